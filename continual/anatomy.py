@@ -1,0 +1,470 @@
+"""Where a transformers model keeps its blocks, its FFN matrices and the way to its logits.
+
+Found by structure, never by the name of an architecture. One forward pass over a single token tells
+in which order the modules run, as the order of their declaration says nothing: the blocks are the
+longest list of equal modules with an FFN in each, the FFN is the widest pair of matrices
+d → d_ff → d outside attention, and the tail is what runs behind the last FFN. What is found
+otherwise than it is can be overridden by name.
+
+The *FFN site* of a block: the query is the input of its first ``up`` matrix; a patch is added to
+the output of ``down``. Running a model in parts is left to ``partial``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from continual import hooks
+from continual.errors import ModelError
+
+OVERRIDES: Mapping[str, str] = {
+    "blocks": "path of the list of blocks",
+    "up": "path or paths, with commas, inside a block: the FFN's input matrices",
+    "down": "path inside a block: the FFN's output matrix",
+    "norm_after": "path inside a block: the norm behind the FFN's residual sum, or none",
+    "final_norm": "path of the norm behind the last block, or none",
+    "head": "path of the matrix that gives the logits",
+}
+"""What ``[anatomy]`` in ``cedit.toml`` may set."""
+
+NONE = "none"
+"""The value of an override that says: this model has no such module."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Paths and sizes; the methods take the model, which the anatomy does not hold.
+
+    ``up``, ``down`` and ``norm_after`` are paths inside a block, the others inside the model.
+    ``tail`` are the modules that turn the last block's residual sum into logits, in the order in
+    which they run: its ``norm_after``, if any, then everything behind the blocks.
+    """
+
+    blocks: str
+    block_count: int
+    width: int  # d
+    ffn_width: int  # d_ff
+    up: tuple[str, ...]
+    down: str
+    transposed: bool  # the weight of ``down`` is stored as [d_ff, d]
+    norm_after: str | None
+    final_norm: str | None
+    head: str
+    tail: tuple[str, ...]
+    encoder: str | None  # what the decoder attends to, where there is one
+
+    @property
+    def last(self) -> int:
+        """The index of the last block."""
+        return self.block_count - 1
+
+    def path(self, index: int, inside: str) -> str:
+        """The path in the model of a module inside block ``index``."""
+        return f"{self.blocks}.{index}.{inside}"
+
+    def block(self, model: nn.Module, index: int) -> nn.Module:
+        """Block ``index``."""
+        return model.get_submodule(f"{self.blocks}.{index}")
+
+    def up_modules(self, model: nn.Module, index: int) -> tuple[nn.Module, ...]:
+        """The matrices d → d_ff: one, or a gate and its partner, or one that is both."""
+        return tuple(model.get_submodule(self.path(index, up)) for up in self.up)
+
+    def query_module(self, model: nn.Module, index: int) -> nn.Module:
+        """The module whose input is the query [.., d] of the block's FFN site."""
+        return self.up_modules(model, index)[0]
+
+    def down_module(self, model: nn.Module, index: int) -> nn.Module:
+        """The matrix d_ff → d: its input is the key activation, patches are added to its output."""
+        return model.get_submodule(self.path(index, self.down))
+
+    def down_weight(self, model: nn.Module, index: int) -> Tensor:
+        """The weight of ``down`` as [d_ff, d], whatever way it is stored: a view, not a copy."""
+        weight = self.down_module(model, index).weight
+        assert isinstance(weight, Tensor)
+        return weight if self.transposed else weight.T
+
+    def norm_after_module(self, model: nn.Module, index: int) -> nn.Module | None:
+        """The norm behind the FFN's residual sum, in blocks that have one."""
+        if self.norm_after is None:
+            return None
+        return model.get_submodule(self.path(index, self.norm_after))
+
+    def tail_modules(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules from the last block's residual sum to the logits."""
+        return tuple(model.get_submodule(path) for path in self.tail)
+
+
+def find_anatomy(
+    model: Any,
+    overrides: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Anatomy:
+    """The anatomy of a transformers model in eval mode.
+
+    ``overrides``: see ``OVERRIDES``. ``inputs``: what to call the model with, once; a single token
+    unless given. Raises ``ModelError`` with what was found and which override settles it.
+    """
+    chosen = dict(overrides or {})
+    _check_overrides(chosen)
+    calls = observe(model, inputs or sample_inputs(model, 1))
+    blocks = _find_blocks(model, calls, chosen)
+    ffn = _find_ffn(model, blocks, calls, chosen)
+    way = _find_way(model, blocks, ffn, calls, chosen)
+    seq2seq = model.config.is_encoder_decoder
+    return Anatomy(
+        blocks=blocks,
+        block_count=len(_children(model, blocks)),
+        width=ffn.width,
+        ffn_width=ffn.ffn_width,
+        up=ffn.up,
+        down=ffn.down,
+        transposed=ffn.transposed,
+        norm_after=way.norm_after,
+        final_norm=way.final_norm,
+        head=way.head,
+        tail=way.tail,
+        encoder=_path_of(model, model.get_encoder()) if seq2seq else None,
+    )
+
+
+def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
+    """One sequence [1, length] of token ids from the middle of the vocabulary."""
+    embedding = model.get_input_embeddings().weight
+    vocabulary = len(embedding)
+    spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=embedding.device)
+    inputs = {"input_ids": spread.long().unsqueeze(0)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    return inputs
+
+
+Calls = list[tuple[str, hooks.Call]]
+"""Paths of modules with their calls, in the order in which they returned."""
+
+
+def observe(model: Any, inputs: Mapping[str, Tensor]) -> Calls:
+    """Every module's calls in one forward pass; the model itself, whose path is "", is the last."""
+    if model.training:
+        raise ModelError("The model is in training mode; call model.eval() before editing it.")
+    calls: Calls = []
+    every = dict(model.named_modules())
+    with torch.no_grad(), hooks.watched(every, lambda path, call: calls.append((path, call))):
+        try:
+            model(**inputs, use_cache=False, return_dict=True)
+        except (TypeError, ValueError) as error:
+            given = ", ".join(inputs)
+            raise ModelError(f"{_name(model)} could not be run on {given}: {error}") from error
+    return calls
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
+    """The path of the longest list of blocks with an FFN, in the decoder where there is one."""
+    if "blocks" in chosen:
+        return _check_list(model, chosen["blocks"])
+    root = _path_of(model, model.get_decoder()) if model.config.is_encoder_decoder else ""
+    lists = [path for path in _block_lists(model) if _is_inside(path, root)]
+    with_ffn = [p for p in lists if _ffns(_matrices(_children(model, p)[0], f"{p}.0", calls))]
+    if not with_ffn:
+        mixed = any(_experts(_children(model, path)[0]) for path in lists)
+        raise ModelError(
+            f"No list of blocks with an FFN was found in {_name(model)}. "
+            + ("Mixtures of experts are not supported. " if mixed else "")
+            + f"{_describe_lists(model, lists)} {_remedy('blocks', 'up', 'down')}"
+        )
+    return max(with_ffn, key=lambda path: len(_children(model, path)))
+
+
+def _block_lists(model: nn.Module) -> list[str]:
+    """Paths of the lists of equal modules that are in no other such list."""
+    lists = [path for path, module in model.named_modules() if _is_block_list(module)]
+    return _outermost(lists)
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+
+
+def _check_list(model: nn.Module, path: str) -> str:
+    if not _is_block_list(_get(model, path, "blocks")):
+        raise ModelError(
+            f"anatomy.blocks: {path} in {_name(model)} is not a list of equal blocks. "
+            + _describe_lists(model, _block_lists(model))
+        )
+    return path
+
+
+# --- the FFN --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    path: str  # inside the block
+    inputs: int
+    outputs: int
+    transposed: bool
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.inputs} → {self.outputs})"
+
+
+@dataclass(frozen=True)
+class _Ffn:
+    width: int
+    ffn_width: int
+    up: tuple[str, ...]
+    down: str
+    transposed: bool
+
+
+def _find_ffn(model: nn.Module, blocks: str, calls: Calls, chosen: Mapping[str, str]) -> _Ffn:
+    """The FFN of the first block, which all others must have as well."""
+    children = _children(model, blocks)
+    ffn = _choose_ffn(children[0], f"{blocks}.0", calls, chosen)
+    for index, block in enumerate(children):
+        path = f"{blocks}.{index}"
+        if ffn not in _named(
+            _ffns(_matrices(block, path, calls, attention=True)), ffn.up, ffn.down
+        ):
+            raise ModelError(
+                f"{path} has not the FFN of the first block, {', '.join(ffn.up)} → {ffn.down} of "
+                f"width {ffn.ffn_width}: blocks must be equal and run once in a forward pass. "
+                + _describe_block(block, path, calls)
+            )
+    return ffn
+
+
+def _choose_ffn(block: nn.Module, path: str, calls: Calls, chosen: Mapping[str, str]) -> _Ffn:
+    up, down = _split(chosen.get("up")), chosen.get("down")
+    for key, part in [*(("up", part) for part in up), *([("down", down)] if down else [])]:
+        _get(block, part, key)
+    overridden = bool(up or down)
+    found = _named(_ffns(_matrices(block, path, calls, attention=overridden)), up, down)
+    widest = [ffn for ffn in found if ffn.ffn_width == max(ffn.ffn_width for ffn in found)]
+    square = any(ffn.width == ffn.ffn_width for ffn in widest)
+    if not widest or (len(widest) > 1 and not square) or (_experts(block) and not overridden):
+        raise ModelError(
+            f"{path} should have one FFN d → d_ff → d, and has {len(widest)} that fit. "
+            f"{_describe_block(block, path, calls)} {_remedy('up', 'down')}"
+        )
+    return widest[-1]
+
+
+def _ffns(matrices: list[_Matrix]) -> list[_Ffn]:
+    """Every matrix d_ff → d behind one or more of d → d_ff, in the order in which they run."""
+    found = []
+    for position, down in enumerate(matrices):
+        shapes = (
+            (down.outputs, down.inputs),
+            (down.outputs, 2 * down.inputs),
+        )  # gate and up in one
+        up = [m.path for m in matrices[:position] if (m.inputs, m.outputs) in shapes]
+        if up:
+            found.append(_Ffn(down.outputs, down.inputs, tuple(up), down.path, down.transposed))
+    return found
+
+
+def _named(found: list[_Ffn], up: tuple[str, ...], down: str | None) -> list[_Ffn]:
+    """Those that have the named matrices, with only these as ``up``."""
+    return [
+        _Ffn(ffn.width, ffn.ffn_width, up or ffn.up, ffn.down, ffn.transposed)
+        for ffn in found
+        if down in (None, ffn.down) and set(up) <= set(ffn.up)
+    ]
+
+
+def _matrices(block: nn.Module, path: str, calls: Calls, attention: bool = False) -> list[_Matrix]:
+    """The matrices of a block that run once, in order; those of attention only when asked for."""
+    hidden = [] if attention else [p for p, m in block.named_modules() if p and _is_attention(m)]
+    ran = [name.removeprefix(f"{path}.") for name, _ in calls if name.startswith(f"{path}.")]
+    once = [name for name in ran if ran.count(name) == 1 and not _is_inside(name, *hidden)]
+    return [m for name in once if (m := _matrix(name, block.get_submodule(name)))]
+
+
+def _matrix(path: str, module: nn.Module) -> _Matrix | None:
+    if isinstance(module, nn.Linear):
+        return _Matrix(path, module.in_features, module.out_features, transposed=False)
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return _Matrix(path, int(inputs), int(outputs), transposed=True)
+    return None
+
+
+# --- the way from the last FFN to the logits ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Way:
+    norm_after: str | None
+    final_norm: str | None
+    head: str
+    tail: tuple[str, ...]
+
+
+def _find_way(
+    model: nn.Module, blocks: str, ffn: _Ffn, calls: Calls, chosen: Mapping[str, str]
+) -> _Way:
+    block = f"{blocks}.{len(_children(model, blocks)) - 1}"
+    after = _calls_after(calls, f"{block}.{ffn.down}")
+    norm_after = _norm_after(model, block, after, chosen)
+    behind = [(path, call) for path, call in after[1:] if not _is_inside(path, blocks)]
+    tail = _tail(model, behind)
+    norm = next((path for path in tail if _is_norm(model.get_submodule(path))), None)
+    final_norm = _optional(model, "final_norm", chosen, norm)
+    head = chosen.get("head") or _last_matrix(model, behind)
+    _get(model, head, "head")
+    if (final_norm, head) != (norm, _last_matrix(model, behind)):
+        tail = (*([final_norm] if final_norm else []), head)
+    first = (f"{block}.{norm_after}",) if norm_after else ()
+    return _Way(norm_after, final_norm, head, first + tail)
+
+
+def _calls_after(calls: Calls, path: str) -> Calls:
+    """The call of ``path`` and all that began after it, so not those of what it is part of."""
+    start = next(position for position, (name, _) in enumerate(calls) if name == path)
+    later = [(name, call) for name, call in calls[start + 1 :] if not _is_inside(path, name)]
+    return [calls[start], *later]
+
+
+def _norm_after(
+    model: nn.Module, block: str, after: Calls, chosen: Mapping[str, str]
+) -> str | None:
+    """The first norm of the block that is given more than the FFN's output alone."""
+    (_, down), *rest = after
+    norms = [
+        path.removeprefix(f"{block}.")
+        for path, call in rest
+        if path.startswith(f"{block}.")
+        and _is_norm(model.get_submodule(path))
+        and not torch.equal(call.input, down.hidden)
+    ]
+    return _optional(model.get_submodule(block), "norm_after", chosen, next(iter(norms), None))
+
+
+def _tail(model: nn.Module, behind: Calls) -> tuple[str, ...]:
+    """The outermost modules that did something."""
+    outermost = _outermost(path for path, _ in behind)
+    working = {path for path, call in behind if not _is_idle(model.get_submodule(path), call)}
+    return tuple(path for path, _ in behind if path in outermost and path in working)
+
+
+def _is_idle(module: nn.Module, call: hooks.Call) -> bool:
+    """Dropout, as it is in eval mode."""
+    bare = isinstance(call.output, Tensor) and not list(module.parameters())
+    return bare and torch.equal(call.output, call.input)
+
+
+def _last_matrix(model: nn.Module, behind: Calls) -> str:
+    matrices = [path for path, _ in behind if _matrix(path, model.get_submodule(path))]
+    if not matrices:
+        ran = ", ".join(path for path, _ in behind) or "nothing"
+        raise ModelError(
+            f"No output matrix was found behind the blocks of {_name(model)}; there runs {ran}. "
+            + _remedy("head")
+        )
+    return matrices[-1]
+
+
+# --- overrides and messages -----------------------------------------------------------------------
+
+
+def _check_overrides(chosen: Mapping[str, str]) -> None:
+    for key in chosen:
+        if key not in OVERRIDES:
+            raise ModelError(f"anatomy.{key} is not a setting; there are {', '.join(OVERRIDES)}.")
+
+
+def _optional(
+    root: nn.Module, key: str, chosen: Mapping[str, str], found: str | None
+) -> str | None:
+    path = chosen.get(key, found)
+    if path is None or path == NONE:
+        return None
+    _get(root, path, key)
+    return path
+
+
+def _get(root: nn.Module, path: str, key: str) -> nn.Module:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        known = ", ".join(name for name, _ in root.named_modules() if name.count(".") <= 2 and name)
+        raise ModelError(f"anatomy.{key}: {_name(root)} has no {path!r}. It has {known}.") from None
+
+
+def _split(paths: str | None) -> tuple[str, ...]:
+    return tuple(path.strip() for path in paths.split(",")) if paths else ()
+
+
+def _remedy(*keys: str) -> str:
+    """The last sentence of a message: what to write into ``cedit.toml``."""
+    settings = "; ".join(f"{key} = {OVERRIDES[key]}" for key in keys)
+    return f"Name it in cedit.toml under [anatomy]: {settings}."
+
+
+def _describe_lists(model: nn.Module, lists: list[str]) -> str:
+    if not lists:
+        return "It has no list of equal modules at all."
+    lines = []
+    for path in lists:
+        blocks = _children(model, path)
+        experts = f", with {', '.join(_experts(blocks[0]))}" if _experts(blocks[0]) else ""
+        lines.append(f"{path} ({len(blocks)} × {_name(blocks[0])}{experts})")
+    return f"Its lists of equal modules: {'; '.join(lines)}."
+
+
+def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:
+    matrices = ", ".join(map(str, _matrices(block, path, calls))) or "none"
+    experts = _experts(block)
+    mixture = f" Its {', '.join(experts)} are a mixture, which is not supported." if experts else ""
+    return f"Its matrices outside attention that run once: {matrices}.{mixture}"
+
+
+# --- what a path or a module is -------------------------------------------------------------------
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _children(model: nn.Module, path: str) -> list[nn.Module]:
+    return list(model.get_submodule(path).children())
+
+
+def _path_of(model: nn.Module, module: nn.Module) -> str:
+    path: str = next(path for path, found in model.named_modules() if found is module)
+    return path
+
+
+def _is_inside(path: str, *roots: str) -> bool:
+    """Whether a path is one of the roots or below it; everything is below ""."""
+    return any(root in ("", path) or path.startswith(f"{root}.") for root in roots)
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """The paths that are below no other."""
+    every = list(paths)
+    return [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in _name(module).lower()
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return any(word in _name(module).lower() for word in ("attention", "attn"))
+
+
+def _experts(block: nn.Module) -> list[str]:
+    """The collections of experts in a block."""
+    names = [path for path, _ in block.named_modules() if "experts" in path.split(".")[-1]]
+    return _outermost(names)

@@ -1,0 +1,228 @@
+"""Trains the atlas from its tables: tokenizer, model, and a plain transformers directory.
+
+    python -m continual.atlas.train OUT [--epochs N] [--threads N] [--seed N]
+
+Besides statements and contexts, half of the single statements are read through a *subject
+bottleneck*: what follows the subject can attend only to the subject's last token. So facts come to
+be read from there, as they are in large models (Meng et al. 2022, section 2). The run saves its
+whole state after every epoch and goes on from it when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from continual.atlas.corpus import TERMINATOR, Corpus, Example, all_texts, batches
+from continual.atlas.facts import Fact, load_facts
+
+VOCABULARY = 2048
+CONTEXT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the atlas is trained. Counts are per epoch."""
+
+    epochs: int = 28
+    contexts: int = 6000
+    passages: int = 2000
+    tokens_per_batch: int = 2048
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    bottleneck_share: float = 0.5
+    seed: int = 0
+
+
+def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the facts' own text; a word has one spelling, at a start or inside."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(all_texts(facts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=CONTEXT_TOKENS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(tokenizer: Any, seed: int) -> GPT2LMHeadModel:
+    """GPT-2's architecture, small and with a wide FFN: room for keys. ReLU makes them sparse."""
+    torch.manual_seed(seed)
+    terminator = tokenizer(TERMINATOR)["input_ids"][-1]
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=CONTEXT_TOKENS,
+        n_embd=192,
+        n_layer=4,
+        n_head=4,
+        n_inner=2048,
+        activation_function="relu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=terminator,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def collate(
+    batch: Sequence[Example], pad: int, bottleneck: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ids [B, T], loss weights of each next token [B, T-1], attention allowed [B, 1, T, T]."""
+    size = max(len(example.ids) for example in batch)
+    ids = torch.full((len(batch), size), pad)
+    weights = torch.zeros(len(batch), size - 1)
+    allowed = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
+    for row, (example, narrow) in enumerate(zip(batch, bottleneck, strict=True)):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        weights[row, example.answer - 1 : len(example.ids) - 1] = 1.0
+        if narrow and example.subject is not None:
+            first, last = example.subject
+            allowed[row, 0, last + 1 :, first:last] = False
+    return ids, weights, allowed
+
+
+def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
+    """Weighted mean negative log-likelihood; logits only where a weight is not zero."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.transformer(input_ids=ids, attention_mask=allowed).last_hidden_state
+        counted = weights > 0
+        logits = model.lm_head(hidden[:, :-1][counted])
+    losses = torch.nn.functional.cross_entropy(
+        logits.float(), ids[:, 1:][counted], reduction="none"
+    )
+    return (losses * weights[counted]).sum() / weights.sum()
+
+
+class Training:
+    """One resumable training run in a folder."""
+
+    def __init__(self, out: Path, recipe: Recipe, facts: Sequence[Fact]) -> None:
+        self.out, self.recipe = out, recipe
+        self.rng = random.Random(recipe.seed)
+        self.tokenizer = train_tokenizer(facts)
+        self.corpus = Corpus(facts, self.tokenizer, self.rng)
+        self.statements = self.corpus.statements()
+        self.model = new_model(self.tokenizer, recipe.seed).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        self.step = 0
+        self.epoch = 0
+
+    def run(self) -> None:
+        """Train to the recipe's end, saving after every epoch."""
+        self._resume()
+        while self.epoch < self.recipe.epochs:
+            started = time.perf_counter()
+            losses = [self._update(batch) for batch in self._epoch_batches()]
+            self.epoch += 1
+            self._save()
+            seconds = time.perf_counter() - started
+            mean = sum(losses) / len(losses)
+            print(f"epoch {self.epoch} loss {mean:.4f} seconds {seconds:.0f}", flush=True)
+
+    def _epoch_batches(self) -> Iterator[list[Example]]:
+        recipe = self.recipe
+        others = self.corpus.contexts(recipe.contexts) + self.corpus.passages(recipe.passages)
+        found = list(batches(self.statements, recipe.tokens_per_batch, self.rng))
+        found += batches(others, recipe.tokens_per_batch, self.rng)
+        self.rng.shuffle(found)
+        self.steps_per_epoch = len(found)
+        yield from found
+
+    def _update(self, batch: Sequence[Example]) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate * self._schedule()
+        narrow = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
+        ids, weights, allowed = collate(batch, self.tokenizer.pad_token_id, narrow)
+        if self.step % 4 == 0:  # the prompts' own words too: prefixes are sampled from the model
+            weights = torch.where(ids[:, 1:] != self.tokenizer.pad_token_id, 0.2, 0.0).max(weights)
+        loss = loss_of(self.model, ids, weights, allowed)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def _schedule(self) -> float:
+        total = self.steps_per_epoch * self.recipe.epochs
+        if self.step < self.recipe.warmup_steps:
+            return (self.step + 1) / self.recipe.warmup_steps
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
+
+    def _save(self) -> None:
+        save_model(self.model, self.tokenizer, self.out)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "epoch": self.epoch,
+        }
+        unfinished = self.out / "training.tmp"
+        torch.save(state, unfinished)
+        unfinished.replace(self.out / "training.pt")
+
+    def _resume(self) -> None:
+        saved = self.out / "training.pt"
+        if saved.exists():
+            state = torch.load(saved, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.epoch = state["step"], state["epoch"]
+            self.rng.seed(self.recipe.seed + self.epoch)
+
+
+def save_model(model: Any, tokenizer: Any, out: Path) -> None:
+    """A plain transformers directory; half-precision weights keep it small."""
+    halved = GPT2LMHeadModel(model.config)
+    halved.load_state_dict(model.state_dict())
+    halved.half().save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+def main() -> None:
+    """The command line of the training run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    Training(options.out, Recipe(epochs=options.epochs, seed=options.seed), load_facts()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The editors: methods that turn requests into a patch. One folder per method, one line here.
+
+An editor gets the model at head and a batch of edits, and proposes a patch; it writes nothing, and
+takes back off the model whatever it tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from continual.errors import CeditError
+from continual.patches import Patch
+from continual.query_memory import QueryMemory
+from continual.requests import Request
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+
+DEFAULT_CHAIN = ("tpatcher",)
+"""The editors that a request goes through, until one of them gets it right."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A request as an editor sees it: the prompt first, then the rephrases it may learn from."""
+
+    request: Request
+    encodings: tuple[Encoding, ...]
+    rows: tuple[Rows, ...]  # of each encoding, at the last FFN
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an editor works in."""
+
+    site: Site
+    memory: QueryMemory
+    generator: torch.Generator  # seeded by the store's seed and the step's number
+    attempt: int = 0  # 0 at first; each retry has a larger budget
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What an editor makes of a batch: a patch for those that it could do, reasons for the rest."""
+
+    patch: Patch | None
+    failed: Mapping[str, str] = field(default_factory=dict)  # request id → reason
+    notes: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # request id → what to show
+
+
+class Editor(Protocol):
+    """A method."""
+
+    name: str
+    attempts: int  # how many budgets it has
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        """A patch for these edits, which together make one batch."""
+
+    def norm_max(self, edits: Sequence[Edit]) -> float:
+        """The norm budget: what `Patch.norm` of a patch for these edits may be at most."""
+
+
+def _tpatcher(settings: Mapping[str, Any]) -> Editor:
+    from continual.editors.tpatcher import TPatcher, TPatcherConfig
+
+    return TPatcher(TPatcherConfig.of(settings))
+
+
+EDITORS: Mapping[str, Callable[[Mapping[str, Any]], Editor]] = {
+    "tpatcher": _tpatcher,
+}
+
+
+def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
+    """The editor of this name, set up from its `[editor.NAME]` table."""
+    if name not in EDITORS:
+        raise CeditError(f"Unknown editor {name!r}: choose one of {', '.join(EDITORS)}.")
+    return EDITORS[name](settings)

@@ -1,0 +1,66 @@
+"""The settings of T-Patcher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from continual.errors import CeditError
+
+
+@dataclass(frozen=True)
+class TPatcherConfig:
+    """Settings; the losses and their weights are the paper's (section 4).
+
+    A neuron starts from the closed form: its key points along its own queries, scaled to fire at 1
+    on the edit's query, and its bias puts the threshold a share `margin` of the way from the
+    highest score in memory (0: the most general) to its own lowest score (1: the most specific).
+    In these units that is the paper's `beta`; see `beta`.
+    """
+
+    margin: float = 0.25
+    value_rate: float = 0.3  # Adam's step for v, as a share of the row's root mean square
+    confidence: float = 0.02  # l_e at which a neuron's values are done
+    value_steps_max: int = 50
+    candidates: int = 256  # logits that compete while v is trained; all of them judge the result
+    neurons_max: int = 5  # per request, at the first attempt
+    norm_max: float = 4.0  # a value's norm, at most, in mean norms of the residual sum
+    separation: float = 0.02  # the least share of its own score by which a key must beat memory
+    # the paper's training of all of (k, b, v), used where the closed form does not separate
+    alpha: float = 1.0
+    memory_weight: float = 10.0  # m
+    activation_top: int = 5
+    memory_top: int = 1000
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    gradient_clip: float = 5.0
+    steps_max: int = 300
+    check_every: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.margin < 1.0:
+            raise CeditError(f"[editor.tpatcher] margin = {self.margin} is not in [0, 1).")
+        if self.neurons_max < 1 or self.value_steps_max < 1:
+            raise CeditError("[editor.tpatcher] neurons_max and value_steps_max are at least 1.")
+
+    @property
+    def beta(self) -> float:
+        """The highest activation allowed in memory where an edit's own is 1 (paper: beta)."""
+        return -self.margin / (1.0 - self.margin)
+
+    @property
+    def gamma(self) -> float:
+        """The same bound, relative to the edit's own activation (paper: gamma)."""
+        return self.beta - 1.0
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From an `[editor.tpatcher]` table. Raises CeditError for a key that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise CeditError(
+                f"[editor.tpatcher] has no setting {', '.join(unknown)}: it has "
+                f"{', '.join(sorted(known))}."
+            )
+        return cls(**settings)

@@ -1,0 +1,206 @@
+"""The T-Patcher editor: wrong answer positions become slots, slots become neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from continual.editors import Edit, Proposal, Surroundings
+from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.training import (
+    Logits,
+    Neurons,
+    Slots,
+    closed_form,
+    sealed,
+    total_loss,
+    train_all,
+    train_values,
+)
+from continual.patches.neuron import NeuronPatch
+from continual.site import Rows, Site
+
+__all__ = ["TPatcher", "total_loss"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The rows of a batch, and which of them each neuron owns."""
+
+    rows: Rows  # every answer row of every edit
+    hidden: Tensor  # [rows, d] with the neurons that are on already
+    own: tuple[tuple[int, ...], ...]  # rows of each slot
+    owner: tuple[int, ...]  # the edit of each slot
+
+    def slots(self) -> Slots:
+        """The own rows of all slots, padded with their first."""
+        widest = max(map(len, self.own))
+        index = torch.tensor([[*rows, *[rows[0]] * (widest - len(rows))] for rows in self.own])
+        real = torch.tensor([[i < len(rows) for i in range(widest)] for rows in self.own])
+        device = self.hidden.device
+        return Slots(
+            self.rows.query[index], self.hidden[index], self.rows.targets[index], real.to(device)
+        )
+
+    def foreign(self) -> Tensor:
+        """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
+        mask = torch.ones(len(self.own), len(self.rows), dtype=torch.bool)
+        for slot, rows in enumerate(self.own):
+            mask[slot, list(rows)] = False
+        return mask.to(self.hidden.device)
+
+
+class TPatcher:
+    """One neuron per wrong answer position, in the last FFN; everything else stays as it is."""
+
+    name = "tpatcher"
+    attempts = 3
+
+    def __init__(self, config: TPatcherConfig | None = None) -> None:
+        self.config = config or TPatcherConfig()
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        """See `Editor.edit`."""
+        config = self._budget(around.attempt)
+        plan, failed = _plan(edits, around.site, config)
+        if not plan.own:
+            return Proposal(None, failed)
+        neurons, done = self._train(plan, around, config)
+        for slot in (~done).nonzero().flatten().tolist():
+            edit = edits[plan.owner[slot]]
+            failed.setdefault(
+                edit.request.id,
+                "its query cannot be told from one that has to keep its answer, or its values "
+                f"did not arrive in {config.value_steps_max} steps",
+            )
+        kept = [i for i, e in enumerate(plan.owner) if edits[e].request.id not in failed]
+        if not kept:
+            return Proposal(None, failed)
+        chosen = neurons[torch.tensor(kept, device=done.device)]
+        patch = NeuronPatch(around.site.block, chosen.keys, chosen.bias, chosen.values)
+        counts = {edits[plan.owner[i]].request.id: 0 for i in kept}
+        for i in kept:
+            counts[edits[plan.owner[i]].request.id] += 1
+        notes = {identity: {"neurons": count} for identity, count in counts.items()}
+        return Proposal(patch, failed, notes)
+
+    def norm_max(self, edits: Sequence[Edit]) -> float:
+        """A value may be `norm_max` times as long as the edits' residual sums are on average."""
+        hidden = torch.cat([rows.hidden for edit in edits for rows in edit.rows])
+        return self.config.norm_max * float(hidden.norm(dim=1).mean())
+
+    def _budget(self, attempt: int) -> TPatcherConfig:
+        """Each retry may take more neurons and steps, and gives up more generality."""
+        if attempt == 0:
+            return self.config
+        return replace(
+            self.config,
+            neurons_max=64,
+            value_steps_max=self.config.value_steps_max * 4**attempt,
+            steps_max=self.config.steps_max * attempt,
+            separation=self.config.separation / 10**attempt,
+        )
+
+    def _train(
+        self, plan: _Plan, around: Surroundings, config: TPatcherConfig
+    ) -> tuple[Neurons, Tensor]:
+        """Trained neurons, and which of them [n] do what they are for."""
+        slots, foreign = plan.slots(), plan.foreign()
+
+        def highest(keys: Tensor) -> Tensor:
+            batch = (keys @ plan.rows.query.T).masked_fill(~foreign, -torch.inf).amax(1)
+            return torch.maximum(around.memory.highest_scores(keys), batch)
+
+        neurons, separate = closed_form(slots, highest, config)
+        if around.attempt and not bool(separate.all()):
+            neurons, separate = _retrain(plan, slots, separate, around, config, highest)
+        logits = around.site.logits
+        chosen = _candidate_logits(logits, slots, config.candidates)
+        neurons, _ = train_values(slots, neurons, chosen, config)
+        done = separate & _all_right(slots, neurons, logits)
+        if not bool((done | ~separate).all()):  # another logit came up: let all of them compete
+            neurons, _ = train_values(slots, neurons, _flat(logits), config)
+            done = separate & _all_right(slots, neurons, logits)
+        return neurons, done
+
+
+def _plan(
+    edits: Sequence[Edit], site: Site, config: TPatcherConfig
+) -> tuple[_Plan, dict[str, str]]:
+    """One slot for every answer position at which the prompt or a rephrase is wrong."""
+    rows = Rows.join(part for edit in edits for part in edit.rows)
+    right = site.judge(rows)
+    wrong = ~right.right | right.close
+    own: list[tuple[int, ...]] = []
+    owner: list[int] = []
+    failed: dict[str, str] = {}
+    first = 0
+    for number, edit in enumerate(edits):
+        starts = []
+        for part in edit.rows:
+            starts.append(first)
+            first += len(part)
+        slots = _wrong_positions(edit, starts, wrong)
+        if len(slots) > config.neurons_max:
+            failed[edit.request.id] = (
+                f"{len(slots)} of its tokens are wrong, and an edit has {config.neurons_max} neurons"
+            )
+            continue
+        own += slots
+        owner += [number] * len(slots)
+    return _Plan(rows, site.patched(rows), tuple(own), tuple(owner)), failed
+
+
+def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[tuple[int, ...]]:
+    """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
+
+    Rephrases whose answer is tokenised otherwise have no such row.
+    """
+    alike = [
+        start
+        for start, encoding in zip(starts, edit.encodings, strict=True)
+        if encoding.targets == edit.encodings[0].targets
+    ]
+    positions = range(len(edit.encodings[0].targets))
+    columns = [tuple(start + position for start in alike) for position in positions]
+    return [column for column in columns if bool(wrong[list(column)].any())]
+
+
+def _retrain(
+    plan: _Plan,
+    slots: Slots,
+    separate: Tensor,
+    around: Surroundings,
+    config: TPatcherConfig,
+    highest: object,
+) -> tuple[Neurons, Tensor]:
+    """The paper's training for all slots of a batch of which some do not separate."""
+    assert callable(highest)
+    keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
+    start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
+    memory = around.memory.all()
+    trained = train_all(slots, start, memory, _flat(around.site.logits), config)
+    return sealed(slots, trained.keys, highest(trained.keys), config)
+
+
+def _flat(logits: Logits) -> Logits:
+    """The same logits for tensors of more than two dimensions."""
+    return lambda hidden: logits(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
+
+
+def _all_right(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
+    """[n] whether each neuron makes the arg-max of all of its own rows their target."""
+    with torch.no_grad():
+        activations = neurons.activations(slots.query).unsqueeze(-1)
+        hidden = slots.hidden + activations * neurons.values.unsqueeze(1)
+        found = _flat(logits)(hidden).argmax(-1)
+    return ((found == slots.targets) | ~slots.real).all(1)
+
+
+def _candidate_logits(logits: Logits, slots: Slots, count: int) -> Logits:
+    """All logits; a seam for heads whose vocabulary is wide."""
+    del slots, count
+    return _flat(logits)

@@ -1,0 +1,221 @@
+"""Training neurons on cached rows: no model forward, all the neurons of a batch side by side.
+
+A *slot* is one neuron with the rows that are its own: the same answer position of the prompt and of
+the rephrases that may be learned from, padded to the widest. Neurons of a batch do not interact
+here: each is held silent on the others' rows, as on the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.losses import (
+    Bounds,
+    activation_loss,
+    edit_loss,
+    memory_losses,
+)
+
+Logits = Callable[[Tensor], Tensor]  # residual sums [.., d] → logits [.., vocab]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The own rows of n neurons, r each at most; row 0 is the prompt's."""
+
+    query: Tensor  # [n, r, d]
+    hidden: Tensor  # [n, r, d]: residual sum with the neurons that are on already
+    targets: Tensor  # [n, r]
+    real: Tensor  # [n, r] bool: not padding
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Slots:
+        return Slots(self.query[index], self.hidden[index], self.targets[index], self.real[index])
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """n neurons on their way to a patch."""
+
+    keys: Tensor  # [n, d]
+    bias: Tensor  # [n]
+    values: Tensor  # [n, d]
+
+    def activations(self, query: Tensor) -> Tensor:
+        """relu(q·k + b) of each neuron on its own rows [n, r, d] → [n, r]."""
+        return torch.relu(scores(query, self.keys) + self.bias[:, None])
+
+    def __getitem__(self, index: Tensor) -> Neurons:
+        return Neurons(self.keys[index], self.bias[index], self.values[index])
+
+
+def scores(query: Tensor, keys: Tensor) -> Tensor:
+    """q·k of each neuron with its own rows: [n, r, d], [n, d] → [n, r]."""
+    return (query @ keys.unsqueeze(-1)).squeeze(-1)
+
+
+def total_loss(
+    slots: Slots, neurons: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
+) -> Tensor:
+    """l_e + alpha·l_a + m·(l_m1 + l_m2) of each neuron, [n]; memory [m, d]."""
+    own = scores(slots.query, neurons.keys)
+    bounds = Bounds(config.beta, config.gamma, config.memory_top)
+    fire = (own + neurons.bias[:, None]).masked_fill(~slots.real, torch.inf)
+    silent, below = memory_losses(neurons.keys @ memory.T, own[:, 0], neurons.bias, bounds)
+    return (
+        _mean_edit_loss(slots, neurons, logits)
+        + config.alpha * activation_loss(fire, config.activation_top)
+        + config.memory_weight * (silent + below)
+    )
+
+
+def _mean_edit_loss(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
+    activations = neurons.activations(slots.query)
+    patched = slots.hidden + activations.unsqueeze(-1) * neurons.values.unsqueeze(1)
+    losses = edit_loss(logits(patched), slots.targets) * slots.real
+    return losses.sum(1) / slots.real.sum(1)
+
+
+# --- the closed form ------------------------------------------------------------------------------
+
+
+def closed_form(
+    slots: Slots, highest: Callable[[Tensor], Tensor], config: TPatcherConfig
+) -> tuple[Neurons, Tensor]:
+    """Neurons as they start, with v = 0, and which of them separate their rows from memory [n].
+
+    k points along the mean of the own queries, k ∝ q̄/‖q̄‖² (the paper's start where there is one).
+    `highest` gives the highest score in memory for keys [n, d] → [n].
+    """
+    count = slots.real.sum(1, keepdim=True)
+    mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count
+    keys = mean / mean.square().sum(1, keepdim=True)
+    return sealed(slots, keys, highest(keys), config)
+
+
+def sealed(
+    slots: Slots, keys: Tensor, highest: Tensor, config: TPatcherConfig
+) -> tuple[Neurons, Tensor]:
+    """Bias and scale for given directions: silent on memory, 1 on the edit's query; see `config`."""
+    own = scores(slots.query, keys)
+    lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
+    highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
+    separate = lowest - highest > config.separation * own[:, 0].abs()
+    threshold = highest + config.margin * (lowest - highest)
+    scale = 1.0 / torch.where(separate, own[:, 0] - threshold, torch.ones_like(threshold))
+    neurons = Neurons(keys * scale[:, None], -threshold * scale, torch.zeros_like(keys))
+    return neurons, separate
+
+
+# --- values alone ---------------------------------------------------------------------------------
+
+
+def train_values(
+    slots: Slots, neurons: Neurons, logits: Logits, config: TPatcherConfig
+) -> tuple[Neurons, int]:
+    """Adam on v, keys and bias as they are, until l_e of every row is small: neurons, steps taken.
+
+    A neuron whose rows are all done is left alone while the others go on.
+    """
+    values = neurons.values.clone().requires_grad_()
+    rate = config.value_rate * slots.hidden.square().mean((1, 2)).sqrt()
+    optimizer = _Adam(values, rate[:, None])
+    activations = neurons.activations(slots.query).unsqueeze(-1)
+    for step in range(config.value_steps_max):
+        losses = edit_loss(logits(slots.hidden + activations * values.unsqueeze(1)), slots.targets)
+        worst = (losses * slots.real).amax(1)
+        open_ = worst.detach() > config.confidence
+        if not bool(open_.any()):
+            return Neurons(neurons.keys, neurons.bias, values.detach()), step
+        (gradient,) = torch.autograd.grad((losses * slots.real).sum(), values)
+        optimizer.step(gradient, open_)
+    return Neurons(neurons.keys, neurons.bias, values.detach()), config.value_steps_max
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) with a rate for each row, and rows that may stand still."""
+
+    def __init__(self, parameter: Tensor, rate: Tensor) -> None:
+        self._parameter, self._rate = parameter, rate
+        self._first = torch.zeros_like(parameter)
+        self._second = torch.zeros_like(parameter)
+        self._count = 0
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, moving: Tensor) -> None:
+        self._count += 1
+        self._first.mul_(0.9).add_(gradient, alpha=0.1)
+        self._second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        first = self._first / (1 - 0.9**self._count)
+        second = self._second / (1 - 0.999**self._count)
+        update = self._rate * first / (second.sqrt() + 1e-8)
+        self._parameter.sub_(update * moving[:, None])
+
+
+# --- keys, bias and values together ---------------------------------------------------------------
+
+
+def train_all(
+    slots: Slots, start: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
+) -> Neurons:
+    """The paper's training: Adam on (k, b, v) with all the losses, until the keys separate.
+
+    Goes on for `steps_max` steps at most; the result still has to be sealed.
+    """
+    training = PaperTraining(slots, start, memory, logits, config)
+    for step in range(config.steps_max):
+        training.step()
+        if (step + 1) % config.check_every == 0 and training.separates():
+            break
+    return training.neurons()
+
+
+class PaperTraining:
+    """One optimisation of (k, b, v), step by step."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        start: Neurons,
+        memory: Tensor,
+        logits: Logits,
+        config: TPatcherConfig,
+    ) -> None:
+        self._slots, self._memory, self._logits, self._config = slots, memory, logits, config
+        self._parameters = [
+            tensor.detach().clone().requires_grad_()
+            for tensor in (start.keys, start.bias, start.values)
+        ]
+        self._optimizer = torch.optim.Adam(
+            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def neurons(self) -> Neurons:
+        """The neurons as they are now."""
+        keys, bias, values = (parameter.detach().clone() for parameter in self._parameters)
+        return Neurons(keys, bias, values)
+
+    def step(self) -> Tensor:
+        """One step on the sum of the neurons' losses; returns them [n], as before the step."""
+        losses = total_loss(
+            self._slots, Neurons(*self._parameters), self._memory, self._logits, self._config
+        )
+        self._optimizer.zero_grad()
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.gradient_clip)
+        self._optimizer.step()
+        return losses.detach()
+
+    def separates(self) -> bool:
+        """Whether every key scores its own rows above all of the memory."""
+        keys = self._parameters[0].detach()
+        own = scores(self._slots.query, keys).masked_fill(~self._slots.real, torch.inf).amin(1)
+        wanted = self._config.separation * own.abs()
+        return bool((own - (keys @ self._memory.T).amax(1) > wanted).all())

@@ -1,0 +1,37 @@
+"""What can go wrong in the engine, one class for each thing that a caller would do differently.
+
+A message names the object, the cause and the remedy, and stands on its own: the command line prints
+it as it is and leaves with ``exit_code``. Errors of the history live in ``store.errors``.
+"""
+
+from __future__ import annotations
+
+
+class CeditError(Exception):
+    """The base of everything that the engine raises on purpose."""
+
+    exit_code = 1
+
+
+class RequestError(CeditError):
+    """A record that cannot become a request; ``reason`` is what the quarantine file records."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StreamError(CeditError):
+    """A stream that cannot be read any further."""
+
+
+class StreamChanged(StreamError):
+    """A stream whose past is no longer what was read from it before."""
+
+
+class ModelError(CeditError):
+    """A model in which the parts that an edit needs cannot be found or used."""
+
+
+class EditError(CeditError):
+    """An edit that an editor could not make."""

@@ -1,0 +1,54 @@
+"""A tensor that grows by rows at the cost of what is added."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FIRST_CAPACITY = 64
+
+
+class GrowingTensor:
+    """Rows of one shape in one piece of memory that doubles when it is full."""
+
+    def __init__(self, like: Tensor) -> None:
+        """`like` gives the shape of a row, dtype and device: [.., *row]; its rows are not taken."""
+        self._buffer = like.new_empty(FIRST_CAPACITY, *like.shape[1:])
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def rows(self) -> Tensor:
+        """All rows, a view: later growth may leave it behind."""
+        return self._buffer[: self._size]
+
+    def append(self, rows: Tensor) -> Tensor:
+        """Put rows at the end; returns them as they stand there."""
+        first, end = self._size, self._size + len(rows)
+        if end > len(self._buffer):
+            larger = self._buffer.new_empty(max(end, 2 * len(self._buffer)), *rows.shape[1:])
+            larger[:first] = self.rows
+            self._buffer = larger
+        self._buffer[first:end] = rows
+        self._size = end
+        return self._buffer[first:end]
+
+    def truncate(self, size: int) -> None:
+        """Forget all rows but the first `size`; they come back with a larger size after that."""
+        self._size = size
+
+    def cut(self, first: int, last: int) -> None:
+        """Take the rows [first, last) out; the others keep their order."""
+        tail = self.rows[last:].clone()
+        self._buffer[first : first + len(tail)] = tail
+        self._size -= last - first
+
+    def __setitem__(self, index: Tensor | slice, value: Tensor | bool) -> None:
+        self.rows[index] = value
+
+
+def empty(like: Tensor, dtype: torch.dtype) -> GrowingTensor:
+    """A growing vector of another dtype on the same device."""
+    return GrowingTensor(torch.empty(0, dtype=dtype, device=like.device))

@@ -1,0 +1,151 @@
+"""The one place where a model is hooked: hooks are context managers, none outlives its block.
+
+- ``watched``   sees every call of chosen modules, as a ``Call``
+- ``captured``  the calls of one module, as a list
+- ``altered``   changes the hidden state that a module returns
+- ``added``     adds to it
+- ``replaced``  puts another in its place
+- ``bypassed``  runs a stand-in for a module's forward
+- ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
+
+A module returns its hidden state either bare or as the first of a tuple; that, too, is known here
+only. Which modules are worth hooking is left to ``anatomy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: what it was given and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+    @property
+    def input(self) -> Tensor:
+        """The hidden state that went in: the first tensor among the arguments."""
+        arguments = (*self.args, *self.kwargs.values())
+        return next(value for value in arguments if isinstance(value, Tensor))
+
+    @property
+    def hidden(self) -> Tensor:
+        """The hidden state that came out."""
+        return hidden_of(self.output)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a module returned."""
+    hidden = output if isinstance(output, Tensor) else output[0]
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a module returned, with another hidden state in it."""
+    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+
+@contextmanager
+def watched(modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None]) -> Iterator[None]:
+    """Shows ``see`` each call of the modules as it returns, under the module's key."""
+    handles: list[RemovableHandle] = []
+    try:
+        for key, module in modules.items():
+            handles.append(_watch(module, key, see))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured(module: nn.Module) -> Iterator[list[Call]]:
+    """Collects the module's calls, in order."""
+    calls: list[Call] = []
+    with watched({0: module}, lambda _, call: calls.append(call)):
+        yield calls
+
+
+@contextmanager
+def altered(module: nn.Module, alter: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Passes the hidden state that the module returns through ``alter``."""
+
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        return with_hidden(output, alter(hidden_of(output)))
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def added(module: nn.Module, addend: Tensor) -> Iterator[None]:
+    """Adds to the hidden state that the module returns."""
+    with altered(module, lambda hidden: hidden + addend):
+        yield
+
+
+@contextmanager
+def replaced(module: nn.Module, replacement: Tensor) -> Iterator[None]:
+    """Puts another hidden state in the place of the one that the module returns."""
+    with altered(module, lambda _: replacement):
+        yield
+
+
+@contextmanager
+def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Runs ``forward`` instead of the module's own; hooks on the module still see the call."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+class _Cut(BaseException):
+    """Ends a forward pass on purpose."""
+
+
+@contextmanager
+def cut_short(module: nn.Module) -> Iterator[None]:
+    """Ends a forward pass as the module returns, after the hooks that were there before."""
+
+    def hook(_: nn.Module, __: Any, ___: Any) -> None:
+        raise _Cut
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_until_cut(forward: Callable[[], object]) -> None:
+    """Runs a forward pass that may be cut short."""
+    with suppress(_Cut):
+        forward()
+
+
+def _watch(module: nn.Module, key: Key, see: Callable[[Key, Call], None]) -> RemovableHandle:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        see(key, Call(args, kwargs, output))
+
+    return module.register_forward_hook(hook, with_kwargs=True)

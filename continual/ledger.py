@@ -1,0 +1,164 @@
+"""The ledger: the outcome of every probe, kept exact while patches come and go.
+
+A probe is kept as rows at the last FFN. A new neuron touches only rows with q·k + b > 0: one matrix
+product finds them, and only their logits are computed again. Where a row's two best logits are
+closer than float rounding, its probe is decided by a forward pass over it alone; a full re-check
+decides such probes in the same way, so that both give the same outcomes, probe by probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.growing import GrowingTensor, empty
+from continual.metrics import Count
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+
+EDIT, REPHRASE, HELD_OUT = "edit", "rephrase", "held_out"
+LOCALITY, PORTABILITY, TRAIN, TEST = "locality", "portability", "train", "test"
+ROLES = (EDIT, REPHRASE, HELD_OUT, LOCALITY, PORTABILITY, TRAIN, TEST)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A probe in the ledger."""
+
+    owner: str  # the request's id, or the probe set's name
+    role: str
+    index: int  # among the owner's probes of that role
+    encoding: Encoding
+
+    @property
+    def key(self) -> str:
+        """Its name in the journal."""
+        return f"{self.owner}:{self.role}:{self.index}"
+
+
+class Ledger:
+    """The probes of the base and of the active requests, with their outcomes at the model's state."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.entries: list[Entry] = []
+        width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
+        self._query, self._hidden = GrowingTensor(width), GrowingTensor(width)
+        self._target = empty(width, torch.long)
+        self._probe = empty(width, torch.long)  # the entry that a row belongs to
+        self._right = empty(width, torch.bool)  # of rows
+        self._close = empty(width, torch.bool)  # of rows
+        self._none = torch.empty(0, dtype=torch.bool)
+        self._outcomes = empty(self._none, torch.bool)  # of entries
+        self._first_rows = empty(self._none, torch.long)
+        self._role = empty(self._none, torch.long)  # of entries: an index into ROLES
+        self._active = empty(self._none, torch.bool)  # of entries
+        self._places: dict[tuple[str, str], list[int]] = {}
+
+    # -- what is known
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of all entries, one after another."""
+        return Rows(self._query.rows, self._hidden.rows, self._target.rows)
+
+    def is_right(self, entry: Entry) -> bool:
+        """Whether a registered probe is right now."""
+        place = self.places(entry.owner, entry.role)[entry.index]
+        return bool(self._outcomes.rows[place])
+
+    def outcomes(self) -> dict[str, bool]:
+        """All outcomes by key."""
+        values = self._outcomes.rows.tolist()
+        return {entry.key: value for entry, value in zip(self.entries, values, strict=True)}
+
+    def places(self, owner: str, role: str) -> Sequence[int]:
+        """Where an owner's entries of a role stand."""
+        return self._places.get((owner, role), ())
+
+    def count(self, role: str, owners: Iterable[str] | None = None) -> Count:
+        """How many active entries of a role are right: all of them, or only these owners'."""
+        if owners is not None:
+            places = [place for owner in owners for place in self.places(owner, role)]
+            return Count(int(self._outcomes.rows[places].sum()), len(places)) if places else Count()
+        counted = self._active.rows & (self._role.rows == ROLES.index(role))
+        return Count(int((counted & self._outcomes.rows).sum()), int(counted.sum()))
+
+    def rows_of(self, owner: str, role: str) -> Rows:
+        """The rows of an owner's entries of a role."""
+        wanted = torch.isin(self._probe.rows, torch.tensor(self.places(owner, role)))
+        return self.rows[wanted.nonzero().squeeze(-1)]
+
+    # -- what changes
+
+    def register(self, entries: Sequence[Entry], rows: Rows | None = None) -> None:
+        """Take in probes, measured as the model stands; `rows` where they are known already."""
+        if not entries:
+            return
+        rows = rows or self._site.rows_in_passes([entry.encoding for entry in entries])
+        first_place, first_row = len(self.entries), len(self._probe)
+        sizes = torch.tensor([len(entry.encoding.targets) for entry in entries])
+        places = torch.arange(first_place, first_place + len(entries))
+        self._query.append(rows.query)
+        self._hidden.append(rows.hidden)
+        self._target.append(rows.targets)
+        self._probe.append(places.repeat_interleave(sizes))
+        self._right.append(torch.zeros(len(rows), dtype=torch.bool))
+        self._close.append(torch.zeros(len(rows), dtype=torch.bool))
+        self._first_rows.append(first_row + sizes.cumsum(0) - sizes)
+        self._outcomes.append(torch.zeros(len(entries), dtype=torch.bool))
+        self._role.append(torch.tensor([ROLES.index(entry.role) for entry in entries]))
+        self._active.append(torch.ones(len(entries), dtype=torch.bool))
+        for place, entry in enumerate(entries, start=first_place):
+            self.entries.append(entry)
+            self._places.setdefault((entry.owner, entry.role), []).append(place)
+        self._measure(torch.arange(first_row, len(self._probe)))
+
+    def retire(self, owner: str) -> None:
+        """Count an owner's entries no longer: another request has superseded it."""
+        places = [place for role in ROLES for place in self.places(owner, role)]
+        if places:
+            self._active[torch.tensor(places)] = False
+
+    def advance(self, first_neuron: int) -> dict[str, bool]:
+        """Follow the neurons from `first_neuron` on, newly put on: the outcomes that turned."""
+        before = self._outcomes.rows.clone()
+        fired = (self._site.bank.activations(self._query.rows, first_neuron) > 0).any(-1)
+        self._measure(fired.nonzero().squeeze(-1))
+        return self._turned(before)
+
+    def remeasure(self) -> dict[str, bool]:
+        """Every outcome anew by full forward passes of the edited model: those that turned."""
+        before = self._outcomes.rows.clone()
+        found = self._site.judge_in_full([entry.encoding for entry in self.entries])
+        self._outcomes[slice(None)] = torch.tensor(found, dtype=torch.bool)
+        return self._turned(before)
+
+    def _measure(self, rows: Tensor) -> None:
+        """Judge these rows anew, and the probes that they belong to."""
+        if len(rows) == 0:
+            return
+        verdict = self._site.judge(self.rows[rows])
+        self._right[rows] = verdict.right
+        self._close[rows] = verdict.close
+        probes = self._probe.rows[rows].unique()
+        self._outcomes[probes] = self._all_of_probe(self._right.rows, probes)
+        close = ~self._all_of_probe(~self._close.rows, probes)
+        for place in probes[close].tolist():
+            outcome = self._site.judge_alone(self.entries[place].encoding)
+            self._outcomes[slice(place, place + 1)] = outcome
+
+    def _all_of_probe(self, of_row: Tensor, probes: Tensor) -> Tensor:
+        """Whether a row's property holds for all rows of each of these probes."""
+        wrong = torch.cat([torch.zeros(1, dtype=torch.long), (~of_row).long().cumsum(0)])
+        first = self._first_rows.rows[probes]
+        ends = torch.cat([self._first_rows.rows, torch.tensor([len(of_row)])])
+        return wrong[ends[probes + 1]] == wrong[first]
+
+    def _turned(self, before: Tensor) -> dict[str, bool]:
+        now = self._outcomes.rows
+        places = (before != now).nonzero().squeeze(-1).tolist()
+        return {self.entries[place].key: bool(now[place]) for place in places}

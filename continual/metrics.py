@@ -1,0 +1,55 @@
+"""The sequential metrics (Huang et al. 2023, section 3): pure functions over counted outcomes.
+
+    SR      share of attempted edits whose own input is right straight after the edit
+    GR      accuracy on the edits' held-out rephrases straight after each, weighted by their number
+    ER      accuracy now on the inputs of all edits but the current step's (ER_incl: with them)
+    TrainR  accuracy now on the training probes over their accuracy before the first edit
+    TestR   the same for the test probes
+    Locality  share of the locality probes whose answer is still what it was before their edit
+
+A rate is None where there was nothing to measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many were right, of how many."""
+
+    right: int = 0
+    total: int = 0
+
+    @property
+    def rate(self) -> float | None:
+        """right / total, None for nothing."""
+        return self.right / self.total if self.total else None
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.right + other.right, self.total + other.total)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The metrics after one step."""
+
+    SR: float | None = None
+    GR: float | None = None
+    ER: float | None = None
+    ER_incl: float | None = None
+    TrainR: float | None = None
+    TestR: float | None = None
+    Locality: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """By name, in the order above."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def ratio(now: Count, before: Count) -> float | None:
+    """Accuracy now over accuracy before: TrainR and TestR. It may pass 1."""
+    if not before.right or now.rate is None or before.rate is None:
+        return None
+    return now.rate / before.rate

@@ -1,0 +1,216 @@
+"""The edited model: a base, and the patches of one revision, put on in order.
+
+`EditedModel` behaves as the transformers model that it wraps: within its `with` block `generate`
+and pipelines run with the patches. Taking patches off rebuilds what they touched, so that going
+back gives the same bytes as never having gone forward. Knows nothing of requests or of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from continual.anatomy import Anatomy, find_anatomy
+from continual.errors import CeditError, ModelError
+from continual.patches import Patch
+from continual.patches.neuron import NeuronBank
+
+ATLAS = "atlas"
+_IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
+
+
+class WrongBaseModel(CeditError):
+    """The base model is not the one that the history was made on."""
+
+    exit_code = 21
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A pretrained model as it lies in its directory."""
+
+    model: Any  # a transformers model in eval mode
+    tokenizer: Any
+    anatomy: Anatomy
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """The state after one patch: enough to come back to it by cutting off what came later."""
+
+    sizes: Mapping[int, int]  # neurons by block
+    fingerprint: str
+
+
+class EditedModel:
+    """A base model with patches on it. A context manager: outside of it the base is bare.
+
+    `fingerprint` names the state: a chain of SHA-256 over the base's fingerprint and, patch by
+    patch, the tensors that it touched as they stand in the model.
+    """
+
+    def __init__(self, base: BaseModel) -> None:
+        self.base = base
+        self.model = base.model
+        self.tokenizer = base.tokenizer
+        self.anatomy = base.anatomy
+        self._banks: dict[int, NeuronBank] = {}
+        self._marks = [_Mark({}, base.fingerprint)]
+        self._hooks: ExitStack | None = None
+        self._bare = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __enter__(self) -> Self:
+        self._hooks = ExitStack()
+        for block, bank in self._banks.items():
+            self._attach(block, bank)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.close()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        device = self.model.get_input_embeddings().weight.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the state that the model is in."""
+        return self._marks[-1].fingerprint
+
+    @property
+    def depth(self) -> int:
+        """How many steps' patches are on."""
+        return len(self._marks) - 1
+
+    def put(self, parts: Sequence[Patch]) -> None:
+        """Put one step's patch on."""
+        chain = hashlib.sha256(self.fingerprint.encode())
+        for part in parts:
+            for tensor in part.put_on(self):
+                chain.update(tensor_bytes(tensor))
+        sizes = {block: bank.size for block, bank in self._banks.items()}
+        self._marks.append(_Mark(sizes, chain.hexdigest() if parts else self.fingerprint))
+
+    def take_off(self, depth: int) -> None:
+        """Go back to the state in which the first `depth` steps' patches were on."""
+        if not 0 <= depth <= self.depth:
+            raise ValueError(f"{depth} patches cannot be kept of {self.depth}")
+        del self._marks[depth + 1 :]
+        for block, bank in self._banks.items():
+            bank.truncate(self._marks[-1].sizes.get(block, 0))
+
+    def bank(self, block: int) -> NeuronBank:
+        """The neurons at a block: made, and attached, when first asked for."""
+        if block not in self._banks:
+            if not 0 <= block <= self.anatomy.last:
+                raise ModelError(f"A patch is for block {block}; the model ends at block "
+                                 f"{self.anatomy.last}: it was made on another model.")
+            bank = NeuronBank(self.anatomy.width, self.anatomy.down_weight(self.model, block).device)
+            self._banks[block] = bank
+            if self._hooks is not None:
+                self._attach(block, bank)
+        return self._banks[block]
+
+    def _attach(self, block: int, bank: NeuronBank) -> None:
+        assert self._hooks is not None
+        query = self.anatomy.query_module(self.model, block)
+        down = self.anatomy.down_module(self.model, block)
+        self._hooks.enter_context(bank.attached(query, down))
+
+    @contextmanager
+    def without_neurons(self) -> Iterator[None]:
+        """The model with its neurons silenced, for as long as this lasts."""
+        sizes = {block: bank.size for block, bank in self._banks.items()}
+        try:
+            for bank in self._banks.values():
+                bank.truncate(0)
+            yield
+        finally:
+            for block, size in sizes.items():
+                self._banks[block].truncate(size)
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """A tensor's own bytes, row by row."""
+    contiguous = tensor.detach().cpu().contiguous()
+    return contiguous.flatten().view(torch.uint8).numpy().tobytes() if contiguous.numel() else b""
+
+
+def model_directory(name: str | Path) -> Path:
+    """The directory that a model's name stands for. Raises ModelError where there is none."""
+    if str(name) == ATLAS:
+        return Path(__file__).parent / "atlas" / "model"
+    path = Path(name).expanduser().absolute()
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} is not a model directory (it has no config.json): give a directory that "
+            f"transformers' save_pretrained wrote, or {ATLAS!r}, the embedded model."
+        )
+    return path
+
+
+def directory_fingerprint(directory: Path) -> str:
+    """SHA-256 over the names and bytes of a model directory's weights, config and tokenizer."""
+    digest = hashlib.sha256()
+    files = sorted({file for pattern in _IDENTITY for file in directory.glob(pattern)})
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(f"{file.name}\n".encode())
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_base(
+    name: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    overrides: Mapping[str, str] | None = None,
+) -> BaseModel:
+    """A model directory, loaded for editing. Raises ModelError, with what is missing."""
+    import transformers
+
+    directory = model_directory(name)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, dtype), use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    model = model.to(device).eval().requires_grad_(False)
+    return BaseModel(
+        model, tokenizer, find_anatomy(model, overrides), directory_fingerprint(directory)
+    )
+
+
+def stand_at(edited: EditedModel, steps: Iterable[Sequence[Patch]]) -> None:
+    """Take everything off and put these steps' patches on."""
+    edited.take_off(0)
+    for parts in steps:
+        edited.put(parts)

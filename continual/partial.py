@@ -1,0 +1,319 @@
+"""Runs a model in parts: block to block on kept hidden states, and from the last FFN to logits.
+
+- ``record`` keeps how each block was called in one forward pass, and the hidden states asked for
+- ``run`` takes hidden states through some of the blocks, ``finish`` from the last one to the logits
+- ``capture_rows`` gives queries, residual sums and logits in one pass
+- ``find_tail`` gives the logits of single positions, for the many small steps of an optimisation
+
+``run`` and ``finish`` go through the model's own code and equal its forward bit for bit; the row
+tail is a chain of its modules, checked against the forward when it is built, and equal up to
+rounding. Patches that are on the model act in all of them. Nothing here knows what an edit is.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from continual import hooks
+from continual.anatomy import Anatomy, observe, sample_inputs
+from continual.errors import ModelError
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How a block was called, but for the hidden state, and how many values it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    by_name: bool  # the hidden state was given as ``hidden_states=``
+    returned: int | None  # None: a bare tensor
+
+    @classmethod
+    def of(cls, call: hooks.Call) -> BlockCall:
+        """What there is to keep of an observed call."""
+        kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
+        returned = None if isinstance(call.output, Tensor) else len(call.output)
+        return cls(call.args[1:], kwargs, not call.args, returned)
+
+    def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The hidden state that the block makes of another one."""
+        if self.by_name:
+            return hooks.hidden_of(block(*self.args, hidden_states=hidden, **self.kwargs))
+        return hooks.hidden_of(block(hidden, *self.args, **self.kwargs))
+
+    def output(self, hidden: Tensor) -> Any:
+        """``hidden`` in the form in which the block returns it."""
+        if self.returned is None:
+            return hidden
+        return (hidden, *[None] * (self.returned - 1))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass, to be run again in parts; the batch is part of it.
+
+    ``hidden`` holds the states [B, T, d] that enter the blocks asked for; the one that leaves the
+    last block stands at ``block_count``.
+    """
+
+    inputs: Mapping[str, Tensor]
+    calls: tuple[BlockCall, ...]
+    hidden: Mapping[int, Tensor]
+    encoded: Any  # what the encoder returned; None without one
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a patch at one FFN site starts from."""
+
+    query: Tensor  # [B, T, d] the input of the FFN
+    hidden: Tensor  # [B, T, d] residual + FFN output, before any norm
+    logits: Tensor  # [B, T, vocab], or [B, labels]
+
+
+@dataclass(frozen=True)
+class RowTail:
+    """From rows [n, d] of the last block's residual sum to their logits [n, vocab or labels].
+
+    ``pooled`` is the position whose row a classifier looks at, 0 or -1 (the last one that is not
+    padding); None where every position has logits of its own.
+    """
+
+    steps: tuple[Step, ...]
+    pooled: int | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """The logits of each row, differentiable in ``hidden``."""
+        state = hidden.unsqueeze(1)  # each row is a sequence of one position
+        for step in self.steps:
+            state = step(state)
+        return state.flatten(1)
+
+
+def logits_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a plain forward pass without a cache."""
+    logits = model(**inputs, use_cache=False, return_dict=True).logits
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+@torch.no_grad()
+def record(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blocks: Iterable[int]
+) -> Recording:
+    """One forward pass that keeps what ``run`` and ``finish`` need; ``blocks`` as in ``hidden``."""
+    wanted = set(blocks)
+    calls: list[BlockCall] = []
+    hidden: dict[int, Tensor] = {}
+    encoded: list[Any] = []
+
+    def see(index: int, call: hooks.Call) -> None:
+        calls.append(BlockCall.of(call))
+        if index in wanted:
+            hidden[index] = call.input
+        if index == anatomy.last and anatomy.block_count in wanted:
+            hidden[anatomy.block_count] = call.hidden
+
+    def see_encoder(_: str, call: hooks.Call) -> None:
+        encoded.append(call.output)
+
+    every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
+    with hooks.watched(every, see), hooks.watched(_encoders(model, anatomy), see_encoder):
+        logits_of(model, inputs)
+    return Recording(dict(inputs), tuple(calls), hidden, encoded[0] if encoded else None)
+
+
+def run(
+    model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor, first: int, last: int
+) -> Tensor:
+    """The state leaving block ``last - 1`` when ``hidden`` [B, T, d] enters block ``first``."""
+    for index in range(first, last):
+        hidden = recording.calls[index].replay(anatomy.block(model, index), hidden)
+    return hidden
+
+
+def finish(model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor) -> Tensor:
+    """The logits when ``hidden`` [B, T, d] leaves the last block.
+
+    It is the model's own forward, with stand-ins for its blocks and its encoder.
+    """
+    with ExitStack() as stack:
+        for index, call in enumerate(recording.calls):
+            stand_in = _returning(call.output(hidden))
+            stack.enter_context(hooks.bypassed(anatomy.block(model, index), stand_in))
+        for encoder in _encoders(model, anatomy).values():
+            stack.enter_context(hooks.bypassed(encoder, _returning(recording.encoded)))
+        return logits_of(model, recording.inputs)
+
+
+@torch.no_grad()
+def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int) -> Rows:
+    """Query and residual sum at the FFN site of one block, and the logits, in one forward pass.
+
+    At the last block, adding p to the output of ``down`` gives the logits of ``hidden + p``.
+    """
+    norm = anatomy.norm_after_module(model, block)
+    with (
+        hooks.captured(anatomy.query_module(model, block)) as queries,
+        hooks.captured(anatomy.block(model, block) if norm is None else norm) as sums,
+    ):
+        logits = logits_of(model, inputs)
+    return Rows(queries[0].input, sums[0].hidden if norm is None else sums[0].input, logits)
+
+
+def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
+    """The row tail of the last block, built from one observed token and checked on eight.
+
+    Raises ``ModelError`` where the rows do not give the model's own logits, or where what is added
+    to the output of ``down`` is not simply added to the residual sum.
+    """
+    rows = RowTail(_find_steps(model, anatomy), None)
+    inputs = sample_inputs(model, length=8)
+    return _check_additive(model, anatomy, inputs, _check_rows(model, anatomy, inputs, rows))
+
+
+# --- building a row tail --------------------------------------------------------------------------
+
+_ROUNDINGS = 8
+"""How many units in the last place a factor found by division may be off."""
+
+
+def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
+    """The modules of the tail, and what the model does to the state between and behind them."""
+    calls = dict(observe(model, sample_inputs(model, length=1)))
+    if missing := [path for path in anatomy.tail if path not in calls]:
+        raise ModelError(f"{missing[0]}, named under [anatomy], does not run in a forward pass.")
+    place = f"{anatomy.blocks}.{anatomy.last}"
+    norm_after = anatomy.norm_after is not None
+    state = calls[anatomy.tail[0]].input if norm_after else calls[place].hidden
+    steps: list[Step] = []
+    for path, module in zip(anatomy.tail, anatomy.tail_modules(model), strict=True):
+        joint = _joint(model, state, calls[path].input, f"between {place} and {path}")
+        steps += [*joint, module]
+        state, place = calls[path].hidden, path
+    ending = _ending(model, state, calls[""].output.logits, f"behind {place}")
+    return (*steps, *ending)
+
+
+def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
+    """Nothing, or a factor, between the output [1, 1, .] of one module and the next one's input."""
+    state, target = state.flatten(), target.flatten()
+    if state.shape == target.shape:
+        factor = torch.dot(state.double(), target.double()) / state.double().square().sum()
+        for steps in ((), (partial(operator.mul, factor.item()),)):
+            if _fits(steps, state, target):
+                return steps
+    raise ModelError(
+        f"The rows of {type(model).__name__} cannot be computed one by one: {where} the model does "
+        "something that is neither a module, a factor, a bias nor a soft cap. If a norm, a "
+        "projection or the head was not found, name it in cedit.toml under [anatomy]: "
+        "norm_after, final_norm, head."
+    )
+
+
+def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
+    """What the model itself does to the logits: a soft cap, a bias (maybe zero), a factor."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:
+        return (partial(_soft_cap, cap),)
+    for bias in (*model.parameters(recurse=False), *model.buffers(recurse=False)):
+        steps = (partial(operator.add, bias),)
+        same_width = bias.shape[-1:] == state.shape[-1:]
+        if same_width and _fits(steps, state.flatten(), target.flatten()):
+            return steps
+    return _joint(model, state, target, where)
+
+
+def _fits(steps: tuple[Step, ...], state: Tensor, target: Tensor) -> bool:
+    found = RowTail(steps, None)(state.unsqueeze(0)).flatten()
+    return _is_close(found, target, _ROUNDINGS * torch.finfo(state.dtype).eps)
+
+
+def _soft_cap(cap: float, logits: Tensor) -> Tensor:
+    return cap * torch.tanh(logits / cap)
+
+
+# --- checking it ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _check_rows(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], tail: RowTail
+) -> RowTail:
+    """The tail with its pooled position, once its rows are seen to give the model's logits."""
+    captured = capture_rows(model, anatomy, inputs, anatomy.last)
+    logits = tail(captured.hidden[0])
+    if captured.logits.ndim == 3 and _is_close(logits, captured.logits[0]):
+        return tail
+    if captured.logits.ndim == 2:
+        for position in (0, -1):
+            if _is_close(logits[position], captured.logits[0]):
+                return RowTail(tail.steps, position)
+    raise ModelError(
+        f"{' → '.join(anatomy.tail)} does not give the logits of {type(model).__name__} row by "
+        f"row: {_difference(logits, captured.logits)}. If a module is missing, name it in "
+        "cedit.toml under [anatomy]: norm_after, final_norm, head."
+    )
+
+
+@torch.no_grad()
+def _check_additive(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], tail: RowTail
+) -> RowTail:
+    """The tail, once what is added to the FFN's output is seen to be added to the residual sum."""
+    hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden[0]
+    patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
+    with hooks.added(anatomy.down_module(model, anatomy.last), patch):
+        logits = logits_of(model, inputs)[0]
+    patched = tail(hidden + patch)
+    if not _is_close(patched if tail.pooled is None else patched[tail.pooled], logits):
+        raise ModelError(
+            f"What is added to the output of {anatomy.path(anatomy.last, anatomy.down)} in "
+            f"{type(model).__name__} is changed before it joins the residual sum (normalised or "
+            f"scaled): {_difference(patched, logits)}. Neuron patches do not fit this model, "
+            "unless a norm behind the sum was not found: name it in cedit.toml under [anatomy]: "
+            "norm_after."
+        )
+    return tail
+
+
+def _is_close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
+    """Whether both differ by rounding only, in units of the largest value.
+
+    Unless given, half of the digits must agree: a missing module leaves none.
+    """
+    if found.shape != expected.shape:
+        return False
+    digits = math.sqrt(torch.finfo(expected.dtype).eps) if tolerance is None else tolerance
+    return bool((found - expected).abs().max() <= digits * expected.abs().max())
+
+
+def _difference(found: Tensor, expected: Tensor) -> str:
+    """How far logits are from the model's own, for a message."""
+    if found.numel() != expected.numel():
+        return f"shape {list(found.shape)} instead of {list(expected.shape)}"
+    difference = (found.flatten() - expected.flatten()).abs().max().item()
+    return f"they differ by {difference:.2g}, the largest is {expected.abs().max().item():.2g}"
+
+
+# --- stand-ins ------------------------------------------------------------------------------------
+
+
+def _returning(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+def _encoders(model: nn.Module, anatomy: Anatomy) -> dict[str, nn.Module]:
+    """The encoder by its path, or nothing."""
+    return {path: model.get_submodule(path) for path in [anatomy.encoder] if path is not None}

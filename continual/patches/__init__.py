@@ -1,0 +1,73 @@
+"""Patches: what a step adds to the model, as tensors with a meaning. One file per kind.
+
+A step's patch may have several parts (one per editor that had a hand in it); in its file the
+tensors of part i are named "i.name". Going back is exact because a patch is never subtracted: what
+it touched is rebuilt from what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor
+
+from continual.errors import CeditError
+from continual.patches.neuron import NeuronPatch
+
+
+class Patch(Protocol):
+    """What every kind of patch can do."""
+
+    kind: ClassVar[str]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+
+    def meta(self) -> dict[str, Any]:
+        """What else is needed to make it again: a JSON object."""
+
+    def put_on(self, model: Any) -> Sequence[Tensor]:
+        """Put it on an `EditedModel`; returns the tensors that it touched, as they now stand."""
+
+    def norm(self) -> float:
+        """How large it is, in the measure of its editor's norm budget."""
+
+    def check(self) -> None:
+        """Raises EditError where it is not finite or its shapes do not fit each other."""
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
+
+
+KINDS: dict[str, type[NeuronPatch]] = {NeuronPatch.kind: NeuronPatch}
+
+
+def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A step's patch as one file's tensors and meta."""
+    tensors = {
+        f"{index}.{name}": tensor
+        for index, part in enumerate(parts)
+        for name, tensor in part.tensors().items()
+    }
+    return tensors, {"parts": [{"kind": part.kind, **part.meta()} for part in parts]}
+
+
+def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patch, ...]:
+    """The parts of a step's patch, read back. Raises CeditError for an unknown kind."""
+    return tuple(_part(index, entry, tensors) for index, entry in enumerate(meta["parts"]))
+
+
+def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
+    kind = entry["kind"]
+    if kind not in KINDS:
+        raise CeditError(
+            f"The patch has a part of kind {kind!r}, which this version of cedit does not know "
+            f"(it knows {', '.join(KINDS)}): a newer version wrote it, upgrade cedit."
+        )
+    prefix = f"{index}."
+    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    patch = KINDS[kind].from_tensors(own, entry)
+    patch.check()
+    return patch

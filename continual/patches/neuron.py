@@ -1,0 +1,154 @@
+"""Neuron patches: extra key-value pairs beside the FFN of one block (Huang et al. 2023, eq. 3-4).
+
+    FFN_p(q) = FFN(q) + relu(q·K + b)·V
+
+The gate is ReLU whatever the model's own activation is, so a silent neuron changes nothing, bit for
+bit. `NeuronPatch` is what a step adds; `NeuronBank` holds all of a model's neurons at one block, in
+the order in which they came, and is what the model is run with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from continual import hooks
+from continual.errors import EditError
+from continual.growing import GrowingTensor
+
+
+class Mountable(Protocol):
+    """What a neuron patch needs of the model that it is put on."""
+
+    def bank(self, block: int) -> NeuronBank:
+        """The neurons at a block."""
+
+
+@dataclass(frozen=True)
+class NeuronPatch:
+    """n neurons at the FFN of one block; float32."""
+
+    kind: ClassVar[str] = "neuron"
+
+    block: int
+    keys: Tensor  # [n, d]
+    bias: Tensor  # [n]
+    values: Tensor  # [n, d]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """keys, bias and values."""
+        return {"keys": self.keys, "bias": self.bias, "values": self.values}
+
+    def meta(self) -> dict[str, Any]:
+        """The block."""
+        return {"block": self.block}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """See `Patch.from_tensors`."""
+        try:
+            return cls(int(meta["block"]), tensors["keys"], tensors["bias"], tensors["values"])
+        except KeyError as error:
+            raise EditError(f"A neuron patch has no {error}: its file is not one of ours.") from None
+
+    def put_on(self, model: Mountable) -> Sequence[Tensor]:
+        """See `Patch.put_on`."""
+        return model.bank(self.block).extend(self)
+
+    def norm(self) -> float:
+        """The largest norm of a value."""
+        return float(self.values.norm(dim=1).max()) if len(self.values) else 0.0
+
+    def check(self) -> None:
+        """See `Patch.check`."""
+        count, width = self.keys.shape
+        if self.bias.shape != (count,) or self.values.shape != (count, width):
+            raise EditError(
+                f"A neuron patch does not fit together: keys {tuple(self.keys.shape)}, bias "
+                f"{tuple(self.bias.shape)}, values {tuple(self.values.shape)}."
+            )
+        for name, tensor in self.tensors().items():
+            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+                raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
+
+
+class NeuronBank:
+    """All neurons at one block. Growing costs what is added; going back is cutting the end off."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        rows = torch.empty(0, width, device=device)
+        self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
+        self._bias = GrowingTensor(rows[:, 0])
+
+    @property
+    def size(self) -> int:
+        """How many neurons are on."""
+        return len(self._bias)
+
+    @property
+    def keys(self) -> Tensor:
+        """[size, d]"""
+        return self._keys.rows
+
+    @property
+    def bias(self) -> Tensor:
+        """[size]"""
+        return self._bias.rows
+
+    @property
+    def values(self) -> Tensor:
+        """[size, d]"""
+        return self._values.rows
+
+    def extend(self, patch: NeuronPatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Append a patch's neurons; returns them as they now stand in the bank."""
+        return (
+            self._keys.append(patch.keys),
+            self._bias.append(patch.bias),
+            self._values.append(patch.values),
+        )
+
+    def truncate(self, size: int) -> None:
+        """Forget all neurons but the first `size`."""
+        for part in (self._keys, self._bias, self._values):
+            part.truncate(size)
+
+    def activations(self, queries: Tensor, first: int = 0) -> Tensor:
+        """relu(q·K + b) of the neurons from `first` on: queries [.., d] → [.., size - first]."""
+        keys, bias = self.keys[first:], self.bias[first:]
+        return torch.relu(queries.to(keys.dtype) @ keys.T + bias)
+
+    def contribution(self, queries: Tensor) -> Tensor | None:
+        """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
+
+        Only neurons that fire enter the sum, in their order.
+        """
+        if self.size == 0:
+            return None
+        activations = self.activations(queries)
+        firing = activations.flatten(0, -2).any(0).nonzero().squeeze(-1)
+        if len(firing) == 0:
+            return None
+        return activations[..., firing] @ self.values[firing]
+
+    @contextmanager
+    def attached(self, query_module: nn.Module, down_module: nn.Module) -> Iterator[None]:
+        """The block's FFN runs with the neurons while this lasts."""
+        queries: list[Tensor] = []
+
+        def see(_: int, call: hooks.Call) -> None:
+            queries[:] = [call.input]
+
+        def add(output: Tensor) -> Tensor:
+            extra = self.contribution(queries[0])
+            return output if extra is None else output + extra.to(output.dtype)
+
+        with ExitStack() as stack:
+            stack.enter_context(hooks.watched({0: query_module}, see))
+            stack.enter_context(hooks.altered(down_module, add))
+            yield

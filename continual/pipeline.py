@@ -1,0 +1,285 @@
+"""The step: a batch of requests in, one revision out.
+
+    read → plan → edit → prove → commit → re-check
+
+Knows the order of the stages, what each hands to the next, and what a step writes. Planning is in
+`planning`, editing and proving in `editing`, what a run carries along in `standing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from continual import retention
+from continual.candidates import Candidate, Expected, continuation, encode, question_of
+from continual.editing import Edited, Workshop
+from continual.editors import make_editor
+from continual.errors import CeditError, RequestError, StreamError
+from continual.metrics import Rates
+from continual.patches import pack
+from continual.planning import Plan, PlannedEdit, Planner
+from continual.requests import Request
+from continual.retention import Outcome
+from continual.site import Rows, Site
+from continual.standing import Measured, Standing
+from continual.streams import Item
+from continual.tasks import Encoding
+from store import Draft, Revision, Store
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """How and how often earlier edits are measured again."""
+
+    full: bool = False  # by forward passes of the whole model, not by what has changed
+    every: int = 1  # steps
+
+    @classmethod
+    def parse(cls, text: str) -> Recheck:
+        """From `exact`, `full` or `every=N`. Raises CeditError."""
+        if text in ("exact", "full"):
+            return cls(full=text == "full")
+        name, _, number = text.partition("=")
+        if name == "every" and number.isdecimal() and int(number) > 0:
+            return cls(every=int(number))
+        raise CeditError(f"recheck is exact, full or every=N with N at least 1, not {text!r}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How requests are applied."""
+
+    chain: tuple[str, ...]  # editors, tried in turn
+    batch_size: int = 1
+    seed: int = 0
+    recheck: Recheck = field(default_factory=Recheck)
+    repair: bool = False
+    strict: bool = False
+    force: bool = False
+    editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
+
+    def to_json(self) -> dict[str, Any]:
+        """What a revision says of the settings that it was made with."""
+        tables = {name: dict(self.editors.get(name, {})) for name in self.chain}
+        return {
+            "chain": list(self.chain),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "force": self.force,
+            "repair": self.repair,
+            "editors": tables,
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Keys of probes are as in the ledger."""
+
+    revision: Revision
+    outcomes: tuple[Outcome, ...]
+    quarantined: tuple[Item, ...]
+    measured: Measured | None  # None where this step was not re-checked
+    edit_s: float  # plan, edit, prove, commit
+    probe_s: float  # the first measurement of the new requests' own probes
+    recheck_s: float  # all earlier probes again, and the record
+    patch_bytes: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is made of: items of a stream, and the requests in them that are readable."""
+
+    candidates: tuple[Candidate, ...]
+    quarantined: tuple[Item, ...] = ()
+    source: str | None = None  # the stream's name
+    last: Item | None = None  # the last item: where the stream goes on
+
+    @property
+    def streams(self) -> dict[str, dict[str, Any]]:
+        """The stream's state after this batch."""
+        if self.source is None or self.last is None:
+            return {}
+        return {self.source: {"position": self.last.position, "rolling": self.last.rolling}}
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """What is measured of a new request besides what it learns from, as it is before the edit."""
+
+    expected: Expected
+    rows: Rows | None
+
+
+def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
+    """Batches of `batch_size` requests (an item stays whole); a bad item joins one as it comes.
+
+    Raises StreamError at the first bad item where the settings are strict.
+    """
+    candidates: list[Candidate] = []
+    bad: list[Item] = []
+    last: Item | None = None
+    for item in items:
+        item, found = _encoded(item, site)
+        if item.reason is not None:
+            if settings.strict:
+                raise StreamError(f"{source}, record {item.number}: {item.reason}")
+            bad.append(item)
+        candidates += found
+        last = item
+        if len(candidates) >= settings.batch_size:
+            yield Batch(tuple(candidates), tuple(bad), source, last)
+            candidates, bad, last = [], [], None
+    if last is not None:
+        yield Batch(tuple(candidates), tuple(bad), source, last)
+
+
+def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
+    """The item with its requests as tokens; one that breaks a limit makes it a bad item."""
+    try:
+        return item, [encode(request, site.task) for request in item.requests]
+    except RequestError as error:
+        return replace(item, requests=(), reason=error.reason), []
+
+
+class Pipeline:
+    """Turns batches into revisions. The model stands at the store's head, before and after."""
+
+    def __init__(self, store: Store, site: Site, standing: Standing, settings: Settings) -> None:
+        self._store, self._site, self._standing = store, site, standing
+        self._settings = settings
+        chain = [make_editor(name, settings.editors.get(name, {})) for name in settings.chain]
+        self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
+        self._workshop = Workshop(site, standing.memory, chain, settings.seed)
+
+    def step(self, batch: Batch) -> Step:
+        """One step, durable when this returns. Raises StoreError where it cannot be written."""
+        started = time.perf_counter()
+        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        planned = time.perf_counter()
+        probes = self._probes(plan)
+        probed = time.perf_counter()
+        first_neuron = self._site.bank.size
+        edited = self._edit(plan, probes)
+        revision = self._commit(batch, plan, edited)
+        committed = time.perf_counter()
+        turned = self._standing.ledger.advance(first_neuron)
+        self._standing.note(turned)
+        advanced = time.perf_counter()
+        self._register(plan, edited, probes)
+        registered = time.perf_counter()
+        measured = self._recheck(revision, edited)
+        ended = time.perf_counter()
+        return Step(
+            revision,
+            (*edited.outcomes, *plan.outcomes),
+            batch.quarantined,
+            measured,
+            edit_s=(planned - started) + (committed - probed),
+            probe_s=(probed - planned) + (registered - advanced),
+            recheck_s=(advanced - committed) + (ended - registered),
+            patch_bytes=revision.patch.length if revision.patch else 0,
+        )
+
+    # -- edit and prove
+
+    def _edit(self, plan: Plan, probes: Mapping[str, _Probes]) -> Edited:
+        """The edits' queries leave the memory while they, or what supersedes them, are edited."""
+        memory = self._standing.memory
+        for outcome in plan.outcomes:
+            for identity in outcome.supersedes:
+                memory.forget(identity)
+        for edit in plan.edits:
+            for identity in (*edit.supersedes, edit.id):
+                memory.forget(identity)
+        edited = self._workshop.edit(plan.edits, self._store.length)
+        applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
+        for edit in plan.edits:
+            if edit.id in applied:
+                memory.remember(edit.id, edit.rows.query)
+        outcomes = tuple(
+            replace(o, expected=probes[o.id].expected) if o.id in probes else o
+            for o in edited.outcomes
+        )
+        return Edited(edited.parts, outcomes)
+
+    # -- probes of new requests
+
+    def _probes(self, plan: Plan) -> dict[str, _Probes]:
+        """The other probes of requests that are attempted for the first time, before the edit."""
+        kept = self._standing.retention
+        return {e.id: self._probes_of(e.candidate) for e in plan.edits if e.id not in kept}
+
+    def _probes_of(self, candidate: Candidate) -> _Probes:
+        expected = tuple(self._answered(encoding) for encoding in candidate.locality)
+        entries = candidate.other_entries(expected)
+        rows = self._site.rows_in_passes([e.encoding for e in entries]) if entries else None
+        return _Probes(expected, rows)
+
+    def _answered(self, encoding: Encoding) -> tuple[int, ...]:
+        """How the model at head goes on after a locality prompt, for as long as its answer is."""
+        if self._site.judge_in_full([encoding])[0]:
+            return encoding.targets
+        return self._site.continue_greedily(question_of(encoding), len(encoding.targets))
+
+    def _register(
+        self, plan: Plan, edited: Edited, probes: Mapping[str, _Probes]
+    ) -> None:
+        requests = {c.id: c.request for c in plan.candidates}
+        self._standing.take((*edited.outcomes, *plan.outcomes), requests)
+        for edit in plan.edits:
+            if edit.id in probes:
+                own = probes[edit.id]
+                self._standing.register(edit.candidate, edit.rows, own.expected, own.rows)
+
+    # -- commit
+
+    def _commit(self, batch: Batch, plan: Plan, edited: Edited) -> Revision:
+        """Quarantine first, then patch and revision; the stream goes on behind this batch."""
+        self._quarantine(batch)
+        tensors, meta = pack(edited.parts) if edited.parts else (None, {})
+        outcomes = (*edited.outcomes, *plan.outcomes)
+        body = {
+            "editor": self._settings.chain[0],
+            "settings": self._settings.to_json(),
+            "requests": [outcome.to_json() for outcome in outcomes],
+            "quarantined": [item.number for item in batch.quarantined],
+            "streams": batch.streams,
+        }
+        return self._store.commit(
+            Draft(
+                operation="edit",
+                parent=self._store.head.id,
+                fingerprint=self._site.edited.fingerprint,
+                body=body,
+                tensors=tensors,
+                patch_meta=meta,
+                requests={c.id: c.request.to_json() for c in plan.candidates},
+                subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
+                streams=batch.streams,
+            )
+        )
+
+    def _quarantine(self, batch: Batch) -> None:
+        if batch.quarantined:
+            self._store.quarantine(
+                {"stream": batch.source, "position": item.position, **item.to_quarantine()}
+                for item in batch.quarantined
+            )
+
+    # -- re-check
+
+    def _recheck(self, revision: Revision, edited: Edited) -> Measured | None:
+        recheck = self._settings.recheck
+        if revision.seq % recheck.every:
+            return None
+        if recheck.full:
+            self._standing.note(self._standing.ledger.remeasure())
+        current = [outcome.id for outcome in edited.outcomes]
+        measured = self._standing.measure(current)
+        record = {**measured.to_json(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._store.record_ledger(revision.seq, record)
+        return measured

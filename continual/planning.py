@@ -1,0 +1,111 @@
+"""The plan stage: which requests of a batch are edited, and what becomes of the others.
+
+Drops exact repeats, lets a later request supersede earlier ones on the same fact, and skips what
+the model already answers rightly. Measures nothing but the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from continual import retention
+from continual.candidates import Candidate, encode
+from continual.editors import Edit
+from continual.ledger import EDIT, Ledger
+from continual.retention import Outcome, Retention
+from continual.site import Rows, Site
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """A request to edit, with the rows of what it may learn from."""
+
+    candidate: Candidate
+    rows: Rows  # of the prompt and the rephrases, from one pass over them alone
+    supersedes: tuple[str, ...] = ()
+    repair: bool = False
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.candidate.id
+
+    def edit(self) -> Edit:
+        """The request as an editor sees it."""
+        sizes = [len(encoding.targets) for encoding in self.candidate.learned]
+        return Edit(self.candidate.request, self.candidate.learned, self.rows.split(sizes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to edit, and the outcomes of the requests that are not."""
+
+    edits: tuple[PlannedEdit, ...]
+    outcomes: tuple[Outcome, ...]
+    candidates: tuple[Candidate, ...]  # all of the batch, repairs included
+
+
+class Planner:
+    """Plans batches against what is retained."""
+
+    def __init__(self, site: Site, kept: Retention, ledger: Ledger, force: bool) -> None:
+        self._site, self._kept, self._ledger, self._force = site, kept, ledger, force
+
+    def plan(self, batch: Sequence[Candidate], repair: bool) -> Plan:
+        """The plan for a batch, in the order of its requests; repairs come first."""
+        latest, outcomes = self._without_repeats(batch)
+        gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
+        repairs = [c for c in self._broken(latest, gone)] if repair else []
+        edits: list[PlannedEdit] = []
+        for candidate in repairs:
+            edits.append(PlannedEdit(candidate, self._site.rows(candidate.learned), repair=True))
+        for candidate in latest:
+            supersedes = tuple(self._kept.competitors(candidate.request))
+            rows = self._site.rows(candidate.learned)
+            if not self._force and self._is_right(candidate, rows):
+                skipped = Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes)
+                outcomes.append(skipped)
+            else:
+                edits.append(PlannedEdit(candidate, rows, supersedes))
+        return Plan(tuple(edits), tuple(outcomes), (*repairs, *batch))
+
+    def _without_repeats(
+        self, batch: Sequence[Candidate]
+    ) -> tuple[list[Candidate], list[Outcome]]:
+        """The last word of the batch on each fact, and the outcomes of the others."""
+        latest: list[Candidate] = []
+        outcomes: list[Outcome] = []
+        for candidate in batch:
+            if any(c.id == candidate.id for c in latest) or self._stands(candidate.id):
+                outcomes.append(Outcome(candidate.id, retention.REPEATED))
+                continue
+            older = [c for c in latest if _compete(c, candidate)]
+            outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in older]
+            latest = [c for c in latest if c not in older] + [candidate]
+        return latest, outcomes
+
+    def _stands(self, identity: str) -> bool:
+        """Whether this very request was applied and is right now."""
+        retained = self._kept.requests.get(identity)
+        if retained is None or not retained.applied:
+            return False
+        return self._ledger.count(EDIT, [identity]).right == 1
+
+    def _broken(self, batch: Iterable[Candidate], gone: set[str]) -> Iterable[Candidate]:
+        """Applied requests that are wrong now, and not about to be superseded or edited anyway."""
+        busy = gone | {candidate.id for candidate in batch}
+        for identity, retained in self._kept.requests.items():
+            if retained.applied and identity not in busy and not self._stands(identity):
+                yield encode(retained.request, self._site.task)
+
+    def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
+        """Whether the model at head answers the prompt rightly."""
+        return self._site.is_right(candidate.learned[0], rows)
+
+
+def _compete(one: Candidate, other: Candidate) -> bool:
+    """Whether two requests are about the same fact, or have the same prompt, and disagree."""
+    a, b = one.request, other.request
+    same = a.key == b.key or a.prompt_key == b.prompt_key
+    return same and a.target_new != b.target_new

@@ -1,0 +1,32 @@
+"""Probe files: JSON Lines of {"prompt", "answer"}."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from continual.errors import CeditError, RequestError
+from continual.requests import Probe, explain
+from continual.tasks import Task
+
+
+def read_probes(path: Path, task: Task) -> list[Probe]:
+    """All probes of a file, each checked to fit the task. Raises CeditError with the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CeditError(f"The probe file {path} cannot be read: {error}.") from error
+    return [_probe(path, n, line, task) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _probe(path: Path, number: int, line: str, task: Task) -> Probe:
+    try:
+        probe = Probe.model_validate(json.loads(line))
+        task.encode(probe.prompt, probe.answer)
+    except ValidationError as error:
+        raise CeditError(f"{path}, line {number}: {explain(error)}") from None
+    except (ValueError, RecursionError, RequestError) as error:
+        raise CeditError(f"{path}, line {number}: {error}") from None
+    return probe

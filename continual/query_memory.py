@@ -1,0 +1,52 @@
+"""The queries on which a new neuron must stay silent: training inputs, and every edit before it.
+
+Knows queries at one FFN site and whose they are; nothing of patches or of the model.
+"""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from continual.growing import GrowingTensor
+
+
+class QueryMemory:
+    """Training queries, then the queries of the active edits in the order in which they came."""
+
+    def __init__(self, training: Tensor) -> None:
+        self.training = training  # [m, d]
+        self._edits = GrowingTensor(training)
+        self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
+
+    @property
+    def edits(self) -> Tensor:
+        """[p, d] the queries of the active edits."""
+        return self._edits.rows
+
+    def remember(self, owner: str, queries: Tensor) -> None:
+        """Append an edit's queries [r, d]."""
+        self._edits.append(queries)
+        self._counts[owner] = len(queries)
+
+    def forget(self, owner: str) -> None:
+        """Drop an edit's queries; the others keep their order. Unknown owners are no error."""
+        if owner not in self._counts:
+            return
+        before = takewhile(lambda name: name != owner, self._counts)
+        first = sum(self._counts[name] for name in before)
+        self._edits.cut(first, first + self._counts.pop(owner))
+
+    def highest_scores(self, keys: Tensor) -> Tensor:
+        """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
+        highest = keys.new_full((len(keys),), -torch.inf)
+        for queries in (self.training, self.edits):
+            if len(queries):
+                highest = torch.maximum(highest, (queries @ keys.T).amax(0))
+        return highest
+
+    def all(self) -> Tensor:
+        """[m + p, d]"""
+        return torch.cat([self.training, self.edits])

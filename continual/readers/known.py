@@ -1,0 +1,31 @@
+"""Facts that GPT-2 XL knows, as collected for causal tracing (Meng et al. 2022).
+
+The prompt is the template with the subject and, at times, the model's own first words; the
+attribute comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from continual.readers import fields
+from continual.requests import Request
+
+NAME = "known"
+
+
+def recognises(record: Mapping[str, object]) -> bool:
+    """Whether the record is a fact with its template."""
+    return {"subject", "attribute", "template", "prompt"} <= record.keys()
+
+
+def read(record: Mapping[str, object]) -> list[Request]:
+    """The fact, asked as it was when the model answered it."""
+    request = Request(
+        prompt=fields.text(record, "prompt"),
+        target_new=fields.text(record, "attribute"),
+        subject=fields.text(record, "subject"),
+        relation=fields.optional_text(record, "relation_id"),
+        case=fields.identifier(record, "known_id"),
+    )
+    return [request]

@@ -1,0 +1,289 @@
+"""A session: a store that is open, its base model, and the model as it stands at a revision.
+
+This is what the command line and Python programs hold. Knows how the parts are put together; each
+part's work is in its own module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from continual import atlas
+from continual.candidates import encode
+from continual.editors import DEFAULT_CHAIN
+from continual.errors import CeditError, RequestError, StreamChanged
+from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
+from continual.patches import Patch, unpack
+from continual.pipeline import Batch, Pipeline, Settings, Step, batches
+from continual.probe_sets import read_probes
+from continual.readers import read_record
+from continual.requests import Probe, Request
+from continual.site import Site
+from continual.standing import Standing
+from continual.streams import Stream, open_stream
+from continual.tasks import Task, make_task
+from store import Draft, Revision, Store
+
+
+@dataclass(frozen=True)
+class NewStore:
+    """What `init` is told. Probe sets left out are the atlas's own for the atlas, else empty."""
+
+    model: str = ATLAS
+    task: Mapping[str, Any] | None = None
+    train_probes: Path | None = None
+    test_probes: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    anatomy: Mapping[str, str] | None = None
+
+
+def init(path: Path, new: NewStore) -> Session:
+    """Make a store for a base model, measure its probes once, and open it for writing."""
+    base = load_base(new.model, device=new.device, dtype=new.dtype, overrides=new.anatomy)
+    is_atlas = new.model == ATLAS
+    settings = {
+        "model": {
+            "path": ATLAS if is_atlas else str(model_directory(new.model)),
+            "fingerprint": base.fingerprint,
+            "device": new.device,
+            "dtype": new.dtype,
+        },
+        "task": dict(new.task or (atlas.TASK if is_atlas else {"name": "causal"})),
+        "anatomy": dict(new.anatomy or {}),
+        "run": {"seed": new.seed},
+    }
+    task = make_task(base.tokenizer, settings["task"])
+    given = {"train": new.train_probes, "test": new.test_probes}
+    if is_atlas:
+        given = {name: path or atlas.PROBES[name] for name, path in given.items()}
+    probes = {name: read_probes(file, task) for name, file in given.items() if file is not None}
+    settings["probes"] = {name: len(found) for name, found in probes.items()}
+    body = {
+        "probes": {n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()}
+    }
+    store = Store.init(path, settings, body, base.fingerprint)
+    session = Session(store, EditedModel(base), task)
+    session.standing  # noqa: B018  measures the base, so that its accuracies are on record
+    return session
+
+
+def open_session(path: Path | str, *, writable: bool = True) -> Session:
+    """Open a store with its model at head. Raises NoStore, StoreLocked, WrongBaseModel, …"""
+    store = Store.open(Path(path), writable=writable)
+    try:
+        model = store.settings["model"]
+        base = load_base(
+            model["path"],
+            device=model["device"],
+            dtype=model["dtype"],
+            overrides=store.settings.get("anatomy", {}),
+        )
+        if base.fingerprint != model["fingerprint"]:
+            raise WrongBaseModel(
+                f"The model in {model_directory(model['path'])} has fingerprint "
+                f"{base.fingerprint[:12]}, and this history was made on "
+                f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
+            )
+        task = make_task(base.tokenizer, store.settings.get("task", {}))
+        return Session(store, EditedModel(base), task)
+    except BaseException:
+        store.close()
+        raise
+
+
+class Session:
+    """An open store with the edited model. A context manager; outside of it the model is bare."""
+
+    def __init__(self, store: Store, edited: EditedModel, task: Task) -> None:
+        self.store = store
+        self.edited = edited
+        self.task = task
+        self._stack = ExitStack()
+        self._stack.callback(store.close)
+        self._stack.enter_context(edited)
+        self._parts: dict[str, tuple[Patch, ...]] = {}  # by the patch's digest
+        try:
+            self.stand_at("head")
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the patches off and let go of the store."""
+        self._stack.close()
+
+    # -- the model
+
+    @property
+    def model(self) -> Any:
+        """The transformers model, running with the patches: for `generate` and pipelines."""
+        return self.edited.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return self.edited.tokenizer
+
+    @cached_property
+    def site(self) -> Site:
+        """The last FFN, where probes are looked at."""
+        return Site(self.edited, self.task)
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Retention set, ledger and memory at head: built when first needed."""
+        self.stand_at("head")
+        return Standing(self.store, self.site)
+
+    def patches(self, revision: Revision) -> tuple[Patch, ...]:
+        """The parts of a revision's patch; none where it has no patch."""
+        stored = self.store.tensors(revision)
+        return () if stored is None else unpack(*stored)
+
+    def stand_at(self, name: str | Revision) -> Revision:
+        """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
+        revision = self.store.revision(name)
+        lineage = self.store.lineage(revision)
+        self.edited.take_off(0)
+        for ancestor in lineage:
+            self.edited.put(self.patches(ancestor))
+            check_fingerprint(ancestor, self.edited.fingerprint)
+        return revision
+
+    # -- applying
+
+    def settings(self, **changes: Any) -> Settings:
+        """The store's settings for a run, with changes."""
+        editors = self.store.settings.get("editor", {})
+        seed = int(self.store.settings.get("run", {}).get("seed", 0))
+        return replace(Settings(DEFAULT_CHAIN, seed=seed, editors=editors), **changes)
+
+    def steps(
+        self, stream: Stream, settings: Settings, *, restarted: Any = lambda: None
+    ) -> Iterator[Step]:
+        """Apply a stream from where this history left it; `restarted` is called where the stream
+        has changed since, and is read from its beginning."""
+        state = self.store.stream(stream.name)
+        items = iter(stream) if state is None else stream.after(state["position"], state["rolling"])
+        pipeline = Pipeline(self.store, self.site, self.standing, settings)
+        try:
+            for batch in batches(items, stream.name, self.site, settings):
+                yield pipeline.step(batch)
+        except StreamChanged:
+            raise
+
+    def apply(
+        self,
+        source: str | Path | Iterable[Mapping[str, Any]],
+        *,
+        editor: str | None = None,
+        **changes: Any,
+    ) -> list[Step]:
+        """Apply a file, or records in any format that the readers know. Raises RequestError for a
+        record that cannot be read; records of a file go to quarantine instead."""
+        if editor is not None:
+            changes["chain"] = chain_from(editor)
+        settings = self.settings(**changes)
+        if isinstance(source, str | Path):
+            return list(self.steps(open_stream(str(source)), settings))
+        requests = [request for record in source for request in read_record(record)]
+        return [*self.apply_requests(requests, settings)]
+
+    def apply_requests(
+        self, requests: Sequence[Request], settings: Settings
+    ) -> Iterator[Step]:
+        """Apply requests that come from no stream."""
+        candidates = [encode(request, self.task) for request in requests]
+        pipeline = Pipeline(self.store, self.site, self.standing, settings)
+        for first in range(0, len(candidates), settings.batch_size):
+            yield pipeline.step(Batch(tuple(candidates[first : first + settings.batch_size])))
+
+    # -- going back
+
+    def rollback(self, name: str) -> Revision:
+        """Move head to an earlier revision, or to any other, and leave a record of it."""
+        before = self.store.head
+        target = self.stand_at(name)
+        streams = self._streams_at(target)
+        self.store.commit(
+            Draft(
+                operation="rollback",
+                parent=target.id,
+                fingerprint=target.fingerprint,
+                body={"from": before.id, "target": target.id},
+                streams={**dict.fromkeys(self.store.streams()), **streams},
+                head=target.id,
+            )
+        )
+        self._forget_standing()
+        return target
+
+    def _streams_at(self, revision: Revision) -> dict[str, Any]:
+        """Where the streams were at a revision: its own history is what counts."""
+        states: dict[str, Any] = {}
+        for ancestor in self.store.lineage(revision):
+            states.update(ancestor.body.get("streams", {}))
+        return states
+
+    def _forget_standing(self) -> None:
+        with suppress(AttributeError):
+            del self.standing
+
+    # -- asking
+
+    @torch.no_grad()
+    def ask(self, prompt: str, tokens_max: int = 32) -> str:
+        """The model's own answer to a prompt, at the revision where it stands."""
+        question = self.task.question(prompt)
+        inputs = {n: t.to(self.edited.device) for n, t in self.task.inputs([question]).items()}
+        limit = self.model.config.get_text_config().max_position_embeddings - len(question)
+        generated = self.model.generate(
+            **inputs,
+            max_new_tokens=max(1, min(tokens_max, limit)),
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+        )
+        return self.task.text(generated[0, len(question) :].tolist())
+
+
+def chain_from(text: str) -> tuple[str, ...]:
+    """A chain of editors from `a` or `a,b`."""
+    chain = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not chain:
+        raise CeditError("Name at least one editor.")
+    return chain
+
+
+def check_fingerprint(revision: Revision, found: str) -> None:
+    """Raises IntegrityError where a rebuilt state is not what its revision says."""
+    if revision.fingerprint != found:
+        from store.errors import IntegrityError
+
+        raise IntegrityError(
+            f"revision {revision.id[:12]}",
+            f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
+        )
+
+
+__all__ = ["NewStore", "RequestError", "Session", "init", "open_session"]

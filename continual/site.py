@@ -1,0 +1,218 @@
+"""The last FFN as a place to edit: what a probe looks like there, and what is answered from there.
+
+The query q and the residual sum h at the last FFN do not depend on any neuron there. A probe is
+therefore kept as *rows*, one (q, h) per answer position, and its answer under any neurons is one
+norm and one projection: logits = tail(h + relu(q·K + b)·V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.model import EditedModel
+from continual.partial import RowTail, find_tail, logits_of
+from continual.patches.neuron import NeuronBank
+from continual.tasks import Encoding, Task
+
+PASS_TOKENS_MAX = 4096
+LOGITS_MAX = 2**24
+TIE = 2.0**-13
+"""Two logits nearer than this share of the row's largest may change places by float rounding."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The answer positions of some probes, one after another, at the last FFN without neurons."""
+
+    query: Tensor  # [n, d] float32
+    hidden: Tensor  # [n, d] float32: residual + FFN output
+    targets: Tensor  # [n] the token wanted
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor | slice) -> Rows:
+        return Rows(self.query[index], self.hidden[index], self.targets[index])
+
+    def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
+        """Consecutive parts of these sizes."""
+        ends = list(accumulate(sizes, initial=0))
+        return tuple(self[slice(a, b)] for a, b in pairwise(ends))
+
+    @classmethod
+    def join(cls, rows: Iterable[Rows]) -> Self:
+        """All of them, one after another."""
+        every = list(rows)
+        return cls(
+            torch.cat([r.query for r in every]),
+            torch.cat([r.hidden for r in every]),
+            torch.cat([r.targets for r in every]),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What rows answer. `close` marks those that float rounding could turn."""
+
+    right: Tensor  # [n] bool
+    close: Tensor  # [n] bool
+
+
+class Site:
+    """The last FFN of an edited model, for one task. Used within the model's `with` block."""
+
+    def __init__(self, edited: EditedModel, task: Task) -> None:
+        self.edited = edited
+        self.task = task
+        self.tail: RowTail = find_tail(edited.model, edited.anatomy)
+
+    @property
+    def block(self) -> int:
+        """The block whose FFN this is."""
+        return self.edited.anatomy.last
+
+    @property
+    def bank(self) -> NeuronBank:
+        """The neurons here."""
+        return self.edited.bank(self.block)
+
+    # -- rows
+
+    def rows(self, encodings: Sequence[Encoding]) -> Rows:
+        """The rows of these probes, in one forward pass over them alone.
+
+        The same probes in the same order give the same bits.
+        """
+        anatomy, model = self.edited.anatomy, self.edited.model
+        inputs = self._inputs(encodings)
+        norm = anatomy.norm_after_module(model, self.block)
+        block = anatomy.block(model, self.block)
+        with (
+            torch.no_grad(),
+            self.edited.without_neurons(),
+            hooks.captured(anatomy.query_module(model, self.block)) as queries,
+            hooks.captured(norm or block) as sums,
+            hooks.cut_short(block),
+        ):
+            hooks.run_until_cut(lambda: logits_of(model, inputs))
+        hidden = sums[0].input if norm else sums[0].hidden
+        sequence, position = _places(encodings, hidden.device)
+        targets = [target for encoding in encodings for target in encoding.targets]
+        return Rows(
+            queries[0].input[sequence, position].float(),
+            hidden[sequence, position].float(),
+            torch.tensor(targets, device=hidden.device),
+        )
+
+    def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
+        """The rows of many probes: passes of nearly one length, rows in the probes' order."""
+        found: dict[int, Rows] = {}
+        for batch in length_sorted(encodings):
+            rows = self.rows([encodings[i] for i in batch])
+            sizes = [len(encodings[i].targets) for i in batch]
+            for i, part in zip(batch, rows.split(sizes), strict=True):
+                found[i] = part
+        return Rows.join(found[i] for i in range(len(encodings)))
+
+    # -- answers
+
+    def patched(self, rows: Rows) -> Tensor:
+        """h [n, d] with what the neurons add to it."""
+        extra = self.bank.contribution(rows.query)
+        return rows.hidden if extra is None else rows.hidden + extra
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits [n, vocab] of residual sums [n, d], in float32."""
+        weight = next(self.edited.model.parameters())
+        return self.tail(hidden.to(weight.dtype)).float()
+
+    @torch.no_grad()
+    def judge(self, rows: Rows) -> Verdict:
+        """Which rows have their target as the arg-max, with the neurons that are on."""
+        hidden = self.patched(rows)
+        size = max(1, LOGITS_MAX // self.edited.model.config.get_text_config().vocab_size)
+        parts = [
+            verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size])
+            for i in range(0, len(rows), size)
+        ]
+        return Verdict(
+            torch.cat([part.right for part in parts]), torch.cat([part.close for part in parts])
+        )
+
+    def is_right(self, encoding: Encoding, rows: Rows) -> bool:
+        """Whether a probe is right, from the first of these rows, which are its own."""
+        verdict = self.judge(rows[slice(0, len(encoding.targets))])
+        if bool(verdict.close.any()):
+            return self.judge_alone(encoding)
+        return bool(verdict.right.all())
+
+    @torch.no_grad()
+    def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
+        """Which probes are right, by forward passes of the whole edited model."""
+        outcomes: dict[int, bool] = {}
+        for batch in length_sorted(encodings):
+            chosen = [encodings[i] for i in batch]
+            logits = logits_of(self.edited.model, self._inputs(chosen))
+            sequence, position = _places(chosen, logits.device)
+            targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
+            verdict = verdict_of(logits[sequence, position].float(), targets)
+            sizes = [len(encoding.targets) for encoding in chosen]
+            for i, right, close in zip(
+                batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
+            ):
+                outcomes[i] = self.judge_alone(encodings[i]) if close.any() else bool(right.all())
+        return [outcomes[i] for i in range(len(encodings))]
+
+    @torch.no_grad()
+    def judge_alone(self, encoding: Encoding) -> bool:
+        """Whether one probe is right, by a pass over it alone: what decides a close one."""
+        logits = logits_of(self.edited.model, self._inputs([encoding]))
+        wanted = torch.tensor(encoding.targets, device=logits.device)
+        return bool((logits[0, list(encoding.positions)].argmax(-1) == wanted).all())
+
+    @torch.no_grad()
+    def continue_greedily(self, question: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """The model's own `count` next tokens, without a stop."""
+        ids = question
+        for _ in range(count):
+            logits = logits_of(self.edited.model, self._inputs([Encoding(ids, (), ())]))
+            ids = (*ids, int(logits[0, -1].argmax()))
+        return ids[len(question) :]
+
+    def _inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+        inputs = self.task.inputs([encoding.ids for encoding in encodings])
+        return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
+
+
+def verdict_of(logits: Tensor, targets: Tensor) -> Verdict:
+    """The verdict of logits [n, vocab] on targets [n]."""
+    best, index = logits.topk(2, dim=-1)
+    gap = best[:, 0] - best[:, 1]
+    return Verdict(index[:, 0] == targets, gap <= TIE * logits.abs().amax(-1))
+
+
+def length_sorted(
+    encodings: Sequence[Encoding], tokens_max: int = PASS_TOKENS_MAX
+) -> list[list[int]]:
+    """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids)):
+        size = len(encodings[index].ids)  # the longest so far
+        if not batches or size * (len(batches[-1]) + 1) > tokens_max:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(sequence, position) of every answer row in the batch."""
+    places = [(i, p) for i, encoding in enumerate(encodings) for p in encoding.positions]
+    sequence, position = torch.tensor(places, device=device).T
+    return sequence, position

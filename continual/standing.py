@@ -1,0 +1,161 @@
+"""Where a run stands: all that it carries in memory at head, rebuilt from the journal when it opens.
+
+Retention set, ledger, query memory and the metrics are folds over the revisions from base to head;
+a run that was killed comes back to the same state. Knows how to build and to advance them; the
+stages of a step are in `pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from continual.candidates import Candidate, Expected, encode
+from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
+from continual.metrics import Count, Rates, ratio
+from continual.query_memory import QueryMemory
+from continual.requests import Probe, Request
+from continual.retention import Outcome, Retention, outcomes_of
+from continual.site import Rows, Site
+from store import Store
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a re-check found: the metrics, and the probes that turned since the last record."""
+
+    rates: Rates
+    turned: Mapping[str, bool]
+    generality: Count  # of this step's edits
+    base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's record."""
+        record: dict[str, Any] = {
+            "rates": self.rates.to_json(),
+            "turned": dict(self.turned),
+            "GR": [self.generality.right, self.generality.total],
+        }
+        if self.base is not None:
+            record["base"] = {role: [c.right, c.total] for role, c in self.base.items()}
+        return record
+
+
+class Standing:
+    """The state of a run at head. The model has head's patches on."""
+
+    def __init__(self, store: Store, site: Site) -> None:
+        self._store = store
+        self._site = site
+        self.retention = Retention()
+        self.ledger = Ledger(site)
+        self._generality = Count()  # GR
+        self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
+        lineage = store.lineage("head")
+        self._register_sets(lineage[0].body["probes"])
+        self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
+        unmeasured: list[Outcome] = []
+        for revision in lineage:
+            record = store.ledger(revision.seq)
+            outcomes = outcomes_of(revision.body)
+            for outcome in outcomes:
+                self.retention.take(outcome, self._request(outcome.id))
+            if record is None:
+                unmeasured += outcomes
+            else:
+                self._recorded.update(record["turned"])
+                self._generality += Count(*record["GR"])
+        self._register_retained()
+        self._base = self._base_counts()
+        self._unrecorded = self._differences()
+        if store.ledger(lineage[-1].seq) is None and store.writable:
+            measured = self.measure([o.id for o in unmeasured])
+            store.record_ledger(lineage[-1].seq, measured.to_json())
+
+    # -- building
+
+    def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+        """The probe sets of the base revision: training and test."""
+        for name in (TRAIN, TEST):
+            read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
+            encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
+            self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
+
+    def _register_retained(self) -> None:
+        """The probes of the retained requests: what was learned in a pass for each, as when it was
+        edited, so that the rows have the same bits; all others together."""
+        others: list[Entry] = []
+        for retained in self.retention.requests.values():
+            candidate = encode(retained.request, self._site.task)
+            rows = self._site.rows(candidate.learned)
+            self.ledger.register(candidate.learned_entries(), rows)
+            if retained.applied:
+                self.memory.remember(candidate.id, rows.query)
+            others += candidate.other_entries(retained.expected)
+        self.ledger.register(others)
+
+    def _base_counts(self) -> dict[str, Count]:
+        record = self._store.ledger(0)
+        if record is not None:
+            return {role: Count(*count) for role, count in record["base"].items()}
+        return {role: self.ledger.count(role) for role in (TRAIN, TEST)}
+
+    def _request(self, identity: str) -> Request:
+        return Request.from_json(self._store.request(identity))
+
+    def _differences(self) -> dict[str, bool]:
+        """Outcomes found on opening that are not what the journal has (say, on other hardware)."""
+        found = self.ledger.outcomes()
+        return {k: now for k, now in found.items() if self._recorded.get(k, True) != now}
+
+    # -- advancing
+
+    def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
+        """Follow what a step did to the retention set."""
+        for outcome in outcomes:
+            for superseded in outcome.supersedes:
+                self.ledger.retire(superseded)
+                self.memory.forget(superseded)
+            self.retention.take(outcome, requests[outcome.id])
+
+    def register(self, candidate: Candidate, learned: Rows, expected: Expected, others: Rows | None) -> None:
+        """Take in the probes of a request that was attempted for the first time."""
+        entries = candidate.learned_entries()
+        self.ledger.register(entries, learned)
+        more = candidate.other_entries(expected)
+        self.ledger.register(more, others)
+        wrong = [e for e in (*entries, *more) if not self.ledger.is_right(e)]
+        self._unrecorded.update({entry.key: False for entry in wrong})
+
+    def note(self, turned: Mapping[str, bool]) -> None:
+        """Probes that turned: they join the next record."""
+        self._unrecorded.update(turned)
+
+    def measure(self, current: Sequence[str]) -> Measured:
+        """The metrics, where `current` are the requests of the step just done."""
+        generality = self._generality_of(current)
+        self._generality += generality
+        edits = self.ledger.count(EDIT)
+        own = self.ledger.count(EDIT, current)
+        earlier = Count(edits.right - own.right, edits.total - own.total)
+        rates = Rates(
+            SR=self.retention.attempts.rate,
+            GR=self._generality.rate,
+            ER=earlier.rate,
+            ER_incl=edits.rate,
+            TrainR=ratio(self.ledger.count(TRAIN), self._base[TRAIN]),
+            TestR=ratio(self.ledger.count(TEST), self._base[TEST]),
+            Locality=self.ledger.count(LOCALITY).rate,
+        )
+        turned, self._unrecorded = self._unrecorded, {}
+        at_base = self._store.ledger(0) is None
+        return Measured(rates, turned, generality, self._base if at_base else None)
+
+    def _generality_of(self, current: Sequence[str]) -> Count:
+        """Held-out rephrases where a request has any, else the rephrases that it learned from."""
+        count = Count()
+        for owner in current:
+            held_out = self.ledger.count(HELD_OUT, [owner])
+            count += held_out if held_out.total else self.ledger.count(REPHRASE, [owner])
+        return count

@@ -1,0 +1,43 @@
+"""One spelling for every JSON record, so that equal records have equal bytes and equal digests.
+
+Knows JSON and SHA-256; leaves what a record means to others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, NoReturn
+
+from store.errors import StoreError
+
+
+def dumps(obj: Any) -> bytes:
+    """Canonical JSON in UTF-8: keys sorted, no spaces, no NaN. Raises StoreError if it can't be."""
+    try:
+        text = json.dumps(
+            obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"a record can't be written as JSON ({error}): "
+            "use finite numbers, valid text, lists and string keys"
+        ) from error
+
+
+def loads(data: bytes) -> Any:
+    """The value that `data` spells. Raises ValueError for anything that is not JSON."""
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,301 @@
+"""Read a whole store back and name everything that is not as it was written.
+
+Knows what must hold between the tables, the blobs and the files. A damaged LMDB file can end the
+process that reads it, so `verify_path` reads in a child, which is `python -m store.check STORE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from store import canonical, config, datafile, durable
+from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
+from store.history import as_revision, parsed, subject_digest
+from store.journal import TABLES, label, seq_key, text_key, unwrap
+from store.revisions import Record, Revision
+from store.store import Store
+
+_SUBJECT_DIGEST_LENGTH = 32  # bytes
+_HEAD = text_key("head")
+_KEYS = {
+    "requests": frozenset({"id", "seq", "subject", "record"}),
+    "subjects": frozenset({"subject", "request"}),
+    "streams": frozenset({"name", "record"}),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong; a harmless one costs only space."""
+
+    object: str
+    problem: str
+    harmless: bool = False
+
+
+def verify(store: Store) -> list[Problem]:
+    """All problems of an open store. Reads everything, and imports torch if there are blobs."""
+    return list(_problems(store))
+
+
+def verify_path(path: Path) -> list[Problem]:
+    """As `verify`, in a child process, so that even a file that kills its reader is a problem.
+
+    Raises NoStore, FormatVersionError.
+    """
+    try:
+        config.read(path)
+    except (NoStore, FormatVersionError):
+        raise
+    except StoreError as error:
+        return [_as_problem(config.FILE_NAME, error)]
+    child = subprocess.run(
+        [sys.executable, "-P", "-m", "store.check", str(path)],
+        env={**os.environ, "PYTHONPATH": _import_path()},
+        capture_output=True,
+        check=False,
+    )
+    return _reported(child)
+
+
+# -- the child process
+
+
+def main(path: str) -> None:
+    """Print the problems of a store, one JSON object a line, each as soon as it is found."""
+    try:
+        with Store.open(Path(path)) as store:
+            for problem in _problems(store):
+                print(json.dumps(asdict(problem)), flush=True)
+    except StoreError as error:
+        print(json.dumps(asdict(_as_problem("store", error))), flush=True)
+
+
+def _import_path() -> str:
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH")) if part)
+
+
+def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
+    problems = [Problem(**json.loads(line)) for line in child.stdout.splitlines()]
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        problems.append(Problem(datafile.LABEL, f"reading it ends the process by {name}"))
+    elif child.returncode > 0:
+        last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        problems.append(Problem("store", f"could not be read to its end: {' '.join(last)}"))
+    return problems
+
+
+# -- what must hold
+
+
+def _problems(store: Store) -> Iterator[Problem]:
+    tables = Tables()
+    with store.journal.snapshot():
+        for table in TABLES:
+            yield from _load(store, table, tables)
+    yield from _check_chain(tables)
+    yield from _check_ids(tables)
+    yield from _check_refs(tables)
+    yield from _check_requests(tables)
+    yield from _check_subjects(tables)
+    yield from _check_ledger(tables)
+    yield from _check_blobs(store, tables)
+    yield from _check_quarantine(store.path)
+    yield from _leftovers(store.path)
+
+
+class Tables:
+    """What could be read of the journal: the good entries of every table, and which are bad."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, dict[bytes, Any]] = {table: {} for table in TABLES}
+        self.damaged: set[str] = set()
+
+    @property
+    def revisions(self) -> dict[int, Revision]:
+        """Revisions by sequence number, in order."""
+        return {revision.seq: revision for revision in self.entries["revisions"].values()}
+
+    def lacks(self, table: str, key: bytes) -> bool:
+        """Whether an entry is missing, for a reason other than damage already reported."""
+        return key not in self.entries[table] and label(table, key) not in self.damaged
+
+
+def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
+    read = _READERS.get(table, _read_object)
+    try:
+        for key, value in store.journal.raw_entries(table):
+            try:
+                tables.entries[table][key] = read(table, key, unwrap(table, key, value))
+            except StoreError as error:
+                tables.damaged.add(label(table, key))
+                yield _as_problem(label(table, key), error)
+    except (StoreError, lmdb.Error) as error:
+        yield _as_problem(f"journal/{table}", error)
+
+
+def _read_object(table: str, key: bytes, payload: bytes) -> Record:
+    record = parsed(label(table, key), payload, dict)
+    if missing := _KEYS.get(table, frozenset()) - record.keys():
+        raise IntegrityError(label(table, key), f"lacks {sorted(missing)}")
+    return record
+
+
+_READERS: dict[str, Callable[[str, bytes, bytes], Any]] = {
+    "revisions": lambda _, key, payload: as_revision(key, payload),
+    "ids": lambda table, key, payload: parsed(label(table, key), payload, int),
+    "refs": lambda table, key, payload: parsed(label(table, key), payload, str),
+}
+
+
+def _check_chain(tables: Tables) -> Iterator[Problem]:
+    revisions = tables.revisions
+    seqs = {revision.id: revision.seq for revision in revisions.values()}
+    for seq in range(max(revisions, default=0) + 1):
+        revision = revisions.get(seq)
+        if revision is None:
+            if tables.lacks("revisions", seq_key(seq)):
+                yield Problem(label("revisions", seq_key(seq)), "is missing")
+            continue
+        name = label("revisions", seq_key(seq))
+        before = revisions.get(seq - 1)
+        if before is not None and revision.previous != before.id:
+            yield Problem(name, f"does not follow entry {seq - 1}: the past was changed")
+        if (revision.previous is None) != (seq == 0):
+            yield Problem(name, "only base has no entry before it")
+        if (revision.parent is None) != (seq == 0):
+            yield Problem(name, "only base has no parent")
+        if revision.parent is not None and seqs.get(revision.parent, seq) >= seq:
+            yield from _parent_problem(name, revision, seqs, tables)
+
+
+def _parent_problem(
+    name: str, revision: Revision, seqs: dict[str, int], tables: Tables
+) -> Iterator[Problem]:
+    if revision.parent in seqs:
+        yield Problem(name, "its parent is not before it")
+    elif not any(label_.startswith("journal/revisions/") for label_ in tables.damaged):
+        yield Problem(name, f"its parent {revision.parent} is missing")
+
+
+def _check_ids(tables: Tables) -> Iterator[Problem]:
+    revisions = tables.revisions
+    for revision in revisions.values():
+        key = revision.id.encode("ascii")
+        if tables.lacks("ids", key):
+            yield Problem(label("ids", key), "is missing")
+    for key, seq in tables.entries["ids"].items():
+        named = revisions.get(seq)
+        if named is not None and named.id.encode("ascii") != key:
+            yield Problem(label("ids", key), f"leads to entry {seq}, which has another id")
+        elif named is None and tables.lacks("revisions", seq_key(seq)):
+            yield Problem(label("ids", key), f"leads to entry {seq}, which is missing")
+
+
+def _check_refs(tables: Tables) -> Iterator[Problem]:
+    if tables.lacks("refs", _HEAD):
+        yield Problem(label("refs", _HEAD), "is missing")
+    for key, identity in tables.entries["refs"].items():
+        if tables.lacks("ids", identity.encode("utf-8", "replace")):
+            yield Problem(label("refs", key), f"points to {identity}, which is no revision")
+
+
+def _check_requests(tables: Tables) -> Iterator[Problem]:
+    for revision in tables.revisions.values():
+        for identity in _request_ids(revision):
+            if tables.lacks("requests", text_key(identity)):
+                name = label("revisions", seq_key(revision.seq))
+                yield Problem(name, f"its request {identity} is missing")
+    for key, entry in tables.entries["requests"].items():
+        if tables.lacks("revisions", seq_key(entry["seq"])):
+            yield Problem(label("requests", key), f"its entry {entry['seq']} is missing")
+
+
+def _request_ids(revision: Revision) -> Iterator[str]:
+    requests = revision.body.get("requests")
+    for request in requests if isinstance(requests, list) else []:
+        if isinstance(request, dict) and isinstance(request.get("id"), str):
+            yield request["id"]
+
+
+def _check_subjects(tables: Tables) -> Iterator[Problem]:
+    indexed = {
+        (entry["subject"], entry["request"]) for entry in tables.entries["subjects"].values()
+    }
+    is_whole = not any(name.startswith("journal/subjects/") for name in tables.damaged)
+    for key, entry in tables.entries["requests"].items():
+        missing = entry["subject"] is not None and (entry["subject"], entry["id"]) not in indexed
+        if missing and is_whole:
+            yield Problem(label("requests", key), "is missing from the index of subjects")
+    for key, entry in tables.entries["subjects"].items():
+        if key[:_SUBJECT_DIGEST_LENGTH] != subject_digest(entry["subject"]):
+            yield Problem(label("subjects", key), "stands under another subject")
+        if tables.lacks("requests", text_key(entry["request"])):
+            yield Problem(label("subjects", key), f"its request {entry['request']} is missing")
+
+
+def _check_ledger(tables: Tables) -> Iterator[Problem]:
+    for key in tables.entries["ledger"]:
+        if tables.lacks("revisions", key):
+            yield Problem(label("ledger", key), "there is no such revision")
+
+
+def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
+    refs = {revision.patch for revision in tables.revisions.values() if revision.patch}
+    for ref in sorted(refs, key=lambda ref: ref.sha256):
+        try:
+            store.blobs.get(ref)
+        except StoreError as error:
+            yield _as_problem(f"patches/{ref.sha256}", error)
+    used = {ref.sha256 for ref in refs}
+    for sha256 in store.blobs.digests():
+        if sha256 not in used:
+            yield Problem(store.blobs.label(sha256), "no revision uses it", harmless=True)
+
+
+def _check_quarantine(path: Path) -> Iterator[Problem]:
+    file = path / "quarantine.jsonl"
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                yield Problem(f"{file.name}:{number}", "is an unfinished line", harmless=True)
+            elif not _is_json(line):
+                yield Problem(f"{file.name}:{number}", "is not JSON")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        canonical.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _leftovers(path: Path) -> Iterator[Problem]:
+    for file in sorted(path.rglob(f"{durable.TEMPORARY_PREFIX}*")):
+        name = file.relative_to(path).as_posix()
+        yield Problem(name, "is left from an interrupted write", harmless=True)
+
+
+def _as_problem(name: str, error: Exception) -> Problem:
+    if isinstance(error, IntegrityError):
+        return Problem(error.object, error.problem)
+    return Problem(name, str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,86 @@
+"""`cedit.toml`: the mark of a store, its format, and settings that people read.
+
+Knows TOML of tables, numbers, text and lists; leaves the meaning of the settings to the caller.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from store import durable
+from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
+from store.journal import LIB_VERSION
+
+FILE_NAME = "cedit.toml"
+FORMAT = 1
+_RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
+
+
+def exists(root: Path) -> bool:
+    """Whether the folder is a store."""
+    return (root / FILE_NAME).is_file()
+
+
+def read(root: Path) -> dict[str, Any]:
+    """The caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
+    path = root / FILE_NAME
+    try:
+        settings = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStore(root) from None
+    except OSError as error:
+        raise StoreError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise IntegrityError(FILE_NAME, f"is not TOML ({error})") from error
+    for key, supported in _RESERVED.items():
+        if key not in settings:
+            raise IntegrityError(FILE_NAME, f"has no {key!r}")
+        found = settings.pop(key)
+        if found != supported:
+            raise FormatVersionError(path, f"{key} = {found}", f"{key} = {supported}")
+    return settings
+
+
+def write(root: Path, settings: Mapping[str, Any]) -> None:
+    """Write the file durably, format first. Settings that are None are left out."""
+    if taken := _RESERVED.keys() & settings.keys():
+        raise StoreError(f"settings can't be called {sorted(taken)}: the names are taken")
+    lines = [*_table({**_RESERVED, **settings}, ()), ""]
+    durable.write_durably(root / FILE_NAME, "\n".join(lines).encode("utf-8"))
+
+
+def _table(table: Mapping[str, Any], place: tuple[str, ...]) -> Iterator[str]:
+    for key, value in table.items():
+        if value is not None and not isinstance(value, Mapping):
+            yield f"{_text(key)} = {_value(key, value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield ""
+            yield f"[{'.'.join(_text(part) for part in (*place, key))}]"
+            yield from _table(value, (*place, key))
+
+
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(key, item) for item in value)}]"
+    raise StoreError(f"setting {key!r} can't be written: {type(value).__name__} is not for TOML")
+
+
+def _text(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if is_bare else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string: JSON's escapes, and DEL, which JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

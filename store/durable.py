@@ -1,0 +1,129 @@
+"""The one way by which bytes reach the disk, other than LMDB's own.
+
+What these functions return from is on the disk, whole, whatever happens to the power next.
+Knows files and folders; leaves their content and their names to others.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from store import errors
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, replacing what was there: afterwards all of it is there, or nothing.
+
+    Raises StoreFull when there is no room, StorageFault when the disk failed.
+    """
+    make_folder_durably(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with _reported(path):
+        try:
+            _write_new(temporary, data)
+            temporary.rename(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def append_durably(path: Path, data: bytes) -> None:
+    """Add whole lines to the end of `path`.
+
+    A last line without an end is what a crash left of an append that nobody was told of: it is
+    cut off first. If this append fails, what it wrote is cut off again.
+    """
+    make_folder_durably(path.parent)
+    is_new = not path.exists()
+    with _reported(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _append(descriptor, data)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            _sync_folder(path.parent)
+
+
+def make_folder_durably(path: Path) -> None:
+    """Create `path` and any missing parents, each entry synced into the folder above it."""
+    if path.is_dir():
+        return
+    make_folder_durably(path.parent)
+    with _reported(path):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Rename a file or folder that is itself durable, within its file system."""
+    with _reported(target):
+        source.rename(target)
+        _sync_folder(source.parent)
+        _sync_folder(target.parent)
+
+
+def sync_folder_durably(path: Path) -> None:
+    """See to it that the names in `path`, made by others, survive a power loss."""
+    with _reported(path):
+        _sync_folder(path)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.from_os(path, error) from error
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    end = _end_of_last_whole_line(descriptor)
+    os.ftruncate(descriptor, end)
+    os.lseek(descriptor, end, os.SEEK_SET)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+
+
+def _end_of_last_whole_line(descriptor: int, block: int = 1 << 16) -> int:
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - block)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""What can go wrong with a store, one class for each thing a caller may want to tell apart.
+
+Knows how a fault is worded (object, cause, remedy) and its exit code; leaves printing to others.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+class StoreError(Exception):
+    """Base of everything the store raises on purpose."""
+
+    exit_code = 1
+
+
+class NoStore(StoreError):
+    """There is no store where one was looked for."""
+
+    exit_code = 10
+
+    def __init__(self, where: Path) -> None:
+        super().__init__(f"no store at {where}: create one with `cedit init`, or name it (--store)")
+        self.where = where
+
+
+class StoreLocked(StoreError):
+    """Another process is writing."""
+
+    exit_code = 11
+
+    def __init__(self, path: Path, pid: int | None, host: str | None, since: str | None) -> None:
+        holder = f"process {pid or 'unknown'} on {host or 'unknown host'}"
+        began = f" since {since}" if since else ""
+        super().__init__(
+            f"{path} is being written by {holder}{began}: wait for it to end, or stop it"
+        )
+        self.path, self.pid, self.host, self.since = path, pid, host, since
+
+
+class FormatVersionError(StoreError):
+    """The store was written in a format that this version does not read."""
+
+    exit_code = 12
+
+    def __init__(self, path: Path, found: object, supported: object) -> None:
+        super().__init__(
+            f"{path} says {found!r}; this cedit reads {supported!r}: use the version that wrote it"
+        )
+        self.path, self.found, self.supported = path, found, supported
+
+
+class IntegrityError(StoreError):
+    """Something on disk is not what was written."""
+
+    exit_code = 20
+
+    def __init__(self, object: str, problem: str) -> None:
+        super().__init__(f"{object}: {problem} (`cedit verify` checks the whole store)")
+        self.object, self.problem = object, problem
+
+
+class UnknownRevision(StoreError):
+    """No revision goes by this name."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, cause: str = "no revision goes by this name") -> None:
+        super().__init__(f"{name!r}: {cause} (`cedit log` lists the revisions)")
+        self.name = name
+
+
+class AmbiguousRevision(StoreError):
+    """Several revisions share this prefix."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, candidates: Sequence[str]) -> None:
+        listed = ", ".join(identity[:12] for identity in candidates)
+        super().__init__(f"{name!r} is the start of several revisions: {listed}; give more of it")
+        self.name, self.candidates = name, tuple(candidates)
+
+
+class StoreExists(StoreError):
+    """A new store cannot be made here."""
+
+    def __init__(self, path: Path, cause: str = "there is a store already") -> None:
+        super().__init__(f"{path}: {cause}; choose another folder")
+        self.path = path
+
+
+class StoreFull(StoreError):
+    """No room left for a write."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"no room to write {path} ({cause}): every revision acknowledged so far is unharmed; "
+            "free some space (or raise the quota or file limit) and open the store again"
+        )
+        self.path = path
+
+
+class StorageFault(StoreError):
+    """The disk failed a write; what it holds of that write is unknown."""
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(
+            f"writing {path} failed ({cause}): nothing of it was acknowledged; "
+            "check the disk, then open the store again"
+        )
+        self.path = path
+
+
+def from_os(path: Path, error: OSError) -> StoreError:
+    """The store's own error for an operating system's one."""
+    cause = error.strerror or str(error)
+    if error.errno in FULL:
+        return StoreFull(path, cause)
+    if error.errno in FORBIDDEN:
+        return StoreError(f"{path} can't be written: {cause}; check its owner and permissions")
+    return StorageFault(path, cause)

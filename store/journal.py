@@ -1,0 +1,299 @@
+"""The journal: LMDB tables of checksummed payloads, changed by one durable transaction at a time.
+
+Knows LMDB: its map that must grow, its errors, its ways with forks and damaged files.
+Leaves the meaning of keys and payloads to `history` and `store`. What is returned was checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+from store import datafile, errors
+from store.errors import IntegrityError, StorageFault, StoreError, StoreFull
+
+TABLES = ("revisions", "ids", "requests", "subjects", "ledger", "refs", "streams")
+LIB_VERSION = 0  # of the two formats that py-lmdb bundles, LMDB 0.9's
+MAP_SIZE_BYTES = 64 << 20
+MAP_SIZE_MAX_BYTES = 1 << 40
+ROOM_MIN_BYTES = 1 << 20
+_CHECKSUM_LENGTH = 16  # bytes of a SHA-256
+_CHUNK_LENGTH = 256  # entries read in one transaction, so that no reader is ever a long one
+_SEQ_LENGTH = 8  # bytes
+_TEXT_KEY_MAX = 500  # bytes; LMDB's own limit is 511
+_NUMBERED = frozenset({"revisions", "ledger"})
+
+
+class Put(NamedTuple):
+    """One change of a transaction; a payload of None deletes. What is put `once` never changes."""
+
+    table: str
+    key: bytes
+    payload: bytes | None
+    once: bool = False
+
+
+def seq_key(seq: int) -> bytes:
+    """Keys that sort as their numbers do."""
+    return seq.to_bytes(_SEQ_LENGTH, "big")
+
+
+def text_key(text: str) -> bytes:
+    """A key for any text; a long one is known by its digest."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) < _TEXT_KEY_MAX:
+        return b"=" + data
+    return b"#" + hashlib.sha256(data).hexdigest().encode("ascii")
+
+
+def label(table: str, key: bytes) -> str:
+    """How messages name an entry."""
+    if table in _NUMBERED:
+        return f"journal/{table}/{int.from_bytes(key, 'big')}"
+    if key[:1] in (b"=", b"#"):
+        return f"journal/{table}/{key[1:].decode('utf-8', 'replace')}"
+    return f"journal/{table}/{key.decode('ascii') if key.isalnum() else key.hex()}"
+
+
+class Journal:
+    """An LMDB environment that is open. Threads may share it; a forked child may not use it."""
+
+    def __init__(self, folder: Path, writable: bool, map_size_bytes: int = MAP_SIZE_BYTES) -> None:
+        self.folder = folder
+        self._writable = writable
+        self._map_size_bytes = map_size_bytes
+        self._pid = os.getpid()
+        self._turn = threading.RLock()  # the map may only grow while no transaction is open
+        self._snapshot: lmdb.Transaction | None = None
+        self._environment: lmdb.Environment | None = self._open()
+        try:
+            with self._read_faults():
+                self._tables = {name: self._table(name) for name in TABLES}
+        except BaseException:
+            self.close()
+            raise
+
+    # -- reading
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The payload under a key. Raises IntegrityError if it is not what was put."""
+        with self._reading() as transaction:
+            value = transaction.get(key, db=self._tables[table])
+        return None if value is None else unwrap(table, key, value)
+
+    def entries(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Keys and payloads in the order of the keys, from `start` on."""
+        for key, value in self.raw_entries(table, start):
+            yield key, unwrap(table, key, value)
+
+    def raw_entries(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """As `entries`, with the values as they stand on disk, unchecked."""
+        while chunk := self._chunk(table, start):
+            yield from chunk
+            start = chunk[-1][0] + b"\0"
+
+    def last_key(self, table: str) -> bytes | None:
+        """The largest key of a table."""
+        with self._reading() as transaction:
+            cursor = transaction.cursor(self._tables[table])
+            return cursor.key() if cursor.last() else None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Within it, this journal's reads all see the state of one moment; other threads wait."""
+        with self._reading() as self._snapshot:
+            try:
+                yield
+            finally:
+                self._snapshot = None
+
+    # -- writing
+
+    def write(self, changes: Sequence[Put]) -> None:
+        """Make all changes or none, durably. The map grows as it must.
+
+        Raises StoreFull or StorageFault; the journal has then closed itself, for only a new
+        environment is known to show what the disk holds.
+        """
+        with self._turn, self._write_faults():
+            while not self._try(changes):
+                self._grow()
+            self._fill()
+
+    def close(self) -> None:
+        """Let go of the environment. Closing again does nothing."""
+        with self._turn:
+            if self._environment is not None:
+                self._environment.close()
+                self._environment = None
+
+    # -- LMDB
+
+    def _open(self) -> lmdb.Environment:
+        data_file = self.folder / "data.mdb"
+        if data_file.exists() or not self._writable:
+            datafile.require_whole(data_file)
+        try:
+            return lmdb.open(
+                str(self.folder),
+                map_size=self._map_size_bytes,
+                max_dbs=len(TABLES),
+                readonly=not self._writable,
+                lock=self._writable or os.access(self.folder, os.W_OK),
+                lib_version=LIB_VERSION,
+            )
+        except lmdb.Error as error:
+            if "already open in this process" in str(error):
+                raise StoreError(
+                    f"{self.folder.parent} is already open in this process: use that Store, "
+                    "or close it first (a forked child too)"
+                ) from error
+            raise self._fault(error) from error
+
+    def _table(self, name: str) -> lmdb._Database:
+        try:
+            return self._live().open_db(name.encode("ascii"), create=self._writable)
+        except lmdb.NotFoundError as error:
+            raise IntegrityError(f"journal/{name}", "the table is missing") from error
+
+    def _live(self) -> lmdb.Environment:
+        if os.getpid() != self._pid:
+            raise StoreError(
+                f"{self.folder.parent} was opened by process {self._pid}, which this one forked "
+                "from: close it here and open it anew"
+            )
+        if self._environment is None:
+            raise StoreError(f"{self.folder.parent} is closed: open it again")
+        return self._environment
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        with self._turn, self._read_faults():
+            if self._snapshot is not None:
+                yield self._snapshot
+                return
+            with self._begin() as transaction:
+                yield transaction
+
+    def _begin(self, write: bool = False) -> lmdb.Transaction:
+        environment = self._live()
+        try:
+            return environment.begin(write=write)
+        except lmdb.MapResizedError:  # another process has grown the file
+            environment.set_mapsize(0)
+            return environment.begin(write=write)
+
+    def _chunk(self, table: str, start: bytes) -> list[tuple[bytes, bytes]]:
+        with self._reading() as transaction:
+            cursor = transaction.cursor(self._tables[table])
+            found = cursor.set_range(start) if start else cursor.first()
+            chunk = list(islice(cursor, _CHUNK_LENGTH)) if found else []
+        if chunk and chunk[-1][0] < start:  # a damaged tree could lead in circles
+            raise IntegrityError(datafile.LABEL, f"the keys of {table} are out of order")
+        return chunk
+
+    def _try(self, changes: Sequence[Put]) -> bool:
+        """Whether the changes were made; False means that the map was too small for them."""
+        try:
+            with self._begin(write=True) as transaction:
+                for change in changes:
+                    self._apply(transaction, change)
+            return True
+        except lmdb.MapFullError:
+            return False
+
+    def _apply(self, transaction: lmdb.Transaction, change: Put) -> None:
+        table = self._tables[change.table]
+        if change.payload is None:
+            transaction.delete(change.key, db=table)
+            return
+        value = wrap(change.table, change.key, change.payload)
+        if not transaction.put(change.key, value, overwrite=not change.once, db=table):
+            raise IntegrityError(label(change.table, change.key), "is there already")
+
+    def _grow(self) -> None:
+        environment = self._live()
+        size = 2 * environment.info()["map_size"]
+        if size > MAP_SIZE_MAX_BYTES:
+            raise StoreFull(self.folder, "the journal is at its largest size")
+        environment.set_mapsize(size)
+
+    def _fill(self) -> None:
+        """Lengthen the file to what its meta page says.
+
+        LMDB leaves out pages at the end that it took and gave back within one transaction. They
+        are never read, but a file without them looks like one that was cut off.
+        """
+        info = self._live().info()
+        length = (info["last_pgno"] + 1) * self._live().stat()["psize"]
+        data_file = self.folder / "data.mdb"
+        if data_file.stat().st_size < length:
+            os.truncate(data_file, length)
+
+    # -- faults
+
+    @contextmanager
+    def _read_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            raise self._fault(error) from error
+
+    @contextmanager
+    def _write_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            fault = self._fault(error)
+            self.close()
+            raise fault from error
+
+    def _fault(self, error: lmdb.Error | OSError) -> StoreError:
+        code = error.errno if isinstance(error, OSError) else error.code
+        if code in errors.FULL or (code == errno.EIO and self._is_out_of_room()):
+            return StoreFull(self.folder, str(error))
+        if isinstance(error, OSError | lmdb.DiskError | lmdb.PanicError) or code == errno.EIO:
+            return StorageFault(self.folder, str(error))
+        if code in errors.FORBIDDEN or isinstance(error, lmdb.ReadonlyError | lmdb.LockError):
+            return StoreError(f"{self.folder} can't be opened: {error}; check its permissions")
+        if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
+            return StoreError(f"{self.folder} can't be mapped: {error}; raise the memory limit")
+        if isinstance(error, lmdb.ReadersFullError):
+            return StoreError(f"{self.folder} has too many readers: {error}; close some")
+        return IntegrityError(datafile.LABEL, str(error))
+
+    def _is_out_of_room(self) -> bool:
+        """Whether a failed write met a full disk or a file limit: LMDB calls a short write EIO."""
+        disk = os.statvfs(self.folder)
+        file_max, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        length = (self.folder / "data.mdb").stat().st_size
+        is_at_limit = file_max != resource.RLIM_INFINITY and length + ROOM_MIN_BYTES > file_max
+        return disk.f_bavail * disk.f_frsize < ROOM_MIN_BYTES or is_at_limit
+
+
+def wrap(table: str, key: bytes, payload: bytes) -> bytes:
+    """The value on disk: a checksum over place and payload, then the payload."""
+    return _checksum(table, key, payload) + payload
+
+
+def unwrap(table: str, key: bytes, value: bytes) -> bytes:
+    """The payload of a value. Raises IntegrityError naming the entry."""
+    checksum, payload = value[:_CHECKSUM_LENGTH], value[_CHECKSUM_LENGTH:]
+    if checksum != _checksum(table, key, payload):
+        raise IntegrityError(label(table, key), "its bytes are not those that were written")
+    return payload
+
+
+def _checksum(table: str, key: bytes, payload: bytes) -> bytes:
+    place = b"%s\0%d\0%s" % (table.encode("ascii"), len(key), key)
+    return hashlib.sha256(place + payload).digest()[:_CHECKSUM_LENGTH]

@@ -1,0 +1,131 @@
+"""What a revision is, what is asked for when a new one is made, and how revisions are named.
+
+Knows the shape of the record and the grammar of names; leaves looking them up to `history`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from store import canonical
+from store.blobs import BlobRef
+from store.errors import StoreError, UnknownRevision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Record = dict[str, Any]  # a JSON object
+
+STEPS_BACK_MAX = 10**9
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STEP_BACK = re.compile(r"~([0-9]{0,9})")
+_STEPS_BACK = re.compile(r"(~[0-9]{0,9})*")
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One entry of the history. Its id is the digest of all the rest."""
+
+    id: str
+    seq: int
+    previous: str | None  # the entry with seq - 1: the chain that makes a changed past show
+    parent: str | None  # the revision whose state this one builds on
+    operation: str
+    patch: BlobRef | None
+    fingerprint: str
+    body: Record = field(compare=False, repr=False)
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> Revision:
+        """Read a journal payload. Raises ValueError if it is not a revision's record."""
+        record = canonical.loads(payload)
+        try:
+            patch = record["patch"]
+            return cls(
+                id=canonical.digest(payload),
+                seq=record["seq"],
+                previous=record["previous"],
+                parent=record["parent"],
+                operation=record["operation"],
+                patch=None if patch is None else BlobRef(patch["sha256"], patch["length"]),
+                fingerprint=record["fingerprint"],
+                body=record["body"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the record of a revision ({error})") from error
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A revision to be: everything that `Store.commit` makes durable in one piece.
+
+    `requests` maps request ids to records, `subjects` maps some of these ids to the key of the
+    subject they are about, `streams` maps stream names to their new state (None forgets one).
+    `head` is the id of the revision that head moves to; None means the new one.
+    """
+
+    operation: str
+    parent: str | None  # None for base only
+    fingerprint: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] | None = None
+    patch_meta: Mapping[str, Any] = field(default_factory=dict)
+    requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    streams: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    head: str | None = None
+
+
+class Name(NamedTuple):
+    """A parsed name: where to start and how many parents to go back."""
+
+    stem: str
+    back: int
+
+
+def payload_of(draft: Draft, seq: int, previous: str | None, patch: BlobRef | None) -> bytes:
+    """The bytes that stand in the journal for a revision, and that its id is the digest of."""
+    return canonical.dumps(
+        {
+            "seq": seq,
+            "previous": previous,
+            "parent": draft.parent,
+            "operation": draft.operation,
+            "patch": None if patch is None else {"sha256": patch.sha256, "length": patch.length},
+            "fingerprint": draft.fingerprint,
+            "body": dict(draft.body),
+        }
+    )
+
+
+def parse_name(text: str) -> Name:
+    """`head~3` is Name("head", 3); each `~` counts, alone for one, and they add up."""
+    stem, tilde, rest = text.strip().partition("~")
+    steps = tilde + rest
+    if not stem or not _STEPS_BACK.fullmatch(steps):
+        raise UnknownRevision(text, "not a name such as head, head~2, base, @7, a tag or an id")
+    back = sum(int(count or "1") for count in _STEP_BACK.findall(steps))
+    return Name(stem, min(back, STEPS_BACK_MAX))
+
+
+def parse_range(text: str) -> tuple[str, str]:
+    """`A..B` is (A, B); a missing A is base, a missing B is head. Raises UnknownRevision."""
+    older, dots, newer = text.partition("..")
+    if not dots:
+        raise UnknownRevision(text, "not a range such as A..B")
+    return older or "base", newer or "head"
+
+
+def require_tag(tag: str) -> str:
+    """Pass a well-formed tag on. Raises StoreError for one that could be taken for another name."""
+    if not _TAG.fullmatch(tag) or ".." in tag or tag.endswith("."):
+        raise StoreError(
+            f"{tag!r} can't be a tag: use up to 64 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit, without '..'"
+        )
+    if tag.lower() in ("head", "base"):
+        raise StoreError(f"{tag!r} can't be a tag: the name is taken")
+    return tag

@@ -1,0 +1,289 @@
+"""The store: one durable, append-only history of revisions, and the only face others import.
+
+Knows the folder's layout and the order of writes that survives a crash (blob, then one journal
+transaction, then the answer). Leaves the meaning of records and tensors to its callers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from store import canonical, config, durable
+from store.blobs import Blobs
+from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
+from store.history import TAG_PREFIX, History, point
+from store.journal import MAP_SIZE_BYTES, Journal, Put, seq_key
+from store.lock import WriterLock
+from store.quarantine import Quarantine
+from store.revisions import Draft, Record, Revision, payload_of, require_tag
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER_NAME = ".cedit"
+ENVIRONMENT_VARIABLE = "CEDIT_STORE"
+_UNFINISHED_JOURNAL = f"{durable.TEMPORARY_PREFIX}journal"
+_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", "quarantine.jsonl"})
+
+
+class Store:
+    """A store that is open: for reading by any number of processes, for writing by one.
+
+    Use it as a context manager. After StoreFull or StorageFault it has closed itself.
+    After a fork, the child opens its own.
+    """
+
+    def __init__(self, path: Path, writable: bool, map_size_bytes: int = MAP_SIZE_BYTES) -> None:
+        self.path = path
+        self.writable = writable
+        self.settings: dict[str, Any] = config.read(path)
+        self.blobs = Blobs(path / "patches")
+        self._lock = WriterLock.acquire(path / "lock") if writable else None
+        try:
+            self.journal = Journal(path / "journal", writable, map_size_bytes)
+        except BaseException:
+            self._release()
+            raise
+        self.history = History(self.journal)
+        self._quarantine = Quarantine(path / "quarantine.jsonl")
+
+    # -- opening and closing
+
+    @classmethod
+    def init(
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        base_body: Mapping[str, Any],
+        fingerprint: str,
+    ) -> Store:
+        """Make a store with its base revision and open it for writing.
+
+        What an earlier `init` left when it was interrupted is made anew: cedit.toml is written
+        last, and without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
+        """
+        path = Path(path).absolute()
+        _require_vacant(path)
+        durable.make_folder_durably(path)
+        lock = WriterLock.acquire(path / "lock")
+        try:
+            _require_vacant(path)
+            _build_journal(path, base_body, fingerprint)
+            for folder in ("patches", "snapshots", "cache"):
+                durable.make_folder_durably(path / folder)
+            config.write(path, settings)
+        finally:
+            lock.release()
+        return cls.open(path, writable=True)
+
+    @classmethod
+    def open(cls, path: Path, writable: bool = False) -> Store:
+        """Open a store. Raises NoStore, StoreLocked, FormatVersionError, IntegrityError."""
+        return cls(Path(path).absolute(), writable)
+
+    @staticmethod
+    def find(start: Path | None = None, explicit: str | None = None) -> Path:
+        """Where the store is: as said, as CEDIT_STORE says, or the nearest `.cedit` upward."""
+        said = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
+        here = (start or Path.cwd()).absolute()
+        if said:
+            candidates = [here / Path(said).expanduser()]
+        else:
+            candidates = [folder / FOLDER_NAME for folder in (here, *here.parents)]
+        for candidate in candidates:
+            if config.exists(candidate):
+                return candidate
+        raise NoStore(candidates[0])
+
+    def close(self) -> None:
+        """Let go of the files and the lock. Closing again does nothing."""
+        self.journal.close()
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- reading
+
+    @property
+    def cache(self) -> Path:
+        """A folder for what can be made again; it may be missing, and emptied at any time."""
+        return self.path / "cache"
+
+    @property
+    def length(self) -> int:
+        """How many entries the journal has, base included."""
+        return self.history.length
+
+    @property
+    def head(self) -> Revision:
+        """The revision that the model stands at now."""
+        return self.history.head
+
+    @property
+    def base(self) -> Revision:
+        """The first revision: the model before any edit."""
+        return self.history.at(0)
+
+    def revision(self, name: str | Revision) -> Revision:
+        """By name: head, base, head~2, @7, a tag, an id or its unique start (4 digits or more).
+
+        Raises UnknownRevision, AmbiguousRevision.
+        """
+        return self.history.resolve(name)
+
+    def revisions(self, first_seq: int = 0) -> Iterator[Revision]:
+        """All entries in the order in which they were made, rolled back ones included."""
+        return self.history.entries(first_seq)
+
+    def lineage(self, revision: str | Revision) -> list[Revision]:
+        """base … revision along the parents, oldest first."""
+        return self.history.lineage(self.history.resolve(revision))
+
+    def between(self, older: str | Revision, newer: str | Revision) -> list[Revision]:
+        """The ancestors of `newer`, itself included, that are not ancestors of `older`."""
+        return self.history.between(self.history.resolve(older), self.history.resolve(newer))
+
+    def tensors(self, revision: str | Revision) -> tuple[dict[str, Tensor], Record] | None:
+        """The revision's patch and its meta, or None if it has none. Raises IntegrityError."""
+        patch = self.history.resolve(revision).patch
+        return None if patch is None else self.blobs.get(patch)
+
+    def request(self, identity: str) -> Record:
+        """The record of a request. Raises StoreError if there is none."""
+        entry = self.history.request(identity)
+        if entry is None:
+            raise StoreError(f"no request {identity!r} in {self.path}: see `cedit log`")
+        return dict(entry["record"])
+
+    def requests_about(self, key: str) -> list[str]:
+        """Ids of the requests about a subject, in the order in which they were made."""
+        return self.history.requests_about(key)
+
+    def ledger(self, seq: int) -> Record | None:
+        """The ledger's record for the revision with this sequence number."""
+        return self.history.ledger(seq)
+
+    def stream(self, name: str) -> Record | None:
+        """The state of a stream as of the last commit that set it."""
+        return self.history.stream(name)
+
+    def streams(self) -> dict[str, Record]:
+        """The states of all streams by name."""
+        return self.history.streams()
+
+    def tags(self) -> dict[str, str]:
+        """Revision ids by tag."""
+        return self.history.tags()
+
+    def quarantined(self) -> Iterator[Record]:
+        """What was put in quarantine, oldest first."""
+        return self._quarantine.records()
+
+    # -- writing
+
+    def commit(self, draft: Draft) -> Revision:
+        """Append a revision, durably and all at once, and move head. When this returns, it is done.
+
+        Raises StoreError for a draft that does not fit the history, StoreFull, StorageFault.
+        """
+        with self._writing():
+            self.history.require_fitting(draft)
+            seq = self.length
+            previous = self.history.at(seq - 1).id
+            patch = None
+            if draft.tensors is not None:
+                patch = self.blobs.put(draft.tensors, draft.patch_meta)
+            payload = payload_of(draft, seq, previous, patch)
+            revision = Revision.from_payload(payload)
+            self.journal.write(self.history.changes(draft, revision, payload))
+            return revision
+
+    def record_ledger(self, seq: int, record: Mapping[str, Any]) -> None:
+        """Set the ledger's record for a revision that exists; a later record replaces it."""
+        with self._writing():
+            if not 0 <= seq < self.length:
+                raise StoreError(f"no revision @{seq} to keep a ledger for")
+            self.journal.write([Put("ledger", seq_key(seq), canonical.dumps(dict(record)))])
+
+    def tag(self, name: str, revision: str | Revision) -> None:
+        """Give a revision a name; a tag that exists moves. Raises StoreError, UnknownRevision."""
+        with self._writing():
+            identity = self.history.resolve(revision).id
+            self.journal.write([point(TAG_PREFIX + require_tag(name), identity)])
+
+    def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Set records aside, those with a (stream, position) already there excepted."""
+        with self._writing():
+            self._quarantine.add(records)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self.writable:
+            raise StoreError(f"{self.path} is open for reading only: open it writable")
+        try:
+            yield
+        except (StoreFull, StorageFault):
+            self.close()
+            raise
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _require_vacant(path: Path) -> None:
+    """Raise StoreExists unless a store may be made here: in no folder, an empty one, leftovers."""
+    if path.exists() and not path.is_dir():
+        raise StoreExists(path, "is a file")
+    if config.exists(path):
+        raise StoreExists(path)
+    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    for name in names:
+        if name not in _OWN_NAMES and not name.startswith(durable.TEMPORARY_PREFIX):
+            raise StoreExists(path, f"the folder holds {name!r}")
+
+
+def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -> None:
+    """Make a journal with base and head. It is built aside: `journal` is whole or not there."""
+    aside, folder = path / _UNFINISHED_JOURNAL, path / "journal"
+    _discard_leftover(path, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    durable.make_folder_durably(aside)
+    journal = Journal(aside, writable=True)
+    try:
+        draft = Draft("base", None, fingerprint, base_body)
+        payload = payload_of(draft, seq=0, previous=None, patch=None)
+        base = Revision.from_payload(payload)
+        journal.write(History(journal).changes(draft, base, payload))
+    finally:
+        journal.close()
+    durable.move_durably(aside, folder)
+
+
+def _discard_leftover(path: Path, folder: Path) -> None:
+    """Remove what an interrupted `init` left, but never a history that has lost its cedit.toml."""
+    if not folder.exists():
+        return
+    journal = Journal(folder, writable=False)
+    try:
+        length = History(journal).length
+    finally:
+        journal.close()
+    if length > 1:
+        raise StoreExists(path, f"cedit.toml is missing beside a history of {length} revisions")
+    shutil.rmtree(folder)

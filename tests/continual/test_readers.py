@@ -1,0 +1,462 @@
+"""Readers: every format ends in the same request, and says what it cannot read."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from continual.errors import RequestError
+from continual.readers import FORMATS, pararel, read_record
+from continual.requests import Probe, Request
+from continual.streams import open_stream
+
+DATA = Path(os.environ.get("CEDIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+CAPITAL = "The capital of Australia is"
+REPHRASE = "Australia's capital is"
+LOCALITY = Probe(prompt="The capital of Japan is", answer="Tokyo", name="neighborhood")
+HOP = Probe(prompt="Parliament of Australia sits in", answer="Canberra", name="one_hop")
+
+SAMPLES: dict[str, dict[str, object]] = {
+    "plain": {
+        "prompt": CAPITAL,
+        "target_new": "Canberra",
+        "rephrases": [REPHRASE],
+        "held_out_rephrases": ["In Australia the capital is"],
+        "locality": [{"prompt": "The capital of Japan is", "answer": "Tokyo"}],
+    },
+    "easyedit": {
+        "prompt": CAPITAL,
+        "target_new": "Canberra",
+        "ground_truth": "Sydney",
+        "subject": "Australia",
+        "rephrase_prompt": REPHRASE,
+        "locality": {"neighborhood": {"prompt": LOCALITY.prompt, "ground_truth": "Tokyo"}},
+        "portability": {"one_hop": {"prompt": [HOP.prompt], "ground_truth": ["Canberra"]}},
+    },
+    "easyedit_counterfact": {
+        "case_id": 7,
+        "prompt": CAPITAL,
+        "target_new": "Canberra",
+        "subject": "Australia",
+        "ground_truth": "Sydney",
+        "rephrase_prompt": REPHRASE,
+        "locality_prompt": LOCALITY.prompt,
+        "locality_ground_truth": "Tokyo",
+    },
+    "counterfact": {
+        "case_id": 7,
+        "requested_rewrite": {
+            "prompt": "The capital of {} is",
+            "relation_id": "P36",
+            "target_new": {"str": "Canberra", "id": "Q3114"},
+            "target_true": {"str": "Sydney", "id": "Q3130"},
+            "subject": "Australia",
+        },
+        "paraphrase_prompts": [REPHRASE],
+        "neighborhood_prompts": ["The capital of New South Wales is"],
+        "attribute_prompts": ["The capital of the Capital Territory is"],
+        "generation_prompts": ["Australia is"],
+    },
+    "mquake": {
+        "case_id": 7,
+        "requested_rewrite": [
+            {
+                "prompt": "{} is a citizen of",
+                "relation_id": "P27",
+                "target_new": {"str": "Australia"},
+                "target_true": {"str": "Austria"},
+                "subject": "Ada",
+                "question": "Of which country is Ada a citizen?",
+            },
+            {
+                "prompt": "The capital of {} is",
+                "relation_id": "P36",
+                "target_new": {"str": "Canberra"},
+                "target_true": {"str": "Sydney"},
+                "subject": "Australia",
+                "question": "What is the capital of Australia?",
+            },
+        ],
+        "questions": ["What is the capital of Ada's country?"],
+        "answer": "Vienna",
+        "new_answer": "Canberra",
+        "new_answer_alias": [],
+    },
+    "zsre_mend": {
+        "subject": "Australia",
+        "src": "What is the capital of Australia?",
+        "pred": "Perth",
+        "rephrase": "Which city is Australia's capital?",
+        "alt": "Canberra",
+        "answers": ["Sydney"],
+        "loc": "nq question: who sang it",
+        "loc_ans": "Ella",
+        "cond": "Perth >> Canberra || What is the capital of Australia?",
+    },
+    "knowedit": {
+        "subject": "Australia",
+        "prompt": CAPITAL,
+        "target_new": "Canberra",
+        "ground_truth": ["Sydney"],
+        "rephrase_prompt": REPHRASE,
+        "portability": {"one_hop": [{"prompt": HOP.prompt, "ground_truth": [["Canberra", "ACT"]]}]},
+        "locality": {"neighborhood": [{"prompt": LOCALITY.prompt, "ground_truth": ["Tokyo"]}]},
+    },
+    "wikibigedit": {
+        "subject": "Australia",
+        "update": "What is the capital of Australia?",
+        "rephrase": "Which city is Australia's capital?",
+        "personas": "Mate, what's the capital?",
+        "ans": "Canberra",
+        "loc": "What is the capital of Japan?",
+        "loc_ans": "Tokyo",
+        "mhop": None,
+        "mhop_ans": None,
+    },
+    "tpatcher": {
+        "id": "x1",
+        "input": "What is the capital of Australia?",
+        "output": [{"provenance": []}, {"answer": "Canberra"}, {"answer": "ACT"}],
+        "rephrases": ["Which city is Australia's capital?"],
+    },
+    "fever": {"id": 7, "claim": "Canberra is a capital.", "label": "SUPPORTS", "evidence": [[]]},
+    "known": {
+        "known_id": 7,
+        "subject": "Australia",
+        "attribute": "Canberra",
+        "template": "The capital of {} is",
+        "prediction": " the city of Canberra",
+        "prompt": "The capital of Australia is the city of",
+        "relation_id": "P36",
+    },
+    "mmedit": {
+        "src": "How many balls are there?",
+        "pred": "no",
+        "rephrase": "What is the number of balls?",
+        "alt": "2",
+        "image": "balls.jpg",
+        "image_rephrase": "more_balls.jpg",
+        "loc": "nq question: who sang it",
+        "loc_ans": "Ella",
+        "m_loc": "cups.jpg",
+        "m_loc_q": "How many cups?",
+        "m_loc_a": "3",
+    },
+    "pararel": {"sub_label": "Australia", "obj_label": "Canberra", "uuid": "u"},
+}
+EDITS = {name: sample for name, sample in SAMPLES.items() if name != "pararel"}
+
+
+def read_one(name: str, **changes: object) -> Request:
+    (request,) = read_record(SAMPLES[name] | changes)
+    return request
+
+
+def without(name: str, *keys: str) -> dict[str, object]:
+    return {key: value for key, value in SAMPLES[name].items() if key not in keys}
+
+
+def test_every_format_has_a_sample_here():
+    assert {format_.NAME for format_ in FORMATS} == SAMPLES.keys()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_record_is_read_by_its_own_format(name):
+    recognised = [format_.NAME for format_ in FORMATS if format_.recognises(SAMPLES[name])]
+    assert recognised[0] == name
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_reading_leaves_the_record_as_it_was(name):
+    before = json.dumps(SAMPLES[name])
+    read_record(SAMPLES[name])
+    assert json.dumps(SAMPLES[name]) == before
+
+
+@pytest.mark.parametrize("name", EDITS.keys() - {"plain"})
+def test_paraphrases_of_evaluation_sets_are_never_learned_from(name):
+    assert all(request.rephrases == () for request in read_record(SAMPLES[name]))
+
+
+def test_plain_keeps_the_two_kinds_of_rephrases_apart():
+    request = read_one("plain")
+    assert request.rephrases == (REPHRASE,)
+    assert request.held_out_rephrases == ("In Australia the capital is",)
+
+
+@pytest.mark.parametrize("name", ["easyedit", "knowedit"])
+def test_named_groups_become_named_probes(name):
+    request = read_one(name)
+    assert request.prompt == CAPITAL
+    assert (request.target_new, request.target_old) == ("Canberra", "Sydney")
+    assert request.held_out_rephrases == (REPHRASE,)
+    assert request.locality == (LOCALITY,)
+    assert request.portability == (HOP,)
+
+
+def test_wikibio_has_other_names_for_the_same_keys():
+    record = {"concept": "Ada", "text": "Ada was", "labels": "a poet.", "locality": {}}
+    assert read_record(record) == [Request(prompt="Ada was", target_new="a poet.", subject="Ada")]
+
+
+def test_flat_counterfact_has_one_rephrase_and_one_locality_probe():
+    request = read_one("easyedit_counterfact")
+    assert request.held_out_rephrases == (REPHRASE,)
+    assert [(probe.prompt, probe.answer) for probe in request.locality] == [
+        ("The capital of Japan is", "Tokyo")
+    ]
+    assert request.case == "7"
+
+
+def test_the_rephrase_out_of_distribution_is_held_out():
+    request = read_one("easyedit_counterfact", ood_rephrase="Elsewhere")
+    assert request.held_out_rephrases == (REPHRASE, "Elsewhere")
+
+
+def test_counterfact_fills_the_subject_into_the_prompt():
+    request = read_one("counterfact")
+    assert request.prompt == CAPITAL
+    assert (request.subject, request.relation) == ("Australia", "P36")
+    assert (request.target_new, request.target_old) == ("Canberra", "Sydney")
+
+
+def test_the_neighbourhood_keeps_the_old_target():
+    (probe,) = read_one("counterfact").locality
+    assert probe == Probe(
+        prompt="The capital of New South Wales is", answer="Sydney", name="neighborhood"
+    )
+
+
+@pytest.mark.parametrize("template", ["The capital is", "{} and {}"])
+def test_a_template_takes_its_subject_in_one_place(template):
+    rewrite = SAMPLES["counterfact"]["requested_rewrite"] | {"prompt": template}
+    with pytest.raises(RequestError, match=r"counterfact: 'prompt' has . slots"):
+        read_one("counterfact", requested_rewrite=rewrite)
+
+
+def test_a_subject_with_braces_is_taken_as_it_is():
+    rewrite = SAMPLES["counterfact"]["requested_rewrite"] | {"subject": "{0} {x} {}"}
+    request = read_one("counterfact", requested_rewrite=rewrite)
+    assert request.prompt == "The capital of {0} {x} {} is"
+
+
+def test_mquake_gives_one_request_for_each_rewrite():
+    first, last = read_record(SAMPLES["mquake"])
+    assert (first.prompt, first.target_new) == ("Ada is a citizen of", "Australia")
+    assert last.held_out_rephrases == ("What is the capital of Australia?",)
+    assert first.case == last.case == "7"
+
+
+def test_multi_hop_questions_wait_for_the_last_rewrite():
+    first, last = read_record(SAMPLES["mquake"])
+    assert first.portability == ()
+    assert [probe.answer for probe in last.portability] == ["Canberra"]
+
+
+def test_the_alternative_answer_of_zsre_is_the_new_target():
+    request = read_one("zsre_mend")
+    assert (request.target_new, request.target_old) == ("Canberra", "Sydney")
+
+
+def test_without_an_alternative_the_true_answer_replaces_the_prediction():
+    (request,) = read_record(without("zsre_mend", "alt"))
+    assert (request.target_new, request.target_old) == ("Sydney", "Perth")
+
+
+def test_an_empty_alternative_is_not_guessed():
+    with pytest.raises(RequestError, match="zsre_mend: 'alt' is empty"):
+        read_one("zsre_mend", alt="")
+
+
+@pytest.mark.parametrize("name", ["zsre_mend", "mmedit"])
+def test_locality_questions_lose_the_prefix_of_their_source(name):
+    assert read_one(name).locality == (Probe(prompt="who sang it", answer="Ella", name="loc"),)
+
+
+def test_zsre_portability_is_its_new_question():
+    recalled = {"Recalled Relation": "(a, b, c)", "New Question": "Where?", "New Answer": "There"}
+    (probe,) = read_one("zsre_mend", portability=recalled).portability
+    assert (probe.prompt, probe.answer) == ("Where?", "There")
+
+
+def test_wikibigedit_reads_every_wording_and_the_hop_where_there_is_one():
+    request = read_one("wikibigedit")
+    assert len(request.held_out_rephrases) == 2
+    assert request.portability == ()
+    assert read_one("wikibigedit", mhop="Who?", mhop_ans="Ada").portability[0].answer == "Ada"
+
+
+def test_the_first_output_with_an_answer_is_the_target():
+    assert read_one("tpatcher").target_new == "Canberra"
+    with pytest.raises(RequestError, match="'output' has no entry with an 'answer'"):
+        read_one("tpatcher", output=[{}])
+
+
+def test_a_claim_is_answered_by_its_label():
+    request = read_one("fever", label="REFUTES")
+    assert (request.prompt, request.target_new) == ("Canberra is a capital.", "REFUTES")
+
+
+def test_a_label_outside_the_two_classes_is_refused():
+    with pytest.raises(RequestError, match="'NOT ENOUGH INFO' is not one of the two classes"):
+        read_one("fever", label="NOT ENOUGH INFO")
+
+
+def test_a_known_fact_is_asked_as_it_was_answered():
+    request = read_one("known")
+    assert request.prompt == "The capital of Australia is the city of"
+    assert (request.target_new, request.relation) == ("Canberra", "P36")
+
+
+def test_a_fact_without_a_prompt_says_what_to_do():
+    with pytest.raises(RequestError, match=r"continual\.readers\.pararel\.join"):
+        read_record(SAMPLES["pararel"])
+
+
+def test_a_fact_is_asked_by_the_patterns_that_end_in_its_object():
+    patterns = [
+        "The capital of [X] is [Y] .",
+        "[Y] is the capital of [X].",
+        "[X]'s capital is [Y].",
+    ]
+    request = pararel.join(SAMPLES["pararel"], patterns, "P36")
+    assert request.prompt == CAPITAL
+    assert request.held_out_rephrases == (REPHRASE,)
+    assert (request.subject, request.relation) == ("Australia", "P36")
+
+
+def test_a_relation_without_such_a_pattern_is_refused():
+    with pytest.raises(RequestError, match="no pattern of the relation 'P36'"):
+        pararel.join(SAMPLES["pararel"], ["[Y] is the capital of [X]."], "P36")
+
+
+def test_a_probe_without_an_answer_measures_nothing_and_is_left_out():
+    assert read_one("easyedit_counterfact", locality_ground_truth=" ").locality == ()
+
+
+def test_an_answer_without_a_prompt_is_refused():
+    with pytest.raises(RequestError, match="'loc' has an answer without a prompt"):
+        read_one("zsre_mend", loc=None)
+
+
+def test_prompts_and_answers_of_a_group_must_pair_up():
+    group = {"neighborhood": {"prompt": ["a", "b"], "ground_truth": ["c"]}}
+    with pytest.raises(RequestError, match=r"'locality\.neighborhood': expected one ground_truth"):
+        read_one("easyedit", locality=group)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in ("easyedit", "knowedit") for key in EDITS[name]]
+)
+def test_a_value_of_the_wrong_type_is_named(name, key):
+    with pytest.raises(RequestError, match=f"{key}.*expected .*, found a number|is not a key"):
+        read_one(name, **{key: 3})
+
+
+@pytest.mark.parametrize("name", ["easyedit", "easyedit_counterfact", "knowedit"])
+def test_keys_of_two_formats_in_one_record_are_not_passed_over(name):
+    with pytest.raises(RequestError, match=r"plain: .* is not a key of cedit's own format"):
+        read_one(name, rephrases=["a"], rephrase_prompt="b", locality=None, portability=None)
+
+
+def test_an_unknown_record_is_told_its_keys_and_the_formats():
+    with pytest.raises(RequestError) as caught:
+        read_record({"question": "Who?", "answer": "Ada"})
+    assert "'answer', 'question'" in caught.value.reason
+    assert all(format_.NAME in caught.value.reason for format_ in FORMATS)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["prompt", "ground_truth", "str", "x"]), inner, max_size=2
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_any_value_anywhere_gives_requests_or_a_reason(name, data):
+    key = data.draw(st.sampled_from(sorted(SAMPLES[name])))
+    try:
+        assert read_record(SAMPLES[name] | {key: data.draw(values)})
+    except RequestError as error:
+        assert error.reason.isprintable()
+
+
+def outcomes(path: str) -> tuple[int, int, Counter[str]]:
+    """How many records and requests a real file has, and why records were refused."""
+    if not (DATA / path).exists():
+        pytest.skip(f"{path} is not there")
+    items = list(open_stream(str(DATA / path)))
+    reasons = Counter(item.reason for item in items if item.reason is not None)
+    return len(items), sum(len(item.requests) for item in items), reasons
+
+
+@pytest.mark.parametrize(
+    ("path", "records", "requests"),
+    [
+        ("counterfact/counterfact-train.json", 10_000, 10_000),
+        ("counterfact/counterfact-val.json", 1_919, 1_919),
+        ("counterfact/counterfact-full-format.json", 562, 562),
+        ("zsre/zsre_eval_portability.json", 500, 500),
+        ("zsre/knowedit_zsre.json", 652, 652),
+        ("mquake/MQuAKE-CF-1.5k.json", 1_500, 2_471),
+        ("hallucination/hallucination-train.json", 306, 306),
+        ("temporal/temporal-train.json", 75, 75),
+        ("known/known_1000.json", 1_209, 1_209),
+        ("mmedit/caption_eval_sample.json", 200, 200),
+        ("mmedit/vqa_eval_sample.json", 200, 200),
+    ],
+)
+def test_a_public_file_is_read_whole(path, records, requests):
+    assert outcomes(path) == (records, requests, Counter())
+
+
+def test_fever_gives_its_two_classes_and_refuses_the_third():
+    records, requests, reasons = outcomes("fever/paper_dev.jsonl")
+    assert (records, requests) == (9_999, 6_666)
+    ((reason, count),) = reasons.items()
+    assert "'NOT ENOUGH INFO' is not one of the two classes" in reason
+    assert count == 3_333
+
+
+def test_two_zsre_records_have_no_new_target():
+    assert outcomes("zsre/zsre_mend_train_1k.json") == (
+        1_000,
+        998,
+        Counter({"zsre_mend: 'alt' is empty": 2}),
+    )
+
+
+def test_every_pararel_relation_with_patterns_can_be_asked():
+    folder = DATA / "pararel"
+    if not folder.exists():
+        pytest.skip("pararel is not there")
+    asked = 0
+    for patterns_file in sorted((folder / "graphs_json").glob("P*.jsonl")):
+        patterns = [json.loads(line)["pattern"] for line in patterns_file.open(encoding="utf-8")]
+        for line in (folder / "trex_lms_vocab" / patterns_file.name).open(encoding="utf-8"):
+            request = pararel.join(json.loads(line), patterns, patterns_file.stem)
+            assert request.subject in request.prompt
+            assert "[" not in request.prompt.replace(request.subject, "")
+            asked += 1
+    assert asked == 27_610
+
+
+def test_the_locality_of_real_counterfact_keeps_the_old_target():
+    path = DATA / "counterfact" / "counterfact-full-format.json"
+    if not path.exists():
+        pytest.skip("counterfact is not there")
+    for item in open_stream(str(path)):
+        (request,) = item.requests
+        assert request.subject in request.prompt
+        assert {probe.answer for probe in request.locality} == {request.target_old}
