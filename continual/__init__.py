@@ -1,9 +1,9 @@
 """cedit: a continual editing engine for language models.
 
-    import continual
-    with continual.open("corrections/") as editor:
-        editor.apply([{"prompt": "The capital of Australia is", "target_new": "Canberra"}])
-        model, tokenizer = editor.model, editor.tokenizer
+import continual
+with continual.open("corrections/") as editor:
+    editor.apply([{"prompt": "The capital of Australia is", "target_new": "Canberra"}])
+    model, tokenizer = editor.model, editor.tokenizer
 """
 
 from __future__ import annotations

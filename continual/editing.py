@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from continual import retention
-from continual.editors import Edit, Editor, Surroundings
+from continual.editors import Editor, Surroundings
 from continual.errors import EditError
 from continual.patches import Patch
 from continual.planning import PlannedEdit
@@ -28,13 +28,16 @@ class _Progress:
     """Where the edits of a step are. The patches proved so far are on the model."""
 
     pending: dict[str, PlannedEdit]
+    applied: list[PlannedEdit] = field(default_factory=list)
     parts: list[Patch] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def accept(self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]) -> None:
+    def accept(
+        self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]
+    ) -> None:
         """Record that an edit is applied."""
-        del self.pending[edit.id]
+        self.applied.append(self.pending.pop(edit.id))
         self.outcomes[edit.id] = Outcome(
             edit.id,
             retention.APPLIED,
@@ -57,9 +60,7 @@ class Edited:
 class Workshop:
     """Runs edits through a chain of editors, on the model at head."""
 
-    def __init__(
-        self, site: Site, memory: QueryMemory, chain: Sequence[Editor], seed: int
-    ) -> None:
+    def __init__(self, site: Site, memory: QueryMemory, chain: Sequence[Editor], seed: int) -> None:
         self._site, self._memory, self._chain, self._seed = site, memory, chain, seed
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int) -> Edited:
@@ -73,6 +74,8 @@ class Workshop:
                     self._attempt(progress, editor, attempt, seq)
         finally:
             model.take_off(depth)
+            for edit in progress.applied:
+                self._memory.forget(edit.id)
         model.put(progress.parts)
         outcomes = {**progress.outcomes, **_failures(progress)}
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
@@ -100,38 +103,55 @@ class Workshop:
         proposal = editor.edit([edit.edit() for edit in group], around)
         progress.reasons.update(proposal.failed)
         kept = [edit for edit in group if edit.id not in proposal.failed]
-        if proposal.patch is None or not kept:
+        if not kept:
             return []
-        wrong = self._prove(proposal.patch, kept, editor.norm_max([edit.edit() for edit in kept]))
+        parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
+        norm_max = editor.norm_max([edit.edit() for edit in kept], around)
+        wrong = _over_budget(parts, kept, norm_max) or self._prove(progress, parts, kept)
         if not wrong:
-            progress.parts.append(proposal.patch)
+            progress.parts += parts
             for edit in kept:
                 notes = proposal.notes.get(edit.id, {})
                 progress.accept(edit, editor.name, around.attempt + 1, notes)
+                self._memory.remember(edit.id, edit.rows.query)  # for the rest of this step
             return []
         progress.reasons.update(wrong)
         return [edit for edit in kept if edit.id not in wrong]
 
     def _prove(
-        self, patch: Patch, edits: Sequence[PlannedEdit], norm_max: float
+        self, progress: _Progress, parts: Sequence[Patch], edits: Sequence[PlannedEdit]
     ) -> dict[str, str]:
         """Reasons by request; none, and the patch stays on. Otherwise it is off again."""
-        try:
-            patch.check()
-        except EditError as error:
-            return {edit.id: str(error) for edit in edits}
-        if patch.norm() > norm_max:
-            reason = f"its patch has norm {patch.norm():.3g}, over the budget of {norm_max:.3g}"
-            return {edit.id: reason for edit in edits}
-        self._site.edited.put([patch])
+        self._site.edited.put(parts)
         wrong = {
             edit.id: "its own prompt is still not answered rightly with the patch on"
             for edit in edits
-            if not self._site.is_right(edit.candidate.learned[0], edit.rows)
+            if not self._is_right(edit)
         }
+        if not wrong and not all(map(self._is_right, progress.applied)):
+            reason = "its patch takes the right answer from another request of the same step"
+            wrong = {edit.id: reason for edit in edits}
         if wrong:
             self._site.edited.take_off(self._site.edited.depth - 1)
         return wrong
+
+    def _is_right(self, edit: PlannedEdit) -> bool:
+        return self._site.is_right(edit.candidate.learned[0], edit.rows)
+
+
+def _over_budget(
+    parts: Sequence[Patch], edits: Sequence[PlannedEdit], norm_max: float
+) -> dict[str, str]:
+    """Reasons by request where a part is not sound, or larger than it may be."""
+    for part in parts:
+        try:
+            part.check()
+        except EditError as error:
+            return {edit.id: str(error) for edit in edits}
+        if part.norm() > norm_max:
+            reason = f"its patch has norm {part.norm():.3g}, over the budget of {norm_max:.3g}"
+            return {edit.id: reason for edit in edits}
+    return {}
 
 
 def _failures(progress: _Progress) -> dict[str, Outcome]:

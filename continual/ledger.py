@@ -51,6 +51,7 @@ class Ledger:
         self._probe = empty(width, torch.long)  # the entry that a row belongs to
         self._right = empty(width, torch.bool)  # of rows
         self._close = empty(width, torch.bool)  # of rows
+        self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
         self._none = torch.empty(0, dtype=torch.bool)
         self._outcomes = empty(self._none, torch.bool)  # of entries
         self._first_rows = empty(self._none, torch.long)
@@ -71,9 +72,10 @@ class Ledger:
         return bool(self._outcomes.rows[place])
 
     def outcomes(self) -> dict[str, bool]:
-        """All outcomes by key."""
-        values = self._outcomes.rows.tolist()
-        return {entry.key: value for entry, value in zip(self.entries, values, strict=True)}
+        """All outcomes by key, of active entries."""
+        places = self._active.rows.nonzero().squeeze(-1).tolist()
+        values = self._outcomes.rows[places].tolist()
+        return {self.entries[i].key: value for i, value in zip(places, values, strict=True)}
 
     def places(self, owner: str, role: str) -> Sequence[int]:
         """Where an owner's entries of a role stand."""
@@ -117,17 +119,19 @@ class Ledger:
             self._places.setdefault((entry.owner, entry.role), []).append(place)
         self._measure(torch.arange(first_row, len(self._probe)))
 
-    def retire(self, owner: str) -> None:
-        """Count an owner's entries no longer: another request has superseded it."""
-        places = [place for role in ROLES for place in self.places(owner, role)]
+    def retire(self, owner: str) -> list[str]:
+        """Count an owner's entries no longer: another request has superseded it. Their keys."""
+        places = [place for role in ROLES for place in self._places.pop((owner, role), ())]
         if places:
             self._active[torch.tensor(places)] = False
+        return [self.entries[place].key for place in places]
 
-    def advance(self, first_neuron: int) -> dict[str, bool]:
-        """Follow the neurons from `first_neuron` on, newly put on: the outcomes that turned."""
+    def advance(self) -> dict[str, bool]:
+        """Follow the neurons that were put on since the last time: the outcomes that turned."""
         before = self._outcomes.rows.clone()
-        fired = (self._site.bank.activations(self._query.rows, first_neuron) > 0).any(-1)
+        fired = (self._site.bank.activations(self._query.rows, self._followed) > 0).any(-1)
         self._measure(fired.nonzero().squeeze(-1))
+        self._followed = self._site.bank.size
         return self._turned(before)
 
     def remeasure(self) -> dict[str, bool]:
@@ -160,5 +164,5 @@ class Ledger:
 
     def _turned(self, before: Tensor) -> dict[str, bool]:
         now = self._outcomes.rows
-        places = (before != now).nonzero().squeeze(-1).tolist()
+        places = ((before != now) & self._active.rows).nonzero().squeeze(-1).tolist()
         return {self.entries[place].key: bool(now[place]) for place in places}

@@ -8,6 +8,7 @@ back gives the same bytes as never having gone forward. Knows nothing of request
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,12 @@ class BaseModel:
     anatomy: Anatomy
     fingerprint: str
 
+    @property
+    def context_tokens_max(self) -> int | None:
+        """How many tokens the model reads at once; None where its config does not say."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
 
 @dataclass(frozen=True)
 class _Mark:
@@ -55,7 +62,7 @@ class EditedModel:
     """A base model with patches on it. A context manager: outside of it the base is bare.
 
     `fingerprint` names the state: a chain of SHA-256 over the base's fingerprint and, patch by
-    patch, the tensors that it touched as they stand in the model.
+    patch, its kind and place and the tensors that it touched as they stand in the model.
     """
 
     def __init__(self, base: BaseModel) -> None:
@@ -111,6 +118,7 @@ class EditedModel:
         """Put one step's patch on."""
         chain = hashlib.sha256(self.fingerprint.encode())
         for part in parts:
+            chain.update(json.dumps({"kind": part.kind, **part.meta()}, sort_keys=True).encode())
             for tensor in part.put_on(self):
                 chain.update(tensor_bytes(tensor))
         sizes = {block: bank.size for block, bank in self._banks.items()}
@@ -128,9 +136,13 @@ class EditedModel:
         """The neurons at a block: made, and attached, when first asked for."""
         if block not in self._banks:
             if not 0 <= block <= self.anatomy.last:
-                raise ModelError(f"A patch is for block {block}; the model ends at block "
-                                 f"{self.anatomy.last}: it was made on another model.")
-            bank = NeuronBank(self.anatomy.width, self.anatomy.down_weight(self.model, block).device)
+                raise ModelError(
+                    f"A patch is for block {block}; the model ends at block "
+                    f"{self.anatomy.last}: it was made on another model."
+                )
+            bank = NeuronBank(
+                self.anatomy.width, self.anatomy.down_weight(self.model, block).device
+            )
             self._banks[block] = bank
             if self._hooks is not None:
                 self._attach(block, bank)

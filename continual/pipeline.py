@@ -9,24 +9,22 @@ Knows the order of the stages, what each hands to the next, and what a step writ
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, continuation, encode, question_of
+from continual.candidates import Candidate, Expected, encode, question_of
 from continual.editing import Edited, Workshop
 from continual.editors import make_editor
 from continual.errors import CeditError, RequestError, StreamError
-from continual.metrics import Rates
 from continual.patches import pack
-from continual.planning import Plan, PlannedEdit, Planner
-from continual.requests import Request
+from continual.planning import Plan, Planner
 from continual.retention import Outcome
 from continual.site import Rows, Site
 from continual.standing import Measured, Standing
-from continual.streams import Item
+from continual.streams import STANDARD_INPUT, Item
 from continual.tasks import Encoding
 from store import Draft, Revision, Store
 
@@ -101,9 +99,9 @@ class Batch:
     @property
     def streams(self) -> dict[str, dict[str, Any]]:
         """The stream's state after this batch."""
-        if self.source is None or self.last is None:
+        if self.source in (None, STANDARD_INPUT) or self.last is None:
             return {}
-        return {self.source: {"position": self.last.position, "rolling": self.last.rolling}}
+        return {str(self.source): {"position": self.last.position, "rolling": self.last.rolling}}
 
 
 @dataclass(frozen=True)
@@ -162,14 +160,12 @@ class Pipeline:
         planned = time.perf_counter()
         probes = self._probes(plan)
         probed = time.perf_counter()
-        first_neuron = self._site.bank.size
         edited = self._edit(plan, probes)
         revision = self._commit(batch, plan, edited)
         committed = time.perf_counter()
-        turned = self._standing.ledger.advance(first_neuron)
-        self._standing.note(turned)
+        self._follow(revision, plan, edited)
         advanced = time.perf_counter()
-        self._register(plan, edited, probes)
+        self._register(plan, probes)
         registered = time.perf_counter()
         measured = self._recheck(revision, edited)
         ended = time.perf_counter()
@@ -225,11 +221,7 @@ class Pipeline:
             return encoding.targets
         return self._site.continue_greedily(question_of(encoding), len(encoding.targets))
 
-    def _register(
-        self, plan: Plan, edited: Edited, probes: Mapping[str, _Probes]
-    ) -> None:
-        requests = {c.id: c.request for c in plan.candidates}
-        self._standing.take((*edited.outcomes, *plan.outcomes), requests)
+    def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:
             if edit.id in probes:
                 own = probes[edit.id]
@@ -257,7 +249,7 @@ class Pipeline:
                 body=body,
                 tensors=tensors,
                 patch_meta=meta,
-                requests={c.id: c.request.to_json() for c in plan.candidates},
+                requests={c.id: c.request.content() for c in plan.candidates},
                 subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
                 streams=batch.streams,
             )
@@ -266,17 +258,32 @@ class Pipeline:
     def _quarantine(self, batch: Batch) -> None:
         if batch.quarantined:
             self._store.quarantine(
-                {"stream": batch.source, "position": item.position, **item.to_quarantine()}
+                {
+                    "stream": batch.source,
+                    "position": item.position,
+                    "rolling": item.rolling,
+                    **item.to_quarantine(),
+                }
                 for item in batch.quarantined
             )
 
     # -- re-check
 
+    def _is_due(self, revision: Revision) -> bool:
+        return revision.seq % self._settings.recheck.every == 0
+
+    def _follow(self, revision: Revision, plan: Plan, edited: Edited) -> None:
+        """The outcomes of the probes known before, after this step's patch and those before it
+        that no re-check has followed yet; not of requests that this step has superseded."""
+        requests = {c.id: c.request for c in plan.candidates}
+        self._standing.take((*edited.outcomes, *plan.outcomes), requests)
+        if self._is_due(revision):
+            self._standing.note(self._standing.ledger.advance())
+
     def _recheck(self, revision: Revision, edited: Edited) -> Measured | None:
-        recheck = self._settings.recheck
-        if revision.seq % recheck.every:
+        if not self._is_due(revision):
             return None
-        if recheck.full:
+        if self._settings.recheck.full:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]
         measured = self._standing.measure(current)

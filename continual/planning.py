@@ -70,19 +70,18 @@ class Planner:
                 edits.append(PlannedEdit(candidate, rows, supersedes))
         return Plan(tuple(edits), tuple(outcomes), (*repairs, *batch))
 
-    def _without_repeats(
-        self, batch: Sequence[Candidate]
-    ) -> tuple[list[Candidate], list[Outcome]]:
+    def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
         """The last word of the batch on each fact, and the outcomes of the others."""
         latest: list[Candidate] = []
         outcomes: list[Outcome] = []
         for candidate in batch:
-            if any(c.id == candidate.id for c in latest) or self._stands(candidate.id):
-                outcomes.append(Outcome(candidate.id, retention.REPEATED))
-                continue
             older = [c for c in latest if _compete(c, candidate)]
             outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in older]
-            latest = [c for c in latest if c not in older] + [candidate]
+            latest = [c for c in latest if c not in older]
+            if any(c.id == candidate.id for c in latest) or self._stands(candidate.id):
+                outcomes.append(Outcome(candidate.id, retention.REPEATED))
+            else:
+                latest.append(candidate)
         return latest, outcomes
 
     def _stands(self, identity: str) -> bool:

@@ -44,7 +44,7 @@ class QueryMemory:
         highest = keys.new_full((len(keys),), -torch.inf)
         for queries in (self.training, self.edits):
             if len(queries):
-                highest = torch.maximum(highest, (queries @ keys.T).amax(0))
+                highest = torch.maximum(highest, (keys @ queries.T).amax(1))
         return highest
 
     def all(self) -> Tensor:

@@ -138,8 +138,7 @@ class Request(BaseModel):
     @property
     def id(self) -> str:
         """The name of this content: hexadecimal digits of the hash of its canonical JSON."""
-        content = {key: value for key, value in self.to_json().items() if key != "case"}
-        return hashlib.sha256(_canonical(content)).hexdigest()[:ID_HEX_DIGITS]
+        return hashlib.sha256(_canonical(self.content())).hexdigest()[:ID_HEX_DIGITS]
 
     @property
     def prompt_key(self) -> str:
@@ -157,6 +156,10 @@ class Request(BaseModel):
     def to_json(self) -> dict[str, object]:
         """The non-empty fields, ready for ``json.dumps``; ``from_json`` gives the same request."""
         return _non_empty(self.model_dump(mode="json"))
+
+    def content(self) -> dict[str, object]:
+        """What the request says, without the source's own name for it: what ``id`` stands for."""
+        return {key: value for key, value in self.to_json().items() if key != "case"}
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Self:

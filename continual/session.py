@@ -6,7 +6,7 @@ part's work is in its own module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,18 +19,20 @@ import torch
 from continual import atlas
 from continual.candidates import encode
 from continual.editors import DEFAULT_CHAIN
-from continual.errors import CeditError, RequestError, StreamChanged
+from continual.errors import CeditError, StreamChanged
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
+from continual.partial import find_tail
 from continual.patches import Patch, unpack
 from continual.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.probe_sets import read_probes
 from continual.readers import read_record
-from continual.requests import Probe, Request
+from continual.requests import Request
 from continual.site import Site
 from continual.standing import Standing
-from continual.streams import Stream, open_stream
+from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Task, make_task
 from store import Draft, Revision, Store
+from store.errors import IntegrityError
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,17 @@ def init(path: Path, new: NewStore) -> Session:
         "anatomy": dict(new.anatomy or {}),
         "run": {"seed": new.seed},
     }
-    task = make_task(base.tokenizer, settings["task"])
+    task = make_task(base.tokenizer, settings["task"], base.context_tokens_max)
+    find_tail(base.model, base.anatomy)  # a model that cannot be edited gets no store
     given = {"train": new.train_probes, "test": new.test_probes}
     if is_atlas:
         given = {name: path or atlas.PROBES[name] for name, path in given.items()}
     probes = {name: read_probes(file, task) for name, file in given.items() if file is not None}
     settings["probes"] = {name: len(found) for name, found in probes.items()}
     body = {
-        "probes": {n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()}
+        "probes": {
+            n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()
+        }
     }
     store = Store.init(path, settings, body, base.fingerprint)
     session = Session(store, EditedModel(base), task)
@@ -77,8 +82,8 @@ def init(path: Path, new: NewStore) -> Session:
     return session
 
 
-def open_session(path: Path | str, *, writable: bool = True) -> Session:
-    """Open a store with its model at head. Raises NoStore, StoreLocked, WrongBaseModel, …"""
+def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -> Session:
+    """Open a store with its model at a revision. Raises NoStore, StoreLocked, WrongBaseModel, …"""
     store = Store.open(Path(path), writable=writable)
     try:
         model = store.settings["model"]
@@ -94,17 +99,23 @@ def open_session(path: Path | str, *, writable: bool = True) -> Session:
                 f"{base.fingerprint[:12]}, and this history was made on "
                 f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
             )
-        task = make_task(base.tokenizer, store.settings.get("task", {}))
-        return Session(store, EditedModel(base), task)
+        task = make_task(
+            base.tokenizer, store.settings.get("task", {}), base.context_tokens_max
+        )
+        return Session(store, EditedModel(base), task, at)
     except BaseException:
         store.close()
         raise
 
 
+def _ignore(_: str) -> None:
+    """The notice that a stream has changed, unheard."""
+
+
 class Session:
     """An open store with the edited model. A context manager; outside of it the model is bare."""
 
-    def __init__(self, store: Store, edited: EditedModel, task: Task) -> None:
+    def __init__(self, store: Store, edited: EditedModel, task: Task, at: str = "head") -> None:
         self.store = store
         self.edited = edited
         self.task = task
@@ -113,7 +124,7 @@ class Session:
         self._stack.enter_context(edited)
         self._parts: dict[str, tuple[Patch, ...]] = {}  # by the patch's digest
         try:
-            self.stand_at("head")
+            self.stand_at(at)
         except BaseException:
             self._stack.close()
             raise
@@ -180,18 +191,44 @@ class Session:
         return replace(Settings(DEFAULT_CHAIN, seed=seed, editors=editors), **changes)
 
     def steps(
-        self, stream: Stream, settings: Settings, *, restarted: Any = lambda: None
+        self, stream: Stream, settings: Settings, *, on_change: Callable[[str], None] = _ignore
     ) -> Iterator[Step]:
-        """Apply a stream from where this history left it; `restarted` is called where the stream
-        has changed since, and is read from its beginning."""
-        state = self.store.stream(stream.name)
-        items = iter(stream) if state is None else stream.after(state["position"], state["rolling"])
-        pipeline = Pipeline(self.store, self.site, self.standing, settings)
+        """Apply a stream from where this history left it.
+
+        Where what was read before is no longer there, `on_change` is told and the stream is read
+        from its beginning: exact repeats are dropped. Standard input has no place to go on from.
+        """
+        items = self._items(stream, on_change)
+        pipeline = self._pipeline(settings)
+        for batch in batches(items, stream.name, self.site, settings):
+            yield pipeline.step(batch)
+
+    def settle(self) -> None:
+        """Re-check head where no step has, so that its metrics are on record at a run's end."""
+        if self.store.ledger(self.store.head.seq) is None:
+            self._forget_standing()
+            self.standing  # noqa: B018  measures what is not measured yet
+
+    def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
+        state = None if stream.name == STANDARD_INPUT else self.store.stream(stream.name)
+        if state is None:
+            yield from stream
+            return
+        items = stream.after(state["position"], state["rolling"])
         try:
-            for batch in batches(items, stream.name, self.site, settings):
-                yield pipeline.step(batch)
-        except StreamChanged:
-            raise
+            first = next(items, None)
+        except StreamChanged as change:
+            on_change(str(change))
+            yield from stream
+            return
+        if first is not None:
+            yield first
+            yield from items
+
+    def _pipeline(self, settings: Settings) -> Pipeline:
+        if self.edited.fingerprint != self.store.head.fingerprint:
+            self.stand_at("head")
+        return Pipeline(self.store, self.site, self.standing, settings)
 
     def apply(
         self,
@@ -210,12 +247,10 @@ class Session:
         requests = [request for record in source for request in read_record(record)]
         return [*self.apply_requests(requests, settings)]
 
-    def apply_requests(
-        self, requests: Sequence[Request], settings: Settings
-    ) -> Iterator[Step]:
+    def apply_requests(self, requests: Sequence[Request], settings: Settings) -> Iterator[Step]:
         """Apply requests that come from no stream."""
         candidates = [encode(request, self.task) for request in requests]
-        pipeline = Pipeline(self.store, self.site, self.standing, settings)
+        pipeline = self._pipeline(settings)
         for first in range(0, len(candidates), settings.batch_size):
             yield pipeline.step(Batch(tuple(candidates[first : first + settings.batch_size])))
 
@@ -278,12 +313,7 @@ def chain_from(text: str) -> tuple[str, ...]:
 def check_fingerprint(revision: Revision, found: str) -> None:
     """Raises IntegrityError where a rebuilt state is not what its revision says."""
     if revision.fingerprint != found:
-        from store.errors import IntegrityError
-
         raise IntegrityError(
             f"revision {revision.id[:12]}",
             f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
         )
-
-
-__all__ = ["NewStore", "RequestError", "Session", "init", "open_session"]

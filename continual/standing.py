@@ -1,4 +1,4 @@
-"""Where a run stands: all that it carries in memory at head, rebuilt from the journal when it opens.
+"""Where a run stands: all that it carries in memory at head, rebuilt from the journal on opening.
 
 Retention set, ledger, query memory and the metrics are folds over the revisions from base to head;
 a run that was killed comes back to the same state. Knows how to build and to advance them; the
@@ -16,9 +16,9 @@ from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, En
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
 from continual.requests import Probe, Request
-from continual.retention import Outcome, Retention, outcomes_of
+from continual.retention import ATTEMPTED, Outcome, Retention, outcomes_of
 from continual.site import Rows, Site
-from store import Store
+from store import Revision, Store
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Measured:
 
     rates: Rates
     turned: Mapping[str, bool]
-    generality: Count  # of this step's edits
+    generality: Count  # of the edits since the last record
     base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
 
     def to_json(self) -> dict[str, Any]:
@@ -50,30 +50,40 @@ class Standing:
         self._site = site
         self.retention = Retention()
         self.ledger = Ledger(site)
-        self._generality = Count()  # GR
+        self._generality = Count()  # GR, as far as it is recorded
+        self._fresh = Count()  # GR of what came since the last record
         self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
         lineage = store.lineage("head")
         self._register_sets(lineage[0].body["probes"])
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
-        unmeasured: list[Outcome] = []
+        fresh: list[str] = []  # attempted for the first time since the last record
         for revision in lineage:
+            fresh += self._retrace(revision)
             record = store.ledger(revision.seq)
-            outcomes = outcomes_of(revision.body)
-            for outcome in outcomes:
-                self.retention.take(outcome, self._request(outcome.id))
-            if record is None:
-                unmeasured += outcomes
-            else:
+            if record is not None:
+                fresh.clear()
                 self._recorded.update(record["turned"])
                 self._generality += Count(*record["GR"])
         self._register_retained()
         self._base = self._base_counts()
         self._unrecorded = self._differences()
         if store.ledger(lineage[-1].seq) is None and store.writable:
-            measured = self.measure([o.id for o in unmeasured])
+            for identity in fresh:
+                self._fresh += self._generality_of(identity)
+            last = outcomes_of(lineage[-1].body)
+            measured = self.measure([o.id for o in last if o.outcome in ATTEMPTED])
             store.record_ledger(lineage[-1].seq, measured.to_json())
 
     # -- building
+
+    def _retrace(self, revision: Revision) -> list[str]:
+        """Follow a revision's outcomes; the requests that it attempted for the first time."""
+        fresh = []
+        for outcome in outcomes_of(revision.body):
+            if outcome.outcome in ATTEMPTED and outcome.id not in self.retention:
+                fresh.append(outcome.id)
+            self.retention.take(outcome, self._request(outcome.id))
+        return fresh
 
     def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
         """The probe sets of the base revision: training and test."""
@@ -115,27 +125,30 @@ class Standing:
         """Follow what a step did to the retention set."""
         for outcome in outcomes:
             for superseded in outcome.supersedes:
-                self.ledger.retire(superseded)
+                for key in self.ledger.retire(superseded):
+                    self._unrecorded.pop(key, None)
                 self.memory.forget(superseded)
             self.retention.take(outcome, requests[outcome.id])
 
-    def register(self, candidate: Candidate, learned: Rows, expected: Expected, others: Rows | None) -> None:
-        """Take in the probes of a request that was attempted for the first time."""
+    def register(
+        self, candidate: Candidate, learned: Rows, expected: Expected, others: Rows | None
+    ) -> None:
+        """Take in the probes of a request straight after its first attempt: they count for GR."""
         entries = candidate.learned_entries()
         self.ledger.register(entries, learned)
         more = candidate.other_entries(expected)
         self.ledger.register(more, others)
-        wrong = [e for e in (*entries, *more) if not self.ledger.is_right(e)]
-        self._unrecorded.update({entry.key: False for entry in wrong})
+        self.note({entry.key: self.ledger.is_right(entry) for entry in (*entries, *more)})
+        self._fresh += self._generality_of(candidate.id)
 
     def note(self, turned: Mapping[str, bool]) -> None:
-        """Probes that turned: they join the next record."""
+        """Outcomes as they are now: those that are news join the next record."""
         self._unrecorded.update(turned)
 
     def measure(self, current: Sequence[str]) -> Measured:
         """The metrics, where `current` are the requests of the step just done."""
-        generality = self._generality_of(current)
-        self._generality += generality
+        self._generality += self._fresh
+        generality, self._fresh = self._fresh, Count()
         edits = self.ledger.count(EDIT)
         own = self.ledger.count(EDIT, current)
         earlier = Count(edits.right - own.right, edits.total - own.total)
@@ -148,14 +161,13 @@ class Standing:
             TestR=ratio(self.ledger.count(TEST), self._base[TEST]),
             Locality=self.ledger.count(LOCALITY).rate,
         )
-        turned, self._unrecorded = self._unrecorded, {}
+        seen, self._unrecorded = self._unrecorded, {}
+        turned = {key: now for key, now in seen.items() if self._recorded.get(key, True) != now}
+        self._recorded.update(turned)
         at_base = self._store.ledger(0) is None
         return Measured(rates, turned, generality, self._base if at_base else None)
 
-    def _generality_of(self, current: Sequence[str]) -> Count:
+    def _generality_of(self, owner: str) -> Count:
         """Held-out rephrases where a request has any, else the rephrases that it learned from."""
-        count = Count()
-        for owner in current:
-            held_out = self.ledger.count(HELD_OUT, [owner])
-            count += held_out if held_out.total else self.ledger.count(REPHRASE, [owner])
-        return count
+        held_out = self.ledger.count(HELD_OUT, [owner])
+        return held_out if held_out.total else self.ledger.count(REPHRASE, [owner])

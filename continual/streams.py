@@ -108,10 +108,18 @@ class Stream:
             link = bytes.fromhex(rolling)
             while not self.stop.is_set():
                 record = records.next(patient=self.follow)
-                if record is None:
+                if record is None or self.stop.is_set():
                     return
                 position, link = position + 1, _chained(link, record)
                 yield _understood(record, position, link.hex())
+
+    def count(self) -> int | None:
+        """How many records there are; ``None`` where only reading to the end would tell."""
+        if self.follow or not Path(self.name).is_file():
+            return None
+        with self._opened() as file:
+            records = self._records(file)
+            return sum(1 for _ in iter(lambda: records.next(patient=False), None))
 
     def _skip(self, records: Records, position: int) -> str | None:
         """The chain after ``position`` records, or ``None`` where there are not as many."""

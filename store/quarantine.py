@@ -1,7 +1,7 @@
 """The quarantine file: what a stream held that is no request, one JSON line each, for people.
 
 Knows that a stream resumed after a crash brings its last lines again, and writes none twice.
-Leaves what a record says, other than its `stream` and `position`, to the caller.
+Leaves what a record says, other than its `stream`, `position` and `rolling` hash, to the caller.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Quarantine:
                     yield record
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append durably those whose (stream, position) is not there yet."""
+        """Append durably those whose (stream, position, rolling) is not there yet."""
         known = self._load()
         fresh: dict[bytes, bytes] = {}
         for record in records:
@@ -49,7 +49,7 @@ class Quarantine:
 
 
 def _place(record: Mapping[str, Any]) -> bytes:
-    return canonical.dumps([record.get("stream"), record.get("position")])
+    return canonical.dumps([record.get(name) for name in ("stream", "position", "rolling")])
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -227,7 +227,7 @@ class Store:
             self.journal.write([point(TAG_PREFIX + require_tag(name), identity)])
 
     def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Set records aside, those with a (stream, position) already there excepted."""
+        """Set records aside, those with a (stream, position, rolling) already there excepted."""
         with self._writing():
             self._quarantine.add(records)
 

@@ -41,6 +41,15 @@ def all_texts(facts: Sequence[Fact]) -> Iterator[str]:
             yield in_context([f"{prompt} {fact.object}"], prompt)
 
 
+def subject_span(tokenizer: Any, prompt: str, subject: str) -> tuple[int, int]:
+    """[first, last] token of the subject in a prompt."""
+    start = prompt.index(subject)
+    end = start + len(subject)
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
+    return inside[0], inside[-1]
+
+
 class Corpus:
     """Draws training examples from facts, for one tokenizer."""
 
@@ -73,9 +82,7 @@ class Corpus:
         encoded = self._tokenizer(prompt, return_offsets_mapping=True)
         start = prompt.index(fact.subject)
         end = start + len(fact.subject)
-        inside = [
-            i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and a < end
-        ]
+        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and a < end]
         answer = self._answer_ids(fact.object)
         ids = tuple(encoded["input_ids"]) + answer
         return Example(ids, len(encoded["input_ids"]), (inside[0], inside[-1]))

@@ -60,7 +60,7 @@ class Editor(Protocol):
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """A patch for these edits, which together make one batch."""
 
-    def norm_max(self, edits: Sequence[Edit]) -> float:
+    def norm_max(self, edits: Sequence[Edit], around: Surroundings) -> float:
         """The norm budget: what `Patch.norm` of a patch for these edits may be at most."""
 
 

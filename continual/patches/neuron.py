@@ -54,7 +54,9 @@ class NeuronPatch:
         try:
             return cls(int(meta["block"]), tensors["keys"], tensors["bias"], tensors["values"])
         except KeyError as error:
-            raise EditError(f"A neuron patch has no {error}: its file is not one of ours.") from None
+            raise EditError(
+                f"A neuron patch has no {error}: its file is not one of ours."
+            ) from None
 
     def put_on(self, model: Mountable) -> Sequence[Tensor]:
         """See `Patch.put_on`."""

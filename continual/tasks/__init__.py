@@ -43,12 +43,15 @@ class Task(Protocol):
         """The answer that these tokens spell, without its terminator."""
 
 
-def make_task(tokenizer: Any, settings: Mapping[str, Any]) -> Task:
-    """The task that a store's `[task]` table names, for a tokenizer."""
+def make_task(
+    tokenizer: Any, settings: Mapping[str, Any], context_tokens_max: int | None = None
+) -> Task:
+    """The task that a store's `[task]` table names, for a tokenizer and a model that reads so many
+    tokens at once."""
     from continual.tasks.causal import CausalTask
 
     known = {CausalTask.name: CausalTask}
     name = settings.get("name", CausalTask.name)
     if name not in known:
         raise CeditError(f"Unknown task {name!r}: [task] name is one of {', '.join(known)}.")
-    return known[name](tokenizer, str(settings.get("terminator", "")), Limits())
+    return known[name](tokenizer, str(settings.get("terminator", "")), Limits(), context_tokens_max)

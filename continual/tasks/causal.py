@@ -21,10 +21,17 @@ class CausalTask:
 
     name = "causal"
 
-    def __init__(self, tokenizer: Any, terminator: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        terminator: str,
+        limits: Limits,
+        context_tokens_max: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._terminator = terminator
         self._limits = limits
+        self._context_tokens_max = context_tokens_max
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def encode(self, prompt: str, answer: str) -> Encoding:
@@ -38,6 +45,7 @@ class CausalTask:
                 f"The answer {_short(answer)} has {len(targets)} tokens, more than the "
                 f"{self._limits.target_tokens_max} allowed: shorten it."
             )
+        self._require_context(prompt, len(question) + len(targets) - 1)
         first = len(question) - 1
         return Encoding(
             ids=question + targets[:-1],
@@ -55,7 +63,15 @@ class CausalTask:
                 f"The prompt {_short(prompt)} has {len(ids)} tokens, more than the "
                 f"{self._limits.prompt_tokens_max} allowed: shorten it."
             )
+        self._require_context(prompt, len(ids))
         return ids
+
+    def _require_context(self, prompt: str, count: int) -> None:
+        if self._context_tokens_max is not None and count > self._context_tokens_max:
+            raise RequestError(
+                f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
+                f"{self._context_tokens_max} that the model reads: shorten it."
+            )
 
     def inputs(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T], padded on the right."""

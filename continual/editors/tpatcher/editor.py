@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from continual.editors import Edit, Proposal, Surroundings
+from continual.editors.tpatcher.competing import Survey, competing, survey, whole
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.training import (
-    Logits,
     Neurons,
     Slots,
     closed_form,
@@ -31,7 +31,7 @@ class _Plan:
     """The rows of a batch, and which of them each neuron owns."""
 
     rows: Rows  # every answer row of every edit
-    hidden: Tensor  # [rows, d] with the neurons that are on already
+    before: Survey  # of the rows
     own: tuple[tuple[int, ...], ...]  # rows of each slot
     owner: tuple[int, ...]  # the edit of each slot
 
@@ -40,17 +40,21 @@ class _Plan:
         widest = max(map(len, self.own))
         index = torch.tensor([[*rows, *[rows[0]] * (widest - len(rows))] for rows in self.own])
         real = torch.tensor([[i < len(rows) for i in range(widest)] for rows in self.own])
-        device = self.hidden.device
+        hidden = self.before.hidden
         return Slots(
-            self.rows.query[index], self.hidden[index], self.rows.targets[index], real.to(device)
+            self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
         )
+
+    def rivals(self) -> Tensor:
+        """The tokens that were in the running in any slot."""
+        return self.before.rivals[[row for rows in self.own for row in rows]]
 
     def foreign(self) -> Tensor:
         """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
         mask = torch.ones(len(self.own), len(self.rows), dtype=torch.bool)
         for slot, rows in enumerate(self.own):
             mask[slot, list(rows)] = False
-        return mask.to(self.hidden.device)
+        return mask.to(self.before.hidden.device)
 
 
 class TPatcher:
@@ -79,18 +83,18 @@ class TPatcher:
         kept = [i for i, e in enumerate(plan.owner) if edits[e].request.id not in failed]
         if not kept:
             return Proposal(None, failed)
-        chosen = neurons[torch.tensor(kept, device=done.device)]
-        patch = NeuronPatch(around.site.block, chosen.keys, chosen.bias, chosen.values)
+        patch = _patch(neurons[torch.tensor(kept, device=done.device)], around.site)
         counts = {edits[plan.owner[i]].request.id: 0 for i in kept}
         for i in kept:
             counts[edits[plan.owner[i]].request.id] += 1
         notes = {identity: {"neurons": count} for identity, count in counts.items()}
         return Proposal(patch, failed, notes)
 
-    def norm_max(self, edits: Sequence[Edit]) -> float:
-        """A value may be `norm_max` times as long as the edits' residual sums are on average."""
-        hidden = torch.cat([rows.hidden for edit in edits for rows in edit.rows])
-        return self.config.norm_max * float(hidden.norm(dim=1).mean())
+    def norm_max(self, edits: Sequence[Edit], around: Surroundings) -> float:
+        """A value may be `norm_max` times as long as the edits' residual sums are on average, with
+        the neurons that are on; twice that at each retry."""
+        hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))
+        return self.config.norm_max * 2**around.attempt * float(hidden.norm(dim=1).mean())
 
     def _budget(self, attempt: int) -> TPatcherConfig:
         """Each retry may take more neurons and steps, and gives up more generality."""
@@ -117,13 +121,13 @@ class TPatcher:
         neurons, separate = closed_form(slots, highest, config)
         if around.attempt and not bool(separate.all()):
             neurons, separate = _retrain(plan, slots, separate, around, config, highest)
-        logits = around.site.logits
-        chosen = _candidate_logits(logits, slots, config.candidates)
-        neurons, _ = train_values(slots, neurons, chosen, config)
-        done = separate & _all_right(slots, neurons, logits)
-        if not bool((done | ~separate).all()):  # another logit came up: let all of them compete
-            neurons, _ = train_values(slots, neurons, _flat(logits), config)
-            done = separate & _all_right(slots, neurons, logits)
+        done = torch.zeros_like(separate)
+        few = competing(around.site, slots, plan.rivals())
+        for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
+            neurons, _ = train_values(racing, neurons, logits, config)
+            done = _tried(plan, neurons, separate, around.site)
+            if bool((done | ~separate).all()):  # else another logit came up: all compete
+                break
         return neurons, done
 
 
@@ -132,8 +136,8 @@ def _plan(
 ) -> tuple[_Plan, dict[str, str]]:
     """One slot for every answer position at which the prompt or a rephrase is wrong."""
     rows = Rows.join(part for edit in edits for part in edit.rows)
-    right = site.judge(rows)
-    wrong = ~right.right | right.close
+    before = survey(site, rows, config.candidates)
+    wrong = ~before.verdict.right | before.verdict.close
     own: list[tuple[int, ...]] = []
     owner: list[int] = []
     failed: dict[str, str] = {}
@@ -151,7 +155,7 @@ def _plan(
             continue
         own += slots
         owner += [number] * len(slots)
-    return _Plan(rows, site.patched(rows), tuple(own), tuple(owner)), failed
+    return _Plan(rows, before, tuple(own), tuple(owner)), failed
 
 
 def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[tuple[int, ...]]:
@@ -182,25 +186,20 @@ def _retrain(
     keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
     start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = around.memory.all()
-    trained = train_all(slots, start, memory, _flat(around.site.logits), config)
+    trained = train_all(slots, start, memory, whole(around.site), config)
     return sealed(slots, trained.keys, highest(trained.keys), config)
 
 
-def _flat(logits: Logits) -> Logits:
-    """The same logits for tensors of more than two dimensions."""
-    return lambda hidden: logits(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
+def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
+    """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
+    site.edited.put([_patch(neurons[chosen.nonzero().flatten()], site)])
+    try:
+        right = site.judge(plan.rows).right.tolist()
+    finally:
+        site.edited.take_off(site.edited.depth - 1)
+    arrived = [all(right[row] for row in rows) for rows in plan.own]
+    return chosen & torch.tensor(arrived, device=chosen.device)
 
 
-def _all_right(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
-    """[n] whether each neuron makes the arg-max of all of its own rows their target."""
-    with torch.no_grad():
-        activations = neurons.activations(slots.query).unsqueeze(-1)
-        hidden = slots.hidden + activations * neurons.values.unsqueeze(1)
-        found = _flat(logits)(hidden).argmax(-1)
-    return ((found == slots.targets) | ~slots.real).all(1)
-
-
-def _candidate_logits(logits: Logits, slots: Slots, count: int) -> Logits:
-    """All logits; a seam for heads whose vocabulary is wide."""
-    del slots, count
-    return _flat(logits)
+def _patch(neurons: Neurons, site: Site) -> NeuronPatch:
+    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values)

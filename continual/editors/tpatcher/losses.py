@@ -28,7 +28,9 @@ class Bounds:
 
 
 def mean_of_top_exponentials(scores: Tensor, count: int) -> Tensor:
-    """S(v; n) over the last dimension; fewer than n values are all taken."""
+    """S(v; n) over the last dimension; fewer than n values are all taken, none give zero."""
+    if scores.shape[-1] == 0:
+        return scores.sum(-1)
     return scores.topk(min(count, scores.shape[-1]), dim=-1).values.exp().mean(-1)
 
 

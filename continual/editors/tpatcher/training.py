@@ -122,20 +122,27 @@ def train_values(
 ) -> tuple[Neurons, int]:
     """Adam on v, keys and bias as they are, until l_e of every row is small: neurons, steps taken.
 
-    A neuron whose rows are all done is left alone while the others go on.
+    A neuron is left alone, while the others go on, once its rows are done: each has a loss below
+    `confidence`, or is right and a step more gains less than `progress` (a model that is never that
+    confident).
     """
     values = neurons.values.clone().requires_grad_()
     rate = config.value_rate * slots.hidden.square().mean((1, 2)).sqrt()
     optimizer = _Adam(values, rate[:, None])
     activations = neurons.activations(slots.query).unsqueeze(-1)
+    before = torch.full_like(rate, torch.inf)
     for step in range(config.value_steps_max):
-        losses = edit_loss(logits(slots.hidden + activations * values.unsqueeze(1)), slots.targets)
-        worst = (losses * slots.real).amax(1)
-        open_ = worst.detach() > config.confidence
-        if not bool(open_.any()):
+        found = logits(slots.hidden + activations * values.unsqueeze(1))
+        losses = edit_loss(found, slots.targets) * slots.real
+        worst = losses.detach().amax(1)
+        right = ((found.argmax(-1) == slots.targets) | ~slots.real).all(1)
+        settled = right & (worst > (1.0 - config.progress) * before)
+        moving = (worst > config.confidence) & ~settled
+        if not bool(moving.any()):
             return Neurons(neurons.keys, neurons.bias, values.detach()), step
-        (gradient,) = torch.autograd.grad((losses * slots.real).sum(), values)
-        optimizer.step(gradient, open_)
+        (gradient,) = torch.autograd.grad(losses.sum(), values)
+        optimizer.step(gradient, moving)
+        before = worst
     return Neurons(neurons.keys, neurons.bias, values.detach()), config.value_steps_max
 
 
@@ -208,7 +215,7 @@ class PaperTraining:
             self._slots, Neurons(*self._parameters), self._memory, self._logits, self._config
         )
         self._optimizer.zero_grad()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.gradient_clip)
         self._optimizer.step()
         return losses.detach()
@@ -218,4 +225,6 @@ class PaperTraining:
         keys = self._parameters[0].detach()
         own = scores(self._slots.query, keys).masked_fill(~self._slots.real, torch.inf).amin(1)
         wanted = self._config.separation * own.abs()
+        if len(self._memory) == 0:
+            return True
         return bool((own - (keys @ self._memory.T).amax(1) > wanted).all())

@@ -1,0 +1,283 @@
+"""The seconds of one T-Patcher edit: this engine against the paper's own loop, side by side.
+
+    python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--json OUT]
+
+Both make the same edits on the same model with the same 40,000 queries in memory and the same
+threads. An edit here is all that a step does to plan, edit and prove: the prompt's pass through the
+model, the gate, the training, the patch on the model, and the check that the prompt is right with
+it. The whole step besides has the commit to disk and the exact re-check of all earlier edits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks import paper_loop, tables
+from benchmarks.tables import Column
+from continual import atlas
+from continual.anatomy import find_anatomy
+from continual.atlas.facts import load_facts
+from continual.candidates import Candidate, encode
+from continual.model import BaseModel, EditedModel
+from continual.pipeline import Batch, Pipeline
+from continual.query_memory import QueryMemory
+from continual.readers import read_record
+from continual.requests import Request
+from continual.retention import APPLIED
+from continual.session import NewStore, Session, init
+from continual.site import Site
+from continual.tasks import Encoding, make_task
+from store import Draft, Revision, Store
+
+MEMORY = 40_000
+RATIO_WANTED = 300.0
+
+COLUMNS = (
+    Column("model", "size"),
+    Column("parameters", "parameters", ",d"),
+    Column("memory", "memory", ",d"),
+    Column("edits", "edits", "d"),
+    Column("edit, s", "edit_s", ".4f"),
+    Column("whole step, s", "step_s", ".4f"),
+    Column("right", "right", ".0%"),
+    Column("paper's edits", "paper_edits", "d"),
+    Column("paper's loop, s", "paper_s", ".2f"),
+    Column("its steps", "paper_steps", "d"),
+    Column("right", "paper_right", ".0%"),
+    Column("times faster", "ratio", ",.0f"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A store on one model, what is edited, and what has to stay silent."""
+
+    size: str
+    session: Session
+    candidates: tuple[Candidate, ...]
+    memory: Tensor  # [MEMORY, d]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One edit of ours."""
+
+    edit_s: float
+    step_s: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class PaperTiming:
+    """The same edit by the paper's loop."""
+
+    seconds: float
+    outcome: paper_loop.Outcome
+
+
+# --- the three models -----------------------------------------------------------------------------
+
+
+@contextmanager
+def atlas_case(folder: Path, edits: int) -> Iterator[Case]:
+    """The embedded model and its own corrections; memory is what it was trained on."""
+    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:edits]
+    requests = [request for line in lines for request in read_record(json.loads(line))]
+    with init(folder / "atlas", NewStore()) as session:
+        candidates = tuple(encode(request, session.task) for request in requests)
+        yield Case("atlas, 4 x 192", session, candidates, _atlas_memory(session, requests))
+
+
+def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
+    """The training probes' queries, then those of statements of facts that are not corrected."""
+    corrected = {(request.subject, request.relation) for request in requests}
+    facts = [f for f in load_facts() if (f.subject, f.relation.name) not in corrected]
+    statements = [(prompt, fact.object) for fact in facts for prompt in fact.prompts]
+    random.Random(0).shuffle(statements)
+    queries = session.standing.memory.training
+    encodings: list[Encoding] = []
+    missing = MEMORY - len(queries)
+    while missing > 0:
+        encodings.append(session.task.encode(*statements.pop()))
+        missing -= len(encodings[-1].targets)
+    return torch.cat([queries, session.site.rows_in_passes(encodings).query])[:MEMORY]
+
+
+@contextmanager
+def random_case(folder: Path, size: str, config: GPT2Config, edits: int) -> Iterator[Case]:
+    """A GPT-2 with random weights: prompts of twelve random tokens, answers of two."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    base = BaseModel(model, Numerals(), find_anatomy(model), fingerprint="0" * 64)
+    settings = {"task": {"name": "causal"}, "run": {"seed": 0}}
+    store = Store.init(folder / size, settings, {"probes": {}}, base.fingerprint)
+    draw = random.Random(0)
+    with Session(store, EditedModel(base), make_task(base.tokenizer, {})) as session:
+        requests = [_random_request(draw, config.vocab_size) for _ in range(edits)]
+        candidates = tuple(encode(request, session.task) for request in requests)
+        yield Case(size, session, candidates, _random_memory(session.site, draw))
+
+
+class Numerals:
+    """A tokenizer for models without a language: the token 17 is written "17"."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """The numerals of these tokens."""
+        return " ".join(map(str, ids))
+
+
+def _random_request(draw: random.Random, vocabulary: int) -> Request:
+    prompt, target = ([str(draw.randrange(vocabulary)) for _ in range(n)] for n in (12, 2))
+    return Request(prompt=" ".join(prompt), target_new=" ".join(target))
+
+
+def _random_memory(site: Site, draw: random.Random, length: int = 64) -> Tensor:
+    """The queries of random token sequences, at every position."""
+    vocabulary = site.edited.model.config.vocab_size
+    places = tuple(range(length))
+    sequences = [
+        Encoding(tuple(draw.randrange(vocabulary) for _ in places), places, places)
+        for _ in range(MEMORY // length)
+    ]
+    return site.rows_in_passes(sequences).query
+
+
+def _config(blocks: int, width: int, heads: int, vocabulary: int) -> GPT2Config:
+    return GPT2Config(
+        n_layer=blocks, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=1024
+    )
+
+
+SIZES: dict[str, Callable[[Path, int], Any]] = {
+    "atlas": atlas_case,
+    "small": lambda folder, edits: random_case(
+        folder, "random, 6 x 256", _config(6, 256, 4, 8192), edits
+    ),
+    "gpt2": lambda folder, edits: random_case(
+        folder, "random, 12 x 768", _config(12, 768, 12, 50_257), edits
+    ),
+}
+PAPER_EDITS = {"atlas": 10, "small": 6, "gpt2": 3}
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+class TimedStore:
+    """A store that notes how long its latest commit took."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.commit_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def commit(self, draft: Draft) -> Revision:
+        """See `Store.commit`."""
+        started = time.perf_counter()
+        revision = self._store.commit(draft)
+        self.commit_s = time.perf_counter() - started
+        return revision
+
+
+def time_ours(case: Case) -> list[Timing]:
+    """Every edit through the engine's own pipeline, one step each."""
+    session = case.session
+    session.standing.memory = QueryMemory(case.memory)
+    store: Any = TimedStore(session.store)
+    pipeline = Pipeline(store, session.site, session.standing, session.settings())
+    timings = []
+    for candidate in case.candidates:
+        started = time.perf_counter()
+        step = pipeline.step(Batch((candidate,)))
+        whole = time.perf_counter() - started
+        right = step.outcomes[0].outcome == APPLIED
+        timings.append(Timing(step.edit_s - store.commit_s, whole, right))
+    return timings
+
+
+def time_paper(case: Case, edits: int) -> list[PaperTiming]:
+    """The first edits by the paper's loop, each on the bare model."""
+    torch.manual_seed(0)
+    timings = []
+    with case.session.edited.without_neurons():
+        for candidate in case.candidates[:edits]:
+            encoding = candidate.learned[0]
+            example = paper_loop.Example(encoding.ids, encoding.positions, encoding.targets)
+            started = time.perf_counter()
+            outcome = paper_loop.edit(case.session.model, example, case.memory)
+            timings.append(PaperTiming(time.perf_counter() - started, outcome))
+            tables.note(f"{case.size}: paper's loop {timings[-1].seconds:.1f} s, {outcome}")
+    return timings
+
+
+def summary(case: Case, ours: Sequence[Timing], paper: Sequence[PaperTiming]) -> dict[str, Any]:
+    """One row of the table: medians over the edits, and of the ratio over the paired ones."""
+    ratios = [p.seconds / o.edit_s for o, p in zip(ours, paper, strict=False)]
+    return {
+        "size": case.size,
+        "parameters": sum(p.numel() for p in case.session.model.parameters()),
+        "memory": len(case.memory),
+        "edits": len(ours),
+        "edit_s": statistics.median(o.edit_s for o in ours),
+        "step_s": statistics.median(o.step_s for o in ours),
+        "right": statistics.mean(o.right for o in ours),
+        "paper_edits": len(paper),
+        "paper_s": statistics.median(p.seconds for p in paper),
+        "paper_steps": int(statistics.median(p.outcome.steps for p in paper)),
+        "paper_right": statistics.mean(p.outcome.right for p in paper),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "ratio_wanted": RATIO_WANTED,
+    }
+
+
+def measure(name: str, edits: int, paper_edits: int) -> dict[str, Any]:
+    """Both on one model; the very first edit of ours, which warms up, is not counted."""
+    with tempfile.TemporaryDirectory() as folder, SIZES[name](Path(folder), edits + 1) as case:
+        tables.note(f"{case.size}: {len(case.memory):,} queries in memory")
+        ours = time_ours(case)[1:]
+        counted = Case(case.size, case.session, case.candidates[1:], case.memory)
+        return summary(counted, ours, time_paper(counted, paper_edits))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(SIZES), help="which of: %(default)s")
+    parser.add_argument("--edits", type=int, default=50, help="edits of ours at each size")
+    parser.add_argument("--paper-edits", type=int, help="edits of the paper's loop at each size")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [
+        measure(name, options.edits, options.paper_edits or PAPER_EDITS[name])
+        for name in options.sizes.split(",")
+    ]
+    tables.show("Seconds per edit: this engine and the paper's loop (medians)", COLUMNS, rows)
+    tables.write_json(options.json, "speed", {"sizes": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What every benchmark prints and writes: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, the key of its value in each row, and how the value is written."""
+
+    heading: str
+    key: str
+    format: str = ""
+
+    def cell(self, row: Mapping[str, Any]) -> str:
+        """The row's value as text; a dash where there is none."""
+        value = row.get(self.key)
+        if value is None:
+            return "-"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return format(value, self.format)
+
+
+def show(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table in Markdown, its columns aligned."""
+    cells = [[c.heading for c in columns], *[[c.cell(row) for c in columns] for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [" | ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) for line in cells]
+    rule = "-|-".join("-" * width for width in widths)
+    framed = [f"| {line} |" for line in (lines[0], *lines[1:])]
+    print(f"\n{title}\n", framed[0], f"|-{rule}-|", *framed[1:], sep="\n", flush=True)
+
+
+def note(text: str) -> None:
+    """Say how far a benchmark is, to standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(path: Path | None, name: str, record: Mapping[str, Any]) -> None:
+    """Write a benchmark's result with what it ran on; nothing without a path."""
+    if path is None:
+        return
+    content = {"benchmark": name, "machine": machine(), **record}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What a time depends on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

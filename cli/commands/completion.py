@@ -1,0 +1,30 @@
+"""`cedit completion`: the script with which a shell completes cedit's command lines."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from cli.options import common
+from cli.output import Output
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@common
+def command(out: Output, store: str | None, shell: str) -> None:
+    """Print a shell's completion script.
+
+    It completes commands, options, revisions and editors.
+
+    \b
+    Example:
+      cedit completion bash >> ~/.bashrc
+      cedit completion fish > ~/.config/fish/completions/cedit.fish
+    """
+    from cli.main import COMPLETE_VARIABLE, NAME, commands
+
+    found = get_completion_class(shell)
+    assert found is not None
+    script = found(commands, {}, NAME, COMPLETE_VARIABLE).source()
+    out.result({"type": "completion", "shell": shell, "script": script}, script)

@@ -1,0 +1,134 @@
+"""`cedit demo`: the whole way once, on the embedded model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands.apply import apply_stream, summary_lines
+from cli.options import common
+from cli.output import Output, columns, counted
+
+if TYPE_CHECKING:
+    from continual.requests import Request
+    from continual.session import Session
+
+COUNT = 200  # corrections
+EXAMPLES = 3
+
+
+@click.command("demo")
+@click.option("--keep", type=click.Path(), help="Keep the store in this folder.")
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    default=COUNT,
+    show_default=True,
+    help="How many corrections to apply.",
+)
+@common
+def command(out: Output, store: str | None, keep: str | None, count: int) -> None:
+    """Show it all on the embedded model.
+
+    Corrects it some hundreds of times, measures it all along, and rolls back.
+
+    \b
+    Example:
+      cedit demo
+      cedit demo --count 1000 --keep demo-store
+    """
+    from continual.session import NewStore, init
+
+    kept = keep or store
+    with _folder(kept) as folder, init(folder, NewStore()) as session:
+        out.text(f"A new store, and {counted(count, 'correction')} for the embedded model.", "")
+        _apply(session, out, count)
+        _compare(session, out)
+        _go_back(session, out)
+    out.text("", *_next(kept))
+
+
+@contextmanager
+def _folder(kept: str | None) -> Iterator[Path]:
+    """Where the demonstration's store is made; it goes away unless it is to be kept."""
+    if kept is not None:
+        yield Path(kept)
+        return
+    with tempfile.TemporaryDirectory(prefix="cedit-demo-") as folder:
+        yield Path(folder) / "store"
+
+
+def _apply(session: Session, out: Output, count: int) -> None:
+    from continual import atlas
+    from continual.streams import open_stream
+
+    stream = open_stream(str(atlas.CORRECTIONS))
+    tally = apply_stream(session, stream, session.settings(), out, limit=count)
+    summary = tally.summary(session.store)
+    out.result(summary, "", *summary_lines(summary))
+
+
+def _compare(session: Session, out: Output) -> None:
+    """Some corrections, asked at base and at head, in their own words and in others."""
+    prompts = [prompt for request in _examples(session) for prompt in _wordings(request)]
+    answers: dict[str, list[str]] = {}
+    for revision in ("base", "head"):
+        session.stand_at(revision)
+        answers[revision] = [session.ask(prompt) for prompt in prompts]
+    rows = list(zip(prompts, answers["base"], answers["head"], strict=True))
+    for prompt, before, after in rows:
+        out.record({"type": "example", "prompt": prompt, "before": before, "after": after})
+    out.text("", columns(("prompt", "before", "after"), rows))
+
+
+def _examples(session: Session) -> list[Request]:
+    """Corrections in force, from the first to the last."""
+    applied = [r.request for r in session.standing.retention.requests.values() if r.applied]
+    last = len(applied) - 1
+    places = sorted({round(last * n / (EXAMPLES - 1)) for n in range(EXAMPLES)})
+    return [applied[place] for place in places] if applied else []
+
+
+def _wordings(request: Request) -> list[str]:
+    return [request.prompt, *request.held_out_rephrases[:1]]
+
+
+def _go_back(session: Session, out: Output) -> None:
+    before, base = session.store.head, session.store.base
+    session.rollback("base")
+    record: dict[str, Any] = {
+        "type": "rollback",
+        "from": before.id,
+        "to": base.id,
+        "fingerprint": session.edited.fingerprint,
+        "restored": session.edited.fingerprint == base.fingerprint,
+    }
+    out.result(
+        record,
+        "",
+        "Rolled back to base:",
+        f"  fingerprint of base       {base.fingerprint}",
+        f"  fingerprint of the model  {session.edited.fingerprint}",
+        "  the same, bit for bit" if record["restored"] else "  ANOTHER: this is a bug",
+    )
+
+
+def _next(kept: str | None) -> list[str]:
+    if kept is None:
+        return [
+            "The store is gone again; to have your own:",
+            "  cedit init",
+            "  cedit apply corrections.jsonl",
+            '  cedit ask "The capital of Australia is"',
+        ]
+    return [
+        f"The store is in {kept}; nothing in it was erased:",
+        f"  cedit log --all --store {kept} --limit 5",
+        f"  cedit rollback @1 --store {kept}",
+        f"  cedit verify --store {kept}",
+    ]

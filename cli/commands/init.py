@@ -1,0 +1,104 @@
+"""`cedit init`: a new store for a base model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import common
+from cli.output import DASH, Output, short
+
+if TYPE_CHECKING:
+    from continual.session import Session
+
+File = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("init")
+@click.argument("folder", metavar="[STORE]", required=False)
+@click.option("--model", default="atlas", help="A model directory, or atlas, the embedded one.")
+@click.option("--task", help="How a request becomes tokens: causal (the default).")
+@click.option("--terminator", help="Text that ends every answer, such as a newline.")
+@click.option("--train-probes", type=File, help="JSON Lines of prompt and answer, for TrainR.")
+@click.option("--test-probes", type=File, help="JSON Lines of prompt and answer, for TestR.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="The precision that the model runs in.",
+)
+@common
+def command(
+    out: Output,
+    store: str | None,
+    folder: str | None,
+    task: str | None,
+    terminator: str | None,
+    **told: Any,
+) -> None:
+    """Make a store for a base model.
+
+    The store is a folder, .cedit unless named. The model's accuracy on the probe sets is
+    measured once; TrainR and TestR compare with it.
+
+    \b
+    Example:
+      cedit init
+      cedit init corrections --model ./gpt2 --train-probes train.jsonl --test-probes test.jsonl
+    """
+    from continual.session import NewStore, init
+
+    new = NewStore(task=_task(task, terminator), **told)
+    with init(_place(folder, store), new) as session:
+        record = _record(session)
+    out.result(record, *_text(record))
+
+
+def _place(folder: str | None, store: str | None) -> Path:
+    from store.store import ENVIRONMENT_VARIABLE, FOLDER_NAME
+
+    if folder and store:
+        raise click.UsageError("Name the store once: as STORE or with --store.")
+    return Path(folder or store or os.environ.get(ENVIRONMENT_VARIABLE) or FOLDER_NAME)
+
+
+def _task(name: str | None, terminator: str | None) -> dict[str, str] | None:
+    """The `[task]` table; None leaves it to the model."""
+    if name is None and terminator is None:
+        return None
+    return {"name": name or "causal", **({"terminator": terminator} if terminator else {})}
+
+
+def _record(session: Session) -> dict[str, Any]:
+    from continual.inspection import base_accuracies
+
+    store = session.store
+    return {
+        "type": "store",
+        "store": str(store.path),
+        "model": store.settings["model"]["path"],
+        "task": store.settings["task"]["name"],
+        "base": store.base.fingerprint,
+        "probes": store.settings["probes"],
+        "accuracy": base_accuracies(store),
+    }
+
+
+def _text(record: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Made a store in {record['store']}",
+        f"for the model {record['model']}, fingerprint {short(record['base'])}.",
+    ]
+    for name, count in record["probes"].items():
+        accuracy = record["accuracy"].get(name)
+        share = DASH if accuracy is None else f"{accuracy:.1%}"
+        lines.append(f"{count} {name} probes, {share} right before the first edit.")
+    if not record["probes"]:
+        lines.append("No probe sets: TrainR and TestR will not be measured.")
+    return [*lines, "Next: cedit apply corrections.jsonl"]

@@ -1,0 +1,43 @@
+"""`cedit rollback`: head goes back, and the model with it."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import common, find_store, revision_names
+from cli.output import Output, short
+
+
+@click.command("rollback")
+@click.argument("revision", shell_complete=revision_names)
+@common
+def command(out: Output, store: str | None, revision: str) -> None:
+    """Move head to another revision.
+
+    The model is then, bit for bit, what it was there. Nothing is erased, and the way forward is
+    the same command.
+
+    \b
+    Example:
+      cedit rollback head~1
+      cedit rollback base
+    """
+    from continual.session import open_session
+
+    with open_session(find_store(store)) as session:
+        before = session.store.head
+        target = session.rollback(revision)
+        fingerprint = session.edited.fingerprint
+    record = {
+        "type": "rollback",
+        "from": before.id,
+        "to": target.id,
+        "seq": target.seq,
+        "fingerprint": fingerprint,
+    }
+    out.result(
+        record,
+        f"head {short(before.id)} (@{before.seq}) → {short(target.id)} (@{target.seq})",
+        f"fingerprint {short(fingerprint)}",
+        f"Nothing was erased. To go forward again: cedit rollback {short(before.id)}",
+    )

@@ -1,0 +1,43 @@
+"""`cedit status`: where the store stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, counted, rates, short
+
+
+@click.command("status")
+@common
+def command(out: Output, store: str | None) -> None:
+    """Show head, its corrections and its metrics.
+
+    \b
+    Example:
+      cedit status
+      cedit status --json
+    """
+    from continual.inspection import status
+    from store import Store
+
+    with Store.open(find_store(store)) as opened:
+        record = status(opened)
+    out.result(record, *_text(record))
+
+
+def _text(record: Mapping[str, Any]) -> Iterator[str]:
+    active = counted(record["requests_active"], "correction")
+    yield f"store        {record['store']}"
+    yield f"model        {record['model']} ({record['task']})"
+    yield f"head         {short(record['head'])} (@{record['seq']})"
+    yield f"fingerprint  {short(record['fingerprint'])}"
+    yield f"in force     {active}, {record['requests_failed']} failed"
+    yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR')}"
+    for name, position in record["streams"].items():
+        yield f"stream       {name}: {counted(position, 'record')} read"
+    if record["quarantined"]:
+        yield f"quarantine   {counted(record['quarantined'], 'record')}, in quarantine.jsonl"

@@ -1,0 +1,45 @@
+"""How a run is interrupted: the first signal asks it to end after its step, a second ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = b"\ncedit: finishing the current step; once more to stop at once\n"
+
+
+@contextmanager
+def stopping(stop: threading.Event, *, reads_input: bool) -> Iterator[None]:
+    """Set `stop` at the first SIGINT or SIGTERM, and raise KeyboardInterrupt at the second.
+
+    Where the run `reads_input`, the first signal also ends standard input, which it may be
+    waiting for.
+    """
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        os.write(2, _NOTICE)
+        if reads_input:
+            _end_input()
+
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_input() -> None:
+    """A read of standard input that waits goes on, and finds its end."""
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, sys.stdin.fileno())
+    os.close(nowhere)

@@ -1,0 +1,148 @@
+"""The command `cedit`: finds the command that is meant, runs it, and ends with its exit code.
+
+Knows the names of the commands and what every kind of failure means to the caller's shell; what a
+command does is in its own file, and is not imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+from click.shell_completion import shell_complete
+
+NAME = "cedit"
+COMMANDS = (
+    "init",
+    "apply",
+    "ask",
+    "status",
+    "log",
+    "show",
+    "diff",
+    "rollback",
+    "tag",
+    "replay",
+    "verify",
+    "demo",
+    "completion",
+)
+COMPLETE_VARIABLE = f"_{NAME.upper()}_COMPLETE"
+TRACEBACK_VARIABLE = "CEDIT_TRACEBACK"
+INTERRUPTED, BROKEN_PIPE = 130, 141
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+class Commands(click.Group):
+    """The commands, imported one by one, in the order in which they are mostly used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"cli.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    NAME,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "CEDIT"},
+    epilog="""\b
+    A store is found as git finds its own: --store, CEDIT_STORE, or the nearest .cedit
+    folder upward. Revisions are named as in git: head, head~2, base, the start of an
+    id, a tag, @7 for entry 7 of the journal; A..B is a range.
+
+    \b
+    An option can be set in the environment too: CEDIT_APPLY_EDITOR for apply --editor.
+
+    \b
+    Exit codes: 0 fine, 1 error, 2 usage, 3 partly done (requests failed or were
+    quarantined), 10 no store, 11 locked, 12 format version, 20 integrity, 21 wrong
+    base model, 130 interrupted, 141 broken pipe.
+
+    \b
+    Start here:  cedit demo
+    """,
+)
+@click.version_option(package_name=NAME)
+def commands() -> None:
+    """Keep a language model right: small corrections with a durable, reversible history."""
+
+
+def main() -> None:
+    """Run cedit with the process's own arguments and leave with its exit code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run cedit and return its exit code. A failure is said in one line on standard error."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        code = _invoke(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        _forget_stdout()
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        return _failed(error)
+
+
+def _invoke(arguments: list[str]) -> int:
+    """As click's own `main`, which would take a broken pipe for an error like any other."""
+    if instruction := os.environ.get(COMPLETE_VARIABLE):
+        return shell_complete(commands, {}, NAME, COMPLETE_VARIABLE, instruction)
+    try:
+        with commands.make_context(NAME, arguments) as context:
+            return int(commands.invoke(context) or 0)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong. An error that is meant for people has an exit code of its own."""
+    code = getattr(error, "exit_code", None)
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    if isinstance(code, int):
+        _say(str(error))
+        return code
+    _say(
+        f"{type(error).__name__}: {error}: this is a bug "
+        f"({TRACEBACK_VARIABLE}=1 shows where; please report it)"
+    )
+    return 1
+
+
+def _say(text: str) -> None:
+    from cli.output import one_line
+
+    print(f"{NAME}: {one_line(text)}", file=sys.stderr)
+
+
+def _forget_stdout() -> None:
+    """Let nothing be written to the closed pipe any more, not even when the process ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What commands have in common on their command line: `--store`, `--json`, names of revisions.
+
+Knows how a shell completes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.output import Output, short
+
+RECENT = 50  # revisions that a shell is offered
+Function = Callable[..., Any]
+
+
+def common(function: Function) -> Function:
+    """Add `--store` and `--json`; the command gets `out`, and as `store` what was said."""
+
+    @click.option(
+        "--store", type=click.Path(), help="The store's folder (default: as git finds its own)."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON Lines.")
+    @functools.wraps(function)
+    def command(as_json: bool, **options: Any) -> Any:
+        return function(out=Output(as_json), **options)
+
+    return command
+
+
+def find_store(store: str | None) -> Path:
+    """Where the store is. Raises NoStore."""
+    from store import Store
+
+    return Store.find(explicit=store)
+
+
+# -- completing in a shell
+
+
+def revision_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """head, base, the tags, and the latest ids."""
+    return [name for name in _known_names(ctx.params.get("store")) if name.startswith(incomplete)]
+
+
+def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of revisions, at the beginning of a range and behind its dots."""
+    older, dots, begun = incomplete.rpartition("..")
+    return [older + dots + name for name in revision_names(ctx, param, begun)]
+
+
+def editor_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The editors that can stand after the last comma."""
+    earlier, comma, begun = incomplete.rpartition(",")
+    return [earlier + comma + name for name in _known_editors() if name.startswith(begun)]
+
+
+def _known_names(store: str | None) -> list[str]:
+    """Names of revisions, none where there is no store to read."""
+    from store import Store, StoreError
+
+    try:
+        with Store.open(find_store(store)) as opened:
+            latest = opened.revisions(max(0, opened.length - RECENT))
+            return ["head", "base", *opened.tags(), *(short(revision.id) for revision in latest)]
+    except StoreError:
+        return []
+
+
+def _known_editors() -> list[str]:
+    """The folders of the editors, looked up without importing one."""
+    spec = find_spec("continual.editors")
+    places = spec.submodule_search_locations if spec else None
+    return [module.name for module in pkgutil.iter_modules(places) if module.ispkg]

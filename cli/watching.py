@@ -1,0 +1,115 @@
+"""How a run is watched: a JSON line for each step, a live line on a terminal, a few rows elsewhere.
+
+Knows which steps are worth a row; what a row holds comes from the steps' records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from cli.output import Output, rate, rates
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+RATES = ("SR", "GR", "ER", "TrainR", "TestR")
+_HEADER = "".join(f"{name:>8}" for name in ("step", *RATES))
+_ROUND = (1, 2, 5)
+
+
+class Watch:
+    """Shows the records of steps as they come."""
+
+    def __init__(
+        self, out: Output, progress: Progress | None, done: int, total: int | None
+    ) -> None:
+        self._out, self._progress = out, progress
+        self._rows: list[str] = []  # held back while the live line stands
+        self._last: str | None = None  # the latest step's row, if it is not shown yet
+        self._count = 0  # steps
+        self._edits = 0
+        if progress is not None:
+            self._task = progress.add_task(
+                "applying", completed=done, total=total, rates="", speed=""
+            )
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Show a step."""
+        self._out.record(record)
+        self._count += 1
+        self._edits += record["attempted"]
+        self._last = row(self._count, record)
+        if is_round(self._count):
+            self._flush()
+        if self._progress is not None:
+            self._advance(self._progress, record)
+
+    def close(self) -> None:
+        """Show what is not shown yet."""
+        self._flush()
+        if self._progress is not None:
+            for line in self._rows:
+                self._out.text(line)
+
+    def _flush(self) -> None:
+        if self._last is None:
+            return
+        lines = [self._last] if self._rows else [_HEADER, self._last]
+        self._rows += lines
+        self._last = None
+        if self._progress is None:
+            for line in lines:
+                self._out.text(line)
+
+    def _advance(self, progress: Progress, record: Mapping[str, Any]) -> None:
+        elapsed = progress.tasks[self._task].elapsed or 0.0
+        progress.update(
+            self._task,
+            completed=record["position"] or self._count,
+            rates=rates(record, "SR", "ER", "TestR"),
+            speed=f"{self._edits / elapsed:.1f} edits/s" if elapsed else "",
+        )
+
+
+@contextmanager
+def watching(out: Output, done: int, total: int | None) -> Iterator[Watch]:
+    """Watch a run over `total` records, where that is known, `done` of them before."""
+    progress = _live_line(out) if out.is_live else None
+    watch = Watch(out, progress, done, total)
+    try:
+        with progress or nullcontext():
+            yield watch
+    finally:
+        watch.close()
+
+
+def row(count: int, record: Mapping[str, Any]) -> str:
+    """A step's metrics, under the header."""
+    return f"{count:>8}" + "".join(f"{rate(record[name]):>8}" for name in RATES)
+
+
+def is_round(count: int) -> bool:
+    """Whether a count is 1, 2, 5, 10, 20, 50, …"""
+    while count % 10 == 0 and count:
+        count //= 10
+    return count in _ROUND
+
+
+def _live_line(out: Output) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TextColumn("{task.fields[speed]}"),
+        Remaining(),
+        console=out.errors,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

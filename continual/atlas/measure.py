@@ -1,0 +1,229 @@
+"""Measures the atlas: what it knows, what it reads in its context, and where it can be edited.
+
+- ``Sampler`` draws the probes: trained and held-out phrasings, new facts given in context
+- ``accuracy`` is the share of probes that greedy decoding answers exactly, terminator included
+- ``mediation`` is the share of facts that one hidden state at the subject's last token can replace
+
+The bars that these have to pass, and how they are shown, are left to the benchmark.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from continual import hooks
+from continual.atlas.corpus import in_context, subject_span
+from continual.atlas.facts import Fact, objects_of
+from continual.partial import logits_of
+from continual.requests import Probe
+from continual.site import Site, length_sorted
+from continual.tasks import Encoding
+
+DISTRACTORS = ("same_relation", "same_subject", "any")
+BATCH_TOKENS_MAX = 2048
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of probes that are right, over all and for each of the probes' names."""
+
+    share: float
+    by_name: Mapping[str, float]
+    count: int
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A fact that is to be given another object, through its subject's last token."""
+
+    prompt: str
+    subject: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Mediation:
+    """How far the output of one block decides what is answered about a subject."""
+
+    block: int
+    steps: tuple[int | None, ...]  # by fact: gradient steps until it was right; None for never
+
+    @property
+    def share(self) -> float:
+        """The share of facts that were replaced."""
+        return fmean(count is not None for count in self.steps)
+
+    @property
+    def needed(self) -> list[int]:
+        """The steps that the replaced facts took, fewest first."""
+        return sorted(count for count in self.steps if count is not None)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+class Sampler:
+    """Draws what the facts are measured on: at most `count` of each, fewer where there are fewer.
+
+    A probe's name is its relation's, but for `unaffected`, where it is the kind of distractor.
+    """
+
+    def __init__(self, facts: Sequence[Fact], rng: random.Random) -> None:
+        self._facts = facts
+        self._rng = rng
+        self._objects = objects_of(facts)
+        self._by_relation: dict[str, list[Fact]] = {}
+        self._by_subject: dict[str, list[Fact]] = {}
+        for fact in facts:
+            self._by_relation.setdefault(fact.relation.name, []).append(fact)
+            self._by_subject.setdefault(fact.subject, []).append(fact)
+
+    def trained(self, count: int) -> list[Probe]:
+        """Facts in phrasings that they were trained in."""
+        return self._asked([(f, p) for f in self._facts for p in f.trained_prompts], count)
+
+    def held_out(self, count: int) -> list[Probe]:
+        """Facts in phrasings that were trained with other subjects only."""
+        return self._asked([(f, p) for f in self._facts for p in f.held_out_prompts], count)
+
+    def overriding(self, count: int) -> list[Probe]:
+        """Facts behind a new fact that contradicts them in another phrasing: the new one holds."""
+        return [self._overridden(fact) for fact in self._some(self._facts, count)]
+
+    def unaffected(self, count: int) -> list[Probe]:
+        """Facts behind a new fact about something else: they stay. `count` of each kind."""
+        return [
+            self._beside(fact, kind)
+            for kind in DISTRACTORS
+            for fact in self._some([f for f in self._facts if len(self._pool(f, kind)) > 1], count)
+        ]
+
+    def replacements(self, count: int) -> list[Replacement]:
+        """Facts in a trained phrasing, each with another object of its relation."""
+        return [
+            Replacement(
+                self._rng.choice(fact.trained_prompts), fact.subject, self._new_object(fact)
+            )
+            for fact in self._some(self._facts, count)
+        ]
+
+    def _asked(self, pairs: Sequence[tuple[Fact, str]], count: int) -> list[Probe]:
+        return [
+            Probe(prompt=prompt, answer=fact.object, name=fact.relation.name)
+            for fact, prompt in self._some(pairs, count)
+        ]
+
+    def _overridden(self, fact: Fact) -> Probe:
+        told, asked = self._rng.sample(fact.trained_prompts, 2)
+        answer = self._new_object(fact)
+        prompt = in_context([f"{told} {answer}"], asked)
+        return Probe(prompt=prompt, answer=answer, name=fact.relation.name)
+
+    def _beside(self, fact: Fact, kind: str) -> Probe:
+        while (other := self._rng.choice(self._pool(fact, kind))) == fact:
+            pass
+        told = self._rng.choice(other.trained_prompts)
+        asked = self._rng.choice(fact.trained_prompts)
+        new = self._new_object(other, never=fact.object)
+        return Probe(prompt=in_context([f"{told} {new}"], asked), answer=fact.object, name=kind)
+
+    def _pool(self, fact: Fact, kind: str) -> Sequence[Fact]:
+        """Facts of a kind of distractor, this one among them."""
+        if kind == "same_relation":
+            return self._by_relation[fact.relation.name]
+        return self._by_subject[fact.subject] if kind == "same_subject" else self._facts
+
+    def _new_object(self, fact: Fact, never: str = "") -> str:
+        others = [o for o in self._objects[fact.relation.name] if o not in (fact.object, never)]
+        return self._rng.choice(others)
+
+    def _some(self, items: Sequence[Item], count: int) -> list[Item]:
+        return self._rng.sample(items, min(count, len(items)))
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def accuracy(site: Site, probes: Sequence[Probe]) -> Accuracy:
+    """How many of the probes the model answers exactly."""
+    outcomes = site.judge_in_full([site.task.encode(p.prompt, p.answer) for p in probes])
+    by_name: dict[str, list[bool]] = {}
+    for probe, right in zip(probes, outcomes, strict=True):
+        by_name.setdefault(probe.name, []).append(right)
+    shares = {name: fmean(found) for name, found in sorted(by_name.items())}
+    return Accuracy(fmean(outcomes), shares, len(outcomes))
+
+
+# --- mediation ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A replacement as tokens, and the vector that is searched for."""
+
+    encoding: Encoding
+    subject: int  # position of the subject's last token
+    vector: Tensor  # [d], added to the hidden state there
+
+
+def mediation(
+    site: Site,
+    replacements: Sequence[Replacement],
+    block: int,
+    *,
+    steps_max: int = 80,
+    rate: float = 0.5,
+) -> Mediation:
+    """Which facts a vector added to the output of `block` at the subject's last token replaces.
+
+    The vectors start from zero and are found by Adam, each until greedy decoding gives its target.
+    This is the search for a value of Meng et al. 2022 (ROME, eq. 4), without its regularisers.
+    """
+    cases = [_case(site, replacement) for replacement in replacements]
+    optimizer = torch.optim.Adam([case.vector for case in cases], lr=rate)
+    steps: dict[int, int] = {}
+    for step in range(steps_max + 1):
+        optimizer.zero_grad()
+        unsolved = [i for i in range(len(cases)) if i not in steps]
+        for batch in length_sorted([cases[i].encoding for i in unsolved], BATCH_TOKENS_MAX):
+            chosen = [unsolved[i] for i in batch]
+            right = _descend(site, block, [cases[i] for i in chosen])
+            steps.update((i, step) for i, done in zip(chosen, right, strict=True) if done)
+        optimizer.step()
+    return Mediation(block, tuple(steps.get(i) for i in range(len(cases))))
+
+
+def _case(site: Site, replacement: Replacement) -> _Case:
+    encoding = site.task.encode(replacement.prompt, replacement.target)
+    _, last = subject_span(site.edited.tokenizer, replacement.prompt, replacement.subject)
+    vector = torch.zeros(site.edited.anatomy.width, device=site.edited.device, requires_grad=True)
+    return _Case(encoding, last, vector)
+
+
+def _descend(site: Site, block: int, cases: Sequence[_Case]) -> list[bool]:
+    """Gives each vector its gradient; whether each case is right with the vector as it is."""
+    device = site.edited.device
+    inputs = site.task.inputs([case.encoding.ids for case in cases])
+    places = torch.tensor([case.subject for case in cases], device=device)
+    vectors = torch.stack([case.vector for case in cases])
+
+    def moved(hidden: Tensor) -> Tensor:
+        sequences = torch.arange(len(cases), device=device)
+        return hidden.index_put((sequences, places), vectors.to(hidden.dtype), accumulate=True)
+
+    with hooks.altered(site.edited.anatomy.block(site.edited.model, block), moved):
+        logits = logits_of(site.edited.model, {k: v.to(device) for k, v in inputs.items()})
+    rows = [logits[i, list(case.encoding.positions)] for i, case in enumerate(cases)]
+    targets = [torch.tensor(case.encoding.targets, device=device) for case in cases]
+    cross_entropy(torch.cat(rows).float(), torch.cat(targets), reduction="sum").backward()
+    return [bool((r.argmax(-1) == t).all()) for r, t in zip(rows, targets, strict=True)]

@@ -1,0 +1,240 @@
+"""Writes the atlas's stream of corrections and its probe sets from the tables.
+
+    python -m continual.atlas.streams [OUT] [--seed N]
+
+The facts of every relation are split in three: those that the stream corrects, those that the
+train probes ask for, and those that the test probes ask for. What is asked around a correction
+rests only on facts of the two latter parts, so that no later correction makes it wrong. The same
+tables and the same seed give the same bytes. Knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from continual.atlas import CORRECTIONS, PROBES
+from continual.atlas.facts import Fact, load_facts, objects_of
+from continual.requests import Probe, Request
+
+CORRECTED_SHARE = 0.36  # of every relation's facts
+TRAIN_SHARE = 0.30
+LOCALITY_PER_REQUEST = 4
+SAME_SUBJECT_MAX = 2
+PORTABILITY_MAX = 2
+
+NAMED_BY = {
+    "companies.country": "the home country of {}",
+    "landmarks.country": "the country of the {}",
+    "people.country": "the country of {}",
+    "works.creator": "the creator of {}",
+}
+"""First hops: how the object of a fact is spoken of without its name."""
+
+ASKED_BY = {
+    "countries.capital": "The capital of {} is",
+    "countries.continent": "The continent of {} is",
+    "countries.currency": "The currency of {} is the",
+    "countries.language": "The main language of {} is",
+    "people.country": "The country of {} is",
+    "people.occupation": "The occupation of {} is",
+}
+"""Second hops: how a fact about that object is then asked for. Such prompts are never trained."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three parts of the facts; every relation is in each of them."""
+
+    corrected: tuple[Fact, ...]
+    train: tuple[Fact, ...]
+    test: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What is written: requests in the order of the stream, and two probe sets."""
+
+    corrections: tuple[Request, ...]
+    train_probes: tuple[Probe, ...]
+    test_probes: tuple[Probe, ...]
+
+
+class Surroundings:
+    """Draws what is asked around a correction, from facts that are never corrected.
+
+    `taken` are prompts that are not to be asked again: an editor may learn from the train probes.
+    """
+
+    def __init__(
+        self,
+        facts: Sequence[Fact],
+        kept: Iterable[Fact],
+        taken: Collection[str],
+        rng: random.Random,
+    ) -> None:
+        self._object = {(fact.subject, fact.relation.name): fact.object for fact in facts}
+        self._taken = taken
+        self._rng = rng
+        self._by_relation: dict[str, list[Fact]] = {}
+        self._by_subject: dict[str, list[Fact]] = {}
+        for fact in kept:
+            self._by_relation.setdefault(fact.relation.name, []).append(fact)
+            self._by_subject.setdefault(fact.subject, []).append(fact)
+
+    def locality(self, fact: Fact, target: str) -> list[Probe]:
+        """Facts of the same subject, then facts of the same relation that have another object."""
+        siblings = self._draw(self._by_subject.get(fact.subject, []), SAME_SUBJECT_MAX)
+        others = [f for f in self._by_relation[fact.relation.name] if f.object != target]
+        neighbours = self._draw(others, LOCALITY_PER_REQUEST - len(siblings))
+        return [
+            *(self._asked(sibling, "same_subject") for sibling in siblings),
+            *(self._asked(neighbour, "same_relation") for neighbour in neighbours),
+        ]
+
+    def portability(self, fact: Fact, target: str) -> list[Probe]:
+        """What follows from the new object through a second fact, where that changes anything."""
+        if fact.relation.name not in NAMED_BY:
+            return []
+        hops = [hop for hop in self._by_subject.get(target, []) if self._changes(hop, fact)]
+        named = NAMED_BY[fact.relation.name].replace("{}", fact.subject)
+        return [
+            Probe(
+                prompt=ASKED_BY[hop.relation.name].replace("{}", named),
+                answer=hop.object,
+                name="two_hop",
+            )
+            for hop in self._draw(hops, PORTABILITY_MAX)
+        ]
+
+    def _changes(self, hop: Fact, fact: Fact) -> bool:
+        """Whether the second fact is another one than before the correction."""
+        return self._object.get((fact.object, hop.relation.name)) != hop.object
+
+    def _draw(self, pool: Sequence[Fact], count: int) -> list[Fact]:
+        return self._rng.sample(pool, min(count, len(pool)))
+
+    def _asked(self, fact: Fact, name: str) -> Probe:
+        free = [prompt for prompt in fact.trained_prompts if prompt not in self._taken]
+        return Probe(prompt=self._rng.choice(free), answer=fact.object, name=name)
+
+
+def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
+    """The stream and the probe sets of these facts."""
+    rng = random.Random(seed)
+    split = split_facts(facts, rng)
+    train = tuple(_probe(fact, rng.choice(fact.trained_prompts)) for fact in split.train)
+    test = tuple(
+        _probe(fact, rng.choice(prompts))
+        for fact in split.test
+        for prompts in (fact.trained_prompts, fact.held_out_prompts)
+    )
+    taken = {probe.prompt for probe in train}
+    around = Surroundings(facts, split.train + split.test, taken, rng)
+    targets = deal_targets(split.corrected, objects_of(facts), rng)
+    requests = [_request(f, t, around, rng) for f, t in zip(split.corrected, targets, strict=True)]
+    rng.shuffle(requests)
+    return Streams(tuple(requests), train, test)
+
+
+def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
+    """The facts in three parts, by the same shares for every relation."""
+    by_relation: dict[str, list[Fact]] = {}
+    for fact in facts:
+        by_relation.setdefault(fact.relation.name, []).append(fact)
+    corrected: list[Fact] = []
+    train: list[Fact] = []
+    test: list[Fact] = []
+    for group in by_relation.values():
+        rng.shuffle(group)
+        first = round(len(group) * CORRECTED_SHARE)
+        second = first + round(len(group) * TRAIN_SHARE)
+        corrected += group[:first]
+        train += group[first:second]
+        test += group[second:]
+    return Split(tuple(corrected), tuple(train), tuple(test))
+
+
+def deal_targets(
+    facts: Iterable[Fact], objects: Mapping[str, Sequence[str]], rng: random.Random
+) -> list[str]:
+    """A new object for each fact, dealt like cards: each is used before any is used again."""
+    decks: dict[str, list[str]] = {}
+    targets: list[str] = []
+    for fact in facts:
+        deck = decks.setdefault(fact.relation.name, [])
+        if all(card == fact.object for card in deck):
+            every = objects[fact.relation.name]
+            deck += rng.sample(every, len(every))
+        target = next(card for card in deck if card != fact.object)
+        deck.remove(target)
+        targets.append(target)
+    return targets
+
+
+def render(records: Iterable[Request | Probe]) -> str:
+    """JSON Lines of the records' fields, but for empty ones."""
+    return "".join(json.dumps(_fields(record), ensure_ascii=False) + "\n" for record in records)
+
+
+def write(streams: Streams, out: Path) -> None:
+    """The three files, in a folder, under the names that the package ships."""
+    files: dict[Path, Sequence[Request | Probe]] = {
+        CORRECTIONS: streams.corrections,
+        PROBES["train"]: streams.train_probes,
+        PROBES["test"]: streams.test_probes,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for path, records in files.items():
+        (out / path.name).write_text(render(records), encoding="utf-8", newline="\n")
+
+
+def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) -> Request:
+    """One correction; two of the trained phrasings are learned from, two are measured."""
+    prompt, *others = rng.sample(fact.trained_prompts, 5)
+    return Request(
+        prompt=prompt,
+        target_new=target,
+        subject=fact.subject,
+        relation=fact.relation.name,
+        target_old=fact.object,
+        rephrases=tuple(others[:2]),
+        held_out_rephrases=(*fact.held_out_prompts, *others[2:]),
+        locality=tuple(around.locality(fact, target)),
+        portability=tuple(around.portability(fact, target)),
+    )
+
+
+def _probe(fact: Fact, prompt: str) -> Probe:
+    return Probe(prompt=prompt, answer=fact.object)
+
+
+def _fields(record: Request | Probe) -> dict[str, object]:
+    if isinstance(record, Request):
+        return record.to_json()
+    return record.model_dump(mode="json", exclude_defaults=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m continual.atlas.streams",
+        description="Write the atlas's stream of corrections and its probe sets.",
+    )
+    parser.add_argument("out", type=Path, nargs="?", default=CORRECTIONS.parent)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    streams = build(load_facts(), options.seed)
+    write(streams, options.out)
+    print(
+        f"{len(streams.corrections)} corrections, {len(streams.train_probes)} train probes, "
+        f"{len(streams.test_probes)} test probes in {options.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()

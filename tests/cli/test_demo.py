@@ -1,0 +1,46 @@
+"""The demonstration, on a tiny model in the atlas's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import continual.atlas
+import continual.model
+from tests.cli.conftest import Cedit, request, write_lines
+
+
+@pytest.fixture
+def atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny atlas: model, corrections and probes."""
+    corrections = write_lines(tmp_path / "corrections.jsonl", [request(n) for n in range(9)])
+    probes = write_lines(tmp_path / "probes.jsonl", [{"prompt": "a", "answer": "b"}])
+    monkeypatch.setattr(continual.model, "model_directory", lambda _: model)
+    monkeypatch.setattr(continual.atlas, "CORRECTIONS", corrections)
+    monkeypatch.setattr(continual.atlas, "PROBES", {"train": probes, "test": probes})
+    monkeypatch.setattr(continual.atlas, "TASK", {"name": "causal"})
+
+
+def test_the_demonstration_corrects_compares_and_goes_back(cedit: Cedit, atlas: None) -> None:
+    ran = cedit("demo", "--count", 5)
+    assert ran.code == 0
+    assert "5 read: 5 applied" in ran.out
+    assert "the same, bit for bit" in ran.out
+    assert ran.out.count("The capital of country") == 3
+    assert "cedit init" in ran.out
+
+
+def test_a_demonstration_that_is_kept_can_be_looked_at(
+    cedit: Cedit, atlas: None, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    ran = cedit("demo", "--count", 4, "--keep", kept, "--json")
+    assert ran.code == 0
+    assert [r["type"] for r in ran.records].count("step") == 4
+    assert ran.last["type"] == "rollback"
+    assert ran.last["restored"] is True
+    examples = [r for r in ran.records if r["type"] == "example"]
+    assert len(examples) == 6
+    assert all(e["before"] != e["after"] for e in examples[::2])
+    assert cedit("log", "--all", "--store", kept, "--json").records[0]["operation"] == "rollback"
