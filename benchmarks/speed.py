@@ -263,7 +263,7 @@ def measure(name: str, edits: int, paper_edits: int) -> dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default=",".join(SIZES), help="which of: %(default)s")
     parser.add_argument("--edits", type=int, default=50, help="edits of ours at each size")
     parser.add_argument("--paper-edits", type=int, help="edits of the paper's loop at each size")

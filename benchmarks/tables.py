@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 240  # characters: a table is never wrapped
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,14 @@ class Column:
 
 
 def show(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table in Markdown, its columns aligned."""
-    cells = [[c.heading for c in columns], *[[c.cell(row) for c in columns] for row in rows]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [" | ".join(t.rjust(w) for t, w in zip(line, widths, strict=True)) for line in cells]
-    rule = "-|-".join("-" * width for width in widths)
-    framed = [f"| {line} |" for line in (lines[0], *lines[1:])]
-    print(f"\n{title}\n", framed[0], f"|-{rule}-|", *framed[1:], sep="\n", flush=True)
+    """Print a table in Markdown."""
+    table = Table(box=box.MARKDOWN)
+    for column in columns:
+        table.add_column(column.heading, justify="right")
+    for row in rows:
+        table.add_row(*(column.cell(row) for column in columns))
+    console = Console(width=WIDTH)
+    console.print(title, table, sep="\n")
 
 
 def note(text: str) -> None:

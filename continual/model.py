@@ -73,15 +73,19 @@ class EditedModel:
         self._banks: dict[int, NeuronBank] = {}
         self._marks = [_Mark({}, base.fingerprint)]
         self._hooks: ExitStack | None = None
-        self._bare = False
+        self._entered = 0  # the `with` blocks that are open
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own forward."""
         return self.model(*args, **kwargs)
 
     def __enter__(self) -> Self:
+        self._entered += 1
+        if self._hooks is not None:
+            return self
         self._hooks = ExitStack()
         for block, bank in self._banks.items():
             self._attach(block, bank)
@@ -93,6 +97,9 @@ class EditedModel:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()

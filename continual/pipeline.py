@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, encode, question_of
+from continual.candidates import Candidate, Expected, continuation, encode, question_of
 from continual.editing import Edited, Workshop
 from continual.editors import make_editor
 from continual.errors import CeditError, RequestError, StreamError
+from continual.ledger import LOCALITY
 from continual.patches import pack
 from continual.planning import Plan, Planner
 from continual.retention import Outcome
@@ -210,14 +211,27 @@ class Pipeline:
         return {e.id: self._probes_of(e.candidate) for e in plan.edits if e.id not in kept}
 
     def _probes_of(self, candidate: Candidate) -> _Probes:
-        expected = tuple(self._answered(encoding) for encoding in candidate.locality)
-        entries = candidate.other_entries(expected)
-        rows = self._site.rows_in_passes([e.encoding for e in entries]) if entries else None
-        return _Probes(expected, rows)
+        """One pass over all of them; a locality prompt that is answered otherwise than the request
+        says is measured again with the model's own answer, of as many tokens."""
+        said = tuple(encoding.targets for encoding in candidate.locality)
+        entries = candidate.other_entries(said)
+        if not entries:
+            return _Probes((), None)
+        rows = self._site.rows_in_passes([entry.encoding for entry in entries])
+        parts = list(rows.split([len(entry.encoding.targets) for entry in entries]))
+        expected: list[tuple[int, ...]] = []
+        for place, entry in enumerate(entries):
+            if entry.role != LOCALITY:
+                continue
+            answer = self._answered(entry.encoding, parts[place])
+            if answer != entry.encoding.targets:
+                parts[place] = self._site.rows([continuation(entry.encoding, answer)])
+            expected.append(answer)
+        return _Probes(tuple(expected), Rows.join(parts))
 
-    def _answered(self, encoding: Encoding) -> tuple[int, ...]:
-        """How the model at head goes on after a locality prompt, for as long as its answer is."""
-        if self._site.judge_in_full([encoding])[0]:
+    def _answered(self, encoding: Encoding, rows: Rows) -> tuple[int, ...]:
+        """How the model at head goes on after a question, for as long as its answer is."""
+        if self._site.is_right(encoding, rows):
             return encoding.targets
         return self._site.continue_greedily(question_of(encoding), len(encoding.targets))
 

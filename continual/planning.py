@@ -56,7 +56,7 @@ class Planner:
         """The plan for a batch, in the order of its requests; repairs come first."""
         latest, outcomes = self._without_repeats(batch)
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
-        repairs = [c for c in self._broken(latest, gone)] if repair else []
+        repairs = list(self._broken(latest, gone)) if repair else []
         edits: list[PlannedEdit] = []
         for candidate in repairs:
             edits.append(PlannedEdit(candidate, self._site.rows(candidate.learned), repair=True))

@@ -130,7 +130,7 @@ def outcomes_of(body: Mapping[str, Any]) -> list[Outcome]:
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Applied, skipped (repeats too), failed, superseded and attempted, as the reports give them."""
+    """Applied, skipped (repeats too), failed, superseded and attempted, as reports give them."""
     every: Sequence[Outcome] = [outcome for outcome in outcomes if not outcome.repair]
     of = {name: sum(o.outcome == name for o in every) for name in (APPLIED, FAILED, SUPERSEDED)}
     return {

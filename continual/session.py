@@ -99,9 +99,7 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
                 f"{base.fingerprint[:12]}, and this history was made on "
                 f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
             )
-        task = make_task(
-            base.tokenizer, store.settings.get("task", {}), base.context_tokens_max
-        )
+        task = make_task(base.tokenizer, store.settings.get("task", {}), base.context_tokens_max)
         return Session(store, EditedModel(base), task, at)
     except BaseException:
         store.close()
@@ -122,7 +120,6 @@ class Session:
         self._stack = ExitStack()
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
-        self._parts: dict[str, tuple[Patch, ...]] = {}  # by the patch's digest
         try:
             self.stand_at(at)
         except BaseException:
@@ -164,7 +161,7 @@ class Session:
     @cached_property
     def standing(self) -> Standing:
         """Retention set, ledger and memory at head: built when first needed."""
-        self.stand_at("head")
+        self._stand_at_head()
         return Standing(self.store, self.site)
 
     def patches(self, revision: Revision) -> tuple[Patch, ...]:
@@ -181,6 +178,10 @@ class Session:
             self.edited.put(self.patches(ancestor))
             check_fingerprint(ancestor, self.edited.fingerprint)
         return revision
+
+    def _stand_at_head(self) -> None:
+        if self.edited.fingerprint != self.store.head.fingerprint:
+            self.stand_at("head")
 
     # -- applying
 
@@ -226,8 +227,7 @@ class Session:
             yield from items
 
     def _pipeline(self, settings: Settings) -> Pipeline:
-        if self.edited.fingerprint != self.store.head.fingerprint:
-            self.stand_at("head")
+        self._stand_at_head()
         return Pipeline(self.store, self.site, self.standing, settings)
 
     def apply(

@@ -118,10 +118,12 @@ class Site:
         ):
             hooks.run_until_cut(lambda: logits_of(model, inputs))
         hidden = sums[0].input if norm else sums[0].hidden
+        whole = (len(encodings), -1, anatomy.width)  # some blocks give their FFN flat rows
+        query, hidden = queries[0].input.reshape(whole), hidden.reshape(whole)
         sequence, position = _places(encodings, hidden.device)
         targets = [target for encoding in encodings for target in encoding.targets]
         return Rows(
-            queries[0].input[sequence, position].float(),
+            query[sequence, position].float(),
             hidden[sequence, position].float(),
             torch.tensor(targets, device=hidden.device),
         )

@@ -14,7 +14,7 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,21 @@ CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The size of a model."""
+
+    blocks: int = 4
+    width: int = 192
+    heads: int = 4
+    ffn_width: int = 2048
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How the atlas is trained. Counts are per epoch."""
+    """How a model is trained: the atlas, unless told otherwise. Counts are per epoch."""
 
     epochs: int = 28
+    seconds_max: float = math.inf  # the schedule comes to its end by then
     contexts: int = 6000
     passages: int = 2000
     tokens_per_batch: int = 2048
@@ -68,17 +79,17 @@ def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: Any, seed: int) -> GPT2LMHeadModel:
+def new_model(tokenizer: Any, shape: Shape, seed: int) -> GPT2LMHeadModel:
     """GPT-2's architecture, small and with a wide FFN: room for keys. ReLU makes them sparse."""
     torch.manual_seed(seed)
     terminator = tokenizer(TERMINATOR)["input_ids"][-1]
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT_TOKENS,
-        n_embd=192,
-        n_layer=4,
-        n_head=4,
-        n_inner=2048,
+        n_embd=shape.width,
+        n_layer=shape.blocks,
+        n_head=shape.heads,
+        n_inner=shape.ffn_width,
         activation_function="relu",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -120,15 +131,22 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor
 
 
 class Training:
-    """One resumable training run in a folder."""
+    """One resumable training run in a folder; `read` makes the corpus of the facts."""
 
-    def __init__(self, out: Path, recipe: Recipe, facts: Sequence[Fact]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        facts: Sequence[Fact],
+        shape: Shape | None = None,
+        read: Callable[[Sequence[Fact], Any, random.Random], Corpus] = Corpus,
+    ) -> None:
         self.out, self.recipe = out, recipe
         self.rng = random.Random(recipe.seed)
         self.tokenizer = train_tokenizer(facts)
-        self.corpus = Corpus(facts, self.tokenizer, self.rng)
+        self.corpus = read(facts, self.tokenizer, self.rng)
         self.statements = self.corpus.statements()
-        self.model = new_model(self.tokenizer, recipe.seed).train()
+        self.model = new_model(self.tokenizer, shape or Shape(), recipe.seed).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=recipe.learning_rate,
@@ -138,11 +156,12 @@ class Training:
         )
         self.step = 0
         self.epoch = 0
+        self.started = time.perf_counter()
 
     def run(self) -> None:
         """Train to the recipe's end, saving after every epoch."""
         self._resume()
-        while self.epoch < self.recipe.epochs:
+        while self.epoch < self.recipe.epochs and self._time_share() < 1.0:
             started = time.perf_counter()
             losses = [self._update(batch) for batch in self._epoch_batches()]
             self.epoch += 1
@@ -179,7 +198,12 @@ class Training:
         total = self.steps_per_epoch * self.recipe.epochs
         if self.step < self.recipe.warmup_steps:
             return (self.step + 1) / self.recipe.warmup_steps
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
+        share = min(1.0, max(self.step / total, self._time_share()))
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _time_share(self) -> float:
+        """How much of the recipe's time has passed since this process began."""
+        return (time.perf_counter() - self.started) / self.recipe.seconds_max
 
     def _save(self) -> None:
         save_model(self.model, self.tokenizer, self.out)

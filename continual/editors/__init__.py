@@ -7,7 +7,7 @@ takes back off the model whatever it tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,10 @@ class Edit:
     request: Request
     encodings: tuple[Encoding, ...]
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
+
+    def alone(self) -> Edit:
+        """The same with the prompt only."""
+        return replace(self, encodings=self.encodings[:1], rows=self.rows[:1])
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,8 @@ class NeuronPatch:
 
     def check(self) -> None:
         """See `Patch.check`."""
-        count, width = self.keys.shape
-        if self.bias.shape != (count,) or self.values.shape != (count, width):
+        count = self.keys.shape[:1]
+        if self.keys.ndim != 2 or self.bias.shape != count or self.values.shape != self.keys.shape:
             raise EditError(
                 f"A neuron patch does not fit together: keys {tuple(self.keys.shape)}, bias "
                 f"{tuple(self.bias.shape)}, values {tuple(self.values.shape)}."
@@ -108,7 +108,15 @@ class NeuronBank:
         return self._values.rows
 
     def extend(self, patch: NeuronPatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Append a patch's neurons; returns them as they now stand in the bank."""
+        """Append a patch's neurons; returns them as they now stand in the bank.
+
+        Raises EditError where they are of another width than the model.
+        """
+        if patch.keys.shape[1:] != self.keys.shape[1:]:
+            raise EditError(
+                f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
+                f"{tuple(self.keys.shape[1:])}: it was made on another model."
+            )
         return (
             self._keys.append(patch.keys),
             self._bias.append(patch.bias),

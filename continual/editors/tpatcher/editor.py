@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,8 +67,11 @@ class TPatcher:
         self.config = config or TPatcherConfig()
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        """See `Editor.edit`."""
+        """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
+        training where the closed form does not separate."""
         config = self._budget(around.attempt)
+        if around.attempt:
+            edits = [edit.alone() for edit in edits]
         plan, failed = _plan(edits, around.site, config)
         if not plan.own:
             return Proposal(None, failed)
@@ -94,7 +97,8 @@ class TPatcher:
         """A value may be `norm_max` times as long as the edits' residual sums are on average, with
         the neurons that are on; twice that at each retry."""
         hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))
-        return self.config.norm_max * 2**around.attempt * float(hidden.norm(dim=1).mean())
+        budget: float = self.config.norm_max * 2.0**around.attempt
+        return budget * float(hidden.norm(dim=1).mean())
 
     def _budget(self, attempt: int) -> TPatcherConfig:
         """Each retry may take more neurons and steps, and gives up more generality."""
@@ -119,8 +123,8 @@ class TPatcher:
             return torch.maximum(around.memory.highest_scores(keys), batch)
 
         neurons, separate = closed_form(slots, highest, config)
-        if around.attempt and not bool(separate.all()):
-            neurons, separate = _retrain(plan, slots, separate, around, config, highest)
+        if around.attempt == self.attempts - 1 and not bool(separate.all()):
+            neurons, separate = _retrain(slots, around, config, highest)
         done = torch.zeros_like(separate)
         few = competing(around.site, slots, plan.rivals())
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
@@ -150,7 +154,7 @@ def _plan(
         slots = _wrong_positions(edit, starts, wrong)
         if len(slots) > config.neurons_max:
             failed[edit.request.id] = (
-                f"{len(slots)} of its tokens are wrong, and an edit has {config.neurons_max} neurons"
+                f"{len(slots)} of its tokens are wrong, and it has {config.neurons_max} neurons"
             )
             continue
         own += slots
@@ -174,15 +178,9 @@ def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[t
 
 
 def _retrain(
-    plan: _Plan,
-    slots: Slots,
-    separate: Tensor,
-    around: Surroundings,
-    config: TPatcherConfig,
-    highest: object,
+    slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Callable[[Tensor], Tensor]
 ) -> tuple[Neurons, Tensor]:
     """The paper's training for all slots of a batch of which some do not separate."""
-    assert callable(highest)
     keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
     start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = around.memory.all()

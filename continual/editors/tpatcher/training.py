@@ -103,7 +103,7 @@ def closed_form(
 def sealed(
     slots: Slots, keys: Tensor, highest: Tensor, config: TPatcherConfig
 ) -> tuple[Neurons, Tensor]:
-    """Bias and scale for given directions: silent on memory, 1 on the edit's query; see `config`."""
+    """Bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`."""
     own = scores(slots.query, keys)
     lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
     highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)

@@ -1,0 +1,437 @@
+"""T-Patcher against the paper written out plainly, and what its neurons do and leave alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.anatomy import find_anatomy
+from continual.candidates import encode
+from continual.editors import Edit, Surroundings
+from continual.editors.tpatcher import TPatcher, TPatcherConfig
+from continual.editors.tpatcher.competing import whole
+from continual.editors.tpatcher.losses import Bounds, activation_loss, edit_loss, memory_losses
+from continual.editors.tpatcher.training import Neurons, PaperTraining, Slots, total_loss
+from continual.errors import CeditError
+from continual.model import BaseModel, EditedModel, load_base
+from continual.patches.neuron import NeuronPatch
+from continual.query_memory import QueryMemory
+from continual.requests import Request
+from continual.site import Rows, Site
+from continual.tasks import Encoding, make_task
+from tests import tiny_language as language
+from tests.continual.conftest import answers
+from tests.tiny_language import CAPITALS, ask, correction
+from tests.tiny_models import VOCAB, WIDTH, tiny_model
+
+# -- the paper, plainly: the whole model in float64, a hook, one neuron, loops
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The losses of one neuron (equations 5-9), through the full model."""
+
+    model: torch.nn.Module  # float64
+    prompts: list[Encoding]  # the edit and its rephrases, one answer token each
+    memory: list[Encoding]
+    config: TPatcherConfig
+
+    def queries(self, ids: tuple[int, ...]) -> Tensor:
+        """The inputs [T, d] of the last FFN."""
+        anatomy, seen = find_anatomy(self.model), []
+        module = anatomy.query_module(self.model, anatomy.last)
+        handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        self.model(input_ids=torch.tensor([ids]), use_cache=False)
+        handle.remove()
+        return seen[0].reshape(len(ids), -1)
+
+    def logits(self, ids: tuple[int, ...], k: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        """The logits [T, vocab] with the neuron in the last FFN."""
+        anatomy = find_anatomy(self.model)
+        down = anatomy.down_module(self.model, anatomy.last)
+        extra = torch.relu(self.queries(ids) @ k + b).unsqueeze(-1) * v
+        handle = down.register_forward_hook(lambda _, __, output: output + extra.view_as(output))
+        logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        handle.remove()
+        return logits
+
+    def losses(self, k: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """l_e, l_a, l_m1 and l_m2."""
+        edit, fire = [], []
+        for prompt in self.prompts:
+            (position,), (target,) = prompt.positions, prompt.targets
+            logits = self.logits(prompt.ids, k, b, v)[position]
+            edit.append(logits.logsumexp(0) - logits[target])
+            fire.append(-(self.queries(prompt.ids)[position] @ k) - b)
+        own = self.queries(self.prompts[0].ids)[self.prompts[0].positions[0]]
+        silent, below = [], []
+        beta = -self.config.margin / (1 - self.config.margin)
+        for probe in self.memory:
+            for position in probe.positions:
+                query = self.queries(probe.ids)[position]
+                silent.append(query @ k + b - beta)
+                below.append((query - own) @ k + b - (beta - 1))
+        return (
+            sum(edit) / len(edit),
+            mean_of_largest(fire, self.config.activation_top),
+            mean_of_largest(silent, self.config.memory_top),
+            mean_of_largest(below, self.config.memory_top),
+        )
+
+    def total(self, k: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        l_e, l_a, l_m1, l_m2 = self.losses(k, b, v)
+        return l_e + self.config.alpha * l_a + self.config.memory_weight * (l_m1 + l_m2)
+
+
+def mean_of_largest(values: list[Tensor], count: int) -> Tensor:
+    largest = sorted((value.exp() for value in values), reverse=True)[:count]
+    return sum(largest) / len(largest)
+
+
+def adam_step(parameters: list[Tensor], config: TPatcherConfig) -> list[Tensor]:
+    """Clip all gradients together, add the decay, and take Adam's first step."""
+    norm = sum(p.grad.square().sum() for p in parameters).sqrt()
+    shrink = min(1.0, config.gradient_clip / (float(norm) + 1e-6))
+    moved = []
+    for parameter in parameters:
+        gradient = parameter.grad * shrink + config.weight_decay * parameter.detach()
+        first = 0.1 * gradient / (1 - 0.9)
+        second = 0.001 * gradient**2 / (1 - 0.999)
+        moved.append(parameter.detach() - config.learning_rate * first / (second.sqrt() + 1e-8))
+    return moved
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+# -- the same edit in both
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One edit with a rephrase, as rows and through the full model, and a neuron to start from."""
+
+    site: Site
+    slots: Slots
+    memory: Tensor
+    paper: Paper
+    start: Neurons
+
+
+def drawn(length: int, count: int, generator: torch.Generator) -> list[tuple[int, ...]]:
+    ids = torch.randint(4, VOCAB, (count, length), generator=generator)
+    return [tuple(row) for row in ids.tolist()]
+
+
+@pytest.fixture(params=["gpt2", "llama", "opt-post-norm"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    model = tiny_model(request.param)
+    edited = EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    generator = torch.Generator().manual_seed(5)
+    prompts = [
+        Encoding(ids, (len(ids) - 1,), (17,))
+        for ids in (*drawn(5, 1, generator), *drawn(7, 1, generator))
+    ]
+    memory = [Encoding(ids, (2, 5), (8, 9)) for ids in drawn(6, 12, generator)]
+    config = TPatcherConfig(memory_top=7)
+    with edited:
+        site = Site(edited, make_task(edited.tokenizer, {}))
+        rows, remembered = site.rows(prompts), site.rows(memory)
+        slots = Slots(
+            rows.query[None],
+            rows.hidden[None],
+            rows.targets[None],
+            torch.ones(1, len(prompts), dtype=torch.bool),
+        )
+        key = rows.query[0] / rows.query[0].square().sum() + 0.05 * torch.randn(
+            WIDTH, generator=generator
+        )
+        start = Neurons(
+            key[None], torch.tensor([0.1]), 0.5 * torch.randn(1, WIDTH, generator=generator)
+        )
+        paper = Paper(copy.deepcopy(model).double(), prompts, memory, config)
+        yield Bench(site, slots, remembered.query, paper, start)
+
+
+def test_each_loss_is_the_papers(bench):
+    k, b, v = bench.start.keys[0], bench.start.bias[0], bench.start.values[0]
+    l_e, l_a, l_m1, l_m2 = bench.paper.losses(k.double(), b.double(), v.double())
+    config, slots = bench.paper.config, bench.slots
+    own = slots.query[0] @ k
+    patched = slots.hidden[0] + torch.relu(own + b)[:, None] * v
+    bounds = Bounds(config.beta, config.gamma, config.memory_top)
+    silent, below = memory_losses((bench.memory @ k)[None], own[:1], b[None], bounds)
+    found = {
+        "l_e": (edit_loss(bench.site.logits(patched), slots.targets[0]).mean(), l_e),
+        "l_a": (activation_loss((own + b)[None], config.activation_top)[0], l_a),
+        "l_m1": (silent[0], l_m1),
+        "l_m2": (below[0], l_m2),
+    }
+    assert torch.relu(own + b).min() > 0  # so that l_e depends on all three
+    for ours, plain in found.values():
+        assert relative_error(ours, plain) < 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"activation_top": 1}, {"memory_top": 1000}])
+def test_one_training_step_is_the_papers(bench, changes):
+    config = replace(bench.paper.config, **changes)
+    paper = replace(bench.paper, config=config)
+    plain = [t[0].double().requires_grad_() for t in vars(bench.start).values()]
+    expected_loss = paper.total(*plain)
+    expected_loss.backward()
+    ours = Neurons(*(t.clone().requires_grad_() for t in vars(bench.start).values()))
+    logits = whole(bench.site)
+    loss = total_loss(bench.slots, ours, bench.memory, logits, config)
+    loss.sum().backward()
+    assert relative_error(loss[0].detach(), expected_loss.detach()) < 1e-5
+    for found, wanted in zip(vars(ours).values(), plain, strict=True):
+        assert relative_error(found.grad[0], wanted.grad) < 1e-4
+    training = PaperTraining(bench.slots, bench.start, bench.memory, logits, config)
+    training.step()
+    moved = training.neurons()
+    for found, wanted, start in zip(
+        vars(moved).values(), adam_step(plain, config), vars(bench.start).values(), strict=True
+    ):
+        assert relative_error(found[0], wanted) < 1e-4
+        step = wanted - start[0].double()
+        assert relative_error(found[0] - start[0], step) < 1e-3  # float32 has no more of it
+
+
+def test_training_goes_on_as_the_paper_does(bench):
+    """Ten steps, Adam by hand in float64."""
+    config = bench.paper.config
+    plain = [t[0].double().requires_grad_() for t in vars(bench.start).values()]
+    optimizer = torch.optim.Adam(
+        plain, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    training = PaperTraining(bench.slots, bench.start, bench.memory, whole(bench.site), config)
+    for _ in range(10):
+        loss = bench.paper.total(*plain)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain, config.gradient_clip)
+        optimizer.step()
+        assert relative_error(training.step()[0], loss.detach()) < 1e-4
+    for found, wanted in zip(vars(training.neurons()).values(), plain, strict=True):
+        assert relative_error(found[0], wanted.detach()) < 1e-3
+
+
+def test_the_losses_of_many_neurons_are_those_of_each_alone(bench):
+    config, logits = bench.paper.config, whole(bench.site)
+    generator = torch.Generator().manual_seed(2)
+    keys, values = torch.randn(2, 3, WIDTH, generator=generator)
+    many = Neurons(keys, torch.tensor([0.0, 0.3, -0.2]), values)
+    padded = torch.tensor([[True, True], [True, False], [True, True]])
+    three = torch.zeros(3, dtype=torch.long)
+    slots = replace(bench.slots[three], real=padded)
+    together = total_loss(slots, many, bench.memory, logits, config)
+    for i in range(3):
+        rows = padded[i].nonzero().squeeze(-1)
+        alone = Slots(
+            slots.query[i : i + 1, rows],
+            slots.hidden[i : i + 1, rows],
+            slots.targets[i : i + 1, rows],
+            padded[i : i + 1, rows],
+        )
+        index = torch.tensor([i])
+        loss = total_loss(alone, many[index], bench.memory, logits, config)
+        assert relative_error(together[i], loss[0].double()) < 1e-5
+
+
+def test_the_papers_own_bounds_are_the_default_of_the_losses():
+    scores, own, bias = torch.tensor([[-1.0, 2.0, 0.5]]), torch.tensor([1.5]), torch.tensor([-0.5])
+    silent, below = memory_losses(scores, own, bias, Bounds(top=2))
+    plain = [s + (-0.5) + 3 for s in (2.0, 0.5)]
+    assert silent.item() == pytest.approx(sum(torch.tensor(plain).exp().tolist()) / 2)
+    plain = [s - 1.5 + (-0.5) + 3 for s in (2.0, 0.5)]
+    assert below.item() == pytest.approx(sum(torch.tensor(plain).exp().tolist()) / 2)
+
+
+def test_an_empty_memory_asks_for_nothing():
+    silent, below = memory_losses(
+        torch.empty(2, 0), torch.ones(2), torch.zeros(2), Bounds()
+    )
+    assert silent.tolist() == below.tolist() == [0.0, 0.0]
+
+
+# -- the editor
+
+
+@pytest.fixture
+def site(random_model) -> Iterator[Site]:
+    base = load_base(random_model)
+    with EditedModel(base) as edited:
+        yield Site(edited, make_task(base.tokenizer, {}))
+
+
+@pytest.fixture
+def knowing_site(knowing_model) -> Iterator[Site]:
+    base = load_base(knowing_model)
+    with EditedModel(base) as edited:
+        yield Site(edited, make_task(base.tokenizer, {}))
+
+
+def edit_of(site: Site, record: dict) -> Edit:
+    request = Request.from_json(record)
+    encodings = encode(request, site.task).learned
+    sizes = [len(encoding.targets) for encoding in encodings]
+    return Edit(request, encodings, site.rows(encodings).split(sizes))
+
+
+def remembered(site: Site, countries: range) -> QueryMemory:
+    encodings = [site.task.encode(ask(c, p), CAPITALS[c]) for c in countries for p in range(4)]
+    return QueryMemory(site.rows(encodings).query)
+
+
+def proposed(site: Site, records: list[dict], attempt: int = 0, **settings):
+    memory = remembered(site, range(20, 40))
+    around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
+    edits = [edit_of(site, record) for record in records]
+    return edits, memory, TPatcher(TPatcherConfig(**settings)).edit(edits, around)
+
+
+def scores_of(patch: NeuronPatch, queries: Tensor) -> Tensor:
+    """q·k + b [n queries, n neurons] in float64."""
+    return queries.double() @ patch.keys.double().T + patch.bias.double()
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.25, 0.6, 0.9])
+def test_a_neuron_is_silent_on_memory_and_fires_at_one_on_its_own_query(site, margin):
+    edits, memory, proposal = proposed(site, [correction(1)], margin=margin)
+    own = scores_of(proposal.patch, edits[0].rows[0].query)
+    assert own.item() == pytest.approx(1.0, abs=1e-4)
+    highest = scores_of(proposal.patch, memory.all()).max().item()
+    assert highest <= 0
+    beta = TPatcherConfig(margin=margin).beta
+    assert beta == pytest.approx(-margin / (1 - margin))
+    assert highest == pytest.approx(beta, rel=1e-3)  # the highest stands exactly at the bound
+    assert highest - own.item() == pytest.approx(TPatcherConfig(margin=margin).gamma, rel=1e-3)
+
+
+def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(knowing_site):
+    site = knowing_site
+    records = [correction(c, rephrases=[ask(c, 1)]) for c in range(5)]
+    edits, memory, proposal = proposed(site, records)
+    assert not proposal.failed
+    patch = proposal.patch
+    assert len(patch.keys) == 5
+    activations = site.edited.bank(patch.block)
+    site.edited.put([patch])
+    for i, edit in enumerate(edits):
+        query = torch.cat([rows.query for rows in edit.rows])
+        fired = activations.activations(query) > 0
+        assert fired[:, i].all()
+        assert not fired[:, [j for j in range(5) if j != i]].any()
+        assert site.judge_in_full(edit.encodings) == [True, True]
+    assert not (activations.activations(memory.all()) > 0).any()
+
+
+def test_rephrases_are_learned_from(knowing_site):
+    site = knowing_site
+    plain = correction(1)
+    both = {**plain, "rephrases": [ask(1, 3), ask(1, 1)]}
+    wordings = encode(Request.from_json(both), site.task).learned
+    found = {}
+    for name, record in (("alone", plain), ("together", both)):
+        _, _, proposal = proposed(site, [record], margin=0.9)
+        site.edited.put([proposal.patch])
+        found[name] = site.judge_in_full(wordings)
+        site.edited.take_off(0)
+    assert found == {"alone": [True, False, False], "together": [True, True, True]}
+
+
+def test_only_wrong_tokens_take_a_neuron(site):
+    """The answer that the model gives, but for its second token."""
+    question = site.task.question(ask(1))
+    given = site.task.text(site.continue_greedily(question, 3)).split()
+    other = next(name for name in CAPITALS if name not in given)
+    record = correction(1, " ".join([given[0], other]))
+    _, _, proposal = proposed(site, [record])
+    assert proposal.notes == {Request.from_json(record).id: {"neurons": 1}}
+    site.edited.put([proposal.patch])
+    assert site.judge_in_full(encode(Request.from_json(record), site.task).learned) == [True]
+
+
+@pytest.mark.parametrize(("neurons_max", "fits"), [(1, False), (2, False), (3, True)])
+def test_an_answer_takes_no_more_neurons_than_allowed(site, neurons_max, fits):
+    long, short = correction(1, " ".join(CAPITALS[7:10])), correction(2)
+    long_id, short_id = (Request.from_json(record).id for record in (long, short))
+    _, _, proposal = proposed(site, [long, short], neurons_max=neurons_max)
+    assert set(proposal.failed) == (set() if fits else {long_id})
+    assert set(proposal.notes) == ({long_id, short_id} if fits else {short_id})
+    if not fits:
+        assert "3 of its tokens" in proposal.failed[long_id]
+
+
+def test_a_query_that_is_in_memory_is_refused_with_a_reason(site):
+    edit = edit_of(site, correction(1))
+    memory = QueryMemory(edit.rows[0].query)
+    for attempt in range(TPatcher.attempts):
+        around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
+        quick = TPatcher(TPatcherConfig(steps_max=20, value_steps_max=5))
+        proposal = quick.edit([edit], around)
+        assert proposal.patch is None
+        assert "cannot be told from" in proposal.failed[edit.request.id]
+
+
+def test_proposing_leaves_the_model_as_it_was(site):
+    before = site.edited.fingerprint, site.bank.size
+    proposed(site, [correction(1), correction(2)])
+    assert (site.edited.fingerprint, site.bank.size) == before
+
+
+def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
+    """The query lies between two of the memory on its own line: only another direction separates."""
+    edit = edit_of(site, correction(1))
+    query = edit.rows[0].query
+    generator = torch.Generator().manual_seed(3)
+    aside = torch.randn(4, query.shape[1], generator=generator)
+    aside -= (aside @ query.T) / query.square().sum() * query  # orthogonal to the query
+    memory = QueryMemory(torch.cat([1.2 * query + aside, torch.randn(30, query.shape[1])]))
+    done = []
+    for attempt in (0, 1):
+        around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
+        proposal = TPatcher().edit([edit], around)
+        done.append(proposal.patch is not None)
+    assert done == [False, True]
+    assert scores_of(proposal.patch, memory.all()).max() <= 0
+    site.edited.put([proposal.patch])
+    assert site.judge_in_full(edit.encodings) == [True]
+
+
+def test_the_same_seed_gives_the_same_bytes(made, random_model):
+    records = [correction(c, rephrases=[ask(c, 1)]) for c in range(6)]
+    records.append(correction(7, " ".join(CAPITALS[3:11])))  # with retries
+    patches = []
+    for name in ("one", "two"):
+        session = made(random_model, name)
+        session.apply(records, batch_size=3)
+        assert all(answers(session, records))
+        lineage = session.store.lineage("head")
+        patches.append([(r.patch.sha256, r.fingerprint) for r in lineage if r.patch])
+    assert patches[0] == patches[1] and len(patches[0]) == 3
+
+
+def test_settings_that_are_none_are_refused():
+    for settings in ({"margins": 0.1}, {"margin": 1.0}, {"margin": -0.1}, {"neurons_max": 0}):
+        with pytest.raises(CeditError, match=r"editor\.tpatcher"):
+            TPatcherConfig.of(settings)
+
+
+def test_rows_join_and_split_without_loss():
+    def rows(count: int, seed: int) -> Rows:
+        generator = torch.Generator().manual_seed(seed)
+        query, hidden = torch.randn(2, count, 3, generator=generator)
+        return Rows(query, hidden, torch.arange(count))
+
+    parts = [rows(2, 1), rows(1, 2), rows(4, 3)]
+    for part, back in zip(parts, Rows.join(parts).split([2, 1, 4]), strict=True):
+        assert torch.equal(part.query, back.query)
+        assert torch.equal(part.hidden, back.hidden)
+        assert torch.equal(part.targets, back.targets)
