@@ -2,9 +2,10 @@
 
 One patch neuron per wrong token in the last FFN of a GPT-2, a = relu(q·k + b), added through a
 forward hook. Every step runs the full model forward over 8 copies of the example and back down to
-the patch; the base is frozen, as it is in the published code. What that code does beside it
-(joining the whole weight matrix anew in every call, repeating the memory for each copy, writing all
-history after each edit) is left out. Takes nothing from the engine.
+the patch; the base is frozen. As in the published code the copies differ by the model's own dropout,
+where it has any, and the memory is held below the activation of each. What that code does beside
+it (joining the whole weight matrix anew in every call, writing all history after each edit) is left
+out. Takes nothing from the engine.
 """
 
 from __future__ import annotations
@@ -90,11 +91,13 @@ def edit(
     places = [example.positions[i] for i in wrong]
     with _attached(model, neurons):
         for step in range(1, recipe.steps_max + 1):
+            model.train()
             loss = _loss(model, neurons, example, places, memory, recipe)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(neurons.parameters(), recipe.gradient_clip)
             optimizer.step()
+            model.eval()
             due = step >= recipe.steps_min and step % recipe.check_every == 0
             if due and _is_right(model, example):
                 return Outcome(True, step, len(wrong))
@@ -116,7 +119,7 @@ def _loss(
     edited = cross_entropy(logits.flatten(0, 1), targets.flatten())
     own = neurons.scores[:, places, range(len(places))]  # [copies, n]
     memorised = memory @ neurons.keys.T + neurons.bias  # [m, n]
-    below = memorised - own.mean(0) + neurons.bias
+    below = memorised[:, None] - own + neurons.bias  # [m, copies, n]
     return (
         edited
         + recipe.alpha * _top(-own, recipe.activation_top)

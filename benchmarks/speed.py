@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--json OUT]
 
-Both make the same edits on the same model with the same 40,000 queries in memory and the same
-threads. An edit here is all that a step does to plan, edit and prove: the prompt's pass through the
+Both make the same edits, from the prompt alone, on the same model with the same 40,000 queries in
+memory and the same threads. An edit here is all that a step does to plan, edit and prove: the prompt's pass through the
 model, the gate, the training, the patch on the model, and the check that the prompt is right with
 it. The whole step besides has the commit to disk and the exact re-check of all earlier edits.
 """
@@ -96,7 +96,8 @@ class PaperTiming:
 def atlas_case(folder: Path, edits: int) -> Iterator[Case]:
     """The embedded model and its own corrections; memory is what it was trained on."""
     lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:edits]
-    requests = [request for line in lines for request in read_record(json.loads(line))]
+    read = [request for line in lines for request in read_record(json.loads(line))]
+    requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
     with init(folder / "atlas", NewStore()) as session:
         candidates = tuple(encode(request, session.task) for request in requests)
         yield Case("atlas, 4 x 192", session, candidates, _atlas_memory(session, requests))

@@ -1,9 +1,10 @@
-"""A request as tokens: what is edited and what is measured, encoded once, before anything is done."""
+"""A request as tokens: what is edited and what is measured, encoded once, before all else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, PORTABILITY, REPHRASE, Entry
 from continual.requests import Request
@@ -23,7 +24,7 @@ class Candidate:
     locality: tuple[Encoding, ...]  # with the answers that the request gives
     portability: tuple[Encoding, ...]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The request's id."""
         return self.request.id

@@ -40,7 +40,7 @@ class Entry:
 
 
 class Ledger:
-    """The probes of the base and of the active requests, with their outcomes as the model stands."""
+    """The probes of the base and of the active requests, and their outcomes as the model stands."""
 
     def __init__(self, site: Site) -> None:
         self._site = site

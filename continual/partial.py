@@ -2,7 +2,8 @@
 
 - ``record`` keeps how each block was called in one forward pass, and the hidden states asked for
 - ``run`` takes hidden states through some of the blocks, ``finish`` from the last one to the logits
-- ``capture_rows`` gives queries, residual sums and logits in one pass
+- ``capture_rows`` gives queries, residual sums and logits in one pass, ``capture_site`` all but the
+  logits, for less
 - ``find_tail`` gives the logits of single positions, for the many small steps of an optimisation
 
 ``run`` and ``finish`` go through the model's own code and equal its forward bit for bit; the row
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -163,13 +164,35 @@ def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blo
 
     At the last block, adding p to the output of ``down`` gives the logits of ``hidden + p``.
     """
+    with _site_observed(model, anatomy, block) as seen:
+        logits = logits_of(model, inputs)
+    return Rows(*seen(), logits)
+
+
+@torch.no_grad()
+def capture_site(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int
+) -> tuple[Tensor, Tensor]:
+    """Query and residual sum as in ``capture_rows``, by a forward pass that ends with the block."""
+    with (
+        _site_observed(model, anatomy, block) as seen,
+        hooks.cut_short(anatomy.block(model, block)),
+    ):
+        hooks.run_until_cut(lambda: logits_of(model, inputs))
+    return seen()
+
+
+@contextmanager
+def _site_observed(
+    model: Any, anatomy: Anatomy, block: int
+) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    """Gives what a forward pass showed at the FFN site of a block: query and residual sum."""
     norm = anatomy.norm_after_module(model, block)
     with (
         hooks.captured(anatomy.query_module(model, block)) as queries,
         hooks.captured(anatomy.block(model, block) if norm is None else norm) as sums,
     ):
-        logits = logits_of(model, inputs)
-    return Rows(queries[0].input, sums[0].hidden if norm is None else sums[0].input, logits)
+        yield lambda: (queries[0].input, sums[0].hidden if norm is None else sums[0].input)
 
 
 def find_tail(model: Any, anatomy: Anatomy) -> RowTail:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Self
 
 from pydantic import (
@@ -135,7 +135,7 @@ class Request(BaseModel):
             )
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The name of this content: hexadecimal digits of the hash of its canonical JSON."""
         return hashlib.sha256(_canonical(self.content())).hexdigest()[:ID_HEX_DIGITS]

@@ -15,9 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from continual import hooks
 from continual.model import EditedModel
-from continual.partial import RowTail, find_tail, logits_of
+from continual.partial import RowTail, capture_site, find_tail, logits_of
 from continual.patches.neuron import NeuronBank
 from continual.tasks import Encoding, Task
 
@@ -26,6 +25,8 @@ LOGITS_MAX = 2**24
 ROWS_REMEMBERED_MAX = 64
 TIE = 2.0**-13
 """Two logits nearer than this share of the row's largest may change places by float rounding."""
+TIE_ROUNDINGS = 4
+"""In half precision: so many roundings of the model's own number format, where that is more."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Site:
         self._asked: _Asked | None = None
 
     @property
+    def tie(self) -> float:
+        """The share of a row's largest logit by which two logits are close; see `TIE`."""
+        dtype = next(self.edited.model.parameters()).dtype
+        return max(TIE, TIE_ROUNDINGS * torch.finfo(dtype).eps)
+
+    @property
     def block(self) -> int:
         """The block whose FFN this is."""
         return self.edited.anatomy.last
@@ -105,21 +112,11 @@ class Site:
 
         The same probes in the same order give the same bits.
         """
-        anatomy, model = self.edited.anatomy, self.edited.model
-        inputs = self._inputs(encodings)
-        norm = anatomy.norm_after_module(model, self.block)
-        block = anatomy.block(model, self.block)
-        with (
-            torch.no_grad(),
-            self.edited.without_neurons(),
-            hooks.captured(anatomy.query_module(model, self.block)) as queries,
-            hooks.captured(norm or block) as sums,
-            hooks.cut_short(block),
-        ):
-            hooks.run_until_cut(lambda: logits_of(model, inputs))
-        hidden = sums[0].input if norm else sums[0].hidden
-        whole = (len(encodings), -1, anatomy.width)  # some blocks give their FFN flat rows
-        query, hidden = queries[0].input.reshape(whole), hidden.reshape(whole)
+        edited = self.edited
+        with edited.without_neurons():
+            query, hidden = capture_site(
+                edited.model, edited.anatomy, self._inputs(encodings), self.block
+            )
         sequence, position = _places(encodings, hidden.device)
         targets = [target for encoding in encodings for target in encoding.targets]
         return Rows(
@@ -164,7 +161,7 @@ class Site:
         hidden = self.patched(rows)
         size = max(1, LOGITS_MAX // self.edited.model.config.get_text_config().vocab_size)
         parts = [
-            verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size])
+            verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size], self.tie)
             for i in range(0, len(rows), size)
         ]
         return Verdict(
@@ -187,7 +184,7 @@ class Site:
             logits = logits_of(self.edited.model, self._inputs(chosen))
             sequence, position = _places(chosen, logits.device)
             targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
-            verdict = verdict_of(logits[sequence, position].float(), targets)
+            verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
             sizes = [len(encoding.targets) for encoding in chosen]
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
@@ -218,11 +215,11 @@ class Site:
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
 
 
-def verdict_of(logits: Tensor, targets: Tensor) -> Verdict:
-    """The verdict of logits [n, vocab] on targets [n]."""
+def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
+    """The verdict of logits [n, vocab] on targets [n]; `tie` as in `Site`."""
     best, index = logits.topk(2, dim=-1)
     gap = best[:, 0] - best[:, 1]
-    return Verdict(index[:, 0] == targets, gap <= TIE * logits.abs().amax(-1))
+    return Verdict(index[:, 0] == targets, gap <= tie * logits.abs().amax(-1))
 
 
 def length_sorted(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +31,11 @@ class Edit:
     request: Request
     encodings: tuple[Encoding, ...]
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
+
+    @cached_property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
 
     def alone(self) -> Edit:
         """The same with the prompt only."""

@@ -1,4 +1,4 @@
-"""The edited model: patches that are silent, in order, undone without a trace, and off at the end."""
+"""The edited model: patches are silent, in order, undone without a trace, and off at the end."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ def test_an_undone_step_can_be_followed_by_another():
         walked.put(three)
         stand_at(straight, [one, three])
         assert walked.fingerprint == straight.fingerprint
-        assert torch.equal(
-            logits_of(walked.model, inputs), logits_of(straight.model, inputs)
-        )
+        assert torch.equal(logits_of(walked.model, inputs), logits_of(straight.model, inputs))
 
 
 def test_no_more_steps_can_be_kept_than_were_taken():
@@ -303,7 +301,7 @@ def test_a_base_models_fingerprint_follows_its_files(random_model, tmp_path):
 
 
 def test_what_is_no_model_directory_is_named(tmp_path):
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         load_base(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded"):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from continual.errors import CeditError, StreamError
+from continual.ledger import EDIT
+from continual.metrics import Count
+from continual.patches import pack
+from continual.patches.neuron import NeuronPatch
 from continual.pipeline import Recheck
 from continual.requests import Request
+from continual.session import Session
+from store import Draft
 from tests.continual.conftest import answers, outcomes, reopened, write_lines
 from tests.tiny_language import CAPITALS, COUNTRIES, POSITIONS, ask, capital, correction
 
@@ -222,10 +229,79 @@ def test_a_correction_of_what_a_training_probe_says_does_not_stop_the_stream(kno
 # -- repair
 
 
-def broken(session) -> dict:
-    """A correction that was applied and that a later one has broken: their prompts are read as the
-    same tokens, and the later one has superseded a third that freed its query."""
-    raise NotImplementedError
+def break_edit(session: Session, record: dict) -> Session:
+    """Commit a neuron that fires on a correction's own query and leads elsewhere; reopen."""
+    identity = Request.from_json(record).id
+    query = session.standing.ledger.rows_of(identity, EDIT).query[:1]
+    hidden = session.standing.ledger.rows_of(identity, EDIT).hidden[:1]
+    key = 10 * query / query.square().sum()
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    value = 20 * noise / noise.norm() * hidden.norm()
+    last = session.edited.anatomy.last
+    patch = NeuronPatch(last, key, torch.tensor([-9.0]), value)
+    session.edited.put([patch])
+    tensors, meta = pack([patch])
+    session.store.commit(
+        Draft(
+            operation="edit",
+            parent=session.store.head.id,
+            fingerprint=session.edited.fingerprint,
+            tensors=tensors,
+            patch_meta=meta,
+        )
+    )
+    return reopened(session)
+
+
+def test_a_broken_edit_is_repaired_in_the_next_step_where_that_is_asked_for(knowing):
+    records = [correction(20), correction(21), correction(22)]
+    knowing.apply(records)
+    session = break_edit(knowing, records[1])
+    try:
+        session.settle()
+        assert answers(session, records) == [True, False, True]
+        assert session.store.ledger(4)["rates"]["ER"] == pytest.approx(2 / 3)  # the raw one
+        (plain,) = session.apply([correction(23)])
+        assert answers(session, records) == [True, False, True]
+        assert plain.measured.rates.ER == pytest.approx(2 / 3)
+        (step,) = session.apply([correction(24)], repair=True)
+        assert answers(session, records) == [True, True, True]
+        assert [(o.outcome, o.repair) for o in step.outcomes] == [
+            ("applied", True),
+            ("applied", False),
+        ]
+        assert (step.measured.rates.SR, step.measured.rates.ER) == (1.0, 1.0)
+        assert session.standing.retention.attempts == Count(5, 5)  # a repair is none
+        (after,) = session.apply([correction(25)], repair=True)
+        assert len(after.outcomes) == 1
+    finally:
+        session.close()
+
+
+def test_a_broken_edit_that_comes_again_is_edited_and_not_taken_for_a_repeat(knowing):
+    records = [correction(20), correction(21)]
+    knowing.apply(records)
+    session = break_edit(knowing, records[0])
+    try:
+        (step,) = session.apply([records[0]])
+        assert [o.outcome for o in step.outcomes] == ["applied"]
+        assert answers(session, records) == [True, True]
+    finally:
+        session.close()
+
+
+def test_a_broken_edit_that_is_superseded_is_not_repaired(knowing):
+    broken, other = correction(20), correction(20, CAPITALS[1])
+    knowing.apply([broken])
+    session = break_edit(knowing, broken)
+    try:
+        (step,) = session.apply([other], repair=True)
+        assert [(o.id, o.outcome) for o in step.outcomes] == [
+            (Request.from_json(other).id, "applied")
+        ]
+        assert answers(session, [other]) == [True]
+    finally:
+        session.close()
 
 
 # -- bad lines

@@ -47,7 +47,8 @@ def test_competitors_share_a_fact_or_a_prompt_and_differ_in_their_target():
     assert kept.competitors(C) == [A.id]
     assert kept.competitors(BARE) == [A.id]
     assert kept.competitors(A) == []
-    assert kept.competitors(request("another way to ask", "a", subject="x", relation="CAPITAL")) == []
+    agreeing = request("another way to ask", "a", subject="x", relation="CAPITAL")
+    assert kept.competitors(agreeing) == []
     assert kept.competitors(request("z", "b", subject="X", relation="king")) == []
 
 

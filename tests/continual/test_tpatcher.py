@@ -207,9 +207,7 @@ def test_training_goes_on_as_the_paper_does(bench):
     """Ten steps, Adam by hand in float64."""
     config = bench.paper.config
     plain = [t[0].double().requires_grad_() for t in vars(bench.start).values()]
-    optimizer = torch.optim.Adam(
-        plain, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.Adam(plain, lr=config.learning_rate, weight_decay=config.weight_decay)
     training = PaperTraining(bench.slots, bench.start, bench.memory, whole(bench.site), config)
     for _ in range(10):
         loss = bench.paper.total(*plain)
@@ -254,9 +252,7 @@ def test_the_papers_own_bounds_are_the_default_of_the_losses():
 
 
 def test_an_empty_memory_asks_for_nothing():
-    silent, below = memory_losses(
-        torch.empty(2, 0), torch.ones(2), torch.zeros(2), Bounds()
-    )
+    silent, below = memory_losses(torch.empty(2, 0), torch.ones(2), torch.zeros(2), Bounds())
     assert silent.tolist() == below.tolist() == [0.0, 0.0]
 
 
@@ -334,16 +330,16 @@ def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(k
 
 def test_rephrases_are_learned_from(knowing_site):
     site = knowing_site
-    plain = correction(1)
-    both = {**plain, "rephrases": [ask(1, 3), ask(1, 1)]}
+    plain = correction(3)
+    both = {**plain, "rephrases": [ask(8)]}  # so far off that the prompt alone does not reach it
     wordings = encode(Request.from_json(both), site.task).learned
     found = {}
     for name, record in (("alone", plain), ("together", both)):
-        _, _, proposal = proposed(site, [record], margin=0.9)
+        _, _, proposal = proposed(site, [record])
         site.edited.put([proposal.patch])
         found[name] = site.judge_in_full(wordings)
         site.edited.take_off(0)
-    assert found == {"alone": [True, False, False], "together": [True, True, True]}
+    assert found == {"alone": [True, False], "together": [True, True]}
 
 
 def test_only_wrong_tokens_take_a_neuron(site):
@@ -387,19 +383,20 @@ def test_proposing_leaves_the_model_as_it_was(site):
 
 
 def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
-    """The query lies between two of the memory on its own line: only another direction separates."""
+    """Four of the memory score higher than the query along its own direction, not along others."""
     edit = edit_of(site, correction(1))
     query = edit.rows[0].query
     generator = torch.Generator().manual_seed(3)
     aside = torch.randn(4, query.shape[1], generator=generator)
     aside -= (aside @ query.T) / query.square().sum() * query  # orthogonal to the query
-    memory = QueryMemory(torch.cat([1.2 * query + aside, torch.randn(30, query.shape[1])]))
+    others = torch.randn(30, query.shape[1], generator=generator)
+    memory = QueryMemory(torch.cat([1.2 * query + aside, others]))
     done = []
-    for attempt in (0, 1):
+    for attempt in range(TPatcher.attempts):
         around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
         proposal = TPatcher().edit([edit], around)
         done.append(proposal.patch is not None)
-    assert done == [False, True]
+    assert done == [False, False, True]
     assert scores_of(proposal.patch, memory.all()).max() <= 0
     site.edited.put([proposal.patch])
     assert site.judge_in_full(edit.encodings) == [True]

@@ -38,7 +38,7 @@ def survey(site: Site, rows: Rows, count: int) -> Survey:
     right, close, rivals = [], [], []
     for first in range(0, len(rows), size):
         logits = site.logits(hidden[first : first + size])
-        verdict = verdict_of(logits, rows.targets[first : first + size])
+        verdict = verdict_of(logits, rows.targets[first : first + size], site.tie)
         right.append(verdict.right)
         close.append(verdict.close)
         rivals.append(logits.topk(min(count, logits.shape[-1]), sorted=False).indices)

@@ -22,7 +22,7 @@ class TPatcherConfig:
     margin: float = 0.25
     value_rate: float = 0.3  # Adam's step for v, as a share of the row's root mean square
     confidence: float = 0.02  # l_e at which a neuron's values are done
-    progress: float = 0.05  # or, if they are right, the share of l_e that a step has to gain
+    progress: float = 0.2  # or, if they are right, the share of l_e that a step has to gain
     value_steps_max: int = 50
     candidates: int = 256  # logits that compete while v is trained; all of them judge the result
     neurons_max: int = 5  # per request, at the first attempt

@@ -79,17 +79,17 @@ class TPatcher:
         for slot in (~done).nonzero().flatten().tolist():
             edit = edits[plan.owner[slot]]
             failed.setdefault(
-                edit.request.id,
+                edit.id,
                 "its query cannot be told from one that has to keep its answer, or its values "
                 f"did not arrive in {config.value_steps_max} steps",
             )
-        kept = [i for i, e in enumerate(plan.owner) if edits[e].request.id not in failed]
+        kept = [i for i, e in enumerate(plan.owner) if edits[e].id not in failed]
         if not kept:
             return Proposal(None, failed)
         patch = _patch(neurons[torch.tensor(kept, device=done.device)], around.site)
-        counts = {edits[plan.owner[i]].request.id: 0 for i in kept}
+        counts = {edits[plan.owner[i]].id: 0 for i in kept}
         for i in kept:
-            counts[edits[plan.owner[i]].request.id] += 1
+            counts[edits[plan.owner[i]].id] += 1
         notes = {identity: {"neurons": count} for identity, count in counts.items()}
         return Proposal(patch, failed, notes)
 
@@ -153,7 +153,7 @@ def _plan(
             first += len(part)
         slots = _wrong_positions(edit, starts, wrong)
         if len(slots) > config.neurons_max:
-            failed[edit.request.id] = (
+            failed[edit.id] = (
                 f"{len(slots)} of its tokens are wrong, and it has {config.neurons_max} neurons"
             )
             continue

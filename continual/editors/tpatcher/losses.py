@@ -28,14 +28,13 @@ class Bounds:
 
 
 def mean_of_top_exponentials(scores: Tensor, count: int) -> Tensor:
-    """S(v; n) over the last dimension; fewer than n values are all taken, none give zero."""
-    if scores.shape[-1] == 0:
-        return scores.sum(-1)
-    return scores.topk(min(count, scores.shape[-1]), dim=-1).values.exp().mean(-1)
+    """S(v; n) over the last dimension. -inf is no value; fewer than n are all taken, none is 0."""
+    taken = scores.topk(min(count, scores.shape[-1]), dim=-1).values
+    return taken.exp().sum(-1) / (taken > -torch.inf).sum(-1).clamp(min=1)
 
 
 def activation_loss(own_scores: Tensor, count: int = 5) -> Tensor:
-    """l_a from q_e·k + b of the neuron's own queries [n, r]; -inf is no query."""
+    """l_a from q_e·k + b of the neuron's own queries [n, r]; inf is no query."""
     return mean_of_top_exponentials(-own_scores, count)
 
 

@@ -1,0 +1,146 @@
+"""500 records of CounterFact, one by one, on a model that knows their true facts.
+
+    python -m benchmarks.counterfact [--records N] [--minutes M] [--cache DIR] [--model DIR]
+                                     [--json OUT]
+
+The model is trained by the benchmark and kept in a cache; `--model` takes any transformers
+directory instead. CounterFact's rephrases are held out (GR), its neighbourhood prompts must keep
+their answers (Locality), and facts that are never edited give TrainR and TestR. Only records whose
+true fact the model knows are edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import sequential, tables
+from benchmarks.counterfact_model import (
+    Knowledge,
+    data_folder,
+    default_cache,
+    load_knowledge,
+    recipe,
+    trained_model,
+)
+from benchmarks.tables import Column
+from continual import atlas
+from continual.atlas.facts import Fact
+from continual.atlas.measure import accuracy
+from continual.requests import Probe, Request
+from continual.session import NewStore, Session, init
+
+RECORDS = 500
+FACTS = 1500
+MARKS = (100, 300, 500)
+ACCURACY_COLUMNS = (
+    Column("asked before the first edit", "asked"),
+    Column("probes", "probes", ",d"),
+    Column("right", "right", ".3f"),
+)
+
+
+def probe_sets(knowledge: Knowledge) -> dict[str, list[Probe]]:
+    """Facts that are never edited: one half as training probes, the other as test probes, the
+    latter in phrasings that were trained with other subjects only."""
+    draw = random.Random(0)
+    others = list(knowledge.others)
+    draw.shuffle(others)
+    half = len(others) // 2
+    asked = {probe.prompt for request in knowledge.requests for probe in request.locality}
+    trained = [(f, [p for p in f.trained_prompts if p not in asked]) for f in others[:half]]
+    unseen = [(f, list(f.held_out_prompts)) for f in others[half:]]
+    return {"train": _drawn(trained, draw), "test": _drawn(unseen, draw)}
+
+
+def _drawn(asked: Iterable[tuple[Fact, list[str]]], draw: random.Random) -> list[Probe]:
+    return [Probe(prompt=draw.choice(p), answer=f.object) for f, p in asked if p]
+
+
+def before(
+    session: Session, requests: Sequence[Request], probes: dict[str, list[Probe]]
+) -> list[dict[str, Any]]:
+    """What the model answers rightly before the first edit."""
+    facts = [(r, r.target_old or "") for r in requests]
+    asked = {
+        "CounterFact's prompts": [Probe(prompt=r.prompt, answer=a) for r, a in facts],
+        "CounterFact's rephrases": [
+            Probe(prompt=p, answer=a) for r, a in facts for p in r.held_out_rephrases
+        ],
+        "neighbourhood prompts": [probe for r in requests for probe in r.locality],
+        "other facts, trained phrasing": probes["train"],
+        "other facts, held-out phrasing": probes["test"],
+    }
+    return [
+        {"asked": name, "probes": len(found), "right": accuracy(session.site, found).share}
+        for name, found in asked.items()
+        if found
+    ]
+
+
+def known(session: Session, requests: Sequence[Request]) -> list[Request]:
+    """The requests whose true fact the model answers rightly at their own prompt."""
+    encodings = [session.task.encode(r.prompt, r.target_old or "") for r in requests]
+    right = session.site.judge_in_full(encodings)
+    return [request for request, is_right in zip(requests, right, strict=True) if is_right]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Both tables, as rows."""
+    data = data_folder()
+    knowledge = load_knowledge(data, options.facts)
+    directory = options.model or trained_model(
+        knowledge, recipe(options.minutes, options.epochs), data, options.cache
+    )
+    probes = probe_sets(knowledge)
+    with tempfile.TemporaryDirectory() as folder:
+        new = NewStore(
+            str(directory),
+            task={"name": "causal"} if options.model else atlas.TASK,
+            train_probes=_written(Path(folder) / "train.jsonl", probes["train"]),
+            test_probes=_written(Path(folder) / "test.jsonl", probes["test"]),
+        )
+        with init(Path(folder) / "store", new) as session:
+            knows = before(session, knowledge.requests, probes)
+            tables.show("What the model knows", ACCURACY_COLUMNS, knows)
+            requests = known(session, knowledge.requests)[: options.records]
+            steps = session.apply_requests(requests, session.settings(chain=(options.editor,)))
+            made = sequential.run(session, steps, len(requests))
+    return {"knows": knows, "marks": sequential.summaries(made, MARKS)}
+
+
+def _written(path: Path, probes: Iterable[Probe]) -> Path:
+    lines = [json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in probes]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--records", type=int, default=RECORDS)
+    parser.add_argument("--facts", type=int, default=FACTS, help="how many facts are trained")
+    parser.add_argument("--minutes", type=float, default=14.0, help="time for the training")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs at most")
+    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a model directory instead")
+    parser.add_argument("--editor", default="tpatcher")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record = measure(options)
+    title = f"Sequential corrections of CounterFact by {options.editor}"
+    tables.show(title, sequential.COLUMNS, record["marks"])
+    tables.write_json(options.json, "counterfact", {"editor": options.editor, **record})
+
+
+if __name__ == "__main__":
+    main()
