@@ -169,7 +169,7 @@ def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blo
     return Rows(*seen(), logits)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def capture_site(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int
 ) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,9 @@ def capture_site(
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
-    return seen()
+    whole = (len(next(iter(inputs.values()))), -1, anatomy.width)
+    query, hidden = seen()
+    return query.reshape(whole), hidden.reshape(whole)  # some blocks give their FFN flat rows
 
 
 @contextmanager

@@ -1,0 +1,91 @@
+"""The logits that compete while values are trained are the head's own, or all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from continual.anatomy import find_anatomy
+from continual.editors.tpatcher.competing import competing, survey, whole
+from continual.editors.tpatcher.training import Slots
+from continual.model import BaseModel, EditedModel
+from continual.patches.neuron import NeuronPatch
+from continual.site import Site
+from continual.tasks import Encoding, make_task
+from tests import tiny_language as language
+from tests.tiny_models import VOCAB, WIDTH, tiny_model
+
+QUESTIONS = [Encoding((5, 9, 3 + i, 7), (2, 3), (11, 30 + i)) for i in range(3)]
+RIVALS = torch.tensor([[40, 2], [40, 63]])
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    model = tiny_model(request.param)
+    with EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base")) as edited:
+        yield Site(edited, make_task(edited.tokenizer, {}))
+
+
+def slots_of(site: Site) -> Slots:
+    """Two slots with the answer rows of the first two questions."""
+    rows = site.rows(QUESTIONS[:2])
+    query, hidden = (t.view(2, 2, WIDTH) for t in (rows.query, rows.hidden))
+    return Slots(query, hidden, rows.targets.view(2, 2), torch.ones(2, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("site", ["gpt2", "llama", "gptj", "opt-post-norm"], indirect=True)
+def test_they_are_the_heads_own_logits_of_the_rivals_and_the_targets(site):
+    slots = slots_of(site)
+    sliced, logits = competing(site, slots, RIVALS)
+    tokens = torch.tensor([2, 11, 30, 31, 40, 63])
+    assert torch.equal(tokens[sliced.targets], slots.targets)
+    torch.testing.assert_close(logits(slots.hidden), whole(site)(slots.hidden)[..., tokens])
+
+
+@pytest.mark.parametrize("site", ["gpt2", "gptj"], indirect=True)
+def test_their_gradient_is_that_of_the_whole(site):
+    slots = slots_of(site)
+    sliced, logits = competing(site, slots, RIVALS)
+    gradients = []
+    for of, targets in ((logits, sliced.targets), (whole(site), slots.targets)):
+        hidden = slots.hidden.clone().requires_grad_()
+        of(hidden).gather(-1, targets.unsqueeze(-1)).sum().backward()
+        gradients.append(hidden.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("site", ["granite"], indirect=True)
+def test_all_compete_where_the_way_to_the_logits_does_not_end_in_a_head(site):
+    assert competing(site, slots_of(site), RIVALS) is None
+
+
+@pytest.mark.parametrize("site", ["gpt2"], indirect=True)
+def test_all_compete_where_a_slice_would_spare_nothing(site):
+    assert competing(site, slots_of(site), torch.arange(VOCAB // 2 + 1)) is None
+
+
+@pytest.mark.parametrize("site", ["gpt2", "granite"], indirect=True)
+def test_a_survey_sees_what_the_model_answers_with_the_neurons_that_are_on(site):
+    rows = site.rows(QUESTIONS)
+    keys = rows.query[:1] / rows.query[:1].square().sum()
+    site.edited.put([NeuronPatch(site.block, keys, torch.zeros(1), torch.ones(1, WIDTH))])
+    found = survey(site, rows, count=5)
+    logits = site.logits(site.patched(rows))
+    assert torch.equal(found.hidden, site.patched(rows))
+    assert torch.equal(found.verdict.right, logits.argmax(-1) == rows.targets)
+    assert torch.equal(found.rivals.sort().values, logits.topk(5).indices.sort().values)
+
+
+@pytest.mark.parametrize("site", ["gpt2"], indirect=True)
+def test_the_same_question_is_answered_once_for_each_state_of_the_model(site):
+    rows = site.rows(QUESTIONS)
+    first = site.logits(rows.hidden)
+    assert site.logits(rows.hidden.clone()) is first
+    assert site.logits(rows.hidden + 1) is not first
+    again = site.logits(rows.hidden)
+    row = rows.query[:1]
+    site.edited.put([NeuronPatch(site.block, row, torch.zeros(1), row)])
+    assert site.logits(rows.hidden) is not again
+    assert torch.equal(site.logits(rows.hidden), first)
