@@ -117,7 +117,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     axes = figure.add_subplot()
     margins = [row["margin"] for row in rows]
     names = {
-        "GR": "GR: never-seen phrasings of the edits",
+        "GR": "GR: phrasings that the edits did not learn from",
         "TestR": "TestR: facts never in memory",
         "TrainR": "TrainR: facts in memory",
     }

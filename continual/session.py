@@ -60,7 +60,7 @@ def init(path: Path, new: NewStore) -> Session:
             "device": new.device,
             "dtype": new.dtype,
         },
-        "task": dict(new.task or (atlas.TASK if is_atlas else {"name": "causal"})),
+        "task": {**(atlas.TASK if is_atlas else {"name": "causal"}), **(new.task or {})},
         "anatomy": dict(new.anatomy or {}),
         "run": {"seed": new.seed},
     }

@@ -33,6 +33,12 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="The precision that the model runs in.",
 )
+@click.option(
+    "--anatomy",
+    multiple=True,
+    metavar="KEY=NAME",
+    help="Where a part of the model is, if it is not found: down=mlp.c_proj. May be repeated.",
+)
 @common
 def command(
     out: Output,
@@ -40,6 +46,7 @@ def command(
     folder: str | None,
     task: str | None,
     terminator: str | None,
+    anatomy: tuple[str, ...],
     **told: Any,
 ) -> None:
     """Make a store for a base model.
@@ -54,7 +61,7 @@ def command(
     """
     from continual.session import NewStore, init
 
-    new = NewStore(task=_task(task, terminator), **told)
+    new = NewStore(task=_task(task, terminator), anatomy=_pairs(anatomy), **told)
     with init(_place(folder, store), new) as session:
         record = _record(session)
     out.result(record, *_text(record))
@@ -68,11 +75,19 @@ def _place(folder: str | None, store: str | None) -> Path:
     return Path(folder or store or os.environ.get(ENVIRONMENT_VARIABLE) or FOLDER_NAME)
 
 
-def _task(name: str | None, terminator: str | None) -> dict[str, str] | None:
-    """The `[task]` table; None leaves it to the model."""
-    if name is None and terminator is None:
-        return None
-    return {"name": name or "causal", **({"terminator": terminator} if terminator else {})}
+def _task(name: str | None, terminator: str | None) -> dict[str, str]:
+    """What was said of the `[task]` table; the rest is left to the model."""
+    said = {"name": name, "terminator": terminator}
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def _pairs(said: tuple[str, ...]) -> dict[str, str]:
+    """The `[anatomy]` table."""
+    pairs = [text.partition("=") for text in said]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise click.UsageError(f"--anatomy takes KEY=NAME, not {key + equals + value!r}.")
+    return {key: value for key, _, value in pairs}
 
 
 def _record(session: Session) -> dict[str, Any]:
