@@ -408,7 +408,8 @@ def _split(paths: str | None) -> tuple[str, ...]:
 def _remedy(*keys: str) -> str:
     """The last sentence of a message: what to write into ``cedit.toml``."""
     settings = "; ".join(f"{key} = {OVERRIDES[key]}" for key in keys)
-    return f"Name it with `cedit init --anatomy KEY=NAME`, or in cedit.toml under [anatomy]: {settings}."
+    where = "with `cedit init --anatomy KEY=NAME`, or in cedit.toml under [anatomy]"
+    return f"Name it {where}: {settings}."
 
 
 def _describe_lists(model: nn.Module, lists: list[str]) -> str:

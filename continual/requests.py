@@ -135,6 +135,12 @@ class Request(BaseModel):
             )
         return self
 
+    def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
+        """A copy; its ``id`` is that of its own content."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)  # what ``cached_property`` kept
+        return copied
+
     @cached_property
     def id(self) -> str:
         """The name of this content: hexadecimal digits of the hash of its canonical JSON."""
