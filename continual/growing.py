@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 FIRST_CAPACITY = 64
@@ -47,8 +46,3 @@ class GrowingTensor:
 
     def __setitem__(self, index: Tensor | slice, value: Tensor | bool) -> None:
         self.rows[index] = value
-
-
-def empty(like: Tensor, dtype: torch.dtype) -> GrowingTensor:
-    """A growing vector of another dtype on the same device."""
-    return GrowingTensor(torch.empty(0, dtype=dtype, device=like.device))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.growing import GrowingTensor, empty
+from continual.growing import GrowingTensor
 from continual.metrics import Count
 from continual.site import Rows, Site
 from continual.tasks import Encoding
@@ -43,20 +43,21 @@ class Ledger:
     """The probes of the base and of the active requests, and their outcomes as the model stands."""
 
     def __init__(self, site: Site) -> None:
+        """What is large lies on the model's device, what is counted on the CPU."""
         self._site = site
         self.entries: list[Entry] = []
         width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
         self._query, self._hidden = GrowingTensor(width), GrowingTensor(width)
-        self._target = empty(width, torch.long)
-        self._probe = empty(width, torch.long)  # the entry that a row belongs to
-        self._right = empty(width, torch.bool)  # of rows
-        self._close = empty(width, torch.bool)  # of rows
+        self._target = GrowingTensor(width.new_empty(0, dtype=torch.long))
         self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
-        self._none = torch.empty(0, dtype=torch.bool)
-        self._outcomes = empty(self._none, torch.bool)  # of entries
-        self._first_rows = empty(self._none, torch.long)
-        self._role = empty(self._none, torch.long)  # of entries: an index into ROLES
-        self._active = empty(self._none, torch.bool)  # of entries
+        flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
+        self._probe = GrowingTensor(numbers)  # the entry that a row belongs to
+        self._right = GrowingTensor(flags)  # of rows
+        self._close = GrowingTensor(flags)  # of rows
+        self._first_rows = GrowingTensor(numbers)  # of entries
+        self._role = GrowingTensor(numbers)  # of entries: an index into ROLES
+        self._active = GrowingTensor(flags)  # of entries
+        self._outcomes = GrowingTensor(flags)  # of entries
         self._places: dict[tuple[str, str], list[int]] = {}
 
     # -- what is known
@@ -130,7 +131,7 @@ class Ledger:
         """Follow the neurons that were put on since the last time: the outcomes that turned."""
         before = self._outcomes.rows.clone()
         fired = (self._site.bank.activations(self._query.rows, self._followed) > 0).any(-1)
-        self._measure(fired.nonzero().squeeze(-1))
+        self._measure(fired.nonzero().squeeze(-1).cpu())
         self._followed = self._site.bank.size
         return self._turned(before)
 
@@ -146,8 +147,8 @@ class Ledger:
         if len(rows) == 0:
             return
         verdict = self._site.judge(self.rows[rows])
-        self._right[rows] = verdict.right
-        self._close[rows] = verdict.close
+        self._right[rows] = verdict.right.cpu()
+        self._close[rows] = verdict.close.cpu()
         probes = self._probe.rows[rows].unique()
         self._outcomes[probes] = self._all_of_probe(self._right.rows, probes)
         close = ~self._all_of_probe(~self._close.rows, probes)

@@ -5,6 +5,7 @@ Knows queries at one FFN site and whose they are; nothing of patches or of the m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import takewhile
 
 import torch
@@ -17,7 +18,9 @@ class QueryMemory:
     """Training queries, then the queries of the active edits in the order in which they came."""
 
     def __init__(self, training: Tensor) -> None:
-        self.training = training  # [m, d]
+        self.training = training  # [m, d]: those that no edit has contradicted
+        self._taught = training
+        self._uncontradicted = torch.ones(len(training), dtype=torch.bool)
         self._edits = GrowingTensor(training)
         self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
 
@@ -25,6 +28,14 @@ class QueryMemory:
     def edits(self) -> Tensor:
         """[p, d] the queries of the active edits."""
         return self._edits.rows
+
+    def contradict(self, rows: Iterable[int]) -> None:
+        """Drop training queries for good, by their places in the beginning: an edit asks the same
+        with another answer."""
+        places = list(rows)
+        if places:
+            self._uncontradicted[places] = False
+            self.training = self._taught[self._uncontradicted]
 
     def remember(self, owner: str, queries: Tensor) -> None:
         """Append an edit's queries [r, d]."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.candidates import Candidate, Expected, encode
+from continual.candidates import Candidate, Expected, encode, question_of
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
@@ -56,6 +56,7 @@ class Standing:
         lineage = store.lineage("head")
         self._register_sets(lineage[0].body["probes"])
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
+        self._taught = self._training_rows()
         fresh: list[str] = []  # attempted for the first time since the last record
         for revision in lineage:
             fresh += self._retrace(revision)
@@ -82,7 +83,10 @@ class Standing:
         for outcome in outcomes_of(revision.body):
             if outcome.outcome in ATTEMPTED and outcome.id not in self.retention:
                 fresh.append(outcome.id)
-            self.retention.take(outcome, self._request(outcome.id))
+            request = self._request(outcome.id)
+            if outcome.outcome in ATTEMPTED:
+                self.contradict(request)
+            self.retention.take(outcome, request)
         return fresh
 
     def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
@@ -91,6 +95,17 @@ class Standing:
             read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
             encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
             self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
+
+    def _training_rows(self) -> dict[tuple[int, ...], range]:
+        """Where each question of the training probes has its rows in the memory."""
+        places: dict[tuple[int, ...], range] = {}
+        first = 0
+        for entry in self.ledger.entries:
+            if entry.role == TRAIN:
+                last = first + len(entry.encoding.targets)
+                places[question_of(entry.encoding)] = range(first, last)
+                first = last
+        return places
 
     def _register_retained(self) -> None:
         """The probes of the retained requests: what was learned in a pass for each, as when it was
@@ -120,6 +135,12 @@ class Standing:
         return {k: now for k, now in found.items() if self._recorded.get(k, True) != now}
 
     # -- advancing
+
+    def contradict(self, request: Request) -> None:
+        """Take out of the memory what training said to the very questions that a request asks."""
+        for prompt in (request.prompt, *request.rephrases):
+            question = self._site.task.question(prompt)
+            self.memory.contradict(self._taught.get(question, ()))
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
         """Follow what a step did to the retention set."""
