@@ -20,6 +20,7 @@ class QueryMemory:
     def __init__(self, training: Tensor) -> None:
         self.training = training  # [m, d]: those that no edit has contradicted
         self._taught = training
+        self._mean = training.mean(0)
         self._uncontradicted = torch.ones(len(training), dtype=torch.bool)
         self._edits = GrowingTensor(training)
         self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
@@ -57,6 +58,10 @@ class QueryMemory:
             if len(queries):
                 highest = torch.maximum(highest, (keys @ queries.T).amax(1))
         return highest
+
+    def mean(self) -> Tensor:
+        """[d] the mean of the training queries; zero where there are none."""
+        return self._mean if len(self.training) else torch.zeros_like(self._mean)
 
     def all(self) -> Tensor:
         """[m + p, d]"""

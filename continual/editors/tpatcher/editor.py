@@ -107,6 +107,8 @@ class TPatcher:
         return replace(
             self.config,
             neurons_max=64,
+            reach=1.0,
+            margin=self.config.margin / 2**attempt,
             value_steps_max=self.config.value_steps_max * 4**attempt,
             steps_max=self.config.steps_max * attempt,
             separation=self.config.separation / 10**attempt,
@@ -122,7 +124,8 @@ class TPatcher:
             batch = (keys @ plan.rows.query.T).masked_fill(~foreign, -torch.inf).amax(1)
             return torch.maximum(around.memory.highest_scores(keys), batch)
 
-        neurons, separate = closed_form(slots, highest, config)
+        centre = around.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
+        neurons, separate = closed_form(slots, centre, highest, config)
         if around.attempt == self.attempts - 1 and not bool(separate.all()):
             neurons, separate = _retrain(slots, around, config, highest)
         done = torch.zeros_like(separate)

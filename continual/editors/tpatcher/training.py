@@ -87,15 +87,19 @@ def _mean_edit_loss(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
 
 
 def closed_form(
-    slots: Slots, highest: Callable[[Tensor], Tensor], config: TPatcherConfig
+    slots: Slots,
+    centre: Tensor,
+    highest: Callable[[Tensor], Tensor],
+    config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
     """Neurons as they start, with v = 0, and which of them separate their rows from memory [n].
 
-    k points along the mean of the own queries, k ∝ q̄/‖q̄‖² (the paper's start where there is one).
+    k points from `centre` [d] to the mean of the own queries, k ∝ (q̄ - c)/‖q̄ - c‖². With c = 0 that
+    is the paper's start; the memory's mean in its place leaves out what all queries share.
     `highest` gives the highest score in memory for keys [n, d] → [n].
     """
     count = slots.real.sum(1, keepdim=True)
-    mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count
+    mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count - centre
     keys = mean / mean.square().sum(1, keepdim=True)
     return sealed(slots, keys, highest(keys), config)
 
@@ -124,12 +128,13 @@ def train_values(
 
     A neuron is left alone, while the others go on, once its rows are done: each has a loss below
     `confidence`, or is right and a step more gains less than `progress` (a model that is never that
-    confident).
+    confident). The neurons are trained at `reach` of their activation, as they are to do for
+    phrasings that fire them less.
     """
     values = neurons.values.clone().requires_grad_()
     rate = config.value_rate * slots.hidden.square().mean((1, 2)).sqrt()
     optimizer = _Adam(values, rate[:, None])
-    activations = neurons.activations(slots.query).unsqueeze(-1)
+    activations = config.reach * neurons.activations(slots.query).unsqueeze(-1)
     before = torch.full_like(rate, torch.inf)
     for step in range(config.value_steps_max):
         found = logits(slots.hidden + activations * values.unsqueeze(1))
