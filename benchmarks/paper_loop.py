@@ -2,9 +2,9 @@
 
 One patch neuron per wrong token in the last FFN of a GPT-2, a = relu(q·k + b), added through a
 forward hook. Every step runs the full model forward over 8 copies of the example and back down to
-the patch; the base is frozen. As in the published code the copies differ by the model's own dropout,
+the patch; the base is frozen. As in the published code the copies differ by the model's dropout,
 where it has any, and the memory is held below the activation of each. What that code does beside
-it (joining the whole weight matrix anew in every call, writing all history after each edit) is left
+(joining the whole weight matrix anew in every call, writing all history after each edit) is left
 out. Takes nothing from the engine.
 """
 

@@ -3,9 +3,10 @@
     python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--json OUT]
 
 Both make the same edits, from the prompt alone, on the same model with the same 40,000 queries in
-memory and the same threads. An edit here is all that a step does to plan, edit and prove: the prompt's pass through the
-model, the gate, the training, the patch on the model, and the check that the prompt is right with
-it. The whole step besides has the commit to disk and the exact re-check of all earlier edits.
+memory and the same threads. An edit here is all that a step does to plan, edit and prove: the
+prompt's pass through the model, the gate, the training, the patch on the model, and the check that
+the prompt is right with it. The whole step besides has the commit to disk and the exact re-check of
+all earlier edits.
 """
 
 from __future__ import annotations

@@ -108,6 +108,7 @@ class TPatcher:
             self.config,
             neurons_max=64,
             reach=1.0,
+            centred=False,
             margin=self.config.margin / 2**attempt,
             value_steps_max=self.config.value_steps_max * 4**attempt,
             steps_max=self.config.steps_max * attempt,
