@@ -111,7 +111,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             knows = before(session, knowledge.requests, probes)
             tables.show("What the model knows", ACCURACY_COLUMNS, knows)
             requests = known(session, knowledge.requests)[: options.records]
-            steps = session.apply_requests(requests, session.settings(chain=(options.editor,)))
+            settings = session.settings(
+                chain=(options.editor,), editors={options.editor: options.settings}
+            )
+            steps = session.apply_requests(requests, settings)
             made = sequential.run(session, steps, len(requests))
     return {"knows": knows, "marks": sequential.summaries(made, MARKS)}
 
@@ -132,6 +135,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model directory instead")
     parser.add_argument("--editor", default="tpatcher")
+    parser.add_argument("--settings", type=json.loads, default={}, help="of the editor, as JSON")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -139,7 +143,8 @@ def main() -> None:
     record = measure(options)
     title = f"Sequential corrections of CounterFact by {options.editor}"
     tables.show(title, sequential.COLUMNS, record["marks"])
-    tables.write_json(options.json, "counterfact", {"editor": options.editor, **record})
+    made_with = {"editor": options.editor, "settings": options.settings}
+    tables.write_json(options.json, "counterfact", {**made_with, **record})
 
 
 if __name__ == "__main__":
