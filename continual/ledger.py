@@ -1,7 +1,7 @@
 """The ledger: the outcome of every probe, kept exact while patches come and go.
 
-A probe is kept as rows at the last FFN. A new neuron touches only rows with q·k + b > 0: one matrix
-product finds them, and only their logits are computed again. Where a row's two best logits are
+A probe is kept as rows at the last FFN. A new neuron touches only rows with q·k + b > 0: a search
+finds them, and only their logits are computed again. Where a row's two best logits are
 closer than float rounding, its probe is decided by a forward pass over it alone; a full re-check
 decides such probes in the same way, so that both give the same outcomes, probe by probe.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from continual.growing import GrowingTensor
 from continual.metrics import Count
+from continual.query_search import SearchedQueries
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 
@@ -47,7 +48,7 @@ class Ledger:
         self._site = site
         self.entries: list[Entry] = []
         width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
-        self._query, self._hidden = GrowingTensor(width), GrowingTensor(width)
+        self._query, self._hidden = SearchedQueries(width), GrowingTensor(width)
         self._target = GrowingTensor(width.new_empty(0, dtype=torch.long))
         self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
         flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
@@ -130,9 +131,10 @@ class Ledger:
     def advance(self) -> dict[str, bool]:
         """Follow the neurons that were put on since the last time: the outcomes that turned."""
         before = self._outcomes.rows.clone()
-        fired = (self._site.bank.activations(self._query.rows, self._followed) > 0).any(-1)
-        self._measure(fired.nonzero().squeeze(-1).cpu())
-        self._followed = self._site.bank.size
+        bank = self._site.bank
+        fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :])
+        self._measure(fired.cpu())
+        self._followed = bank.size
         return self._turned(before)
 
     def remeasure(self) -> dict[str, bool]:

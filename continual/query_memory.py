@@ -5,25 +5,31 @@ Knows queries at one FFN site and whose they are; nothing of patches or of the m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from continual.growing import GrowingTensor
+from continual.query_search import SearchedQueries
 
 
 class QueryMemory:
     """Training queries, then the queries of the active edits in the order in which they came."""
 
     def __init__(self, training: Tensor) -> None:
-        self.training = training  # [m, d]: those that no edit has contradicted
-        self._taught = training
         self._mean = training.mean(0)
-        self._uncontradicted = torch.ones(len(training), dtype=torch.bool)
-        self._edits = GrowingTensor(training)
+        self._training = SearchedQueries(training)
+        self._training.append(training)
+        self._places = list(range(len(training)))  # of the rows left, in the beginning
+        self._edits = SearchedQueries(training)
         self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
+
+    @property
+    def training(self) -> Tensor:
+        """[m, d] the training queries that no edit has contradicted."""
+        return self._training.rows
 
     @property
     def edits(self) -> Tensor:
@@ -32,11 +38,12 @@ class QueryMemory:
 
     def contradict(self, rows: Iterable[int]) -> None:
         """Drop training queries for good, by their places in the beginning: an edit asks the same
-        with another answer."""
-        places = list(rows)
-        if places:
-            self._uncontradicted[places] = False
-            self.training = self._taught[self._uncontradicted]
+        with another answer. Those dropped before are no error."""
+        for place in rows:
+            now = bisect_left(self._places, place)
+            if self._places[now : now + 1] == [place]:
+                del self._places[now]
+                self._training.cut(now, now + 1)
 
     def remember(self, owner: str, queries: Tensor) -> None:
         """Append an edit's queries [r, d]."""
@@ -53,15 +60,11 @@ class QueryMemory:
 
     def highest_scores(self, keys: Tensor) -> Tensor:
         """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
-        highest = keys.new_full((len(keys),), -torch.inf)
-        for queries in (self.training, self.edits):
-            if len(queries):
-                highest = torch.maximum(highest, (keys @ queries.T).amax(1))
-        return highest
+        return torch.maximum(self._training.highest(keys), self._edits.highest(keys))
 
     def mean(self) -> Tensor:
         """[d] the mean of the training queries; zero where there are none."""
-        return self._mean if len(self.training) else torch.zeros_like(self._mean)
+        return self._mean if len(self._training) else torch.zeros_like(self._mean)
 
     def all(self) -> Tensor:
         """[m + p, d]"""
