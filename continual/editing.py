@@ -72,11 +72,15 @@ class Workshop:
             for editor in self._chain:
                 for attempt in range(editor.attempts):
                     self._attempt(progress, editor, attempt, seq)
-        finally:
+        except BaseException:
             model.take_off(depth)
+            raise
+        finally:
             for edit in progress.applied:
                 self._memory.forget(edit.id)
-        model.put(progress.parts)
+        if len(progress.parts) != 1:  # a single part is on as the step's patch already
+            model.take_off(depth)
+            model.put(progress.parts)
         outcomes = {**progress.outcomes, **_failures(progress)}
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 

@@ -190,7 +190,7 @@ class Pipeline:
             for identity in outcome.supersedes:
                 memory.forget(identity)
         for edit in plan.edits:
-            self._standing.contradict(edit.candidate.request)
+            self._standing.contradict(edit.candidate.learned)
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
         edited = self._workshop.edit(plan.edits, self._store.length)

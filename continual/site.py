@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from continual.model import EditedModel
-from continual.partial import RowTail, capture_site, find_tail, logits_of
+from continual.partial import RowTail, find_tail, logits_of
 from continual.patches.neuron import NeuronBank
+from continual.site_pass import SitePass
 from continual.tasks import Encoding, Task
 
 PASS_TOKENS_MAX = 4096
@@ -68,16 +69,26 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What was answered last: a gate, an editor and a proof often ask the same in a row."""
+class _Summed:
+    """What was patched last: a gate, an editor and a proof often ask the same in a row."""
 
-    state: str  # the model's fingerprint
+    state: tuple[str, int]  # the model's fingerprint, and how many neurons are on
+    rows: Rows
+    patched: Tensor
+
+    def is_of(self, rows: Rows) -> bool:
+        """Whether these are the rows."""
+        return torch.equal(rows.query, self.rows.query) and torch.equal(
+            rows.hidden, self.rows.hidden
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was answered last, likewise."""
+
     hidden: Tensor
     logits: Tensor
-
-    def is_for(self, state: str, hidden: Tensor) -> bool:
-        """Whether the answer holds for these residual sums."""
-        return state == self.state and torch.equal(hidden, self.hidden)
 
 
 class Site:
@@ -87,6 +98,8 @@ class Site:
         self.edited = edited
         self.task = task
         self.tail: RowTail = find_tail(edited.model, edited.anatomy)
+        self._pass = SitePass(edited.model, edited.anatomy)
+        self._summed: _Summed | None = None
         self._asked: _Asked | None = None
 
     @property
@@ -114,9 +127,7 @@ class Site:
         """
         edited = self.edited
         with edited.without_neurons():
-            query, hidden = capture_site(
-                edited.model, edited.anatomy, self._inputs(encodings), self.block
-            )
+            query, hidden = self._pass(self._inputs(encodings))
         sequence, position = _places(encodings, hidden.device)
         targets = [target for encoding in encodings for target in encoding.targets]
         return Rows(
@@ -139,6 +150,15 @@ class Site:
 
     def patched(self, rows: Rows) -> Tensor:
         """h [n, d] with what the neurons add to it."""
+        if len(rows) > ROWS_REMEMBERED_MAX:
+            return self._with_neurons(rows)
+        state = (self.edited.fingerprint, self.bank.size)
+        known = self._summed
+        if known is None or known.state != state or not known.is_of(rows):
+            known = self._summed = _Summed(state, rows, self._with_neurons(rows))
+        return known.patched
+
+    def _with_neurons(self, rows: Rows) -> Tensor:
         extra = self.bank.contribution(rows.query)
         return rows.hidden if extra is None else rows.hidden + extra
 
@@ -146,9 +166,8 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
-        state = self.edited.fingerprint
-        if self._asked is None or not self._asked.is_for(state, hidden):
-            self._asked = _Asked(state, hidden, self._logits(hidden))
+        if self._asked is None or not torch.equal(hidden, self._asked.hidden):
+            self._asked = _Asked(hidden, self._logits(hidden))
         return self._asked.logits
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from continual.query_memory import QueryMemory
 from continual.requests import Probe, Request
 from continual.retention import ATTEMPTED, Outcome, Retention, outcomes_of
 from continual.site import Rows, Site
+from continual.tasks import Encoding
 from store import Revision, Store
 
 
@@ -85,7 +86,7 @@ class Standing:
                 fresh.append(outcome.id)
             request = self._request(outcome.id)
             if outcome.outcome in ATTEMPTED:
-                self.contradict(request)
+                self.contradict(encode(request, self._site.task).learned)
             self.retention.take(outcome, request)
         return fresh
 
@@ -136,11 +137,10 @@ class Standing:
 
     # -- advancing
 
-    def contradict(self, request: Request) -> None:
+    def contradict(self, learned: Iterable[Encoding]) -> None:
         """Take out of the memory what training said to the very questions that a request asks."""
-        for prompt in (request.prompt, *request.rephrases):
-            question = self._site.task.question(prompt)
-            self.memory.contradict(self._taught.get(question, ()))
+        for encoding in learned:
+            self.memory.contradict(self._taught.get(question_of(encoding), ()))
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
         """Follow what a step did to the retention set."""

@@ -79,13 +79,22 @@ def test_a_survey_sees_what_the_model_answers_with_the_neurons_that_are_on(site)
 
 
 @pytest.mark.parametrize("site", ["gpt2"], indirect=True)
-def test_the_same_question_is_answered_once_for_each_state_of_the_model(site):
+def test_the_same_question_is_answered_once(site):
     rows = site.rows(QUESTIONS)
     first = site.logits(rows.hidden)
     assert site.logits(rows.hidden.clone()) is first
     assert site.logits(rows.hidden + 1) is not first
-    again = site.logits(rows.hidden)
-    row = rows.query[:1]
-    site.edited.put([NeuronPatch(site.block, row, torch.zeros(1), row)])
-    assert site.logits(rows.hidden) is not again
-    assert torch.equal(site.logits(rows.hidden), first)
+
+
+@pytest.mark.parametrize("site", ["gpt2"], indirect=True)
+def test_rows_are_patched_once_for_each_state_of_the_model(site):
+    rows = site.rows(QUESTIONS)
+    first = site.patched(rows)
+    assert site.patched(rows) is first
+    key = rows.query[:1] / rows.query[:1].square().sum()
+    site.edited.put([NeuronPatch(site.block, key, torch.zeros(1), torch.ones_like(key))])
+    patched = site.patched(rows)
+    assert not torch.equal(patched, first)
+    with site.edited.without_neurons():
+        assert torch.equal(site.patched(rows), first)
+    assert torch.equal(site.patched(rows), patched)

@@ -22,7 +22,6 @@ class TPatcherConfig:
     margin: float = 0.5
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
-    value_rate: float = 0.3  # Adam's step for v, as a share of the row's root mean square
     confidence: float = 0.02  # l_e at which a neuron's values are done
     progress: float = 0.2  # or, if they are right, the share of l_e that a step has to gain
     value_steps_max: int = 50

@@ -20,7 +20,7 @@ from continual.editors.tpatcher.training import (
     train_all,
     train_values,
 )
-from continual.patches.neuron import NeuronPatch
+from continual.patches.neuron import NeuronBank, NeuronPatch
 from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]
@@ -192,13 +192,14 @@ def _retrain(
     return sealed(slots, trained.keys, highest(trained.keys), config)
 
 
+@torch.no_grad()
 def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
-    site.edited.put([_patch(neurons[chosen.nonzero().flatten()], site)])
-    try:
-        right = site.judge(plan.rows).right.tolist()
-    finally:
-        site.edited.take_off(site.edited.depth - 1)
+    bank = NeuronBank(site.edited.anatomy.width, plan.rows.query.device)
+    bank.extend(_patch(neurons[chosen.nonzero().flatten()], site))
+    extra = bank.contribution(plan.rows.query)
+    hidden = plan.before.hidden if extra is None else plan.before.hidden + extra
+    right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
     return chosen & torch.tensor(arrived, device=chosen.device)
 

@@ -21,6 +21,8 @@ from continual.editors.tpatcher.losses import (
     memory_losses,
 )
 
+STEP_LENGTHS = 2.0 ** torch.arange(-3.0, 3.0, 0.5)  # in lengths of the row that is patched
+
 Logits = Callable[[Tensor], Tensor]  # residual sums [.., d] → logits [.., vocab]
 
 
@@ -124,51 +126,80 @@ def sealed(
 def train_values(
     slots: Slots, neurons: Neurons, logits: Logits, config: TPatcherConfig
 ) -> tuple[Neurons, int]:
-    """Adam on v, keys and bias as they are, until l_e of every row is small: neurons, steps taken.
+    """Steepest descent on v, keys and bias as they are, until l_e of every row is small: neurons,
+    steps taken.
 
-    A neuron is left alone, while the others go on, once its rows are done: each has a loss below
-    `confidence`, or is right and a step more gains less than `progress` (a model that is never that
-    confident). The neurons are trained at `reach` of their activation, as they are to do for
-    phrasings that fire them less.
+    A step goes down the gradient of the neuron's l_e as far as is best, the shortest way that does
+    where several do; all lengths are tried at once. A neuron stands still, while the others go on,
+    once its rows are done: each has a loss below `confidence`, or is right and a step more gains
+    less than `progress` (a model that is never that confident). The neurons are trained at `reach`
+    of their activation, as they are to do for phrasings that fire them less.
     """
-    values = neurons.values.clone().requires_grad_()
-    rate = config.value_rate * slots.hidden.square().mean((1, 2)).sqrt()
-    optimizer = _Adam(values, rate[:, None])
-    activations = config.reach * neurons.activations(slots.query).unsqueeze(-1)
-    before = torch.full_like(rate, torch.inf)
+    descent = _Descent(slots, neurons, logits, config)
     for step in range(config.value_steps_max):
-        found = logits(slots.hidden + activations * values.unsqueeze(1))
-        losses = edit_loss(found, slots.targets) * slots.real
-        worst = losses.detach().amax(1)
-        right = ((found.argmax(-1) == slots.targets) | ~slots.real).all(1)
-        settled = right & (worst > (1.0 - config.progress) * before)
-        moving = (worst > config.confidence) & ~settled
-        if not bool(moving.any()):
-            return Neurons(neurons.keys, neurons.bias, values.detach()), step
-        (gradient,) = torch.autograd.grad(losses.sum(), values)
-        optimizer.step(gradient, moving)
-        before = worst
-    return Neurons(neurons.keys, neurons.bias, values.detach()), config.value_steps_max
+        if not bool(descent.moving.any()):
+            return descent.neurons(), step
+        descent.step()
+    return descent.neurons(), config.value_steps_max
 
 
-class _Adam:
-    """Adam (Kingma & Ba 2015) with a rate for each row, and rows that may stand still."""
+class _Descent:
+    """The values of n neurons on their way down."""
 
-    def __init__(self, parameter: Tensor, rate: Tensor) -> None:
-        self._parameter, self._rate = parameter, rate
-        self._first = torch.zeros_like(parameter)
-        self._second = torch.zeros_like(parameter)
-        self._count = 0
+    def __init__(
+        self, slots: Slots, neurons: Neurons, logits: Logits, config: TPatcherConfig
+    ) -> None:
+        self._slots, self._start, self._logits, self._config = slots, neurons, logits, config
+        self._activations = config.reach * neurons.activations(slots.query).unsqueeze(-1)
+        self._values = neurons.values
+        self._lengths = _lengths(slots)
+        self._worst = torch.full_like(neurons.bias, torch.inf)  # l_e of the worst row
+        self.moving = torch.ones_like(neurons.bias, dtype=torch.bool)
 
-    @torch.no_grad()
-    def step(self, gradient: Tensor, moving: Tensor) -> None:
-        self._count += 1
-        self._first.mul_(0.9).add_(gradient, alpha=0.1)
-        self._second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        first = self._first / (1 - 0.9**self._count)
-        second = self._second / (1 - 0.999**self._count)
-        update = self._rate * first / (second.sqrt() + 1e-8)
-        self._parameter.sub_(update * moving[:, None])
+    def neurons(self) -> Neurons:
+        """The neurons as they are now."""
+        return Neurons(self._start.keys, self._start.bias, self._values)
+
+    def step(self) -> None:
+        """One step of every neuron that still moves."""
+        tried = self._values - self._lengths[:, :, None] * self._direction()  # [s, n, d]
+        with torch.no_grad():
+            found = self._patched(tried)
+            losses = self._losses(found)  # [s, n, r]
+        worst = losses.amax(-1)
+        enough = worst <= self._config.confidence
+        best = torch.where(enough.any(0), enough.long().argmax(0), losses.sum(-1).argmin(0))
+        each = torch.arange(len(best), device=best.device)
+        self._accept(tried[best, each], found[best, each], worst[best, each])
+
+    def _accept(self, values: Tensor, found: Tensor, worst: Tensor) -> None:
+        right = ((found.argmax(-1) == self._slots.targets) | ~self._slots.real).all(1)
+        gained = worst < (1.0 - self._config.progress) * self._worst
+        better = self.moving & (worst < self._worst)
+        self._values = torch.where(better[:, None], values, self._values)
+        self._worst = torch.where(better, worst, self._worst)
+        self.moving = better & (worst > self._config.confidence) & (gained | ~right)
+
+    def _direction(self) -> Tensor:
+        """[n, d] the gradient's direction."""
+        values = self._values.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self._losses(self._patched(values)).sum(), values)
+        return torch.nn.functional.normalize(gradient, dim=-1)
+
+    def _patched(self, values: Tensor) -> Tensor:
+        """Logits of the own rows with values [.., n, d]."""
+        return self._logits(self._slots.hidden + self._activations * values.unsqueeze(-2))
+
+    def _losses(self, found: Tensor) -> Tensor:
+        """l_e of each row [.., n, r], zero for padding."""
+        targets = self._slots.targets.expand(found.shape[:-1])
+        return edit_loss(found, targets) * self._slots.real
+
+
+def _lengths(slots: Slots) -> Tensor:
+    """[s, n] the lengths of a step that are tried, shortest first, in the row's own."""
+    own: Tensor = torch.linalg.vector_norm(slots.hidden, dim=-1).mean(1)
+    return STEP_LENGTHS.to(own)[:, None] * own
 
 
 # --- keys, bias and values together ---------------------------------------------------------------
