@@ -28,6 +28,7 @@ COMMANDS = (
     "tag",
     "replay",
     "verify",
+    "train",
     "demo",
     "completion",
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from store import canonical, config, durable
 from store.blobs import Blobs
+from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
 from store.history import TAG_PREFIX, History, point
 from store.journal import MAP_SIZE_BYTES, Journal, Put, seq_key
@@ -52,6 +53,7 @@ class Store:
             raise
         self.history = History(self.journal)
         self._quarantine = Quarantine(path / "quarantine.jsonl")
+        self._cache = Cache(self.cache)
 
     # -- opening and closing
 
@@ -193,6 +195,27 @@ class Store:
     def quarantined(self) -> Iterator[Record]:
         """What was put in quarantine, oldest first."""
         return self._quarantine.records()
+
+    # -- what can be made again: readers may write it too
+
+    def cached(self, name: str) -> Cached | None:
+        """Tensors that were cached under a name, such as "statistics/block-0"; None without any.
+
+        Raises IntegrityError where they are damaged.
+        """
+        return self._cache.get(name)
+
+    def put_cached(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+        """Cache tensors under a name, durably and all at once; the digest of their file.
+
+        Raises StoreError for a bad name, NaN or Inf, StoreFull, StorageFault; the history is not
+        touched, so the store stays open.
+        """
+        return self._cache.put(name, tensors, meta)
+
+    def drop_cached(self, name: str) -> None:
+        """Forget what was cached under a name."""
+        self._cache.drop(name)
 
     # -- writing
 

@@ -1,0 +1,157 @@
+"""`cedit train`: what editors need to have learned of a base model before they edit it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, columns
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.table import Table
+
+    from continual.statistics import KeyStatistics, Progress
+
+File = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def _blocks(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Blocks by number, each once and in order: of `0,2`, or of `3-8`."""
+    if value is None:
+        return None
+    try:
+        spans = [part.partition("-") for part in value.split(",")]
+        ranges = [
+            range(int(first), int(last if dash else first) + 1) for first, dash, last in spans
+        ]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} names no blocks: write 0,2 or 3-8.") from None
+    if not all(ranges):
+        raise click.BadParameter(f"{value!r} has a range without blocks: write 3-8, not 8-3.")
+    return tuple(sorted({block for span in ranges for block in span}))
+
+
+@click.group("train")
+def command() -> None:
+    """Learn from text what editors need of a base model.
+
+    Nothing here changes the model or its history: what is learned is kept in the store's cache.
+    Every subcommand has --store and --json.
+
+    \b
+    Example:
+      cedit train stats --text wiki.jsonl
+    """
+
+
+@command.command("stats")
+@click.option(
+    "--text",
+    "texts",
+    type=File,
+    multiple=True,
+    help='Text to learn from: JSON Lines or an array of objects with a "text" or "content", or '
+    "plain text in paragraphs. May be repeated. The atlas has its own.",
+)
+@click.option(
+    "--blocks",
+    callback=_blocks,
+    metavar="N[,N|N-N]",
+    help="Of which blocks (default: of all).",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after so many (default: at the end).",
+)
+@common
+def stats(
+    out: Output,
+    store: str | None,
+    texts: tuple[Path, ...],
+    blocks: tuple[int, ...] | None,
+    tokens: int | None,
+) -> None:
+    """Collect the key statistics that MEMIT and its kin weigh an edit by.
+
+    They are the second moments of each block's FFN keys over the text, on the base model. A run
+    that was interrupted goes on where it was when the same command is given again; the store can
+    be used meanwhile. The convergence is the distance between the statistics of two halves of
+    the text, relative to their size: more text makes it smaller.
+
+    With --json there is a line for each block: {"type":"statistics","block","keys",
+    "convergence","digest","stored"}.
+
+    \b
+    Example:
+      cedit train stats
+      cedit train stats --text wiki.jsonl --blocks 3-8 --tokens 1000000
+    """
+    from continual.session import open_session
+    from continual.statistics import OWN_TOKENS, Statistics
+    from continual.texts import TextFiles
+
+    with open_session(find_store(store), writable=False, at="base") as session:
+        statistics = Statistics.of(session.store, session.edited)
+        text = TextFiles(texts) if texts else statistics.texts
+        if text is None:
+            raise click.UsageError("This model has no text of its own: name some with --text.")
+        limit = tokens if texts or tokens else OWN_TOKENS
+        steps = statistics.collect(text, blocks, tokens_max=limit, on_change=out.note)
+        _watch(out, steps, limit)
+        named = blocks or range(session.edited.anatomy.block_count)
+        records = [_record(statistics.get(block)) for block in named]
+    for record in records:
+        out.record(record)
+    out.text(_table(records))
+
+
+def _record(found: KeyStatistics) -> dict[str, Any]:
+    return {
+        "type": "statistics",
+        "block": found.block,
+        "keys": found.count,
+        "convergence": found.convergence,
+        "digest": found.digest,
+        "stored": str(found.path),
+    }
+
+
+def _table(records: Iterable[Mapping[str, Any]]) -> Table:
+    rows = ((r["block"], r["keys"], f"{r['convergence']:.4f}", r["stored"]) for r in records)
+    return columns(["block", "keys", "convergence", "stored"], rows, "block keys convergence")
+
+
+def _watch(out: Output, steps: Iterator[Progress], tokens: int | None) -> None:
+    """Go through with it, with a bar on a terminal, of so many tokens where that is known."""
+    if not out.is_live:
+        for _ in steps:
+            pass
+        return
+    with _bar(out) as bar:
+        task = bar.add_task("collecting", total=tokens, documents=0)
+        for step in steps:
+            bar.update(task, completed=step.tokens, documents=step.documents)
+
+
+def _bar(out: Output) -> Bar:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:,.0f} tokens of {task.fields[documents]:,} documents"),
+        TimeRemainingColumn(),
+        console=out.errors,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

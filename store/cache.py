@@ -1,0 +1,104 @@
+"""What can be made again: named sets of tensors, which may be lost but are never wrong.
+
+A name's file `NAME.json` says which blob beside it has its tensors; it is replaced whole, so a
+reader finds the set from before or the one from after. Needs no writer's lock: whoever writes last
+is kept. Leaves what the tensors mean to others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from store import canonical, durable
+from store.blobs import BlobRef, Blobs
+from store.errors import IntegrityError, StoreError, from_os
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A set of tensors as it was put."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    digest: str  # SHA-256 of the file that holds both
+    path: Path  # that file
+
+
+class Cache:
+    """The sets of tensors under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+        """Make a set durable in the place of the one of this name, and return its digest.
+
+        Raises StoreError for a bad name, NaN or Inf; then StoreFull or StorageFault.
+        """
+        pointer = self._pointer(name)
+        blobs = Blobs(pointer.parent)
+        before = _known(pointer)
+        ref = blobs.put(tensors, meta)
+        durable.write_durably(pointer, canonical.dumps(asdict(ref)))
+        if before is not None and before != ref:
+            blobs.path(before.sha256).unlink(missing_ok=True)
+        return ref.sha256
+
+    def get(self, name: str) -> Cached | None:
+        """The set of this name, or None. Raises IntegrityError for one that is damaged."""
+        pointer = self._pointer(name)
+        if not pointer.exists():
+            return None
+        blobs = Blobs(pointer.parent)
+        ref = _read(pointer)
+        tensors, meta = blobs.get(ref)
+        return Cached(tensors, meta, ref.sha256, blobs.path(ref.sha256))
+
+    def drop(self, name: str) -> None:
+        """Remove a set, damaged or not. One that is not there is no error."""
+        pointer = self._pointer(name)
+        ref = _known(pointer)
+        try:
+            pointer.unlink(missing_ok=True)
+            if ref is not None:
+                Blobs(pointer.parent).path(ref.sha256).unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os(pointer, error) from error
+
+    def _pointer(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise StoreError(
+                f"{name!r} can't name what is cached: it is FOLDER/NAME of small letters, digits "
+                "and '-'"
+            )
+        return self._root / f"{name}.json"
+
+
+def _known(pointer: Path) -> BlobRef | None:
+    """The blob that a name stands for now, where that can be told."""
+    try:
+        return _read(pointer) if pointer.exists() else None
+    except IntegrityError:
+        return None
+
+
+def _read(pointer: Path) -> BlobRef:
+    label = f"{pointer.parent.name}/{pointer.name}"
+    try:
+        said = canonical.loads(pointer.read_bytes())
+        ref = BlobRef(said["sha256"], said["length"])
+        Blobs(pointer.parent).path(ref.sha256)
+    except OSError as error:
+        raise IntegrityError(label, f"can't be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, IntegrityError) as error:
+        raise IntegrityError(label, "does not say which blob it means") from error
+    return ref

@@ -1,0 +1,152 @@
+"""Collecting key statistics from the command line."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import cli.output
+from cli.commands import train
+from cli.output import Output
+from continual.session import open_session
+from continual.statistics import Progress, Statistics
+from store.lock import WriterLock
+from tests.cli.conftest import CITIES, Cedit, write_lines
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "wiki.jsonl", [{"text": f"{c} lies by a river."} for c in CITIES])
+
+
+BYTES = sum(len(f"{city} lies by a river.") for city in CITIES)  # a byte is a token
+
+
+def test_each_block_is_a_line_of_json(cedit: Cedit, store: Path, text: Path) -> None:
+    ran = cedit("train", "stats", "--text", text, "--json")
+    assert ran.code == 0
+    assert [record["block"] for record in ran.records] == [0, 1]
+    for record in ran.records:
+        assert record.keys() == {"type", "block", "keys", "convergence", "digest", "stored"}
+        assert record["type"] == "statistics"
+        assert record["keys"] == BYTES
+        assert 0 < record["convergence"] < 1
+        assert Path(record["stored"]).is_relative_to(store / "cache" / "statistics")
+        assert record["digest"] == Path(record["stored"]).stem
+
+
+def test_what_was_stored_is_what_editors_get(cedit: Cedit, store: Path, text: Path) -> None:
+    record = cedit("train", "stats", "--text", text, "--json").last
+    with open_session(store, writable=False) as session:
+        found = Statistics.of(session.store, session.edited).get(1)
+    assert (found.count, found.digest) == (record["keys"], record["digest"])
+
+
+def test_people_get_a_table(cedit: Cedit, store: Path, text: Path) -> None:
+    ran = cedit("train", "stats", "--text", text)
+    header, *rows = ran.out.splitlines()
+    assert header.split() == ["block", "keys", "convergence", "stored"]
+    assert [row.split()[:2] for row in rows] == [["0", str(BYTES)], ["1", str(BYTES)]]
+    assert all(Path(row.split()[3]).is_file() for row in rows)
+
+
+def test_blocks_and_tokens_are_chosen(cedit: Cedit, store: Path, text: Path) -> None:
+    ran = cedit("train", "stats", "--text", text, "--blocks", "1", "--tokens", 30, "--json")
+    assert [(record["block"], record["keys"]) for record in ran.records] == [(1, 30)]
+    both = cedit("train", "stats", "--text", text, "--blocks", "0-1,1", "--json")
+    assert [record["block"] for record in both.records] == [0, 1]
+
+
+def test_several_texts_follow_each_other(cedit: Cedit, store: Path, text: Path) -> None:
+    plain = text.with_name("more.txt")
+    plain.write_text("A town.\n\nA ford.\n")
+    ran = cedit("train", "stats", "--text", text, "--text", plain, "--json")
+    assert ran.last["keys"] == BYTES + 14
+
+
+def test_the_history_is_as_it_was(cedit: Cedit, store: Path, text: Path) -> None:
+    before = cedit("status", "--json").last
+    cedit("train", "stats", "--text", text)
+    assert cedit("status", "--json").last == before
+    assert cedit("verify").code == 0
+
+
+def test_a_store_that_is_being_written_is_no_hindrance(
+    cedit: Cedit, store: Path, text: Path
+) -> None:
+    lock = WriterLock.acquire(store / "lock")
+    assert cedit("train", "stats", "--text", text).code == 0
+    lock.release()
+
+
+def test_a_model_without_a_text_of_its_own_needs_one(cedit: Cedit, store: Path) -> None:
+    ran = cedit("train", "stats")
+    assert ran.code == 2
+    assert "--text" in ran.err
+
+
+@pytest.mark.parametrize("blocks", ["x", "", "1-", "-1", "3-1", "0,,1", "1.5"])
+def test_blocks_that_are_none_are_a_usage_error(
+    cedit: Cedit, store: Path, text: Path, blocks: str
+) -> None:
+    ran = cedit("train", "stats", "--text", text, "--blocks", blocks)
+    assert ran.code == 2
+    assert "--blocks" in ran.err
+
+
+def test_a_block_that_the_model_has_not_is_named(cedit: Cedit, store: Path, text: Path) -> None:
+    ran = cedit("train", "stats", "--text", text, "--blocks", "2")
+    assert ran.code == 1
+    assert ran.err.splitlines()[-1] == "cedit: The model has no block 2: choose of 0 to 1."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no text"),
+        (b"good\nb\xffd", "line 2: is not UTF-8"),
+        (b"a\0b", "line 1: holds a NUL"),
+        (b'{"text": "a"}\n{"txt": "b"}', "line 2: has no text"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_in_one_line(
+    cedit: Cedit, store: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "hostile"
+    path.write_bytes(content)
+    ran = cedit("train", "stats", "--text", path)
+    assert ran.code == 1
+    said = ran.err.splitlines()[-1]
+    assert str(path) in said
+    assert message in said
+    assert "bug" not in said
+
+
+def test_a_file_that_is_not_there_is_a_usage_error(cedit: Cedit, store: Path) -> None:
+    assert cedit("train", "stats", "--text", "missing.txt").code == 2
+
+
+def test_train_alone_tells_what_there_is(cedit: Cedit) -> None:
+    ran = cedit("train")
+    assert ran.code == 2
+    assert "stats" in ran.err
+
+
+def test_a_terminal_sees_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr(Output, "is_live", True)
+    monkeypatch.setattr(cli.output, "_console", lambda _: console)
+    bar = train._bar
+
+    def lasting(out: Output) -> object:
+        made = bar(out)
+        made.live.transient = False
+        return made
+
+    monkeypatch.setattr(train, "_bar", lasting)
+    train._watch(Output(as_json=False), iter([Progress(1, 900), Progress(12, 4000)]), 8000)
+    assert "4,000 tokens of 12 documents" in shown.getvalue()
