@@ -22,6 +22,7 @@ from torch import Tensor
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import CeditError, ModelError
 from continual.patches import Patch
+from continual.patches.low_rank import EditedWeight
 from continual.patches.neuron import NeuronBank
 
 ATLAS = "atlas"
@@ -55,7 +56,9 @@ class _Mark:
     """The state after one patch: enough to come back to it by cutting off what came later."""
 
     sizes: Mapping[int, int]  # neurons by block
+    weights: Mapping[int, int]  # patches by block whose matrix they edit
     fingerprint: str
+    weights_state: str  # the fingerprint at which a matrix was last edited
 
 
 class EditedModel:
@@ -71,7 +74,8 @@ class EditedModel:
         self.tokenizer = base.tokenizer
         self.anatomy = base.anatomy
         self._banks: dict[int, NeuronBank] = {}
-        self._marks = [_Mark({}, base.fingerprint)]
+        self._weights: dict[int, EditedWeight] = {}
+        self._marks = [_Mark({}, {}, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
         self._entered = 0  # the `with` blocks that are open
 
@@ -89,6 +93,8 @@ class EditedModel:
         self._hooks = ExitStack()
         for block, bank in self._banks.items():
             self._attach(block, bank)
+        for weight in self._weights.values():
+            self._show(weight)
         return self
 
     def __exit__(
@@ -117,6 +123,14 @@ class EditedModel:
         return self._marks[-1].fingerprint
 
     @property
+    def weights_state(self) -> str:
+        """The name of the state that the matrices are in: neurons put on later leave it as it is.
+
+        Queries and residual sums at the last FFN hold as long as it does.
+        """
+        return self._marks[-1].weights_state
+
+    @property
     def depth(self) -> int:
         """How many steps' patches are on."""
         return len(self._marks) - 1
@@ -128,8 +142,12 @@ class EditedModel:
             chain.update(json.dumps({"kind": part.kind, **part.meta()}, sort_keys=True).encode())
             for tensor in part.put_on(self):
                 chain.update(tensor_bytes(tensor))
+        fingerprint = chain.hexdigest() if parts else self.fingerprint
+        weights = {block: weight.size for block, weight in self._weights.items() if weight.size}
+        is_same = weights == self._marks[-1].weights
         sizes = {block: bank.size for block, bank in self._banks.items()}
-        self._marks.append(_Mark(sizes, chain.hexdigest() if parts else self.fingerprint))
+        state = self.weights_state if is_same else fingerprint
+        self._marks.append(_Mark(sizes, weights, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
         """Go back to the state in which the first `depth` steps' patches were on."""
@@ -138,15 +156,13 @@ class EditedModel:
         del self._marks[depth + 1 :]
         for block, bank in self._banks.items():
             bank.truncate(self._marks[-1].sizes.get(block, 0))
+        for block, weight in self._weights.items():
+            weight.truncate(self._marks[-1].weights.get(block, 0))
 
     def bank(self, block: int) -> NeuronBank:
         """The neurons at a block: made, and attached, when first asked for."""
         if block not in self._banks:
-            if not 0 <= block <= self.anatomy.last:
-                raise ModelError(
-                    f"A patch is for block {block}; the model ends at block "
-                    f"{self.anatomy.last}: it was made on another model."
-                )
+            self._require_block(block)
             bank = NeuronBank(
                 self.anatomy.width, self.anatomy.down_weight(self.model, block).device
             )
@@ -154,6 +170,28 @@ class EditedModel:
             if self._hooks is not None:
                 self._attach(block, bank)
         return self._banks[block]
+
+    def weight(self, block: int) -> EditedWeight:
+        """The FFN's output matrix of a block, with what was added to it."""
+        if block not in self._weights:
+            self._require_block(block)
+            weight = EditedWeight(self.anatomy.down_weight(self.model, block))
+            self._weights[block] = weight
+            if self._hooks is not None:
+                self._show(weight)
+        return self._weights[block]
+
+    def _require_block(self, block: int) -> None:
+        if not 0 <= block <= self.anatomy.last:
+            raise ModelError(
+                f"A patch is for block {block}; the model ends at block "
+                f"{self.anatomy.last}: it was made on another model."
+            )
+
+    def _show(self, weight: EditedWeight) -> None:
+        assert self._hooks is not None
+        weight.show()
+        self._hooks.callback(weight.hide)
 
     def _attach(self, block: int, bank: NeuronBank) -> None:
         assert self._hooks is not None
@@ -172,6 +210,20 @@ class EditedModel:
         finally:
             for block, size in sizes.items():
                 self._banks[block].truncate(size)
+
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The base model, for as long as this lasts."""
+        shown = list(self._weights.values()) if self._hooks is not None else []
+        try:
+            for weight in shown:
+                weight.hide()
+            with self.without_neurons():
+                yield
+        finally:
+            for weight in shown:
+                weight.show()
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -20,6 +20,7 @@ FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 6, 128  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
+MISSES_MAX = 8
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
 
@@ -85,6 +86,8 @@ class SearchedQueries:
         """[n, m] what q·k is at most, but for rounding; with few rows the score itself."""
         if len(self) < ROWS_MIN:
             return keys @ self.rows.T
+        if self._heads is not None and self._heads.misses > MISSES_MAX:
+            return keys @ self.rows.T  # no few directions tell these rows apart
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
             self._heads = _Heads.fitted(self.rows)
         return self._heads.bounds(keys)
@@ -94,6 +97,8 @@ class SearchedQueries:
         places = (bounds >= floors[:, None]).any(0).nonzero().squeeze(-1)
         if GATHERED_SHARE * len(places) < len(self):
             return places, keys @ self.rows[places].T
+        if self._heads is not None:
+            self._heads.misses += 1
         return places, (keys @ self.rows.T)[:, places]
 
     def _slack(self, keys: Tensor) -> Tensor:
@@ -109,6 +114,7 @@ class _Heads:
         self._centre = centre  # [d]
         self._directions = directions  # [d, h] orthonormal
         self.fitted_on = fitted_on  # rows
+        self.misses = 0  # searches that it spared little
         self._parts = GrowingTensor(directions.new_empty(0, directions.shape[1] + 1))
 
     @classmethod

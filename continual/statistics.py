@@ -314,7 +314,7 @@ class _Moments:
             _add_squares(self._sums[block][half], keys)
 
         with (
-            self._edited.without_neurons(),
+            self._edited.bare(),
             hooks.watched(self._downs, see),
             hooks.cut_short(self._downs[max(self._downs)]),
         ):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor
 
 from continual.errors import CeditError
+from continual.patches.low_rank import LowRankPatch
 from continual.patches.neuron import NeuronPatch
 
 
@@ -41,7 +42,10 @@ class Patch(Protocol):
         """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
 
 
-KINDS: dict[str, type[NeuronPatch]] = {NeuronPatch.kind: NeuronPatch}
+KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch]] = {
+    NeuronPatch.kind: NeuronPatch,
+    LowRankPatch.kind: LowRankPatch,
+}
 
 
 def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -68,6 +72,6 @@ def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         )
     prefix = f"{index}."
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    patch = KINDS[kind].from_tensors(own, entry)
+    patch: Patch = KINDS[kind].from_tensors(own, entry)
     patch.check()
     return patch

@@ -23,7 +23,7 @@ class TPatcherConfig:
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
-    progress: float = 0.2  # or, if they are right, the share of l_e that a step has to gain
+    progress: float = 0.2  # or, if they are right, the share of l_e that going on has to gain
     value_steps_max: int = 50
     candidates: int = 256  # logits that compete while v is trained; all of them judge the result
     neurons_max: int = 5  # per request, at the first attempt

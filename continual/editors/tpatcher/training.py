@@ -129,11 +129,11 @@ def train_values(
     """Steepest descent on v, keys and bias as they are, until l_e of every row is small: neurons,
     steps taken.
 
-    A step goes down the gradient of the neuron's l_e as far as is best, the shortest way that does
-    where several do; all lengths are tried at once. A neuron stands still, while the others go on,
-    once its rows are done: each has a loss below `confidence`, or is right and a step more gains
-    less than `progress` (a model that is never that confident). The neurons are trained at `reach`
-    of their activation, as they are to do for phrasings that fire them less.
+    All lengths of a step down the gradient of the neuron's l_e are tried at once. The shortest that
+    will do is taken, else the best: one will do if each row has a loss below `confidence`, or is
+    right and the next length gains less than `progress` (a model that is never that confident).
+    Then the neuron stands still, while the others go on. The neurons are trained at `reach` of
+    their activation, as they are to do for phrasings that fire them less.
     """
     descent = _Descent(slots, neurons, logits, config)
     for step in range(config.value_steps_max):
@@ -167,18 +167,20 @@ class _Descent:
             found = self._patched(tried)
             losses = self._losses(found)  # [s, n, r]
         worst = losses.amax(-1)
-        enough = worst <= self._config.confidence
-        best = torch.where(enough.any(0), enough.long().argmax(0), losses.sum(-1).argmin(0))
+        done = self._done(found, worst)
+        best = torch.where(done.any(0), done.long().argmax(0), losses.sum(-1).argmin(0))
         each = torch.arange(len(best), device=best.device)
-        self._accept(tried[best, each], found[best, each], worst[best, each])
+        better = self.moving & (worst[best, each] < self._worst)
+        self._values = torch.where(better[:, None], tried[best, each], self._values)
+        self._worst = torch.where(better, worst[best, each], self._worst)
+        self.moving = better & ~done[best, each]
 
-    def _accept(self, values: Tensor, found: Tensor, worst: Tensor) -> None:
-        right = ((found.argmax(-1) == self._slots.targets) | ~self._slots.real).all(1)
-        gained = worst < (1.0 - self._config.progress) * self._worst
-        better = self.moving & (worst < self._worst)
-        self._values = torch.where(better[:, None], values, self._values)
-        self._worst = torch.where(better, worst, self._worst)
-        self.moving = better & (worst > self._config.confidence) & (gained | ~right)
+    def _done(self, found: Tensor, worst: Tensor) -> Tensor:
+        """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
+        right = ((found.argmax(-1) == self._slots.targets) | ~self._slots.real).all(-1)
+        longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
+        settled = right & (longer > (1.0 - self._config.progress) * worst)
+        return (worst <= self._config.confidence) | settled
 
     def _direction(self) -> Tensor:
         """[n, d] the gradient's direction."""
