@@ -1,14 +1,16 @@
 """The edit and prove stages: each request goes from editor to editor until one gets it right.
 
-A proposal is put on the model and proved there: finite, of fitting shapes, inside its norm budget,
-and every request in it right. What fails is tried again on a larger budget, alone, then by the
-next editor of the chain, and is failed, with the reason, when the chain ends.
+A proposal is put on the model and proved there: finite, of fitting shapes, inside its budget, and
+its requests right. A batch that is too large for its budget is halved, where the editor says that
+this helps. What fails is tried again on a larger budget, then by the next editor of the chain, and
+is failed, with the reason, when the chain ends.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +23,9 @@ from continual.planning import PlannedEdit
 from continual.query_memory import QueryMemory
 from continual.retention import Outcome
 from continual.site import Site
+from continual.statistics import Statistics
+
+Group = list[PlannedEdit]
 
 
 @dataclass
@@ -28,16 +33,21 @@ class _Progress:
     """Where the edits of a step are. The patches proved so far are on the model."""
 
     pending: dict[str, PlannedEdit]
-    applied: list[PlannedEdit] = field(default_factory=list)
+    applied: dict[str, PlannedEdit] = field(default_factory=dict)
     parts: list[Patch] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
+
+    def refuse(self, identity: str, editor: str, reason: str) -> None:
+        """Record why an editor did not get an edit right."""
+        self.reasons.setdefault(identity, {})[editor] = reason
 
     def accept(
         self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]
     ) -> None:
-        """Record that an edit is applied."""
-        self.applied.append(self.pending.pop(edit.id))
+        """Record that an edit is applied, and why earlier editors of the chain did not do it."""
+        self.applied[edit.id] = self.pending.pop(edit.id)
+        before = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
         self.outcomes[edit.id] = Outcome(
             edit.id,
             retention.APPLIED,
@@ -45,8 +55,14 @@ class _Progress:
             attempt=attempt,
             supersedes=edit.supersedes,
             repair=edit.repair,
-            notes=notes,
+            notes={**notes, **({"passed_by": before} if before else {})},
         )
+
+    def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:
+        """An edit that a later patch of the same step has broken has to be made again."""
+        self.pending[edit.id] = self.applied.pop(edit.id)
+        del self.outcomes[edit.id]
+        self.refuse(edit.id, editor, reason)
 
 
 @dataclass(frozen=True)
@@ -56,12 +72,28 @@ class Edited:
     parts: tuple[Patch, ...]
     outcomes: tuple[Outcome, ...]
 
+    @property
+    def weight_blocks(self) -> list[int]:
+        """The blocks whose matrices the step edits."""
+        return sorted({block for part in self.parts for block in part.weight_blocks})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What edits are made on, and what they have to mind."""
+
+    site: Site
+    memory: QueryMemory
+    recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
+    statistics: Statistics | None = None
+
 
 class Workshop:
     """Runs edits through a chain of editors, on the model at head."""
 
-    def __init__(self, site: Site, memory: QueryMemory, chain: Sequence[Editor], seed: int) -> None:
-        self._site, self._memory, self._chain, self._seed = site, memory, chain, seed
+    def __init__(self, bench: Bench, chain: Sequence[Editor], seed: int) -> None:
+        self._site, self._memory = bench.site, bench.memory
+        self._bench, self._chain, self._seed = bench, chain, seed
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int) -> Edited:
         """All edits of step `seq`. The result is on the model; nothing else is."""
@@ -74,10 +106,12 @@ class Workshop:
                     self._attempt(progress, editor, attempt, seq)
         except BaseException:
             model.take_off(depth)
+            if any(part.weight_blocks for part in progress.parts):
+                self._bench.recapture()
             raise
         finally:
-            for edit in progress.applied:
-                self._memory.forget(edit.id)
+            for identity in progress.applied:
+                self._memory.forget(identity)
         if len(progress.parts) != 1:  # a single part is on as the step's patch already
             model.take_off(depth)
             model.put(progress.parts)
@@ -85,77 +119,109 @@ class Workshop:
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 
     def _attempt(self, progress: _Progress, editor: Editor, attempt: int, seq: int) -> None:
-        """All pending edits together at first, each alone when it has failed before."""
+        """All pending edits together at first, or always for an editor of batches; else each
+        alone when it has failed before."""
         pending = list(progress.pending.values())
-        groups = [pending] if attempt == 0 else [[edit] for edit in pending]
-        for number, group in enumerate(groups):
-            generator = torch.Generator().manual_seed(
-                _derived_seed(self._seed, seq, editor.name, attempt, number)
-            )
-            around = Surroundings(self._site, self._memory, generator, attempt)
-            while group:
-                group = self._try(progress, editor, around, group)
+        together = attempt == 0 or editor.splits
+        groups: deque[Group] = deque([pending] if together else [[edit] for edit in pending])
+        number = 0
+        while groups:
+            group = groups.popleft()
+            if group:
+                seed = _derived_seed(self._seed, seq, editor.name, attempt, number)
+                generator = torch.Generator().manual_seed(seed)
+                around = Surroundings(
+                    self._site, self._memory, generator, attempt, self._bench.statistics
+                )
+                groups.extendleft(reversed(self._try(progress, editor, around, group)))
+                number += 1
 
     def _try(
-        self,
-        progress: _Progress,
-        editor: Editor,
-        around: Surroundings,
-        group: Sequence[PlannedEdit],
-    ) -> list[PlannedEdit]:
-        """One proposal, kept if it is proved; else the edits worth another one without the rest."""
+        self, progress: _Progress, editor: Editor, around: Surroundings, group: Group
+    ) -> list[Group]:
+        """One proposal, kept if it is proved; else the groups worth another one."""
+        group = [edit.standing_on(self._site) for edit in group]
         proposal = editor.edit([edit.edit() for edit in group], around)
-        progress.reasons.update(proposal.failed)
+        for identity, reason in proposal.failed.items():
+            progress.refuse(identity, editor.name, reason)
         kept = [edit for edit in group if edit.id not in proposal.failed]
         if not kept:
             return []
-        parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
-        norm_max = editor.norm_max([edit.edit() for edit in kept], around)
-        wrong = _over_budget(parts, kept, norm_max) or self._prove(progress, parts, kept)
-        if not wrong:
-            progress.parts += parts
+        objection = self._objection(proposal.patch, kept, editor, around)
+        if objection is not None:
             for edit in kept:
+                progress.refuse(edit.id, editor.name, objection)
+            half = len(kept) // 2
+            return [kept[:half], kept[half:]] if editor.splits and half else []
+        parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
+        wrong, broken = self._prove(progress, parts, kept)
+        for identity, reason in wrong.items():
+            progress.refuse(identity, editor.name, reason)
+        if len(wrong) + len(broken) > editor.tolerance * len(kept):
+            self._site.edited.take_off(self._site.edited.depth - 1)
+            if broken and not wrong:
+                for edit in kept:
+                    progress.refuse(edit.id, editor.name, _TAKES)
+                return []
+            return [[edit for edit in kept if edit.id not in wrong]]
+        progress.parts += parts
+        for edit in broken:
+            self._memory.forget(edit.id)
+            progress.reopen(edit, editor.name, _TAKEN)
+        if any(part.weight_blocks for part in parts):
+            self._bench.recapture()
+            for identity, edit in progress.applied.items():
+                self._remember(identity, edit)
+        for edit in kept:
+            if edit.id not in wrong:
                 notes = proposal.notes.get(edit.id, {})
                 progress.accept(edit, editor.name, around.attempt + 1, notes)
-                self._memory.remember(edit.id, edit.rows.query)  # for the rest of this step
-            return []
-        progress.reasons.update(wrong)
-        return [edit for edit in kept if edit.id not in wrong]
+                self._remember(edit.id, edit)
+        return []
+
+    def _remember(self, identity: str, edit: PlannedEdit) -> None:
+        """For the rest of this step."""
+        self._memory.forget(identity)
+        self._memory.remember(identity, edit.standing_on(self._site).rows.query)
+
+    @staticmethod
+    def _objection(
+        patch: Patch | None, edits: Sequence[PlannedEdit], editor: Editor, around: Surroundings
+    ) -> str | None:
+        """Why a patch is not sound, or larger than it may be."""
+        if patch is None:
+            return None
+        try:
+            patch.check()
+        except EditError as error:
+            return str(error)
+        return editor.objection(patch, [edit.edit() for edit in edits], around)
 
     def _prove(
-        self, progress: _Progress, parts: Sequence[Patch], edits: Sequence[PlannedEdit]
-    ) -> dict[str, str]:
-        """Reasons by request; none, and the patch stays on. Otherwise it is off again."""
+        self, progress: _Progress, parts: Sequence[Patch], edits: Group
+    ) -> tuple[dict[str, str], Group]:
+        """Put the parts on; reasons for the edits that are wrong with them, and the edits of this
+        step that they have broken."""
         self._site.edited.put(parts)
-        wrong = {
-            edit.id: "its own prompt is still not answered rightly with the patch on"
-            for edit in edits
-            if not self._is_right(edit)
-        }
-        if not wrong and not all(map(self._is_right, progress.applied)):
-            reason = "its patch takes the right answer from another request of the same step"
-            wrong = {edit.id: reason for edit in edits}
-        if wrong:
-            self._site.edited.take_off(self._site.edited.depth - 1)
-        return wrong
+        right = self._right([*edits, *progress.applied.values()])
+        wrong = {edit.id: _WRONG for edit in edits if not right[edit.id]}
+        return wrong, [edit for edit in progress.applied.values() if not right[edit.id]]
 
-    def _is_right(self, edit: PlannedEdit) -> bool:
-        return self._site.is_right(edit.candidate.learned[0], edit.rows)
+    def _right(self, edits: Group) -> dict[str, bool]:
+        """Which prompts are answered rightly as the model stands."""
+        state = self._site.edited.weights_state
+        moved = [edit for edit in edits if edit.state != state]
+        judged = self._site.judge_in_full([edit.candidate.learned[0] for edit in moved])
+        outcomes = {edit.id: right for edit, right in zip(moved, judged, strict=True)}
+        for edit in edits:
+            if edit.state == state:
+                outcomes[edit.id] = self._site.is_right(edit.candidate.learned[0], edit.rows)
+        return outcomes
 
 
-def _over_budget(
-    parts: Sequence[Patch], edits: Sequence[PlannedEdit], norm_max: float
-) -> dict[str, str]:
-    """Reasons by request where a part is not sound, or larger than it may be."""
-    for part in parts:
-        try:
-            part.check()
-        except EditError as error:
-            return {edit.id: str(error) for edit in edits}
-        if part.norm() > norm_max:
-            reason = f"its patch has norm {part.norm():.3g}, over the budget of {norm_max:.3g}"
-            return {edit.id: reason for edit in edits}
-    return {}
+_WRONG = "its own prompt is still not answered rightly with the patch on"
+_TAKES = "its patch takes the right answer from another request of the same step"
+_TAKEN = "a later patch of the same step took its right answer"
 
 
 def _failures(progress: _Progress) -> dict[str, Outcome]:
@@ -163,12 +229,21 @@ def _failures(progress: _Progress) -> dict[str, Outcome]:
         identity: Outcome(
             identity,
             retention.FAILED,
-            reason=progress.reasons.get(identity, "no editor proposed a patch for it"),
+            reason=_told(progress.reasons.get(identity, {})),
             supersedes=edit.supersedes,
             repair=edit.repair,
         )
         for identity, edit in progress.pending.items()
     }
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    """The reasons of every editor that had a try, with their names where there are several."""
+    if not reasons:
+        return "no editor proposed a patch for it"
+    if len(reasons) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{editor}: {reason}" for editor, reason in reasons.items())
 
 
 def _derived_seed(*parts: object) -> int:

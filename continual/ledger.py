@@ -16,6 +16,7 @@ from torch import Tensor
 
 from continual.growing import GrowingTensor
 from continual.metrics import Count
+from continual.probe_passes import ProbePasses
 from continual.query_search import SearchedQueries
 from continual.site import Rows, Site
 from continual.tasks import Encoding
@@ -51,6 +52,8 @@ class Ledger:
         self._query, self._hidden = SearchedQueries(width), GrowingTensor(width)
         self._target = GrowingTensor(width.new_empty(0, dtype=torch.long))
         self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
+        self._state = site.edited.weights_state  # of the matrices, for which the rows hold
+        self._passes: ProbePasses | None = None
         flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
         self._probe = GrowingTensor(numbers)  # the entry that a row belongs to
         self._right = GrowingTensor(flags)  # of rows
@@ -102,7 +105,8 @@ class Ledger:
         """Take in probes, measured as the model stands; `rows` where they are known already."""
         if not entries:
             return
-        rows = rows or self._site.rows_in_passes([entry.encoding for entry in entries])
+        if rows is None:
+            rows = self._site.rows_in_passes([entry.encoding for entry in entries])
         first_place, first_row = len(self.entries), len(self._probe)
         sizes = torch.tensor([len(entry.encoding.targets) for entry in entries])
         places = torch.arange(first_place, first_place + len(entries))
@@ -129,13 +133,39 @@ class Ledger:
         return [self.entries[place].key for place in places]
 
     def advance(self) -> dict[str, bool]:
-        """Follow the neurons that were put on since the last time: the outcomes that turned."""
+        """Follow what was put on since the last time: the outcomes that turned.
+
+        Neurons touch the rows on which they fire; where matrices were edited, every row moves.
+        """
         before = self._outcomes.rows.clone()
         bank = self._site.bank
+        if self._state != self._site.edited.weights_state:
+            self._recapture()
+            self._measure(torch.arange(len(self._probe)))
+            self._followed = bank.size
+            return self._turned(before)
         fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :])
         self._measure(fired.cpu())
         self._followed = bank.size
         return self._turned(before)
+
+    def _recapture(self) -> None:
+        """All rows anew, from the lowest edited block upward."""
+        edited = self._site.edited
+        self._state = edited.weights_state
+        if not self.entries:
+            return
+        lowest = min(edited.edited_blocks, default=0)
+        encodings = [entry.encoding for entry in self.entries]
+        if lowest == 0:  # there is nothing below it to spare
+            rows = self._site.rows_in_passes(encodings)
+        else:
+            if self._passes is None or self._passes.block != lowest:
+                self._passes = ProbePasses(self._site, lowest)
+            self._passes.add(encodings[len(self._passes) :])
+            rows = self._passes.rows()
+        self._query.replace(rows.query)
+        self._hidden[slice(None)] = rows.hidden
 
     def remeasure(self) -> dict[str, bool]:
         """Every outcome anew by full forward passes of the edited model: those that turned."""

@@ -131,6 +131,11 @@ class EditedModel:
         return self._marks[-1].weights_state
 
     @property
+    def edited_blocks(self) -> list[int]:
+        """The blocks whose matrices are edited, as the model stands."""
+        return sorted(self._marks[-1].weights)
+
+    @property
     def depth(self) -> int:
         """How many steps' patches are on."""
         return len(self._marks) - 1

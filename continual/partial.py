@@ -2,6 +2,7 @@
 
 - ``record`` keeps how each block was called in one forward pass, and the hidden states asked for
 - ``run`` takes hidden states through some of the blocks, ``finish`` from the last one to the logits
+- ``rows_from`` gives queries and residual sums at the last FFN from recorded states on
 - ``capture_rows`` gives queries, residual sums and logits in one pass, ``capture_site`` all but the
   logits, for less
 - ``find_tail`` gives the logits of single positions, for the many small steps of an optimisation
@@ -182,6 +183,18 @@ def capture_site(
     whole = (len(next(iter(inputs.values()))), -1, anatomy.width)
     query, hidden = seen()
     return query.reshape(whole), hidden.reshape(whole)  # some blocks give their FFN flat rows
+
+
+def rows_from(
+    model: Any, anatomy: Anatomy, recording: Recording, block: int
+) -> tuple[Tensor, Tensor]:
+    """Query and residual sum [B, T, d] at the last FFN site, as in ``capture_site``, from the
+    recorded states that enter ``block`` on."""
+    with _site_observed(model, anatomy, anatomy.last) as seen:
+        run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
+    query, hidden = seen()
+    whole = (*recording.hidden[block].shape[:-1], anatomy.width)
+    return query.reshape(whole), hidden.reshape(whole)
 
 
 @contextmanager

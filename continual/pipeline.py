@@ -16,7 +16,7 @@ from typing import Any
 
 from continual import retention
 from continual.candidates import Candidate, Expected, continuation, encode, question_of
-from continual.editing import Edited, Workshop
+from continual.editing import Bench, Edited, Workshop
 from continual.editors import make_editor
 from continual.errors import CeditError, RequestError, StreamError
 from continual.ledger import LOCALITY
@@ -25,6 +25,7 @@ from continual.planning import Plan, Planner
 from continual.retention import Outcome
 from continual.site import Rows, Site
 from continual.standing import Measured, Standing
+from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item
 from continual.tasks import Encoding
 from store import Draft, Revision, Store
@@ -147,12 +148,20 @@ def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
 class Pipeline:
     """Turns batches into revisions. The model stands at the store's head, before and after."""
 
-    def __init__(self, store: Store, site: Site, standing: Standing, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        site: Site,
+        standing: Standing,
+        settings: Settings,
+        statistics: Statistics | None = None,
+    ) -> None:
         self._store, self._site, self._standing = store, site, standing
         self._settings = settings
         chain = [make_editor(name, settings.editors.get(name, {})) for name in settings.chain]
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
-        self._workshop = Workshop(site, standing.memory, chain, settings.seed)
+        bench = Bench(site, standing.memory, standing.recapture, statistics)
+        self._workshop = Workshop(bench, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:
         """One step, durable when this returns. Raises StoreError where it cannot be written."""
@@ -198,6 +207,8 @@ class Pipeline:
         for edit in plan.edits:
             if edit.id in applied:
                 memory.remember(edit.id, edit.rows.query)
+        if edited.weight_blocks:
+            self._standing.recapture()
         outcomes = tuple(
             replace(o, expected=probes[o.id].expected) if o.id in probes else o
             for o in edited.outcomes
@@ -238,9 +249,14 @@ class Pipeline:
 
     def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:
-            if edit.id in probes:
-                own = probes[edit.id]
-                self._standing.register(edit.candidate, edit.rows, own.expected, own.rows)
+            if edit.id not in probes:
+                continue
+            own = probes[edit.id]
+            if edit.state == self._site.edited.weights_state:
+                rows = (edit.rows, own.rows)
+            else:
+                rows = (None, None)
+            self._standing.register(edit.candidate, own.expected, *rows)
 
     # -- commit
 
@@ -256,6 +272,8 @@ class Pipeline:
             "quarantined": [item.number for item in batch.quarantined],
             "streams": batch.streams,
         }
+        if edited.weight_blocks:
+            body["weight_blocks"] = edited.weight_blocks
         return self._store.commit(
             Draft(
                 operation="edit",

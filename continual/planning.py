@@ -7,7 +7,7 @@ the model already answers rightly. Measures nothing but the prompts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from continual import retention
 from continual.candidates import Candidate, encode
@@ -23,6 +23,7 @@ class PlannedEdit:
 
     candidate: Candidate
     rows: Rows  # of the prompt and the rephrases, from one pass over them alone
+    state: str  # of the model's matrices, for which the rows hold
     supersedes: tuple[str, ...] = ()
     repair: bool = False
 
@@ -30,6 +31,13 @@ class PlannedEdit:
     def id(self) -> str:
         """The request's id."""
         return self.candidate.id
+
+    def standing_on(self, site: Site) -> PlannedEdit:
+        """The same with its rows as the model's matrices are now."""
+        if self.state == site.edited.weights_state:
+            return self
+        rows = site.rows(self.candidate.learned)
+        return replace(self, rows=rows, state=site.edited.weights_state)
 
     def edit(self) -> Edit:
         """The request as an editor sees it."""
@@ -57,9 +65,11 @@ class Planner:
         latest, outcomes = self._without_repeats(batch)
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
         repairs = list(self._broken(latest, gone)) if repair else []
+        state = self._site.edited.weights_state
         edits: list[PlannedEdit] = []
         for candidate in repairs:
-            edits.append(PlannedEdit(candidate, self._site.rows(candidate.learned), repair=True))
+            rows = self._site.rows(candidate.learned)
+            edits.append(PlannedEdit(candidate, rows, state, repair=True))
         for candidate in latest:
             supersedes = tuple(self._kept.competitors(candidate.request))
             rows = self._site.rows(candidate.learned)
@@ -67,7 +77,7 @@ class Planner:
                 skipped = Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes)
                 outcomes.append(skipped)
             else:
-                edits.append(PlannedEdit(candidate, rows, supersedes))
+                edits.append(PlannedEdit(candidate, rows, state, supersedes))
         return Plan(tuple(edits), tuple(outcomes), (*repairs, *batch))
 
     def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:

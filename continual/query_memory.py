@@ -6,7 +6,7 @@ Knows queries at one FFN site and whose they are; nothing of patches or of the m
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 import torch
@@ -44,6 +44,19 @@ class QueryMemory:
             if self._places[now : now + 1] == [place]:
                 del self._places[now]
                 self._training.cut(now, now + 1)
+
+    def recapture(self, training: Tensor, edits: Mapping[str, Tensor]) -> None:
+        """The queries as they are now that matrices were edited: all training queries, as in the
+        beginning, of which those that were contradicted stay out; and all edits', in order."""
+        self._mean = training.mean(0)
+        self._training.replace(training[self._places])
+        self._edits.replace(torch.cat([training[:0], *edits.values()]))
+        self._counts = {owner: len(queries) for owner, queries in edits.items()}
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The edits that have queries here, in order."""
+        return tuple(self._counts)
 
     def remember(self, owner: str, queries: Tensor) -> None:
         """Append an edit's queries [r, d]."""

@@ -51,6 +51,12 @@ class SearchedQueries:
         if self._heads is not None:
             self._heads.append(rows)
 
+    def replace(self, rows: Tensor) -> None:
+        """Put other rows in the place of all that are there."""
+        self._rows.truncate(0)
+        self._heads, self._norm_max = None, 0.0
+        self.append(rows)
+
     def cut(self, first: int, last: int) -> None:
         """Take the rows [first, last) out; the others keep their order."""
         self._rows.cut(first, last)

@@ -18,7 +18,7 @@ import torch
 
 from continual import atlas
 from continual.candidates import encode
-from continual.editors import DEFAULT_CHAIN
+from continual.editors import DEFAULT_CHAIN, chain_of
 from continual.errors import CeditError, StreamChanged
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
@@ -29,6 +29,7 @@ from continual.readers import read_record
 from continual.requests import Request
 from continual.site import Site
 from continual.standing import Standing
+from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Task, make_task
 from store import Draft, Revision, Store
@@ -159,6 +160,11 @@ class Session:
         return Site(self.edited, self.task)
 
     @cached_property
+    def statistics(self) -> Statistics:
+        """The key statistics of the base model."""
+        return Statistics.of(self.store, self.edited)
+
+    @cached_property
     def standing(self) -> Standing:
         """Retention set, ledger and memory at head: built when first needed."""
         self._stand_at_head()
@@ -228,7 +234,7 @@ class Session:
 
     def _pipeline(self, settings: Settings) -> Pipeline:
         self._stand_at_head()
-        return Pipeline(self.store, self.site, self.standing, settings)
+        return Pipeline(self.store, self.site, self.standing, settings, self.statistics)
 
     def apply(
         self,
@@ -240,7 +246,7 @@ class Session:
         """Apply a file, or records in any format that the readers know. Raises RequestError for a
         record that cannot be read; records of a file go to quarantine instead."""
         if editor is not None:
-            changes["chain"] = chain_from(editor)
+            changes["chain"] = chain_of(editor)
         settings = self.settings(**changes)
         if isinstance(source, str | Path):
             return list(self.steps(open_stream(str(source)), settings))
@@ -300,14 +306,6 @@ class Session:
             pad_token_id=self.tokenizer.pad_token_id or 0,
         )
         return self.task.text(generated[0, len(question) :].tolist())
-
-
-def chain_from(text: str) -> tuple[str, ...]:
-    """A chain of editors from `a` or `a,b`."""
-    chain = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not chain:
-        raise CeditError("Name at least one editor.")
-    return chain
 
 
 def check_fingerprint(revision: Revision, found: str) -> None:

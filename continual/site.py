@@ -127,14 +127,8 @@ class Site:
         """
         edited = self.edited
         with edited.without_neurons():
-            query, hidden = self._pass(self._inputs(encodings))
-        sequence, position = _places(encodings, hidden.device)
-        targets = [target for encoding in encodings for target in encoding.targets]
-        return Rows(
-            query[sequence, position].float(),
-            hidden[sequence, position].float(),
-            torch.tensor(targets, device=hidden.device),
-        )
+            query, hidden = self._pass(self.inputs(encodings))
+        return answer_rows(encodings, query, hidden)
 
     def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
         """The rows of many probes: passes of nearly one length, rows in the probes' order."""
@@ -200,7 +194,7 @@ class Site:
         outcomes: dict[int, bool] = {}
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
-            logits = logits_of(self.edited.model, self._inputs(chosen))
+            logits = logits_of(self.edited.model, self.inputs(chosen))
             sequence, position = _places(chosen, logits.device)
             targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
             verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
@@ -214,7 +208,7 @@ class Site:
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding) -> bool:
         """Whether one probe is right, by a pass over it alone: what decides a close one."""
-        logits = logits_of(self.edited.model, self._inputs([encoding]))
+        logits = logits_of(self.edited.model, self.inputs([encoding]))
         wanted = torch.tensor(encoding.targets, device=logits.device)
         return bool((logits[0, list(encoding.positions)].argmax(-1) == wanted).all())
 
@@ -223,15 +217,27 @@ class Site:
         """The model's own `count` next tokens, without a stop."""
         ids = question
         for _ in range(count):
-            logits = logits_of(self.edited.model, self._inputs([Encoding(ids, (), ())]))
+            logits = logits_of(self.edited.model, self.inputs([Encoding(ids, (), ())]))
             ids = (*ids, int(logits[0, -1].argmax()))
         return ids[len(question) :]
 
-    def _inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+    def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
+        """The model's inputs for a pass over these probes; no mask where nothing is padded."""
         inputs = self.task.inputs([encoding.ids for encoding in encodings])
-        if bool(inputs.get("attention_mask", torch.zeros(1)).all()):  # nothing is padded
+        if bool(inputs.get("attention_mask", torch.zeros(1)).all()):
             del inputs["attention_mask"]
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
+
+
+def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) -> Rows:
+    """The answer positions of a pass: query and residual sum [B, T, d] of its probes."""
+    sequence, position = _places(encodings, hidden.device)
+    targets = [target for encoding in encodings for target in encoding.targets]
+    return Rows(
+        query[sequence, position].float(),
+        hidden[sequence, position].float(),
+        torch.tensor(targets, device=hidden.device),
+    )
 
 
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:

@@ -7,16 +7,18 @@ stages of a step are in `pipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from continual.candidates import Candidate, Expected, encode, question_of
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
 from continual.requests import Probe, Request
-from continual.retention import ATTEMPTED, Outcome, Retention, outcomes_of
+from continual.retention import APPLIED, ATTEMPTED, Outcome, Retention, outcomes_of
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 from store import Revision, Store
@@ -59,14 +61,19 @@ class Standing:
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
         self._taught = self._training_rows()
         fresh: list[str] = []  # attempted for the first time since the last record
+        moved: tuple[str, ...] = ()  # applied when matrices were edited last
+        since: set[str] = set()  # applied again or anew since then
         for revision in lineage:
             fresh += self._retrace(revision)
+            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED}
+            if revision.body.get("weight_blocks"):
+                moved, since = self._applied(), set()
             record = store.ledger(revision.seq)
             if record is not None:
                 fresh.clear()
                 self._recorded.update(record["turned"])
                 self._generality += Count(*record["GR"])
-        self._register_retained()
+        self._register_retained(moved, since)
         self._base = self._base_counts()
         self._unrecorded = self._differences()
         if store.ledger(lineage[-1].seq) is None and store.writable:
@@ -108,18 +115,36 @@ class Standing:
                 first = last
         return places
 
-    def _register_retained(self) -> None:
+    def _register_retained(self, moved: Sequence[str], since: Collection[str]) -> None:
         """The probes of the retained requests: what was learned in a pass for each, as when it was
-        edited, so that the rows have the same bits; all others together."""
+        edited, so that the rows have the same bits; all others together. The memory has what was
+        captured together when matrices were edited last, and what came since."""
         others: list[Entry] = []
+        captured = self._captured(moved)
         for retained in self.retention.requests.values():
             candidate = encode(retained.request, self._site.task)
             rows = self._site.rows(candidate.learned)
             self.ledger.register(candidate.learned_entries(), rows)
             if retained.applied:
-                self.memory.remember(candidate.id, rows.query)
+                is_old = candidate.id in captured and candidate.id not in since
+                query = captured[candidate.id] if is_old else rows.query
+                self.memory.remember(candidate.id, query)
             others += candidate.other_entries(retained.expected)
         self.ledger.register(others)
+
+    def _applied(self) -> tuple[str, ...]:
+        return tuple(i for i, retained in self.retention.requests.items() if retained.applied)
+
+    def _captured(self, owners: Sequence[str]) -> dict[str, Tensor]:
+        """The queries of these edits as the model stands, in passes over all of them together: the
+        same owners in the same order give the same bits."""
+        learned = {i: encode(self._request(i), self._site.task).learned for i in owners}
+        if not learned:
+            return {}
+        rows = self._site.rows_in_passes([e for each in learned.values() for e in each])
+        sizes = [sum(len(e.targets) for e in each) for each in learned.values()]
+        parts = rows.split(sizes)
+        return {i: part.query for i, part in zip(learned, parts, strict=True)}
 
     def _base_counts(self) -> dict[str, Count]:
         record = self._store.ledger(0)
@@ -142,6 +167,12 @@ class Standing:
         for encoding in learned:
             self.memory.contradict(self._taught.get(question_of(encoding), ()))
 
+    def recapture(self) -> None:
+        """Matrices were edited: what the memory holds has moved."""
+        taught = [e.encoding for e in self.ledger.entries if e.role == TRAIN]
+        training = self._site.rows_in_passes(taught).query if taught else self.memory.training
+        self.memory.recapture(training, self._captured(self.memory.owners))
+
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
         """Follow what a step did to the retention set."""
         for outcome in outcomes:
@@ -152,9 +183,12 @@ class Standing:
             self.retention.take(outcome, requests[outcome.id])
 
     def register(
-        self, candidate: Candidate, learned: Rows, expected: Expected, others: Rows | None
+        self, candidate: Candidate, expected: Expected, learned: Rows | None, others: Rows | None
     ) -> None:
-        """Take in the probes of a request straight after its first attempt: they count for GR."""
+        """Take in the probes of a request straight after its first attempt: they count for GR.
+
+        Rows that are given were captured with the matrices as they are now.
+        """
         entries = candidate.learned_entries()
         self.ledger.register(entries, learned)
         more = candidate.other_entries(expected)

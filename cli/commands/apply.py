@@ -97,12 +97,12 @@ def apply_stream(
 
 def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
     """The store's settings with what was chosen on the command line."""
+    from continual.editors import chain_of
     from continual.pipeline import Recheck
-    from continual.session import chain_from
 
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "editor" in changes:
-        changes["chain"] = chain_from(changes.pop("editor"))
+        changes["chain"] = chain_of(changes.pop("editor"))
     if "recheck" in changes:
         changes["recheck"] = Recheck.parse(changes["recheck"])
     return session.settings(**changes)

@@ -22,6 +22,10 @@ class Patch(Protocol):
 
     kind: ClassVar[str]
 
+    @property
+    def weight_blocks(self) -> tuple[int, ...]:
+        """The blocks whose matrices it edits; none for a patch that leaves all matrices alone."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
 

@@ -47,6 +47,11 @@ class LowRankPatch:
     factors: Mapping[int, Factors]
     keys: Mapping[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def weight_blocks(self) -> tuple[int, ...]:
+        """In the order of their edits."""
+        return tuple(self.factors)
+
     def tensors(self) -> dict[str, Tensor]:
         """`B.left`, `B.right` and, where there are any, `B.keys` for block B."""
         named: dict[str, Tensor] = {}

@@ -40,6 +40,11 @@ class NeuronPatch:
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
 
+    @property
+    def weight_blocks(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
     def tensors(self) -> dict[str, Tensor]:
         """keys, bias and values."""
         return {"keys": self.keys, "bias": self.bias, "values": self.values}

@@ -15,11 +15,12 @@ import torch
 import transformers as hf
 
 import continual
+from continual.editors import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import WrongBaseModel
 from continual.partial import logits_of
 from continual.pipeline import Recheck
-from continual.session import NewStore, Session, chain_from, init, open_session
+from continual.session import NewStore, Session, init, open_session
 from continual.streams import open_stream
 from store import StoreError
 from store.check import verify
@@ -395,9 +396,15 @@ def test_an_editor_can_be_named(bare):
     assert step.revision.body["editor"] == "tpatcher"
     with pytest.raises(CeditError, match="Unknown editor 'magic'"):
         bare.apply([correction(2)], editor="magic")
-    assert chain_from(" a, b ,") == ("a", "b")
-    with pytest.raises(CeditError):
-        chain_from(" , ")
+
+
+def test_a_chain_is_named_by_its_editors_or_by_a_choice():
+    assert chain_of(" rome, tpatcher ,") == ("rome", "tpatcher")
+    assert chain_of("auto") == ("memit", "tpatcher")
+    assert chain_of("tpatcher,auto") == ("tpatcher", "memit")
+    for text in (" , ", "magic", "tpatcher,magic"):
+        with pytest.raises(CeditError):
+            chain_of(text)
 
 
 def test_a_record_that_cannot_be_read_stops_a_list_before_anything_is_done(bare):

@@ -20,6 +20,7 @@ from continual.editors.tpatcher.training import (
     train_all,
     train_values,
 )
+from continual.patches import Patch
 from continual.patches.neuron import NeuronBank, NeuronPatch
 from continual.site import Rows, Site
 
@@ -62,6 +63,8 @@ class TPatcher:
 
     name = "tpatcher"
     attempts = 3
+    tolerance = 0.0
+    splits = False
 
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
@@ -93,12 +96,16 @@ class TPatcher:
         notes = {identity: {"neurons": count} for identity, count in counts.items()}
         return Proposal(patch, failed, notes)
 
-    def norm_max(self, edits: Sequence[Edit], around: Surroundings) -> float:
+    def objection(
+        self, patch: Patch, edits: Sequence[Edit], around: Surroundings
+    ) -> str | None:
         """A value may be `norm_max` times as long as the edits' residual sums are on average, with
         the neurons that are on; twice that at each retry."""
         hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))
-        budget: float = self.config.norm_max * 2.0**around.attempt
-        return budget * float(hidden.norm(dim=1).mean())
+        budget = self.config.norm_max * 2.0**around.attempt * float(hidden.norm(dim=1).mean())
+        if patch.norm() <= budget:
+            return None
+        return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
     def _budget(self, attempt: int) -> TPatcherConfig:
         """Each retry may take more neurons and steps, and gives up more generality."""
