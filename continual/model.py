@@ -216,7 +216,6 @@ class EditedModel:
             for block, size in sizes.items():
                 self._banks[block].truncate(size)
 
-
     @contextmanager
     def bare(self) -> Iterator[None]:
         """The base model, for as long as this lasts."""

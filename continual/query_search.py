@@ -15,12 +15,12 @@ from torch import Tensor
 
 from continual.growing import GrowingTensor
 
-ROWS_MIN = 2048  # fewer are scored in full
+ROWS_MIN = 8192  # fewer are scored in full
 FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 6, 128  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
-MISSES_MAX = 8
+MISSES_MAX = 8  # searches that spared little, after which none is tried: the rows spread evenly
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
 
@@ -73,11 +73,16 @@ class SearchedQueries:
         if not bool(keys.isfinite().all()):
             return (keys @ self.rows.T).amax(1)
         slack = self._slack(keys)
-        bounds = self._bounds(keys)
-        firsts = self.rows[bounds.max(1).indices]  # their scores are floors
-        places, scores = self._reaching(keys, bounds, (firsts * keys).sum(1) - slack)
-        near = places[(scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)]
-        return (keys.double() @ self.rows[near].double().T).amax(1).to(keys.dtype)
+        heads = self._pruning()
+        if heads is None:
+            places, scores = None, keys @ self.rows.T
+        else:
+            bounds = heads.bounds(keys)
+            firsts = self.rows[bounds.max(1).indices]  # their scores are floors
+            places, scores = self._reaching(keys, bounds, (firsts * keys).sum(1) - slack)
+        near = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
+        rows = self.rows[near if places is None else places[near]]
+        return (keys.double() @ rows.double().T).amax(1).to(keys.dtype)
 
     def above(self, keys: Tensor, floors: Tensor) -> Tensor:
         """[r] the rows, ascending, whose score with one of the keys [n, d] is above the key's
@@ -85,18 +90,19 @@ class SearchedQueries:
         if len(self) == 0 or len(keys) == 0:
             return torch.empty(0, dtype=torch.long, device=self.rows.device)
         reached = floors - self._slack(keys)
-        places, scores = self._reaching(keys, self._bounds(keys), reached)
+        heads = self._pruning()
+        if heads is None:
+            return (keys @ self.rows.T >= reached[:, None]).any(0).nonzero().squeeze(-1)
+        places, scores = self._reaching(keys, heads.bounds(keys), reached)
         return places[(scores >= reached[:, None]).any(0)]
 
-    def _bounds(self, keys: Tensor) -> Tensor:
-        """[n, m] what q·k is at most, but for rounding; with few rows the score itself."""
+    def _pruning(self) -> _Heads | None:
+        """The heads that bound the scores; None where scoring all rows costs less."""
         if len(self) < ROWS_MIN:
-            return keys @ self.rows.T
-        if self._heads is not None and self._heads.misses > MISSES_MAX:
-            return keys @ self.rows.T  # no few directions tell these rows apart
+            return None
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
             self._heads = _Heads.fitted(self.rows)
-        return self._heads.bounds(keys)
+        return self._heads if self._heads.misses <= MISSES_MAX else None
 
     def _reaching(self, keys: Tensor, bounds: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that may reach the floor of one of the keys, and their scores [n, r]."""

@@ -74,9 +74,7 @@ class Editor(Protocol):
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """A patch for these edits, which together make one batch."""
 
-    def objection(
-        self, patch: Patch, edits: Sequence[Edit], around: Surroundings
-    ) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """Why its patch for these edits, sound in itself, is too large to be put on, if it is."""
 
 

@@ -96,9 +96,7 @@ class TPatcher:
         notes = {identity: {"neurons": count} for identity, count in counts.items()}
         return Proposal(patch, failed, notes)
 
-    def objection(
-        self, patch: Patch, edits: Sequence[Edit], around: Surroundings
-    ) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """A value may be `norm_max` times as long as the edits' residual sums are on average, with
         the neurons that are on; twice that at each retry."""
         hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))

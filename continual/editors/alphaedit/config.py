@@ -1,0 +1,24 @@
+"""The settings of AlphaEdit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from continual.editors.associative.config import AssociativeConfig
+
+
+@dataclass(frozen=True)
+class AlphaEditConfig(AssociativeConfig):
+    """Settings; see `AssociativeConfig` for those of the search."""
+
+    table: ClassVar[str] = "alphaedit"
+
+    nullspace_threshold: float = 0.02  # eigenvalues of C₀ below it are the null space
+    nullspace_share: float = 0.02  # where there are none: the share of C₀'s trace that is
+    ridge: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.ridge > 0, "ridge is more than 0")
+        self._require(0 <= self.nullspace_share < 1, "nullspace_share is in [0, 1)")

@@ -1,0 +1,78 @@
+"""The settings that the locate-then-edit methods have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+from continual.errors import CeditError
+
+
+@dataclass(frozen=True)
+class AssociativeConfig:
+    """Settings of the search for z, of the texts that it is made from, and of what Δ may be.
+
+    ``weight_decay`` and ``kl_factor`` are the public code's. ``learning_rate``, ``steps_max`` and
+    ``clamp_norm_factor`` go with the size of the hidden states: early blocks of small models need
+    more of all three than the published values, which are for the middle of large ones.
+    """
+
+    table: ClassVar[str] = "associative"  # of the configuration file: [editor.TABLE]
+
+    blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
+    learning_rate: float = 0.5
+    steps_max: int = 60
+    stop_loss: float = 0.05
+    kl_factor: float = 0.0625
+    weight_decay: float = 0.5
+    clamp_norm_factor: float = 4.0  # ‖δ‖ at most, in ‖h‖
+    contexts: int = 5  # texts before the prompt, besides none at all
+    context_tokens: int = 10
+    drift_max: float = 1.0  # ‖W − W_base‖ at most, in ‖W_base‖, with everything that was added
+    chunk: int = 128  # requests whose z are searched for together
+    require_arrival: bool = False  # a request whose z does not give its target fails
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clamp_norm_factor", "drift_max"):
+            self._require(getattr(self, name) > 0, f"{name} is more than 0")
+        for name in ("steps_max", "chunk", "context_tokens"):
+            self._require(getattr(self, name) >= 1, f"{name} is at least 1")
+        for name in ("contexts", "kl_factor", "weight_decay"):
+            self._require(getattr(self, name) >= 0, f"{name} is not negative")
+        blocks = self.blocks
+        ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
+        self._require(ascending, "blocks are one or more, in ascending order")
+
+    @classmethod
+    def _require(cls, holds: bool, rule: str) -> None:
+        if not holds:
+            raise CeditError(f"[editor.{cls.table}] {rule}.")
+
+    def with_more_steps(self, factor: int) -> Self:
+        """The same with as many times the steps."""
+        return replace(self, steps_max=self.steps_max * factor)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From an `[editor.TABLE]` table. Raises CeditError for a key that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise CeditError(
+                f"[editor.{cls.table}] has no setting {', '.join(unknown)}: it has "
+                f"{', '.join(sorted(known))}."
+            )
+        given = dict(settings)
+        if given.get("blocks") is not None:
+            given["blocks"] = tuple(given["blocks"])
+        return cls(**given)
+
+
+def default_blocks(count: int) -> tuple[int, ...]:
+    """The blocks to edit of so many: about an eighth of them, the last a quarter of the way up.
+
+    Where the published choices are: 4-8 of 32, here 4-7.
+    """
+    last = max(0, count // 4 - 1)
+    size = max(1, count // 8)
+    return tuple(range(last - size + 1, last + 1))

@@ -1,0 +1,86 @@
+"""Texts to stand before a prompt, written by the model itself, so that an edit holds in them too.
+
+As in the public code of ROME and MEMIT: short continuations of a few generic words, each token
+drawn from the most likely ones, closed by a full stop. The empty text is always the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.partial import logits_of
+from continual.site import Site
+from continual.tasks import Encoding
+
+STARTS = ("The", "Therefore", "Because", "I", "You")
+LIKELIEST = 5
+"""How many of the likeliest tokens a token is drawn from."""
+
+
+def write_contexts(
+    site: Site, count: int, tokens: int, generator: torch.Generator
+) -> tuple[str, ...]:
+    """The empty text, then `count` others: each a generic word and about `tokens` tokens more.
+
+    Without beginnings that the tokenizer knows, tokens drawn from the vocabulary take their place.
+    Contexts that a model is too short for are cut; the prompt behind one may still not fit.
+    """
+    if count == 0:
+        return ("",)
+    tokenizer = site.edited.tokenizer
+    rows = [_start(site, number, generator) for number in range(count)]
+    room = site.edited.base.context_tokens_max
+    for _ in range(tokens):
+        if room is None or max(map(len, rows)) < room:
+            rows = _longer(site, rows, generator)
+    stop = _ids(tokenizer, ".")
+    return ("", *[f"{_text(tokenizer, row + stop)} " for row in rows])
+
+
+def _start(site: Site, number: int, generator: torch.Generator) -> list[int]:
+    """The tokens of a generic word, or one of the vocabulary."""
+    tokenizer = site.edited.tokenizer
+    known = [ids for word in STARTS if (ids := _ids(tokenizer, word))]
+    if known:
+        return known[number % len(known)]
+    size = len(site.edited.model.get_input_embeddings().weight)
+    ordinary = [i for i in range(size) if i not in tokenizer.all_special_ids]
+    drawn = torch.randint(len(ordinary), (1,), generator=generator).item()
+    return [ordinary[int(drawn)]]
+
+
+def _ids(tokenizer: Any, word: str) -> list[int]:
+    """The tokens of a word; none where the tokenizer does not know it."""
+    ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
+    return [] if set(ids) & {tokenizer.unk_token_id} else ids
+
+
+@torch.no_grad()
+def _longer(site: Site, rows: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
+    """Every row with one token more."""
+    inputs = site.inputs([Encoding(tuple(row), (), ()) for row in rows])
+    logits = logits_of(site.edited.model, inputs)
+    ends = [len(row) - 1 for row in rows]
+    drawn = _draw(logits[range(len(rows)), ends], site.edited.tokenizer, generator)
+    return [[*row, token] for row, token in zip(rows, drawn, strict=True)]
+
+
+def _draw(logits: Tensor, tokenizer: Any, generator: torch.Generator) -> list[int]:
+    """One of the likeliest tokens of each row [n, vocab], no special one."""
+    scores = logits.float().cpu()
+    scores[:, tokenizer.all_special_ids] = -torch.inf
+    best = scores.topk(min(LIKELIEST, scores.shape[1]), dim=1)
+    chosen = torch.multinomial(best.values.softmax(1), 1, generator=generator)
+    drawn: list[int] = best.indices.gather(1, chosen).flatten().tolist()
+    return drawn
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text

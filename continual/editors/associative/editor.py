@@ -1,0 +1,279 @@
+"""The flow of a locate-then-edit method: values, then block after block keys and an update.
+
+What the methods share, as in MEMIT (Meng et al. 2023, algorithm 1). How an update is solved for is
+left to each of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from continual.editors import Edit, Proposal, Surroundings
+from continual.editors.associative.config import AssociativeConfig, default_blocks
+from continual.editors.associative.contexts import write_contexts
+from continual.editors.associative.keys import Keys, read_keys, read_states
+from continual.editors.associative.lessons import Lesson, lesson_of
+from continual.editors.associative.solves import Unsolvable
+from continual.editors.associative.subjects import SubjectMissing
+from continual.editors.associative.targets import Targets, find_targets
+from continual.errors import EditError
+from continual.model import EditedModel
+from continual.patches import Patch
+from continual.patches.low_rank import EditedWeight, Factors, LowRankPatch
+
+Config = TypeVar("Config", bound=AssociativeConfig)
+Moments = TypeVar("Moments")
+"""What a method makes of C₀, once in a run."""
+
+
+@dataclass(frozen=True)
+class Update(Generic[Config, Moments]):
+    """What an update of one block is solved from."""
+
+    keys: Keys
+    residual: Tensor  # R [n, d]: what the update is to add to the block's output
+    moments: Moments
+    weight: EditedWeight
+    config: Config
+
+
+class AssociativeEditor(ABC, Generic[Config, Moments]):
+    """A method that writes to FFN output matrices what they are to give at subjects."""
+
+    name: str
+    attempts = 2
+    tolerance = 0.5
+    splits = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._moments: dict[tuple[str, int], Moments] = {}  # by base model and block
+
+    # -- what a method says of itself
+
+    @abstractmethod
+    def prepare(self, moment: Tensor, device: torch.device) -> Moments:
+        """What the updates of a block need of its C₀ [d_ff, d_ff]. Raises Unsolvable."""
+
+    @abstractmethod
+    def solve(self, update: Update[Config, Moments]) -> Factors:
+        """ΔW of one block; float32. Raises Unsolvable."""
+
+    def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
+        """The lessons in the groups that are solved for together, one after another."""
+        return [lessons] if lessons else []
+
+    def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        """The blocks that it edits of those that are edited by default."""
+        return blocks
+
+    def minded(self, keys: Keys) -> Tensor | None:
+        """The keys [n, d_ff] float32 of an update that later steps have to mind, if any."""
+        return None
+
+    # -- the editor
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        """See `Editor.edit`. A retry takes twice the steps.
+
+        A request without a subject fails alone. Raises EditError without statistics, or for a model
+        that is no decoder.
+        """
+        config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
+        draft = _Draft()
+        lessons = draft.lessons(edits, config, around)
+        with _scaffold(around.site.edited) as scaffold:
+            for group in self.rounds(lessons):
+                done = len(scaffold.parts)
+                try:
+                    self._round(group, config, around, draft, scaffold)
+                except Unsolvable as error:
+                    scaffold.keep(done)
+                    draft.refuse({lesson.id: str(error) for lesson in group})
+            return Proposal(_joined(scaffold.parts), draft.failed, draft.notes)
+
+    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+        """See `Editor.objection`: a matrix must not drift too far from the base."""
+        assert isinstance(patch, LowRankPatch)
+        for block, factors in patch.factors.items():
+            weight = around.site.edited.weight(block)
+            base = weight.base.float()
+            change = (weight.sum - base).addmm_(factors.left.to(base), factors.right.to(base))
+            drift = float(change.norm() / base.norm())
+            if not drift <= self.config.drift_max:
+                return (
+                    f"the output matrix of block {block} would be {drift:.2g} of its own norm away "
+                    f"from the base, more than the {self.config.drift_max:.2g} allowed"
+                )
+        return None
+
+    # -- one round
+
+    def _round(
+        self,
+        lessons: Sequence[Lesson],
+        config: Config,
+        around: Surroundings,
+        draft: _Draft,
+        scaffold: _Scaffold,
+    ) -> None:
+        """The updates of some lessons, on top of all that was made before."""
+        site, blocks = around.site, self._blocks(around)
+        scaffold.put_on()
+        targets = find_targets(site, lessons, blocks[-1], config)
+        lessons, targets = draft.accepted(lessons, targets, config)
+        for number, block in enumerate(blocks if lessons else ()):
+            scaffold.put_on()
+            states = targets.before if number == 0 else read_states(site, lessons, blocks[-1])
+            residual = (targets.states - states) / (len(blocks) - number)
+            keys = read_keys(site, lessons, block)
+            weight = site.edited.weight(block)
+            update = Update(keys, residual, self._prepared(block, around), weight, config)
+            minded = self.minded(keys)
+            scaffold.parts.append(
+                LowRankPatch({block: self.solve(update)}, {} if minded is None else {block: minded})
+            )
+
+    def _blocks(self, around: Surroundings) -> tuple[int, ...]:
+        """The blocks to edit. Raises EditError for those that the model has not."""
+        anatomy = around.site.edited.anatomy
+        if anatomy.encoder is not None:
+            raise EditError(f"{self.name} edits decoders only: choose another editor.")
+        default = self.chosen_blocks(default_blocks(anatomy.block_count))
+        blocks = self.config.blocks or default
+        if not 0 <= blocks[0] <= blocks[-1] <= anatomy.last:
+            raise EditError(
+                f"[editor.{self.config.table}] blocks = {list(blocks)}: the model has blocks 0 to "
+                f"{anatomy.last}."
+            )
+        return blocks
+
+    def _prepared(self, block: int, around: Surroundings) -> Moments:
+        """What is made of a block's statistics; they are read once in a run."""
+        if around.statistics is None:
+            raise EditError(
+                f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
+            )
+        edited = around.site.edited
+        name = (edited.base.fingerprint, block)
+        if name not in self._moments:
+            device = edited.anatomy.down_weight(edited.model, block).device
+            self._moments[name] = self.prepare(around.statistics.get(block).second_moment, device)
+        return self._moments[name]
+
+
+def factors_of(left: Tensor, right: Tensor) -> Factors:
+    """ΔW = A·R of A [d_ff, n] and R [n, d]. Raises Unsolvable where they do not fit float32."""
+    factors = Factors(left.float(), right.to(left.device).float())
+    if not bool(factors.left.isfinite().all() and factors.right.isfinite().all()):
+        raise Unsolvable("An update is too large for float32.")
+    return factors
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a proposal says of its requests."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def lessons(
+        self, edits: Sequence[Edit], config: AssociativeConfig, around: Surroundings
+    ) -> list[Lesson]:
+        """The lessons of the edits that have a subject."""
+        contexts = write_contexts(
+            around.site, config.contexts, config.context_tokens, around.generator
+        )
+        found = []
+        for edit in edits:
+            try:
+                found.append(lesson_of(edit, contexts, around.site))
+            except SubjectMissing as error:
+                self.failed[edit.id] = str(error)
+        return found
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Record failures."""
+        self.failed.update(reasons)
+        for identity in reasons:
+            self.notes.pop(identity, None)
+
+    def accepted(
+        self, lessons: Sequence[Lesson], targets: Targets, config: AssociativeConfig
+    ) -> tuple[list[Lesson], Targets]:
+        """The lessons with a target to go for, and these targets."""
+        chosen = []
+        for i, lesson in enumerate(lessons):
+            arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
+            if not bool(targets.states[i].isfinite().all()):
+                self.failed[lesson.id] = "the search for its value ran into NaN or infinity"
+            elif config.require_arrival and not arrived:
+                self.failed[lesson.id] = (
+                    f"no value that gives its target was found in {steps} steps (loss {loss:.2g})"
+                )
+            else:
+                chosen.append(i)
+                self.notes[lesson.id] = {
+                    "steps": steps,
+                    "loss": round(loss, 4),
+                    "arrived": arrived,
+                }
+        return [lessons[i] for i in chosen], targets[chosen]
+
+
+class _Scaffold:
+    """The parts made so far, which stand on the model where the next ones are computed on top."""
+
+    def __init__(self, edited: EditedModel) -> None:
+        self._edited, self._depth = edited, edited.depth
+        self.parts: list[LowRankPatch] = []
+
+    def put_on(self) -> None:
+        """Put on what is not on yet."""
+        for part in self.parts[self._edited.depth - self._depth :]:
+            self._edited.put([part])
+
+    def keep(self, count: int) -> None:
+        """Forget all parts but the first so many."""
+        self._edited.take_off(min(self._edited.depth, self._depth + count))
+        del self.parts[count:]
+
+    def take_down(self) -> None:
+        """Leave the model as it was found."""
+        self._edited.take_off(self._depth)
+
+
+@contextmanager
+def _scaffold(edited: EditedModel) -> Iterator[_Scaffold]:
+    scaffold = _Scaffold(edited)
+    try:
+        yield scaffold
+    finally:
+        scaffold.take_down()
+
+
+def _joined(parts: Sequence[LowRankPatch]) -> LowRankPatch | None:
+    """One patch that adds what the parts add, column by column in the same order."""
+    if not parts:
+        return None
+    factors: dict[int, list[Factors]] = {}
+    keys: dict[int, list[Tensor]] = {}
+    for part in parts:
+        for block, some in part.factors.items():
+            factors.setdefault(block, []).append(some)
+        for block, minded in part.keys.items():
+            keys.setdefault(block, []).append(minded)
+    return LowRankPatch(
+        {
+            block: Factors(torch.cat([f.left for f in some], 1), torch.cat([f.right for f in some]))
+            for block, some in factors.items()
+        },
+        {block: torch.cat(some) for block, some in keys.items()},
+    )

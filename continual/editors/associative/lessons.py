@@ -1,0 +1,80 @@
+"""A request as the texts that its edit is made from, each with its subject located.
+
+Knows which texts those are; leaves to ``targets`` and ``keys`` what is read from the model there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from continual.editors import Edit
+from continual.editors.associative.subjects import subject_position
+from continual.errors import RequestError
+from continual.site import Site
+from continual.tasks import Encoding
+
+ESSENCE = "{} is a"
+"""What the model goes on with here is what it takes the subject for (Meng et al. 2022, eq. 4)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt as tokens, and the position of its subject's last one."""
+
+    encoding: Encoding
+    subject: int
+
+    def until_subject(self) -> Encoding:
+        """What the model has read when it has read the subject."""
+        return Encoding(self.encoding.ids[: self.subject + 1], (), ())
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one request is learned from."""
+
+    id: str
+    texts: tuple[Text, ...]  # the prompt, the prompt in contexts, the rephrases with the subject
+    anchors: tuple[Text, ...]
+    """What must go on as before, from the one position that counts: `ESSENCE`, and the request's
+    locality prompts with the subject in them."""
+
+
+def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:
+    """The lesson of an edit; `contexts` begin with the empty one.
+
+    Contexts behind which the prompt is too long are left out. Raises SubjectMissing.
+    """
+    request = edit.request
+    tokenizer = site.edited.tokenizer
+    prompt = Text(edit.encodings[0], subject_position(tokenizer, request.prompt, request.subject))
+    assert request.subject is not None
+    rephrased = [
+        Text(encoding, subject_position(tokenizer, rephrase, request.subject))
+        for rephrase, encoding in zip(request.rephrases, edit.encodings[1:], strict=False)
+        if request.subject in rephrase
+    ]
+    told = (prompt, *_in_contexts(edit, contexts, site), *rephrased)
+    return Lesson(edit.id, told, tuple(_anchors(edit, request.subject, site)))
+
+
+def _in_contexts(edit: Edit, contexts: Sequence[str], site: Site) -> Iterator[Text]:
+    request, tokenizer = edit.request, site.edited.tokenizer
+    for context in filter(None, contexts):
+        try:
+            encoding = site.task.encode(context + request.prompt, request.target_new)
+        except RequestError:  # too long for the model, or for the task's limits
+            continue
+        yield Text(encoding, subject_position(tokenizer, request.prompt, request.subject, context))
+
+
+def _anchors(edit: Edit, subject: str, site: Site) -> Iterator[Text]:
+    kept = [probe.prompt for probe in edit.request.locality if subject in probe.prompt]
+    for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *kept]):
+        try:
+            ids = site.task.question(prompt)
+        except RequestError:
+            continue
+        place = subject_position(site.edited.tokenizer, prompt, subject)
+        yield Text(Encoding(ids, (len(ids) - 1,), ()), place)

@@ -1,0 +1,218 @@
+"""The linear algebra of locate-then-edit, in float64: from keys to the left factor of Δ.
+
+With a request a row, keys K [n, d_ff] and residuals R [n, d], every method writes
+ΔW = A·R [d_ff, d]; here is A [d_ff, n]. Knows nothing of models. In the papers a request is a
+column and Δ is the transpose.
+
+    A = C₀⁻¹Kᵀ (λI + K C₀⁻¹ Kᵀ)⁻¹ = (λC₀ + KᵀK)⁻¹ Kᵀ
+
+is MEMIT's (Meng et al. 2023, equation 14), ROME's for one key and λ → 0 (Meng et al. 2022,
+equation 2), and EMMET's with a small λ for its ridge (Gupta et al. 2024): one way to compute it
+serves all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.errors import EditError
+
+RIDGE = 1e-9
+"""What a singular C₀ gets on its diagonal, as a share of the diagonal's mean."""
+SINGULAR = 1e-13
+"""A pivot of C₀ below this share of the diagonal's mean is no more than rounding."""
+
+
+class Unsolvable(EditError):
+    """A batch whose update cannot be computed."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A left factor, and how well its system was solved."""
+
+    left: Tensor  # A [d_ff, n] float64
+    condition: float  # of the system, estimated from its pivots: it is no smaller
+    residual: float  # ‖S·A − K‖ / ‖K‖, S the d_ff × d_ff system
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """C₀ = L·Lᵀ, factored once.
+
+    ReLU units that no text of the statistics woke make C₀ singular; it then has a `ridge` on its
+    diagonal, which leaves them free to be written to.
+    """
+
+    factor: Tensor  # L [d_ff, d_ff] float64, lower
+    ridge: float
+
+    @classmethod
+    def of(cls, moment: Tensor, device: torch.device) -> Whitening:
+        """Of a second moment C₀ [d_ff, d_ff]. Raises Unsolvable where it is none."""
+        _require_finite("The key statistics", moment)
+        dense = moment.to(_float64_device(device), torch.float64)
+        scale = float(dense.diagonal().mean())
+        for ridge in (0.0, *[RIDGE * scale * 100.0**power for power in range(4)]):
+            shifted = dense.clone()
+            shifted.diagonal().add_(ridge)
+            factor, info = torch.linalg.cholesky_ex(shifted)
+            if not info.item() and float(factor.diagonal().min()) ** 2 > SINGULAR * scale:
+                return cls(factor, ridge)
+        raise Unsolvable("The key statistics are no second moment: C₀ is not positive definite.")
+
+    def whitened(self, keys: Tensor) -> Tensor:
+        """L⁻¹Kᵀ [d_ff, n] of keys [n, d_ff]."""
+        columns: Tensor = torch.linalg.solve_triangular(self.factor, keys.T, upper=False)
+        return columns
+
+    def unwhitened(self, columns: Tensor) -> Tensor:
+        """L⁻ᵀX of columns [d_ff, n]."""
+        solved: Tensor = torch.linalg.solve_triangular(self.factor.T, columns, upper=True)
+        return solved
+
+    def times(self, columns: Tensor) -> Tensor:
+        """C₀X of columns [d_ff, n]."""
+        return self.factor @ (self.factor.T @ columns)
+
+
+def weighted(whitening: Whitening, keys: Tensor, weight: float) -> Solution:
+    """A = (λC₀ + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
+
+    By Woodbury's identity, O(d_ff²·n), or directly where there are as many keys as they are wide.
+    Raises Unsolvable for keys that are not finite, or with λ = 0 not independent.
+    """
+    keys = _prepared(keys, whitening.factor)
+    if len(keys) < keys.shape[1]:
+        white = whitening.whitened(keys)
+        system = white.T @ white
+        system.diagonal().add_(weight)
+        factor = _factored(system)
+        left = whitening.unwhitened(torch.cholesky_solve(white.T, factor).T)
+    else:
+        identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+        factor = _factored(weight * whitening.times(identity) + keys.T @ keys)
+        left = torch.cholesky_solve(keys.T, factor)
+    return _solution(
+        left, keys, factor, lambda found: weight * whitening.times(found) + keys.T @ (keys @ found)
+    )
+
+
+def rank_one(whitening: Whitening, key: Tensor, constrained: Tensor) -> Solution:
+    """A = u / (kᵀu) with u = C₀⁻¹k̄ (Meng et al. 2022, equation 2).
+
+    `key` k̄ [1, d_ff] gives the direction, `constrained` k [1, d_ff] is the key that is to give the
+    new value exactly; published as the mean over contexts and the bare prompt's own.
+    """
+    key, constrained = _prepared(key, whitening.factor), _prepared(constrained, whitening.factor)
+    direction = whitening.unwhitened(whitening.whitened(key))  # u [d_ff, 1]
+    reach = constrained @ direction
+    if not float(reach.abs()) > 0.0:
+        raise Unsolvable("A key is orthogonal to the direction of its own update.")
+    left = direction / reach
+    norms = torch.linalg.vector_norm(constrained) * torch.linalg.vector_norm(left)
+    missed = torch.linalg.vector_norm(constrained @ left - 1.0)
+    _require_finite("An update", left)
+    return Solution(left, float(norms), float(missed))
+
+
+# --- the null space -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """The directions of keys that the statistics hardly have: P = U·Uᵀ (Fang et al. 2025, eq. 5).
+
+    Kept as its basis, so that the system of an update is symmetric and only as large as it is.
+    """
+
+    basis: Tensor  # U [d_ff, m] float64, orthonormal
+
+    @classmethod
+    def of(cls, moment: Tensor, threshold: float, share: float, device: torch.device) -> NullSpace:
+        """The eigenvectors of C₀ with eigenvalues below `threshold`.
+
+        Where there are none, the most of the smallest ones that together hold no more than `share`
+        of the trace. Raises Unsolvable where that leaves nothing, either.
+        """
+        _require_finite("The key statistics", moment)
+        dense = moment.to(_float64_device(device), torch.float64)
+        values, vectors = torch.linalg.eigh(dense)  # in ascending order
+        count = int((values < threshold).sum())
+        if count == 0:
+            values = values.clamp(min=0.0)
+            count = int((values.cumsum(0) <= share * values.sum()).sum())
+        if count == 0:
+            raise Unsolvable(
+                f"The keys leave no null space: no eigenvalue of C₀ is below {threshold:g}, and "
+                f"no direction holds less than {share:g} of the trace. Raise one of them."
+            )
+        return cls(vectors[:, :count].contiguous())
+
+
+def projected(space: NullSpace, keys: Tensor, past: Tensor, ridge: float) -> Solution:
+    """A = (P(KᵀK + C_p) + ridge·I)⁻¹ P Kᵀ (Fang et al. 2025, equation 14).
+
+    `keys` K [n, d_ff], `past` [m, d_ff] the keys of all earlier edits, C_p = pastᵀ·past. A lies in
+    the null space, where it is U·y with (Uᵀ(KᵀK + C_p)U + ridge·I)·y = UᵀKᵀ.
+    """
+    keys, past = _prepared(keys, space.basis), _prepared(past, space.basis)
+    own, every = keys @ space.basis, torch.cat([keys, past]) @ space.basis  # [., m]
+    if len(every) < every.shape[1]:
+        system = every @ every.T
+        system.diagonal().add_(ridge)
+        factor = _factored(system)
+        first = torch.eye(len(every), len(own), dtype=own.dtype, device=own.device)
+        inner = every.T @ torch.cholesky_solve(first, factor)
+    else:
+        system = every.T @ every
+        system.diagonal().add_(ridge)
+        factor = _factored(system)
+        inner = torch.cholesky_solve(own.T, factor)
+    solution = _solution(
+        inner, own, factor, lambda found: every.T @ (every @ found) + ridge * found
+    )
+    return Solution(space.basis @ inner, solution.condition, solution.residual)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _prepared(keys: Tensor, like: Tensor) -> Tensor:
+    _require_finite("Keys", keys)
+    return keys.to(like)
+
+
+def _factored(system: Tensor) -> Tensor:
+    """The Cholesky factor of a system."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(system)
+    if info.item():
+        raise Unsolvable(
+            "The keys of a batch depend on each other, so that no update satisfies all of them: "
+            "edit them in smaller batches, or give the method more weight on the statistics."
+        )
+    return factor
+
+
+def _solution(
+    left: Tensor, keys: Tensor, factor: Tensor, system: Callable[[Tensor], Tensor]
+) -> Solution:
+    _require_finite("An update", left)
+    pivots = factor.diagonal()
+    missed = torch.linalg.matrix_norm(system(left) - keys.T) / torch.linalg.matrix_norm(keys)
+    return Solution(left, float((pivots.max() / pivots.min()) ** 2), float(missed))
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise Unsolvable(f"{name} hold NaN or infinity: the model's numbers overflow there.")
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    """The device, if float64 is known there."""
+    return torch.device("cpu") if device.type == "mps" else device

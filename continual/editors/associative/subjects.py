@@ -1,0 +1,58 @@
+"""Where the subject of a request ends in its prompt, as a position among tokens.
+
+The subject is looked for as it is written, case and all; where it stands in the prompt more than
+once, the first place counts (Meng et al. 2022, section 3.1: the subject's last token). What happens
+at that token is left to others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from continual.errors import EditError
+
+
+class SubjectMissing(EditError):
+    """A request whose subject isn't known, or not to be found in its prompt."""
+
+    def __init__(self, prompt: str, subject: str | None) -> None:
+        cause = "has no subject" if subject is None else f"does not contain its subject {subject!r}"
+        super().__init__(
+            f"The prompt {prompt!r} {cause}: give the request a subject as it is written there."
+        )
+        self.prompt, self.subject = prompt, subject
+
+
+def subject_position(tokenizer: Any, prompt: str, subject: str | None, before: str = "") -> int:
+    """The position of the subject's last token among the tokens of `before` + `prompt`.
+
+    A subject in `before` does not count. Raises SubjectMissing.
+    """
+    if not subject or subject not in prompt:
+        raise SubjectMissing(prompt, subject)
+    start = len(before) + prompt.index(subject)
+    end = start + len(subject)
+    if getattr(tokenizer, "is_fast", False):
+        return _by_offsets(tokenizer, before + prompt, start, end)
+    return _by_beginning(tokenizer, before + prompt, end)
+
+
+def _by_offsets(tokenizer: Any, text: str, start: int, end: int) -> int:
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return max(i for i, (a, b) in enumerate(offsets) if b > start and a < end)
+
+
+def _by_beginning(tokenizer: Any, text: str, end: int) -> int:
+    """For tokenizers that do not say where tokens come from: by encoding the text up to there.
+
+    Where that is tokenised otherwise at its end, a token reaches over the end of the subject: it is
+    the first that is not the same.
+    """
+    whole = list(tokenizer(text)["input_ids"])
+    part = list(tokenizer(text[:end])["input_ids"])
+    while part and part[-1] in tokenizer.all_special_ids:
+        part.pop()
+    same = 0
+    while same < min(len(part), len(whole)) and part[same] == whole[same]:
+        same += 1
+    return same - 1 if same == len(part) else same

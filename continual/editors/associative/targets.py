@@ -1,0 +1,340 @@
+"""The values that edits aim at: z for many requests at once (ROME eq. 4, MEMIT eq. 16).
+
+z = h + δ at the subject's last token, h the residual sum of the last edited block there. δ is found
+by Adam on
+
+    mean NLL of the target over the texts of the lesson, each the mean over the target's tokens
+    + kl_factor · mean over its anchors of KL(p_δ ‖ p), p the next token's distribution there
+    + weight_decay · ‖δ‖ / ‖h‖²
+
+the terms as in the public code of ROME and MEMIT, and the KL taken where an anchor ends, as in the
+papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_factor · ‖h‖.
+
+Nothing below the edited block depends on δ. So a pass is recorded once, and a step of the search
+takes the recorded sums, with δ added, through the blocks above only, and turns only the rows of
+answers and anchors into logits. Requests do not interact: each stands still once it has arrived,
+and when many have, the passes are recorded again without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.editors.associative.config import AssociativeConfig
+from continual.editors.associative.lessons import Lesson, Text
+from continual.partial import BlockCall, Recording, logits_of, rows_from
+from continual.site import Site, length_sorted
+
+PASS_TOKENS_MAX = 2048
+REGROUP_SHARE = 0.6
+"""Passes are recorded again when no more than this share of their texts is still searched for."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What n requests aim at; float32."""
+
+    states: Tensor  # z [n, d]
+    before: Tensor  # h [n, d]
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]  # at z
+    arrived: tuple[bool, ...]  # the bare prompt is answered rightly with z in its place
+
+    def __getitem__(self, chosen: Sequence[int]) -> Targets:
+        return Targets(
+            self.states[list(chosen)],
+            self.before[list(chosen)],
+            tuple(self.steps[i] for i in chosen),
+            tuple(self.losses[i] for i in chosen),
+            tuple(self.arrived[i] for i in chosen),
+        )
+
+
+@dataclass(frozen=True)
+class Look:
+    """n requests at some δ."""
+
+    loss: Tensor  # [n]
+    gradient: Tensor  # [n, d] of each request's own loss
+    is_right: Tensor  # [n] bool: the target is the arg-max at all positions of the bare prompt
+    is_done: Tensor  # [n] bool: and of all other texts
+
+
+def find_targets(
+    site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
+) -> Targets:
+    """z of each lesson at a block, in chunks that are searched together."""
+    parts = [
+        _search(site, lessons[first : first + config.chunk], block, config)
+        for first in range(0, len(lessons), config.chunk)
+    ]
+    return Targets(
+        torch.cat([part.states for part in parts]),
+        torch.cat([part.before for part in parts]),
+        tuple(steps for part in parts for steps in part.steps),
+        tuple(loss for part in parts for loss in part.losses),
+        tuple(arrived for part in parts for arrived in part.arrived),
+    )
+
+
+def _search(
+    site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
+) -> Targets:
+    """Adam on the δ of every lesson side by side, each with a state of its own."""
+    bench = Bench(site, lessons, block, config)
+    delta = torch.zeros_like(bench.before)
+    optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
+    live = torch.ones(len(lessons), dtype=torch.bool, device=delta.device)
+    steps = torch.zeros_like(live, dtype=torch.long)
+    longest = config.clamp_norm_factor * bench.before.norm(dim=1, keepdim=True)
+    look = bench.look(delta)
+    for _ in range(config.steps_max):
+        live = live & ~(look.is_done & (look.loss < config.stop_loss))
+        if not bool(live.any()):
+            break
+        former, delta.grad = delta.clone(), look.gradient
+        optimizer.step()
+        delta.copy_(torch.where(live[:, None], _clamped(delta, longest), former))
+        steps += live
+        bench.focus(live)
+        look = _merged(look, bench.look(delta), live)
+    return Targets(
+        bench.before + delta,
+        bench.before,
+        tuple(steps.tolist()),
+        tuple(look.loss.tolist()),
+        tuple(look.is_right.tolist()),
+    )
+
+
+def _clamped(delta: Tensor, longest: Tensor) -> Tensor:
+    """δ [n, d] no longer than allowed [n, 1]."""
+    norms = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
+    shrunk: Tensor = longest / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return delta * shrunk.clamp(max=1.0)
+
+
+def _merged(old: Look, new: Look, live: Tensor) -> Look:
+    """The new look at the live requests, the old one at the others."""
+    return Look(
+        torch.where(live, new.loss, old.loss),
+        torch.where(live[:, None], new.gradient, old.gradient),
+        torch.where(live, new.is_right, old.is_right),
+        torch.where(live, new.is_done, old.is_done),
+    )
+
+
+# --- what a search looks at -----------------------------------------------------------------------
+
+
+class Bench:
+    """The recorded passes of some lessons, and their losses at any δ."""
+
+    def __init__(
+        self, site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
+    ) -> None:
+        self._site, self._lessons, self._block, self._config = site, lessons, block, config
+        self._live = list(range(len(lessons)))  # whose texts are in the passes
+        self._passes = self._recorded()
+        self.before = self._states()
+
+    def focus(self, live: Tensor) -> None:
+        """Record the passes again, for these requests [n] only, where that spares enough."""
+        chosen = live.nonzero().flatten().tolist()
+        if self._count(chosen) <= REGROUP_SHARE * self._count(self._live):
+            self._live = chosen
+            self._passes = self._recorded()
+
+    def look(self, delta: Tensor) -> Look:
+        """The losses and gradients at δ [n, d]; zero for requests that are in no pass."""
+        sums = _Sums.zero(delta)
+        for recorded in self._passes:
+            sums.add(recorded.look(delta, self._config.kl_factor))
+        norms = delta.norm(dim=1)
+        scale = self._config.weight_decay / self.before.square().sum(1)
+        tiny = torch.finfo(norms.dtype).tiny
+        direction = delta / norms.clamp(min=tiny)[:, None]
+        return Look(
+            sums.loss + scale * norms,
+            sums.gradient + scale[:, None] * direction,
+            sums.wrong_plain == 0,
+            sums.wrong == 0,
+        )
+
+    def _count(self, chosen: Sequence[int]) -> int:
+        return sum(len(self._lessons[i].texts) + len(self._lessons[i].anchors) for i in chosen)
+
+    def _recorded(self) -> list[_Pass]:
+        placed = [place for i in self._live for place in _placed(i, self._lessons[i])]
+        batches = length_sorted([p.text.encoding for p in placed], PASS_TOKENS_MAX)
+        return [_Pass(self._site, [placed[i] for i in b], self._block) for b in batches]
+
+    def _states(self) -> Tensor:
+        """h [n, d] of the bare prompts."""
+        found = {owner: h for recorded in self._passes for owner, h in recorded.plain_states()}
+        return torch.stack([found[i] for i in range(len(self._lessons))])
+
+
+@dataclass
+class _Sums:
+    """What passes add up to, request by request."""
+
+    loss: Tensor  # [n]
+    gradient: Tensor  # [n, d]
+    wrong_plain: Tensor  # [n] rows of the bare prompt that are wrong
+    wrong: Tensor  # [n] rows of any text that are wrong
+
+    @classmethod
+    def zero(cls, delta: Tensor) -> _Sums:
+        none = torch.zeros_like(delta[:, 0])
+        return cls(none, torch.zeros_like(delta), none.clone(), none.clone())
+
+    def add(self, other: _Sums) -> None:
+        self.loss = self.loss + other.loss
+        self.gradient += other.gradient
+        self.wrong_plain += other.wrong_plain
+        self.wrong += other.wrong
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A text of a lesson, and how much each of its rows counts in that lesson's loss."""
+
+    owner: int
+    text: Text
+    share: float
+    is_anchor: bool
+    is_plain: bool
+
+
+def _placed(owner: int, lesson: Lesson) -> Iterator[_Placed]:
+    for number, text in enumerate(lesson.texts):
+        share = 1.0 / (len(lesson.texts) * len(text.encoding.targets))
+        yield _Placed(owner, text, share, is_anchor=False, is_plain=number == 0)
+    for anchor in lesson.anchors:
+        yield _Placed(owner, anchor, 1.0 / len(lesson.anchors), is_anchor=True, is_plain=False)
+
+
+class _Pass:
+    """Texts of nearly one length, recorded with the residual sums of the edited block."""
+
+    def __init__(self, site: Site, placed: Sequence[_Placed], block: int) -> None:
+        self._site, self._placed, self._block = site, placed, block
+        device = site.edited.device
+        self._recording, self._sums = _record(site, [p.text for p in placed], block)
+        self._owners = torch.tensor([p.owner for p in placed], device=device)
+        self._subjects = torch.tensor([p.text.subject for p in placed], device=device)
+        self._sequences = torch.arange(len(placed), device=device)
+        self._answers = _Rows.of(placed, device, anchors=False)
+        self._anchors = _Rows.of(placed, device, anchors=True)
+        with torch.no_grad():
+            hidden = self._last_sums(self._sums)
+            self._known = self._log_probs(self._anchors.of_states(hidden))
+
+    def plain_states(self) -> Iterator[tuple[int, Tensor]]:
+        """(owner, h [d]) of every bare prompt."""
+        for i, placed in enumerate(self._placed):
+            if placed.is_plain:
+                yield placed.owner, self._sums[i, placed.text.subject].float()
+
+    def look(self, delta: Tensor, kl_factor: float) -> _Sums:
+        """The pass's part of each request's loss, without what δ itself costs."""
+        delta = delta.detach().requires_grad_()
+        moved = self._sums.index_put(
+            (self._sequences, self._subjects),
+            delta[self._owners].to(self._sums.dtype),
+            accumulate=True,
+        )
+        hidden = self._last_sums(moved)
+        answers, anchors = self._answers, self._anchors
+        log_probs = self._log_probs(answers.of_states(hidden))
+        missed = -log_probs.gather(1, answers.targets[:, None]).squeeze(1)
+        now = self._log_probs(anchors.of_states(hidden))
+        drift = (now.exp() * (now - self._known)).sum(1)
+        loss = torch.zeros_like(delta[:, 0])
+        loss = loss.index_add(0, answers.owners, answers.shares * missed)
+        loss = loss.index_add(0, anchors.owners, kl_factor * anchors.shares * drift)
+        (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        wrong = (log_probs.argmax(1) != answers.targets).to(loss.dtype)
+        none = torch.zeros_like(loss.detach())
+        return _Sums(
+            loss.detach(),
+            gradient,
+            none.index_add(0, answers.owners, wrong * answers.is_plain),
+            none.index_add(0, answers.owners, wrong),
+        )
+
+    def _last_sums(self, sums: Tensor) -> Tensor:
+        """The residual sums [B, T, d] of the last block, from those of the edited one."""
+        model, anatomy = self._site.edited.model, self._site.edited.anatomy
+        if self._block == anatomy.last:
+            return sums
+        norm = anatomy.norm_after_module(model, self._block)
+        entering = sums if norm is None else norm(sums)
+        above = self._block + 1
+        recording = replace(self._recording, hidden={above: entering})
+        return rows_from(model, anatomy, recording, above)[1]
+
+    def _log_probs(self, hidden: Tensor) -> Tensor:
+        """[rows, vocab]"""
+        return self._site.logits(hidden).log_softmax(1)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a pass that become logits: places, and whose they are."""
+
+    sequences: Tensor
+    positions: Tensor
+    owners: Tensor
+    shares: Tensor
+    targets: Tensor  # empty for anchors
+    is_plain: Tensor
+
+    @classmethod
+    def of(cls, placed: Sequence[_Placed], device: torch.device, anchors: bool) -> _Rows:
+        chosen = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]
+        rows = [(i, q, p) for i, p in chosen for q in p.text.encoding.positions]
+        targets = [t for _, p in chosen for t in p.text.encoding.targets]
+
+        def integers(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        return cls(
+            integers([i for i, _, _ in rows]),
+            integers([q for _, q, _ in rows]),
+            integers([p.owner for _, _, p in rows]),
+            torch.tensor([p.share for _, _, p in rows], device=device),
+            integers(targets),
+            torch.tensor([p.is_plain for _, _, p in rows], dtype=torch.bool, device=device),
+        )
+
+    def of_states(self, hidden: Tensor) -> Tensor:
+        """The rows [n, d] of states [B, T, d]."""
+        return hidden[self.sequences, self.positions]
+
+
+@torch.no_grad()
+def _record(site: Site, texts: Sequence[Text], block: int) -> tuple[Recording, Tensor]:
+    """A pass that ends with the last block: how the blocks were called, and the residual sums
+    [B, T, d] of one of them."""
+    model, anatomy = site.edited.model, site.edited.anatomy
+    inputs = site.inputs([text.encoding for text in texts])
+    calls: list[BlockCall] = []
+    see: Callable[[int, hooks.Call], None] = lambda _, call: calls.append(BlockCall.of(call))  # noqa: E731
+    every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
+    norm = anatomy.norm_after_module(model, block)
+    with (
+        hooks.captured(every[block] if norm is None else norm) as sums,
+        hooks.watched(every, see),
+        hooks.cut_short(every[anatomy.last]),
+    ):
+        hooks.run_until_cut(lambda: logits_of(model, inputs))
+    found = sums[0].hidden if norm is None else sums[0].input
+    whole = found.reshape(len(texts), -1, anatomy.width)
+    return Recording(inputs, tuple(calls), {}, None), whole

@@ -1,0 +1,21 @@
+"""The settings of EMMET."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from continual.editors.associative.config import AssociativeConfig
+
+
+@dataclass(frozen=True)
+class EmmetConfig(AssociativeConfig):
+    """Settings; see `AssociativeConfig` for those of the search."""
+
+    table: ClassVar[str] = "emmet"
+
+    ridge: float = 0.1  # on K·C₀⁻¹·Kᵀ: 0 writes every value exactly, where keys are independent
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.ridge >= 0, "ridge is not negative")

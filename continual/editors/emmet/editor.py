@@ -1,0 +1,29 @@
+"""The EMMET editor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
+from continual.editors.associative.solves import Whitening, weighted
+from continual.editors.emmet.config import EmmetConfig
+from continual.patches.low_rank import Factors
+
+
+class Emmet(AssociativeEditor[EmmetConfig, Whitening]):
+    """The update that writes every value and otherwise changes the least."""
+
+    name = "emmet"
+
+    def __init__(self, config: EmmetConfig | None = None) -> None:
+        super().__init__(config or EmmetConfig())
+
+    def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
+        """C₀, factored."""
+        return Whitening.of(moment, device)
+
+    def solve(self, update: Update[EmmetConfig, Whitening]) -> Factors:
+        """Δ = R(KᵀC₀⁻¹K + ridge·I)⁻¹KᵀC₀⁻¹, in the paper's orientation."""
+        solution = weighted(update.moments, update.keys.mean, update.config.ridge)
+        return factors_of(solution.left, update.residual)

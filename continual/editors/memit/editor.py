@@ -1,0 +1,29 @@
+"""The MEMIT editor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
+from continual.editors.associative.solves import Whitening, weighted
+from continual.editors.memit.config import MemitConfig
+from continual.patches.low_rank import Factors
+
+
+class Memit(AssociativeEditor[MemitConfig, Whitening]):
+    """A least-squares update for the whole batch, weighed against all other keys (equation 14)."""
+
+    name = "memit"
+
+    def __init__(self, config: MemitConfig | None = None) -> None:
+        super().__init__(config or MemitConfig())
+
+    def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
+        """C₀, factored."""
+        return Whitening.of(moment, device)
+
+    def solve(self, update: Update[MemitConfig, Whitening]) -> Factors:
+        """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
+        solution = weighted(update.moments, update.keys.mean, update.config.moment_weight)
+        return factors_of(solution.left, update.residual)

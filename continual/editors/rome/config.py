@@ -1,0 +1,24 @@
+"""The settings of ROME."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from continual.editors.associative.config import AssociativeConfig
+
+
+@dataclass(frozen=True)
+class RomeConfig(AssociativeConfig):
+    """Settings; see `AssociativeConfig` for those of the search."""
+
+    table: ClassVar[str] = "rome"
+
+    averaged: bool = True
+    """The key averaged over contexts stands on both sides of the update (R-ROME, Gupta et al.
+    2024). False is the published code, with the bare prompt's key on one: it can blow up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one = self.blocks is None or len(self.blocks) == 1
+        self._require(one, "blocks is a single one, or left out")

@@ -1,0 +1,47 @@
+"""The ROME editor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
+from continual.editors.associative.lessons import Lesson
+from continual.editors.associative.solves import Whitening, rank_one
+from continual.editors.rome.config import RomeConfig
+from continual.patches.low_rank import Factors
+
+
+class Rome(AssociativeEditor[RomeConfig, Whitening]):
+    """Δ = (v* − Wk)·uᵀ / (kᵀu), u = C₀⁻¹k (equation 2), on the model as the last edit left it."""
+
+    name = "rome"
+
+    def __init__(self, config: RomeConfig | None = None) -> None:
+        super().__init__(config or RomeConfig())
+
+    def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
+        """C₀, factored."""
+        return Whitening.of(moment, device)
+
+    def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
+        """Each lesson alone."""
+        return [[lesson] for lesson in lessons]
+
+    def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        """The last one."""
+        return blocks[-1:]
+
+    def solve(self, update: Update[RomeConfig, Whitening]) -> Factors:
+        """The update of one request.
+
+        The value v* is what the bare prompt's key gives, plus δ. So v* − Wk is δ for that key, and
+        for the mean one δ and what W gives the two differently.
+        """
+        mean, plain = update.keys.mean, update.keys.plain
+        if not update.config.averaged:
+            return factors_of(rank_one(update.moments, mean, plain).left, update.residual)
+        between = (plain - mean) @ update.weight.sum
+        return factors_of(rank_one(update.moments, mean, mean).left, update.residual + between)
