@@ -169,15 +169,21 @@ class Workshop:
             self._memory.forget(edit.id)
             progress.reopen(edit, editor.name, _TAKEN)
         if any(part.weight_blocks for part in parts):
-            self._bench.recapture()
-            for identity, edit in progress.applied.items():
-                self._remember(identity, edit)
+            self._recapture(progress)
         for edit in kept:
             if edit.id not in wrong:
                 notes = proposal.notes.get(edit.id, {})
                 progress.accept(edit, editor.name, around.attempt + 1, notes)
                 self._remember(edit.id, edit)
         return []
+
+    def _recapture(self, progress: _Progress) -> None:
+        """What is remembered, as the model stands now."""
+        for identity in progress.applied:
+            self._memory.forget(identity)
+        self._bench.recapture()
+        for identity, edit in progress.applied.items():
+            self._remember(identity, edit)
 
     def _remember(self, identity: str, edit: PlannedEdit) -> None:
         """For the rest of this step."""

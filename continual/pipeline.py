@@ -208,7 +208,7 @@ class Pipeline:
             if edit.id in applied:
                 memory.remember(edit.id, edit.rows.query)
         if edited.weight_blocks:
-            self._standing.recapture()
+            self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
         outcomes = tuple(
             replace(o, expected=probes[o.id].expected) if o.id in probes else o
             for o in edited.outcomes

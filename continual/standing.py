@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -135,16 +136,21 @@ class Standing:
     def _applied(self) -> tuple[str, ...]:
         return tuple(i for i, retained in self.retention.requests.items() if retained.applied)
 
-    def _captured(self, owners: Sequence[str]) -> dict[str, Tensor]:
+    def _captured(
+        self, owners: Sequence[str], new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
         """The queries of these edits as the model stands, in passes over all of them together: the
-        same owners in the same order give the same bits."""
-        learned = {i: encode(self._request(i), self._site.task).learned for i in owners}
+        same owners in the same order give the same bits. `new` are learned from and not stored."""
+        learned = {i: new.get(i) or self._learned(i) for i in owners}
         if not learned:
             return {}
         rows = self._site.rows_in_passes([e for each in learned.values() for e in each])
         sizes = [sum(len(e.targets) for e in each) for each in learned.values()]
         parts = rows.split(sizes)
         return {i: part.query for i, part in zip(learned, parts, strict=True)}
+
+    def _learned(self, identity: str) -> Sequence[Encoding]:
+        return encode(self._request(identity), self._site.task).learned
 
     def _base_counts(self) -> dict[str, Count]:
         record = self._store.ledger(0)
@@ -167,11 +173,13 @@ class Standing:
         for encoding in learned:
             self.memory.contradict(self._taught.get(question_of(encoding), ()))
 
-    def recapture(self) -> None:
-        """Matrices were edited: what the memory holds has moved."""
+    def recapture(
+        self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})
+    ) -> None:
+        """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""
         taught = [e.encoding for e in self.ledger.entries if e.role == TRAIN]
         training = self._site.rows_in_passes(taught).query if taught else self.memory.training
-        self.memory.recapture(training, self._captured(self.memory.owners))
+        self.memory.recapture(training, self._captured(self.memory.owners, new))
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
         """Follow what a step did to the retention set."""
