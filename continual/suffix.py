@@ -1,0 +1,179 @@
+"""Runs the ends of sequences, from a position of each on, with all before it kept.
+
+A decoder's states at a position depend on nothing behind it. What changes at one token therefore
+moves only that token and those behind it: the keys and values that attention has of the tokens
+before are kept in the model's own cache, and only the ends go through the blocks.
+
+The sequences are set so that all their ends begin in one column, with padding before and behind.
+Knows transformers' cache; leaves what changes to its callers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.anatomy import Anatomy, sample_inputs
+from continual.errors import ModelError
+from continual.partial import BlockCall, Recording, rows_from
+
+SAMPLE_TOKENS = 6
+TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Sequences of token ids, and the position in each where its end begins."""
+
+    ids: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+
+class EndPass:
+    """The ends of some sequences, recorded at one block."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, ends: Ends, block: int, pad: int) -> None:
+        """One pass over all before the ends and one over the ends, without gradients."""
+        self._model, self._anatomy, self._block = model, anatomy, block
+        batch = _Batch.of(ends, pad, model.get_input_embeddings().weight.device)
+        with torch.no_grad():
+            self._cache = _kept(model, batch)
+            self._prefix = [(layer.keys, layer.values) for layer in self._layers()]
+            self._recording, self.sums = self._recorded(batch)
+
+    def last_sums(self, sums: Tensor) -> Tensor:
+        """The residual sums [B, S, d] of the last block, from those of the recorded one."""
+        anatomy = self._anatomy
+        if self._block == anatomy.last:
+            return sums
+        self._rewind()
+        norm = anatomy.norm_after_module(self._model, self._block)
+        above = self._block + 1
+        hidden = {above: sums if norm is None else norm(sums)}
+        recording = Recording({}, self._recording.calls, hidden, None)
+        return rows_from(self._model, anatomy, recording, above)[1]
+
+    def _layers(self) -> list[Any]:
+        return [] if self._cache is None else list(self._cache.layers)
+
+    def _rewind(self) -> None:
+        """The cache without what the ends have put into it."""
+        for layer, (keys, values) in zip(self._layers(), self._prefix, strict=True):
+            layer.keys, layer.values = keys, values
+
+    def _recorded(self, batch: _Batch) -> tuple[Recording, Tensor]:
+        """How the blocks were called for the ends, and the residual sums [B, S, d] of the one that
+        is recorded."""
+        model, anatomy = self._model, self._anatomy
+        calls: list[BlockCall] = []
+        every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
+        norm = anatomy.norm_after_module(model, self._block)
+        with (
+            hooks.captured(every[self._block] if norm is None else norm) as sums,
+            hooks.watched(every, lambda _, call: calls.append(BlockCall.of(call))),
+            hooks.cut_short(every[anatomy.last]),
+        ):
+            hooks.run_until_cut(
+                lambda: _run(model, batch.ends(), self._cache, keeps=self._cache is not None)
+            )
+        found = sums[0].hidden if norm is None else sums[0].input
+        whole = found.reshape(len(batch.ids), -1, anatomy.width)
+        return Recording({}, tuple(calls), {}, None), whole
+
+
+def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the ends of a model's sequences come out as in passes over the whole: seen on two."""
+    sample = sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist()
+    ends = Ends((tuple(sample), tuple(sample[1:-1])), (3, 1))
+    try:
+        found = EndPass(model, anatomy, ends, 0, pad=sample[0])
+        with torch.no_grad():
+            last = found.last_sums(found.sums)
+    except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        return False
+    return all(
+        _is_close(last[i, : len(ids) - start], _whole(model, anatomy, ids)[start:])
+        for i, (ids, start) in enumerate(zip(ends.ids, ends.starts, strict=True))
+    )
+
+
+def _whole(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
+    """[T, d] the residual sums of the last block in a pass over one sequence."""
+    given = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    norm = anatomy.norm_after_module(model, anatomy.last)
+    module = anatomy.block(model, anatomy.last) if norm is None else norm
+    with torch.no_grad(), hooks.captured(module) as calls:
+        model(input_ids=given, use_cache=False, return_dict=True)
+    found = calls[0].hidden if norm is None else calls[0].input
+    return found.reshape(len(ids), anatomy.width)
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    error = (found.float() - expected.float()).abs().max()
+    roundings = 8 * torch.finfo(expected.dtype).eps
+    return bool(error <= max(TOLERANCE, roundings) * expected.float().abs().max())
+
+
+# --- the batch ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Sequences in columns: the beginnings end, and the ends begin, in column `start`."""
+
+    ids: Tensor  # [B, T]
+    mask: Tensor  # [B, T] 1 where there is a token
+    positions: Tensor  # [B, T]
+    start: int
+
+    @classmethod
+    def of(cls, ends: Ends, pad: int, device: torch.device) -> _Batch:
+        start = max(ends.starts)
+        size = start + max(len(i) - s for i, s in zip(ends.ids, ends.starts, strict=True))
+        ids = torch.full((len(ends.ids), size), pad)
+        mask = torch.zeros_like(ids)
+        for row, (sequence, first) in enumerate(zip(ends.ids, ends.starts, strict=True)):
+            place = slice(start - first, start - first + len(sequence))
+            ids[row, place] = torch.tensor(sequence)
+            mask[row, place] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return cls(ids.to(device), mask.to(device), positions.to(device), start)
+
+    def beginnings(self) -> dict[str, Tensor]:
+        """The inputs of a pass over all before the ends."""
+        first = slice(0, self.start)
+        return {
+            "input_ids": self.ids[:, first],
+            "attention_mask": self.mask[:, first],
+            "position_ids": self.positions[:, first],
+        }
+
+    def ends(self) -> dict[str, Tensor]:
+        """The inputs of a pass over the ends, behind the beginnings."""
+        rest = slice(self.start, None)
+        return {
+            "input_ids": self.ids[:, rest],
+            "attention_mask": self.mask,
+            "position_ids": self.positions[:, rest],
+        }
+
+
+def _kept(model: Any, batch: _Batch) -> Any:
+    """The model's cache of all before the ends; None where there is nothing before them."""
+    if batch.start == 0:
+        return None
+    return _run(model, batch.beginnings(), None, keeps=True).past_key_values
+
+
+def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:
+    """A pass that goes on from a cache, and keeps one or not. Raises ModelError for a model that is not told
+    where its tokens stand."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(f"{type(model).__name__} takes no position_ids.")
+    return model(**inputs, past_key_values=cache, use_cache=keeps, return_dict=True)
