@@ -19,7 +19,7 @@ import torch
 from continual import atlas
 from continual.candidates import encode
 from continual.editors import DEFAULT_CHAIN, chain_of
-from continual.errors import CeditError, StreamChanged
+from continual.errors import StreamChanged
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
 from continual.patches import Patch, unpack

@@ -173,9 +173,7 @@ class Standing:
         for encoding in learned:
             self.memory.contradict(self._taught.get(question_of(encoding), ()))
 
-    def recapture(
-        self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})
-    ) -> None:
+    def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""
         taught = [e.encoding for e in self.ledger.entries if e.role == TRAIN]
         training = self._site.rows_in_passes(taught).query if taught else self.memory.training

@@ -156,6 +156,8 @@ class _Batch:
 
     def ends(self) -> dict[str, Tensor]:
         """The inputs of a pass over the ends, behind the beginnings."""
+        if self.start == 0:
+            return {"input_ids": self.ids, "attention_mask": self.mask}
         rest = slice(self.start, None)
         return {
             "input_ids": self.ids[:, rest],
@@ -172,8 +174,11 @@ def _kept(model: Any, batch: _Batch) -> Any:
 
 
 def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:
-    """A pass that goes on from a cache, and keeps one or not. Raises ModelError for a model that is not told
-    where its tokens stand."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    """A pass that goes on from a cache, and keeps one or not.
+
+    Raises ModelError for a model that is not told where its tokens stand.
+    """
+    known = inspect.signature(model.forward).parameters
+    if "position_ids" in inputs and "position_ids" not in known:
         raise ModelError(f"{type(model).__name__} takes no position_ids.")
     return model(**inputs, past_key_values=cache, use_cache=keeps, return_dict=True)

@@ -10,7 +10,7 @@ import click
 from cli.options import common, find_store, revision_names
 from cli.output import Output, one_line, rates, short, size
 
-_TOLD = ("editor", "attempt", "neurons", "repair", "reason")  # of an outcome, in this order
+_TOLD = ("editor", "attempt", "neurons", "steps", "loss", "repair", "reason")  # of an outcome, in this order
 
 
 @click.command("show")
@@ -61,5 +61,9 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
     told = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
     if told:
         yield f"             {one_line(told)}"
+    if "chosen_for" in outcome:
+        yield f"             chosen for it: {one_line(outcome['chosen_for'])}"
+    for editor, reason in outcome.get("passed_by", {}).items():
+        yield f"             not by {editor}: {one_line(reason)}"
     for identity in outcome.get("supersedes", ()):
         yield f"             supersedes {short(identity)}"

@@ -117,7 +117,7 @@ EDITORS: Mapping[str, Callable[[Mapping[str, Any]], Editor]] = {
 }
 
 CHOICES: Mapping[str, tuple[str, ...]] = {"auto": ("memit", "tpatcher")}
-"""Chains by name. `auto`: what has its subject in the prompt to MEMIT, all the rest to T-Patcher."""
+"""Chains by name. `auto`: what has its subject in the prompt to MEMIT, the rest to T-Patcher."""
 
 
 def chain_of(text: str) -> tuple[str, ...]:

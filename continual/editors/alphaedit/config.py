@@ -14,8 +14,10 @@ class AlphaEditConfig(AssociativeConfig):
 
     table: ClassVar[str] = "alphaedit"
 
-    nullspace_threshold: float = 0.02  # eigenvalues of C₀ below it are the null space
-    nullspace_share: float = 0.02  # where there are none: the share of C₀'s trace that is
+    nullspace_threshold: float | None = None
+    """Eigenvalues of C₀ below it are the null space: 0.02 as published, for three large models.
+    None: by share. How long keys are differs from model to model."""
+    nullspace_share: float = 0.2  # the share of C₀'s trace that is given up to edits
     ridge: float = 10.0
 
     def __post_init__(self) -> None:

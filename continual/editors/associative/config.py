@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from continual.errors import CeditError
@@ -13,28 +13,27 @@ from continual.errors import CeditError
 class AssociativeConfig:
     """Settings of the search for z, of the texts that it is made from, and of what Δ may be.
 
-    ``weight_decay`` and ``kl_factor`` are the public code's. ``learning_rate``, ``steps_max`` and
-    ``clamp_norm_factor`` go with the size of the hidden states: early blocks of small models need
-    more of all three than the published values, which are for the middle of large ones.
+    ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
 
     table: ClassVar[str] = "associative"  # of the configuration file: [editor.TABLE]
 
     blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
-    learning_rate: float = 0.5
-    steps_max: int = 60
-    stop_loss: float = 0.05
+    step: float = 0.2  # of the search, in ‖h‖
+    step_decay: float = 0.95  # of each step, compared with the one before
+    steps_max: int = 40
+    stop_loss: float = 0.05  # where a request stands still, see `targets`
     kl_factor: float = 0.0625
     weight_decay: float = 0.5
-    clamp_norm_factor: float = 4.0  # ‖δ‖ at most, in ‖h‖
-    contexts: int = 5  # texts before the prompt, besides none at all
-    context_tokens: int = 10
-    drift_max: float = 1.0  # ‖W − W_base‖ at most, in ‖W_base‖, with everything that was added
+    clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
+    contexts: int = 2  # texts before the prompt, besides none at all
+    context_tokens: int = 5
+    drift_max: float = 3.0  # ‖W − W_base‖ at most, in ‖W_base‖, with everything that was added
     chunk: int = 128  # requests whose z are searched for together
     require_arrival: bool = False  # a request whose z does not give its target fails
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clamp_norm_factor", "drift_max"):
+        for name in ("step", "step_decay", "clamp_norm_factor", "drift_max"):
             self._require(getattr(self, name) > 0, f"{name} is more than 0")
         for name in ("steps_max", "chunk", "context_tokens"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1")
@@ -48,10 +47,6 @@ class AssociativeConfig:
     def _require(cls, holds: bool, rule: str) -> None:
         if not holds:
             raise CeditError(f"[editor.{cls.table}] {rule}.")
-
-    def with_more_steps(self, factor: int) -> Self:
-        """The same with as many times the steps."""
-        return replace(self, steps_max=self.steps_max * factor)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

@@ -37,8 +37,7 @@ def write_contexts(
     for _ in range(tokens):
         if room is None or max(map(len, rows)) < room:
             rows = _longer(site, rows, generator)
-    stop = _ids(tokenizer, ".")
-    return ("", *[f"{_text(tokenizer, row + stop)} " for row in rows])
+    return ("", *[_closed(tokenizer, row) for row in rows])
 
 
 def _start(site: Site, number: int, generator: torch.Generator) -> list[int]:
@@ -79,8 +78,9 @@ def _draw(logits: Tensor, tokenizer: Any, generator: torch.Generator) -> list[in
     return drawn
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+def _closed(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of some tokens, with a full stop and a space."""
     text: str = tokenizer.decode(
         list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text
+    ).strip()
+    return f"{text}. " if _ids(tokenizer, f"{text}.") else f"{text} . "  # it is a word of its own

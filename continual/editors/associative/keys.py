@@ -23,7 +23,7 @@ from continual.tasks import Encoding
 class Keys:
     """The inputs of one block's ``down`` at the subject's last token; float32."""
 
-    mean: Tensor  # [n, d_ff] over all texts of a lesson (Meng et al. 2023, equation 19)
+    mean: Tensor  # [n, d_ff] over all texts of a lesson, by their shares (MEMIT, section 4.3.2)
     plain: Tensor  # [n, d_ff] in the bare prompt
 
 
@@ -33,7 +33,9 @@ def read_keys(site: Site, lessons: Sequence[Lesson], block: int) -> Keys:
     sizes = [len(lesson.texts) for lesson in lessons]
     down = site.edited.anatomy.down_module(site.edited.model, block)
     parts = _read(site, texts, block, down, takes_input=True).split(sizes)
-    return Keys(torch.stack([p.mean(0) for p in parts]), torch.stack([p[0] for p in parts]))
+    shares = [torch.tensor(lesson.shares).to(parts[0]) for lesson in lessons]
+    mean = torch.stack([share @ part for share, part in zip(shares, parts, strict=True)])
+    return Keys(mean, torch.stack([part[0] for part in parts]))
 
 
 def read_states(site: Site, lessons: Sequence[Lesson], block: int) -> Tensor:

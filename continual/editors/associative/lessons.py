@@ -35,7 +35,10 @@ class Lesson:
     """What one request is learned from."""
 
     id: str
-    texts: tuple[Text, ...]  # the prompt, the prompt in contexts, the rephrases with the subject
+    texts: tuple[Text, ...]  # the prompt, the rephrases with the subject, the prompt in contexts
+    shares: tuple[float, ...]
+    """Of each text in the key; their sum is 1. Contexts together count as much as the prompt, as in
+    the public code of MEMIT: alone, each as much, they take the key too far from the prompt's."""
     anchors: tuple[Text, ...]
     """What must go on as before, from the one position that counts: `ESSENCE`, and the request's
     locality prompts with the subject in them."""
@@ -55,8 +58,11 @@ def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:
         for rephrase, encoding in zip(request.rephrases, edit.encodings[1:], strict=False)
         if request.subject in rephrase
     ]
-    told = (prompt, *_in_contexts(edit, contexts, site), *rephrased)
-    return Lesson(edit.id, told, tuple(_anchors(edit, request.subject, site)))
+    behind = tuple(_in_contexts(edit, contexts, site))
+    weights = [*[1.0] * (1 + len(rephrased)), *[1.0 / len(behind) for _ in behind]]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    anchors = tuple(_anchors(edit, request.subject, site))
+    return Lesson(edit.id, (prompt, *rephrased, *behind), shares, anchors)
 
 
 def _in_contexts(edit: Edit, contexts: Sequence[str], site: Site) -> Iterator[Text]:

@@ -133,23 +133,25 @@ class NullSpace:
     basis: Tensor  # U [d_ff, m] float64, orthonormal
 
     @classmethod
-    def of(cls, moment: Tensor, threshold: float, share: float, device: torch.device) -> NullSpace:
+    def of(
+        cls, moment: Tensor, threshold: float | None, share: float, device: torch.device
+    ) -> NullSpace:
         """The eigenvectors of C₀ with eigenvalues below `threshold`.
 
-        Where there are none, the most of the smallest ones that together hold no more than `share`
-        of the trace. Raises Unsolvable where that leaves nothing, either.
+        Without a threshold, or where nothing is below it: as many of the smallest as together hold
+        no more than `share` of the trace. Raises Unsolvable where that leaves nothing, either.
         """
         _require_finite("The key statistics", moment)
         dense = moment.to(_float64_device(device), torch.float64)
         values, vectors = torch.linalg.eigh(dense)  # in ascending order
-        count = int((values < threshold).sum())
+        values = values.clamp(min=0.0)
+        count = 0 if threshold is None else int((values < threshold).sum())
         if count == 0:
-            values = values.clamp(min=0.0)
             count = int((values.cumsum(0) <= share * values.sum()).sum())
         if count == 0:
             raise Unsolvable(
-                f"The keys leave no null space: no eigenvalue of C₀ is below {threshold:g}, and "
-                f"no direction holds less than {share:g} of the trace. Raise one of them."
+                f"The keys leave no null space: no eigenvalue of C₀ is below {threshold}, and no "
+                f"direction holds less than {share:g} of its trace. Raise one of them."
             )
         return cls(vectors[:, :count].contiguous())
 

@@ -16,7 +16,11 @@ class SubjectMissing(EditError):
     """A request whose subject isn't known, or not to be found in its prompt."""
 
     def __init__(self, prompt: str, subject: str | None) -> None:
-        cause = "has no subject" if subject is None else f"does not contain its subject {subject!r}"
+        cause = (
+            "comes without a subject"
+            if not subject
+            else f"does not contain its subject {subject!r}"
+        )
         super().__init__(
             f"The prompt {prompt!r} {cause}: give the request a subject as it is written there."
         )

@@ -1,34 +1,39 @@
 """The values that edits aim at: z for many requests at once (ROME eq. 4, MEMIT eq. 16).
 
-z = h + δ at the subject's last token, h the residual sum of the last edited block there. δ is found
-by Adam on
+z = h + δ at the subject's last token, h the residual sum of the last edited block there. δ goes
+down the gradient of
 
     mean NLL of the target over the texts of the lesson, each the mean over the target's tokens
     + kl_factor · mean over its anchors of KL(p_δ ‖ p), p the next token's distribution there
     + weight_decay · ‖δ‖ / ‖h‖²
 
 the terms as in the public code of ROME and MEMIT, and the KL taken where an anchor ends, as in the
-papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_factor · ‖h‖.
+papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_factor · ‖h‖. The steps are
+of a length that is set in ‖h‖, and shrink: hidden states differ in size from model to model and
+from block to block, and one such step does what five of Adam's do, with a shorter δ in the end.
 
-Nothing below the edited block depends on δ. So a pass is recorded once, and a step of the search
-takes the recorded sums, with δ added, through the blocks above only, and turns only the rows of
-answers and anchors into logits. Requests do not interact: each stands still once it has arrived,
-and when many have, the passes are recorded again without them.
+Nothing below the edited block, and nothing before the subject, depends on δ. So a pass is recorded
+once, and a step of the search takes the recorded sums of the ends of the texts, with δ added,
+through the blocks above only, and turns only the rows of answers and anchors into logits. Requests
+do not interact: each stands still once it has arrived, and when many have, the passes are recorded
+again without them. A request has arrived when its target is the likeliest token everywhere in its
+texts and the first two terms are below stop_loss; the third depends on how long states are in a
+model, more than on anything that was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from continual import hooks
 from continual.editors.associative.config import AssociativeConfig
 from continual.editors.associative.lessons import Lesson, Text
-from continual.partial import BlockCall, Recording, logits_of, rows_from
 from continual.site import Site, length_sorted
+from continual.suffix import EndPass, Ends, keeps_prefixes
+from continual.tasks import Encoding
 
 PASS_TOKENS_MAX = 2048
 REGROUP_SHARE = 0.6
@@ -60,6 +65,7 @@ class Look:
     """n requests at some δ."""
 
     loss: Tensor  # [n]
+    fit: Tensor  # [n] the loss without what δ itself costs
     gradient: Tensor  # [n, d] of each request's own loss
     is_right: Tensor  # [n] bool: the target is the arg-max at all positions of the bare prompt
     is_done: Tensor  # [n] bool: and of all other texts
@@ -85,21 +91,21 @@ def find_targets(
 def _search(
     site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
 ) -> Targets:
-    """Adam on the δ of every lesson side by side, each with a state of its own."""
+    """Normalised gradient descent on the δ of every lesson side by side."""
     bench = Bench(site, lessons, block, config)
+    lengths = torch.linalg.vector_norm(bench.before, dim=1, keepdim=True)
     delta = torch.zeros_like(bench.before)
-    optimizer = torch.optim.Adam([delta], lr=config.learning_rate)
     live = torch.ones(len(lessons), dtype=torch.bool, device=delta.device)
     steps = torch.zeros_like(live, dtype=torch.long)
-    longest = config.clamp_norm_factor * bench.before.norm(dim=1, keepdim=True)
     look = bench.look(delta)
-    for _ in range(config.steps_max):
-        live = live & ~(look.is_done & (look.loss < config.stop_loss))
+    for step in range(config.steps_max):
+        live = live & ~(look.is_done & (look.fit < config.stop_loss))
         if not bool(live.any()):
             break
-        former, delta.grad = delta.clone(), look.gradient
-        optimizer.step()
-        delta.copy_(torch.where(live[:, None], _clamped(delta, longest), former))
+        size = config.step * config.step_decay**step * lengths
+        moved = delta - size * torch.nn.functional.normalize(look.gradient, dim=1)
+        moved = _clamped(moved, config.clamp_norm_factor * lengths)
+        delta = torch.where(live[:, None], moved, delta)
         steps += live
         bench.focus(live)
         look = _merged(look, bench.look(delta), live)
@@ -123,6 +129,7 @@ def _merged(old: Look, new: Look, live: Tensor) -> Look:
     """The new look at the live requests, the old one at the others."""
     return Look(
         torch.where(live, new.loss, old.loss),
+        torch.where(live, new.fit, old.fit),
         torch.where(live[:, None], new.gradient, old.gradient),
         torch.where(live, new.is_right, old.is_right),
         torch.where(live, new.is_done, old.is_done),
@@ -139,6 +146,7 @@ class Bench:
         self, site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
     ) -> None:
         self._site, self._lessons, self._block, self._config = site, lessons, block, config
+        self._keeps_prefixes = keeps_prefixes(site.edited.model, site.edited.anatomy)
         self._live = list(range(len(lessons)))  # whose texts are in the passes
         self._passes = self._recorded()
         self.before = self._states()
@@ -160,7 +168,8 @@ class Bench:
         tiny = torch.finfo(norms.dtype).tiny
         direction = delta / norms.clamp(min=tiny)[:, None]
         return Look(
-            sums.loss + scale * norms,
+            sums.fit + scale * norms,
+            sums.fit,
             sums.gradient + scale[:, None] * direction,
             sums.wrong_plain == 0,
             sums.wrong == 0,
@@ -171,8 +180,15 @@ class Bench:
 
     def _recorded(self) -> list[_Pass]:
         placed = [place for i in self._live for place in _placed(i, self._lessons[i])]
-        batches = length_sorted([p.text.encoding for p in placed], PASS_TOKENS_MAX)
-        return [_Pass(self._site, [placed[i] for i in b], self._block) for b in batches]
+        first = [p.text.subject if self._keeps_prefixes else 0 for p in placed]
+        ends = [
+            Encoding(p.text.encoding.ids[f:], (), ()) for p, f in zip(placed, first, strict=True)
+        ]
+        batches = length_sorted(ends, PASS_TOKENS_MAX)
+        return [
+            _Pass(self._site, [placed[i] for i in b], self._block, self._keeps_prefixes)
+            for b in batches
+        ]
 
     def _states(self) -> Tensor:
         """h [n, d] of the bare prompts."""
@@ -184,8 +200,8 @@ class Bench:
 class _Sums:
     """What passes add up to, request by request."""
 
-    loss: Tensor  # [n]
-    gradient: Tensor  # [n, d]
+    fit: Tensor  # [n] see `Look`
+    gradient: Tensor  # [n, d] of it
     wrong_plain: Tensor  # [n] rows of the bare prompt that are wrong
     wrong: Tensor  # [n] rows of any text that are wrong
 
@@ -195,7 +211,7 @@ class _Sums:
         return cls(none, torch.zeros_like(delta), none.clone(), none.clone())
 
     def add(self, other: _Sums) -> None:
-        self.loss = self.loss + other.loss
+        self.fit += other.fit
         self.gradient += other.gradient
         self.wrong_plain += other.wrong_plain
         self.wrong += other.wrong
@@ -223,34 +239,37 @@ def _placed(owner: int, lesson: Lesson) -> Iterator[_Placed]:
 class _Pass:
     """Texts of nearly one length, recorded with the residual sums of the edited block."""
 
-    def __init__(self, site: Site, placed: Sequence[_Placed], block: int) -> None:
-        self._site, self._placed, self._block = site, placed, block
+    def __init__(
+        self, site: Site, placed: Sequence[_Placed], block: int, keeps_prefixes: bool
+    ) -> None:
+        self._site, self._placed = site, placed
         device = site.edited.device
-        self._recording, self._sums = _record(site, [p.text for p in placed], block)
+        starts = [p.text.subject if keeps_prefixes else 0 for p in placed]
+        self._run = _recorded(site, [p.text for p in placed], starts, block)
+        places = [p.text.subject - start for p, start in zip(placed, starts, strict=True)]
+        self._subjects = torch.tensor(places, device=device)
         self._owners = torch.tensor([p.owner for p in placed], device=device)
-        self._subjects = torch.tensor([p.text.subject for p in placed], device=device)
         self._sequences = torch.arange(len(placed), device=device)
-        self._answers = _Rows.of(placed, device, anchors=False)
-        self._anchors = _Rows.of(placed, device, anchors=True)
+        self._answers = _Rows.of(placed, starts, device, anchors=False)
+        self._anchors = _Rows.of(placed, starts, device, anchors=True)
         with torch.no_grad():
-            hidden = self._last_sums(self._sums)
+            hidden = self._run.last_sums(self._run.sums)
             self._known = self._log_probs(self._anchors.of_states(hidden))
 
     def plain_states(self) -> Iterator[tuple[int, Tensor]]:
         """(owner, h [d]) of every bare prompt."""
         for i, placed in enumerate(self._placed):
             if placed.is_plain:
-                yield placed.owner, self._sums[i, placed.text.subject].float()
+                yield placed.owner, self._run.sums[i, self._subjects[i]].float()
 
     def look(self, delta: Tensor, kl_factor: float) -> _Sums:
         """The pass's part of each request's loss, without what δ itself costs."""
         delta = delta.detach().requires_grad_()
-        moved = self._sums.index_put(
-            (self._sequences, self._subjects),
-            delta[self._owners].to(self._sums.dtype),
-            accumulate=True,
+        sums = self._run.sums
+        moved = sums.index_put(
+            (self._sequences, self._subjects), delta[self._owners].to(sums.dtype), accumulate=True
         )
-        hidden = self._last_sums(moved)
+        hidden = self._run.last_sums(moved)
         answers, anchors = self._answers, self._anchors
         log_probs = self._log_probs(answers.of_states(hidden))
         missed = -log_probs.gather(1, answers.targets[:, None]).squeeze(1)
@@ -269,17 +288,6 @@ class _Pass:
             none.index_add(0, answers.owners, wrong),
         )
 
-    def _last_sums(self, sums: Tensor) -> Tensor:
-        """The residual sums [B, T, d] of the last block, from those of the edited one."""
-        model, anatomy = self._site.edited.model, self._site.edited.anatomy
-        if self._block == anatomy.last:
-            return sums
-        norm = anatomy.norm_after_module(model, self._block)
-        entering = sums if norm is None else norm(sums)
-        above = self._block + 1
-        recording = replace(self._recording, hidden={above: entering})
-        return rows_from(model, anatomy, recording, above)[1]
-
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """[rows, vocab]"""
         return self._site.logits(hidden).log_softmax(1)
@@ -297,9 +305,16 @@ class _Rows:
     is_plain: Tensor
 
     @classmethod
-    def of(cls, placed: Sequence[_Placed], device: torch.device, anchors: bool) -> _Rows:
+    def of(
+        cls,
+        placed: Sequence[_Placed],
+        starts: Sequence[int],
+        device: torch.device,
+        anchors: bool,
+    ) -> _Rows:
+        """Of texts that are recorded from these positions on."""
         chosen = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]
-        rows = [(i, q, p) for i, p in chosen for q in p.text.encoding.positions]
+        rows = [(i, q - starts[i], p) for i, p in chosen for q in p.text.encoding.positions]
         targets = [t for _, p in chosen for t in p.text.encoding.targets]
 
         def integers(values: Sequence[int]) -> Tensor:
@@ -319,22 +334,9 @@ class _Rows:
         return hidden[self.sequences, self.positions]
 
 
-@torch.no_grad()
-def _record(site: Site, texts: Sequence[Text], block: int) -> tuple[Recording, Tensor]:
-    """A pass that ends with the last block: how the blocks were called, and the residual sums
-    [B, T, d] of one of them."""
+def _recorded(site: Site, texts: Sequence[Text], starts: Sequence[int], block: int) -> EndPass:
+    """The texts from these positions on, recorded at a block."""
     model, anatomy = site.edited.model, site.edited.anatomy
-    inputs = site.inputs([text.encoding for text in texts])
-    calls: list[BlockCall] = []
-    see: Callable[[int, hooks.Call], None] = lambda _, call: calls.append(BlockCall.of(call))  # noqa: E731
-    every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
-    norm = anatomy.norm_after_module(model, block)
-    with (
-        hooks.captured(every[block] if norm is None else norm) as sums,
-        hooks.watched(every, see),
-        hooks.cut_short(every[anatomy.last]),
-    ):
-        hooks.run_until_cut(lambda: logits_of(model, inputs))
-    found = sums[0].hidden if norm is None else sums[0].input
-    whole = found.reshape(len(texts), -1, anatomy.width)
-    return Recording(inputs, tuple(calls), {}, None), whole
+    ends = Ends(tuple(text.encoding.ids for text in texts), tuple(starts))
+    pad = site.edited.tokenizer.pad_token_id or 0
+    return EndPass(model, anatomy, ends, block, pad)

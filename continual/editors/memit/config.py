@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from continual.editors.associative.config import AssociativeConfig
 
+MOMENT_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class MemitConfig(AssociativeConfig):
@@ -14,8 +16,14 @@ class MemitConfig(AssociativeConfig):
 
     table: ClassVar[str] = "memit"
 
-    moment_weight: float = 15_000.0  # λ: how much the statistics weigh against a request
+    moment_weight: float | None = None
+    """λ: how much the statistics weigh against a request. None: `MOMENT_SHARE`·d_ff.
+
+    A value is written up to the share s / (λ + s), s = kᵀC₀⁻¹k, which is d_ff on average over the
+    keys of the statistics. Published, for five or six blocks: 15,000 (GPT-J), 20,000 (GPT-2 XL).
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.moment_weight > 0, "moment_weight is more than 0")
+        weight = self.moment_weight
+        self._require(weight is None or weight > 0, "moment_weight is more than 0")

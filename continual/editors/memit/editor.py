@@ -7,7 +7,7 @@ from torch import Tensor
 
 from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
 from continual.editors.associative.solves import Whitening, weighted
-from continual.editors.memit.config import MemitConfig
+from continual.editors.memit.config import MOMENT_SHARE, MemitConfig
 from continual.patches.low_rank import Factors
 
 
@@ -25,5 +25,6 @@ class Memit(AssociativeEditor[MemitConfig, Whitening]):
 
     def solve(self, update: Update[MemitConfig, Whitening]) -> Factors:
         """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
-        solution = weighted(update.moments, update.keys.mean, update.config.moment_weight)
+        keys, weight = update.keys.mean, update.config.moment_weight
+        solution = weighted(update.moments, keys, weight or MOMENT_SHARE * keys.shape[1])
         return factors_of(solution.left, update.residual)

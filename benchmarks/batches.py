@@ -1,0 +1,125 @@
+"""Retention along a stream of batches: 300 corrections of the atlas in batches of 10, by editor.
+
+    python -m benchmarks.batches [--corrections 300] [--batch-size 10]
+                                 [--editors memit,emmet,alphaedit,rome] [--plots DIR] [--json OUT]
+
+After every batch all earlier edits and both probe sets are measured again. The drift budget is off,
+so that what breaks is seen to break. The table has the metrics along the stream, the seconds of a
+batch and of its re-check, and a patch's bytes beside those of the dense matrices that it changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from benchmarks.capacity import EDITORS, UNBOUNDED, requests_of_atlas
+from benchmarks.scores import drawn
+from benchmarks.tables import Column
+from continual.pipeline import Step
+from continual.requests import Request
+from continual.session import NewStore, Session, init
+
+MARKS = (50, 100, 200, 300)
+FLOAT_BYTES = 4
+COLUMNS = (
+    Column("editor", "editor"),
+    Column("edits", "edits", ",d"),
+    *(Column(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR", "Locality")),
+    Column("batch, s", "edit_s", ".2f"),
+    Column("re-check, s", "recheck_s", ".2f"),
+    Column("patch, bytes", "patch_bytes", ",d"),
+    Column("dense, bytes", "dense_bytes", ",d"),
+)
+
+
+def run(
+    session: Session, requests: Sequence[Request], editor: str, batch_size: int
+) -> list[dict[str, Any]]:
+    """A row for each batch; the session is at base before and after."""
+    settings = session.settings(
+        chain=(editor,), editors={editor: {"drift_max": UNBOUNDED}}, batch_size=batch_size
+    )
+    rows: list[dict[str, Any]] = []
+    for step in session.apply_requests(requests, settings):
+        edits = min(batch_size * (len(rows) + 1), len(requests))
+        rows.append({"editor": editor, "edits": edits, **_row(session, step)})
+        if len(rows) % 5 == 0:
+            tables.note(f"{editor}: {edits} edits, ER {rows[-1]['ER']}, TestR {rows[-1]['TestR']}")
+    session.rollback("base")
+    return rows
+
+
+def _row(session: Session, step: Step) -> dict[str, Any]:
+    assert step.measured is not None
+    anatomy = session.edited.anatomy
+    blocks = step.revision.body.get("weight_blocks", ())
+    return {
+        **step.measured.rates.to_json(),
+        "edit_s": step.edit_s,
+        "recheck_s": step.recheck_s,
+        "patch_bytes": step.patch_bytes,
+        "dense_bytes": len(blocks) * anatomy.ffn_width * anatomy.width * FLOAT_BYTES,
+    }
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """ER, TrainR and TestR over the stream, a line for each editor."""
+    from matplotlib.figure import Figure
+
+    names = {"ER": "ER: earlier edits", "TrainR": "TrainR", "TestR": "TestR: facts never edited"}
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    for place, (name, title) in enumerate(names.items(), start=1):
+        axes = figure.add_subplot(1, len(names), place)
+        for editor in dict.fromkeys(row["editor"] for row in rows):
+            line = [
+                (row["edits"], row[name])
+                for row in rows
+                if row["editor"] == editor and row[name] is not None
+            ]
+            axes.plot(*zip(*line, strict=True), label=editor)
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("edits")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"batches.{ending}", dpi=160)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corrections", type=int, default=MARKS[-1])
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--plots", type=Path, metavar="DIR")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    requests = drawn(requests_of_atlas(), options.corrections)
+    rows: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        init(Path(folder) / "store", NewStore()) as session,
+    ):
+        for editor in options.editors.split(","):
+            rows += run(session, requests, editor, options.batch_size)
+    marked = [row for row in rows if row["edits"] in MARKS or row["edits"] == len(requests)]
+    title = f"Corrections of the atlas in batches of {options.batch_size}"
+    tables.show(title, COLUMNS, marked)
+    if options.plots:
+        draw(rows, options.plots)
+    tables.write_json(options.json, "batches", {"batches": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""How many facts one batch of weight edits takes: MEMIT and its family on the atlas.
+
+    python -m benchmarks.capacity [--sizes 10,30,50,100,300,1000] [--weights 0.1,1,10]
+                                  [--editors memit,emmet,alphaedit,rome] [--plots DIR] [--json OUT]
+
+Each run is one batch on the bare atlas (ROME: one request after another), without the drift budget,
+so that the curve shows what the budget is there for. The table has CounterFact's scores, SR and GR
+by greedy exact match, what is kept (TestR, Locality, and of it the facts about the same subject),
+how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from benchmarks.scores import drawn, same_subject_locality, scores
+from benchmarks.tables import Column
+from continual import atlas
+from continual.readers import read_record
+from continual.requests import Request
+from continual.session import NewStore, Session, init
+
+SIZES = (10, 30, 50, 100, 300, 1000)
+EDITORS = ("memit", "emmet", "alphaedit", "rome")
+WEIGHTED = "memit"  # the editor that is run over lambda
+UNBOUNDED = 1e6
+
+COLUMNS = (
+    Column("editor", "editor"),
+    Column("lambda", "weight", "g"),
+    Column("edits", "edits", ",d"),
+    *(Column(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
+    *(Column(name, name, ".3f") for name in ("SR", "GR", "TestR", "TrainR", "Locality")),
+    Column("same subject", "same_subject", ".3f"),
+    Column("drift", "drift", ".3f"),
+    Column("seconds", "seconds", ".1f"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch of one editor."""
+
+    editor: str
+    edits: int
+    weight: float | None = None  # lambda; None for the editor's own
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The editor's table: no budget on the drift."""
+        own = {} if self.weight is None else {"moment_weight": self.weight}
+        return {"drift_max": UNBOUNDED, **own}
+
+
+def requests_of_atlas() -> list[Request]:
+    """The atlas's own corrections."""
+    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()
+    return [request for line in lines for request in read_record(json.loads(line))]
+
+
+def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str, Any]:
+    """The row of one run; the session is at base before and after."""
+    chosen = drawn(requests, run.edits)
+    settings = session.settings(
+        chain=(run.editor,), editors={run.editor: run.settings}, batch_size=len(chosen)
+    )
+    started = time.perf_counter()
+    (step,) = session.apply_requests(chosen, settings)
+    seconds = time.perf_counter() - started
+    assert step.measured is not None
+    row = {
+        "editor": run.editor,
+        "weight": run.weight,
+        "edits": len(chosen),
+        **scores(session, chosen),
+        **step.measured.rates.to_json(),
+        "same_subject": same_subject_locality(session, chosen),
+        "drift": drift(session),
+        "seconds": seconds,
+    }
+    session.rollback("base")
+    return row
+
+
+def drift(session: Session) -> float:
+    """How far the matrices are from the base's, in their own norm: the largest."""
+    weights = [session.edited.weight(block) for block in session.edited.edited_blocks]
+    moved = [float((w.sum - w.base).norm() / w.base.float().norm()) for w in weights]
+    return max(moved, default=0.0)
+
+
+def runs(editors: Iterable[str], sizes: Sequence[int], weights: Sequence[float]) -> list[Run]:
+    """Every size of every editor, and MEMIT's sizes at each lambda besides."""
+    own = [Run(editor, size) for editor in editors for size in sizes]
+    return own + [Run(WEIGHTED, size, weight) for weight in weights for size in sizes]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Efficacy, generality and retention over the size of the batch, for each editor."""
+    from matplotlib.figure import Figure
+
+    own = [row for row in rows if row["weight"] is None]
+    names = {"SR": "SR: right on the prompt", "GR": "GR: held-out phrasings", "TestR": "TestR"}
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    for place, (name, title) in enumerate(names.items(), start=1):
+        axes = figure.add_subplot(1, len(names), place)
+        editors = dict.fromkeys(row["editor"] for row in own)
+        for editor, marker in zip(editors, "osD^v", strict=False):
+            line = [(row["edits"], row[name]) for row in own if row["editor"] == editor]
+            axes.plot(*zip(*line, strict=True), marker=marker, markersize=4, label=editor)
+        axes.set_xscale("log")
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("edits in one batch")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"capacity.{ending}", dpi=160)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=_integers, default=list(SIZES), metavar="10,30,...")
+    parser.add_argument("--weights", type=_numbers, default=[], metavar="0.1,1,...")
+    parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--plots", type=Path, metavar="DIR")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    requests = requests_of_atlas()
+    rows = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        init(Path(folder) / "store", NewStore()) as session,
+    ):
+        for run in runs(options.editors.split(","), options.sizes, options.weights):
+            rows.append(measure(session, requests, run))
+            tables.note(f"{run}: {rows[-1]['seconds']:.1f} s")
+    tables.show("One batch of weight edits on the atlas", COLUMNS, rows)
+    if options.plots:
+        draw(rows, options.plots)
+    tables.write_json(options.json, "capacity", {"runs": rows})
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""MEMIT's published loop (Meng et al., ICLR 2023), written plainly: what speed is measured by.
+
+For GPT-2. A target z for each request, one request at a time: every step runs the full model over
+the request's prompts behind all contexts, and projects every position on the whole vocabulary
+twice, in the model and again for the loss. Then, block after block, the keys by full passes, a
+dense float64 solve of d_ff unknowns, and the dense delta on the weight in place. As in the
+published code the last step's loss is only looked at, and z starts from the bare prompt.
+
+Three things differ from that code. As in the paper, KL is taken where "{subject} is a" ends (the
+code reads it at the subject), and a key is the plain mean over the contexts (the code weighs the
+bare prompt as much as all others together). Keys are read one request at a time, unless
+`Recipe.requests_per_pass` says more: the code reads hundreds of texts in a pass. Left to the caller
+are the contexts, which that code lets the model write, and the moments C₀. Takes nothing from the
+engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+from transformers import GPT2LMHeadModel
+
+BARE = "{}"
+KL_PROMPT = "{} is a"
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published settings. Which blocks, and λ, go with the model: these are of gpt2-xl."""
+
+    blocks: tuple[int, ...] = (13, 14, 15, 16, 17)
+    moment_weight: float = 20_000.0  # λ
+    steps: int = 25
+    learning_rate: float = 0.5
+    kl_factor: float = 0.0625
+    weight_decay: float = 0.5
+    clamp_norm_factor: float = 0.75
+    stop_loss: float = 0.05
+    requests_per_pass: int = 1  # whose keys and hidden states are read together
+
+
+@dataclass(frozen=True)
+class Request:
+    """One edit: a prompt with its subject in it, and the tokens that are wanted behind it."""
+
+    prompt: str
+    subject: str
+    target_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.subject or self.subject not in self.prompt:
+            raise ValueError(f"The subject {self.subject!r} isn't in the prompt {self.prompt!r}.")
+        if not self.target_ids:
+            raise ValueError(f"The prompt {self.prompt!r} has a target without tokens.")
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, prompt: str, subject: str, answer: str, terminator: str = "\n"
+    ) -> Request:
+        """A space, the answer and the terminator: tokenised with the prompt where its own tokens
+        stay the same, else on their own."""
+        tail = f"{'' if prompt[-1].isspace() else ' '}{answer}{terminator}"
+        question = tuple(tokenizer(prompt)["input_ids"])
+        together = tuple(tokenizer(prompt + tail)["input_ids"])
+        if together[: len(question)] == question:
+            return cls(prompt, subject, together[len(question) :])
+        alone = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        return cls(prompt, subject, tuple(alone))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt as tokens, and which of them is its subject's last."""
+
+    ids: tuple[int, ...]
+    subject_last: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an edit aimed at and what it took; the model has it in its weights."""
+
+    targets: Tensor  # z [n, d]
+    steps: tuple[int, ...]  # forward passes of each request's target
+    targets_s: float
+    keys_s: float  # keys and residuals
+    solve_s: float  # solves, and the deltas on the weights
+
+
+def edit(
+    model: GPT2LMHeadModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    contexts: Sequence[str],
+    moments: Mapping[int, Tensor],
+    recipe: Recipe,
+) -> Outcome:
+    """Make one batch of edits in place, on a model in eval mode.
+
+    `contexts`: "{}", then others such as "Some text. {}". `moments`: C₀ [d_ff, d_ff] of each block.
+    """
+    if not requests:
+        raise ValueError("There is no request to edit by.")
+    if not contexts or contexts[0] != BARE:
+        raise ValueError(f"The first context has to be {BARE!r}: z starts from the bare prompt.")
+    keys_s = solve_s = 0.0
+    started = _now(model)
+    found = [find_target(model, tokenizer, request, contexts, recipe) for request in requests]
+    targets = torch.stack([target for target, _ in found])
+    targets_s = _now(model) - started
+    for index, block in enumerate(recipe.blocks):
+        started = _now(model)
+        keys = find_keys(model, tokenizer, requests, contexts, block, recipe)
+        missing = targets - find_hidden(model, tokenizer, requests, recipe)
+        read = _now(model)
+        residuals = missing / (len(recipe.blocks) - index)
+        delta = dense_update(keys, residuals, moments[block], recipe.moment_weight)
+        weight = down_weight(model, block)
+        with torch.no_grad():
+            weight.add_(delta.T.to(weight))
+        keys_s += read - started
+        solve_s += _now(model) - read
+    return Outcome(targets, tuple(steps for _, steps in found), targets_s, keys_s, solve_s)
+
+
+def down_weight(model: GPT2LMHeadModel, block: int) -> nn.Parameter:
+    """The weight [d_ff, d] that is edited in a block."""
+    return model.transformer.h[block].mlp.c_proj.weight
+
+
+@contextmanager
+def restored(model: GPT2LMHeadModel, blocks: Sequence[int]) -> Iterator[None]:
+    """The blocks' edited weights have their former bits again when this ends."""
+    before = {block: down_weight(model, block).detach().clone() for block in blocks}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for block, weight in before.items():
+                down_weight(model, block).copy_(weight)
+
+
+def tokenize(tokenizer: Any, prompt: str, subject: str, context: str = BARE) -> Text:
+    """A prompt in its context, its subject located by the tokenizer's offsets."""
+    start = context.index(BARE) + prompt.index(subject)
+    end = start + len(subject)
+    encoded = tokenizer(context.replace(BARE, prompt, 1), return_offsets_mapping=True)
+    inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and a < end]
+    return Text(tuple(encoded["input_ids"]), inside[-1])
+
+
+# --- the target of a request ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A request as one padded batch: its prompt in all C contexts, then the KL prompt."""
+
+    inputs: dict[str, Tensor]  # [C + 1, T]
+    subjects: tuple[int, ...]  # [C + 1], the place of δ in each row
+    labels: Tensor  # [C, T], NO_TARGET where no target is predicted
+    kl_position: int
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, request: Request, contexts: Sequence[str], device: torch.device
+    ) -> Lesson:
+        """The prompts with all target tokens but the last behind them, and "{subject} is a"."""
+        subject, targets = request.subject, request.target_ids
+        prompts = [tokenize(tokenizer, request.prompt, subject, context) for context in contexts]
+        kl = tokenize(tokenizer, KL_PROMPT.format(subject), subject)
+        inputs = _padded([text.ids + targets[:-1] for text in prompts] + [kl.ids], device)
+        labels = torch.full_like(inputs["input_ids"][:-1], NO_TARGET)
+        for row, text in enumerate(prompts):
+            first = len(text.ids) - 1
+            labels[row, first : first + len(targets)] = torch.tensor(targets, device=device)
+        subjects = tuple(text.subject_last for text in (*prompts, kl))
+        return cls(inputs, subjects, labels, len(kl.ids) - 1)
+
+
+class Shift:
+    """A forward hook that adds δ [d] at the subject in every row, and keeps the bare h [d]."""
+
+    def __init__(self, delta: Tensor, subjects: Sequence[int]) -> None:
+        self.delta = delta
+        self.subjects = list(subjects)
+        self.hidden: Tensor | None = None
+
+    def __call__(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """The block's output [C + 1, T, d], shifted."""
+        if self.hidden is None:
+            self.hidden = output[0, self.subjects[0]].detach().clone()
+        shifted = output.clone()
+        shifted[range(len(output)), self.subjects] += self.delta
+        return shifted
+
+
+def find_target(
+    model: GPT2LMHeadModel,
+    tokenizer: Any,
+    request: Request,
+    contexts: Sequence[str],
+    recipe: Recipe,
+) -> tuple[Tensor, int]:
+    """z = h + δ [d] of one request at the last edited block, and the forward passes it took."""
+    lesson = Lesson.of(tokenizer, request, contexts, model.device)
+    like = {"device": model.device, "dtype": model.dtype}
+    delta = torch.zeros(model.config.n_embd, **like, requires_grad=True)
+    shift = Shift(delta, lesson.subjects)
+    optimizer = torch.optim.Adam([delta], lr=recipe.learning_rate)
+    before: Tensor | None = None
+    step = 0
+    with _frozen(model), _hooked(model.transformer.h[recipe.blocks[-1]], shift):
+        for step in range(1, recipe.steps + 1):
+            likelihood, now = _look(model, lesson)
+            before = now.detach().clone() if before is None else before
+            loss = likelihood + _restraint(shift, before, now, recipe)
+            if loss < recipe.stop_loss or step == recipe.steps:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            _clamp(shift, recipe.clamp_norm_factor)
+    return _hidden(shift) + delta.detach(), step
+
+
+def _look(model: GPT2LMHeadModel, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """Mean NLL of the target over the contexts, and log-probabilities [1, V] for the KL."""
+    seen: list[Tensor] = []
+    with _hooked(model.transformer.h[-1], lambda _, __, output: seen.append(output)):
+        logits = model(**lesson.inputs, use_cache=False).logits
+    now = torch.log_softmax(logits[-1:, lesson.kl_position], dim=-1)
+    again = model.lm_head(model.transformer.ln_f(seen[0][:-1]))
+    log_probs = torch.log_softmax(again, dim=-1)  # [C, T, V]
+    wanted = lesson.labels != NO_TARGET
+    chosen = log_probs.gather(2, lesson.labels.clamp(min=0)[..., None]).squeeze(2)
+    return -((chosen * wanted).sum(1) / wanted.sum(1)).mean(), now
+
+
+def _restraint(shift: Shift, before: Tensor, now: Tensor, recipe: Recipe) -> Tensor:
+    """What δ costs: kl_factor·KL(new ‖ old) + wd·‖δ‖/‖h‖²."""
+    drift = kl_div(before, now, log_target=True, reduction="batchmean")
+    size = shift.delta.norm() / _hidden(shift).norm() ** 2
+    return recipe.kl_factor * drift + recipe.weight_decay * size
+
+
+def _clamp(shift: Shift, factor: float) -> None:
+    """δ back into the ball of radius factor·‖h‖."""
+    norm_max = factor * _hidden(shift).norm()
+    with torch.no_grad():
+        if shift.delta.norm() > norm_max:
+            shift.delta.mul_(norm_max / shift.delta.norm())
+
+
+def _hidden(shift: Shift) -> Tensor:
+    assert shift.hidden is not None, "no forward pass has been made"
+    return shift.hidden
+
+
+# --- keys, hidden states, and the update ----------------------------------------------------------
+
+
+def find_keys(
+    model: GPT2LMHeadModel,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    contexts: Sequence[str],
+    block: int,
+    recipe: Recipe,
+) -> Tensor:
+    """Keys [n, d_ff]: the down-projection's inputs at the subject, the mean over the contexts."""
+    down = model.transformer.h[block].mlp.c_proj
+    keys = []
+    for some in _in_passes(requests, recipe):
+        texts = [tokenize(tokenizer, r.prompt, r.subject, c) for r in some for c in contexts]
+        read = _read(model, down, "input", texts)
+        keys.append(read.unflatten(0, (len(some), len(contexts))).mean(1))
+    return torch.cat(keys)
+
+
+def find_hidden(
+    model: GPT2LMHeadModel, tokenizer: Any, requests: Sequence[Request], recipe: Recipe
+) -> Tensor:
+    """H_L [n, d]: the last edited block's outputs at the subject of the bare prompt, as it is."""
+    block = model.transformer.h[recipe.blocks[-1]]
+    hidden = []
+    for some in _in_passes(requests, recipe):
+        texts = [tokenize(tokenizer, request.prompt, request.subject) for request in some]
+        hidden.append(_read(model, block, "output", texts))
+    return torch.cat(hidden)
+
+
+def dense_update(keys: Tensor, residuals: Tensor, moment: Tensor, weight: float) -> Tensor:
+    """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹ [d, d_ff] in float64 (equation 14), solved as it stands.
+
+    `keys` [n, d_ff] and `residuals` [n, d] have a request a row, where the paper has a column.
+    """
+    keys, residuals = keys.double(), residuals.double()
+    system = weight * moment.to(keys) + keys.T @ keys
+    solved = torch.linalg.solve(system, keys.T)  # [d_ff, n]
+    return residuals.T @ solved.T
+
+
+@torch.no_grad()
+def _read(
+    model: GPT2LMHeadModel, module: nn.Module, side: Literal["input", "output"], texts: list[Text]
+) -> Tensor:
+    """What goes into or comes out of a module at each text's subject, by one full pass."""
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(inputs[0] if side == "input" else output)
+
+    with _hooked(module, see):
+        model(**_padded([text.ids for text in texts], model.device), use_cache=False)
+    return seen[0][range(len(texts)), [text.subject_last for text in texts]]
+
+
+def _in_passes(requests: Sequence[Request], recipe: Recipe) -> Iterator[Sequence[Request]]:
+    size = recipe.requests_per_pass
+    return (requests[start : start + size] for start in range(0, len(requests), size))
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+    """input_ids and attention_mask [B, T], padded on the right."""
+    size = max(map(len, rows))
+    ids = [row + (0,) * (size - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (size - len(row)) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient while this lasts."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _now(model: GPT2LMHeadModel) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

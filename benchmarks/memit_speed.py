@@ -1,0 +1,316 @@
+"""The seconds of one MEMIT batch: this engine against the straightforward loop, side by side.
+
+    python -m benchmarks.memit_speed [--requests 1000] [--large-requests 20] [--sizes atlas,gpt2]
+                                     [--threads N] [--json OUT]
+
+Both make the same edits with the same contexts, lambda, blocks, clamp and key statistics, from the
+prompts alone, on the same model in one process. The loop is as published: one request at a time, a
+full forward pass over its contexts at every step, dense float64 solves. The engine's step has
+besides the proof of every edit, the commit, and the exact re-check of all probes. CounterFact's
+scores are taken after each, over the same phrasings and neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks import memit_loop, tables
+from benchmarks.capacity import UNBOUNDED, requests_of_atlas
+from benchmarks.scores import drawn, scores
+from benchmarks.speed import Numerals
+from benchmarks.tables import Column
+from continual.anatomy import find_anatomy
+from continual.atlas.corpus import TERMINATOR
+from continual.editors.associative import editor as associative
+from continual.editors.associative.config import default_blocks
+from continual.editors.memit import Memit, MemitConfig
+from continual.model import BaseModel, EditedModel
+from continual.pipeline import Step
+from continual.requests import Request
+from continual.session import NewStore, Session, init
+from continual.tasks import make_task
+from store import Store
+
+RATIO_WANTED = 20.0
+TEXT_TOKENS = 8192  # of the random model's statistics
+LOOP_STEPS = 60
+LOOP_RATE = 0.5  # the published one
+
+SCORES = ("ES", "PS", "NS")
+COLUMNS = (
+    Column("model", "size"),
+    Column("requests", "requests", ",d"),
+    Column("way", "way"),
+    Column("targets, s", "targets_s", ",.1f"),
+    Column("keys, s", "keys_s", ",.2f"),
+    Column("solve, s", "solve_s", ",.2f"),
+    Column("all, s", "all_s", ",.1f"),
+    Column("whole step, s", "step_s", ",.1f"),
+    Column("re-check, s", "recheck_s", ",.2f"),
+    *(Column(name, name, ".3f") for name in SCORES),
+    Column("peak memory, MB", "peak_mb", ",.0f"),
+    Column("times faster", "ratio", ",.1f"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A session on one model, and the requests: as they are edited, and as they are scored."""
+
+    size: str
+    session: Session
+    edited: tuple[Request, ...]
+    scored: tuple[Request, ...]
+    terminator: str
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its time taken."""
+
+        def call(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                spent = time.perf_counter() - started
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+        return call
+
+
+# --- the two models -------------------------------------------------------------------------------
+
+
+@contextmanager
+def atlas_case(folder: Path, count: int) -> Iterator[Case]:
+    """The embedded model and its own corrections."""
+    with init(folder / "atlas", NewStore()) as session:
+        chosen = drawn(requests_of_atlas(), count)
+        yield Case("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
+
+
+def _bare(requests: Sequence[Request]) -> tuple[Request, ...]:
+    """With nothing to learn from but the prompt."""
+    nothing: dict[str, object] = {"rephrases": (), "locality": (), "portability": ()}
+    return tuple(request.model_copy(update=nothing) for request in requests)
+
+
+@contextmanager
+def random_case(folder: Path, count: int) -> Iterator[Case]:
+    """GPT-2-small's size with random weights: prompts of twelve random tokens, answers of two."""
+    torch.manual_seed(0)
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    base = BaseModel(model, NumeralsWithPlaces(), find_anatomy(model), fingerprint="0" * 64)
+    settings = {
+        "model": {"path": "random"},
+        "task": {"name": "causal"},
+        "run": {"seed": 0},
+    }
+    store = Store.init(folder / "random", settings, {"probes": {}}, base.fingerprint)
+    draw = random.Random(0)
+    with Session(store, EditedModel(base), make_task(base.tokenizer, {})) as session:
+        texts = [_numerals(draw, config.vocab_size, 64) for _ in range(TEXT_TOKENS // 64)]
+        blocks = default_blocks(config.n_layer)
+        for _ in session.statistics.collect(texts, blocks):
+            pass
+        requests = tuple(_random_request(draw, config.vocab_size) for _ in range(count))
+        yield Case("random, 12 x 768", session, requests, requests, "")
+
+
+class NumeralsWithPlaces(Numerals):
+    """A tokenizer for models without a language that says where its tokens come from."""
+
+    is_fast = True
+    unk_token_id = -1
+    all_special_ids: tuple[int, ...] = ()
+
+    def __call__(self, text: str, **wanted: Any) -> dict[str, Any]:
+        """The token 17 is written "17"; other words have no token."""
+        words = [w for w in text.split() if w.isdecimal()]
+        found: dict[str, Any] = {"input_ids": [int(word) for word in words]}
+        if wanted.get("return_offsets_mapping"):
+            places, end = [], 0
+            for word in words:
+                start = text.index(word, end)
+                end = start + len(word)
+                places.append((start, end))
+            found["offset_mapping"] = places
+        return found
+
+
+def _numerals(draw: random.Random, vocabulary: int, count: int) -> str:
+    return " ".join(str(draw.randrange(10_000, vocabulary)) for _ in range(count))
+
+
+def _random_request(draw: random.Random, vocabulary: int) -> Request:
+    words = _numerals(draw, vocabulary, 12).split()
+    return Request(
+        prompt=" ".join(words),
+        subject=" ".join(words[4:7]),
+        target_new=_numerals(draw, vocabulary, 2),
+        target_old=_numerals(draw, vocabulary, 2),
+        held_out_rephrases=(" ".join(words[4:]),),
+    )
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def time_ours(case: Case, contexts: Sequence[str]) -> dict[str, Any]:
+    """One batch through the engine's own pipeline."""
+    session, clock = case.session, Clock()
+    table = {"drift_max": UNBOUNDED}
+    settings = session.settings(
+        chain=("memit",), editors={"memit": table}, batch_size=len(case.edited), force=True
+    )
+    with _clocked(clock, contexts):
+        (step,) = session.apply_requests(case.edited, settings)
+    row = {**_phases(clock.seconds), **_step(step), **_scored(case)}
+    session.rollback("base")
+    return {**row, "way": "this engine"}
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "step_s": step.edit_s + step.probe_s + step.recheck_s,
+        "recheck_s": step.recheck_s,
+    }
+
+
+@contextmanager
+def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
+    """The phases of the engine's editor timed, and the contexts the loop's; one attempt."""
+    replaced = {
+        "find_targets": clock.timed("targets_s", associative.find_targets),
+        "read_keys": clock.timed("keys_s", associative.read_keys),
+        "read_states": clock.timed("keys_s", associative.read_states),
+        "write_contexts": lambda *_: tuple(contexts),
+    }
+    with ExitStack() as stack:
+        for name, value in replaced.items():
+            stack.enter_context(_set(associative, name, value))
+        stack.enter_context(_set(Memit, "solve", clock.timed("solve_s", Memit.solve)))
+        stack.enter_context(_set(Memit, "prepare", clock.timed("solve_s", Memit.prepare)))
+        stack.enter_context(_set(Memit, "attempts", 1))
+        yield
+
+
+@contextmanager
+def _set(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def time_loop(case: Case, contexts: Sequence[str]) -> dict[str, Any]:
+    """The same batch by the loop, on the bare model."""
+    session, config = case.session, MemitConfig()
+    blocks = default_blocks(session.edited.anatomy.block_count)
+    recipe = memit_loop.Recipe(
+        blocks=blocks,
+        moment_weight=config.moment_weight,
+        steps=LOOP_STEPS,
+        learning_rate=LOOP_RATE,
+        kl_factor=config.kl_factor,
+        weight_decay=config.weight_decay,
+        clamp_norm_factor=config.clamp_norm_factor,
+        stop_loss=config.stop_loss,
+        requests_per_pass=max(1, 128 // len(contexts)),
+    )
+    model, tokenizer = session.model, session.tokenizer
+    requests = [
+        memit_loop.Request.of(tokenizer, r.prompt, str(r.subject), r.target_new, case.terminator)
+        for r in case.edited
+    ]
+    moments = {block: session.statistics.get(block).second_moment for block in blocks}
+    with memit_loop.restored(model, blocks):
+        templates = ["{}", *(f"{context}{{}}" for context in contexts if context)]
+        outcome = memit_loop.edit(model, tokenizer, requests, templates, moments, recipe)
+        row = {
+            "targets_s": outcome.targets_s,
+            "keys_s": outcome.keys_s,
+            "solve_s": outcome.solve_s,
+        }
+        return {**_phases(row), **_scored(case), "way": "loop"}
+
+
+def _phases(seconds: dict[str, float]) -> dict[str, Any]:
+    return {**seconds, "all_s": sum(seconds.values())}
+
+
+def _scored(case: Case) -> dict[str, Any]:
+    found = scores(case.session, case.scored)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**{name: found[name] for name in SCORES}, "peak_mb": peak}
+
+
+def measure(case: Case) -> list[dict[str, Any]]:
+    """Ours, then the loop: peak memory only ever grows."""
+    config = MemitConfig()
+    generator = torch.Generator().manual_seed(0)
+    session = case.session
+    contexts = associative.write_contexts(
+        session.site, config.contexts, config.context_tokens, generator
+    )
+    for block in default_blocks(session.edited.anatomy.block_count):
+        session.statistics.get(block)  # collected before the clock starts
+    named = {"size": case.size, "requests": len(case.edited)}
+    ours = time_ours(case, contexts)
+    tables.note(f"{case.size}: this engine {ours['all_s']:.1f} s")
+    loop = time_loop(case, contexts)
+    tables.note(f"{case.size}: the loop {loop['all_s']:.1f} s")
+    return [
+        {**named, **ours, "ratio": loop["all_s"] / ours["all_s"], "ratio_wanted": RATIO_WANTED},
+        {**named, **loop},
+    ]
+
+
+CASES: dict[str, Callable[[Path, int], Any]] = {"atlas": atlas_case, "gpt2": random_case}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(CASES), help="which of: %(default)s")
+    parser.add_argument("--requests", type=int, default=1000, help="on the atlas")
+    parser.add_argument("--large-requests", type=int, default=20, help="at GPT-2-small's size")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    counts = {"atlas": options.requests, "gpt2": options.large_requests}
+    rows: list[dict[str, Any]] = []
+    for name in options.sizes.split(","):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            CASES[name](Path(folder), counts[name]) as case,
+        ):
+            rows += measure(case)
+    tables.show("One MEMIT batch: this engine and the straightforward loop", COLUMNS, rows)
+    tables.write_json(options.json, "memit_speed", {"runs": rows})
+
+
+if __name__ == "__main__":
+    main()

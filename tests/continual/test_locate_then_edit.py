@@ -1,0 +1,453 @@
+"""ROME, MEMIT, EMMET and AlphaEdit as editors: what they write, leave alone, and refuse."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.editors import EDITORS, Edit, make_editor
+from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from continual.editors.associative import editor as flow
+from continual.editors.associative.lessons import lesson_of
+from continual.editors.associative.targets import find_targets
+from continual.editors.emmet import Emmet, EmmetConfig
+from continual.editors.memit import Memit, MemitConfig
+from continual.editors.rome import Rome, RomeConfig
+from continual.errors import CeditError, EditError
+from continual.patches.low_rank import LowRankPatch
+from continual.patches.neuron import NeuronPatch
+from continual.site import Site
+from tests import tiny_language as language
+from tests.continual import associative_bench as plainly
+from tests.continual.associative_bench import (
+    MODELS,
+    Moments,
+    Plain,
+    around_of,
+    edit_of,
+    edited_of,
+    known,
+    mediating_decoder,
+    moments_of,
+    relative_error,
+    site_of,
+)
+from tests.tiny_language import CAPITALS, COUNTRIES, KNOWN, ask, correction
+
+NAMES = ("memit", "rome", "emmet", "alphaedit")
+SHORT = {"contexts": 0, "steps_max": 4, "clamp_norm_factor": 2.0}
+
+
+@pytest.fixture(params=MODELS)
+def site(request) -> Iterator[Site]:
+    with edited_of(MODELS[request.param]()) as edited:
+        yield site_of(edited)
+
+
+@pytest.fixture
+def gpt2_site() -> Iterator[Site]:
+    with edited_of(MODELS["gpt2"]()) as edited:
+        yield site_of(edited)
+
+
+@pytest.fixture
+def knowing_site() -> Iterator[Site]:
+    with edited_of(copy.deepcopy(mediating_decoder())) as edited:
+        yield site_of(edited)
+
+
+def edits_of(site: Site, *countries: int) -> list[Edit]:
+    return [edit_of(site, correction(c, rephrases=[ask(c, 1)])) for c in countries]
+
+
+def ending_edits(site: Site, *countries: int) -> list[Edit]:
+    """Their prompts end with the subject: even the last block decides the answer there."""
+    return [
+        edit_of(site, correction(c, rephrases=[known(c, 1)]) | {"prompt": known(c)})
+        for c in countries
+    ]
+
+
+def dense(patch: LowRankPatch, block: int = 0) -> Tensor:
+    """Δ [d, d_ff] in float64."""
+    factors = patch.factors[block]
+    return (factors.left.double() @ factors.right.double()).T
+
+
+def bits(patch: LowRankPatch) -> list[bytes]:
+    return [tensor.numpy().tobytes() for tensor in patch.tensors().values()]
+
+
+def columns(site: Site, edits: Sequence[Edit], block: int) -> tuple[Plain, Tensor]:
+    """A plain copy of the model as it stands, and the keys [d_ff, n] of its edits there."""
+    plain = Plain(copy.deepcopy(site.edited.model).double(), site.edited.anatomy)
+    return plain, torch.stack([plain.key(e.request, [""], block) for e in edits], 1)
+
+
+def aims(site: Site, edits: Sequence[Edit], editor: flow.AssociativeEditor, block: int) -> Tensor:
+    """z [d, n], as the engine finds it."""
+    lessons = [lesson_of(edit, [""], site) for edit in edits]
+    return find_targets(site, lessons, block, editor.config).states.T.double()
+
+
+def states(plain: Plain, edits: Sequence[Edit], block: int) -> Tensor:
+    """H [d, n]"""
+    found = []
+    for edit in edits:
+        (prompt, place), *_ = plain.told(edit.request, [""])
+        found.append(plain.state(plainly.ids_of(prompt), block, place))
+    return torch.stack(found, 1)
+
+
+# -- what is written
+
+
+def test_memit_writes_equation_14(site):
+    edits, moments = edits_of(site, 1, 2, 3), moments_of(site.edited.model)
+    editor = Memit(MemitConfig(blocks=(0,), moment_weight=0.5, **SHORT))
+    plain, keys = columns(site, edits, 0)
+    residual = aims(site, edits, editor, 0) - states(plain, edits, 0)
+    proposal = editor.edit(edits, around_of(site, moments))
+    expected = plainly.memit(keys, residual, moments.of[0], 0.5)
+    assert relative_error(dense(proposal.patch), expected) < 1e-4
+
+
+def test_memit_spreads_what_is_left_over_its_blocks(site):
+    """Each block's keys and states are read with the earlier blocks' updates in the weights."""
+    edits, moments = ending_edits(site, 1, 2, 3), moments_of(site.edited.model)
+    editor = Memit(MemitConfig(blocks=(0, 1), moment_weight=0.5, **SHORT))
+    plain, first_keys = columns(site, edits, 0)
+    aim = aims(site, edits, editor, 1)
+    half = (aim - states(plain, edits, 1)) / 2
+    first = plainly.memit(first_keys, half, moments.of[0], 0.5)
+    plain.anatomy.down_weight(plain.model, 0).add_(first.T)
+    keys = torch.stack([plain.key(e.request, [""], 1) for e in edits], 1)
+    second = plainly.memit(keys, aim - states(plain, edits, 1), moments.of[1], 0.5)
+    patch = editor.edit(edits, around_of(site, moments)).patch
+    assert list(patch.factors) == [0, 1]
+    assert relative_error(dense(patch, 0), first) < 1e-4
+    assert relative_error(dense(patch, 1), second) < 1e-4
+
+
+def test_emmet_writes_the_constrained_update(site):
+    edits, moments = edits_of(site, 1, 2, 3), moments_of(site.edited.model)
+    editor = Emmet(EmmetConfig(blocks=(0,), **SHORT))
+    plain, keys = columns(site, edits, 0)
+    residual = aims(site, edits, editor, 0) - states(plain, edits, 0)
+    patch = editor.edit(edits, around_of(site, moments)).patch
+    expected = plainly.emmet(keys, residual, moments.of[0], 0.1)
+    assert relative_error(dense(patch), expected) < 1e-4
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_rome_edits_one_request_after_the_other(site, averaged):
+    edits, moments = edits_of(site, 1, 2), moments_of(site.edited.model)
+    editor = Rome(RomeConfig(blocks=(0,), averaged=averaged, **SHORT))
+    total = torch.zeros(site.edited.anatomy.width, site.edited.anatomy.ffn_width).double()
+    for edit in edits:
+        plain, keys = columns(site, [edit], 0)
+        bare = edit.request.model_copy(update={"rephrases": ()})
+        own = plain.key(bare, [""], 0)
+        constrained = keys[:, 0] if averaged else own
+        weight = plain.anatomy.down_weight(plain.model, 0).T.double()  # [d, d_ff]
+        delta = (aims(site, [edit], editor, 0) - states(plain, [edit], 0))[:, 0]
+        value = weight @ own + delta  # v*, but for the bias
+        expected = plainly.rome(
+            keys[:, 0], constrained, value - weight @ constrained, moments.of[0]
+        )
+        total += expected
+        factors = flow.factors_of(expected.T, torch.eye(len(expected)))
+        site.edited.put([LowRankPatch({0: factors})])
+    site.edited.take_off(0)
+    patch = editor.edit(edits, around_of(site, moments)).patch
+    assert patch.factors[0].left.shape[1] == 2
+    assert relative_error(dense(patch), total) < 2e-3  # the second's search starts from rounding
+
+
+def test_rome_is_memit_with_one_request(gpt2_site):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    edits = [edit_of(site, correction(1))]
+    settings = {"blocks": (0,), **SHORT}
+    rome = Rome(RomeConfig(**settings)).edit(edits, around_of(site, moments)).patch
+    for patch in (
+        Memit(MemitConfig(moment_weight=1e-7, **settings))
+        .edit(edits, around_of(site, moments))
+        .patch,
+        Emmet(EmmetConfig(ridge=0.0, **settings)).edit(edits, around_of(site, moments)).patch,
+    ):
+        assert relative_error(dense(patch), dense(rome)) < 1e-4
+
+
+def test_alphaedit_writes_into_the_null_space_and_minds_the_last_batch(site):
+    moments = low_rank(moments_of(site.edited.model), 12)
+    editor = AlphaEdit(AlphaEditConfig(blocks=(0,), nullspace_threshold=0.02, ridge=0.5, **SHORT))
+    vectors = torch.linalg.eigh(moments.of[0]).eigenvectors
+    projector = vectors[:, :-12] @ vectors[:, :-12].T
+    past = torch.zeros(len(projector), 0).double()
+    for countries in ((1, 2, 3), (4, 5)):
+        edits = edits_of(site, *countries)
+        plain, keys = columns(site, edits, 0)
+        residual = aims(site, edits, editor, 0) - states(plain, edits, 0)
+        patch = editor.edit(edits, around_of(site, moments)).patch
+        expected = plainly.alphaedit(keys, past, residual, projector, 0.5)
+        assert relative_error(dense(patch), expected) < 1e-4
+        known = vectors[:, -12:]
+        assert float((dense(patch) @ known).norm() / dense(patch).norm()) < 1e-5
+        assert relative_error(patch.keys[0].T, keys) < 1e-5
+        site.edited.put([patch])
+        past = torch.cat([past, keys], 1)
+    assert len(site.edited.weight(0).keys) == 5
+    site.edited.take_off(1)
+    assert len(site.edited.weight(0).keys) == 3
+
+
+def low_rank(moments: Moments, rank: int) -> Moments:
+    """The largest directions of the first block's moments, and nothing else."""
+    values, vectors = torch.linalg.eigh(moments.of[0])
+    kept = vectors[:, -rank:]
+    return Moments({0: kept @ torch.diag(values[-rank:] + 1.0) @ kept.T})
+
+
+def test_the_patch_on_the_model_is_the_dense_update_of_its_matrix(site):
+    edits, moments = edits_of(site, 1, 2, 3), moments_of(site.edited.model)
+    patch = Memit(MemitConfig(blocks=(0,), **SHORT)).edit(edits, around_of(site, moments)).patch
+    anatomy = site.edited.anatomy
+    updated = copy.deepcopy(site.edited.model)
+    anatomy.down_weight(updated, 0).add_(dense(patch).T.float())
+    inputs = site.inputs([edit.encodings[0] for edit in edits])
+    expected = updated(**inputs).logits
+    before = site.edited.model(**inputs).logits
+    site.edited.put([patch])
+    after = site.edited.model(**inputs).logits
+    assert relative_error(after, expected) < 1e-5
+    assert relative_error(before, expected) > 1e-4
+
+
+# -- what is left as it was
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_stays_on_the_model(gpt2_site, name):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    width = site.edited.anatomy.width
+    site.edited.put([NeuronPatch(1, torch.ones(1, width), torch.ones(1), torch.ones(1, width))])
+    before = fingerprints(site)
+    settings = {"contexts": 1, "context_tokens": 3, "steps_max": 2}
+    proposal = make_editor(name, settings).edit(edits_of(site, 1, 2), around_of(site, moments))
+    assert proposal.patch is not None and not proposal.failed
+    assert fingerprints(site) == before
+
+
+def fingerprints(site: Site) -> tuple:
+    neurons = site.edited.bank(1).size
+    weights = [p.detach().numpy().tobytes() for p in site.edited.model.parameters()]
+    hooked = [m for m in site.edited.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    return site.edited.fingerprint, site.edited.depth, neurons, weights, hooked
+
+
+@pytest.mark.parametrize("broken", ["find_targets", "read_keys", "read_states"])
+def test_nothing_stays_when_an_exception_passes(gpt2_site, monkeypatch, broken):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    edits, before = edits_of(site, 1, 2), fingerprints(site)
+    calls = []
+    whole = getattr(flow, broken)
+
+    def once(*given):
+        calls.append(site.edited.depth)
+        if len(calls) == (2 if broken == "read_keys" else 1):
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    monkeypatch.setattr(flow, broken, once)
+    with pytest.raises(KeyboardInterrupt):
+        Memit(MemitConfig(blocks=(0, 1), **SHORT)).edit(edits, around_of(site, moments))
+    assert fingerprints(site) == before
+    assert broken == "find_targets" or calls[-1] == 1  # the first block's update was on
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_request_without_its_subject_fails_alone(gpt2_site, name):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    lost = edit_of(site, {"prompt": ask(5), "target_new": CAPITALS[1], "subject": COUNTRIES[6]})
+    none = edit_of(site, {"prompt": ask(7), "target_new": CAPITALS[1]})
+    sound = edits_of(site, 1, 2)
+    editor = make_editor(name, {"blocks": [0], **SHORT})
+    proposal = editor.edit([lost, *sound, none], around_of(site, moments))
+    alone = editor.edit(sound, around_of(site, moments))
+    assert set(proposal.failed) == {lost.id, none.id}
+    assert ask(5) in proposal.failed[lost.id] and COUNTRIES[6] in proposal.failed[lost.id]
+    assert "without a subject" in proposal.failed[none.id]
+    assert bits(proposal.patch) == bits(alone.patch)
+    assert set(proposal.notes) == {edit.id for edit in sound}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_without_any_subject_proposes_nothing(gpt2_site, name):
+    none = edit_of(gpt2_site, {"prompt": ask(7), "target_new": CAPITALS[1]})
+    moments = moments_of(gpt2_site.edited.model)
+    proposal = make_editor(name, SHORT).edit([none], around_of(gpt2_site, moments))
+    assert proposal.patch is None and set(proposal.failed) == {none.id}
+
+
+def test_what_does_not_arrive_may_be_asked_to_fail(gpt2_site):
+    moments, edits = moments_of(gpt2_site.edited.model), edits_of(gpt2_site, 1)
+    short = {"blocks": (0,), "contexts": 0, "steps_max": 1, "clamp_norm_factor": 1e-6}
+    kept = Memit(MemitConfig(**short)).edit(edits, around_of(gpt2_site, moments))
+    assert kept.patch is not None and not kept.failed
+    assert kept.notes[edits[0].id]["arrived"] is False
+    assert kept.notes[edits[0].id]["steps"] == 1
+    strict = Memit(MemitConfig(require_arrival=True, **short))
+    refused = strict.edit(edits, around_of(gpt2_site, moments))
+    assert refused.patch is None
+    assert "in 1 steps" in refused.failed[edits[0].id]
+
+
+def test_a_batch_that_cannot_be_solved_fails_with_the_reason(gpt2_site):
+    """Twice the same key, and every value to be written exactly."""
+    moments = moments_of(gpt2_site.edited.model)
+    twins = [edit_of(gpt2_site, correction(1)), edit_of(gpt2_site, correction(1, CAPITALS[0]))]
+    editor = Emmet(EmmetConfig(blocks=(0,), ridge=0.0, **SHORT))
+    proposal = editor.edit(twins, around_of(gpt2_site, moments))
+    assert proposal.patch is None and not proposal.notes
+    assert all("depend on each other" in proposal.failed[edit.id] for edit in twins)
+
+
+def test_statistics_are_asked_for(gpt2_site):
+    with pytest.raises(EditError, match="cedit train stats"):
+        Memit(MemitConfig(**SHORT)).edit(edits_of(gpt2_site, 1), around_of(gpt2_site, None))
+
+
+def test_statistics_are_read_once_in_a_run(gpt2_site):
+    class Counted(Moments):
+        asked = 0
+
+        def get(self, block):
+            type(self).asked += 1
+            return super().get(block)
+
+    editor = Memit(MemitConfig(blocks=(0,), **SHORT))
+    moments = Counted(moments_of(gpt2_site.edited.model).of)
+    for country in (1, 2):
+        editor.edit(edits_of(gpt2_site, country), around_of(gpt2_site, moments))
+    assert Counted.asked == 1
+
+
+def test_drift_from_the_base_is_limited(gpt2_site):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    edits = edits_of(site, 1, 2)
+    editor = Memit(MemitConfig(blocks=(0,), moment_weight=0.1, **SHORT))
+    patch = editor.edit(edits, around_of(site, moments)).patch
+    base = site.edited.weight(0).base.double().clone()
+    drift = float(dense(patch).norm() / base.norm())
+    for factor, objects in ((1.01, False), (0.99, True)):
+        checking = Memit(MemitConfig(drift_max=factor * drift))
+        reason = checking.objection(patch, edits, around_of(site, moments))
+        assert (reason is not None) is objects
+    assert f"{drift:.2g}" in reason and "block 0" in reason
+    site.edited.put([patch])  # what is on already counts
+    assert Memit(MemitConfig(drift_max=1.5 * drift)).objection(patch, edits, around_of(site, None))
+    assert not Memit(MemitConfig(drift_max=2.01 * drift)).objection(
+        patch, edits, around_of(site, None)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_that_are_none_are_refused(name):
+    for settings in (
+        {"margin": 0.1},
+        {"steps_max": 0},
+        {"contexts": -1},
+        {"drift_max": 0.0},
+        {"blocks": [2, 1]},
+        {"blocks": []},
+    ):
+        with pytest.raises(CeditError, match=rf"\[editor\.{name}\]"):
+            make_editor(name, settings)
+    assert EDITORS[name]({"blocks": [1]}).config.blocks == (1,)
+
+
+def test_settings_of_one_method_are_no_others():
+    for name, settings in (
+        ("memit", {"moment_weight": 0}),
+        ("emmet", {"ridge": -1}),
+        ("alphaedit", {"ridge": 0}),
+        ("alphaedit", {"nullspace_share": 1}),
+        ("rome", {"blocks": [0, 1]}),
+        ("rome", {"moment_weight": 1}),
+    ):
+        with pytest.raises(CeditError, match=rf"\[editor\.{name}\]"):
+            make_editor(name, settings)
+
+
+def test_blocks_that_the_model_has_not_are_refused(gpt2_site):
+    moments = moments_of(gpt2_site.edited.model)
+    with pytest.raises(EditError, match="blocks 0 to 1"):
+        Memit(MemitConfig(blocks=(1, 2))).edit(
+            edits_of(gpt2_site, 1), around_of(gpt2_site, moments)
+        )
+
+
+# -- all of it
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_generator_gives_the_same_bits(site, name):
+    moments, edits = moments_of(site.edited.model), edits_of(site, 1, 2, 3)
+    settings = {"contexts": 2, "context_tokens": 3, "steps_max": 3}
+    one, two, other = (
+        make_editor(name, settings).edit(edits, around_of(site, moments, seed)).patch
+        for seed in (0, 0, 1)
+    )
+    assert bits(one) == bits(two) != bits(other)
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_takes_patches_in_full(name, model):
+    decoder = MODELS[model]().bfloat16()
+    with edited_of(decoder) as edited:
+        site = site_of(edited)
+        moments = moments_of(decoder)
+        proposal = make_editor(name, SHORT).edit(edits_of(site, 1, 2), around_of(site, moments))
+        assert not proposal.failed
+        proposal.patch.check()  # float32, finite
+        edited.put([proposal.patch])
+        assert edited.weight(0).sum.dtype == torch.float32
+        assert edited.model(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all()
+
+
+def share_right(site: Site, prompts: Sequence[tuple[str, str]]) -> float:
+    outcomes = site.judge_in_full([site.task.encode(*prompt) for prompt in prompts])
+    return sum(outcomes) / len(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("memit", {"moment_weight": 1.0}),
+        ("rome", {}),
+        ("emmet", {}),
+        ("alphaedit", {"ridge": 0.1}),
+    ],
+)
+def test_facts_are_corrected_and_most_others_stay(knowing_site, name, settings):
+    site, changed = knowing_site, range(5)
+    kept = [(known(c, e), language.capital(c)) for c in range(5, KNOWN) for e in range(4)]
+    assert share_right(site, kept) == 1.0
+    edits, moments = ending_edits(site, *changed), moments_of(site.edited.model)
+    far = {"contexts": 0, "clamp_norm_factor": 4.0, "steps_max": 60}
+    proposal = make_editor(name, far | settings).edit(edits, around_of(site, moments))
+    assert not proposal.failed
+    assert all(note["arrived"] for note in proposal.notes.values())
+    site.edited.put([proposal.patch])
+    assert site.judge_in_full([edit.encodings[0] for edit in edits]) == [True] * 5
+    new = [(known(c, e), correction(c)["target_new"]) for c in changed for e in (2, 3)]
+    assert share_right(site, kept) > 0.8
+    assert share_right(site, new) > 0.5  # phrasings that were not learned from
