@@ -17,8 +17,9 @@ class AlphaEditConfig(AssociativeConfig):
     nullspace_threshold: float | None = None
     """Eigenvalues of C₀ below it are the null space: 0.02 as published, for three large models.
     None: by share. How long keys are differs from model to model."""
-    nullspace_share: float = 0.2  # the share of C₀'s trace that is given up to edits
-    ridge: float = 10.0
+    nullspace_share: float = 0.1  # the share of C₀'s trace that is given up to edits
+    ridge: float = 1.0  # 10 as published
+    drift_max: float = 1.5  # less of it is harmless in the null space than elsewhere
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -221,6 +221,7 @@ class _Draft:
             else:
                 chosen.append(i)
                 self.notes[lesson.id] = {
+                    "chosen_for": "its subject is in its prompt",
                     "steps": steps,
                     "loss": round(loss, 4),
                     "arrived": arrived,
