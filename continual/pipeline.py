@@ -252,11 +252,9 @@ class Pipeline:
             if edit.id not in probes:
                 continue
             own = probes[edit.id]
-            if edit.state == self._site.edited.weights_state:
-                rows = (edit.rows, own.rows)
-            else:
-                rows = (None, None)
-            self._standing.register(edit.candidate, own.expected, *rows)
+            holds = edit.state == self._site.edited.weights_state  # else all rows have moved
+            learned, others = (edit.rows, own.rows) if holds else (None, None)
+            self._standing.register(edit.candidate, own.expected, learned, others)
 
     # -- commit
 
