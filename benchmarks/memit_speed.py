@@ -32,9 +32,9 @@ from benchmarks.scores import drawn, scores
 from benchmarks.speed import Numerals
 from benchmarks.tables import Column
 from continual.anatomy import find_anatomy
+from continual.associative import editor as associative
+from continual.associative.config import default_blocks
 from continual.atlas.corpus import TERMINATOR
-from continual.editors.associative import editor as associative
-from continual.editors.associative.config import default_blocks
 from continual.editors.memit import Memit, MemitConfig
 from continual.model import BaseModel, EditedModel
 from continual.pipeline import Step

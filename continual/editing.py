@@ -33,6 +33,7 @@ class _Progress:
     """Where the edits of a step are. The patches proved so far are on the model."""
 
     pending: dict[str, PlannedEdit]
+    state: str  # of the matrices, for which the memory holds
     applied: dict[str, PlannedEdit] = field(default_factory=dict)
     parts: list[Patch] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -99,14 +100,14 @@ class Workshop:
         """All edits of step `seq`. The result is on the model; nothing else is."""
         model = self._site.edited
         depth = model.depth
-        progress = _Progress({edit.id: edit for edit in edits})
+        progress = _Progress({edit.id: edit for edit in edits}, model.weights_state)
         try:
             for editor in self._chain:
                 for attempt in range(editor.attempts):
                     self._attempt(progress, editor, attempt, seq)
         except BaseException:
             model.take_off(depth)
-            if any(part.weight_blocks for part in progress.parts):
+            if progress.state != model.weights_state:
                 self._bench.recapture()
             raise
         finally:
@@ -140,6 +141,7 @@ class Workshop:
         self, progress: _Progress, editor: Editor, around: Surroundings, group: Group
     ) -> list[Group]:
         """One proposal, kept if it is proved; else the groups worth another one."""
+        self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
         proposal = editor.edit([edit.edit() for edit in group], around)
         for identity, reason in proposal.failed.items():
@@ -168,27 +170,24 @@ class Workshop:
         for edit in broken:
             self._memory.forget(edit.id)
             progress.reopen(edit, editor.name, _TAKEN)
-        if any(part.weight_blocks for part in parts):
-            self._recapture(progress)
         for edit in kept:
             if edit.id not in wrong:
                 notes = proposal.notes.get(edit.id, {})
                 progress.accept(edit, editor.name, around.attempt + 1, notes)
-                self._remember(edit.id, edit)
+                self._memory.remember(edit.id, edit.rows.query)  # for the rest of this step
         return []
 
-    def _recapture(self, progress: _Progress) -> None:
-        """What is remembered, as the model stands now."""
+    def _follow_matrices(self, progress: _Progress) -> None:
+        """What is remembered, as it is now, where matrices were edited since the last proposal."""
+        state = self._site.edited.weights_state
+        if progress.state == state:
+            return
+        progress.state = state
         for identity in progress.applied:
             self._memory.forget(identity)
         self._bench.recapture()
         for identity, edit in progress.applied.items():
-            self._remember(identity, edit)
-
-    def _remember(self, identity: str, edit: PlannedEdit) -> None:
-        """For the rest of this step."""
-        self._memory.forget(identity)
-        self._memory.remember(identity, edit.standing_on(self._site).rows.query)
+            self._memory.remember(identity, edit.standing_on(self._site).rows.query)
 
     @staticmethod
     def _objection(

@@ -26,7 +26,11 @@ PARTLY_DONE, INTERRUPTED = 3, 130
 @click.command("apply")
 @click.argument("source", metavar="STREAM|-")
 @click.option(
-    "--editor", metavar="E[,E2]", shell_complete=editor_names, help="The editors to try, in turn."
+    "--editor",
+    metavar="E[,E2]",
+    shell_complete=editor_names,
+    help="The editors to try, in turn: tpatcher (the default), memit, rome, emmet, alphaedit; "
+    "auto is memit for what has its subject in the prompt, tpatcher for the rest.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Requests per step (default: 1).")
 @click.option("--seed", type=int, help="Of every random choice (default: the store's).")
@@ -59,6 +63,7 @@ def command(
     \b
     Example:
       cedit apply corrections.jsonl
+      cedit apply corrections.jsonl --editor auto --batch-size 50 --repair
       tail -f news.jsonl | cedit apply - --editor tpatcher --json
     """
     from continual.session import open_session

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.editors import Edit
-from continual.editors.associative.config import AssociativeConfig, default_blocks
-from continual.editors.associative.contexts import write_contexts
-from continual.editors.associative.keys import read_keys, read_states
-from continual.editors.associative.lessons import Lesson, lesson_of
-from continual.editors.associative.solves import (
+from continual.associative.config import AssociativeConfig, default_blocks
+from continual.associative.contexts import write_contexts
+from continual.associative.keys import read_keys, read_states
+from continual.associative.lessons import Lesson, lesson_of
+from continual.associative.solves import (
     NullSpace,
     Unsolvable,
     Whitening,
@@ -23,8 +22,9 @@ from continual.editors.associative.solves import (
     rank_one,
     weighted,
 )
-from continual.editors.associative.subjects import SubjectMissing, subject_position
-from continual.editors.associative.targets import Bench, find_targets
+from continual.associative.subjects import SubjectMissing, subject_position
+from continual.associative.targets import Bench, find_targets
+from continual.editors import Edit
 from continual.errors import EditError
 from continual.patches.neuron import NeuronPatch
 from continual.site import Site

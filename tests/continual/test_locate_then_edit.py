@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from continual.associative import editor as flow
+from continual.associative.lessons import lesson_of
+from continual.associative.targets import find_targets
 from continual.editors import EDITORS, Edit, make_editor
 from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
-from continual.editors.associative import editor as flow
-from continual.editors.associative.lessons import lesson_of
-from continual.editors.associative.targets import find_targets
 from continual.editors.emmet import Emmet, EmmetConfig
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.rome import Rome, RomeConfig

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from continual.associative.editor import AssociativeEditor, Update, factors_of
+from continual.associative.keys import Keys
+from continual.associative.solves import NullSpace, projected
 from continual.editors.alphaedit.config import AlphaEditConfig
-from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
-from continual.editors.associative.keys import Keys
-from continual.editors.associative.solves import NullSpace, projected
 from continual.patches.low_rank import Factors
 
 

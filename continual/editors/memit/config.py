@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from continual.editors.associative.config import AssociativeConfig
+from continual.associative.config import AssociativeConfig
 
 MOMENT_SHARE = 0.05
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
-from continual.editors.associative.solves import Whitening, weighted
+from continual.associative.editor import AssociativeEditor, Update, factors_of
+from continual.associative.solves import Whitening, weighted
 from continual.editors.memit.config import MOMENT_SHARE, MemitConfig
 from continual.patches.low_rank import Factors
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from continual.editors.associative.editor import AssociativeEditor, Update, factors_of
-from continual.editors.associative.lessons import Lesson
-from continual.editors.associative.solves import Whitening, rank_one
+from continual.associative.editor import AssociativeEditor, Update, factors_of
+from continual.associative.lessons import Lesson
+from continual.associative.solves import Whitening, rank_one
 from continual.editors.rome.config import RomeConfig
 from continual.patches.low_rank import Factors
 

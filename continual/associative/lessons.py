@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from continual.associative.subjects import subject_position
 from continual.editors import Edit
-from continual.editors.associative.subjects import subject_position
 from continual.errors import RequestError
 from continual.site import Site
 from continual.tasks import Encoding

@@ -15,14 +15,14 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from continual.associative.config import AssociativeConfig, default_blocks
+from continual.associative.contexts import write_contexts
+from continual.associative.keys import Keys, read_keys, read_states
+from continual.associative.lessons import Lesson, lesson_of
+from continual.associative.solves import Unsolvable
+from continual.associative.subjects import SubjectMissing
+from continual.associative.targets import Targets, find_targets
 from continual.editors import Edit, Proposal, Surroundings
-from continual.editors.associative.config import AssociativeConfig, default_blocks
-from continual.editors.associative.contexts import write_contexts
-from continual.editors.associative.keys import Keys, read_keys, read_states
-from continual.editors.associative.lessons import Lesson, lesson_of
-from continual.editors.associative.solves import Unsolvable
-from continual.editors.associative.subjects import SubjectMissing
-from continual.editors.associative.targets import Targets, find_targets
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch

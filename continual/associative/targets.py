@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.editors.associative.config import AssociativeConfig
-from continual.editors.associative.lessons import Lesson, Text
+from continual.associative.config import AssociativeConfig
+from continual.associative.lessons import Lesson, Text
 from continual.site import Site, length_sorted
 from continual.suffix import EndPass, Ends, keeps_prefixes
 from continual.tasks import Encoding

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
-from continual.editors.associative.lessons import Lesson, Text
+from continual.associative.lessons import Lesson, Text
 from continual.partial import logits_of
 from continual.site import Site, length_sorted
 from continual.tasks import Encoding
