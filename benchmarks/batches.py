@@ -28,8 +28,7 @@ from continual.session import NewStore, Session, init
 
 MARKS = (50, 100, 200, 300)
 FLOAT_BYTES = 4
-COLUMNS = (
-    Column("editor", "editor"),
+SUMMARY_COLUMNS = (
     Column("edits", "edits", ",d"),
     *(Column(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR", "Locality")),
     Column("batch, s", "edit_s", ".2f"),
@@ -37,6 +36,7 @@ COLUMNS = (
     Column("patch, bytes", "patch_bytes", ",d"),
     Column("dense, bytes", "dense_bytes", ",d"),
 )
+COLUMNS = (Column("editor", "editor"), *SUMMARY_COLUMNS)
 
 
 def run(
@@ -48,19 +48,21 @@ def run(
     )
     rows: list[dict[str, Any]] = []
     for step in session.apply_requests(requests, settings):
-        edits = min(batch_size * (len(rows) + 1), len(requests))
-        rows.append({"editor": editor, "edits": edits, **_row(session, step)})
+        rows.append({"editor": editor, **summary(session, step)})
         if len(rows) % 5 == 0:
-            tables.note(f"{editor}: {edits} edits, ER {rows[-1]['ER']}, TestR {rows[-1]['TestR']}")
+            last = rows[-1]
+            tables.note(f"{editor}: {last['edits']} edits, ER {last['ER']}, TestR {last['TestR']}")
     session.rollback("base")
     return rows
 
 
-def _row(session: Session, step: Step) -> dict[str, Any]:
+def summary(session: Session, step: Step) -> dict[str, Any]:
+    """The row of one batch."""
     assert step.measured is not None
     anatomy = session.edited.anatomy
     blocks = step.revision.body.get("weight_blocks", ())
     return {
+        "edits": session.standing.retention.attempts.total,
         **step.measured.rates.to_json(),
         "edit_s": step.edit_s,
         "recheck_s": step.recheck_s,

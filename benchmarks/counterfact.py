@@ -1,12 +1,12 @@
-"""500 records of CounterFact, one by one, on a model that knows their true facts.
+"""500 records of CounterFact, one by one or in batches, on a model that knows their true facts.
 
-    python -m benchmarks.counterfact [--records N] [--minutes M] [--cache DIR] [--model DIR]
-                                     [--json OUT]
+    python -m benchmarks.counterfact [--records N] [--editor E] [--batch-size N] [--minutes M]
+                                     [--cache DIR] [--model DIR] [--json OUT]
 
 The model is trained by the benchmark and kept in a cache; `--model` takes any transformers
 directory instead. CounterFact's rephrases are held out (GR), its neighbourhood prompts must keep
 their answers (Locality), and facts that are never edited give TrainR and TestR. Only records whose
-true fact the model knows are edited.
+true fact the model knows are edited. With CounterFact's scores (ES, PS, NS, S) at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import sequential, tables
+from benchmarks import batches, sequential, tables
+from benchmarks.capacity import EDITORS as WEIGHT_EDITORS
 from benchmarks.counterfact_model import (
     Knowledge,
     data_folder,
@@ -30,6 +31,7 @@ from benchmarks.counterfact_model import (
     recipe,
     trained_model,
 )
+from benchmarks.scores import scores
 from benchmarks.tables import Column
 from continual import atlas
 from continual.atlas.facts import Fact
@@ -40,6 +42,10 @@ from continual.session import NewStore, Session, init
 RECORDS = 500
 FACTS = 1500
 MARKS = (100, 300, 500)
+SCORE_COLUMNS = (
+    Column("edits", "edits", ",d"),
+    *(Column(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
+)
 ACCURACY_COLUMNS = (
     Column("asked before the first edit", "asked"),
     Column("probes", "probes", ",d"),
@@ -112,11 +118,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             tables.show("What the model knows", ACCURACY_COLUMNS, knows)
             requests = known(session, knowledge.requests)[: options.records]
             settings = session.settings(
-                chain=(options.editor,), editors={options.editor: options.settings}
+                chain=(options.editor,),
+                editors={options.editor: options.settings},
+                batch_size=options.batch_size,
             )
+            if options.editor in WEIGHT_EDITORS:
+                collect_statistics(session, knowledge)
             steps = session.apply_requests(requests, settings)
-            made = sequential.run(session, steps, len(requests))
-    return {"knows": knows, "marks": sequential.summaries(made, MARKS)}
+            if options.batch_size > 1:
+                marks = [batches.summary(session, step) for step in steps]
+            else:
+                marks = sequential.summaries(sequential.run(session, steps, len(requests)), MARKS)
+            found = {"edits": len(requests), **scores(session, requests)}
+    return {"knows": knows, "marks": marks, "scores": found}
+
+
+def collect_statistics(session: Session, knowledge: Knowledge) -> None:
+    """Key statistics over what the model was trained on: every fact in every trained phrasing."""
+    texts = [f"{prompt} {f.object}\n" for f in knowledge.facts for prompt in f.trained_prompts]
+    random.Random(0).shuffle(texts)
+    for _ in session.statistics.collect(texts):
+        pass
 
 
 def _written(path: Path, probes: Iterable[Probe]) -> Path:
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model directory instead")
     parser.add_argument("--editor", default="tpatcher")
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--settings", type=json.loads, default={}, help="of the editor, as JSON")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -142,7 +165,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     record = measure(options)
     title = f"Sequential corrections of CounterFact by {options.editor}"
-    tables.show(title, sequential.COLUMNS, record["marks"])
+    columns = sequential.COLUMNS if options.batch_size == 1 else batches.SUMMARY_COLUMNS
+    tables.show(title, columns, record["marks"])
+    tables.show("CounterFact's scores", SCORE_COLUMNS, [record["scores"]])
     made_with = {"editor": options.editor, "settings": options.settings}
     tables.write_json(options.json, "counterfact", {**made_with, **record})
 

@@ -36,6 +36,7 @@ from continual.associative import editor as associative
 from continual.associative.config import default_blocks
 from continual.atlas.corpus import TERMINATOR
 from continual.editors.memit import Memit, MemitConfig
+from continual.editors.memit.config import MOMENT_SHARE
 from continual.model import BaseModel, EditedModel
 from continual.pipeline import Step
 from continual.requests import Request
@@ -230,7 +231,7 @@ def time_loop(case: Case, contexts: Sequence[str]) -> dict[str, Any]:
     blocks = default_blocks(session.edited.anatomy.block_count)
     recipe = memit_loop.Recipe(
         blocks=blocks,
-        moment_weight=config.moment_weight,
+        moment_weight=MOMENT_SHARE * session.edited.anatomy.ffn_width,
         steps=LOOP_STEPS,
         learning_rate=LOOP_RATE,
         kl_factor=config.kl_factor,

@@ -10,7 +10,10 @@ import click
 from cli.options import common, find_store, revision_names
 from cli.output import Output, one_line, rates, short, size
 
-_TOLD = ("editor", "attempt", "neurons", "steps", "loss", "repair", "reason")
+_TOLD = (
+    *("editor", "attempt", "neurons", "steps", "loss", "condition", "residual"),
+    *("repair", "reason"),
+)
 """What is told of an outcome, in this order."""
 
 

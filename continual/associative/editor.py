@@ -19,7 +19,7 @@ from continual.associative.config import AssociativeConfig, default_blocks
 from continual.associative.contexts import write_contexts
 from continual.associative.keys import Keys, read_keys, read_states
 from continual.associative.lessons import Lesson, lesson_of
-from continual.associative.solves import Unsolvable
+from continual.associative.solves import Solution, Unsolvable
 from continual.associative.subjects import SubjectMissing
 from continual.associative.targets import Targets, find_targets
 from continual.editors import Edit, Proposal, Surroundings
@@ -63,8 +63,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         """What the updates of a block need of its C₀ [d_ff, d_ff]. Raises Unsolvable."""
 
     @abstractmethod
-    def solve(self, update: Update[Config, Moments]) -> Factors:
-        """ΔW of one block; float32. Raises Unsolvable."""
+    def solve(self, update: Update[Config, Moments]) -> tuple[Solution, Tensor]:
+        """A and R [n, d] of one block's ΔW = A·R. Raises Unsolvable."""
 
     def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
         """The lessons in the groups that are solved for together, one after another."""
@@ -137,8 +137,11 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             weight = site.edited.weight(block)
             update = Update(keys, residual, self._prepared(block, around), weight, config)
             minded = self.minded(keys)
+            solution, added = self.solve(update)
+            draft.solved(lessons, solution)
+            factors = factors_of(solution.left, added)
             scaffold.parts.append(
-                LowRankPatch({block: self.solve(update)}, {} if minded is None else {block: minded})
+                LowRankPatch({block: factors}, {} if minded is None else {block: minded})
             )
 
     def _blocks(self, around: Surroundings) -> tuple[int, ...]:
@@ -204,6 +207,14 @@ class _Draft:
         self.failed.update(reasons)
         for identity in reasons:
             self.notes.pop(identity, None)
+
+    def solved(self, lessons: Sequence[Lesson], solution: Solution) -> None:
+        """Record how well an update was solved for: the worst of the blocks'."""
+        for lesson in lessons:
+            notes = self.notes[lesson.id]
+            for name in ("condition", "residual"):
+                value = max(getattr(solution, name), notes.get(name, 0.0))
+                notes[name] = float(f"{value:.3g}")
 
     def accepted(
         self, lessons: Sequence[Lesson], targets: Targets, config: AssociativeConfig

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update, factors_of
+from continual.associative.editor import AssociativeEditor, Update
 from continual.associative.keys import Keys
-from continual.associative.solves import NullSpace, projected
+from continual.associative.solves import NullSpace, Solution, projected
 from continual.editors.alphaedit.config import AlphaEditConfig
-from continual.patches.low_rank import Factors
 
 
 class AlphaEdit(AssociativeEditor[AlphaEditConfig, NullSpace]):
@@ -32,8 +31,8 @@ class AlphaEdit(AssociativeEditor[AlphaEditConfig, NullSpace]):
         """All keys of the batch."""
         return keys.mean
 
-    def solve(self, update: Update[AlphaEditConfig, NullSpace]) -> Factors:
+    def solve(self, update: Update[AlphaEditConfig, NullSpace]) -> tuple[Solution, Tensor]:
         """The update of a batch."""
         keys, past = update.keys.mean, update.weight.keys
         solution = projected(update.moments, keys, past, update.config.ridge)
-        return factors_of(solution.left, update.residual)
+        return solution, update.residual

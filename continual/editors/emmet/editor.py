@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update, factors_of
-from continual.associative.solves import Whitening, weighted
+from continual.associative.editor import AssociativeEditor, Update
+from continual.associative.solves import Solution, Whitening, weighted
 from continual.editors.emmet.config import EmmetConfig
-from continual.patches.low_rank import Factors
 
 
 class Emmet(AssociativeEditor[EmmetConfig, Whitening]):
@@ -23,7 +22,7 @@ class Emmet(AssociativeEditor[EmmetConfig, Whitening]):
         """C₀, factored."""
         return Whitening.of(moment, device)
 
-    def solve(self, update: Update[EmmetConfig, Whitening]) -> Factors:
+    def solve(self, update: Update[EmmetConfig, Whitening]) -> tuple[Solution, Tensor]:
         """Δ = R(KᵀC₀⁻¹K + ridge·I)⁻¹KᵀC₀⁻¹, in the paper's orientation."""
         solution = weighted(update.moments, update.keys.mean, update.config.ridge)
-        return factors_of(solution.left, update.residual)
+        return solution, update.residual

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update, factors_of
-from continual.associative.solves import Whitening, weighted
+from continual.associative.editor import AssociativeEditor, Update
+from continual.associative.solves import Solution, Whitening, weighted
 from continual.editors.memit.config import MOMENT_SHARE, MemitConfig
-from continual.patches.low_rank import Factors
 
 
 class Memit(AssociativeEditor[MemitConfig, Whitening]):
@@ -23,8 +22,8 @@ class Memit(AssociativeEditor[MemitConfig, Whitening]):
         """C₀, factored."""
         return Whitening.of(moment, device)
 
-    def solve(self, update: Update[MemitConfig, Whitening]) -> Factors:
+    def solve(self, update: Update[MemitConfig, Whitening]) -> tuple[Solution, Tensor]:
         """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
         keys, weight = update.keys.mean, update.config.moment_weight
         solution = weighted(update.moments, keys, weight or MOMENT_SHARE * keys.shape[1])
-        return factors_of(solution.left, update.residual)
+        return solution, update.residual

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update, factors_of
+from continual.associative.editor import AssociativeEditor, Update
 from continual.associative.lessons import Lesson
-from continual.associative.solves import Whitening, rank_one
+from continual.associative.solves import Solution, Whitening, rank_one
 from continual.editors.rome.config import RomeConfig
-from continual.patches.low_rank import Factors
 
 
 class Rome(AssociativeEditor[RomeConfig, Whitening]):
@@ -34,7 +33,7 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
         """The last one."""
         return blocks[-1:]
 
-    def solve(self, update: Update[RomeConfig, Whitening]) -> Factors:
+    def solve(self, update: Update[RomeConfig, Whitening]) -> tuple[Solution, Tensor]:
         """The update of one request.
 
         The value v* is what the bare prompt's key gives, plus δ. So v* − Wk is δ for that key, and
@@ -42,6 +41,6 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
         """
         mean, plain = update.keys.mean, update.keys.plain
         if not update.config.averaged:
-            return factors_of(rank_one(update.moments, mean, plain).left, update.residual)
+            return rank_one(update.moments, mean, plain), update.residual
         between = (plain - mean) @ update.weight.sum
-        return factors_of(rank_one(update.moments, mean, mean).left, update.residual + between)
+        return rank_one(update.moments, mean, mean), update.residual + between
