@@ -10,9 +10,10 @@ Knows transformers' cache; leaves what changes to its callers.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +46,23 @@ class EndPass:
         with torch.no_grad():
             self._cache = _kept(model, batch)
             self._prefix = [(layer.keys, layer.values) for layer in self._layers()]
-            self._recording, self.sums = self._recorded(batch)
+            self._calls, self.sums = self._recorded(batch)
+
+    def select(self, rows: Tensor) -> EndPass:
+        """The same for some of the sequences: nothing is run again."""
+        chosen = copy.copy(self)
+        count = len(self.sums)
+        chosen.sums = self.sums[rows]
+        chosen._prefix = [(keys[rows], values[rows]) for keys, values in self._prefix]
+        chosen._calls = tuple(
+            replace(
+                call,
+                args=_selected(call.args, rows, count),
+                kwargs=_selected(call.kwargs, rows, count),
+            )
+            for call in self._calls
+        )
+        return chosen
 
     def last_sums(self, sums: Tensor) -> Tensor:
         """The residual sums [B, S, d] of the last block, from those of the recorded one."""
@@ -56,7 +73,7 @@ class EndPass:
         norm = anatomy.norm_after_module(self._model, self._block)
         above = self._block + 1
         hidden = {above: sums if norm is None else norm(sums)}
-        recording = Recording({}, self._recording.calls, hidden, None)
+        recording = Recording({}, self._calls, hidden, None)
         return rows_from(self._model, anatomy, recording, above)[1]
 
     def _layers(self) -> list[Any]:
@@ -67,7 +84,7 @@ class EndPass:
         for layer, (keys, values) in zip(self._layers(), self._prefix, strict=True):
             layer.keys, layer.values = keys, values
 
-    def _recorded(self, batch: _Batch) -> tuple[Recording, Tensor]:
+    def _recorded(self, batch: _Batch) -> tuple[tuple[BlockCall, ...], Tensor]:
         """How the blocks were called for the ends, and the residual sums [B, S, d] of the one that
         is recorded."""
         model, anatomy = self._model, self._anatomy
@@ -83,23 +100,40 @@ class EndPass:
                 lambda: _run(model, batch.ends(), self._cache, keeps=self._cache is not None)
             )
         found = sums[0].hidden if norm is None else sums[0].input
-        whole = found.reshape(len(batch.ids), -1, anatomy.width)
-        return Recording({}, tuple(calls), {}, None), whole
+        return tuple(calls), found.reshape(len(batch.ids), -1, anatomy.width)
+
+
+def _selected(value: Any, rows: Tensor, count: int) -> Any:
+    """What a block was called with, for some of `count` sequences: of tensors that have one row or
+    more for each, these rows. A vector has none: it tells positions."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim > 1 and len(value) == count else value
+    if isinstance(value, tuple | list):
+        return type(value)(_selected(part, rows, count) for part in value)
+    if isinstance(value, Mapping):
+        return {name: _selected(part, rows, count) for name, part in value.items()}
+    return value
 
 
 def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
-    """Whether the ends of a model's sequences come out as in passes over the whole: seen on two."""
-    sample = sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist()
-    ends = Ends((tuple(sample), tuple(sample[1:-1])), (3, 1))
+    """Whether the ends of a model's sequences come out as in passes over the whole, all of them
+    and some of them: seen on three."""
+    sample = tuple(sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist())
+    ends = Ends((sample, sample[1:-1], sample[2:]), (3, 1, 2))
+    chosen = torch.tensor([2, 0], device=model.get_input_embeddings().weight.device)
     try:
-        found = EndPass(model, anatomy, ends, 0, pad=sample[0])
+        every = EndPass(model, anatomy, ends, 0, pad=sample[0])
+        some = every.select(chosen)
         with torch.no_grad():
-            last = found.last_sums(found.sums)
+            found = torch.cat([every.last_sums(every.sums), some.last_sums(some.sums)])
     except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
         return False
     return all(
-        _is_close(last[i, : len(ids) - start], _whole(model, anatomy, ids)[start:])
-        for i, (ids, start) in enumerate(zip(ends.ids, ends.starts, strict=True))
+        _is_close(
+            found[row, : len(ends.ids[i]) - ends.starts[i]],
+            _whole(model, anatomy, ends.ids[i])[ends.starts[i] :],
+        )
+        for row, i in enumerate([0, 1, 2, *chosen.tolist()])
     )
 
 

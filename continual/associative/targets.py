@@ -15,10 +15,10 @@ from block to block, and one such step does what five of Adam's do, with a short
 Nothing below the edited block, and nothing before the subject, depends on δ. So a pass is recorded
 once, and a step of the search takes the recorded sums of the ends of the texts, with δ added,
 through the blocks above only, and turns only the rows of answers and anchors into logits. Requests
-do not interact: each stands still once it has arrived, and when many have, the passes are recorded
-again without them. A request has arrived when its target is the likeliest token everywhere in its
-texts and the first two terms are below stop_loss; the third depends on how long states are in a
-model, more than on anything that was asked for.
+do not interact: each stands still, and is looked at no more, once it has arrived. A request has
+arrived when its target is the likeliest token everywhere in its texts and the first two terms are
+below stop_loss; the third depends on how long states are in a model, more than on anything that was
+asked for.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from continual.suffix import EndPass, Ends, keeps_prefixes
 from continual.tasks import Encoding
 
 PASS_TOKENS_MAX = 2048
-REGROUP_SHARE = 0.6
-"""Passes are recorded again when no more than this share of their texts is still searched for."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +143,15 @@ class Bench:
     def __init__(
         self, site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
     ) -> None:
-        self._site, self._lessons, self._block, self._config = site, lessons, block, config
+        self._lessons, self._config = lessons, config
         self._keeps_prefixes = keeps_prefixes(site.edited.model, site.edited.anatomy)
-        self._live = list(range(len(lessons)))  # whose texts are in the passes
-        self._passes = self._recorded()
+        self._passes = self._recorded(site, block)
         self.before = self._states()
 
     def focus(self, live: Tensor) -> None:
-        """Record the passes again, for these requests [n] only, where that spares enough."""
-        chosen = live.nonzero().flatten().tolist()
-        if self._count(chosen) <= REGROUP_SHARE * self._count(self._live):
-            self._live = chosen
-            self._passes = self._recorded()
+        """Look at these requests [n] only, from here on."""
+        if self._keeps_prefixes:
+            self._passes = [some for p in self._passes if (some := p.focused(live)) is not None]
 
     def look(self, delta: Tensor) -> Look:
         """The losses and gradients at δ [n, d]; zero for requests that are in no pass."""
@@ -175,18 +170,15 @@ class Bench:
             sums.wrong == 0,
         )
 
-    def _count(self, chosen: Sequence[int]) -> int:
-        return sum(len(self._lessons[i].texts) + len(self._lessons[i].anchors) for i in chosen)
-
-    def _recorded(self) -> list[_Pass]:
-        placed = [place for i in self._live for place in _placed(i, self._lessons[i])]
+    def _recorded(self, site: Site, block: int) -> list[_Pass]:
+        placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
         first = [p.text.subject if self._keeps_prefixes else 0 for p in placed]
         ends = [
             Encoding(p.text.encoding.ids[f:], (), ()) for p, f in zip(placed, first, strict=True)
         ]
         batches = length_sorted(ends, PASS_TOKENS_MAX)
         return [
-            _Pass(self._site, [placed[i] for i in b], self._block, self._keeps_prefixes)
+            _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
             for b in batches
         ]
 
@@ -237,24 +229,53 @@ def _placed(owner: int, lesson: Lesson) -> Iterator[_Placed]:
 
 
 class _Pass:
-    """Texts of nearly one length, recorded with the residual sums of the edited block."""
+    """Texts of nearly one length, recorded from some positions on with the sums of the edited
+    block."""
 
     def __init__(
-        self, site: Site, placed: Sequence[_Placed], block: int, keeps_prefixes: bool
+        self, site: Site, run: EndPass, placed: Sequence[_Placed], starts: Sequence[int]
     ) -> None:
-        self._site, self._placed = site, placed
+        self._site, self._run, self._placed, self._starts = site, run, placed, starts
         device = site.edited.device
-        starts = [p.text.subject if keeps_prefixes else 0 for p in placed]
-        self._run = _recorded(site, [p.text for p in placed], starts, block)
         places = [p.text.subject - start for p, start in zip(placed, starts, strict=True)]
         self._subjects = torch.tensor(places, device=device)
         self._owners = torch.tensor([p.owner for p in placed], device=device)
         self._sequences = torch.arange(len(placed), device=device)
         self._answers = _Rows.of(placed, starts, device, anchors=False)
         self._anchors = _Rows.of(placed, starts, device, anchors=True)
+        self._known = run.sums.new_empty(0)  # [anchors, vocab] log p without δ
+
+    @classmethod
+    def recorded(
+        cls, site: Site, placed: Sequence[_Placed], starts: Sequence[int], block: int
+    ) -> _Pass:
+        """From the model as it stands."""
+        model, anatomy = site.edited.model, site.edited.anatomy
+        ends = Ends(tuple(p.text.encoding.ids for p in placed), tuple(starts))
+        run = EndPass(model, anatomy, ends, block, site.edited.tokenizer.pad_token_id or 0)
+        made = cls(site, run, placed, starts)
         with torch.no_grad():
-            hidden = self._run.last_sums(self._run.sums)
-            self._known = self._log_probs(self._anchors.of_states(hidden))
+            hidden = run.last_sums(run.sums)
+            made._known = made._log_probs(made._anchors.of_states(hidden))
+        return made
+
+    def focused(self, live: Tensor) -> _Pass | None:
+        """The texts of these requests [n] alone; None where there are none of them."""
+        wanted = live[self._owners]
+        if bool(wanted.all()):
+            return self
+        rows = wanted.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return None
+        chosen = rows.tolist()
+        some = _Pass(
+            self._site,
+            self._run.select(rows),
+            [self._placed[i] for i in chosen],
+            [self._starts[i] for i in chosen],
+        )
+        some._known = self._known[live[self._anchors.owners]]
+        return some
 
     def plain_states(self) -> Iterator[tuple[int, Tensor]]:
         """(owner, h [d]) of every bare prompt."""
@@ -332,11 +353,3 @@ class _Rows:
     def of_states(self, hidden: Tensor) -> Tensor:
         """The rows [n, d] of states [B, T, d]."""
         return hidden[self.sequences, self.positions]
-
-
-def _recorded(site: Site, texts: Sequence[Text], starts: Sequence[int], block: int) -> EndPass:
-    """The texts from these positions on, recorded at a block."""
-    model, anatomy = site.edited.model, site.edited.anatomy
-    ends = Ends(tuple(text.encoding.ids for text in texts), tuple(starts))
-    pad = site.edited.tokenizer.pad_token_id or 0
-    return EndPass(model, anatomy, ends, block, pad)

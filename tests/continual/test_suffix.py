@@ -78,6 +78,20 @@ def test_gradients_are_those_of_a_pass_over_the_ends_each_time(name):
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
+@pytest.mark.parametrize("name", KEPT)
+def test_some_of_the_sequences_come_out_as_all_of_them_do(name):
+    model = tiny_model(name)
+    anatomy = find_anatomy(model)
+    every = EndPass(model, anatomy, Ends(IDS, STARTS), 0, pad=0)
+    some = every.select(torch.tensor([2, 0]))
+    with torch.no_grad():
+        whole_batch = every.last_sums(every.sums)
+        chosen = some.last_sums(some.sums)
+        again = every.last_sums(every.sums)
+    assert torch.allclose(chosen, whole_batch[[2, 0]], atol=1e-5)
+    assert torch.equal(again, whole_batch)
+
+
 def test_ends_that_are_whole_sequences_need_no_beginnings():
     model = tiny_model("gpt2")
     anatomy = find_anatomy(model)
