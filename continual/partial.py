@@ -180,7 +180,7 @@ def capture_site(
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
-    whole = (len(next(iter(inputs.values()))), -1, anatomy.width)
+    whole = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # a tracer follows shapes
     query, hidden = seen()
     return query.reshape(whole), hidden.reshape(whole)  # some blocks give their FFN flat rows
 

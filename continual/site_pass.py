@@ -1,12 +1,15 @@
-"""The pass that shows a single sequence at the last FFN, made as cheap as it can be.
+"""The pass that shows sequences at the last FFN, made as cheap as it can be.
 
-Small passes spend a third of their time on the way from module to module. So after some dozens the
-pass is traced, and the trace takes over if it gives the very bits of the model's own modules, for
-sequences of other lengths too; otherwise they go on. Weights that are edited in place act in both.
+In a decoder, what stands at a token depends on nothing behind it: padding at the end needs no mask,
+where a model is seen to keep to that. And small passes spend a third of their time on the way from
+module to module: after some dozens the pass is traced, and the trace takes over if it gives the
+very bits of the model's own modules, for batches of other shapes too. Weights that are edited in
+place act in both.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +21,10 @@ from continual.anatomy import Anatomy, sample_inputs
 from continual.partial import capture_site
 
 TRACED_AFTER = 32  # passes: tracing costs about as much as it spares in a hundred
-TRACED_LENGTH = 12
-CHECKED_LENGTHS = (1, 2, 7, 31)  # tokens
+TRACED_SHAPE = (3, 12)  # sequences, tokens
+CHECKED_SHAPES = ((1, 1), (1, 2), (1, 7), (1, 31), (2, 5), (3, 16), (9, 8))
+TRACED_TOKENS_MAX = 512  # of a batch: larger ones spend their time in the matrices
+PADDED_LENGTHS = (9, 5)  # of the sequences that padding is tried on
 
 
 class SitePass:
@@ -27,22 +32,48 @@ class SitePass:
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self._model, self._anatomy = model, anatomy
-        self._passes = 0  # of single sequences
+        self._needs_mask: bool | None = None  # not known yet
+        self._passes = 0  # that could have been traced
         self._trace: Any = None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """As `capture_site`, with the same bits."""
-        if set(inputs) != {"input_ids"} or len(inputs["input_ids"]) > 1:
-            return self._own(inputs)
+        """As `capture_site` for real positions; padding stands behind them."""
+        ids = inputs["input_ids"]
+        if "attention_mask" in inputs:
+            if self._needs_mask is None:
+                self._needs_mask = needs_mask(self._model, self._anatomy)
+            if self._needs_mask:
+                return _own(self._model, self._anatomy, inputs)
+        if ids.numel() > TRACED_TOKENS_MAX:
+            return _own(self._model, self._anatomy, {"input_ids": ids})
         self._passes += 1
         if self._passes == TRACED_AFTER:
             self._trace = _trace(self._model, self._anatomy)
         if self._trace is None:
-            return self._own(inputs)
-        return _run(self._trace, inputs["input_ids"])
+            return _own(self._model, self._anatomy, {"input_ids": ids})
+        return _run(self._trace, ids)
 
-    def _own(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return capture_site(self._model, self._anatomy, inputs, self._anatomy.last)
+
+def needs_mask(model: Any, anatomy: Anatomy) -> bool:
+    """Whether padding behind a sequence changes what is shown of it, unless a mask is given."""
+    longest, shortest = PADDED_LENGTHS
+    ids = sample_inputs(model, longest)["input_ids"].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, shortest:] = 0
+    masked = _own(model, anatomy, {"input_ids": ids, "attention_mask": mask})
+    bare = _own(model, anatomy, {"input_ids": ids})
+    pairs = [(m[1, :shortest], b[1, :shortest]) for m, b in zip(masked, bare, strict=True)]
+    return not all(_is_close(found, expected) for found, expected in pairs)
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether both differ by rounding only: half of the digits agree."""
+    digits = math.sqrt(torch.finfo(expected.dtype).eps)
+    return bool((found - expected).abs().max() <= digits * expected.abs().max())
+
+
+def _own(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return capture_site(model, anatomy, inputs, anatomy.last)
 
 
 class _Captured(nn.Module):
@@ -53,26 +84,31 @@ class _Captured(nn.Module):
         self._model, self._anatomy = model, anatomy
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return capture_site(self._model, self._anatomy, {"input_ids": ids}, self._anatomy.last)
+        return _own(self._model, self._anatomy, {"input_ids": ids})
 
 
 def _trace(model: Any, anatomy: Anatomy) -> Any:
     """The traced pass, or None for a model that cannot be traced to the same bits."""
     try:
-        ids = sample_inputs(model, TRACED_LENGTH)["input_ids"]
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what is constant in a trace: it is checked below
+            ids = _sample(model, *TRACED_SHAPE)
             trace = torch.jit.trace(_Captured(model, anatomy).eval(), ids, check_trace=False)
-        same = all(_is_same(trace, model, anatomy, length) for length in CHECKED_LENGTHS)
+        same = all(_is_same(trace, model, anatomy, _sample(model, *s)) for s in CHECKED_SHAPES)
     except Exception:  # whatever a model does that the tracer does not know
         return None
     return trace if same else None
 
 
-def _is_same(trace: Any, model: Any, anatomy: Anatomy, length: int) -> bool:
-    inputs = sample_inputs(model, length)
-    own = capture_site(model, anatomy, inputs, anatomy.last)
-    return all(map(torch.equal, own, _run(trace, inputs["input_ids"])))
+def _sample(model: Any, sequences: int, tokens: int) -> Tensor:
+    """Ids [sequences, tokens] that are not all alike."""
+    ids = sample_inputs(model, sequences * tokens)["input_ids"]
+    return ids.view(sequences, tokens)
+
+
+def _is_same(trace: Any, model: Any, anatomy: Anatomy, ids: Tensor) -> bool:
+    own = _own(model, anatomy, {"input_ids": ids})
+    return all(map(torch.equal, own, _run(trace, ids)))
 
 
 def _run(trace: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
