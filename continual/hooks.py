@@ -5,6 +5,7 @@
 - ``altered``   changes the hidden state that a module returns
 - ``added``     adds to it
 - ``replaced``  puts another in its place
+- ``narrowed``  takes only some rows through a stretch of modules that work row by row
 - ``bypassed``  runs a stand-in for a module's forward
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
 
@@ -14,7 +15,7 @@ only. Which modules are worth hooking is left to ``anatomy``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -104,6 +105,31 @@ def replaced(module: nn.Module, replacement: Tensor) -> Iterator[None]:
     """Puts another hidden state in the place of the one that the module returns."""
     with altered(module, lambda _: replacement):
         yield
+
+
+@contextmanager
+def narrowed(entries: Sequence[nn.Module], end: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Only these rows [n] of all positions, counted through the batch, go in at the ``entries`` and
+    on to ``end``; what ``end`` returns is zero at all others."""
+    shape: list[Any] = []  # of all positions
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        whole = args[0]
+        shape[:] = whole.shape[:-1]
+        return (whole.reshape(-1, whole.shape[-1]).index_select(0, rows), *args[1:])
+
+    def scatter(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        width = output.shape[-1]
+        whole = output.new_zeros((*shape, width)).view(-1, width)
+        return whole.index_copy(0, rows, output).view(*shape, width)
+
+    handles = [entry.register_forward_pre_hook(gather) for entry in entries]
+    handles.append(end.register_forward_hook(scatter))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

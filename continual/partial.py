@@ -3,6 +3,7 @@
 - ``record`` keeps how each block was called in one forward pass, and the hidden states asked for
 - ``run`` takes hidden states through some of the blocks, ``finish`` from the last one to the logits
 - ``rows_from`` gives queries and residual sums at the last FFN from recorded states on
+- ``capture_answers`` gives them for some positions in one pass, and runs the last FFN for no other
 - ``capture_rows`` gives queries, residual sums and logits in one pass, ``capture_site`` all but the
   logits, for less
 - ``find_tail`` gives the logits of single positions, for the many small steps of an optimisation
@@ -183,6 +184,27 @@ def capture_site(
     whole = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # a tracer follows shapes
     query, hidden = seen()
     return query.reshape(whole), hidden.reshape(whole)  # some blocks give their FFN flat rows
+
+
+@torch.inference_mode()
+def capture_answers(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Query and residual sum [n, d] at the last FFN site, for n positions of the batch, counted
+    through its sequences.
+
+    The last FFN runs for these alone: nothing behind it looks at any other.
+    """
+    block = anatomy.last
+    entries = anatomy.up_modules(model, block)
+    with (
+        _site_observed(model, anatomy, block) as seen,
+        hooks.narrowed(entries, anatomy.down_module(model, block), rows),
+        hooks.cut_short(anatomy.block(model, block)),
+    ):
+        hooks.run_until_cut(lambda: logits_of(model, inputs))
+    query, hidden = seen()
+    return query, hidden.reshape(-1, anatomy.width).index_select(0, rows)
 
 
 def rows_from(

@@ -127,8 +127,14 @@ class Site:
         """
         edited = self.edited
         with edited.without_neurons():
-            query, hidden = self._pass(self.inputs(encodings))
-        return answer_rows(encodings, query, hidden)
+            inputs = self.inputs(encodings)
+            size = inputs["input_ids"].shape[1]
+            places = [i * size + p for i, e in enumerate(encodings) for p in e.positions]
+            device = inputs["input_ids"].device
+            query, hidden = self._pass(inputs, torch.tensor(places, device=device))
+        targets = [target for encoding in encodings for target in encoding.targets]
+        rows = (query.clone().float(), hidden.clone().float())  # such as autograd can use
+        return Rows(*rows, torch.tensor(targets, device=device))
 
     def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
         """The rows of many probes: passes of nearly one length, rows in the probes' order."""

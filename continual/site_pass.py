@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.anatomy import Anatomy, sample_inputs
-from continual.partial import capture_site
+from continual.partial import capture_answers, capture_site
 
 TRACED_AFTER = 32  # passes: tracing costs about as much as it spares in a hundred
 TRACED_SHAPE = (3, 12)  # sequences, tokens
@@ -28,7 +28,7 @@ PADDED_LENGTHS = (9, 5)  # of the sequences that padding is tried on
 
 
 class SitePass:
-    """Query and residual sum at the last FFN, [B, T, d] each, without gradients."""
+    """Query and residual sum at the last FFN, for some positions of a batch, without gradients."""
 
     def __init__(self, model: Any, anatomy: Anatomy) -> None:
         self._model, self._anatomy = model, anatomy
@@ -36,22 +36,21 @@ class SitePass:
         self._passes = 0  # that could have been traced
         self._trace: Any = None
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """As `capture_site` for real positions; padding stands behind them."""
+    def __call__(self, inputs: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `capture_answers`, [n, d] each, for real positions; padding stands behind them."""
         ids = inputs["input_ids"]
         if "attention_mask" in inputs:
             if self._needs_mask is None:
                 self._needs_mask = needs_mask(self._model, self._anatomy)
             if self._needs_mask:
-                return _own(self._model, self._anatomy, inputs)
-        if ids.numel() > TRACED_TOKENS_MAX:
-            return _own(self._model, self._anatomy, {"input_ids": ids})
-        self._passes += 1
-        if self._passes == TRACED_AFTER:
-            self._trace = _trace(self._model, self._anatomy)
-        if self._trace is None:
-            return _own(self._model, self._anatomy, {"input_ids": ids})
-        return _run(self._trace, ids)
+                return capture_answers(self._model, self._anatomy, inputs, rows)
+        if ids.numel() <= TRACED_TOKENS_MAX:
+            self._passes += 1
+            if self._passes == TRACED_AFTER:
+                self._trace = _trace(self._model, self._anatomy)
+            if self._trace is not None:
+                return _run(self._trace, ids, rows)
+        return capture_answers(self._model, self._anatomy, {"input_ids": ids}, rows)
 
 
 def needs_mask(model: Any, anatomy: Anatomy) -> bool:
@@ -60,8 +59,9 @@ def needs_mask(model: Any, anatomy: Anatomy) -> bool:
     ids = sample_inputs(model, longest)["input_ids"].repeat(2, 1)
     mask = torch.ones_like(ids)
     mask[1, shortest:] = 0
-    masked = _own(model, anatomy, {"input_ids": ids, "attention_mask": mask})
-    bare = _own(model, anatomy, {"input_ids": ids})
+    last = anatomy.last
+    masked = capture_site(model, anatomy, {"input_ids": ids, "attention_mask": mask}, last)
+    bare = capture_site(model, anatomy, {"input_ids": ids}, last)
     pairs = [(m[1, :shortest], b[1, :shortest]) for m, b in zip(masked, bare, strict=True)]
     return not all(_is_close(found, expected) for found, expected in pairs)
 
@@ -72,10 +72,6 @@ def _is_close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= digits * expected.abs().max())
 
 
-def _own(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return capture_site(model, anatomy, inputs, anatomy.last)
-
-
 class _Captured(nn.Module):
     """The pass as a module, for the tracer."""
 
@@ -83,8 +79,8 @@ class _Captured(nn.Module):
         super().__init__()
         self._model, self._anatomy = model, anatomy
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        return _own(self._model, self._anatomy, {"input_ids": ids})
+    def forward(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return capture_answers(self._model, self._anatomy, {"input_ids": ids}, rows)
 
 
 def _trace(model: Any, anatomy: Anatomy) -> Any:
@@ -92,27 +88,27 @@ def _trace(model: Any, anatomy: Anatomy) -> Any:
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what is constant in a trace: it is checked below
-            ids = _sample(model, *TRACED_SHAPE)
-            trace = torch.jit.trace(_Captured(model, anatomy).eval(), ids, check_trace=False)
-        same = all(_is_same(trace, model, anatomy, _sample(model, *s)) for s in CHECKED_SHAPES)
+            given = _sample(model, *TRACED_SHAPE)
+            trace = torch.jit.trace(_Captured(model, anatomy).eval(), given, check_trace=False)
+        same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
     except Exception:  # whatever a model does that the tracer does not know
         return None
     return trace if same else None
 
 
-def _sample(model: Any, sequences: int, tokens: int) -> Tensor:
-    """Ids [sequences, tokens] that are not all alike."""
-    ids = sample_inputs(model, sequences * tokens)["input_ids"]
-    return ids.view(sequences, tokens)
+def _sample(model: Any, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids [sequences, tokens] that are not all alike, and every third position or so."""
+    ids = sample_inputs(model, sequences * tokens)["input_ids"].view(sequences, tokens)
+    return ids, torch.arange(0, ids.numel(), 3, device=ids.device)
 
 
-def _is_same(trace: Any, model: Any, anatomy: Anatomy, ids: Tensor) -> bool:
-    own = _own(model, anatomy, {"input_ids": ids})
-    return all(map(torch.equal, own, _run(trace, ids)))
+def _is_same(trace: Any, model: Any, anatomy: Anatomy, ids: Tensor, rows: Tensor) -> bool:
+    own = capture_answers(model, anatomy, {"input_ids": ids}, rows)
+    return all(map(torch.equal, own, _run(trace, ids, rows)))
 
 
-def _run(trace: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _run(trace: Any, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     as_written = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     with torch.inference_mode(), as_written:
-        query, hidden = trace(ids)
+        query, hidden = trace(ids, rows)
     return query, hidden

@@ -7,7 +7,7 @@ import torch
 
 from continual import site_pass
 from continual.anatomy import find_anatomy
-from continual.partial import capture_site
+from continual.partial import capture_answers, capture_site
 from continual.site_pass import TRACED_AFTER, SitePass, needs_mask
 from tests.tiny_models import tiny_model
 
@@ -26,11 +26,37 @@ def padded(lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {"input_ids": inputs["input_ids"] * mask, "attention_mask": mask}
 
 
+def some_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Every other position of a batch."""
+    return torch.arange(0, inputs["input_ids"].numel(), 2)
+
+
+def shown(passing: SitePass, inputs: dict[str, torch.Tensor]):
+    return passing(inputs, some_of(inputs))
+
+
+def own_of(model, anatomy, inputs):
+    """By the model's own modules."""
+    return capture_answers(model, anatomy, inputs, some_of(inputs))
+
+
 def warm(model, anatomy) -> SitePass:
     passing = SitePass(model, anatomy)
     for _ in range(TRACED_AFTER):
-        passing(batch(5))
+        shown(passing, batch(5))
     return passing
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "opt", "opt-post-norm", "gptj"])
+def test_some_positions_are_shown_as_in_a_pass_over_all(name):
+    model = tiny_model(name)
+    anatomy = find_anatomy(model)
+    inputs = padded((7, 3, 5))
+    rows = torch.tensor([0, 6, 8, 9, 16])
+    found = capture_answers(model, anatomy, inputs, rows)
+    whole = capture_site(model, anatomy, inputs, anatomy.last)
+    for some, every in zip(found, whole, strict=True):
+        assert torch.allclose(some, every.flatten(0, 1)[rows], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -41,8 +67,8 @@ def test_after_some_dozens_of_passes_the_bits_are_still_the_models_own(name):
     for length in (1, 2, 3, 8, 13, 24):
         for sequences in (1, 2, 5):
             inputs = batch(length, length, sequences)
-            own = capture_site(model, anatomy, inputs, anatomy.last)
-            assert all(map(torch.equal, passing(inputs), own)), (length, sequences)
+            own = own_of(model, anatomy, inputs)
+            assert all(map(torch.equal, shown(passing, inputs), own)), (length, sequences)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -53,10 +79,10 @@ def test_padding_behind_a_sequence_changes_nothing_of_it(name):
     passing = warm(model, anatomy)
     lengths = (7, 3, 5)
     inputs = padded(lengths)
-    found, own = passing(inputs), capture_site(model, anatomy, inputs, anatomy.last)
-    for i, length in enumerate(lengths):
-        for one, other in zip(found, own, strict=True):
-            assert torch.allclose(one[i, :length], other[i, :length], atol=1e-4)
+    real = inputs["attention_mask"].flatten().nonzero().squeeze(-1)
+    found = passing(inputs, real)
+    for one, other in zip(found, capture_answers(model, anatomy, inputs, real), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_a_model_that_looks_at_padding_is_given_its_mask(monkeypatch):
@@ -71,9 +97,12 @@ def test_a_model_that_looks_at_padding_is_given_its_mask(monkeypatch):
 
     monkeypatch.setattr(site_pass, "capture_site", looking)
     assert needs_mask(model, anatomy)
-    inputs = padded((6, 2))
-    own = looking(model, anatomy, inputs, anatomy.last)
-    assert all(map(torch.equal, SitePass(model, anatomy)(inputs), own))
+    given = []
+    monkeypatch.setattr(
+        site_pass, "capture_answers", lambda *a: given.append(a[2]) or capture_answers(*a)
+    )
+    shown(SitePass(model, anatomy), padded((6, 2)))
+    assert "attention_mask" in given[0]
 
 
 def test_a_gpt2_is_traced():
@@ -85,24 +114,23 @@ def test_weights_changed_in_place_act_in_the_trace():
     model = tiny_model("gpt2")
     anatomy = find_anatomy(model)
     passing = warm(model, anatomy)
-    before = passing(batch(6))[1]
+    before = shown(passing, batch(6))[1]
     with torch.no_grad():
         anatomy.down_weight(model, 0).add_(1.0)
-    found = passing(batch(6))
+    found = shown(passing, batch(6))
     assert not torch.equal(found[1], before)
-    assert all(map(torch.equal, found, capture_site(model, anatomy, batch(6), anatomy.last)))
+    assert all(map(torch.equal, found, own_of(model, anatomy, batch(6))))
 
 
-def test_a_trace_that_is_not_the_same_for_every_length_is_not_used(monkeypatch):
+def test_a_trace_that_is_not_the_same_for_every_shape_is_not_used(monkeypatch):
     model = tiny_model("gpt2")
     anatomy = find_anatomy(model)
-    real = site_pass.capture_site
 
     def branching(*given):
-        query, hidden = real(*given)
+        query, hidden = capture_answers(*given)
         return query * (2.0 if given[2]["input_ids"].shape[1] == 7 else 1.0), hidden
 
-    monkeypatch.setattr(site_pass, "capture_site", branching)
+    monkeypatch.setattr(site_pass, "capture_answers", branching)
     assert site_pass._trace(model, anatomy) is None
 
 
@@ -116,5 +144,5 @@ def test_a_model_that_cannot_be_traced_goes_on_by_its_own_modules(monkeypatch):
     monkeypatch.setattr(torch.jit, "trace", fail)
     passing = warm(model, anatomy)
     assert passing._trace is None
-    own = capture_site(model, anatomy, batch(9), anatomy.last)
-    assert all(map(torch.equal, passing(batch(9)), own))
+    own = own_of(model, anatomy, batch(9))
+    assert all(map(torch.equal, shown(passing, batch(9)), own))
