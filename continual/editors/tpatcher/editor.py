@@ -21,7 +21,7 @@ from continual.editors.tpatcher.training import (
     train_values,
 )
 from continual.patches import Patch
-from continual.patches.neuron import NeuronBank, NeuronPatch
+from continual.patches.neuron import NeuronPatch
 from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]
@@ -200,10 +200,9 @@ def _retrain(
 @torch.no_grad()
 def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
-    bank = NeuronBank(site.edited.anatomy.width, plan.rows.query.device)
-    bank.extend(_patch(neurons[chosen.nonzero().flatten()], site))
-    extra = bank.contribution(plan.rows.query)
-    hidden = plan.before.hidden if extra is None else plan.before.hidden + extra
+    on = neurons[chosen.nonzero().flatten()]
+    activations = torch.relu(plan.rows.query @ on.keys.T + on.bias)
+    hidden = plan.before.hidden + activations @ on.values
     right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
     return chosen & torch.tensor(arrived, device=chosen.device)
