@@ -97,7 +97,10 @@ class Workshop:
         self._bench, self._chain, self._seed = bench, chain, seed
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int) -> Edited:
-        """All edits of step `seq`. The result is on the model; nothing else is."""
+        """All edits of step `seq`. The result is on the model; nothing else is.
+
+        Where an editor breaks off, the model is as before; the memory is to be built anew.
+        """
         model = self._site.edited
         depth = model.depth
         progress = _Progress({edit.id: edit for edit in edits}, model.weights_state)
@@ -107,12 +110,8 @@ class Workshop:
                     self._attempt(progress, editor, attempt, seq)
         except BaseException:
             model.take_off(depth)
-            if progress.state != model.weights_state:
-                self._bench.recapture()
             raise
-        finally:
-            for identity in progress.applied:
-                self._memory.forget(identity)
+        self._forget(progress)
         if len(progress.parts) != 1:  # a single part is on as the step's patch already
             model.take_off(depth)
             model.put(progress.parts)
@@ -177,14 +176,18 @@ class Workshop:
                 self._memory.remember(edit.id, edit.rows.query)  # for the rest of this step
         return []
 
+    def _forget(self, progress: _Progress) -> None:
+        """The edits of this step leave the memory, where they stand for the time of the step."""
+        for identity in progress.applied:
+            self._memory.forget(identity)
+
     def _follow_matrices(self, progress: _Progress) -> None:
         """What is remembered, as it is now, where matrices were edited since the last proposal."""
         state = self._site.edited.weights_state
         if progress.state == state:
             return
         progress.state = state
-        for identity in progress.applied:
-            self._memory.forget(identity)
+        self._forget(progress)
         self._bench.recapture()
         for identity, edit in progress.applied.items():
             self._memory.remember(identity, edit.standing_on(self._site).rows.query)

@@ -17,7 +17,7 @@ from typing import Any
 from continual import retention
 from continual.candidates import Candidate, Expected, continuation, encode, question_of
 from continual.editing import Bench, Edited, Workshop
-from continual.editors import make_editor
+from continual.editors.registry import make_editor
 from continual.errors import CeditError, RequestError, StreamError
 from continual.ledger import LOCALITY
 from continual.patches import pack

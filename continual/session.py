@@ -18,7 +18,7 @@ import torch
 
 from continual import atlas
 from continual.candidates import encode
-from continual.editors import DEFAULT_CHAIN, chain_of
+from continual.editors.registry import DEFAULT_CHAIN, chain_of
 from continual.errors import StreamChanged
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
@@ -208,7 +208,7 @@ class Session:
         items = self._items(stream, on_change)
         pipeline = self._pipeline(settings)
         for batch in batches(items, stream.name, self.site, settings):
-            yield pipeline.step(batch)
+            yield self._stepped(pipeline, batch)
 
     def settle(self) -> None:
         """Re-check head where no step has, so that its metrics are on record at a run's end."""
@@ -258,7 +258,16 @@ class Session:
         candidates = [encode(request, self.task) for request in requests]
         pipeline = self._pipeline(settings)
         for first in range(0, len(candidates), settings.batch_size):
-            yield pipeline.step(Batch(tuple(candidates[first : first + settings.batch_size])))
+            batch = Batch(tuple(candidates[first : first + settings.batch_size]))
+            yield self._stepped(pipeline, batch)
+
+    def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
+        """One step. One that breaks off may have moved what a run carries: that is built anew."""
+        try:
+            return pipeline.step(batch)
+        except BaseException:
+            self._forget_standing()
+            raise
 
     # -- going back
 

@@ -304,7 +304,9 @@ def test_a_request_stands_still_once_it_has_arrived():
             assert found.steps[0] == 0 and torch.equal(found.states[0], found.before[0])
             decay = 0.5 * (found.states - found.before).norm(dim=1) / found.before.square().sum(1)
             stood = [i for i, steps in enumerate(found.steps) if steps < config.steps_max]
-            assert len(stood) > 5 and 0 < min(found.steps[1:]) < max(found.steps)
+            assert 0 < min(found.steps[1:]) < max(found.steps)  # some before others
+            if stop_loss > 1:  # the last four have no value that makes them as sure as 0.3
+                assert len(stood) == 11
             for i in stood:
                 assert found.arrived[i] and found.losses[i] - float(decay[i]) < stop_loss
 

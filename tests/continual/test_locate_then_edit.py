@@ -12,10 +12,11 @@ from torch import Tensor
 from continual.associative import editor as flow
 from continual.associative.lessons import lesson_of
 from continual.associative.targets import find_targets
-from continual.editors import EDITORS, Edit, make_editor
+from continual.editors import Edit
 from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from continual.editors.emmet import Emmet, EmmetConfig
 from continual.editors.memit import Memit, MemitConfig
+from continual.editors.registry import make_editor
 from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
 from continual.patches.low_rank import LowRankPatch
@@ -370,7 +371,7 @@ def test_settings_that_are_none_are_refused(name):
     ):
         with pytest.raises(CeditError, match=rf"\[editor\.{name}\]"):
             make_editor(name, settings)
-    assert EDITORS[name]({"blocks": [1]}).config.blocks == (1,)
+    assert make_editor(name, {"blocks": [1]}).config.blocks == (1,)
 
 
 def test_settings_of_one_method_are_no_others():

@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 
 import continual
-from continual.editors import chain_of
+from continual.editors.registry import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import WrongBaseModel
 from continual.partial import logits_of
