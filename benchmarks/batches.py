@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import tables
+from benchmarks import plots, tables
 from benchmarks.capacity import EDITORS, UNBOUNDED, requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
@@ -78,27 +78,8 @@ def summary(session: Session, step: Step) -> dict[str, Any]:
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """ER, TrainR and TestR over the stream, a line for each editor."""
-    from matplotlib.figure import Figure
-
-    names = {"ER": "ER: earlier edits", "TrainR": "TrainR", "TestR": "TestR: facts never edited"}
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    for place, (name, title) in enumerate(names.items(), start=1):
-        axes = figure.add_subplot(1, len(names), place)
-        for editor in dict.fromkeys(row["editor"] for row in rows):
-            line = [
-                (row["edits"], row[name])
-                for row in rows
-                if row["editor"] == editor and row[name] is not None
-            ]
-            axes.plot(*zip(*line, strict=True), label=editor)
-        axes.set_ylim(-0.03, 1.05)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("edits")
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"batches.{ending}", dpi=160)
+    titles = {"ER": "ER: earlier edits", "TrainR": "TrainR", "TestR": "TestR: facts never edited"}
+    plots.save(plots.panels(rows, "edits", titles, "edits"), folder, "batches")
 
 
 def main() -> None:

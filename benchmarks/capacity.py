@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import tables
+from benchmarks import plots, tables
 from benchmarks.scores import drawn, same_subject_locality, scores
 from benchmarks.tables import Column
 from continual import atlas
@@ -107,26 +107,12 @@ def runs(editors: Iterable[str], sizes: Sequence[int], weights: Sequence[float])
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Efficacy, generality and retention over the size of the batch, for each editor."""
-    from matplotlib.figure import Figure
-
     own = [row for row in rows if row["weight"] is None]
-    names = {"SR": "SR: right on the prompt", "GR": "GR: held-out phrasings", "TestR": "TestR"}
-    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-    for place, (name, title) in enumerate(names.items(), start=1):
-        axes = figure.add_subplot(1, len(names), place)
-        editors = dict.fromkeys(row["editor"] for row in own)
-        for editor, marker in zip(editors, "osD^v", strict=False):
-            line = [(row["edits"], row[name]) for row in own if row["editor"] == editor]
-            axes.plot(*zip(*line, strict=True), marker=marker, markersize=4, label=editor)
+    titles = {"SR": "SR: right on the prompt", "GR": "GR: held-out phrasings", "TestR": "TestR"}
+    figure = plots.panels(own, "edits", titles, "edits in one batch")
+    for axes in figure.axes:
         axes.set_xscale("log")
-        axes.set_ylim(-0.03, 1.05)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("edits in one batch")
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"capacity.{ending}", dpi=160)
+    plots.save(figure, folder, "capacity")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import plots, tables
 from benchmarks.tables import Column
 from continual import atlas
 from continual.metrics import Rates
@@ -127,9 +127,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     axes.set_ylabel(f"after {rows[0]['edits']:,} edits")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"margins.{ending}", dpi=160)
+    plots.save(figure, folder, "margins")
 
 
 def main() -> None:

@@ -1,0 +1,41 @@
+"""How benchmarks draw: panels of lines side by side, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^v"
+
+
+def panels(
+    rows: Sequence[Mapping[str, Any]], x: str, titles: Mapping[str, str], label: str
+) -> Figure:
+    """A panel for each share named in `titles`, over the rows' `x`; a line for each editor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    editors = dict.fromkeys(row["editor"] for row in rows)
+    for place, (name, title) in enumerate(titles.items(), start=1):
+        axes = figure.add_subplot(1, len(titles), place)
+        for editor, marker in zip(editors, MARKERS, strict=False):
+            own = [row for row in rows if row["editor"] == editor and row[name] is not None]
+            points = [(row[x], row[name]) for row in own]
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
+        axes.set_ylim(-0.03, 1.05)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Both files of a figure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}", dpi=160)
