@@ -1,0 +1,5 @@
+"""The edit memory: edits kept as texts beside an untouched model, retrieved for each new input.
+
+`records` is what is kept of an edit, `encoder` turns texts into vectors, `scope` decides which
+edit, if any, an input is about.
+"""

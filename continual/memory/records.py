@@ -1,0 +1,51 @@
+"""What the memory keeps of an edit, and what it sees of an input: texts and their embeddings.
+
+Knows texts and vectors; how they are made is the encoder's, what they mean is the scope's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    """An edit as a text: what was asked, what is to be answered, about what."""
+
+    id: str  # the request's
+    prompt: str
+    target: str
+    subject: str | None = None
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records and their embeddings, one each: what a memory patch holds."""
+
+    records: tuple[Record, ...]
+    embeddings: Tensor  # [r, d] float32, of unit length
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Inputs that may be about an edit. Each is seen as a whole, and perhaps in parts."""
+
+    texts: tuple[str, ...]
+    embeddings: Tensor  # [q, s, d] float32, of unit length; parts that are missing repeat the whole
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def similarity(self, records: Tensor) -> Tensor:
+        """[q, r] the highest cosine of an input, or a part of it, with each record [r, d]."""
+        return (self.embeddings @ records.T).amax(1)
+
+    def chosen(self, index: Sequence[int]) -> Queries:
+        """Some of them, in this order."""
+        return Queries(tuple(self.texts[i] for i in index), self.embeddings[list(index)])
