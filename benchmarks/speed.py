@@ -195,11 +195,18 @@ class TimedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
+    def write_ahead(self, *given: Any) -> Any:
+        """See `Store.write_ahead`."""
+        started = time.perf_counter()
+        written = self._store.write_ahead(*given)
+        self.commit_s = time.perf_counter() - started
+        return written
+
     def commit(self, draft: Draft) -> Revision:
         """See `Store.commit`."""
         started = time.perf_counter()
         revision = self._store.commit(draft)
-        self.commit_s = time.perf_counter() - started
+        self.commit_s += time.perf_counter() - started
         return revision
 
 

@@ -1,4 +1,4 @@
-"""A tensor that grows by rows at the cost of what is added."""
+"""Tensors that grow by rows, or by columns, at the cost of what is added."""
 
 from __future__ import annotations
 
@@ -46,3 +46,34 @@ class GrowingTensor:
 
     def __setitem__(self, index: Tensor | slice, value: Tensor | bool) -> None:
         self.rows[index] = value
+
+
+class GrowingColumns:
+    """The same by columns [r, n]: what is read row by row then lies in one piece, row by row."""
+
+    def __init__(self, like: Tensor) -> None:
+        """`like` [r, ..] gives the number of rows, dtype and device; its columns are not taken."""
+        self._buffer = like.new_empty(len(like), FIRST_CAPACITY)
+        self._size = 0
+
+    @property
+    def columns(self) -> Tensor:
+        """[r, n] a view: later growth may leave it behind."""
+        return self._buffer[:, : self._size]
+
+    def append(self, columns: Tensor) -> None:
+        """Put columns [r, c] at the end."""
+        first, end = self._size, self._size + columns.shape[1]
+        if end > self._buffer.shape[1]:
+            capacity = max(end, 2 * self._buffer.shape[1])
+            larger = self._buffer.new_empty(len(self._buffer), capacity)
+            larger[:, :first] = self.columns
+            self._buffer = larger
+        self._buffer[:, first:end] = columns
+        self._size = end
+
+    def cut(self, first: int, last: int) -> None:
+        """Take the columns [first, last) out; the others keep their order."""
+        tail = self.columns[:, last:].clone()
+        self._buffer[:, first : first + tail.shape[1]] = tail
+        self._size -= last - first

@@ -1,6 +1,9 @@
 """The step: a batch of requests in, one revision out.
 
-    read → plan → edit → prove → commit → re-check
+    read → plan → edit → prove → re-check → commit
+
+The patch is written to the disk while the earlier edits are measured again, and one transaction
+makes the revision durable, with what was measured.
 
 Knows the order of the stages, what each hands to the next, and what a step writes. Planning is in
 `planning`, editing and proving in `editing`, what a run carries along in `standing`.
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +32,7 @@ from continual.standing import Measured, Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item
 from continual.tasks import Encoding
-from store import Draft, Revision, Store
+from store import BlobRef, Draft, Revision, Store
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Step:
     measured: Measured | None  # None where this step was not re-checked
     edit_s: float  # plan, edit, prove, commit
     probe_s: float  # the first measurement of the new requests' own probes
-    recheck_s: float  # all earlier probes again, and the record
+    recheck_s: float  # all earlier probes again, and the metrics
     patch_bytes: int
 
 
@@ -112,6 +116,14 @@ class _Probes:
 
     expected: Expected
     rows: Rows | None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a commit makes durable besides the outcomes."""
+
+    written: Future[BlobRef] | None  # the patch, on its way to the disk
+    measured: Measured | None
 
 
 def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
@@ -171,22 +183,24 @@ class Pipeline:
         probes = self._probes(plan)
         probed = time.perf_counter()
         edited = self._edit(plan, probes)
-        revision = self._commit(batch, plan, edited)
-        committed = time.perf_counter()
-        self._follow(revision, plan, edited)
+        written = self._write_ahead(edited)
+        proved = time.perf_counter()
+        self._follow(plan, edited)
         advanced = time.perf_counter()
         self._register(plan, probes)
         registered = time.perf_counter()
-        measured = self._recheck(revision, edited)
-        ended = time.perf_counter()
+        measured = self._recheck(edited)
+        rechecked = time.perf_counter()
+        revision = self._commit(batch, plan, edited, _Results(written, measured))
+        committed = time.perf_counter()
         return Step(
             revision,
             (*edited.outcomes, *plan.outcomes),
             batch.quarantined,
             measured,
-            edit_s=(planned - started) + (committed - probed),
+            edit_s=(planned - started) + (proved - probed) + (committed - rechecked),
             probe_s=(probed - planned) + (registered - advanced),
-            recheck_s=(advanced - committed) + (ended - registered),
+            recheck_s=(advanced - proved) + (rechecked - registered),
             patch_bytes=revision.patch.length if revision.patch else 0,
         )
 
@@ -258,10 +272,12 @@ class Pipeline:
 
     # -- commit
 
-    def _commit(self, batch: Batch, plan: Plan, edited: Edited) -> Revision:
+    def _write_ahead(self, edited: Edited) -> Future[BlobRef] | None:
+        return self._store.write_ahead(*pack(edited.parts)) if edited.parts else None
+
+    def _commit(self, batch: Batch, plan: Plan, edited: Edited, results: _Results) -> Revision:
         """Quarantine first, then patch and revision; the stream goes on behind this batch."""
         self._quarantine(batch)
-        tensors, meta = pack(edited.parts) if edited.parts else (None, {})
         outcomes = (*edited.outcomes, *plan.outcomes)
         body = {
             "editor": self._settings.chain[0],
@@ -275,14 +291,14 @@ class Pipeline:
         return self._store.commit(
             Draft(
                 operation="edit",
-                parent=self._store.head.id,
+                parent=self._store.head_id,
                 fingerprint=self._site.edited.fingerprint,
                 body=body,
-                tensors=tensors,
-                patch_meta=meta,
+                written=results.written,
                 requests={c.id: c.request.content() for c in plan.candidates},
                 subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
                 streams=batch.streams,
+                ledger=None if results.measured is None else _recorded(results.measured),
             )
         )
 
@@ -300,24 +316,28 @@ class Pipeline:
 
     # -- re-check
 
-    def _is_due(self, revision: Revision) -> bool:
-        return revision.seq % self._settings.recheck.every == 0
+    @property
+    def _is_due(self) -> bool:
+        """Whether this step is one of those after which the ledger is brought up to date."""
+        return self._store.length % self._settings.recheck.every == 0
 
-    def _follow(self, revision: Revision, plan: Plan, edited: Edited) -> None:
+    def _follow(self, plan: Plan, edited: Edited) -> None:
         """The outcomes of the probes known before, after this step's patch and those before it
         that no re-check has followed yet; not of requests that this step has superseded."""
         requests = {c.id: c.request for c in plan.candidates}
         self._standing.take((*edited.outcomes, *plan.outcomes), requests)
-        if self._is_due(revision):
+        if self._is_due:
             self._standing.note(self._standing.ledger.advance())
 
-    def _recheck(self, revision: Revision, edited: Edited) -> Measured | None:
-        if not self._is_due(revision):
+    def _recheck(self, edited: Edited) -> Measured | None:
+        if not self._is_due:
             return None
         if self._settings.recheck.full:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]
-        measured = self._standing.measure(current)
-        record = {**measured.to_json(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._store.record_ledger(revision.seq, record)
-        return measured
+        return self._standing.measure(current)
+
+
+def _recorded(measured: Measured) -> dict[str, Any]:
+    """The ledger's record of a step."""
+    return {**measured.to_json(), "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.growing import GrowingTensor
+from continual.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
 FITTED_ON_MAX = 4096  # rows from which the directions are found
@@ -127,7 +127,7 @@ class _Heads:
         self._directions = directions  # [d, h] orthonormal
         self.fitted_on = fitted_on  # rows
         self.misses = 0  # searches that it spared little
-        self._parts = GrowingTensor(directions.new_empty(0, directions.shape[1] + 1))
+        self._parts = GrowingColumns(directions.new_empty(directions.shape[1] + 1, 0))
 
     @classmethod
     def fitted(cls, rows: Tensor) -> _Heads:
@@ -140,7 +140,7 @@ class _Heads:
 
     def append(self, rows: Tensor) -> None:
         """Take in rows [r, d]."""
-        self._parts.append(self._split(rows - self._centre))
+        self._parts.append(self._split(rows - self._centre).T)
 
     def cut(self, first: int, last: int) -> None:
         """As in `SearchedQueries.cut`."""
@@ -148,7 +148,8 @@ class _Heads:
 
     def bounds(self, keys: Tensor) -> Tensor:
         """[n, m] what q·k is at most, but for rounding."""
-        return torch.addmm((keys @ self._centre)[:, None], self._split(keys), self._parts.rows.T)
+        shared = (keys @ self._centre)[:, None]
+        return torch.addmm(shared, self._split(keys), self._parts.columns)
 
     def _split(self, vectors: Tensor) -> Tensor:
         """[r, h + 1] heads, and at least the lengths of the rests."""

@@ -190,8 +190,8 @@ class Site:
     def is_right(self, encoding: Encoding, rows: Rows) -> bool:
         """Whether a probe is right, from the first of these rows, which are its own."""
         own = slice(0, len(encoding.targets))
-        with torch.no_grad():  # all rows are patched at once: an editor will ask for all of them
-            logits = self.logits(self.patched(rows)[own])
+        with torch.no_grad():  # of all rows at once: an editor will ask for all of them
+            logits = self.logits(self.patched(rows))[own]
         verdict = verdict_of(logits, rows.targets[own], self.tie)
         if bool(verdict.close.any()):
             return self.judge_alone(encoding)

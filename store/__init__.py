@@ -3,8 +3,9 @@
 `Store` is the face; `check` reads everything back.
 """
 
+from store.blobs import BlobRef
 from store.errors import StoreError
 from store.revisions import Draft, Revision, parse_range
 from store.store import Store
 
-__all__ = ["Draft", "Revision", "Store", "StoreError", "parse_range"]
+__all__ = ["BlobRef", "Draft", "Revision", "Store", "StoreError", "parse_range"]

@@ -48,9 +48,9 @@ class Blobs:
         ref = BlobRef(canonical.digest(data), len(data))
         path = self.path(ref.sha256)
         if path.is_file() and path.read_bytes() == data:
-            durable.sync_folder_durably(path.parent)
+            durable.sync_file_durably(path)
         else:
-            durable.write_durably(path, data)
+            durable.place_durably(path, data)
         return ref
 
     def get(self, ref: BlobRef) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,6 +33,26 @@ def write_durably(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def place_durably(path: Path, data: bytes) -> None:
+    """As `write_durably`, for a name that nothing counts on before this returns.
+
+    The file has its name before it is on the disk, so that both take one turn of the file system's
+    own journal. After a power loss there may be a torn file of that name.
+    """
+    make_folder_durably(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with _reported(path), _new_file(temporary) as descriptor:
+        try:
+            _write_all(descriptor, data)
+            temporary.rename(path)
+            os.fsync(descriptor)
+            _sync_folder(path.parent)
+        except BaseException:  # what could not be synced may read well, and be lost all the same
+            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise
+
+
 def append_durably(path: Path, data: bytes) -> None:
     """Add whole lines to the end of `path`.
 
@@ -69,10 +89,15 @@ def move_durably(source: Path, target: Path) -> None:
         _sync_folder(target.parent)
 
 
-def sync_folder_durably(path: Path) -> None:
-    """See to it that the names in `path`, made by others, survive a power loss."""
+def sync_file_durably(path: Path) -> None:
+    """See to it that a file, written by others, survives a power loss, and its name with it."""
     with _reported(path):
-        _sync_folder(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -84,10 +109,16 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
+    with _new_file(path) as descriptor:
         _write_all(descriptor, data)
         os.fsync(descriptor)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from store import canonical
@@ -42,7 +42,12 @@ class History:
     @property
     def head(self) -> Revision:
         """The revision that head points to."""
-        return self.by_id(self._ref("head"))
+        return self.by_id(self.head_id)
+
+    @property
+    def head_id(self) -> str:
+        """The id of the revision that head points to."""
+        return self._ref("head")
 
     def at(self, seq: int) -> Revision:
         """The entry with this sequence number. Raises IntegrityError if it is not there."""
@@ -222,6 +227,7 @@ class History:
             point("head", draft.head or revision.id),
             *self._request_changes(draft, revision.seq),
             *(_stream_change(name, record) for name, record in draft.streams.items()),
+            *([] if draft.ledger is None else [ledger_entry(revision.seq, draft.ledger)]),
         ]
 
     def _request_changes(self, draft: Draft, seq: int) -> Iterator[Put]:
@@ -257,6 +263,11 @@ class History:
 def point(ref: str, identity: str) -> Put:
     """Make a ref (head, or a tag with its prefix) stand for a revision."""
     return Put("refs", text_key(ref), canonical.dumps(identity))
+
+
+def ledger_entry(seq: int, record: Mapping[str, Any]) -> Put:
+    """Set the ledger's record for the revision with this sequence number."""
+    return Put("ledger", seq_key(seq), canonical.dumps(dict(record)))
 
 
 def subject_digest(subject: str) -> bytes:

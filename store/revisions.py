@@ -15,6 +15,8 @@ from store.blobs import BlobRef
 from store.errors import StoreError, UnknownRevision
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from torch import Tensor
 
 Record = dict[str, Any]  # a JSON object
@@ -64,7 +66,9 @@ class Draft:
 
     `requests` maps request ids to records, `subjects` maps some of these ids to the key of the
     subject they are about, `streams` maps stream names to their new state (None forgets one).
-    `head` is the id of the revision that head moves to; None means the new one.
+    The patch is given as `tensors`, or as the `written` that `Store.write_ahead` answered with.
+    `ledger` is the revision's record in the ledger, where there is one by now. `head` is the id of
+    the revision that head moves to; None means the new one.
     """
 
     operation: str
@@ -72,10 +76,12 @@ class Draft:
     fingerprint: str
     body: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] | None = None
+    written: Future[BlobRef] | None = None
     patch_meta: Mapping[str, Any] = field(default_factory=dict)
     requests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     subjects: Mapping[str, str] = field(default_factory=dict)
     streams: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    ledger: Mapping[str, Any] | None = None
     head: str | None = None
 
 

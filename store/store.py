@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from store import canonical, config, durable
-from store.blobs import Blobs
+from store import config, durable
+from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
-from store.history import TAG_PREFIX, History, point
-from store.journal import MAP_SIZE_BYTES, Journal, Put, seq_key
+from store.history import TAG_PREFIX, History, ledger_entry, point
+from store.journal import MAP_SIZE_BYTES, Journal
 from store.lock import WriterLock
 from store.quarantine import Quarantine
 from store.revisions import Draft, Record, Revision, payload_of, require_tag
@@ -54,6 +55,7 @@ class Store:
         self.history = History(self.journal)
         self._quarantine = Quarantine(path / "quarantine.jsonl")
         self._cache = Cache(self.cache)
+        self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
 
     # -- opening and closing
 
@@ -105,6 +107,8 @@ class Store:
 
     def close(self) -> None:
         """Let go of the files and the lock. Closing again does nothing."""
+        if self._writer is not None:
+            self._writer.shutdown()
         self.journal.close()
         self._release()
 
@@ -135,6 +139,11 @@ class Store:
     def head(self) -> Revision:
         """The revision that the model stands at now."""
         return self.history.head
+
+    @property
+    def head_id(self) -> str:
+        """The id of head, without its record."""
+        return self.history.head_id
 
     @property
     def base(self) -> Revision:
@@ -219,8 +228,22 @@ class Store:
 
     # -- writing
 
+    def write_ahead(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> Future[BlobRef]:
+        """Begin to write a patch, while the caller goes on: a draft's `written`.
+
+        What goes wrong is raised by the commit. Without one the patch is a file that nothing names.
+        """
+        with self._writing():
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="cedit-patches")
+            return self._writer.submit(self.blobs.put, tensors, meta)
+
     def commit(self, draft: Draft) -> Revision:
         """Append a revision, durably and all at once, and move head. When this returns, it is done.
+
+        The patch is on the disk before the journal names it.
 
         Raises StoreError for a draft that does not fit the history, StoreFull, StorageFault.
         """
@@ -231,6 +254,8 @@ class Store:
             patch = None
             if draft.tensors is not None:
                 patch = self.blobs.put(draft.tensors, draft.patch_meta)
+            elif draft.written is not None:
+                patch = draft.written.result()
             payload = payload_of(draft, seq, previous, patch)
             revision = Revision.from_payload(payload)
             self.journal.write(self.history.changes(draft, revision, payload))
@@ -241,7 +266,7 @@ class Store:
         with self._writing():
             if not 0 <= seq < self.length:
                 raise StoreError(f"no revision @{seq} to keep a ledger for")
-            self.journal.write([Put("ledger", seq_key(seq), canonical.dumps(dict(record)))])
+            self.journal.write([ledger_entry(seq, record)])
 
     def tag(self, name: str, revision: str | Revision) -> None:
         """Give a revision a name; a tag that exists moves. Raises StoreError, UnknownRevision."""

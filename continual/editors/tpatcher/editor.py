@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from continual.editors import Edit, Proposal, Surroundings
-from continual.editors.tpatcher.competing import Survey, competing, survey, whole
+from continual.editors.tpatcher.competing import (
+    VOCABULARY_MIN,
+    Survey,
+    competing,
+    survey,
+    whole,
+)
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.training import (
     Neurons,
@@ -46,9 +52,10 @@ class _Plan:
             self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
         )
 
-    def rivals(self) -> Tensor:
-        """The tokens that were in the running in any slot."""
-        return self.before.rivals[[row for rows in self.own for row in rows]]
+    def rivals(self) -> Tensor | None:
+        """The tokens that were in the running in any slot, where they were surveyed."""
+        found = self.before.rivals
+        return None if found is None else found[[row for rows in self.own for row in rows]]
 
     def foreign(self) -> Tensor:
         """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
@@ -135,10 +142,12 @@ class TPatcher:
         if around.attempt == self.attempts - 1 and not bool(separate.all()):
             neurons, separate = _retrain(slots, around, config, highest)
         done = torch.zeros_like(separate)
-        few = competing(around.site, slots, plan.rivals())
+        rivals = plan.rivals()
+        few = None if rivals is None else competing(around.site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
-            neurons, _ = train_values(racing, neurons, logits, config)
-            done = _tried(plan, neurons, separate, around.site)
+            neurons, arrived = train_values(racing, neurons, logits, config)
+            is_tried = racing is slots and len(slots) == 1  # against all logits, and none beside it
+            done = separate & arrived if is_tried else _tried(plan, neurons, separate, around.site)
             if bool((done | ~separate).all()):  # else another logit came up: all compete
                 break
         return neurons, done
@@ -149,7 +158,8 @@ def _plan(
 ) -> tuple[_Plan, dict[str, str]]:
     """One slot for every answer position at which the prompt or a rephrase is wrong."""
     rows = Rows.join(part for edit in edits for part in edit.rows)
-    before = survey(site, rows, config.candidates)
+    vocabulary = site.edited.model.config.get_text_config().vocab_size
+    before = survey(site, rows, config.candidates if vocabulary >= VOCABULARY_MIN else 0)
     wrong = ~before.verdict.right | before.verdict.close
     own: list[tuple[int, ...]] = []
     owner: list[int] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +25,16 @@ from continual.editors.tpatcher.losses import (
 STEP_LENGTHS = 2.0 ** torch.arange(-3.0, 3.0, 0.5)  # in lengths of the row that is patched
 
 Logits = Callable[[Tensor], Tensor]  # residual sums [.., d] → logits [.., vocab]
+
+
+class Descends(Protocol):
+    """Logits that know the way down."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Residual sums [.., d] → logits [.., vocab]."""
+
+    def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """[.., d] the gradient of each row's l_e by its residual sum."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +135,10 @@ def sealed(
 
 
 def train_values(
-    slots: Slots, neurons: Neurons, logits: Logits, config: TPatcherConfig
-) -> tuple[Neurons, int]:
+    slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
+) -> tuple[Neurons, Tensor]:
     """Steepest descent on v, keys and bias as they are, until l_e of every row is small: neurons,
-    steps taken.
+    and which of them [n] have arrived there.
 
     All lengths of a step down the gradient of the neuron's l_e are tried at once. The shortest that
     will do is taken, else the best: one will do if each row has a loss below `confidence`, or is
@@ -136,18 +147,18 @@ def train_values(
     their activation, as they are to do for phrasings that fire them less.
     """
     descent = _Descent(slots, neurons, logits, config)
-    for step in range(config.value_steps_max):
-        if not bool(descent.moving.any()):
-            return descent.neurons(), step
+    for _ in range(config.value_steps_max):
         descent.step()
-    return descent.neurons(), config.value_steps_max
+        if not bool(descent.moving.any()):
+            break
+    return descent.neurons(), descent.arrived
 
 
 class _Descent:
     """The values of n neurons on their way down."""
 
     def __init__(
-        self, slots: Slots, neurons: Neurons, logits: Logits, config: TPatcherConfig
+        self, slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
     ) -> None:
         self._slots, self._start, self._logits, self._config = slots, neurons, logits, config
         self._activations = config.reach * neurons.activations(slots.query).unsqueeze(-1)
@@ -155,6 +166,7 @@ class _Descent:
         self._lengths = _lengths(slots)
         self._worst = torch.full_like(neurons.bias, torch.inf)  # l_e of the worst row
         self.moving = torch.ones_like(neurons.bias, dtype=torch.bool)
+        self.arrived = torch.zeros_like(self.moving)
 
     def neurons(self) -> Neurons:
         """The neurons as they are now."""
@@ -164,7 +176,7 @@ class _Descent:
         """One step of every neuron that still moves."""
         tried = self._values - self._lengths[:, :, None] * self._direction()  # [s, n, d]
         with torch.no_grad():
-            found = self._patched(tried)
+            found = self._logits(self._patched(tried))
             losses = self._losses(found)  # [s, n, r]
         worst = losses.amax(-1)
         done = self._done(found, worst)
@@ -173,7 +185,8 @@ class _Descent:
         better = self.moving & (worst[best, each] < self._worst)
         self._values = torch.where(better[:, None], tried[best, each], self._values)
         self._worst = torch.where(better, worst[best, each], self._worst)
-        self.moving = better & ~done[best, each]
+        self.arrived = self.arrived | (better & done[best, each])
+        self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
         """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
@@ -184,13 +197,13 @@ class _Descent:
 
     def _direction(self) -> Tensor:
         """[n, d] the gradient's direction."""
-        values = self._values.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self._losses(self._patched(values)).sum(), values)
-        return torch.nn.functional.normalize(gradient, dim=-1)
+        rows = self._logits.gradient(self._patched(self._values), self._slots.targets)
+        each = (self._activations * self._slots.real.unsqueeze(-1) * rows).sum(1)
+        return torch.nn.functional.normalize(each, dim=-1)
 
     def _patched(self, values: Tensor) -> Tensor:
-        """Logits of the own rows with values [.., n, d]."""
-        return self._logits(self._slots.hidden + self._activations * values.unsqueeze(-2))
+        """The own rows with values [.., n, d]."""
+        return self._slots.hidden + self._activations * values.unsqueeze(-2)
 
     def _losses(self, found: Tensor) -> Tensor:
         """l_e of each row [.., n, r], zero for padding."""
