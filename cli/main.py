@@ -25,6 +25,7 @@ COMMANDS = (
     "show",
     "diff",
     "rollback",
+    "revert",
     "tag",
     "replay",
     "verify",

@@ -37,11 +37,11 @@ def rebuild(session: Session, revisions: Iterable[Revision]) -> Iterator[Rebuilt
     on: str | None = None  # the revision whose state the model is in
     edited.take_off(0)
     for revision in revisions:
-        if revision.parent != on:
+        if revision.parent != on or revision.replaces:
             edited.take_off(0)
-            for ancestor in session.store.lineage(revision)[:-1]:
-                edited.put(session.patches(ancestor))
-        edited.put(session.patches(revision))
+            for layer in session.store.layers(revision)[:-1]:
+                edited.put(session.patches(layer.patch))
+        edited.put(session.patches(revision.patch))
         on = revision.id
         yield Rebuilt(revision, edited.fingerprint)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -32,8 +32,11 @@ from continual.standing import Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Task, make_task
-from store import Draft, Revision, Store
+from store import BlobRef, Draft, Revision, Store
 from store.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from continual.reverting import Reverted
 
 
 @dataclass(frozen=True)
@@ -170,19 +173,18 @@ class Session:
         self._stand_at_head()
         return Standing(self.store, self.site)
 
-    def patches(self, revision: Revision) -> tuple[Patch, ...]:
-        """The parts of a revision's patch; none where it has no patch."""
-        stored = self.store.tensors(revision)
-        return () if stored is None else unpack(*stored)
+    def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
+        """The parts of a patch; none for None."""
+        return () if ref is None else unpack(*self.store.patch(ref))
 
     def stand_at(self, name: str | Revision) -> Revision:
         """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
         revision = self.store.revision(name)
-        lineage = self.store.lineage(revision)
         self.edited.take_off(0)
-        for ancestor in lineage:
-            self.edited.put(self.patches(ancestor))
-            check_fingerprint(ancestor, self.edited.fingerprint)
+        for layer in self.store.layers(revision):
+            self.edited.put(self.patches(layer.patch))
+            if layer.is_waypoint:
+                check_fingerprint(layer.revision, self.edited.fingerprint)
         return revision
 
     def _stand_at_head(self) -> None:
@@ -213,7 +215,7 @@ class Session:
     def settle(self) -> None:
         """Re-check head where no step has, so that its metrics are on record at a run's end."""
         if self.store.ledger(self.store.head.seq) is None:
-            self._forget_standing()
+            self.forget_standing()
             self.standing  # noqa: B018  measures what is not measured yet
 
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
@@ -266,7 +268,7 @@ class Session:
         try:
             return pipeline.step(batch)
         except BaseException:
-            self._forget_standing()
+            self.forget_standing()
             raise
 
     # -- going back
@@ -286,8 +288,14 @@ class Session:
                 head=target.id,
             )
         )
-        self._forget_standing()
+        self.forget_standing()
         return target
+
+    def revert(self, request: str, *, resolve: bool = False) -> Reverted:
+        """Take one request out of the middle of the history; see `continual.reverting.revert`."""
+        from continual.reverting import revert
+
+        return revert(self, request, resolve=resolve)
 
     def _streams_at(self, revision: Revision) -> dict[str, Any]:
         """Where the streams were at a revision: its own history is what counts."""
@@ -296,7 +304,8 @@ class Session:
             states.update(ancestor.body.get("streams", {}))
         return states
 
-    def _forget_standing(self) -> None:
+    def forget_standing(self) -> None:
+        """Build what is carried in memory anew when it is needed next."""
         with suppress(AttributeError):
             del self.standing
 

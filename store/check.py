@@ -106,6 +106,7 @@ def _problems(store: Store) -> Iterator[Problem]:
         for table in TABLES:
             yield from _load(store, table, tables)
     yield from _check_chain(tables)
+    yield from _check_replaced(tables)
     yield from _check_ids(tables)
     yield from _check_refs(tables)
     yield from _check_requests(tables)
@@ -190,6 +191,23 @@ def _parent_problem(
         yield Problem(name, f"its parent {revision.parent} is missing")
 
 
+def _check_replaced(tables: Tables) -> Iterator[Problem]:
+    """A patch is replaced where it is part of the state: in the lineage."""
+    if any(name.startswith("journal/revisions/") for name in tables.damaged):
+        return
+    revisions = {revision.id: revision for revision in tables.revisions.values()}
+    for revision in revisions.values():
+        missing = set(revision.replaces)
+        ancestor: Revision | None = revision
+        while missing and ancestor is not None:
+            missing.discard(ancestor.id)
+            parent = revisions.get(ancestor.parent or "")
+            ancestor = parent if parent is not None and parent.seq < ancestor.seq else None
+        for identity in sorted(missing):
+            name = label("revisions", seq_key(revision.seq))
+            yield Problem(name, f"replaces the patch of {identity}, which is no ancestor")
+
+
 def _check_ids(tables: Tables) -> Iterator[Problem]:
     revisions = tables.revisions
     for revision in revisions.values():
@@ -253,7 +271,7 @@ def _check_ledger(tables: Tables) -> Iterator[Problem]:
 
 
 def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
-    refs = {revision.patch for revision in tables.revisions.values() if revision.patch}
+    refs = {ref for revision in tables.revisions.values() for ref in revision.blobs}
     for ref in sorted(refs, key=lambda ref: ref.sha256):
         try:
             store.blobs.get(ref)

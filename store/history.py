@@ -249,6 +249,13 @@ class History:
                 raise StoreError(f"the draft's {role} {identity!r} is no revision of this store")
         if draft.parent is None:
             raise StoreError("the draft has no parent: only base stands alone")
+        if draft.replaces:
+            ancestors = {revision.id for revision in self.ancestry(self.by_id(draft.parent))}
+            if strangers := set(draft.replaces) - ancestors:
+                raise StoreError(
+                    f"the draft replaces patches of {sorted(strangers)}, which are not among its "
+                    "ancestors"
+                )
         if strays := set(draft.subjects) - set(draft.requests):
             raise StoreError(f"the draft gives subjects for requests it lacks: {sorted(strays)}")
         for identity, record in draft.requests.items():

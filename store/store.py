@@ -23,7 +23,7 @@ from store.history import TAG_PREFIX, History, ledger_entry, point
 from store.journal import MAP_SIZE_BYTES, Journal
 from store.lock import WriterLock
 from store.quarantine import Quarantine
-from store.revisions import Draft, Record, Revision, payload_of, require_tag
+from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,6 +174,14 @@ class Store:
         patch = self.history.resolve(revision).patch
         return None if patch is None else self.blobs.get(patch)
 
+    def layers(self, revision: str | Revision) -> list[Layer]:
+        """The layers of a revision's state, oldest first: base and their patches are the state."""
+        return layers(self.lineage(revision))
+
+    def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], Record]:
+        """The tensors of a patch and their meta. Raises IntegrityError."""
+        return self.blobs.get(ref)
+
     def request(self, identity: str) -> Record:
         """The record of a request. Raises StoreError if there is none."""
         entry = self.history.request(identity)
@@ -256,7 +264,11 @@ class Store:
                 patch = self.blobs.put(draft.tensors, draft.patch_meta)
             elif draft.written is not None:
                 patch = draft.written.result()
-            payload = payload_of(draft, seq, previous, patch)
+            replaces = {
+                identity: None if new is None else self.blobs.put(new.tensors, new.meta)
+                for identity, new in draft.replaces.items()
+            }
+            payload = payload_of(draft, seq, previous, patch, replaces)
             revision = Revision.from_payload(payload)
             self.journal.write(self.history.changes(draft, revision, payload))
             return revision

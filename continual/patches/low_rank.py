@@ -9,13 +9,14 @@ of a model with all that was added to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from continual.errors import EditError
+from continual.patches.owners import require_owners
 
 
 class Editable(Protocol):
@@ -32,6 +33,11 @@ class Factors:
     left: Tensor  # [d_ff, n]
     right: Tensor  # [n, d]
 
+    def chosen(self, columns: Sequence[int]) -> Factors:
+        """The outer products of these columns alone."""
+        places = torch.tensor(columns, dtype=torch.long, device=self.left.device)
+        return Factors(self.left[:, places].contiguous(), self.right[places])
+
     def norm(self) -> float:
         """The Frobenius norm of ΔW, from the factors."""
         left, right = self.left.double(), self.right.double()
@@ -46,6 +52,12 @@ class LowRankPatch:
 
     factors: Mapping[int, Factors]
     keys: Mapping[int, Tensor] = field(default_factory=dict)
+    owners: tuple[str, ...] = ()  # [n] the request of each column, in every block, where known
+
+    @property
+    def rows(self) -> int:
+        """How many columns L has, in the block that has most."""
+        return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -85,6 +97,26 @@ class LowRankPatch:
     def norm(self) -> float:
         """The largest Frobenius norm of a ΔW."""
         return max((factors.norm() for factors in self.factors.values()), default=0.0)
+
+    def without(self, request_id: str) -> LowRankPatch | None:
+        """See `Patch.without`: its columns go, those of others stay as they were solved."""
+        kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
+        if len(kept) == len(self.owners):
+            return self
+        if not kept:
+            return None
+        return replace(
+            self,
+            factors={b: f.chosen(kept) for b, f in self.factors.items()},
+            keys={b: k[kept] if len(k) == len(self.owners) else k for b, k in self.keys.items()},
+            owners=tuple(self.owners[place] for place in kept),
+        )
+
+    def owned_by(self, owners: tuple[str, ...]) -> LowRankPatch:
+        """See `Patch.owned_by`."""
+        for factors in self.factors.values():
+            require_owners(owners, factors.left.shape[1], "columns")
+        return replace(self, owners=owners)
 
     def check(self) -> None:
         """See `Patch.check`."""
