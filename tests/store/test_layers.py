@@ -1,4 +1,4 @@
-"""What a state is made of, where later revisions have put other patches in place of earlier ones."""
+"""What a state is made of, where later revisions put other patches in place of earlier ones."""
 
 from __future__ import annotations
 
