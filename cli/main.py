@@ -29,6 +29,7 @@ COMMANDS = (
     "tag",
     "replay",
     "verify",
+    "gc",
     "train",
     "demo",
     "completion",

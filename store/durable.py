@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,6 +87,28 @@ def move_durably(source: Path, target: Path) -> None:
         source.rename(target)
         _sync_folder(source.parent)
         _sync_folder(target.parent)
+
+
+def remove_durably(paths: Iterable[Path]) -> None:
+    """Remove files and empty folders, in this order, each folder synced once. What is gone already
+    is no error."""
+    parents: dict[Path, None] = {}
+    for path in paths:
+        with _reported(path):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        parents[path.parent] = None
+    for parent in parents:
+        if parent.is_dir():
+            sync_folder_durably(parent)
+
+
+def sync_folder_durably(path: Path) -> None:
+    """See to it that the names in `path`, made or removed by others, survive a power loss."""
+    with _reported(path):
+        _sync_folder(path)
 
 
 def sync_file_durably(path: Path) -> None:

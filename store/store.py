@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from store.journal import MAP_SIZE_BYTES, Journal
 from store.lock import WriterLock
 from store.quarantine import Quarantine
 from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
+from store.snapshots import Segment, segments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,7 @@ class Store:
         self.history = History(self.journal)
         self._quarantine = Quarantine(path / "quarantine.jsonl")
         self._cache = Cache(self.cache)
+        self.snapshots = Cache(path / "snapshots")
         self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
 
     # -- opening and closing
@@ -233,6 +235,15 @@ class Store:
     def drop_cached(self, name: str) -> None:
         """Forget what was cached under a name."""
         self._cache.drop(name)
+
+    def segments(self, layers: Sequence[Layer]) -> list[Segment]:
+        """The segments of a state that a snapshot may be kept of, oldest first."""
+        return segments(self.base.fingerprint, layers)
+
+    def snapshots_needed(self) -> set[str]:
+        """The names of the snapshots on the way to head or a tag."""
+        states = {self.head_id, *self.tags().values()}
+        return {s.name for state in states for s in self.segments(self.layers(state))}
 
     # -- writing
 
