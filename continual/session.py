@@ -22,18 +22,18 @@ from continual.editors.registry import DEFAULT_CHAIN, chain_of
 from continual.errors import StreamChanged
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
-from continual.patches import Patch, unpack
+from continual.patches import Patch
 from continual.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.probe_sets import read_probes
 from continual.readers import read_record
 from continual.requests import Request
 from continual.site import Site
+from continual.snapshots import States
 from continual.standing import Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Task, make_task
 from store import BlobRef, Draft, Revision, Store
-from store.errors import IntegrityError
 
 if TYPE_CHECKING:
     from continual.reverting import Reverted
@@ -121,6 +121,7 @@ class Session:
         self.store = store
         self.edited = edited
         self.task = task
+        self.states = States(store, edited)
         self._stack = ExitStack()
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
@@ -175,16 +176,12 @@ class Session:
 
     def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
         """The parts of a patch; none for None."""
-        return () if ref is None else unpack(*self.store.patch(ref))
+        return self.states.patches(ref)
 
     def stand_at(self, name: str | Revision) -> Revision:
         """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
         revision = self.store.revision(name)
-        self.edited.take_off(0)
-        for layer in self.store.layers(revision):
-            self.edited.put(self.patches(layer.patch))
-            if layer.is_waypoint:
-                check_fingerprint(layer.revision, self.edited.fingerprint)
+        self.states.stand(revision)
         return revision
 
     def _stand_at_head(self) -> None:
@@ -266,18 +263,20 @@ class Session:
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
         """One step. One that breaks off may have moved what a run carries: that is built anew."""
         try:
-            return pipeline.step(batch)
+            step = pipeline.step(batch)
         except BaseException:
             self.forget_standing()
             raise
+        self.states.follow(step.revision)
+        return step
 
     # -- going back
 
     def rollback(self, name: str) -> Revision:
         """Move head to an earlier revision, or to any other, and leave a record of it."""
         before = self.store.head
-        target = self.stand_at(name)
-        streams = self._streams_at(target)
+        target = self.store.revision(name)
+        streams = _streams_after(self.states.stand(target))
         self.store.commit(
             Draft(
                 operation="rollback",
@@ -296,13 +295,6 @@ class Session:
         from continual.reverting import revert
 
         return revert(self, request, resolve=resolve)
-
-    def _streams_at(self, revision: Revision) -> dict[str, Any]:
-        """Where the streams were at a revision: its own history is what counts."""
-        states: dict[str, Any] = {}
-        for ancestor in self.store.lineage(revision):
-            states.update(ancestor.body.get("streams", {}))
-        return states
 
     def forget_standing(self) -> None:
         """Build what is carried in memory anew when it is needed next."""
@@ -326,10 +318,9 @@ class Session:
         return self.task.text(generated[0, len(question) :].tolist())
 
 
-def check_fingerprint(revision: Revision, found: str) -> None:
-    """Raises IntegrityError where a rebuilt state is not what its revision says."""
-    if revision.fingerprint != found:
-        raise IntegrityError(
-            f"revision {revision.id[:12]}",
-            f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
-        )
+def _streams_after(lineage: Iterable[Revision]) -> dict[str, Any]:
+    """Where the streams were at the end of a lineage: its own history is what counts."""
+    states: dict[str, Any] = {}
+    for revision in lineage:
+        states.update(revision.body.get("streams", {}))
+    return states

@@ -6,6 +6,7 @@
 from store.blobs import BlobRef
 from store.errors import StoreError
 from store.revisions import Draft, Layer, Replacement, Revision, layers, parse_range
+from store.snapshots import Segment
 from store.store import Store
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Layer",
     "Replacement",
     "Revision",
+    "Segment",
     "Store",
     "StoreError",
     "layers",

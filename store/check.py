@@ -19,6 +19,7 @@ from typing import Any
 import lmdb
 
 from store import canonical, config, datafile, durable
+from store.cache import Cache
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.history import as_revision, parsed, subject_digest
 from store.journal import TABLES, label, seq_key, text_key, unwrap
@@ -113,6 +114,8 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_subjects(tables)
     yield from _check_ledger(tables)
     yield from _check_blobs(store, tables)
+    yield from _check_cached("cache", Cache(store.cache))
+    yield from _check_cached("snapshots", store.snapshots)
     yield from _check_quarantine(store.path)
     yield from _leftovers(store.path)
 
@@ -281,6 +284,19 @@ def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
     for sha256 in store.blobs.digests():
         if sha256 not in used:
             yield Problem(store.blobs.label(sha256), "no revision uses it", harmless=True)
+
+
+def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
+    """What is damaged here can be made again, and is never taken for the truth."""
+    for name in cache.names():
+        try:
+            cache.get(name)
+        except StoreError as error:
+            problem = _as_problem("", error).problem
+            yield Problem(f"{folder}/{name}.json", f"{problem}; can be made again", harmless=True)
+    for path in cache.loose():
+        name = path.relative_to(cache.root.parent).as_posix()
+        yield Problem(name, "nothing points to it", harmless=True)
 
 
 def _check_quarantine(path: Path) -> Iterator[Problem]:

@@ -45,7 +45,8 @@ def collect(store: Store, found: Iterable[Garbage]) -> None:
     """Remove what was found. Raises StoreError where the disk does not let it."""
     if not store.writable:
         raise StoreError(f"{store.path} is open for reading only: open it writable")
-    durable.remove_durably(garbage.path for garbage in found)
+    # A folder comes before what is in it, and goes after that.
+    durable.remove_durably(sorted((garbage.path for garbage in found), reverse=True))
 
 
 def _all(store: Store, with_cache: bool) -> Iterator[Garbage]:

@@ -26,7 +26,7 @@ class Segment:
     last: int  # the place behind it
 
 
-def segments(base: str, layers: Sequence[Layer], size: int = PATCHES) -> list[Segment]:
+def segments(base: str, layers: Sequence[Layer], size: int) -> list[Segment]:
     """The whole segments of a state, oldest first; the patches left over are in none.
 
     `base` is the fingerprint of the base model.

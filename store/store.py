@@ -24,7 +24,7 @@ from store.journal import MAP_SIZE_BYTES, Journal
 from store.lock import WriterLock
 from store.quarantine import Quarantine
 from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
-from store.snapshots import Segment, segments
+from store.snapshots import PATCHES, Segment, segments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,7 @@ class Store:
         self._quarantine = Quarantine(path / "quarantine.jsonl")
         self._cache = Cache(self.cache)
         self.snapshots = Cache(path / "snapshots")
+        self.patches_per_segment = PATCHES
         self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
 
     # -- opening and closing
@@ -238,7 +239,7 @@ class Store:
 
     def segments(self, layers: Sequence[Layer]) -> list[Segment]:
         """The segments of a state that a snapshot may be kept of, oldest first."""
-        return segments(self.base.fingerprint, layers)
+        return segments(self.base.fingerprint, layers, self.patches_per_segment)
 
     def snapshots_needed(self) -> set[str]:
         """The names of the snapshots on the way to head or a tag."""

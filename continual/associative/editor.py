@@ -284,10 +284,7 @@ def _joined(parts: Sequence[LowRankPatch]) -> LowRankPatch | None:
         for block, minded in part.keys.items():
             keys.setdefault(block, []).append(minded)
     return LowRankPatch(
-        {
-            block: Factors(torch.cat([f.left for f in some], 1), torch.cat([f.right for f in some]))
-            for block, some in factors.items()
-        },
+        {block: Factors.joined(some) for block, some in factors.items()},
         {block: torch.cat(some) for block, some in keys.items()},
         tuple(owner for part in parts if first in part.factors for owner in part.owners),
     )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor
 
 from continual.errors import CeditError
-from continual.patches.low_rank import LowRankPatch
+from continual.patches.low_rank import LowRankPatch, WeightSums
 from continual.patches.neuron import NeuronPatch
 
 
@@ -46,6 +46,11 @@ class Patch(Protocol):
     def norm(self) -> float:
         """How large it is, in the measure of its editor's norm budget."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[Patch]:
+        """Fewer patches of this kind that, put on in order, leave the model as these do, bit for
+        bit. Whose their rows are is not kept."""
+
     def without(self, request_id: str) -> Patch | None:
         """The patch without what is a request's own, the rest in the same order with the same
         bytes; None where nothing is left."""
@@ -61,9 +66,10 @@ class Patch(Protocol):
         """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
 
 
-KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch]] = {
+KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch] | type[WeightSums]] = {
     NeuronPatch.kind: NeuronPatch,
     LowRankPatch.kind: LowRankPatch,
+    WeightSums.kind: WeightSums,
 }
 
 

@@ -78,6 +78,12 @@ class NeuronPatch:
         """The largest norm of a value."""
         return float(self.values.norm(dim=1).max()) if len(self.values) else 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> list[NeuronPatch]:
+        """See `Patch.joined`."""
+        blocks = dict.fromkeys(part.block for part in parts)
+        return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
+
     def without(self, request_id: str) -> NeuronPatch | None:
         """See `Patch.without`."""
         kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
@@ -109,6 +115,15 @@ class NeuronPatch:
         for name, tensor in self.tensors().items():
             if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
                 raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
+
+
+def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
+    return NeuronPatch(
+        parts[0].block,
+        torch.cat([part.keys for part in parts]),
+        torch.cat([part.bias for part in parts]),
+        torch.cat([part.values for part in parts]),
+    )
 
 
 class NeuronBank:
