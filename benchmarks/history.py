@@ -35,8 +35,8 @@ from store.revisions import payload_of
 COLUMNS = (
     Column("measure", "measure"),
     Column("count", "count", "d"),
-    Column("median", "median, s", ".3f"),
-    Column("highest", "highest, s", ".3f"),
+    Column("median, s", "median", ".4f"),
+    Column("highest, s", "highest", ".4f"),
 )
 CHUNK = 20_000  # entries in a transaction
 

@@ -30,6 +30,8 @@ COMMANDS = (
     "replay",
     "verify",
     "gc",
+    "export",
+    "import",
     "train",
     "demo",
     "completion",

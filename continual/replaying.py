@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from continual.patches import Patch
+from continual.repairing import whole_revisions
 from continual.session import Session, open_session
 from continual.snapshots import Snapshot
 from store import Revision, Segment
@@ -58,7 +59,7 @@ def verify(path: Path) -> list[Problem]:
     if not all(problem.harmless for problem in problems):
         return problems
     with open_session(path, writable=False, at="base") as session:
-        rebuilt = list(rebuild(session, session.store.revisions()))
+        rebuilt = list(rebuild(session, whole_revisions(session)))
         problems += [mismatch(made) for made in rebuilt if not made.is_same]
         return problems + list(wrong_snapshots(session))
 
@@ -77,7 +78,10 @@ def wrong_snapshots(session: Session) -> Iterator[Problem]:
     store, seen = session.store, set[str]()
     if not any(store.snapshots.names()):
         return
+    whole = {revision.id for revision in whole_revisions(session)}
     for identity in dict.fromkeys([store.head_id, *store.tags().values()]):
+        if identity not in whole:
+            continue
         session.edited.take_off(0)
         layers = store.layers(identity)
         for segment in store.segments(layers):

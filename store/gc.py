@@ -53,7 +53,7 @@ def _all(store: Store, with_cache: bool) -> Iterator[Garbage]:
     yield from _snapshots(store, with_cache)
     yield from _cached(Cache(store.cache), with_cache)
     yield from _orphans(store)
-    yield from _leftovers(store)
+    yield from leftovers(store)
 
 
 def _orphans(store: Store) -> Iterator[Garbage]:
@@ -63,7 +63,8 @@ def _orphans(store: Store) -> Iterator[Garbage]:
             yield _garbage(store.blobs.path(sha256), "no revision uses this patch")
 
 
-def _leftovers(store: Store) -> Iterator[Garbage]:
+def leftovers(store: Store) -> Iterator[Garbage]:
+    """What writes that broke off have left."""
     for path in sorted(store.path.rglob(f"{durable.TEMPORARY_PREFIX}*")):
         if path.is_relative_to(store.cache) and _may_be_in_work(path):
             continue

@@ -229,7 +229,7 @@ class History:
             Put("ids", revision.id.encode("ascii"), canonical.dumps(revision.seq), once=True),
             point("head", draft.head or revision.id),
             *self._request_changes(draft, revision.seq),
-            *(_stream_change(name, record) for name, record in draft.streams.items()),
+            *(stream_entry(name, record) for name, record in draft.streams.items()),
             *([] if draft.ledger is None else [ledger_entry(revision.seq, draft.ledger)]),
         ]
 
@@ -331,7 +331,8 @@ def parsed(name: str, payload: bytes, kind: type[Kind]) -> Kind:
     return value
 
 
-def _stream_change(name: str, record: Any) -> Put:
+def stream_entry(name: str, record: Any) -> Put:
+    """Set a stream's state; None forgets it."""
     if record is None:
         return Put("streams", text_key(name), None)
     return Put("streams", text_key(name), canonical.dumps({"name": name, "record": dict(record)}))

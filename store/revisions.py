@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 Record = dict[str, Any]  # a JSON object
 
 STEPS_BACK_MAX = 10**9
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "seq": (int,),
+    "previous": (str, type(None)),
+    "parent": (str, type(None)),
+    "operation": (str,),
+    "fingerprint": (str,),
+    "body": (dict,),
+}
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP_BACK = re.compile(r"~([0-9]{0,9})")
 _STEPS_BACK = re.compile(r"(~[0-9]{0,9})*")
@@ -53,6 +61,7 @@ class Revision:
         """Read a journal payload. Raises ValueError if it is not a revision's record."""
         record = canonical.loads(payload)
         try:
+            _require_types(record)
             replaced = record.get("replaces", {})
             return cls(
                 id=canonical.digest(payload),
@@ -162,8 +171,20 @@ def payload_of(
     )
 
 
+def _require_types(record: Any) -> None:
+    """Raises TypeError for what is no revision's record, however well its checksum fits."""
+    for name, kinds in _KINDS.items():
+        if not isinstance(record[name], kinds):
+            raise TypeError(f"its {name} is a {type(record[name]).__name__}")
+
+
 def _blob_ref(record: Mapping[str, Any] | None) -> BlobRef | None:
-    return None if record is None else BlobRef(record["sha256"], record["length"])
+    if record is None:
+        return None
+    sha256, length = record["sha256"], record["length"]
+    if not (isinstance(sha256, str) and isinstance(length, int)):
+        raise TypeError("it names no blob")
+    return BlobRef(sha256, length)
 
 
 def _blob_record(ref: BlobRef | None) -> Record | None:
