@@ -32,6 +32,7 @@ COMMANDS = (
     "gc",
     "export",
     "import",
+    "migrate",
     "train",
     "demo",
     "completion",

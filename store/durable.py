@@ -16,7 +16,7 @@ from pathlib import Path
 from store import errors
 
 TEMPORARY_PREFIX = ".tmp-"
-MARGIN_BYTES = 4 << 20  # left free beside what a write needs: for the journal, and for others
+MARGIN_BYTES = 1 << 20  # left free beside what a write needs: for the journal, and for others
 
 
 def write_durably(path: Path, data: bytes) -> None:

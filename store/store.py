@@ -20,7 +20,7 @@ from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
 from store.history import TAG_PREFIX, History, ledger_entry, point
-from store.journal import MAP_SIZE_BYTES, Journal
+from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
 from store.quarantine import Quarantine
 from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
@@ -256,6 +256,7 @@ class Store:
         What goes wrong is raised by the commit. Without one the patch is a file that nothing names.
         """
         with self._writing():
+            durable.require_room(self.path, _size(tensors))
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, thread_name_prefix="cedit-patches")
             return self._writer.submit(self.blobs.put, tensors, meta)
@@ -269,6 +270,7 @@ class Store:
         """
         with self._writing():
             self.history.require_fitting(draft)
+            durable.require_room(self.path, _size_of_draft(draft))
             seq = self.length
             previous = self.history.at(seq - 1).id
             patch = None
@@ -298,6 +300,15 @@ class Store:
             identity = self.history.resolve(revision).id
             self.journal.write([point(TAG_PREFIX + require_tag(name), identity)])
 
+    def untag(self, name: str) -> str:
+        """Take a tag away; the id that it stood for. Raises StoreError where there is none."""
+        with self._writing():
+            identity = self.tags().get(name)
+            if identity is None:
+                raise StoreError(f"there is no tag {name!r}: `cedit tag` lists them")
+            self.journal.write([Put("refs", text_key(TAG_PREFIX + name), None)])
+            return identity
+
     def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Set records aside, those with a (stream, position, rolling) already there excepted."""
         with self._writing():
@@ -316,6 +327,17 @@ class Store:
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that tensors take on the disk, about."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _size_of_draft(draft: Draft) -> int:
+    """Bytes of a draft's tensors that are not written yet; its records are in the margin."""
+    new = [found.tensors for found in draft.replaces.values() if found is not None]
+    return sum(map(_size, [*new, draft.tensors or {}]))
 
 
 def _require_vacant(path: Path) -> None:

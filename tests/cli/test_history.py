@@ -156,3 +156,15 @@ def test_a_patch_that_is_not_what_its_request_comes_to_is_found(cedit: Cedit, ed
     ran = cedit("replay", "@2..", "--recompute")
     assert ran.code == 20
     assert "NOT: 1 parts instead of 0" in ran.out
+
+
+def test_a_tag_can_be_taken_away(cedit: Cedit, edited: Path) -> None:
+    cedit("tag", "first", "@1")
+    ran = cedit("tag", "first", "--delete", "--json")
+    assert (ran.last["tag"], ran.last["seq"], ran.last["deleted"]) == ("first", 1, True)
+    assert cedit("tag", "--json").records == []
+    assert cedit("show", "first").code == 2
+    assert cedit("tag", "first", "--delete").code == 1
+    assert cedit("tag", "--delete").code == 2
+    assert cedit("tag", "head", "--delete").code == 1
+    assert cedit("status").code == 0
