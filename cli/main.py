@@ -28,6 +28,7 @@ COMMANDS = (
     "revert",
     "tag",
     "replay",
+    "rebase",
     "verify",
     "gc",
     "export",

@@ -100,6 +100,10 @@ def difference(store: Store, older: Revision, newer: Revision) -> Record:
         "gone": [_shown(i, before) for i in before.requests if i not in after],
         "patch_bytes_added": sum(ref.length for ref in (at_newer - at_older).elements()),
         "patch_bytes_gone": sum(ref.length for ref in (at_older - at_newer).elements()),
+        "patches": [
+            *_named(at_newer - at_older, "added", newer, store),
+            *_named(at_older - at_newer, "gone", older, store),
+        ],
         "turned": list(_turned(store, older, newer, {*before.requests} & {*after.requests})),
         "rates": {"from": rates_at(store, older), "to": rates_at(store, newer)},
     }
@@ -117,6 +121,21 @@ def retained_at(store: Store, revision: Revision) -> Retention:
             request = Request.from_json(store.request(outcome.id))
             kept.take(outcome, request, is_reverted=outcome.id in reverted)
     return kept
+
+
+def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
+    """Patches with the revision in whose place they are."""
+    left = Counter(refs)
+    for layer in store.layers(at):
+        if layer.patch is not None and left[layer.patch] > 0:
+            left[layer.patch] -= 1
+            yield {
+                "change": change,
+                "revision": layer.revision.id,
+                "seq": layer.revision.seq,
+                "patch": layer.patch.sha256,
+                "bytes": layer.patch.length,
+            }
 
 
 def _patches_at(store: Store, revision: Revision) -> Counter[BlobRef]:

@@ -51,6 +51,8 @@ class NewStore:
     device: str = "cpu"
     dtype: str = "float32"
     anatomy: Mapping[str, str] | None = None
+    editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
+    origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
 
 
 def init(path: Path, new: NewStore) -> Session:
@@ -75,11 +77,15 @@ def init(path: Path, new: NewStore) -> Session:
         given = {name: path or atlas.PROBES[name] for name, path in given.items()}
     probes = {name: read_probes(file, task) for name, file in given.items() if file is not None}
     settings["probes"] = {name: len(found) for name, found in probes.items()}
-    body = {
+    body: dict[str, Any] = {
         "probes": {
             n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()
         }
     }
+    if new.editors:
+        settings["editor"] = {name: dict(table) for name, table in new.editors.items()}
+    if new.origin:
+        body["origin"] = dict(new.origin)
     store = Store.init(path, settings, body, base.fingerprint)
     session = Session(store, EditedModel(base), task)
     session.standing  # noqa: B018  measures the base, so that its accuracies are on record
