@@ -35,6 +35,26 @@ def test_the_file_is_synced_before_it_is_named_and_the_folder_after(tmp_path, mo
     assert order == ["fsync", "rename", "fsync"]
 
 
+def test_a_file_that_nothing_counts_on_yet_is_named_first_and_then_synced(tmp_path, monkeypatch):
+    order = []
+    real_sync, real_rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda d: (order.append("fsync"), real_sync(d)))
+    monkeypatch.setattr(os, "rename", lambda *a: (order.append("rename"), real_rename(*a)))
+    durable.place_durably(tmp_path / "a" / "file", b"x")
+    assert order == ["fsync", "rename", "fsync", "fsync"]  # the new folder's own is the first
+    assert (tmp_path / "a" / "file").read_bytes() == b"x"
+
+
+def test_a_file_that_could_not_be_synced_does_not_stay(tmp_path, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFault):
+        durable.place_durably(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [

@@ -159,7 +159,7 @@ def _plan(
     rows = Rows.join(part for edit in edits for part in edit.rows)
     vocabulary = site.edited.model.config.get_text_config().vocab_size
     before = survey(site, rows, config.candidates if vocabulary >= VOCABULARY_MIN else 0)
-    wrong = ~before.verdict.right | before.verdict.close
+    wrong = (~before.verdict.right | before.verdict.close).tolist()
     own: list[tuple[int, ...]] = []
     owner: list[int] = []
     failed: dict[str, str] = {}
@@ -180,7 +180,9 @@ def _plan(
     return _Plan(rows, before, tuple(own), tuple(owner)), failed
 
 
-def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[tuple[int, ...]]:
+def _wrong_positions(
+    edit: Edit, starts: Sequence[int], wrong: Sequence[bool]
+) -> list[tuple[int, ...]]:
     """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
 
     Rephrases whose answer is tokenised otherwise have no such row.
@@ -192,7 +194,7 @@ def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[t
     ]
     positions = range(len(edit.encodings[0].targets))
     columns = [tuple(start + position for start in alike) for position in positions]
-    return [column for column in columns if bool(wrong[list(column)].any())]
+    return [column for column in columns if any(wrong[row] for row in column)]
 
 
 def _retrain(
