@@ -74,6 +74,8 @@ def _row(record: Mapping[str, Any]) -> Iterator[object]:
 
 def _about(record: Mapping[str, Any]) -> str:
     """The first request of a revision, and how many there are besides."""
+    for request in record["reverted"]:
+        return f"without {request['prompt']} → {request['target_new']}"
     if record["first"] is None:
         return ""
     more = f" and {record['requests'] - 1} more" if record["requests"] > 1 else ""

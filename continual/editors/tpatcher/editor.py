@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,11 +97,9 @@ class TPatcher:
         kept = [i for i, e in enumerate(plan.owner) if edits[e].id not in failed]
         if not kept:
             return Proposal(None, failed)
-        patch = _patch(neurons[torch.tensor(kept, device=done.device)], around.site)
-        counts = {edits[plan.owner[i]].id: 0 for i in kept}
-        for i in kept:
-            counts[edits[plan.owner[i]].id] += 1
-        notes = {identity: {"neurons": count} for identity, count in counts.items()}
+        owners = tuple(edits[plan.owner[i]].id for i in kept)
+        patch = _patch(neurons[torch.tensor(kept, device=done.device)], owners, around.site)
+        notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
@@ -220,5 +219,5 @@ def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     return chosen & torch.tensor(arrived, device=chosen.device)
 
 
-def _patch(neurons: Neurons, site: Site) -> NeuronPatch:
-    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values)
+def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site) -> NeuronPatch:
+    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values, owners)
