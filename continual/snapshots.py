@@ -69,12 +69,13 @@ class States:
         where its fingerprint is another."""
         layers = self._store.layers(revision)
         if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
-            self._at = None
-            self._stand_on(layers)
+            self.build(layers)
         self._at = revision.id
         return [layer.revision for layer in layers]
 
-    def _stand_on(self, layers: Sequence[Layer]) -> None:
+    def build(self, layers: Sequence[Layer]) -> None:
+        """Put the model at the state of some layers. Raises IntegrityError as `stand` does."""
+        self._at = None
         self._segmenter = self._store.segmenter()
         segments = self._segmenter.take_all(layers)
         self._edited.take_off(0)
