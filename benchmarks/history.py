@@ -1,11 +1,13 @@
 """How long it takes to go back in a long history, and to open a very long one.
 
-    python -m benchmarks.history [--revisions N] [--rollbacks N] [--entries N] [--json OUT]
+    python -m benchmarks.history [--revisions N] [--rollbacks N] [--entries N] [--segments N,N]
+                                 [--json OUT]
 
-A history of small neuron patches on the atlas is committed through the store, one request each, and
-opened once, which makes its snapshots. Then a session rolls back, and forward, to random revisions;
-every state must have the fingerprint that is on record. Beside it a journal of many revisions
-without patches is written in large transactions, and opened.
+A history of small neuron patches on the atlas is committed through the store, one request each.
+Then, for each size of a segment (0: no snapshots), it is opened once, which makes the snapshots,
+and a session rolls back, and forward, to random revisions; every state must have the fingerprint
+that is on record. Beside it a journal of many revisions without patches is written in large
+transactions, and opened.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 
+import store.store
 from benchmarks import tables
 from benchmarks.tables import Column
 from continual.patches import pack
@@ -31,6 +34,7 @@ from store import Draft, Revision, Store
 from store.history import History
 from store.journal import Put
 from store.revisions import payload_of
+from store.snapshots import PATCHES
 
 COLUMNS = (
     Column("measure", "measure"),
@@ -84,7 +88,7 @@ def body(number: int) -> dict[str, Any]:
 
 def commit_patches(session: Session, count: int) -> None:
     """Small neuron patches, each a revision of its own."""
-    store, edited = session.store, session.edited
+    history, edited = session.store, session.edited
     width, block = edited.anatomy.width, edited.anatomy.last
     draw = torch.Generator().manual_seed(0)
     for number in range(count):
@@ -92,10 +96,10 @@ def commit_patches(session: Session, count: int) -> None:
         patch = NeuronPatch(block, keys, torch.full((1,), -9.0), keys, (identity(number),))
         edited.put([patch])
         tensors, meta = pack([patch])
-        store.commit(
+        history.commit(
             Draft(
                 "edit",
-                store.head_id,
+                history.head_id,
                 edited.fingerprint,
                 body(number),
                 tensors=tensors,
@@ -134,15 +138,15 @@ def opening(path: Path) -> float:
 
 def write_entries(path: Path, count: int) -> int:
     """A journal of so many revisions, in large transactions; the bytes of its file."""
-    with Store.init(path, {"model": {"path": "none"}}, {}, "0" * 64) as store:
-        history = History(store.journal)
+    with Store.init(path, {"model": {"path": "none"}}, {}, "0" * 64) as opened:
+        history = History(opened.journal)
         changes: list[Put] = []
-        for change in entries(history, store.base, count):
+        for change in entries(history, opened.base, count):
             changes.extend(change)
             if len(changes) >= CHUNK:
-                store.journal.write(changes)
+                opened.journal.write(changes)
                 changes = []
-        store.journal.write(changes)
+        opened.journal.write(changes)
     return (path / "journal" / "data.mdb").stat().st_size
 
 
@@ -166,8 +170,8 @@ def entries(history: History, base: Revision, count: int) -> Iterator[list[Put]]
 def open_store(path: Path) -> float:
     """Seconds until the head of a store is known."""
     started = time.perf_counter()
-    with Store.open(path) as store:
-        assert store.head.seq == store.length - 1
+    with Store.open(path) as opened:
+        assert opened.head.seq == opened.length - 1
         return time.perf_counter() - started
 
 
@@ -180,14 +184,8 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if options.revisions:
         with init(folder / "patched", NewStore()) as session:
             commit_patches(session, options.revisions)
-        first = opening(folder / "patched")
-        again = [opening(folder / "patched") for _ in range(3)]
-        seconds, wrong = rollbacks(folder / "patched", options.rollbacks, random.Random(0))
-        rows += [
-            row("opened for the first time, snapshots made", options.revisions, [first]),
-            row("opened again, the model at head", options.revisions, again),
-            row("rolled back or forward to a random revision", options.revisions, seconds, wrong),
-        ]
+        for size in options.segments:
+            rows += measure_segments(folder / "patched", size, options)
     if options.entries:
         length = write_entries(folder / "long", options.entries)
         opened = [open_store(folder / "long") for _ in range(5)]
@@ -195,6 +193,24 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         tables.note(f"{length / options.entries:.0f} bytes of journal per edit")
         rows[-1]["bytes_per_entry"] = length / options.entries
     return rows
+
+
+def measure_segments(path: Path, size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows for one size of a segment."""
+    store.store.PATCHES = size or options.revisions + 1
+    for file in sorted((path / "snapshots").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    first = opening(path)
+    again = [opening(path) for _ in range(3)]
+    seconds, wrong = rollbacks(path, options.rollbacks, random.Random(0))
+    files = [file for file in (path / "snapshots").rglob("*") if file.is_file()]
+    tables.note(f"segments of {size}: {sum(f.stat().st_size for f in files):,} bytes of snapshots")
+    kind = f"segments of {size}" if size else "no snapshots"
+    return [
+        row(f"{kind}: opened first", options.revisions, [first]),
+        row(f"{kind}: opened again", options.revisions, again),
+        row(f"{kind}: rolled back or forward", options.revisions, seconds, wrong),
+    ]
 
 
 def row(name: str, count: int, seconds: list[float], wrong: int = 0) -> dict[str, Any]:
@@ -209,12 +225,18 @@ def row(name: str, count: int, seconds: list[float], wrong: int = 0) -> dict[str
     }
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """`0,500` as numbers."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--revisions", type=int, default=10_000)
     parser.add_argument("--rollbacks", type=int, default=10)
     parser.add_argument("--entries", type=int, default=1_000_000)
+    parser.add_argument("--segments", type=numbers, default=(PATCHES,), metavar="N[,N]")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from continual.patches import Patch
 from continual.repairing import whole_revisions
 from continual.session import Session, open_session
 from continual.snapshots import Snapshot
-from store import Revision, Segment
+from store import Layer, Revision, Segment
 from store.check import Problem, verify_path
 
 
@@ -30,23 +30,34 @@ class Rebuilt:
         return self.fingerprint == self.revision.fingerprint
 
 
-def rebuild(session: Session, revisions: Iterable[Revision]) -> Iterator[Rebuilt]:
+def rebuild(
+    session: Session, revisions: Iterable[Revision], *, from_snapshots: bool = False
+) -> Iterator[Rebuilt]:
     """Put the model at each revision in turn, from base; the model is left at the last of them.
 
-    Revisions that follow one another cost one patch each. Raises IntegrityError for a patch that
-    cannot be read.
+    Revisions that follow one another cost one patch each. With `from_snapshots` what lies before
+    the first of them is taken from there. Raises IntegrityError for a patch that cannot be read.
     """
     edited = session.edited
     on: str | None = None  # the revision whose state the model is in
     edited.take_off(0)
     for revision in revisions:
         if revision.parent != on or revision.replaces:
-            edited.take_off(0)
-            for layer in session.store.layers(revision)[:-1]:
-                edited.put(session.patches(layer.patch))
+            before = session.store.layers(revision)[:-1]
+            if from_snapshots:
+                session.states.build(before)
+            else:
+                _build(session, before)
         edited.put(session.patches(revision.patch))
         on = revision.id
         yield Rebuilt(revision, edited.fingerprint)
+
+
+def _build(session: Session, layers: Iterable[Layer]) -> None:
+    """Patch by patch, from base."""
+    session.edited.take_off(0)
+    for layer in layers:
+        session.edited.put(session.patches(layer.patch))
 
 
 def verify(path: Path) -> list[Problem]:

@@ -9,17 +9,18 @@ applied again, and a rollback leads to before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from continual import retention
 from continual.errors import CeditError
-from continual.inspection import rates_at
+from continual.inspection import rates_at, retained_at
 from continual.patches import Patch, pack
 from continual.rehearsing import pipeline_at, rehearse, settings_of
 from continual.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
 from continual.standing import Past
-from store import Draft, Layer, Replacement, Revision
+from store import Draft, Layer, Replacement, Revision, StoreError
 
 if TYPE_CHECKING:
     from continual.session import Session
@@ -67,7 +68,8 @@ def revert(session: Session, name: str, *, resolve: bool = False) -> Reverted:
         revision = store.commit(surgery.draft(before, session.edited.fingerprint))
     except BaseException:
         session.forget_standing()
-        session.stand_at("head")
+        with suppress(StoreError):  # a store that a full disk has closed
+            session.stand_at("head")
         raise
     session.settle()
     ledger = store.ledger(revision.seq) or {}
@@ -137,7 +139,7 @@ class _Surgery:
             owned = [part for part in parts if self.request in part.owners]
             if self.resolve and any(part.weight_blocks for part in owned):
                 self._count(owned)
-                self._replace(layer.revision, self._solve_again(layer.revision, reverted, owned))
+                self._replace(layer.revision, self._solve_again(layer.revision, reverted))
                 continue
             if owned:
                 self._count(owned)
@@ -148,10 +150,9 @@ class _Surgery:
 
     def draft(self, parent: Revision, fingerprint: str) -> Draft:
         """The revision that says all this."""
-        again = [replace(outcome, repair=True) for outcome in self.resolved.values()]
         body: dict[str, Any] = {
             "reverted": [self.request],
-            "requests": [outcome.to_json() for outcome in again],
+            "requests": [outcome.to_json() for outcome in self.resolved.values()],
         }
         if self.blocks:
             body["weight_blocks"] = sorted(self.blocks)
@@ -173,9 +174,7 @@ class _Surgery:
     def _replace(self, revision: Revision, parts: Sequence[Patch]) -> None:
         self.replaces[revision.id] = Replacement(*pack(parts)) if parts else None
 
-    def _solve_again(
-        self, revision: Revision, reverted: frozenset[str], owned: Sequence[Patch]
-    ) -> tuple[Patch, ...]:
+    def _solve_again(self, revision: Revision, reverted: frozenset[str]) -> tuple[Patch, ...]:
         """The parts of a step whose batch lacks the request; they are on the model then."""
         session = self.session
         before = session.store.revision(revision.parent or "base")
@@ -183,7 +182,10 @@ class _Surgery:
         pipeline = pipeline_at(session, Past(before, without), settings_of(revision))
         edited = rehearse(session, pipeline, revision, without)
         self.blocks.update(edited.weight_blocks)
-        self.resolved.update({outcome.id: outcome for outcome in edited.outcomes})
+        kept = retained_at(session.store, self.lineage[-1]).requests
+        for outcome in edited.outcomes:
+            if outcome.id in kept:  # what was superseded since then stays so
+                self.resolved[outcome.id] = replace(outcome, repair=True, supersedes=())
         return edited.parts
 
 

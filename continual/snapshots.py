@@ -62,39 +62,40 @@ class States:
     def __init__(self, store: Store, edited: EditedModel) -> None:
         self._store, self._edited = store, edited
         self._at: str | None = None  # the revision that was stood at or followed last
-        self._count = 0  # patches since the last segment
+        self._segmenter = store.segmenter()  # has taken in its layers
 
     def stand(self, revision: Revision) -> list[Revision]:
         """Put the model at a revision; base … revision, along the parents. Raises IntegrityError
         where its fingerprint is another."""
         layers = self._store.layers(revision)
         if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
-            self._stand_on(layers)
+            self.build(layers)
         self._at = revision.id
         return [layer.revision for layer in layers]
 
-    def _stand_on(self, layers: Sequence[Layer]) -> None:
-        segments = self._store.segments(layers)
+    def build(self, layers: Sequence[Layer]) -> None:
+        """Put the model at the state of some layers. Raises IntegrityError as `stand` does."""
+        self._at = None
+        self._segmenter = self._store.segmenter()
+        segments = self._segmenter.take_all(layers)
         self._edited.take_off(0)
         done = self._stand_on_snapshots(layers, segments)
         for segment in segments[done:]:
             parts = self._put(layers[segment.first : segment.last])
             self._keep(segment, parts)
         self._put(layers[segments[-1].last if segments else 0 :])
-        self._recount(layers, segments)
 
     def follow(self, revision: Revision) -> None:
         """Keep a snapshot where a segment is full now. The model stands at the new revision."""
-        is_next, self._at = revision.parent == self._at, revision.id
-        self._count += revision.patch is not None
-        if is_next and (self._count < self._store.patches_per_segment or revision.patch is None):
-            return
-        layers = self._store.layers(revision)
-        segments = self._store.segments(layers)
-        self._recount(layers, segments)
-        if segments and self._count == 0 and self.snapshot(segments[-1]) is None:
-            own = layers[segments[-1].first : segments[-1].last]
-            self._keep(segments[-1], [p for layer in own for p in self.patches(layer.patch)])
+        if revision.parent == self._at and not revision.replaces:
+            full = self._segmenter.take(revision.patch)
+        else:
+            self._segmenter = self._store.segmenter()
+            self._segmenter.take_all(self._store.layers(revision))
+            full = None
+        self._at = revision.id
+        if full is not None and self.snapshot(full) is None:
+            self._keep(full, [part for ref in full.patches for part in self.patches(ref)])
 
     def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
         """The parts of a patch; none for None."""
@@ -149,10 +150,6 @@ class States:
             self._store.snapshots.put(segment.name, *Snapshot.of(parts, self._edited).to_file())
         except StoreError:
             return
-
-    def _recount(self, layers: Sequence[Layer], segments: Sequence[Segment]) -> None:
-        patches = sum(layer.patch is not None for layer in layers)
-        self._count = patches - self._store.patches_per_segment * len(segments)
 
 
 def check_fingerprint(revision: Revision, found: str) -> None:

@@ -6,7 +6,7 @@
 from store.blobs import BlobRef
 from store.errors import StoreError
 from store.revisions import Draft, Layer, Replacement, Revision, layers, parse_range
-from store.snapshots import Segment
+from store.snapshots import Segment, Segmenter
 from store.store import Store
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Replacement",
     "Revision",
     "Segment",
+    "Segmenter",
     "Store",
     "StoreError",
     "layers",

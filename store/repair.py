@@ -168,14 +168,13 @@ def _sound_entries(tables: Tables) -> dict[int, Revision]:
     """The entries from base on up to the first that is not as it was written."""
     sound: dict[int, Revision] = {}
     ids: set[str] = set()
-    revisions = tables.revisions
-    for seq in count():
-        revision = revisions.get(seq)
+    for seq in range(_length(tables)):
+        revision = tables.entries["revisions"].get(seq_key(seq))
         if revision is None or not _is_sound(revision, sound, ids, tables):
-            return sound
+            break
         sound[seq] = revision
         ids.add(revision.id)
-    raise AssertionError  # count() does not end
+    return sound
 
 
 def _is_sound(
@@ -184,6 +183,8 @@ def _is_sound(
     if revision.seq == 0:
         return revision.previous is None and revision.parent is None
     if revision.previous != before[revision.seq - 1].id or revision.parent not in ids:
+        return False
+    if not revision.replaces.keys() <= ids:
         return False
     named = check.request_ids(revision)
     return all(text_key(identity) in tables.entries["requests"] for identity in named)

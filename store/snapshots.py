@@ -9,9 +9,10 @@ segment holds is the engine's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from store.blobs import BlobRef
 from store.revisions import Layer
 
 PATCHES = 500  # in a segment
@@ -24,23 +25,33 @@ class Segment:
     name: str
     first: int  # its place among the state's layers
     last: int  # the place behind it
+    patches: tuple[BlobRef, ...]
 
 
-def segments(base: str, layers: Sequence[Layer], size: int) -> list[Segment]:
-    """The whole segments of a state, oldest first; the patches left over are in none.
+class Segmenter:
+    """Cuts the layers of a state into segments as they come."""
 
-    `base` is the fingerprint of the base model.
-    """
-    digest = hashlib.sha256(base.encode())
-    found: list[Segment] = []
-    first = count = 0
-    for place, layer in enumerate(layers, start=1):
-        if layer.patch is None:
-            continue
-        digest.update(layer.patch.sha256.encode())
-        count += 1
-        if count % size == 0:
-            name = digest.hexdigest()
-            found.append(Segment(f"{name[:2]}/{name}", first, place))
-            first = place
-    return found
+    def __init__(self, base: str, size: int) -> None:
+        """`base` is the fingerprint of the base model, `size` the patches of a segment."""
+        self._digest, self._size = hashlib.sha256(base.encode()), size
+        self._first = self._place = 0
+        self._patches: list[BlobRef] = []
+
+    def take(self, patch: BlobRef | None) -> Segment | None:
+        """Take in the next layer; the segment that it fills, if it does."""
+        self._place += 1
+        if patch is None:
+            return None
+        self._digest.update(patch.sha256.encode())
+        self._patches.append(patch)
+        if len(self._patches) < self._size:
+            return None
+        name = self._digest.hexdigest()
+        full = Segment(f"{name[:2]}/{name}", self._first, self._place, tuple(self._patches))
+        self._first, self._patches = self._place, []
+        return full
+
+    def take_all(self, layers: Iterable[Layer]) -> list[Segment]:
+        """Take in layers; the segments that they fill."""
+        filled = (self.take(layer.patch) for layer in layers)
+        return [segment for segment in filled if segment is not None]

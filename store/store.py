@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,7 @@ from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
 from store.quarantine import Quarantine
 from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
-from store.snapshots import PATCHES, Segment, segments
+from store.snapshots import PATCHES, Segment, Segmenter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -237,9 +237,13 @@ class Store:
         """Forget what was cached under a name."""
         self._cache.drop(name)
 
-    def segments(self, layers: Sequence[Layer]) -> list[Segment]:
+    def segmenter(self) -> Segmenter:
+        """What cuts the layers of a state, from base on, into segments."""
+        return Segmenter(self.base.fingerprint, self.patches_per_segment)
+
+    def segments(self, layers: Iterable[Layer]) -> list[Segment]:
         """The segments of a state that a snapshot may be kept of, oldest first."""
-        return segments(self.base.fingerprint, layers, self.patches_per_segment)
+        return self.segmenter().take_all(layers)
 
     def snapshots_needed(self) -> set[str]:
         """The names of the snapshots on the way to head or a tag."""

@@ -45,14 +45,14 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
         is_removed = bool(found) and not dry_run
         if is_removed and confirmed(f"Remove {total[0]}, {total[1]}?", yes, "--yes or --dry-run"):
             collect(opened, found)
-    verb = "removed" if is_removed else "could go" if found else "to remove"
     record = {
         "type": "summary",
         "files": len(found),
         "bytes": sum(garbage.length for garbage in found),
         "removed": is_removed,
     }
-    out.result(record, f"{total[0]}, {total[1]}, {verb}.")
+    verdict = f"{total[0]}, {total[1]}, {'removed' if is_removed else 'could go'}."
+    out.result(record, verdict if found else "Nothing to remove.")
 
 
 def _show(out: Output, found: Sequence[Garbage], store: Any) -> None:

@@ -31,6 +31,7 @@ def test_it_goes_when_that_is_confirmed(cedit: Cedit, littered: Path) -> None:
     assert cedit("gc", "--yes", "--json").last["removed"] is True
     assert not (littered / "patches" / ".tmp-01").exists()
     assert cedit("verify").code == 0
+    assert cedit("gc").out == "Nothing to remove.\n"
     assert cedit("gc", "--json").records == [
         {"type": "summary", "files": 0, "bytes": 0, "removed": False}
     ]

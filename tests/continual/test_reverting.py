@@ -13,6 +13,7 @@ from continual.requests import Request
 from continual.reverting import RevertError, UnknownRequest, find, with_owners
 from continual.session import Session, open_session
 from store import Revision
+from store.errors import StoreFull
 from tests.continual.conftest import answers, reopened
 from tests.continual.test_mixed_history import (
     apply,
@@ -215,6 +216,26 @@ def test_its_batch_is_solved_again_as_if_it_had_not_been_there(fresh):  # noqa: 
     assert again.edited.fingerprint == done.revision.fingerprint
     again.close()
     assert verify(fresh.store.path) == []
+
+
+def test_a_batch_solved_again_does_not_bring_back_what_was_superseded(fresh):  # noqa: F811
+    requests = corrections(0, 4)
+    apply(fresh, requests, "memit")
+    changed = requests[0].model_copy(update={"target_new": requests[3].target_new})
+    apply(fresh, [changed], "tpatcher")
+    done = fresh.revert(requests[1].id, resolve=True)
+    assert {o.id for o in done.resolved} == {requests[2].id, requests[3].id}
+    kept = fresh.standing.retention.requests
+    assert set(kept) == {changed.id, requests[2].id, requests[3].id}
+    assert is_exact(fresh)
+
+
+def test_a_full_disk_is_said_and_not_what_follows_from_it(knowing, monkeypatch):
+    requests = requests_of(range(20, 22))
+    applied(knowing, requests)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 10}))
+    with pytest.raises(StoreFull, match="10 are free"):
+        knowing.revert(requests[0].id)
 
 
 def test_out_of_a_whole_mixture_each_can_be_taken(fresh):  # noqa: F811

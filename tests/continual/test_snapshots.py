@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from continual.patches.low_rank import Factors, WeightSums
-from continual.replaying import verify
+from continual.replaying import rebuild, verify
 from continual.session import Session, open_session
 from continual.snapshots import Snapshot
-from store import Revision
+from store import BlobRef, Revision
 from store.errors import StoreFull
 from tests.continual.test_mixed_history import (
     apply,
@@ -193,3 +193,22 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing(fresh, monkeypatch):  #
     steps = apply(fresh, corrections(0, 4), "tpatcher", batch_size=1)
     assert fresh.store.head.id == steps[-1].revision.id
     assert blobs(fresh.store.path) == []
+
+
+def test_a_replay_of_the_end_starts_from_a_snapshot_and_one_from_base_does_not(
+    history, monkeypatch
+):
+    with open_session(history, writable=False, at="base") as session:
+        revisions = session.store.lineage("head")
+        read: list[str] = []
+        patch = session.store.patch
+
+        def counted(ref: BlobRef) -> object:
+            read.append(ref.sha256)
+            return patch(ref)
+
+        monkeypatch.setattr(session.store, "patch", counted)
+        assert all(m.is_same for m in rebuild(session, revisions[-2:], from_snapshots=True))
+        few = len(read)
+        assert all(m.is_same for m in rebuild(session, revisions[-2:]))
+        assert few <= 4 < 10 <= len(read) - few

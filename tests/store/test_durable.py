@@ -107,3 +107,28 @@ def test_a_failed_append_leaves_the_lines_that_were_there(tmp_path, monkeypatch)
     with pytest.raises(StoreFull):
         durable.append_durably(path, b"two\n")
     assert path.read_bytes() == b"one\n"
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"all of it")
+    durable.copy_durably(source, target)
+    assert target.read_bytes() == b"all of it"
+    target.unlink()
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable.os, "fsync", fail)
+    with pytest.raises(StorageFault):
+        durable.copy_durably(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_what_is_removed_is_gone_and_gone_already_is_no_error(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"1")
+    paths = [tmp_path / "folder" / "file", tmp_path / "folder", tmp_path / "never"]
+    durable.remove_durably(paths)
+    durable.remove_durably(paths[:1] + paths[2:])
+    assert list(tmp_path.iterdir()) == []

@@ -98,3 +98,21 @@ def test_verify_reads_the_blobs_that_stand_in(store):
     store.blobs.path(ref.sha256).unlink()
     (problem,) = check.verify(store)
     assert ref.sha256 in problem.object and "can't be read" in problem.problem
+
+
+def test_a_long_lineage_is_whole_across_forks(store):
+    for _ in range(300):
+        store.commit(Draft("edit", store.head.id, f"f{store.length}"))
+    fork = store.revision("@270")
+    store.commit(Draft("edit", fork.id, "other"))
+    for _ in range(5):
+        store.commit(Draft("edit", store.head.id, f"f{store.length}"))
+    assert [r.seq for r in store.lineage("head")] == [*range(271), *range(301, 307)]
+
+
+def test_a_damaged_entry_that_is_no_ancestor_does_not_stand_in_the_way(store):
+    for _ in range(4):
+        store.commit(Draft("edit", store.head.id, f"f{store.length}"))
+    head = store.commit(Draft("edit", store.revision("@2").id, "other"))
+    store.journal.write([Put("revisions", seq_key(3), b"{}")])
+    assert [r.seq for r in store.lineage(head)] == [0, 1, 2, 5]
