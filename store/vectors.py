@@ -21,7 +21,7 @@ from store.errors import StoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CROSSOVER = 20_000  # vectors
+CROSSOVER = 100_000  # vectors
 RECALL_MIN = 0.995  # of the nearest vector, for inputs of cosine `NEAR` with one that is kept
 NEAR = 0.8
 GROWTH_MAX = 4  # how far an index grows before its lists are made anew
@@ -79,6 +79,16 @@ class VectorIndex:
     def is_exact(self) -> bool:
         """Whether every vector is looked at."""
         return self._made_at == 0
+
+    @property
+    def lists(self) -> int | None:
+        """How many inverted lists there are."""
+        return None if self.is_exact else int(self._index.nlist)
+
+    @property
+    def probed(self) -> int | None:
+        """How many of them are looked at."""
+        return None if self.is_exact else int(self._index.nprobe)
 
     def add(self, ids: Sequence[int], vectors: Tensor) -> None:
         """Take in vectors [n, d]. Raises ``VectorError``, and takes in none, for an id that is
@@ -196,6 +206,7 @@ class VectorIndex:
         index.cp.niter, index.cp.seed = _ITERATIONS, _SEED
         index.cp.max_points_per_centroid = _TRAINING_PER_LIST
         index.cp.spherical = True
+        index.cp.min_points_per_centroid = 1  # no warning for a low crossover
         index.train(vectors)
         index.add_with_ids(vectors, ids)
         self._retry_at = GROWTH_MAX * len(ids)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from continual.errors import EncoderError
@@ -33,6 +34,15 @@ REMEMBERED_MAX = 65_536  # texts; of 384 dimensions, about 120 MB
 _MODULES = "modules.json"  # what makes a folder a sentence-transformers model
 _MODEL_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
 _READ_BYTES = 1 << 20
+_UNLOADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
 class SentenceEncoder:
@@ -128,7 +138,7 @@ class SentenceEncoder:
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        except _UNLOADABLE as error:
             raise EncoderError(
                 f"the encoder {self.folder} can't be loaded ({error}): name the folder of a "
                 "sentence-transformers model with safetensors weights"

@@ -43,7 +43,7 @@ class Head:
         """The dimensions of the embeddings that it reads."""
         return self.weights["projection"].shape[1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, features: Features) -> Tensor:
         """[p] float64, each to the bit the same whatever pairs stand beside it."""
         exact = {name: weight.double() for name, weight in self.weights.items()}
