@@ -35,3 +35,11 @@ class ModelError(CeditError):
 
 class EditError(CeditError):
     """An edit that an editor could not make."""
+
+
+class EncoderError(CeditError):
+    """A text encoder that cannot be found, loaded or used."""
+
+
+class ScopeError(CeditError):
+    """A scope that cannot be trained, loaded or used."""

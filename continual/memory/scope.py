@@ -11,15 +11,24 @@ from typing import Protocol
 
 from torch import Tensor
 
+from continual.errors import ScopeError
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.features import part_cosines
 from continual.memory.records import Queries, Record, Records
+
+CANDIDATES = 8
+THRESHOLD = 0.75  # a cosine of MiniLM
 
 
 class Scope(Protocol):
     """A way to decide."""
 
-    fingerprint: str  # of the encoder and of what is trained on top of it
     candidates: int  # how many of the nearest records get a second look
     threshold: float
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder and of what is trained on top of it."""
 
     def queries(self, texts: Sequence[str]) -> Queries:
         """Inputs as the scope sees them. Each text is embedded once in its life."""
@@ -31,3 +40,44 @@ class Scope(Protocol):
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """[p] the score of each (query, record) pair. It depends on nothing but the two."""
+
+
+class ThresholdScope:
+    """The untrained scope: a record wins an input whose cosine with it reaches one threshold.
+
+    Negative cosines score 0. The threshold is a cosine.
+    """
+
+    def __init__(
+        self, encoder: SentenceEncoder, threshold: float = THRESHOLD, candidates: int = CANDIDATES
+    ) -> None:
+        self.encoder = encoder
+        self.threshold = require_threshold(threshold)
+        self.candidates = candidates
+
+    @property
+    def fingerprint(self) -> str:
+        """The encoder's alone: nothing is trained."""
+        return self.encoder.fingerprint
+
+    def queries(self, texts: Sequence[str]) -> Queries:
+        """Inputs seen as a whole only."""
+        return Queries(tuple(texts), self.encoder.embed(texts).unsqueeze(1))
+
+    def records(self, records: Sequence[Record]) -> Records:
+        """Records by their prompts."""
+        prompts = [record.prompt for record in records]
+        return Records(tuple(records), self.encoder.embed(prompts))
+
+    def scores(
+        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """[p] the cosines, in [0, 1]."""
+        return part_cosines(queries, records, pairs).amax(1).clamp(0, 1).float()
+
+
+def require_threshold(threshold: float) -> float:
+    """The threshold, if it is one. Raises ``ScopeError``."""
+    if not 0 < threshold <= 1:
+        raise ScopeError(f"a scope's threshold is a number in (0, 1]; it was given {threshold!r}")
+    return threshold
