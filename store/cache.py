@@ -47,6 +47,9 @@ class Cache:
         pointer = self._pointer(name)
         blobs = Blobs(pointer.parent)
         before = _known(pointer)
+        durable.make_folder_durably(pointer.parent)
+        for folder in (self._root, pointer.parent):  # others may have been killed as they made them
+            durable.sync_folder_durably(folder)
         ref = blobs.put(tensors, meta)
         durable.write_durably(pointer, canonical.dumps(asdict(ref)))
         if before is not None and before != ref:

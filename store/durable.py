@@ -60,19 +60,20 @@ def append_durably(path: Path, data: bytes) -> None:
     cut off first. If this append fails, what it wrote is cut off again.
     """
     make_folder_durably(path.parent)
-    is_new = not path.exists()
     with _reported(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _append(descriptor, data)
         finally:
             os.close(descriptor)
-        if is_new:
-            _sync_folder(path.parent)
+        _sync_folder(path.parent)  # also for a file that is there: who made it may have been killed
 
 
 def make_folder_durably(path: Path) -> None:
-    """Create `path` and any missing parents, each entry synced into the folder above it."""
+    """Create `path` and any missing parents, each entry synced into the folder above it.
+
+    A folder that is there already is taken to be durable: see `sync_folder_durably`.
+    """
     if path.is_dir():
         return
     make_folder_durably(path.parent)
@@ -87,6 +88,12 @@ def move_durably(source: Path, target: Path) -> None:
         source.rename(target)
         _sync_folder(source.parent)
         _sync_folder(target.parent)
+
+
+def sync_folder_durably(path: Path) -> None:
+    """See to it that the names in `path`, made or removed by others, survive a power loss."""
+    with _reported(path):
+        _sync_folder(path)
 
 
 def sync_file_durably(path: Path) -> None:

@@ -32,7 +32,7 @@ class Quarantine:
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append durably those whose (stream, position, rolling) is not there yet."""
-        known = self._load()
+        known = self._settled()
         fresh: dict[bytes, bytes] = {}
         for record in records:
             place = _place(record)
@@ -42,8 +42,11 @@ class Quarantine:
             durable.append_durably(self._path, b"".join(fresh.values()))
             known.update(fresh)
 
-    def _load(self) -> set[bytes]:
+    def _settled(self) -> set[bytes]:
+        """The places of what is there for good: its writer may have been killed before a sync."""
         if self._known is None:
+            if self._path.exists():
+                durable.sync_file_durably(self._path)
             self._known = {_place(record) for record in self.records()}
         return self._known
 

@@ -48,6 +48,9 @@ class Store:
         self.blobs = Blobs(path / "patches")
         self._lock = WriterLock.acquire(path / "lock") if writable else None
         try:
+            if writable:  # a writer that was killed may have made folders, and not synced them
+                durable.make_folder_durably(self.blobs.root)
+                durable.sync_folder_durably(self.blobs.root)
             self.journal = Journal(path / "journal", writable, map_size_bytes)
         except BaseException:
             self._release()
@@ -75,6 +78,7 @@ class Store:
         path = Path(path).absolute()
         _require_vacant(path)
         durable.make_folder_durably(path)
+        durable.sync_folder_durably(path.parent)
         lock = WriterLock.acquire(path / "lock")
         try:
             _require_vacant(path)
@@ -320,12 +324,14 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
         journal.write(History(journal).changes(draft, base, payload))
     finally:
         journal.close()
+    durable.sync_folder_durably(aside)  # LMDB syncs what is in its file, but not the file's name
     durable.move_durably(aside, folder)
 
 
 def _discard_leftover(path: Path, folder: Path) -> None:
     """Remove what an interrupted `init` left, but never a history that has lost its cedit.toml."""
-    if not folder.exists():
+    if not (folder / "data.mdb").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         return
     journal = Journal(folder, writable=False)
     try:
