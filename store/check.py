@@ -18,10 +18,11 @@ from typing import Any
 
 import lmdb
 
-from store import canonical, config, datafile, durable
+from store import config, datafile, durable
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.history import as_revision, parsed, subject_digest
 from store.journal import TABLES, label, seq_key, text_key, unwrap
+from store.quarantine import read_line
 from store.revisions import Record, Revision
 from store.store import Store
 
@@ -271,18 +272,9 @@ def _check_quarantine(path: Path) -> Iterator[Problem]:
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                yield Problem(f"{file.name}:{number}", "is an unfinished line", harmless=True)
-            elif not _is_json(line):
-                yield Problem(f"{file.name}:{number}", "is not JSON")
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        canonical.loads(line)
-    except ValueError:
-        return False
-    return True
+            _, problem = read_line(line)
+            if problem is not None:
+                yield Problem(f"{file.name}:{number}", problem.problem, problem.harmless)
 
 
 def _leftovers(path: Path) -> Iterator[Problem]:

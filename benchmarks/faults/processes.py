@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -108,7 +109,8 @@ class Child:
 
 def fork(task: Task) -> Child:
     """Start a child that runs a task once it is told to go."""
-    hears, says = os.pipe()
+    ours, theirs = socket.socketpair()  # what the child says is no `write`, as its store's work is
+    hears, says = ours.detach(), theirs.detach()
     waits, tells = os.pipe()
     pid = os.fork()
     if pid:
@@ -125,11 +127,11 @@ def fork(task: Task) -> Child:
         os._exit(0)
 
 
-def _perform(task: Task, pipe: int) -> None:
+def _perform(task: Task, says: int) -> None:
+    line = socket.socket(fileno=says)
+
     def say(**what: Any) -> None:
-        data = json.dumps(what).encode() + b"\n"
-        while data:
-            data = data[os.write(pipe, data) :]
+        line.sendall(json.dumps(what).encode() + b"\n")
 
     try:
         task(say)

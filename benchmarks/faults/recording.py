@@ -15,7 +15,7 @@ from pathlib import Path
 CALLS = (
     "open,openat,creat,close,read,write,pwrite64,writev,pwritev,lseek,ftruncate,truncate,fallocate,"
     "fsync,fdatasync,msync,sync_file_range,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,"
-    "mkdirat,link,linkat,symlink,dup,dup2,dup3,fcntl"
+    "mkdirat,link,linkat,symlink,sendto,dup,dup2,dup3,fcntl"
 )
 OPTIONS = ("-qq", "-xx", "-s", "16777216", "-e", f"trace={CALLS}", "-e", "signal=none")
 _LINE = re.compile(r"(\d+) +(.*)")
@@ -121,13 +121,13 @@ class _Reader:
     # -- content
 
     def _write(self, arguments: str, result: int, began: int, ended: int) -> Iterator[Event]:
-        data = _data(_TEXT, arguments)[:result]
-        file = self.files.get(_descriptor(arguments))
-        if file is None:
-            yield Event("said", None, began, ended, data=data)
-            return
-        yield self._written(file, file.offset, data, began, ended)
-        file.offset += result
+        if file := self.files.get(_descriptor(arguments)):
+            data = _data(_TEXT, arguments)[:result]
+            yield self._written(file, file.offset, data, began, ended)
+            file.offset += result
+
+    def _sendto(self, arguments: str, result: int, began: int, ended: int) -> Iterator[Event]:
+        yield Event("said", None, began, ended, data=_data(_TEXT, arguments)[:result])
 
     def _writev(self, arguments: str, result: int, began: int, ended: int) -> Iterator[Event]:
         if file := self.files.get(_descriptor(arguments)):

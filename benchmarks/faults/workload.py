@@ -260,7 +260,7 @@ def faults_of(path: Path, acts: Sequence[Act], done: int, goes_on: bool = True) 
     """
     try:
         with Store.open(path, writable=True) as store:
-            found, at = _standing(store, acts, done)
+            found, at = standing(store, acts, done)
             found += [f"{p.object}: {p.problem}" for p in verify(store) if not p.harmless]
             if found or not goes_on:
                 return found
@@ -273,7 +273,7 @@ def faults_of(path: Path, acts: Sequence[Act], done: int, goes_on: bool = True) 
         return [f"{type(error).__name__}: {error}"]
 
 
-def _standing(store: Store, acts: Sequence[Act], done: int) -> tuple[list[str], int]:
+def standing(store: Store, acts: Sequence[Act], done: int) -> tuple[list[str], int]:
     """What is wrong, and after how many acts the store stands."""
     first = differences(store, expected_after(acts[:done]))
     if not first:
