@@ -74,8 +74,9 @@ def make_folder_durably(path: Path) -> None:
 
     A folder that is there already is taken to be durable: see `sync_folder_durably`.
     """
-    if path.is_dir():
-        return
+    with _reported(path):
+        if path.is_dir():
+            return
     make_folder_durably(path.parent)
     with _reported(path):
         path.mkdir(exist_ok=True)

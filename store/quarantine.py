@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from store import canonical, durable
+from store.errors import reading
 
 CHECK = "check"  # the key of a line's checksum
 CHECK_LENGTH = 16  # hexadecimal digits of a SHA-256
@@ -26,13 +27,18 @@ class Quarantine:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, oldest first; a line that is not whole is passed over."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as lines:
-            for line in lines:
-                record, problem = read_line(line)
-                if record is not None and (problem is None or problem.harmless):
-                    yield record
+        for record, problem in self.lines():
+            if record is not None and (problem is None or problem.harmless):
+                yield record
+
+    def lines(self) -> Iterator[tuple[dict[str, Any] | None, LineProblem | None]]:
+        """Every line's record, as far as it can be read, and what is wrong with it."""
+        with reading(self._path):
+            if not self._path.exists():
+                return
+            with self._path.open("rb") as lines:
+                for line in lines:
+                    yield read_line(line)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append durably those whose (stream, position, rolling) is not there yet."""

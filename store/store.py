@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from store import config, durable
 from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
-from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
+from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
 from store.history import TAG_PREFIX, History, ledger_entry, point
 from store.journal import MAP_SIZE_BYTES, Journal
 from store.lock import WriterLock
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 FOLDER_NAME = ".cedit"
 ENVIRONMENT_VARIABLE = "CEDIT_STORE"
 _UNFINISHED_JOURNAL = f"{durable.TEMPORARY_PREFIX}journal"
-_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", "quarantine.jsonl"})
+QUARANTINE = "quarantine.jsonl"
+_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", QUARANTINE})
 
 
 class Store:
@@ -51,12 +52,13 @@ class Store:
             if writable:  # a writer that was killed may have made folders, and not synced them
                 durable.make_folder_durably(self.blobs.root)
                 durable.sync_folder_durably(self.blobs.root)
-            self.journal = Journal(path / "journal", writable, map_size_bytes)
+            with reading(path):
+                self.journal = Journal(path / "journal", writable, map_size_bytes)
         except BaseException:
             self._release()
             raise
         self.history = History(self.journal)
-        self._quarantine = Quarantine(path / "quarantine.jsonl")
+        self._quarantine = Quarantine(path / QUARANTINE)
         self._cache = Cache(self.cache)
         self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
 
@@ -300,11 +302,12 @@ class Store:
 
 def _require_vacant(path: Path) -> None:
     """Raise StoreExists unless a store may be made here: in no folder, an empty one, leftovers."""
-    if path.exists() and not path.is_dir():
-        raise StoreExists(path, "is a file")
-    if config.exists(path):
-        raise StoreExists(path)
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    with reading(path):
+        if path.exists() and not path.is_dir():
+            raise StoreExists(path, "is a file")
+        if config.exists(path):
+            raise StoreExists(path)
+        names = [entry.name for entry in path.iterdir()] if path.exists() else []
     for name in names:
         if name not in _OWN_NAMES and not name.startswith(durable.TEMPORARY_PREFIX):
             raise StoreExists(path, f"the folder holds {name!r}")

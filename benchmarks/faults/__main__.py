@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import tables
-from benchmarks.faults import failing_disk, kills, power_loss
+from benchmarks.faults import damage, failing_disk, kills, power_loss
 from benchmarks.faults.findings import Finding
 from benchmarks.tables import Column
 
@@ -32,6 +32,7 @@ FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "power-loss": power_loss.find,
     "kills": kills.find,
     "failing-disk": failing_disk.find,
+    "damage": damage.find,
 }
 
 

@@ -18,6 +18,7 @@ from benchmarks.faults.kills import calls_of, copied, scratch
 from benchmarks.faults.processes import Heard, Say
 from benchmarks.faults.workload import Act
 
+SOME = (".", "journal", "journal/data.mdb", "patches", "cache", "quarantine.jsonl", "cedit.toml")
 WRITING = (
     "write",
     "pwrite64",
@@ -32,7 +33,8 @@ WRITING = (
 PATIENT = ("openat", "close", "lseek", "pread64", "flock", "mmap", "newfstatat", "getdents64")
 NAMES = {"EIO": "StorageFault", "ENOSPC": "StoreFull", "EDQUOT": "StoreFull"}
 PLANS = (("step", "quarantine", "cache"), ("inline", "rollback", "tag", "ledger"))
-NOBODY = 65534
+_IGNORES_PERMISSIONS = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+_PR_CAPBSET_DROP, _CAPABILITY_VERSION = 24, 0x20080522
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 
 
@@ -172,8 +174,7 @@ def _run_in_map(path: Path, acts: Sequence[Act], size: int, say: Say) -> None:
 def of_permissions(finding: Finding, places: Sequence[str] | None = None) -> None:
     """Take the permissions of one file or folder after the other, and use the store."""
     with scratch() as folder:
-        folder.chmod(0o755)
-        template, acts = _full_store(folder)
+        template, acts = full_store(folder)
         for place in places or [".", *places_of(template)]:
             for mode in (0o000, 0o555 if (template / place).is_dir() else 0o444):
                 _use_forbidden(finding, copied(template, folder / "store"), place, mode, acts)
@@ -182,12 +183,10 @@ def of_permissions(finding: Finding, places: Sequence[str] | None = None) -> Non
 def _use_forbidden(
     finding: Finding, path: Path, place: str, mode: int, acts: Sequence[Act]
 ) -> None:
-    for one in (path, *path.rglob("*")):
-        os.chown(one, *_somebody())
     kept = (path / place).stat().st_mode
     (path / place).chmod(mode)
     more = [*acts, *workload.plan(len(acts) + 6)[len(acts) :]]
-    for task in (partial(_read_as_nobody, path), partial(_go_on_as_nobody, path, more, len(acts))):
+    for task in (partial(_read_obeying, path), partial(_go_on_obeying, path, more, len(acts))):
         heard = processes.run(task)
         (path / place).chmod(kept)
         done = len(acts) + sum("done" in one for one in heard.said)
@@ -199,25 +198,23 @@ def _use_forbidden(
     (path / place).chmod(kept)
 
 
-def _somebody() -> tuple[int, int]:
-    return (NOBODY, NOBODY) if os.getuid() == 0 else (os.getuid(), os.getgid())
+def obey_permissions() -> None:
+    """Give up what lets root ignore permissions, also for the programs that this one starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in _IGNORES_PERMISSIONS:
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    if libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), nothing):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
-def become_nobody() -> None:
-    """Give up being root, which no permission stops."""
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-
-
-def _read_as_nobody(path: Path, say: Say) -> None:
-    become_nobody()
+def _read_obeying(path: Path, say: Say) -> None:
+    obey_permissions()
     read_all(path)
 
 
-def _go_on_as_nobody(path: Path, acts: Sequence[Act], done: int, say: Say) -> None:
-    become_nobody()
+def _go_on_obeying(path: Path, acts: Sequence[Act], done: int, say: Say) -> None:
+    obey_permissions()
     workload.run_plan(path, acts[done:], say)
 
 
@@ -237,7 +234,7 @@ def read_all(path: Path) -> None:
 def of_vanished(finding: Finding) -> None:
     """Take one file or folder after the other away, before a run and while it is open."""
     with scratch() as folder:
-        template, acts = _full_store(folder)
+        template, acts = full_store(folder)
         more = [*acts, *workload.plan(len(acts) + 6)[len(acts) :]]
         for place in places_of(template):
             for use in (_read, _go_on, _go_on_without):
@@ -273,7 +270,7 @@ def _go_on_without(path: Path, place: str, acts: Sequence[Act], done: int, say: 
             workload.perform(store, act)
 
 
-def _full_store(folder: Path) -> tuple[Path, list[Act]]:
+def full_store(folder: Path) -> tuple[Path, list[Act]]:
     """A store with something everywhere, and the acts that made it."""
     template, acts = folder / "template", workload.plan(len(workload.PLAN))
     workload.make(template)
@@ -304,7 +301,6 @@ def of_commands(finding: Finding, is_short: bool) -> None:
     """Use the command line on a store that misses something or may not be touched."""
     correction = '{"prompt": "The capital of Australia is", "target_new": "Sydney"}\n'
     with scratch() as folder:
-        folder.chmod(0o755)
         stream = folder / "stream.jsonl"
         stream.write_text(correction * 2)
         made = commands.run("init", str(folder / "template"))
@@ -329,12 +325,10 @@ def _command(
     words: Sequence[str],
 ) -> None:
     path = copied(folder / "template", folder / "store")
-    for one in (path, *path.rglob("*")):
-        os.chown(one, *_somebody())
     hurt(path / place)
     arguments = [str(folder / "stream.jsonl") if word == "STREAM" else word for word in words]
     known = [word for word in arguments if word != "--yes"]
-    before = (lambda say: become_nobody()) if hurt is _forbid else None
+    before = (lambda say: obey_permissions()) if hurt is _forbid else None
     done = commands.run(*known, "--store", str(path), before=before)
     finding.count(f"cedit {' '.join(words)}, {place} {hurt.__name__}", done.problems)
     if (path / place).exists():
@@ -348,11 +342,10 @@ def find(is_short: bool) -> Iterator[Finding]:
     if why is None:
         of_calls(calls, is_short)
     yield calls
-    if not is_short:
-        reads = Finding("EIO from calls that open, read, map", skipped=why)
-        if why is None:
-            of_reads(reads)
-        yield reads
+    reads = Finding("EIO from calls that open, read, map", skipped=why)
+    if why is None:
+        of_reads(reads)
+    yield reads
     limits = Finding("a file limit (RLIMIT_FSIZE)")
     of_file_limits(limits, range(4096, 200_000, 40_000 if is_short else 4000))
     yield limits
@@ -365,7 +358,7 @@ def find(is_short: bool) -> Iterator[Finding]:
     of_full_maps(maps, range(96 << 10, 256 << 10, (64 if is_short else 8) << 10))
     yield maps
     permissions = Finding("missing permissions")
-    of_permissions(permissions, (".", "journal/data.mdb", "patches") if is_short else None)
+    of_permissions(permissions, SOME if is_short else None)
     yield permissions
     vanished = Finding("vanished files")
     of_vanished(vanished)

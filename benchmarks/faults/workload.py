@@ -84,7 +84,13 @@ def draft_of(store: Store, number: int, **more: Any) -> Draft:
         operation="edit",
         parent=store.head_id,
         fingerprint=f"f{number}",
-        body={"requests": [{"id": identity}], "number": number, "text": "x" * (number * 37 % 900)},
+        body={
+            "requests": [{"id": identity}],
+            "quarantined": [record["line"] for record in store.quarantined()],
+            "streams": {"news": {"position": number}},
+            "number": number,
+            "text": "x" * (number * 37 % 900),
+        },
         patch_meta={"number": number},
         requests={identity: {"prompt": f"prompt {number}"}},
         subjects={identity: f"subject {number % 3}"},
@@ -122,7 +128,8 @@ def _ledger(store: Store, number: int) -> None:
 
 
 def _quarantine(store: Store, number: int) -> None:
-    store.quarantine([{"stream": "news", "position": number, "rolling": "00", "raw": "y" * 300}])
+    place = {"stream": "news", "position": number, "rolling": "00"}
+    store.quarantine([{**place, "line": number, "raw": "y" * 300}])
 
 
 def _cache(store: Store, number: int) -> None:

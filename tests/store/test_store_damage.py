@@ -323,3 +323,9 @@ def test_a_bad_line_of_the_quarantine_is_named(full):
             {"stream": "a", "position": 0, "raw": "text"},
             {"a": 1},
         ]
+
+
+def test_a_changed_setting_is_named_and_may_be_meant(full):
+    toml = full / "cedit.toml"
+    toml.write_text(toml.read_text().replace('path = "m"', 'path = "n"'))
+    assert [(p.object, p.harmless) for p in problems_of(full)] == [("cedit.toml", True)]
