@@ -145,7 +145,7 @@ class Journal:
             datafile.require_whole(data_file)
         try:
             return lmdb.open(
-                str(self.folder),
+                os.fsencode(self.folder),
                 map_size=self._map_size_bytes,
                 max_dbs=len(TABLES),
                 readonly=not self._writable,

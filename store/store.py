@@ -77,7 +77,7 @@ class Store:
         What an earlier `init` left when it was interrupted is made anew: cedit.toml is written
         last, and without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
         """
-        path = Path(path).absolute()
+        path = _located(path)
         _require_vacant(path)
         durable.make_folder_durably(path)
         durable.sync_folder_durably(path.parent)
@@ -95,7 +95,7 @@ class Store:
     @classmethod
     def open(cls, path: Path, writable: bool = False) -> Store:
         """Open a store. Raises NoStore, StoreLocked, FormatVersionError, IntegrityError."""
-        return cls(Path(path).absolute(), writable)
+        return cls(_located(path), writable)
 
     @staticmethod
     def find(start: Path | None = None, explicit: str | None = None) -> Path:
@@ -103,7 +103,7 @@ class Store:
         said = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
         here = (start or Path.cwd()).absolute()
         if said:
-            candidates = [here / Path(said).expanduser()]
+            candidates = [here / _located(said)]
         else:
             candidates = [folder / FOLDER_NAME for folder in (here, *here.parents)]
         for candidate in candidates:
@@ -298,6 +298,17 @@ class Store:
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
+
+
+def _located(path: Path | str) -> Path:
+    """The whole path of a store, `~` being someone's home. Raises StoreError for what is no path."""
+    try:
+        where = Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(f"{str(path)!r} names the home of nobody known here: {error}") from error
+    if "\0" in str(where):
+        raise StoreError(f"{str(path)!r} can't name a folder: it holds a NUL character")
+    return where
 
 
 def _require_vacant(path: Path) -> None:
