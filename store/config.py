@@ -6,6 +6,7 @@ Knows TOML of tables, numbers, text and lists; leaves the meaning of the setting
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
-FORMAT = 1
+FORMAT = 2
 _MARK = b"# sha256 "  # before the digest of all lines above
+_MARKED = re.compile(_MARK + rb"[0-9a-f]{64}\n\Z")
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
 
 
@@ -30,21 +32,42 @@ def exists(root: Path) -> bool:
 def read(root: Path) -> dict[str, Any]:
     """The caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
     path = root / FILE_NAME
+    settings = _parsed(root)
+    for key, supported in _RESERVED.items():
+        found = _required(settings, key)
+        if found != supported:
+            is_older = key == "format" and type(found) is int and 0 < found < supported
+            raise FormatVersionError(
+                path, f"{key} = {found}", f"{key} = {supported}", is_older=is_older
+            )
+        settings.pop(key)
+    return settings
+
+
+def found_format(root: Path) -> int:
+    """The format that a store says it has. Raises NoStore, IntegrityError."""
+    found = _required(_parsed(root), "format")
+    if type(found) is not int:
+        raise IntegrityError(FILE_NAME, f"says format = {found!r}, which is no number")
+    return found
+
+
+def _required(settings: Mapping[str, Any], key: str) -> Any:
+    if key not in settings:
+        raise IntegrityError(FILE_NAME, f"has no {key!r}")
+    return settings[key]
+
+
+def _parsed(root: Path) -> dict[str, Any]:
+    path = root / FILE_NAME
     try:
-        settings = tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise NoStore(root) from None
     except OSError as error:
         raise StoreError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise IntegrityError(FILE_NAME, f"is not TOML ({error})") from error
-    for key, supported in _RESERVED.items():
-        if key not in settings:
-            raise IntegrityError(FILE_NAME, f"has no {key!r}")
-        found = settings.pop(key)
-        if found != supported:
-            raise FormatVersionError(path, f"{key} = {found}", f"{key} = {supported}")
-    return settings
 
 
 def write(root: Path, settings: Mapping[str, Any]) -> None:
@@ -52,8 +75,13 @@ def write(root: Path, settings: Mapping[str, Any]) -> None:
     if taken := _RESERVED.keys() & settings.keys():
         raise StoreError(f"settings can't be called {sorted(taken)}: the names are taken")
     lines = [*_table({**_RESERVED, **settings}, ()), ""]
-    text = "\n".join(lines).encode("utf-8")
-    durable.write_durably(root / FILE_NAME, text + _MARK + _checksum(text) + b"\n")
+    durable.write_durably(root / FILE_NAME, marked("\n".join(lines).encode("utf-8")))
+
+
+def marked(text: bytes) -> bytes:
+    """The file's text with its checksum, in the place of the one that it had, as its last line."""
+    text = _MARKED.sub(b"", text)
+    return text + _MARK + _checksum(text) + b"\n"
 
 
 def is_as_written(root: Path) -> bool:

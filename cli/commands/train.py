@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from continual.memory.serac_training import Epoch
+    from continual.requests import Request
     from continual.statistics import KeyStatistics, Progress
+    from continual.streams import Item
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -40,10 +43,9 @@ def _blocks(
 
 @click.group("train")
 def command() -> None:
-    """Learn from text what editors need of a base model.
+    """Learn what editors need before they edit a base model.
 
-    Nothing here changes the model or its history: what is learned is kept in the store's cache.
-    Every subcommand has --store and --json.
+    Nothing here changes the model or its history. Every subcommand has --store and --json.
 
     \b
     Example:
@@ -112,6 +114,91 @@ def stats(
     for record in records:
         out.record(record)
     out.text(_table(records))
+
+
+@command.command("serac")
+@click.argument("requests", type=File)
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The new directory that the model is left in.",
+)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The causal model to begin with (default: the store's base model).",
+)
+@click.option("--epochs", type=click.IntRange(1), default=4, show_default=True, metavar="N")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@common
+def serac(
+    out: Output,
+    store: str | None,
+    requests: Path,
+    target: Path,
+    start: Path | None,
+    epochs: int,
+    seed: int,
+) -> None:
+    """Train SERAC's counterfactual model on a file of requests.
+
+    It learns to answer as an edit says that stands before the question, where the question is about
+    that edit, and as before where it is not. Every tenth request is held out and measures it. A
+    run that was interrupted goes on after its last whole epoch when the same command is given
+    again. Then name the directory in the store's cedit.toml:
+
+    
+      [memory]
+      counterfactual = "DIR"
+
+    With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"}.
+
+    
+    Example:
+      cedit train serac corrections.jsonl --out serac-model
+    """
+    from continual.memory.serac_training import SeracRecipe, Start, train_serac
+    from continual.model import load_base
+    from continual.streams import open_stream
+    from continual.tasks import make_task
+    from store import Store
+
+    with Store.open(find_store(store)) as opened:
+        settings = opened.settings
+    base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
+    task = make_task(base.tokenizer, settings.get("task", {}), base.context_tokens_max)
+    recipe = SeracRecipe(epochs=epochs, seed=seed)
+    begin = Start(base.model, base.tokenizer, task)
+    read = list(_requests(out, open_stream(str(requests))))
+    for epoch in train_serac(begin, read, recipe, target):
+        record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
+        out.result(record, _told(epoch))
+    out.note(f"saved in {target}")
+
+
+def _requests(out: Output, stream: Iterable[Item]) -> Iterator[Request]:
+    """All requests of a stream; what cannot be read is named and passed over."""
+    for item in stream:
+        if item.reason is not None:
+            out.note(f"record {item.number} is passed over: {item.reason}")
+        yield from item.requests
+
+
+def _measured(epoch: Epoch) -> dict[str, Any]:
+    return {"loss": epoch.loss, "inside": epoch.inside, "beside": epoch.beside}
+
+
+def _told(epoch: Epoch) -> str:
+    rates = [
+        f"{name} {rate:.3f}"
+        for name, rate in (("in scope", epoch.inside), ("beside it", epoch.beside))
+        if rate is not None
+    ]
+    return ", ".join([f"epoch {epoch.number}: loss {epoch.loss:.4f}", *rates])
 
 
 def _record(found: KeyStatistics) -> dict[str, Any]:
