@@ -17,7 +17,16 @@ from pathlib import Path
 import torch
 
 from benchmarks import tables
-from benchmarks.faults import damage, failing_disk, hostile, kills, many_processes, power_loss, soak
+from benchmarks.faults import (
+    damage,
+    failing_disk,
+    histories,
+    hostile,
+    kills,
+    many_processes,
+    power_loss,
+    soak,
+)
 from benchmarks.faults.findings import Finding
 from benchmarks.tables import Column
 
@@ -34,6 +43,7 @@ FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "failing-disk": failing_disk.find,
     "damage": damage.find,
     "many-processes": many_processes.find,
+    "histories": histories.find,
     "hostile": hostile.find,
     "soak": soak.find,
 }

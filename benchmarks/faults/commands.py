@@ -7,13 +7,15 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-import continual.session  # noqa: F401  imported before the fork, for all children
+import click
+
 from benchmarks.faults import processes
 from benchmarks.faults.processes import Say
 from cli import main as cli
+from continual.model import ATLAS, load_base
 
 PATIENCE_S = 120.0
 CODES = frozenset({0, 1, 2, 3, 10, 11, 12, 20, 21, 130, 141})
@@ -40,6 +42,14 @@ class Done:
         return found
 
 
+@cache
+def warm_up() -> None:
+    """Import before the fork what all children need."""
+    for name in cli.COMMANDS:
+        cli.commands.get_command(click.Context(cli.commands), name)
+    load_base(ATLAS, device="cpu", dtype="float32", overrides={})
+
+
 def perform(arguments: Sequence[str], say: Say) -> None:
     """Run a command in this process, and say its exit code."""
     say(code=cli.run(arguments))
@@ -47,6 +57,7 @@ def perform(arguments: Sequence[str], say: Say) -> None:
 
 def run(*arguments: str, before: processes.Task | None = None, stdin: bytes = b"") -> Done:
     """Run a command in a child, after what the child is to do `before`."""
+    warm_up()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("in", "out", "err")]
         files[0].write_bytes(stdin)
