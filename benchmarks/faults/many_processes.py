@@ -22,6 +22,7 @@ from store.errors import StoreLocked
 
 READERS = 10
 RIVALS = 4
+PATIENCE_S = 300.0
 
 
 def of_readers(finding: Finding, steps: int) -> None:
@@ -34,7 +35,7 @@ def of_readers(finding: Finding, steps: int) -> None:
         children.append(processes.fork(partial(workload.run_plan, path, acts)))
         for child in children:
             child.go()
-        *readers, writer = [child.finish(300) for child in children]
+        *readers, writer = processes.finish_all(children, PATIENCE_S)
         for number, reader in enumerate(readers):
             problems = reader.problems + _strays(reader)
             for one in (one for one in reader.said if "wrong" in one):
@@ -92,7 +93,7 @@ def of_rivals(finding: Finding, steps: int) -> None:
         for child in children:
             child.go()
         pids = {child.pid for child in children}
-        ends = [child.finish(300) for child in children]
+        ends = processes.finish_all(children, PATIENCE_S)
         for heard in ends:
             done = sum("id" in one for one in heard.said)
             strangers = {one["holder"] for one in heard.said if "holder" in one} - pids - {None}

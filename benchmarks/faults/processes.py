@@ -83,18 +83,16 @@ class Child:
         """Take in what it says for a time; False when it has ended."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.hears], [], [], left)[0]:
-                data = os.read(self.hears, 1 << 16)
-                if not data:
-                    return False
-                *lines, self._rest = (self._rest + data).split(b"\n")
-                self._said += [json.loads(line) for line in lines]
+            if select.select([self.hears], [], [], left)[0] and not self.hear():
+                return False
         return True
 
-    @property
-    def said(self) -> int:
-        """How many things it has said so far, as far as it was listened to."""
-        return len(self._said)
+    def hear(self) -> bool:
+        """Take in what it says next; False when it has ended."""
+        data = os.read(self.hears, 1 << 16)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._said += [json.loads(line) for line in lines]
+        return bool(data)
 
     def finish(self, patience_s: float = PATIENCE_S) -> Heard:
         """Hear it to its end."""
@@ -142,6 +140,17 @@ def _perform(task: Task, says: int) -> None:
         say(error=type(error).__name__, text=str(error), code=error.exit_code)
     except BaseException:
         say(traceback=traceback.format_exc())
+
+
+def finish_all(children: Sequence[Child], patience_s: float) -> list[Heard]:
+    """Hear several children to their ends, all at once: none waits for another to be heard."""
+    by_line = {child.hears: child for child in children}
+    deadline = time.monotonic() + patience_s
+    while by_line and (left := deadline - time.monotonic()) > 0:
+        for line in select.select(list(by_line), [], [], left)[0]:
+            if not by_line[line].hear():
+                del by_line[line]
+    return [child.finish(0.0 if child.hears in by_line else PATIENCE_S) for child in children]
 
 
 def run(task: Task, patience_s: float = PATIENCE_S) -> Heard:
