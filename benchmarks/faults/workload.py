@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.faults.processes import Say
-from store import Draft, Revision, Store, StoreError
+from store import Draft, Revision, Store, StoreError, gc
 from store.check import verify
 
 SETTINGS = {"model": {"path": "m"}, "run": {"seed": 0}}
@@ -35,6 +35,7 @@ PLAN = (
     "step",
     "cache",
     "bare",
+    "collect",
     "step",
 )
 
@@ -136,6 +137,11 @@ def _cache(store: Store, number: int) -> None:
     store.put_cached("statistics/block-0", tensors_of(number), {"number": number})
 
 
+def _collect(store: Store, number: int) -> None:
+    store.blobs.put({"orphan": torch.full((ROWS,), float(number))}, {})
+    gc.collect(store, gc.find(store))
+
+
 _ACTS: Mapping[str, Any] = {
     "step": _step,
     "inline": _inline,
@@ -145,6 +151,7 @@ _ACTS: Mapping[str, Any] = {
     "ledger": _ledger,
     "quarantine": _quarantine,
     "cache": _cache,
+    "collect": _collect,
 }
 STEPS = frozenset({"step", "inline", "bare"})
 REVISIONS = STEPS | {"rollback"}
@@ -177,8 +184,8 @@ class Expected:
             self.ledger[len(self.numbers) - 1] = act.number
         elif act.kind == "quarantine":
             self.quarantined.append(act.number)
-        else:
-            self.cached = act.number
+        elif act.kind == "cache":
+            self.cached = act.number  # and what is collected was nobody's
 
     def _revision(self, act: Act) -> None:
         seq = len(self.numbers)
