@@ -50,6 +50,21 @@ def warm_up() -> None:
     load_base(ATLAS, device="cpu", dtype="float32", overrides={})
 
 
+@cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lasts as long as this process."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def new_store() -> Path:
+    """A new store on the embedded model, made once in a process; to be copied."""
+    path = Path(_home().name) / "store"
+    made = run("init", str(path))
+    assert made.code == 0, made.err
+    return path
+
+
 def perform(arguments: Sequence[str], say: Say) -> None:
     """Run a command in this process, and say its exit code."""
     say(code=cli.run(arguments))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from benchmarks.faults import processes, workload
+from benchmarks.faults import commands, processes, workload
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.kills import FAST
 from benchmarks.faults.processes import Say
@@ -125,7 +125,7 @@ class Edits(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=FAST if FAST.is_dir() else None))
-        shutil.copytree(_template(), self.folder / "store")
+        shutil.copytree(commands.new_store(), self.folder / "store")
         self.session = session.open_session(self.folder / "store")
         base = self.session.store.head
         self.plain = Plain({base.id: State(base.fingerprint, frozenset())}, base.id)
@@ -238,14 +238,6 @@ def _corrections() -> list[dict[str, Any]]:
     with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
         records = {record["subject"]: record for record in map(json.loads, islice(lines, 60))}
     return list(records.values())[:CORRECTIONS]
-
-
-@cache
-def _template() -> Path:
-    """A new store on the atlas, made once in a process."""
-    folder = Path(tempfile.mkdtemp()) / "template"
-    session.init(folder, session.NewStore()).close()
-    return folder
 
 
 def of_machine(

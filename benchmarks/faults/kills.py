@@ -145,19 +145,18 @@ def of_apply(finding: Finding, kills: int, corrections: int, seed: int = 0) -> N
         stream, root = Path(folder) / "stream.jsonl", Path(folder)
         with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
             stream.write_text("".join(islice(lines, corrections)), encoding="utf-8")
-        commands.run("init", str(root / "template"))
-        whole = copied(root / "template", root / "whole")
+        whole = copied(commands.new_store(), root / "whole")
         done = commands.run("apply", str(stream), "--store", str(whole))
         assert done.code == 0, done.err
         wanted = _lineage(whole)
-        broken, killed = copied(root / "template", root / "broken"), 0
+        broken, killed = copied(commands.new_store(), root / "broken"), 0
         while killed < kills:
             if _kill_apply(stream, broken, draw):
                 killed += 1
                 finding.count(f"kill {killed}", _unlike(broken, wanted, is_whole=False))
             else:
                 finding.count(f"before kill {killed + 1}", _unlike(broken, wanted, is_whole=True))
-                broken = copied(root / "template", root / "broken")
+                broken = copied(commands.new_store(), root / "broken")
         commands.run("apply", str(stream), "--store", str(broken))
         finding.count("the end", _unlike(broken, wanted, is_whole=True))
 
@@ -192,11 +191,11 @@ def find(is_short: bool) -> Iterator[Finding]:
     why = processes.why_no_strace()
     calls = Finding("kill -9 at every system call of a step", skipped=why)
     if why is None:
-        at_every_call(calls, PLANS[:1] if is_short else PLANS, every=5 if is_short else 1)
+        at_every_call(calls, PLANS[:1] if is_short else PLANS, every=8 if is_short else 1)
     yield calls
     times = Finding("kill -9 at random times of a long run")
-    at_random_times(times, 30 if is_short else 300)
+    at_random_times(times, 16 if is_short else 300)
     yield times
     applied = Finding("kill -9 of `cedit apply` at random times")
-    of_apply(applied, 2 if is_short else 30, 6 if is_short else 40)
+    of_apply(applied, 1 if is_short else 30, 3 if is_short else 40)
     yield applied
