@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import processes
+from benchmarks.faults import processes, workload
 from benchmarks.faults.failing_disk import full_store
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.kills import scratch
@@ -29,6 +29,7 @@ PAGE = 4096
 HEADER = 96  # bytes at the start of a page that say what is where in it
 META = 176  # bytes at the start of the file's first two pages that are in use
 CHUNK = 250
+SNAPSHOT = "segments/one"
 PATIENCE_S = 20  # for one look
 
 
@@ -108,13 +109,14 @@ def state_of(store: Store) -> dict[str, Any]:
     with store.journal.snapshot():
         tables = {table: list(store.journal.entries(table)) for table in TABLES}
     patches = {one.seq: _digest(store.tensors(one)) for one in store.revisions()}
-    cached = store.cached("statistics/block-0")
+    cached, snapshot = store.cached("statistics/block-0"), store.snapshots.get(SNAPSHOT)
     return {
         "settings": store.settings,
         "tables": tables,
         "patches": patches,
         "quarantine": list(store.quarantined()),
         "cached": None if cached is None else _digest((cached.tensors, cached.meta)),
+        "snapshot": None if snapshot is None else _digest((snapshot.tensors, snapshot.meta)),
     }
 
 
@@ -201,6 +203,8 @@ def find(is_short: bool) -> Iterator[Finding]:
     draw = random.Random(0)
     with scratch() as folder:
         path, _ = full_store(folder)
+        with Store.open(path, writable=True) as store:
+            store.snapshots.put(SNAPSHOT, workload.tensors_of(1), {"number": 1})
         with Store.open(path) as store:
             assert not verify(store)
             truth = state_of(store)
@@ -212,6 +216,7 @@ def find(is_short: bool) -> Iterator[Finding]:
         for fault, pattern in (
             ("damage to patches", "patches/*/*"),
             ("damage to the cache", "cache/**/*.*"),
+            ("damage to snapshots", "snapshots/**/*.*"),
             ("damage to cedit.toml", "cedit.toml"),
             ("damage to the quarantine", "quarantine.jsonl"),
         ):

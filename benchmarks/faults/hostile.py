@@ -305,7 +305,7 @@ def of_patches(finding: Finding, mutations: int) -> None:
 
 def strange_drafts() -> Iterator[tuple[str, dict[str, Any]]]:
     """Patches that a store takes, and that no model can wear."""
-    part = {"kind": "neuron", "site": "model.layers.0"}
+    part = {"kind": "neuron", "block": 3}
     for what, tensors, meta in (
         ("no parts", {}, {}),
         ("parts that are no list", {}, {"parts": 1}),
