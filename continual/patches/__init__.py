@@ -14,6 +14,7 @@ from torch import Tensor
 
 from continual.errors import CeditError
 from continual.patches.low_rank import LowRankPatch
+from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import NeuronPatch
 
 
@@ -46,9 +47,10 @@ class Patch(Protocol):
         """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
 
 
-KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch]] = {
+KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch] | type[MemoryPatch]] = {
     NeuronPatch.kind: NeuronPatch,
     LowRankPatch.kind: LowRankPatch,
+    MemoryPatch.kind: MemoryPatch,
 }
 
 

@@ -1,0 +1,179 @@
+"""Recall: what a model needs besides its records to answer by them.
+
+- the scope, which decides what record an input is about
+- readers by method, which answer it: SERAC's counterfactual model, IKE's frozen base model
+
+Both are loaded when an input first needs them; a model that remembers nothing loads neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from continual.errors import CeditError, ModelError
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.routing import Route, routes_of
+from continual.memory.scope import CANDIDATES, THRESHOLD, Scope, ThresholdScope
+from continual.model import directory_fingerprint, model_directory
+
+if TYPE_CHECKING:
+    from continual.model import EditedModel
+
+SERAC, IKE = "serac", "ike"
+
+
+class ScopeChanged(CeditError):
+    """The records in memory were embedded by something else than what the store names now."""
+
+    exit_code = 20
+
+    def __init__(self, recorded: str, found: str) -> None:
+        super().__init__(
+            f"the memory: its records were embedded by {recorded[:12]}, and [memory] in "
+            f"cedit.toml names {found[:12]} now: name the former encoder and scope again, or "
+            "embed all records anew with `cedit reembed`"
+        )
+        self.recorded, self.found = recorded, found
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The `[memory]` table of a store."""
+
+    encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
+    threshold: float = THRESHOLD  # of the untrained scope
+    candidates: int = CANDIDATES
+    counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
+    counterfactual_fingerprint: str | None = None  # as it was when it was put here
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From the table. Raises CeditError for a key that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise CeditError(
+                f"[memory] has no setting {', '.join(unknown)}: it has {', '.join(sorted(known))}."
+            )
+        return cls(**settings)
+
+
+def make_scope(config: MemoryConfig) -> Scope:
+    """The scope that a store names."""
+    encoder = SentenceEncoder(None if config.encoder is None else Path(config.encoder))
+    return ThresholdScope(encoder, config.threshold, config.candidates)
+
+
+class Recall:
+    """How an edited model finds and reads its records."""
+
+    def __init__(self, edited: EditedModel, config: MemoryConfig | None = None) -> None:
+        self._edited = edited
+        self.config = config or MemoryConfig()
+        self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            SERAC: self._counterfactual,
+            IKE: self._base,
+        }
+
+    @cached_property
+    def scope(self) -> Scope:
+        """Made when first needed."""
+        return make_scope(self.config)
+
+    def require_scope(self) -> Scope:
+        """The scope. Raises ScopeChanged where it is not the one that embedded the records."""
+        found = self.scope.fingerprint
+        for recorded in self._edited.memory.scopes - {found}:
+            raise ScopeChanged(recorded, found)
+        return self.scope
+
+    def routes(self, texts: Sequence[str]) -> list[Route | None]:
+        """Which record each text is about; None for one that is answered by the model itself."""
+        bank = self._edited.memory
+        if not len(bank):
+            return [None] * len(texts)
+        return routes_of(texts, bank, self.require_scope())
+
+    # -- reading
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An input as the scope sees it."""
+        text: str = self._edited.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+    def question(self, place: int, text: str) -> tuple[int, ...]:
+        """The tokens that are read for an input that is about the record at a place."""
+        return self.tokens(self._edited.memory.readings[place].context + text)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """A text as the model reads it."""
+        return tuple(self._edited.tokenizer(text)["input_ids"])
+
+    def room(self, question: Sequence[int]) -> int:
+        """How many tokens of an answer fit behind a question."""
+        limit = self._edited.base.context_tokens_max
+        return sys.maxsize if limit is None else max(0, limit - len(question))
+
+    @contextmanager
+    def reading(self, method: str) -> Iterator[Any]:
+        """The model that reads for a method, for as long as this lasts.
+
+        Raises ModelError for a method that this version does not know.
+        """
+        if method not in self._readers:
+            raise ModelError(
+                f"A record is answered by {method!r}, which this version of cedit does not know "
+                f"(it knows {', '.join(self._readers)}): upgrade cedit."
+            )
+        with self._readers[method]() as model:
+            yield model
+
+    @contextmanager
+    def _base(self) -> Iterator[Any]:
+        with self._edited.bare():
+            yield self._edited.model
+
+    def _counterfactual(self) -> AbstractContextManager[Any]:
+        trained = self.config.counterfactual is not None
+        return nullcontext(self._trained) if trained else self._base()
+
+    @cached_property
+    def _trained(self) -> Any:
+        """The counterfactual model of the store. Raises ModelError where it does not fit."""
+        directory = model_directory(str(self.config.counterfactual))
+        recorded = self.config.counterfactual_fingerprint
+        found = directory_fingerprint(directory)
+        if recorded not in (None, found):
+            raise ModelError(
+                f"The counterfactual model in {directory} has fingerprint {found[:12]}, and "
+                f"[memory] in cedit.toml has {str(recorded)[:12]}: put the right one back, or take "
+                "the line out to use it as it is."
+            )
+        return load_reader(directory, self._edited)
+
+
+def load_reader(directory: Path, edited: EditedModel) -> Any:
+    """A causal model that reads the base model's own tokens. Raises ModelError."""
+    import transformers
+
+    dtype = next(edited.model.parameters()).dtype
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    if tokenizer.get_vocab() != edited.tokenizer.get_vocab():
+        raise ModelError(
+            f"The model in {directory} has other tokens than the base model: start from one with "
+            "the base's own tokenizer."
+        )
+    return model.to(edited.device).eval().requires_grad_(False)
