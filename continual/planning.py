@@ -75,8 +75,20 @@ class Planner:
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
         repairs = list(self._broken(latest, gone)) if repair else []
         parts = self._release([*gone, *(c.id for c in (*repairs, *latest))])
+        try:
+            edits, skipped = self._gate(repairs, latest)
+        except BaseException:
+            self._site.edited.take_off(self._site.edited.depth - len(parts))
+            raise
+        return Plan(tuple(edits), (*outcomes, *skipped), (*repairs, *batch), parts)
+
+    def _gate(
+        self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
+    ) -> tuple[list[PlannedEdit], list[Outcome]]:
+        """What is to be edited, and the outcomes of what the model answers rightly already."""
         state = self._site.edited.weights_state
         edits: list[PlannedEdit] = []
+        skipped: list[Outcome] = []
         for candidate in repairs:
             rows = self._site.rows(candidate.learned)
             edits.append(PlannedEdit(candidate, rows, state, repair=True))
@@ -84,11 +96,10 @@ class Planner:
             supersedes = tuple(self._kept.competitors(candidate.request))
             rows = self._site.rows(candidate.learned)
             if not self._force and self._is_right(candidate, rows):
-                skipped = Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes)
-                outcomes.append(skipped)
+                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
             else:
                 edits.append(PlannedEdit(candidate, rows, state, supersedes))
-        return Plan(tuple(edits), tuple(outcomes), (*repairs, *batch), parts)
+        return edits, skipped
 
     def _release(self, identities: Iterable[str]) -> tuple[Patch, ...]:
         """Take the records of these requests out of the model's memory."""

@@ -29,6 +29,7 @@ class Route:
 
     place: int  # in the bank
     record: Record
+    method: str  # of its reader
     score: float
 
 
@@ -67,7 +68,7 @@ class Routes:
             return None
         column = int((self._candidates.rows[index] == place).nonzero()[0])
         score = float(self._scores.rows[index, column])
-        return Route(place, self._bank.records[place], score)
+        return Route(place, self._bank.records[place], self._bank.readings[place].method, score)
 
     def add(self, queries: Queries) -> None:
         """Take in inputs, routed as the bank is now."""
