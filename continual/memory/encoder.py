@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from continual.errors import EncoderError
@@ -33,6 +34,15 @@ REMEMBERED_MAX = 65_536  # texts; of 384 dimensions, about 120 MB
 _MODULES = "modules.json"  # what makes a folder a sentence-transformers model
 _MODEL_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
 _READ_BYTES = 1 << 20
+_UNLOADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 
 
 class SentenceEncoder:
@@ -65,8 +75,7 @@ class SentenceEncoder:
     @cached_property
     def width(self) -> int:
         """The dimensions of a vector."""
-        width = self._model.get_embedding_dimension()
-        return self.embed([""]).shape[1] if width is None else int(width)
+        return self.embed(["text"]).shape[1]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """[n, d] float32 vectors of unit length, on the CPU, in the order of the texts.
@@ -88,34 +97,36 @@ class SentenceEncoder:
             self._remembered.popitem(last=False)
 
     def _embed_new(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        by_length: defaultdict[int, list[str]] = defaultdict(list)
+        by_length: defaultdict[int, list[tuple[str, dict[str, Tensor]]]] = defaultdict(list)
         for text in texts:
-            by_length[self._tokens(text)].append(text)
+            tokens = self._tokens(text)
+            by_length[tokens["input_ids"].shape[1]].append((text, tokens))
         vectors: dict[str, Tensor] = {}
         for group in by_length.values():
             for start in range(0, len(group), BATCH):
                 batch = group[start : start + BATCH]
-                vectors |= zip(batch, self._forward(batch), strict=True)
+                vectors |= zip((text for text, _ in batch), self._forward(batch), strict=True)
         return vectors
 
-    def _tokens(self, text: str) -> int:
-        """How many tokens of a text the model reads."""
-        return int(self._model.preprocess([text])["input_ids"].shape[1])
+    def _tokens(self, text: str) -> dict[str, Tensor]:
+        """What the model reads of a text: tensors [1, tokens]."""
+        given = self._model.preprocess([text])
+        return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
 
-    def _forward(self, batch: Sequence[str]) -> list[Tensor]:
+    def _forward(self, batch: Sequence[tuple[str, dict[str, Tensor]]]) -> list[Tensor]:
         """The vectors of at most ``BATCH`` texts of one length."""
         filled = [*batch, *[batch[0]] * (BATCH - len(batch))]
+        tokens = {name: torch.cat([own[name] for _, own in filled]) for name in batch[0][1]}
         with torch.inference_mode():
-            given = self._model.encode(
-                filled, batch_size=BATCH, convert_to_tensor=True, show_progress_bar=False
-            )
-        vectors = torch.nn.functional.normalize(given.clone().float().cpu(), dim=-1)
+            given = self._model(tokens)["sentence_embedding"].float()
+            vectors = torch.nn.functional.normalize(given, dim=-1)
         if not vectors.isfinite().all():
             raise EncoderError(
-                f"the encoder {self.folder} gives no finite vector for {batch[0][:40]!r}: its "
+                f"the encoder {self.folder} gives no finite vector for {batch[0][0][:40]!r}: its "
                 "weights are damaged; copy the model anew"
             )
-        return [vector.clone() for vector in vectors[: len(batch)]]
+        with torch.no_grad():
+            return [vector.clone() for vector in vectors[: len(batch)].clone()]
 
     @cached_property
     def _model(self) -> SentenceTransformer:
@@ -127,7 +138,7 @@ class SentenceEncoder:
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        except _UNLOADABLE as error:
             raise EncoderError(
                 f"the encoder {self.folder} can't be loaded ({error}): name the folder of a "
                 "sentence-transformers model with safetensors weights"

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, Self
 from continual.errors import CeditError, ModelError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.routing import Route, routes_of
-from continual.memory.scope import CANDIDATES, THRESHOLD, Scope, ThresholdScope
+from continual.memory.scope import Scope, ThresholdScope, require_threshold
+from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import directory_fingerprint, model_directory
 
 if TYPE_CHECKING:
     from continual.model import EditedModel
 
 SERAC, IKE = "serac", "ike"
+UNTRAINED = "threshold"
 
 
 class ScopeChanged(CeditError):
@@ -47,8 +49,9 @@ class MemoryConfig:
     """The `[memory]` table of a store."""
 
     encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
-    threshold: float = THRESHOLD  # of the untrained scope
-    candidates: int = CANDIDATES
+    scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
+    threshold: float | None = None  # None: the scope's own
+    candidates: int | None = None
     counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
     counterfactual_fingerprint: str | None = None  # as it was when it was put here
 
@@ -64,9 +67,21 @@ class MemoryConfig:
 
 
 def make_scope(config: MemoryConfig) -> Scope:
-    """The scope that a store names."""
+    """The scope that a store names: without one the trained scope that comes with the package, for
+    the encoder that comes with it, and one by threshold for any other."""
     encoder = SentenceEncoder(None if config.encoder is None else Path(config.encoder))
-    return ThresholdScope(encoder, config.threshold, config.candidates)
+    scope: TrainedScope | ThresholdScope
+    if config.scope not in (None, UNTRAINED):
+        scope = TrainedScope.load(Path(config.scope), encoder)
+    elif config.scope is None and config.encoder is None and EMBEDDED.is_file():
+        scope = TrainedScope.embedded(encoder)
+    else:
+        scope = ThresholdScope(encoder)
+    if config.threshold is not None:
+        scope.threshold = require_threshold(config.threshold)
+    if config.candidates is not None:
+        scope.candidates = config.candidates
+    return scope
 
 
 class Recall:

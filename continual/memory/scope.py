@@ -13,6 +13,7 @@ from torch import Tensor
 
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
+from continual.memory.features import part_cosines
 from continual.memory.records import Queries, Record, Records
 
 CANDIDATES = 8
@@ -51,7 +52,7 @@ class ThresholdScope:
         self, encoder: SentenceEncoder, threshold: float = THRESHOLD, candidates: int = CANDIDATES
     ) -> None:
         self.encoder = encoder
-        self.threshold = _require_threshold(threshold)
+        self.threshold = require_threshold(threshold)
         self.candidates = candidates
 
     @property
@@ -72,20 +73,11 @@ class ThresholdScope:
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """[p] the cosines, in [0, 1]."""
-        return best_cosines(queries, records, pairs).clamp(0, 1).float()
+        return part_cosines(queries, records, pairs).amax(1).clamp(0, 1).float()
 
 
-def best_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """[p] float64: the highest cosine of each pair's input, or a part of it, with its record.
-
-    Summed row by row, as a matrix product may round a pair by what it is multiplied with.
-    """
-    inputs = queries.embeddings[[pair[0] for pair in pairs]].double()  # [p, s, d]
-    kept = records.embeddings[[pair[1] for pair in pairs]].double()
-    return (inputs * kept.unsqueeze(1)).sum(-1).amax(1)
-
-
-def _require_threshold(threshold: float) -> float:
+def require_threshold(threshold: float) -> float:
+    """The threshold, if it is one. Raises ``ScopeError``."""
     if not 0 < threshold <= 1:
         raise ScopeError(f"a scope's threshold is a number in (0, 1]; it was given {threshold!r}")
     return threshold

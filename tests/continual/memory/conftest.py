@@ -1,105 +1,23 @@
-"""A decoder that reads, stores on it, and a scope that needs no encoder."""
+"""Encoders: a tiny one of random weights, and the one that comes with the package."""
 
-from __future__ import annotations
-
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
-from continual.memory.records import Queries, Record, Records
-from continual.session import NewStore, Session, init
-from tests import tiny_language as language
-from tests.continual.conftest import probes_of, write_lines
-from tests.tiny_language import CAPITALS, COUNTRIES, ask, capital, correction
-from tests.tiny_readers import reading_decoder
-
-WIDTH = 128
-
-
-class WordScope:
-    """Bags of words, each a vector of its own; the names of countries weigh most."""
-
-    candidates = 3
-
-    def __init__(self, threshold: float = 0.85, fingerprint: str = "words") -> None:
-        self.threshold = threshold
-        self.fingerprint = fingerprint
-        self.embedded: list[str] = []  # all texts, in order
-
-    def queries(self, texts: Sequence[str]) -> Queries:
-        return Queries(tuple(texts), self._embed(texts).unsqueeze(1))
-
-    def records(self, records: Sequence[Record]) -> Records:
-        return Records(tuple(records), self._embed([record.prompt for record in records]))
-
-    def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
-    ) -> Tensor:
-        found = [
-            queries.embeddings[i, 0].double() @ records.embeddings[j].double() for i, j in pairs
-        ]
-        return torch.stack(found).clamp(0, 1).float() if found else torch.empty(0)
-
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        self.embedded += texts
-        return torch.stack([_bag(text) for text in texts]) if texts else torch.empty(0, WIDTH)
-
-
-def _bag(text: str) -> Tensor:
-    total = torch.zeros(WIDTH)
-    for word in text.split():
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
-        vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
-        total += vector * (3.0 if word in COUNTRIES else 0.7)
-    return torch.nn.functional.normalize(total, dim=0)
+from continual.memory.encoder import SentenceEncoder
+from tests import tiny_encoders
 
 
 @pytest.fixture(scope="session")
-def reading_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a decoder that answers by what it is told."""
-    return language.save_decoder(tmp_path_factory.mktemp("models") / "reading", reading_decoder())
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoders.save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.fixture
-def scope(monkeypatch: pytest.MonkeyPatch) -> WordScope:
-    """The scope of every store that is opened in the test."""
-    made = WordScope()
-    monkeypatch.setattr("continual.memory.recall.make_scope", lambda config: made)
-    return made
+@pytest.fixture(scope="session")
+def tiny(encoder_folder: Path) -> SentenceEncoder:
+    return SentenceEncoder(encoder_folder)
 
 
-Store = Callable[..., Session]
-
-
-@pytest.fixture
-def reader(scope: WordScope, reading_model: Path, tmp_path: Path) -> Iterator[Session]:
-    """A store on the decoder that reads, with probes."""
-    files = {
-        "train_probes": write_lines(tmp_path / "train.jsonl", probes_of(range(10), 0)),
-        "test_probes": write_lines(tmp_path / "test.jsonl", probes_of(range(10, 20), 1)),
-    }
-    with init(tmp_path / "store", NewStore(str(reading_model), **files)) as session:
-        yield session
-
-
-def about(country: int, target: str | None = None, **more: Any) -> dict[str, Any]:
-    """A correction with every kind of probe around it."""
-    near = (country + 1) % 40
-    return correction(
-        country,
-        target or CAPITALS[(7 * country + 4) % len(CAPITALS)],
-        **{
-            "rephrases": [ask(country, 1)],
-            "held_out_rephrases": [ask(country, 2)],
-            "locality": [
-                {"prompt": ask(near), "answer": capital(near)},
-                {"prompt": ask(near, 3), "answer": capital(near)},
-            ],
-            **more,
-        },
-    )
+@pytest.fixture(scope="session")
+def minilm() -> SentenceEncoder:
+    return SentenceEncoder()

@@ -18,8 +18,8 @@ from continual.session import Session, open_session
 from continual.standing import Standing
 from tests import tiny_language as language
 from tests.continual.conftest import answers, outcomes, reopened
-from tests.continual.memory.conftest import WordScope, about
 from tests.tiny_language import CAPITALS, ask, capital
+from tests.tiny_memories import WordScope, about
 
 MEMIT = {"clamp_norm_factor": 4.0, "drift_max": 20.0, "contexts": 0, "moment_weight": 1.0}
 QUICK = {"tpatcher": {"steps_max": 20, "value_steps_max": 25}, "memit": MEMIT}
@@ -165,10 +165,10 @@ def test_a_neuron_under_a_record_that_answers_otherwise_is_not_enough(reader, sc
     """Another record captures the prompt: the neuron is right, the model to the outside is not."""
     scope.threshold = 0.1
     apply(reader, [about(20, CAPITALS[0])], "serac")
-    (step,) = apply(reader, [about(26, CAPITALS[1])], "tpatcher", "serac")
+    (step,) = apply(reader, [about(23, CAPITALS[1])], "tpatcher", "serac")
     assert step.outcomes[0].editor == "serac"
     assert "not answered rightly" in step.outcomes[0].notes["passed_by"]["tpatcher"]
-    assert reader.ask(ask(26), tokens_max=1) == CAPITALS[1]
+    assert reader.ask(ask(23), tokens_max=1) == CAPITALS[1]
 
 
 def test_a_record_that_is_not_read_rightly_is_refused(reader, scope):

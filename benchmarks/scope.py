@@ -1,0 +1,198 @@
+"""Does memory scale: is the right record found, and none where none should be, as stores grow?
+
+    python -m benchmarks.scope [--sizes 100,1000,10000] [--kinds zsRE,CounterFact,atlas]
+                               [--inputs 2000] [--plots DIR] [--json OUT]
+
+Stores of requests that the embedded scope was not trained on. A rephrase is in scope, and is right
+if its own record wins it; a wrong record is a false positive and a miss, none a miss. A locality
+prompt is out of scope, and a false positive if any record wins it; one that is word for word what
+another record of the store is asked by is left out. In stores with more requests than `--inputs`,
+the texts of the first so many are asked.
+
+Cosine is the nearest record by one threshold, the best for the very texts that are measured; the
+trained scope has the threshold that it was saved with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import plots, tables
+from benchmarks.scope_data import kinds
+from benchmarks.tables import Column
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.records import Queries, Record, Records
+from continual.memory.scope import Scope, ThresholdScope
+from continual.memory.trained import TrainedScope
+from continual.requests import Request
+
+SIZES = (100, 1_000, 10_000)
+INPUTS = 2_000  # requests whose texts are asked
+REMEMBERED = 1_000_000  # texts
+BLOCK = 256  # inputs at a time
+NONE = -1  # the record of an input out of scope
+
+COLUMNS = (
+    Column("requests", "kind"),
+    Column("records", "records", ",d"),
+    Column("in scope", "in_scope", ",d"),
+    Column("out of scope", "out_of_scope", ",d"),
+    Column("scope", "editor"),
+    Column("threshold", "threshold", ".3f"),
+    *(Column(name, name, ".3f") for name in ("precision", "recall", "F1")),
+    Column("found among candidates", "found", ".3f"),
+    Column("ms per input", "ms", ".1f"),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts, and the record that each is about."""
+
+    texts: list[str]
+    records: Tensor  # [q]; NONE for a text out of scope
+
+
+@dataclass(frozen=True)
+class Won:
+    """Who wins each input, by what score, and whether its own record was looked at."""
+
+    scores: Tensor  # [q]
+    records: Tensor  # [q]
+    found: Tensor  # [q] bool
+
+    def at(self, threshold: float, asked: Asked) -> dict[str, float]:
+        """Precision, recall and F1."""
+        said, inside = self.scores >= threshold, asked.records != NONE
+        right = int((said & (self.records == asked.records)).sum())
+        precision, recall = right / max(1, int(said.sum())), right / max(1, int(inside.sum()))
+        f1 = 2 * right / max(1, int(said.sum()) + int(inside.sum()))
+        return {"precision": precision, "recall": recall, "F1": f1}
+
+
+def asked_of(requests: Sequence[Request], inputs: int) -> Asked:
+    """Rephrases with their records, locality prompts with none."""
+    chosen = requests[:inputs]
+    known = {text for request in requests for text in (request.prompt, *_rephrases(request))}
+    inside = [(text, place) for place, r in enumerate(chosen) for text in _rephrases(r)]
+    outside = [(p.prompt, NONE) for r in chosen for p in r.locality if p.prompt not in known]
+    texts, places = zip(*inside, *outside, strict=True)
+    return Asked(list(texts), torch.tensor(places))
+
+
+def _rephrases(request: Request) -> tuple[str, ...]:
+    return (*request.rephrases, *request.held_out_rephrases)
+
+
+def won(scope: Scope, queries: Queries, records: Records, asked: Asked) -> Won:
+    """What the scope decides."""
+    parts = list(_won(scope, queries, records, asked))
+    return Won(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _won(
+    scope: Scope, queries: Queries, records: Records, asked: Asked
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    count = min(scope.candidates, len(records))
+    for places in torch.arange(len(queries)).split(BLOCK):
+        chosen = queries.chosen(places.tolist())
+        nearest = chosen.similarity(records.embeddings).topk(count, 1).indices  # [b, count]
+        pairs = [(q, r) for q, row in enumerate(nearest.tolist()) for r in row]
+        best = scope.scores(chosen, records, pairs).reshape(nearest.shape).max(1)
+        winners = nearest.gather(1, best.indices.unsqueeze(1)).squeeze(1)
+        yield best.values, winners, (nearest == asked.records[places].unsqueeze(1)).any(1)
+
+
+def best_threshold(decided: Won, asked: Asked) -> float:
+    """The threshold with the highest F1 on these very texts: one of their scores."""
+    order = decided.scores.argsort(descending=True)
+    right = (decided.records == asked.records)[order].cumsum(0)
+    said = torch.arange(1, len(order) + 1)
+    f1 = 2 * right / (said + (asked.records != NONE).sum())
+    return float(decided.scores[order[f1.argmax()]])
+
+
+def measure(
+    scope: Scope, requests: Sequence[Request], asked: Asked, is_tuned: bool
+) -> Mapping[str, Any]:
+    """A row of the table."""
+    kept = [Record(r.id, r.prompt, r.target_new, r.subject) for r in requests]
+    records = scope.records(kept)
+    started = time.perf_counter()
+    decided = won(scope, scope.queries(asked.texts), records, asked)
+    seconds = time.perf_counter() - started
+    threshold = best_threshold(decided, asked) if is_tuned else scope.threshold
+    inside = asked.records != NONE
+    return {
+        "records": len(requests),
+        "asked_of": min(len(requests), len(set(asked.records.tolist()) - {NONE})),
+        "in_scope": int(inside.sum()),
+        "out_of_scope": int((~inside).sum()),
+        "threshold": threshold,
+        **decided.at(threshold, asked),
+        "found": float(decided.found[inside].float().mean()),
+        "ms": 1e3 * seconds / len(asked.texts),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="100,1000,...")
+    parser.add_argument("--kinds", default="zsRE,CounterFact,atlas")
+    parser.add_argument("--inputs", type=int, default=INPUTS)
+    parser.add_argument("--scope", type=Path, metavar="FILE", help="a trained scope to measure")
+    parser.add_argument("--plots", type=Path, metavar="DIR")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    encoder = SentenceEncoder(remembered_max=REMEMBERED)
+    trained = (
+        TrainedScope.load(options.scope, encoder)
+        if options.scope
+        else TrainedScope.embedded(encoder)
+    )
+    scopes = {"cosine": ThresholdScope(encoder), "trained": trained}
+    rows = []
+    for kind in kinds():
+        if kind.name not in options.kinds.split(","):
+            continue
+        tables.note(f"{kind.name}: {len(kind.learned):,} learned, {len(kind.unseen):,} unseen")
+        sizes = {min(int(size), len(kind.unseen)) for size in options.sizes.split(",")}
+        for size in sorted(sizes):
+            asked = asked_of(kind.unseen[:size], options.inputs)
+            for name, scope in scopes.items():
+                row = measure(scope, kind.unseen[:size], asked, is_tuned=name == "cosine")
+                rows.append({"kind": kind.name, "editor": name, **row})
+                tables.note(f"{kind.name} {size:,} {name}: F1 {row['F1']:.3f}")
+    tables.show("Scope precision and recall over growing stores", COLUMNS, rows)
+    if options.plots:
+        draw(rows, options.plots)
+    tables.write_json(options.json, "scope", {"rows": rows})
+
+
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """F1 over the size of the store, for each kind of request."""
+    names = list(dict.fromkeys(row["kind"] for row in rows))
+    wide = [{**row, **{kind: _own(row, kind) for kind in names}} for row in rows]
+    figure = plots.panels(wide, "records", {name: f"{name}: F1" for name in names}, "records")
+    for axes in figure.axes:
+        axes.set_xscale("log")
+    plots.save(figure, folder, "scope")
+
+
+def _own(row: Mapping[str, Any], kind: str) -> float | None:
+    return row["F1"] if row["kind"] == kind else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The vector index at size: everything searched, against inverted lists.
+
+    python -m benchmarks.vectors [--sizes 1000,10000,100000] [--near 0.95] [--json OUT]
+
+Random unit vectors of MiniLM's width, which is the hardest case for lists, as nothing clusters; an
+input is a planted near-duplicate of a vector, at the cosine `--near`. Each size is built twice:
+flat, and with as many lists looked at as the recall asks for. Recall is of the nearest vector, and
+of the ten nearest, against the exact search. Save and load are through the durable write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from benchmarks import tables
+from benchmarks.tables import Column
+from store.vectors import Stamp, VectorIndex
+
+SIZES = (1_000, 10_000, 100_000)
+WIDTH = 384
+INPUTS = 500
+NEAR = 0.95
+K = 10
+NEVER = 1 << 62  # a crossover that no size reaches
+STAMP = Stamp(seq=1, revision="benchmark", encoder="random")
+
+COLUMNS = (
+    Column("vectors", "vectors", ",d"),
+    Column("index", "index"),
+    Column("lists", "lists", ",d"),
+    Column("looked at", "probed", ",d"),
+    Column("build s", "build_s", ".2f"),
+    Column("added per s", "added_per_s", ",.0f"),
+    Column("p50 ms", "p50_ms", ".3f"),
+    Column("p99 ms", "p99_ms", ".3f"),
+    Column("recall@1", "recall_1", ".3f"),
+    Column("recall@10", "recall_10", ".3f"),
+    Column("MB", "megabytes", ",.0f"),
+    Column("save s", "save_s", ".2f"),
+    Column("load s", "load_s", ".2f"),
+)
+
+
+def planted(vectors: Tensor, near: float, generator: torch.Generator) -> Tensor:
+    """Inputs [INPUTS, d] of this cosine with vectors that are drawn from these."""
+    own = vectors[torch.randperm(len(vectors), generator=generator)[:INPUTS]]
+    noise = torch.randn(own.shape, generator=generator)
+    noise = normalize(noise - (noise * own).sum(1, keepdim=True) * own, dim=1)
+    return near * own + (1 - near**2) ** 0.5 * noise
+
+
+def measure(vectors: Tensor, inputs: Tensor, exact: Tensor, crossover: int) -> Mapping[str, Any]:
+    """A row of the table."""
+    started = time.perf_counter()
+    index = VectorIndex(WIDTH, crossover)
+    index.add(range(len(vectors)), vectors)
+    build = time.perf_counter() - started
+    found, times = [], []
+    for query in inputs.split(1):
+        began = time.perf_counter()
+        found.append(index.search(query, K).ids)
+        times.append(1e3 * (time.perf_counter() - began))
+    ids = torch.cat(found)
+    shared = (ids.unsqueeze(2) == exact.unsqueeze(1)).any(2).float().mean()
+    ordered = sorted(times)
+    return {
+        "vectors": len(vectors),
+        "index": "flat" if index.is_exact else "lists",
+        "lists": index.lists,
+        "probed": index.probed,
+        "build_s": build,
+        "added_per_s": len(vectors) / build,
+        "p50_ms": ordered[len(ordered) // 2],
+        "p99_ms": ordered[int(0.99 * len(ordered))],
+        "recall_1": float((ids[:, 0] == exact[:, 0]).float().mean()),
+        "recall_10": float(shared),
+        **stored(index),
+    }
+
+
+def stored(index: VectorIndex) -> dict[str, float]:
+    """What it costs to keep."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index"
+        started = time.perf_counter()
+        index.save(path, STAMP)
+        saved = time.perf_counter()
+        loaded = VectorIndex.load(path, STAMP, WIDTH, len(index))
+        ended = time.perf_counter()
+        assert loaded is not None
+        size = path.stat().st_size / 1e6
+    return {"megabytes": size, "save_s": saved - started, "load_s": ended - saved}
+
+
+def rows_of(sizes: Sequence[int], near: float) -> list[Mapping[str, Any]]:
+    """Flat and lists at each size."""
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        vectors = normalize(torch.randn(size, WIDTH, generator=generator), dim=1)
+        inputs = planted(vectors, near, generator)
+        exact = (inputs @ vectors.T).topk(min(K, size), 1).indices
+        for crossover in (NEVER, size):
+            rows.append(measure(vectors, inputs, exact, crossover))
+            tables.note(f"{size:,} {rows[-1]['index']}: p50 {rows[-1]['p50_ms']:.3f} ms")
+    return rows
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="1000,10000,...")
+    parser.add_argument("--near", type=float, default=NEAR, help="cosine of inputs")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    rows = rows_of([int(size) for size in options.sizes.split(",")], options.near)
+    title = f"The vector index, width {WIDTH}, inputs of cosine {options.near}"
+    tables.show(title, COLUMNS, rows)
+    tables.write_json(options.json, "vectors", {"near": options.near, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a trained scope sees of a pair: a few numbers, and the two relations as vectors.
+
+An input is about an edit when it names the edit's subject and asks the same of it. So the subject
+is looked for by its words; and it is masked, in the input's last sentence as in the record's
+prompt, so that the embeddings of what is left compare the relations and not the names.
+Each pair's features depend on nothing but the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.records import Queries, Record, Records
+from continual.memory.subjects import (
+    Presence,
+    Word,
+    masked,
+    names,
+    overlap,
+    presence,
+    segment,
+    words,
+)
+
+PRESENT_MIN = 0.3  # share of a subject's words from which on the relations are compared
+NUMBERS = (
+    "cosine of the whole",
+    "cosine of the last sentence",
+    "share of the subject's words",
+    "whether all of them are there",
+    "whether the name goes on",
+    "whether the record names its subject",
+    "cosine of the relations",
+    "share of the prompt's words",
+    "share of the last sentence's words",
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is seen of p pairs."""
+
+    numbers: Tensor  # [p, len(NUMBERS)] float64
+    asked: Tensor  # [p, d] the input's last sentence without the subject; zero if it isn't named
+    kept: Tensor  # [p, d] the record's prompt without the subject; likewise
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of it, in order."""
+        return self.numbers, self.asked, self.kept
+
+
+def seen_queries(encoder: SentenceEncoder, texts: Sequence[str]) -> Queries:
+    """Inputs as a whole and by their last sentence: [q, 2, d]."""
+    both = encoder.embed([*texts, *map(segment, texts)])
+    return Queries(tuple(texts), torch.stack([both[: len(texts)], both[len(texts) :]], 1))
+
+
+def kept_records(encoder: SentenceEncoder, records: Sequence[Record]) -> Records:
+    """Records by their prompt and subject, half each: inputs ask for the subject in other words."""
+    prompts = encoder.embed([record.prompt for record in records])
+    subjects = encoder.embed([record.subject or record.prompt for record in records])
+    return Records(tuple(records), torch.nn.functional.normalize(prompts + subjects, dim=-1))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One pair as words."""
+
+    named: Presence
+    asked: str  # the last sentence, the subject masked
+    kept: str  # the prompt, the subject masked
+    prompt_share: float
+    segment_share: float
+    has_subject: bool
+
+    @property
+    def is_named(self) -> bool:
+        return self.named.share >= PRESENT_MIN
+
+
+def features(
+    encoder: SentenceEncoder, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+) -> Features:
+    """The features of (query, record) pairs."""
+    seen = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
+    asked = _relations(encoder, [pair.asked if pair.is_named else None for pair in seen])
+    kept = _relations(encoder, [pair.kept if pair.is_named else None for pair in seen])
+    cosines = part_cosines(queries, records, pairs)
+    relations = (asked * kept).sum(-1)
+    rest = [
+        [
+            pair.named.share,
+            float(pair.named.share > 0.999),
+            float(pair.named.is_part),
+            float(pair.has_subject),
+            relation,
+            pair.prompt_share,
+            pair.segment_share,
+        ]
+        for pair, relation in zip(seen, relations.tolist(), strict=True)
+    ]
+    numbers = torch.tensor(rest, dtype=torch.float64).reshape(len(seen), len(NUMBERS) - 2)
+    return Features(torch.cat([cosines, numbers], 1), asked, kept)
+
+
+def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """[p, s] float64: the cosine of each part of a pair's input with its record.
+
+    Summed row by row, as a matrix product may round a pair by what it is multiplied with.
+    """
+    inputs = queries.embeddings[[pair[0] for pair in pairs]].double()  # [p, s, d]
+    kept = records.embeddings[[pair[1] for pair in pairs]].double()
+    return (inputs * kept.unsqueeze(1)).sum(-1)
+
+
+def subject_of(record: Record) -> list[Word]:
+    """The words of its subject; of a record without one, the names in its prompt."""
+    return words(record.subject) if record.subject else names(record.prompt)
+
+
+def _look(text: str, record: Record) -> _Seen:
+    last, subject = segment(text), subject_of(record)
+    named = presence(subject, last)
+    if named.share < PRESENT_MIN and last != text:
+        elsewhere = presence(subject, text)
+        if elsewhere.share > named.share:
+            last, named = text, elsewhere
+    own = presence(subject, record.prompt)
+    asked, kept = masked(last, named.spans), masked(record.prompt, own.spans)
+    return _Seen(
+        named,
+        asked,
+        kept,
+        overlap(words(kept), words(asked)),
+        overlap(words(asked), words(kept)),
+        bool(record.subject),
+    )
+
+
+def _relations(encoder: SentenceEncoder, texts: Sequence[str | None]) -> Tensor:
+    """[p, d] float64; zero where there is no text."""
+    there = [i for i, text in enumerate(texts) if text is not None]
+    vectors = torch.zeros(len(texts), encoder.width, dtype=torch.float64)
+    if there:
+        vectors[there] = encoder.embed([text for text in texts if text is not None]).double()
+    return vectors

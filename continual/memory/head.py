@@ -1,0 +1,99 @@
+"""The trained part of a scope: from a pair's features to the chance that it is in scope.
+
+Knows its weights and their file format; leaves where they come from to `training`.
+
+    relation  = [P a * P k, |P a - P k|]          a, k: the two relations' embeddings, times √d
+    logit     = v · relu(W [numbers, relation] + b) + c
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.memory.features import NUMBERS, Features
+
+SHAPES = {
+    "mean": ("numbers",),
+    "spread": ("numbers",),
+    "projection": ("rank", "width"),
+    "hidden_weight": ("hidden", "inputs"),
+    "hidden_bias": ("hidden",),
+    "out_weight": ("hidden",),
+    "out_bias": (),
+}
+BLOCK = 64  # rows of every product, so that no score is rounded by what it is computed with
+
+
+@dataclass(frozen=True)
+class Head:
+    """The weights, float32, by the names in ``SHAPES``."""
+
+    weights: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if problem := _problem(self.weights):
+            raise ValueError(problem)
+
+    @property
+    def width(self) -> int:
+        """The dimensions of the embeddings that it reads."""
+        return self.weights["projection"].shape[1]
+
+    @torch.no_grad()
+    def logits(self, features: Features) -> Tensor:
+        """[p] float64, each to the bit the same whatever pairs stand beside it."""
+        exact = {name: weight.double() for name, weight in self.weights.items()}
+        found = [
+            logits(exact, *(_filled(part[start : start + BLOCK]) for part in features.parts))
+            for start in range(0, len(features), BLOCK)
+        ]
+        return torch.cat([*found, torch.empty(0, dtype=torch.float64)])[: len(features)]
+
+    def calibrated(self, slope: float, offset: float) -> Head:
+        """With logits slope · logit + offset (Platt 1999)."""
+        weights = dict(self.weights)
+        weights["out_weight"] = weights["out_weight"] * slope
+        weights["out_bias"] = weights["out_bias"] * slope + offset
+        return Head(weights)
+
+
+def logits(weights: Mapping[str, Tensor], numbers: Tensor, asked: Tensor, kept: Tensor) -> Tensor:
+    """[p] for numbers [p, n] and relations [p, d]."""
+    scale = weights["projection"].shape[1] ** 0.5
+    one = (asked * scale) @ weights["projection"].T
+    other = (kept * scale) @ weights["projection"].T
+    seen = torch.cat(
+        [(numbers - weights["mean"]) / weights["spread"], one * other, (one - other).abs()], 1
+    )
+    hidden = torch.relu(seen @ weights["hidden_weight"].T + weights["hidden_bias"])
+    return (hidden * weights["out_weight"]).sum(1) + weights["out_bias"]
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """The rows, and rows of zeros up to a whole block."""
+    return torch.cat([rows, rows.new_zeros(BLOCK - len(rows), *rows.shape[1:])])
+
+
+def _problem(weights: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the weights, if anything is."""
+    if weights.keys() != SHAPES.keys():
+        return f"has the tensors {sorted(weights)}, not {sorted(SHAPES)}"
+    sizes = {"numbers": len(NUMBERS)}
+    sizes["rank"], sizes["width"] = _sides(weights["projection"])
+    sizes["hidden"] = weights["hidden_bias"].numel()
+    sizes["inputs"] = sizes["numbers"] + 2 * sizes["rank"]
+    for name, names in SHAPES.items():
+        shape = tuple(sizes[side] for side in names)
+        if tuple(weights[name].shape) != shape:
+            return f"{name} has the shape {list(weights[name].shape)}, not {list(shape)}"
+        if not weights[name].isfinite().all():
+            return f"{name} holds NaN or Inf"
+    return None
+
+
+def _sides(matrix: Tensor) -> tuple[int, int]:
+    return (matrix.shape[0], matrix.shape[1]) if matrix.ndim == 2 else (0, 0)

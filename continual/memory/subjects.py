@@ -1,0 +1,141 @@
+"""Words of texts: whether an input names a record's subject, and what it says besides.
+
+Knows spelling: case, accents and small misspellings make no difference, and function words count
+for little. Leaves meaning to the encoder.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+PLACEHOLDER = "this"  # stands for the subject in a masked text
+ALIKE_MIN = 0.8  # of difflib's ratio, for two words to be spellings of one
+ALIKE_LETTERS_MIN = 5  # shorter words are compared letter by letter
+FUNCTION_WEIGHT = 0.05  # of a word such as "of", against 1 for any other
+
+_WORD = re.compile(r"[^\W_]+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_SEGMENT_WORDS_MIN = 2  # what is shorter belongs to the sentence before it
+_FUNCTION_TEXT = (
+    "a an and are as at be by de del der des di do does el for from had has have he her his how i "
+    "in is it its la le les of on or s she that the their they this to van von was were what when "
+    "where which who whom whose why will with you your q answer"
+)
+_FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text, and where it stands."""
+
+    folded: str
+    start: int
+    end: int
+    is_capital: bool
+
+    @property
+    def weight(self) -> float:
+        """How much it says."""
+        return FUNCTION_WEIGHT if self.folded in _FUNCTION_WORDS else 1.0
+
+
+@dataclass(frozen=True)
+class Presence:
+    """How far a text names a subject."""
+
+    share: float  # of the subject's words, by weight, that the text has
+    spans: tuple[tuple[int, int], ...]  # of the text's characters that name it
+    is_part: bool  # the name that the text has goes on: "Galata" in "Galata Tower"
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text, in order."""
+    return [
+        Word(folded(match[0]), match.start(), match.end(), match[0][0].isupper())
+        for match in _WORD.finditer(text)
+    ]
+
+
+def folded(text: str) -> str:
+    """The text without case and accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in apart if not unicodedata.combining(c)).casefold()
+
+
+def segment(text: str) -> str:
+    """The last sentence of a text: what it asks, after what may stand before it."""
+    parts = [part.strip() for part in _SENTENCE_END.split(text)]
+    last = ""
+    for part in reversed(parts):
+        last = f"{part} {last}".strip()
+        if sum(word.weight == 1 for word in words(last)) >= _SEGMENT_WORDS_MIN:
+            break
+    return last or text
+
+
+def presence(subject: Sequence[Word], text: str) -> Presence:
+    """How far a text has a subject's words, in any order."""
+    there = words(text)
+    whole = sum(word.weight for word in subject)
+    found = [_places(word, there) for word in subject]
+    if not any(found) or not whole:
+        return Presence(0.0, (), False)
+    share = sum(word.weight for word, places in zip(subject, found, strict=True) if places) / whole
+    named = {place for places in found for place in places}
+    runs = [run for run in _runs(named, there) if any(there[i].weight == 1 for i in run)]
+    runs = runs or _runs(named, there)
+    spans = tuple((there[run[0]].start, there[run[-1]].end) for run in runs)
+    return Presence(share, spans, all(_goes_on(run, there) for run in runs))
+
+
+def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The text with a placeholder for each span."""
+    for start, end in reversed(spans):
+        text = text[:start] + PLACEHOLDER + text[end:]
+    return text
+
+
+def names(text: str) -> list[Word]:
+    """Its capitalised words, the first word aside: the subject of a text that names none."""
+    return [word for word in words(text)[1:] if word.is_capital and word.weight == 1]
+
+
+def overlap(one: Sequence[Word], other: Sequence[Word]) -> float:
+    """The share of one text's words, by weight, that the other has."""
+    there = {word.folded for word in other}
+    whole = sum(word.weight for word in one)
+    return sum(word.weight for word in one if word.folded in there) / whole if whole else 0.0
+
+
+def _places(word: Word, there: Sequence[Word]) -> list[int]:
+    exact = [i for i, other in enumerate(there) if other.folded == word.folded]
+    return exact or [i for i, other in enumerate(there) if _alike(word.folded, other.folded)]
+
+
+def _alike(one: str, other: str) -> bool:
+    if min(len(one), len(other)) < ALIKE_LETTERS_MIN or one[0] != other[0]:
+        return False
+    return SequenceMatcher(None, one, other, autojunk=False).ratio() >= ALIKE_MIN
+
+
+def _runs(places: set[int], there: Sequence[Word]) -> list[list[int]]:
+    """Neighbouring places together."""
+    runs: list[list[int]] = []
+    for place in sorted(places):
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _goes_on(run: Sequence[int], there: Sequence[Word]) -> bool:
+    """Whether a capitalised word stands right before or behind; the first of a text always is."""
+    before, behind = run[0] - 1, run[-1] + 1
+    left = before > 0 and there[before].is_capital and there[before].weight == 1
+    right = behind < len(there) and there[behind].is_capital and there[behind].weight == 1
+    return left or right

@@ -1,0 +1,226 @@
+"""How a scope is trained: pairs from requests, binary cross-entropy, calibration, a report.
+
+SERAC's scope classifier (Mitchell et al. 2022, section 3.3) on frozen embeddings. In scope are a
+request's prompt and rephrases; out of scope its locality prompts, and every wording for the other
+requests nearest to it. Where requests name their relations, wordings also change places: another
+request's wording with this one's subject is in scope if the relation is the same, and asks
+something else of the same subject if it isn't.
+
+Requests are split, not pairs: most are learned from, some calibrate, some are reported on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from continual.errors import ScopeError
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.features import NUMBERS, Features, features, kept_records, seen_queries
+from continual.memory.head import Head, logits
+from continual.memory.records import Record
+from continual.memory.reliability import Judged, ScopeReport, best_threshold, platt
+from continual.memory.scope import CANDIDATES
+from continual.memory.subjects import folded
+from continual.memory.trained import TrainedScope
+from continual.requests import Request
+
+T = TypeVar("T")
+
+REQUESTS_MIN = 20
+SPREAD_MIN = 0.01  # of a number that hardly varies in training
+
+
+@dataclass(frozen=True)
+class ScopeTraining:
+    """How it is trained."""
+
+    epochs: int = 6
+    batch: int = 256  # pairs
+    learning_rate: float = 2e-3  # the highest, of one cycle
+    weight_decay: float = 0.01
+    dropout: float = 0.1  # of the relations' embeddings
+    rank: int = 64
+    hidden: int = 32
+    swaps: int = 24  # wordings that a request borrows, of its own relation and of others each
+    nameless: float = 0.1  # share of requests that are seen without their subject
+    calibrating: float = 0.1  # shares of the requests
+    reporting: float = 0.1
+    candidates: int = CANDIDATES
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A text, and whether it is in scope of the request at this place."""
+
+    text: str
+    request: int
+    in_scope: bool
+
+
+def train_scope(
+    requests: Sequence[Request],
+    encoder: SentenceEncoder,
+    generator: Generator,
+    training: ScopeTraining | None = None,
+) -> tuple[TrainedScope, ScopeReport]:
+    """A scope trained on the requests, and how well it judges pairs of requests held out from it.
+
+    Of a request without rephrases to learn from, the held-out ones are used: give requests that
+    nothing will be measured on. Raises ``ScopeError`` for fewer than ``REQUESTS_MIN`` requests.
+    """
+    training = training or ScopeTraining()
+    if len(requests) < REQUESTS_MIN:
+        raise ScopeError(
+            f"a scope can't be trained on {len(requests)} requests: give at least {REQUESTS_MIN}"
+        )
+    learned, calibrating, reporting = (
+        _pairs(part, encoder, generator, training) for part in _split(requests, generator, training)
+    )
+    head = _fit(learned, generator, training)
+    found = head.logits(calibrating[0])
+    head = head.calibrated(*platt(found, calibrating[1]))
+    chances = torch.sigmoid(head.logits(calibrating[0]))
+    threshold = best_threshold(Judged(chances, calibrating[1]))
+    scope = TrainedScope(encoder, head, threshold, training.candidates)
+    judged = Judged(torch.sigmoid(head.logits(reporting[0])), reporting[1])
+    return scope, ScopeReport.of(judged, threshold)
+
+
+def wordings(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
+    """Every text that is learned from."""
+    for place, request in enumerate(requests):
+        yield from (Wording(text, place, True) for text in _asked(request))
+        yield from (Wording(probe.prompt, place, False) for probe in request.locality)
+    yield from _swapped(requests, generator, swaps)
+
+
+def are_rivals(one: Request, other: Request) -> bool:
+    """Whether a wording of one is surely out of the other's scope.
+
+    Two requests on one subject may ask the same, unless they name different relations.
+    """
+    if one.subject and other.subject and folded(one.subject) == folded(other.subject):
+        return bool(one.relation and other.relation and one.relation != other.relation)
+    return one.prompt_key != other.prompt_key
+
+
+def _asked(request: Request) -> tuple[str, ...]:
+    return (request.prompt, *(request.rephrases or request.held_out_rephrases))
+
+
+def _swapped(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
+    """Wordings of other requests about the same kind of subject, with this one's subject."""
+    known = [i for i, request in enumerate(requests) if request.subject and request.relation]
+    for place in known:
+        own = requests[place]
+        kin = [i for i in known if i != place and _kind(requests[i]) == _kind(own)]
+        for is_same in (True, False):
+            pool = [i for i in kin if (requests[i].relation == own.relation) is is_same]
+            for i in _drawn(pool, swaps, generator):
+                (text,) = _drawn(_asked(requests[i]), 1, generator)
+                if (subject := str(requests[i].subject)) in text:
+                    yield Wording(text.replace(subject, str(own.subject)), place, is_same)
+
+
+def _kind(request: Request) -> str:
+    """What a relation is said of: what stands before the dot in "people.country"."""
+    return str(request.relation).partition(".")[0]
+
+
+def _drawn(pool: Sequence[T], count: int, generator: Generator) -> list[T]:
+    return [pool[i] for i in torch.randperm(len(pool), generator=generator)[:count].tolist()]
+
+
+def _split(
+    requests: Sequence[Request], generator: Generator, training: ScopeTraining
+) -> list[list[Request]]:
+    """The requests to learn from, to calibrate on and to report on."""
+    order = [requests[i] for i in torch.randperm(len(requests), generator=generator).tolist()]
+    reported = max(1, round(len(order) * training.reporting))
+    used = reported + max(1, round(len(order) * training.calibrating))
+    return [order[used:], order[reported:used], order[:reported]]
+
+
+def _pairs(
+    requests: Sequence[Request],
+    encoder: SentenceEncoder,
+    generator: Generator,
+    training: ScopeTraining,
+) -> tuple[Features, Tensor]:
+    """Pairs' features, and 1 for those in scope."""
+    kept = kept_records(encoder, _records(requests, generator, training.nameless))
+    every = list(wordings(requests, generator, training.swaps))
+    queries = seen_queries(encoder, [wording.text for wording in every])
+    count = min(training.candidates, len(requests))
+    nearest = queries.similarity(kept.embeddings).topk(count, 1).indices.tolist()
+    pairs, labels = [], []
+    for place, wording in enumerate(every):
+        own = requests[wording.request]
+        rivals = [i for i in nearest[place] if are_rivals(own, requests[i])]
+        pairs += [(place, i) for i in (wording.request, *rivals)]
+        labels += [float(wording.in_scope), *[0.0] * len(rivals)]
+    return features(encoder, queries, kept, pairs), torch.tensor(labels, dtype=torch.float64)
+
+
+def _records(requests: Sequence[Request], generator: Generator, nameless: float) -> list[Record]:
+    without = (torch.rand(len(requests), generator=generator) < nameless).tolist()
+    return [
+        Record(request.id, request.prompt, request.target_new, None if bare else request.subject)
+        for request, bare in zip(requests, without, strict=True)
+    ]
+
+
+def _fit(pairs: tuple[Features, Tensor], generator: Generator, training: ScopeTraining) -> Head:
+    seen, labels = pairs
+    numbers, asked, kept = (part.float() for part in seen.parts)
+    fixed = {"mean": numbers.mean(0), "spread": numbers.std(0).clamp_min(SPREAD_MIN)}
+    learned = _start(asked.shape[1], generator, training)
+    steps = training.epochs * -(-len(seen) // training.batch)
+    optimizer = torch.optim.AdamW(
+        learned.values(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=steps + 1
+    )
+    for batch in _batches(len(seen), generator, training):
+        given = (_dropped(part[batch], training.dropout, generator) for part in (asked, kept))
+        found = logits({**fixed, **learned}, numbers[batch], *given)
+        optimizer.zero_grad()
+        binary_cross_entropy_with_logits(found, labels[batch].float()).backward()
+        optimizer.step()
+        cycle.step()
+    return Head({**fixed, **{name: weight.detach() for name, weight in learned.items()}})
+
+
+def _batches(count: int, generator: Generator, training: ScopeTraining) -> Iterator[Tensor]:
+    for _ in range(training.epochs):
+        yield from torch.randperm(count, generator=generator).split(training.batch)
+
+
+def _dropped(rows: Tensor, share: float, generator: Generator) -> Tensor:
+    is_kept = torch.rand(rows.shape, generator=generator) >= share
+    return rows * is_kept / (1 - share)
+
+
+def _start(width: int, generator: Generator, training: ScopeTraining) -> Mapping[str, Tensor]:
+    """Weights to learn from, uniform within 1/√fan-in."""
+    inputs = len(NUMBERS) + 2 * training.rank
+    shapes = {
+        "projection": ((training.rank, width), width),
+        "hidden_weight": ((training.hidden, inputs), inputs),
+        "hidden_bias": ((training.hidden,), inputs),
+        "out_weight": ((training.hidden,), training.hidden),
+        "out_bias": ((), training.hidden),
+    }
+    return {
+        name: torch.empty(shape)
+        .uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        .requires_grad_()
+        for name, (shape, fan_in) in shapes.items()
+    }
