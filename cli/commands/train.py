@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from continual.statistics import KeyStatistics, Progress
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
+_TOKENS = "{task.completed:,.0f} tokens of {task.fields[documents]:,} documents"
 
 
 def _blocks(
@@ -235,13 +236,13 @@ def _watch(out: Output, steps: Iterator[Progress], tokens: int | None) -> None:
         for _ in steps:
             pass
         return
-    with _bar(out, "{task.completed:,.0f} tokens of {task.fields[documents]:,} documents") as bar:
+    with _bar(out) as bar:
         task = bar.add_task("collecting", total=tokens, documents=0)
         for step in steps:
             bar.update(task, completed=step.tokens, documents=step.documents)
 
 
-def _bar(out: Output, counted: str) -> Bar:
+def _bar(out: Output, counted: str = _TOKENS) -> Bar:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
