@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 PLACEHOLDER = "this"  # stands for the subject in a masked text
-ALIKE_MIN = 0.8  # of difflib's ratio, for two words to be spellings of one
+ALIKE_MIN = (
+    0.9  # of difflib's ratio, for two words to be spellings of one; Austria, Australia: .875
+)
 ALIKE_LETTERS_MIN = 5  # shorter words are compared letter by letter
 FUNCTION_WEIGHT = 0.05  # of a word such as "of", against 1 for any other
 
@@ -47,7 +49,7 @@ class Word:
 class Presence:
     """How far a text names a subject."""
 
-    share: float  # of the subject's words, by weight, that the text has
+    share: float  # of the subject's words, by weight and likeness, that the text has
     spans: tuple[tuple[int, int], ...]  # of the text's characters that name it
     is_part: bool  # the name that the text has goes on: "Galata" in "Galata Tower"
 
@@ -82,14 +84,14 @@ def presence(subject: Sequence[Word], text: str) -> Presence:
     there = words(text)
     whole = sum(word.weight for word in subject)
     found = [_places(word, there) for word in subject]
-    if not any(found) or not whole:
+    if not any(places for places, _ in found) or not whole:
         return Presence(0.0, (), False)
-    share = sum(word.weight for word, places in zip(subject, found, strict=True) if places) / whole
-    named = {place for places in found for place in places}
+    share = sum(word.weight * alike for word, (_, alike) in zip(subject, found, strict=True))
+    named = {place for places, _ in found for place in places}
     runs = [run for run in _runs(named, there) if any(there[i].weight == 1 for i in run)]
     runs = runs or _runs(named, there)
     spans = tuple((there[run[0]].start, there[run[-1]].end) for run in runs)
-    return Presence(share, spans, all(_goes_on(run, there) for run in runs))
+    return Presence(share / whole, spans, all(_goes_on(run, there) for run in runs))
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
@@ -111,15 +113,23 @@ def overlap(one: Sequence[Word], other: Sequence[Word]) -> float:
     return sum(word.weight for word in one if word.folded in there) / whole if whole else 0.0
 
 
-def _places(word: Word, there: Sequence[Word]) -> list[int]:
-    exact = [i for i, other in enumerate(there) if other.folded == word.folded]
-    return exact or [i for i, other in enumerate(there) if _alike(word.folded, other.folded)]
+def _places(word: Word, there: Sequence[Word]) -> tuple[list[int], float]:
+    """Where a text has a word, and how alike the two are spelt, in [0, 1]."""
+    alike = [_likeness(word.folded, other.folded) for other in there]
+    best = max(alike, default=0.0)
+    if best < ALIKE_MIN:
+        return [], 0.0
+    return [i for i, likeness in enumerate(alike) if likeness == best], best
 
 
-def _alike(one: str, other: str) -> bool:
+def _likeness(one: str, other: str) -> float:
+    if one == other:
+        return 1.0
     if min(len(one), len(other)) < ALIKE_LETTERS_MIN or one[0] != other[0]:
-        return False
-    return SequenceMatcher(None, one, other, autojunk=False).ratio() >= ALIKE_MIN
+        return 0.0
+    if 2 * min(len(one), len(other)) < ALIKE_MIN * (len(one) + len(other)):
+        return 0.0
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
 
 
 def _runs(places: set[int], there: Sequence[Word]) -> list[list[int]]:

@@ -110,6 +110,13 @@ def are_rivals(one: Request, other: Request) -> bool:
     return one.prompt_key != other.prompt_key
 
 
+def _may_ask(wording: Wording, other: Request) -> bool:
+    """Whether a text that is out of one request's scope may be in another's: it names its subject,
+    and what it asks of it is not known."""
+    named = other.subject is not None and folded(other.subject) in folded(wording.text)
+    return named and not wording.in_scope
+
+
 def _asked(request: Request) -> tuple[str, ...]:
     return (request.prompt, *(request.rephrases or request.held_out_rephrases))
 
@@ -162,7 +169,11 @@ def _pairs(
     pairs, labels = [], []
     for place, wording in enumerate(every):
         own = requests[wording.request]
-        rivals = [i for i in nearest[place] if are_rivals(own, requests[i])]
+        rivals = [
+            i
+            for i in nearest[place]
+            if are_rivals(own, requests[i]) and not _may_ask(wording, requests[i])
+        ]
         pairs += [(place, i) for i in (wording.request, *rivals)]
         labels += [float(wording.in_scope), *[0.0] * len(rivals)]
     return features(encoder, queries, kept, pairs), torch.tensor(labels, dtype=torch.float64)

@@ -39,7 +39,7 @@ def requests():
                     rephrases=(rephrase.format(name),),
                     locality=[
                         {"prompt": other[1].format(name), "answer": "a"},
-                        {"prompt": prompt.format(NAMES[place - 1] + "ia"), "answer": "b"},
+                        {"prompt": prompt.format(NAMES[place - 1][::-1].title()), "answer": "b"},
                     ],
                 )
             )

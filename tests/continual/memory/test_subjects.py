@@ -15,7 +15,6 @@ def share(subject, text):
         ("Fermium", "What is fermium's symbol?"),
         ("Áramótaskaup 1990", "the language of ARAMOTASKAUP 1990 is"),
         ("Salvador Dalí", "Where was Dali, Salvador born?"),
-        ("Kyrgyzstan", "the capital of Kyrgystan"),  # misspelt
         ("The Who", "songs of the who"),
     ],
 )
@@ -23,10 +22,17 @@ def test_a_subject_is_found_whatever_its_spelling(subject, text):
     assert share(subject, text) == pytest.approx(1)
 
 
+def test_a_misspelt_subject_is_found_and_told_from_an_exact_one():
+    assert 0.9 < share("Kyrgyzstan", "the capital of Kyrgystan") < 1
+
+
 @pytest.mark.parametrize(
     ("subject", "text"),
     [
         ("Austria", "the capital of Peru"),
+        ("Austria", "the capital of Australia"),
+        ("Niger", "the capital of Nigeria"),
+        ("Petronas", "the home country of Petrobras"),
         ("The Who", "Where is it?"),
         ("Iran", "Iraq is in"),
         ("X", ""),
