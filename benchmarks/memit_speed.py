@@ -199,7 +199,8 @@ def _step(step: Step) -> dict[str, Any]:
 
 @contextmanager
 def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
-    """The phases of the engine's editor timed, and the contexts the loop's; one attempt."""
+    """The phases of the engine's editor timed, and the contexts the loop's; one attempt, and its
+    patch is kept however many requests stay wrong."""
     replaced = {
         "find_targets": clock.timed("targets_s", associative.find_targets),
         "read_keys": clock.timed("keys_s", associative.read_keys),
@@ -212,6 +213,7 @@ def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
         stack.enter_context(_set(Memit, "solve", clock.timed("solve_s", Memit.solve)))
         stack.enter_context(_set(Memit, "prepare", clock.timed("solve_s", Memit.prepare)))
         stack.enter_context(_set(Memit, "attempts", 1))
+        stack.enter_context(_set(Memit, "tolerance", 1.0))  # the loop keeps what it made, too
         yield
 
 

@@ -179,7 +179,7 @@ SIZES: dict[str, Callable[[Path, int], Any]] = {
         folder, "random, 12 x 768", _config(12, 768, 12, 50_257), edits
     ),
 }
-PAPER_EDITS = {"atlas": 10, "small": 6, "gpt2": 3}
+PAPER_EDITS = {"atlas": 30, "small": 10, "gpt2": 3}
 
 
 # --- timing ---------------------------------------------------------------------------------------

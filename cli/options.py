@@ -49,6 +49,18 @@ def revision_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in _known_names(ctx.params.get("store")) if name.startswith(incomplete)]
 
 
+def request_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The ids of the latest requests, with their prompts."""
+    from click.shell_completion import CompletionItem
+
+    known = _known_requests(ctx.params.get("store"))
+    return [
+        CompletionItem(identity, help=prompt)
+        for identity, prompt in known.items()
+        if identity.startswith(incomplete)
+    ]
+
+
 def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of revisions, at the beginning of a range and behind its dots."""
     older, dots, begun = incomplete.rpartition("..")
@@ -71,6 +83,19 @@ def _known_names(store: str | None) -> list[str]:
             return ["head", "base", *opened.tags(), *(short(revision.id) for revision in latest)]
     except StoreError:
         return []
+
+
+def _known_requests(store: str | None) -> dict[str, str]:
+    """Prompts by id, the latest first; none where there is no store to read."""
+    from store import Store, StoreError
+
+    try:
+        with Store.open(find_store(store)) as opened:
+            latest = list(opened.revisions(max(0, opened.length - RECENT)))
+            ids = [r["id"] for revision in latest[::-1] for r in revision.body.get("requests", ())]
+            return {identity: opened.request(identity)["prompt"] for identity in ids}
+    except StoreError:
+        return {}
 
 
 def _known_editors() -> list[str]:

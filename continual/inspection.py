@@ -6,13 +6,21 @@ terminal is left to others.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from continual.metrics import Count, Rates
 from continual.requests import Request
-from continual.retention import Outcome, Retention, count_outcomes, outcomes_of
-from store import Revision, Store
+from continual.retention import (
+    Outcome,
+    Retention,
+    count_outcomes,
+    outcomes_of,
+    reverted_by,
+    reverted_later,
+)
+from store import BlobRef, Revision, Store
 
 Record = dict[str, Any]  # a JSON object
 
@@ -61,6 +69,7 @@ def entry(store: Store, revision: Revision) -> Record:
         "fingerprint": revision.fingerprint,
         "measured_at": ledger.get("at"),
         "target": revision.body.get("target"),
+        "reverted": [{"id": i, **_facts(store.request(i))} for i in reverted_by(revision.body)],
         "first": _facts(store.request(outcomes[0].id)) if outcomes else None,
         "tags": [tag for tag, identity in store.tags().items() if identity == revision.id],
     }
@@ -82,14 +91,19 @@ def details(store: Store, revision: Revision) -> Record:
 def difference(store: Store, older: Revision, newer: Revision) -> Record:
     """What holds at one revision and not at the other: requests, patches, outcomes of probes."""
     before, after = retained_at(store, older), retained_at(store, newer)
+    at_older, at_newer = _patches_at(store, older), _patches_at(store, newer)
     return {
         "type": "diff",
         "from": older.id,
         "to": newer.id,
         "added": [_shown(i, after) for i in after.requests if i not in before],
         "gone": [_shown(i, before) for i in before.requests if i not in after],
-        "patch_bytes_added": sum(map(patch_bytes, store.between(older, newer))),
-        "patch_bytes_gone": sum(map(patch_bytes, store.between(newer, older))),
+        "patch_bytes_added": sum(ref.length for ref in (at_newer - at_older).elements()),
+        "patch_bytes_gone": sum(ref.length for ref in (at_older - at_newer).elements()),
+        "patches": [
+            *_named(at_newer - at_older, "added", newer, store),
+            *_named(at_older - at_newer, "gone", older, store),
+        ],
         "turned": list(_turned(store, older, newer, {*before.requests} & {*after.requests})),
         "rates": {"from": rates_at(store, older), "to": rates_at(store, newer)},
     }
@@ -101,10 +115,32 @@ def difference(store: Store, older: Revision, newer: Revision) -> Record:
 def retained_at(store: Store, revision: Revision) -> Retention:
     """The retention set at a revision."""
     kept = Retention()
-    for ancestor in store.lineage(revision):
+    lineage = store.lineage(revision)
+    for ancestor, reverted in zip(lineage, reverted_later(lineage), strict=True):
         for outcome in outcomes_of(ancestor.body):
-            kept.take(outcome, Request.from_json(store.request(outcome.id)))
+            request = Request.from_json(store.request(outcome.id))
+            kept.take(outcome, request, is_reverted=outcome.id in reverted)
     return kept
+
+
+def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
+    """Patches with the revision in whose place they are."""
+    left = Counter(refs)
+    for layer in store.layers(at):
+        if layer.patch is not None and left[layer.patch] > 0:
+            left[layer.patch] -= 1
+            yield {
+                "change": change,
+                "revision": layer.revision.id,
+                "seq": layer.revision.seq,
+                "patch": layer.patch.sha256,
+                "bytes": layer.patch.length,
+            }
+
+
+def _patches_at(store: Store, revision: Revision) -> Counter[BlobRef]:
+    """The patches of a revision's state, and how many times each."""
+    return Counter(layer.patch for layer in store.layers(revision) if layer.patch is not None)
 
 
 def rates_at(store: Store, revision: Revision) -> dict[str, float | None]:

@@ -171,11 +171,21 @@ class EditedModel:
             chain.update(json.dumps({"kind": part.kind, **part.meta()}, sort_keys=True).encode())
             for tensor in part.put_on(self):
                 chain.update(tensor_bytes(tensor))
-        fingerprint = chain.hexdigest() if parts else self.fingerprint
+        self._mark(chain.hexdigest() if parts else self.fingerprint)
+
+    def put_many(self, parts: Sequence[Patch], fingerprint: str, weights_state: str) -> None:
+        """Put on what the patches of many steps come to, as one; the names are those of the state
+        that they lead to, by steps."""
+        for part in parts:
+            part.put_on(self)
+        self._mark(fingerprint, weights_state)
+
+    def _mark(self, fingerprint: str, weights_state: str | None = None) -> None:
+        """Keep the way back to here."""
         weights = {block: weight.size for block, weight in self._weights.items() if weight.size}
         is_same = weights == self._marks[-1].weights
         sizes = {block: bank.size for block, bank in self._banks.items()}
-        state = self.weights_state if is_same else fingerprint
+        state = weights_state or (self.weights_state if is_same else fingerprint)
         self._marks.append(_Mark(sizes, weights, self.memory.size, fingerprint, state))
 
     def take_off(self, depth: int) -> None:

@@ -219,6 +219,13 @@ def rows_from(
     return query.reshape(whole), hidden.reshape(whole)
 
 
+def sums_from(model: Any, anatomy: Anatomy, recording: Recording, block: int) -> Tensor:
+    """The residual sum [B, T, d] alone, likewise."""
+    with _site_observed(model, anatomy, anatomy.last) as seen:
+        run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
+    return seen()[1].reshape(*recording.hidden[block].shape[:-1], anatomy.width)
+
+
 @contextmanager
 def _site_observed(
     model: Any, anatomy: Anatomy, block: int

@@ -67,6 +67,18 @@ class Settings:
     force: bool = False
     editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Settings:
+        """The settings that a revision was made with; how it was re-checked is not among them."""
+        return cls(
+            chain=tuple(record["chain"]),
+            batch_size=int(record["batch_size"]),
+            seed=int(record["seed"]),
+            repair=bool(record["repair"]),
+            force=bool(record["force"]),
+            editors=record["editors"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """What a revision says of the settings that it was made with."""
         tables = {name: dict(self.editors.get(name, {})) for name in self.chain}
@@ -184,10 +196,10 @@ class Pipeline:
         planned = time.perf_counter()
         probes = self._probes(plan)
         probed = time.perf_counter()
-        edited = self._edit(plan, probes)
+        edited = self._edit(plan, probes, self._store.length)
         written = self._write_ahead(edited)
         proved = time.perf_counter()
-        self._follow(plan, edited)
+        self._follow(plan, edited, self._is_due)
         advanced = time.perf_counter()
         self._register(plan, probes)
         registered = time.perf_counter()
@@ -206,9 +218,19 @@ class Pipeline:
             patch_bytes=revision.patch.length if revision.patch else 0,
         )
 
+    def rehearse(self, batch: Batch, number: int, *, is_due: bool) -> Edited:
+        """What step `number` makes of a batch. The model is left as the step leaves it, and nothing
+        is written; `is_due` says whether the ledger follows, as it did then."""
+        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        probes = self._probes(plan)
+        edited = self._edit(plan, probes, number)
+        self._follow(plan, edited, is_due)
+        self._register(plan, probes)
+        return edited
+
     # -- edit and prove
 
-    def _edit(self, plan: Plan, probes: Mapping[str, _Probes]) -> Edited:
+    def _edit(self, plan: Plan, probes: Mapping[str, _Probes], number: int) -> Edited:
         """The edits' queries leave the memory while they, or what supersedes them, are edited."""
         memory = self._standing.memory
         for outcome in plan.outcomes:
@@ -218,7 +240,7 @@ class Pipeline:
             self._standing.contradict(edit.candidate.learned)
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
-        edited = self._workshop.edit(plan.edits, self._store.length, plan.parts)
+        edited = self._workshop.edit(plan.edits, number, plan.parts)
         applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
             if edit.id in applied:
@@ -323,12 +345,12 @@ class Pipeline:
         """Whether this step is one of those after which the ledger is brought up to date."""
         return self._store.length % self._settings.recheck.every == 0
 
-    def _follow(self, plan: Plan, edited: Edited) -> None:
+    def _follow(self, plan: Plan, edited: Edited, is_due: bool) -> None:
         """The outcomes of the probes known before, after this step's patch and those before it
         that no re-check has followed yet; not of requests that this step has superseded."""
         requests = {c.id: c.request for c in plan.candidates}
         self._standing.take((*edited.outcomes, *plan.outcomes), requests)
-        if self._is_due:
+        if is_due:
             self._standing.note(self._standing.ledger.advance())
 
     def _recheck(self, edited: Edited) -> Measured | None:

@@ -74,7 +74,7 @@ class Planner:
         latest, outcomes = self._without_repeats(batch)
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
         repairs = list(self._broken(latest, gone)) if repair else []
-        parts = self._release([*gone, *(c.id for c in (*repairs, *latest))])
+        parts = self._release((*repairs, *latest))
         try:
             edits, skipped = self._gate(repairs, latest)
         except BaseException:
@@ -101,14 +101,19 @@ class Planner:
                 edits.append(PlannedEdit(candidate, rows, state, supersedes))
         return edits, skipped
 
-    def _release(self, identities: Iterable[str]) -> tuple[Patch, ...]:
-        """Take the records of these requests out of the model's memory."""
+    def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
+        """Take out of the model's memory what these supersede, and their own earlier records."""
         edited = self._site.edited
-        removed = sorted({i for i in identities if i in edited.memory})
-        parts = (MemoryPatch(removed=tuple(removed)),) if removed else ()
-        if parts:
-            edited.put(parts)
-        return parts
+        going: dict[str, str] = {}  # by id, the request that a record goes for
+        if len(edited.memory):
+            for candidate in candidates:
+                named = (candidate.id, *self._kept.competitors(candidate.request))
+                going |= {i: candidate.id for i in named if i in edited.memory}
+        if not going:
+            return ()
+        patch = MemoryPatch(removed=tuple(going), removed_for=tuple(going.values()))
+        edited.put([patch])
+        return (patch,)
 
     def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
         """The last word of the batch on each fact, and the outcomes of the others."""

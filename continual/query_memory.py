@@ -67,9 +67,11 @@ class QueryMemory:
         """Drop an edit's queries; the others keep their order. Unknown owners are no error."""
         if owner not in self._counts:
             return
-        before = takewhile(lambda name: name != owner, self._counts)
-        first = sum(self._counts[name] for name in before)
-        self._edits.cut(first, first + self._counts.pop(owner))
+        behind = takewhile(
+            lambda name: name != owner, reversed(self._counts)
+        )  # the latest go first
+        last = len(self._edits) - sum(self._counts[name] for name in behind)
+        self._edits.cut(last - self._counts.pop(owner), last)
 
     def highest_scores(self, keys: Tensor) -> Tensor:
         """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""

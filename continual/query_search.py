@@ -17,10 +17,11 @@ from continual.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
 FITTED_ON_MAX = 4096  # rows from which the directions are found
-HEAD_SHARE, HEAD_MAX = 6, 128  # a head is this part of the width, this many directions at most
+HEAD_SHARE, HEAD_MAX = 5, 128  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
-MISSES_MAX = 8  # searches that spared little, after which none is tried: the rows spread evenly
+TRIED_MIN = 16  # searches, before it is judged whether they spare enough
+MISSES_SHARE = 4  # more than one in so many that spared little: the rows spread too evenly
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
 
@@ -102,15 +103,17 @@ class SearchedQueries:
             return None
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
             self._heads = _Heads.fitted(self.rows)
-        return self._heads if self._heads.misses <= MISSES_MAX else None
+        return self._heads if self._heads.pays else None
 
     def _reaching(self, keys: Tensor, bounds: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
         """The rows that may reach the floor of one of the keys, and their scores [n, r]."""
         places = (bounds >= floors[:, None]).any(0).nonzero().squeeze(-1)
-        if GATHERED_SHARE * len(places) < len(self):
-            return places, keys @ self.rows[places].T
+        spares = GATHERED_SHARE * len(places) < len(self)
         if self._heads is not None:
-            self._heads.misses += 1
+            self._heads.tried += 1
+            self._heads.misses += not spares
+        if spares:
+            return places, keys @ self.rows[places].T
         return places, (keys @ self.rows.T)[:, places]
 
     def _slack(self, keys: Tensor) -> Tensor:
@@ -126,7 +129,8 @@ class _Heads:
         self._centre = centre  # [d]
         self._directions = directions  # [d, h] orthonormal
         self.fitted_on = fitted_on  # rows
-        self.misses = 0  # searches that it spared little
+        self.tried = 0  # searches
+        self.misses = 0  # those that it spared little
         self._parts = GrowingColumns(directions.new_empty(directions.shape[1] + 1, 0))
 
     @classmethod
@@ -137,6 +141,11 @@ class _Heads:
         heads = cls(centre, _principal_directions(sample - centre), len(rows))
         heads.append(rows)
         return heads
+
+    @property
+    def pays(self) -> bool:
+        """Whether it has spared enough so far."""
+        return self.tried < TRIED_MIN or MISSES_SHARE * self.misses <= self.tried
 
     def append(self, rows: Tensor) -> None:
         """Take in rows [r, d]."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from continual.metrics import Count
 from continual.requests import Request
+from store import Revision
 
 APPLIED, FAILED, SKIPPED, REPEATED, SUPERSEDED = (
     "applied",
@@ -101,8 +102,13 @@ class Retention:
         )
         return [i for i in found if self.requests[i].request.target_new != request.target_new]
 
-    def take(self, outcome: Outcome, request: Request) -> None:
-        """Follow one entry of a revision's body."""
+    def take(self, outcome: Outcome, request: Request, *, is_reverted: bool = False) -> None:
+        """Follow one entry of a revision's body. One that was reverted later was an attempt, and
+        nothing else."""
+        if is_reverted:
+            if outcome.outcome in ATTEMPTED and not outcome.repair:
+                self.attempts += Count(int(outcome.outcome == APPLIED), 1)
+            return
         for identity in outcome.supersedes:
             self._drop(identity)
         if outcome.outcome not in ATTEMPTED:
@@ -127,6 +133,22 @@ class Retention:
 def outcomes_of(body: Mapping[str, Any]) -> list[Outcome]:
     """The entries of a revision's body."""
     return [Outcome.from_json(record) for record in body.get("requests", ())]
+
+
+def reverted_by(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The requests that a revision takes out of the history before it."""
+    return tuple(body.get("reverted", ()))
+
+
+def reverted_later(lineage: Sequence[Revision]) -> list[frozenset[str]]:
+    """For each revision of a lineage, the requests that a later one of the lineage takes out."""
+    gone: frozenset[str] = frozenset()
+    found: list[frozenset[str]] = []
+    for revision in reversed(lineage):
+        found.append(gone)
+        if taken := reverted_by(revision.body):
+            gone = gone.union(taken)
+    return found[::-1]
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -24,18 +24,21 @@ from continual.memory.recall import MemoryConfig, Recall
 from continual.memory.routing import Route
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
-from continual.patches import Patch, unpack
+from continual.patches import Patch
 from continual.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.probe_sets import read_probes
 from continual.readers import read_record
 from continual.requests import Request
 from continual.site import Site
+from continual.snapshots import States
 from continual.standing import Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Task, make_task
-from store import Draft, Revision, Store
-from store.errors import IntegrityError
+from store import BlobRef, Draft, Revision, Store
+
+if TYPE_CHECKING:
+    from continual.reverting import Reverted
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class NewStore:
     device: str = "cpu"
     dtype: str = "float32"
     anatomy: Mapping[str, str] | None = None
+    editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
+    origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
 
 
 def init(path: Path, new: NewStore) -> Session:
@@ -74,11 +79,15 @@ def init(path: Path, new: NewStore) -> Session:
         given = {name: path or atlas.PROBES[name] for name, path in given.items()}
     probes = {name: read_probes(file, task) for name, file in given.items() if file is not None}
     settings["probes"] = {name: len(found) for name, found in probes.items()}
-    body = {
+    body: dict[str, Any] = {
         "probes": {
             n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()
         }
     }
+    if new.editors:
+        settings["editor"] = {name: dict(table) for name, table in new.editors.items()}
+    if new.origin:
+        body["origin"] = dict(new.origin)
     store = Store.init(path, settings, body, base.fingerprint)
     session = Session(store, EditedModel(base), task)
     session.standing  # noqa: B018  measures the base, so that its accuracies are on record
@@ -128,6 +137,7 @@ class Session:
         self.store = store
         self.edited = edited
         self.task = task
+        self.states = States(store, edited)
         self._stack = ExitStack()
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
@@ -182,19 +192,14 @@ class Session:
         self._stand_at_head()
         return Standing(self.store, self.site)
 
-    def patches(self, revision: Revision) -> tuple[Patch, ...]:
-        """The parts of a revision's patch; none where it has no patch."""
-        stored = self.store.tensors(revision)
-        return () if stored is None else unpack(*stored)
+    def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
+        """The parts of a patch; none for None."""
+        return self.states.patches(ref)
 
     def stand_at(self, name: str | Revision) -> Revision:
         """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
         revision = self.store.revision(name)
-        lineage = self.store.lineage(revision)
-        self.edited.take_off(0)
-        for ancestor in lineage:
-            self.edited.put(self.patches(ancestor))
-            check_fingerprint(ancestor, self.edited.fingerprint)
+        self.states.stand(revision)
         return revision
 
     def _stand_at_head(self) -> None:
@@ -225,7 +230,7 @@ class Session:
     def settle(self) -> None:
         """Re-check head where no step has, so that its metrics are on record at a run's end."""
         if self.store.ledger(self.store.head.seq) is None:
-            self._forget_standing()
+            self.forget_standing()
             self.standing  # noqa: B018  measures what is not measured yet
 
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
@@ -276,18 +281,20 @@ class Session:
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
         """One step. One that breaks off may have moved what a run carries: that is built anew."""
         try:
-            return pipeline.step(batch)
+            step = pipeline.step(batch)
         except BaseException:
-            self._forget_standing()
+            self.forget_standing()
             raise
+        self.states.follow(step.revision)
+        return step
 
     # -- going back
 
     def rollback(self, name: str) -> Revision:
         """Move head to an earlier revision, or to any other, and leave a record of it."""
         before = self.store.head
-        target = self.stand_at(name)
-        streams = self._streams_at(target)
+        target = self.store.revision(name)
+        streams = _streams_after(self.states.stand(target))
         self.store.commit(
             Draft(
                 operation="rollback",
@@ -298,17 +305,17 @@ class Session:
                 head=target.id,
             )
         )
-        self._forget_standing()
+        self.forget_standing()
         return target
 
-    def _streams_at(self, revision: Revision) -> dict[str, Any]:
-        """Where the streams were at a revision: its own history is what counts."""
-        states: dict[str, Any] = {}
-        for ancestor in self.store.lineage(revision):
-            states.update(ancestor.body.get("streams", {}))
-        return states
+    def revert(self, request: str, *, resolve: bool = False) -> Reverted:
+        """Take one request out of the middle of the history; see `continual.reverting.revert`."""
+        from continual.reverting import revert
 
-    def _forget_standing(self) -> None:
+        return revert(self, request, resolve=resolve)
+
+    def forget_standing(self) -> None:
+        """Build what is carried in memory anew when it is needed next."""
         with suppress(AttributeError):
             del self.standing
 
@@ -341,10 +348,9 @@ class Session:
         return route
 
 
-def check_fingerprint(revision: Revision, found: str) -> None:
-    """Raises IntegrityError where a rebuilt state is not what its revision says."""
-    if revision.fingerprint != found:
-        raise IntegrityError(
-            f"revision {revision.id[:12]}",
-            f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
-        )
+def _streams_after(lineage: Iterable[Revision]) -> dict[str, Any]:
+    """Where the streams were at the end of a lineage: its own history is what counts."""
+    states: dict[str, Any] = {}
+    for revision in lineage:
+        states.update(revision.body.get("streams", {}))
+    return states

@@ -19,7 +19,14 @@ from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, En
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
 from continual.requests import Probe, Request
-from continual.retention import APPLIED, ATTEMPTED, Outcome, Retention, outcomes_of
+from continual.retention import (
+    APPLIED,
+    ATTEMPTED,
+    Outcome,
+    Retention,
+    outcomes_of,
+    reverted_later,
+)
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 from store import Revision, Store
@@ -46,10 +53,19 @@ class Measured:
         return record
 
 
+@dataclass(frozen=True)
+class Past:
+    """A revision to stand at as if some requests had never been made."""
+
+    revision: Revision
+    without: frozenset[str] = frozenset()
+
+
 class Standing:
     """The state of a run at head. The model has head's patches on."""
 
-    def __init__(self, store: Store, site: Site) -> None:
+    def __init__(self, store: Store, site: Site, past: Past | None = None) -> None:
+        """`past` is where it stands instead of at head; nothing is then recorded."""
         self._store = store
         self._site = site
         self.retention = Retention()
@@ -57,16 +73,18 @@ class Standing:
         self._generality = Count()  # GR, as far as it is recorded
         self._fresh = Count()  # GR of what came since the last record
         self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
-        lineage = store.lineage("head")
+        lineage = store.lineage("head" if past is None else past.revision)
+        without = frozenset[str]() if past is None else past.without
         self._register_sets(lineage[0].body["probes"])
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
         self._taught = self._training_rows()
         fresh: list[str] = []  # attempted for the first time since the last record
         moved: tuple[str, ...] = ()  # applied when matrices were edited last
         since: set[str] = set()  # applied again or anew since then
-        for revision in lineage:
-            fresh += self._retrace(revision)
-            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED}
+        for revision, reverted in zip(lineage, reverted_later(lineage), strict=True):
+            gone = reverted | without
+            fresh += self._retrace(revision, gone)
+            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - gone
             if revision.body.get("weight_blocks"):
                 moved, since = self._applied(), set()
             record = store.ledger(revision.seq)
@@ -77,7 +95,8 @@ class Standing:
         self._register_retained(moved, since)
         self._base = self._base_counts()
         self._unrecorded = self._differences()
-        if store.ledger(lineage[-1].seq) is None and store.writable:
+        is_here = past is None and store.writable
+        if is_here and store.ledger(lineage[-1].seq) is None:
             for identity in fresh:
                 self._fresh += self._generality_of(identity)
             last = outcomes_of(lineage[-1].body)
@@ -86,13 +105,17 @@ class Standing:
 
     # -- building
 
-    def _retrace(self, revision: Revision) -> list[str]:
-        """Follow a revision's outcomes; the requests that it attempted for the first time."""
+    def _retrace(self, revision: Revision, reverted: Collection[str]) -> list[str]:
+        """Follow a revision's outcomes; the requests that it attempted for the first time. What was
+        reverted later is as if it had never been there."""
         fresh = []
         for outcome in outcomes_of(revision.body):
+            request = self._request(outcome.id)
+            if outcome.id in reverted:
+                self.retention.take(outcome, request, is_reverted=True)
+                continue
             if outcome.outcome in ATTEMPTED and outcome.id not in self.retention:
                 fresh.append(outcome.id)
-            request = self._request(outcome.id)
             if outcome.outcome in ATTEMPTED:
                 self.contradict(encode(request, self._site.task).learned)
             self.retention.take(outcome, request)

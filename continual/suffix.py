@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
 from continual.errors import ModelError
-from continual.partial import BlockCall, Recording, rows_from
+from continual.partial import BlockCall, Recording, sums_from
 
 SAMPLE_TOKENS = 6
 TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
@@ -44,7 +45,7 @@ class EndPass:
         self._model, self._anatomy, self._block = model, anatomy, block
         batch = _Batch.of(ends, pad, model.get_input_embeddings().weight.device)
         with torch.no_grad():
-            self._cache = _kept(model, batch)
+            self._cache = _kept(model, anatomy, batch)
             self._prefix = [(layer.keys, layer.values) for layer in self._layers()]
             self._calls, self.sums = self._recorded(batch)
 
@@ -74,7 +75,19 @@ class EndPass:
         above = self._block + 1
         hidden = {above: sums if norm is None else norm(sums)}
         recording = Recording({}, self._calls, hidden, None)
-        return rows_from(self._model, anatomy, recording, above)[1]
+        return sums_from(self._model, anatomy, recording, above)
+
+    def answers(self, sums: Tensor, rows: Tensor) -> Tensor:
+        """[n, d] the same for some positions alone, counted through the ends: the last FFN runs for
+        these only, as nothing behind it looks at any other."""
+        anatomy = self._anatomy
+        if self._block == anatomy.last:
+            last = sums
+        else:
+            entries = anatomy.up_modules(self._model, anatomy.last)
+            with hooks.narrowed(entries, anatomy.down_module(self._model, anatomy.last), rows):
+                last = self.last_sums(sums)
+        return last.reshape(-1, anatomy.width).index_select(0, rows)
 
     def _layers(self) -> list[Any]:
         return [] if self._cache is None else list(self._cache.layers)
@@ -200,11 +213,15 @@ class _Batch:
         }
 
 
-def _kept(model: Any, batch: _Batch) -> Any:
-    """The model's cache of all before the ends; None where there is nothing before them."""
+def _kept(model: Any, anatomy: Anatomy, batch: _Batch) -> Any:
+    """The model's cache of all before the ends; None where there is nothing before them. What
+    comes behind the last block's attention is left out: nobody looks at it."""
     if batch.start == 0:
         return None
-    return _run(model, batch.beginnings(), None, keeps=True).past_key_values
+    cache = DynamicCache(config=model.config.get_text_config())
+    with hooks.cut_short(anatomy.up_modules(model, anatomy.last)[0]):
+        hooks.run_until_cut(lambda: _run(model, batch.beginnings(), cache, keeps=True))
+    return cache
 
 
 def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:

@@ -5,7 +5,20 @@
 
 from store.blobs import BlobRef
 from store.errors import StoreError
-from store.revisions import Draft, Revision, parse_range
+from store.revisions import Draft, Layer, Replacement, Revision, layers, parse_range
+from store.snapshots import Segment, Segmenter
 from store.store import Store
 
-__all__ = ["BlobRef", "Draft", "Revision", "Store", "StoreError", "parse_range"]
+__all__ = [
+    "BlobRef",
+    "Draft",
+    "Layer",
+    "Replacement",
+    "Revision",
+    "Segment",
+    "Segmenter",
+    "Store",
+    "StoreError",
+    "layers",
+    "parse_range",
+]

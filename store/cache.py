@@ -8,13 +8,13 @@ is kept. Leaves what the tensors mean to others.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store import canonical, durable
-from store.blobs import BlobRef, Blobs
+from store.blobs import SUFFIX, BlobRef, Blobs
 from store.errors import IntegrityError, StoreError, from_os
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Cache:
     """The sets of tensors under one folder."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def put(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
         """Make a set durable in the place of the one of this name, and return its digest.
@@ -74,13 +74,34 @@ class Cache:
         except OSError as error:
             raise from_os(pointer, error) from error
 
+    def names(self) -> Iterator[str]:
+        """The names under which something was put, damaged or not."""
+        for pointer in sorted(self.root.glob("*/*.json")):
+            name = pointer.relative_to(self.root).as_posix().removesuffix(".json")
+            if _NAME.fullmatch(name):
+                yield name
+
+    def files(self, name: str) -> list[Path]:
+        """The files of a name that are there."""
+        pointer = self._pointer(name)
+        ref = _known(pointer)
+        blob = [] if ref is None else [Blobs(pointer.parent).path(ref.sha256)]
+        return [path for path in (pointer, *blob) if path.exists()]
+
+    def loose(self) -> list[Path]:
+        """Sets that no name leads to, and names that lead nowhere."""
+        used = {path for name in self.names() for path in self.files(name)}
+        blobs = set(self.root.glob(f"*/??/*{SUFFIX}"))
+        lost = {path for path in self.root.glob("*/*.json") if _known(path) is None}
+        return sorted((blobs - used) | lost)
+
     def _pointer(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise StoreError(
                 f"{name!r} can't name what is cached: it is FOLDER/NAME of small letters, digits "
                 "and '-'"
             )
-        return self._root / f"{name}.json"
+        return self.root / f"{name}.json"
 
 
 def _known(pointer: Path) -> BlobRef | None:

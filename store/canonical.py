@@ -29,7 +29,7 @@ def dumps(obj: Any) -> bytes:
 def loads(data: bytes) -> Any:
     """The value that `data` spells. Raises ValueError for anything that is not JSON."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(data.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -41,3 +41,6 @@ def digest(data: bytes) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # one for all: making it is dear

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,24 @@ from typing import Any
 import lmdb
 
 from store import canonical, config, datafile, durable
+from store.blobs import BlobRef
+from store.cache import Cache
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
-from store.history import as_revision, parsed, subject_digest
+from store.history import TAG_PREFIX, as_revision, parsed, subject_digest
 from store.journal import TABLES, label, seq_key, text_key, unwrap
-from store.revisions import Record, Revision
+from store.revisions import Record, Revision, require_tag
 from store.store import Store
 
+REPAIR = "repair"  # the operation of a revision that gives patches up
 _SUBJECT_DIGEST_LENGTH = 32  # bytes
 _HEAD = text_key("head")
-_KEYS = {
-    "requests": frozenset({"id", "seq", "subject", "record"}),
-    "subjects": frozenset({"subject", "request"}),
-    "streams": frozenset({"name", "record"}),
+_TAG = text_key(TAG_PREFIX)
+_KEYS: dict[str, dict[str, tuple[type, ...]]] = {
+    "requests": {"id": (str,), "seq": (int,), "subject": (str, type(None)), "record": (dict,)},
+    "subjects": {"subject": (str,), "request": (str,)},
+    "streams": {"name": (str,), "record": (dict,)},
 }
+_SEQ_MAX = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Problem:
     object: str
     problem: str
     harmless: bool = False
+
+    @property
+    def is_beyond_repair(self) -> bool:
+        """Whether the store cannot even be opened for what is left of it."""
+        return self.object in (datafile.LABEL, config.FILE_NAME, "store")
 
 
 def verify(store: Store) -> list[Problem]:
@@ -103,17 +113,31 @@ def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
 def _problems(store: Store) -> Iterator[Problem]:
     tables = Tables()
     with store.journal.snapshot():
-        for table in TABLES:
-            yield from _load(store, table, tables)
+        yield from load(store, tables)
+    yield from journal_problems(tables)
+    yield from _check_folders(store.path)
+    yield from _check_blobs(store, tables)
+    yield from _check_cached("cache", Cache(store.cache))
+    yield from _check_cached("snapshots", store.snapshots)
+    yield from _check_quarantine(store.path)
+    yield from _leftovers(store.path)
+
+
+def load(store: Store, tables: Tables) -> Iterator[Problem]:
+    """Read the whole journal; what cannot be read is a problem."""
+    for table in TABLES:
+        yield from _load(store, table, tables)
+
+
+def journal_problems(tables: Tables) -> Iterator[Problem]:
+    """What does not hold between the entries of the tables."""
     yield from _check_chain(tables)
+    yield from _check_replaced(tables)
     yield from _check_ids(tables)
     yield from _check_refs(tables)
     yield from _check_requests(tables)
     yield from _check_subjects(tables)
     yield from _check_ledger(tables)
-    yield from _check_blobs(store, tables)
-    yield from _check_quarantine(store.path)
-    yield from _leftovers(store.path)
 
 
 class Tables:
@@ -148,14 +172,31 @@ def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
 
 def _read_object(table: str, key: bytes, payload: bytes) -> Record:
     record = parsed(label(table, key), payload, dict)
-    if missing := _KEYS.get(table, frozenset()) - record.keys():
+    kinds = _KEYS.get(table, {})
+    if missing := kinds.keys() - record.keys():
         raise IntegrityError(label(table, key), f"lacks {sorted(missing)}")
+    for name, allowed in kinds.items():
+        if not isinstance(record[name], allowed):
+            kind = type(record[name]).__name__
+            raise IntegrityError(label(table, key), f"has a {kind} for its {name}")
+    if "seq" in kinds:
+        _require_seq(label(table, key), record["seq"])
     return record
+
+
+def _read_seq(table: str, key: bytes, payload: bytes) -> int:
+    return _require_seq(label(table, key), parsed(label(table, key), payload, int))
+
+
+def _require_seq(name: str, seq: int) -> int:
+    if not 0 <= seq < _SEQ_MAX:
+        raise IntegrityError(name, f"leads to entry {seq}, which cannot be")
+    return seq
 
 
 _READERS: dict[str, Callable[[str, bytes, bytes], Any]] = {
     "revisions": lambda _, key, payload: as_revision(key, payload),
-    "ids": lambda table, key, payload: parsed(label(table, key), payload, int),
+    "ids": _read_seq,
     "refs": lambda table, key, payload: parsed(label(table, key), payload, str),
 }
 
@@ -190,6 +231,23 @@ def _parent_problem(
         yield Problem(name, f"its parent {revision.parent} is missing")
 
 
+def _check_replaced(tables: Tables) -> Iterator[Problem]:
+    """A patch is replaced where it is part of the state: in the lineage."""
+    if any(name.startswith("journal/revisions/") for name in tables.damaged):
+        return
+    revisions = {revision.id: revision for revision in tables.revisions.values()}
+    for revision in revisions.values():
+        missing = set(revision.replaces)
+        ancestor: Revision | None = revision
+        while missing and ancestor is not None:
+            missing.discard(ancestor.id)
+            parent = revisions.get(ancestor.parent or "")
+            ancestor = parent if parent is not None and parent.seq < ancestor.seq else None
+        for identity in sorted(missing):
+            name = label("revisions", seq_key(revision.seq))
+            yield Problem(name, f"replaces the patch of {identity}, which is no ancestor")
+
+
 def _check_ids(tables: Tables) -> Iterator[Problem]:
     revisions = tables.revisions
     for revision in revisions.values():
@@ -208,22 +266,35 @@ def _check_refs(tables: Tables) -> Iterator[Problem]:
     if tables.lacks("refs", _HEAD):
         yield Problem(label("refs", _HEAD), "is missing")
     for key, identity in tables.entries["refs"].items():
+        if key != _HEAD and not _is_tag(key):
+            yield Problem(label("refs", key), "is neither head nor a tag")
         if tables.lacks("ids", identity.encode("utf-8", "replace")):
             yield Problem(label("refs", key), f"points to {identity}, which is no revision")
 
 
+def _is_tag(key: bytes) -> bool:
+    try:
+        prefix, name = key[: len(_TAG)], key[len(_TAG) :].decode("utf-8")
+        return prefix == _TAG and bool(require_tag(name))
+    except (UnicodeDecodeError, StoreError):
+        return False
+
+
 def _check_requests(tables: Tables) -> Iterator[Problem]:
     for revision in tables.revisions.values():
-        for identity in _request_ids(revision):
+        for identity in request_ids(revision):
             if tables.lacks("requests", text_key(identity)):
                 name = label("revisions", seq_key(revision.seq))
                 yield Problem(name, f"its request {identity} is missing")
     for key, entry in tables.entries["requests"].items():
+        if key != text_key(entry["id"]):
+            yield Problem(label("requests", key), "stands under another id")
         if tables.lacks("revisions", seq_key(entry["seq"])):
             yield Problem(label("requests", key), f"its entry {entry['seq']} is missing")
 
 
-def _request_ids(revision: Revision) -> Iterator[str]:
+def request_ids(revision: Revision) -> Iterator[str]:
+    """The requests that a revision names."""
     requests = revision.body.get("requests")
     for request in requests if isinstance(requests, list) else []:
         if isinstance(request, dict) and isinstance(request.get("id"), str):
@@ -253,16 +324,62 @@ def _check_ledger(tables: Tables) -> Iterator[Problem]:
 
 
 def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
-    refs = {revision.patch for revision in tables.revisions.values() if revision.patch}
-    for ref in sorted(refs, key=lambda ref: ref.sha256):
+    refs = _refs(tables.revisions.values())
+    lost = lost_patches(tables.revisions.values())
+    for ref in refs:
         try:
             store.blobs.get(ref)
         except StoreError as error:
-            yield _as_problem(f"patches/{ref.sha256}", error)
+            found = _as_problem(f"patches/{ref.sha256}", error)
+            if ref.sha256 in lost:
+                text = "is lost, and no longer part of the state since a repair"
+                found = Problem(found.object, text, harmless=True)
+            yield found
     used = {ref.sha256 for ref in refs}
     for sha256 in store.blobs.digests():
         if sha256 not in used:
             yield Problem(store.blobs.label(sha256), "no revision uses it", harmless=True)
+
+
+def _refs(revisions: Iterable[Revision]) -> list[BlobRef]:
+    refs = {ref for revision in revisions for ref in revision.blobs}
+    return sorted(refs, key=lambda ref: ref.sha256)
+
+
+def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
+    """The patches of these revisions that are not as they were written."""
+    found = []
+    for ref in _refs(revisions):
+        try:
+            store.blobs.get(ref)
+        except StoreError:
+            found.append(ref)
+    return found
+
+
+def lost_patches(revisions: Iterable[Revision]) -> set[str]:
+    """Digests of the patches that a repair has given up."""
+    repairs = (revision for revision in revisions if revision.operation == REPAIR)
+    return {sha256 for revision in repairs for sha256 in revision.body.get("lost", ())}
+
+
+def _check_folders(path: Path) -> Iterator[Problem]:
+    for name in ("patches", "snapshots", "cache"):
+        if not (path / name).is_dir():
+            yield Problem(name, "the folder is missing", harmless=True)
+
+
+def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
+    """What is damaged here can be made again, and is never taken for the truth."""
+    for name in cache.names():
+        try:
+            cache.get(name)
+        except StoreError as error:
+            problem = _as_problem("", error).problem
+            yield Problem(f"{folder}/{name}.json", f"{problem}; can be made again", harmless=True)
+    for path in cache.loose():
+        name = path.relative_to(cache.root.parent).as_posix()
+        yield Problem(name, "nothing points to it", harmless=True)
 
 
 def _check_quarantine(path: Path) -> Iterator[Problem]:
@@ -273,11 +390,12 @@ def _check_quarantine(path: Path) -> Iterator[Problem]:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 yield Problem(f"{file.name}:{number}", "is an unfinished line", harmless=True)
-            elif not _is_json(line):
+            elif not is_json(line):
                 yield Problem(f"{file.name}:{number}", "is not JSON")
 
 
-def _is_json(line: bytes) -> bool:
+def is_json(line: bytes) -> bool:
+    """Whether a line is JSON."""
     try:
         canonical.loads(line)
     except ValueError:

@@ -16,7 +16,7 @@ from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
-FORMAT = 1
+FORMAT = 2
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
 
 
@@ -28,21 +28,42 @@ def exists(root: Path) -> bool:
 def read(root: Path) -> dict[str, Any]:
     """The caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
     path = root / FILE_NAME
+    settings = _parsed(root)
+    for key, supported in _RESERVED.items():
+        found = _required(settings, key)
+        if found != supported:
+            is_older = key == "format" and type(found) is int and 0 < found < supported
+            raise FormatVersionError(
+                path, f"{key} = {found}", f"{key} = {supported}", is_older=is_older
+            )
+        settings.pop(key)
+    return settings
+
+
+def found_format(root: Path) -> int:
+    """The format that a store says it has. Raises NoStore, IntegrityError."""
+    found = _required(_parsed(root), "format")
+    if type(found) is not int:
+        raise IntegrityError(FILE_NAME, f"says format = {found!r}, which is no number")
+    return found
+
+
+def _required(settings: Mapping[str, Any], key: str) -> Any:
+    if key not in settings:
+        raise IntegrityError(FILE_NAME, f"has no {key!r}")
+    return settings[key]
+
+
+def _parsed(root: Path) -> dict[str, Any]:
+    path = root / FILE_NAME
     try:
-        settings = tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise NoStore(root) from None
     except OSError as error:
         raise StoreError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise IntegrityError(FILE_NAME, f"is not TOML ({error})") from error
-    for key, supported in _RESERVED.items():
-        if key not in settings:
-            raise IntegrityError(FILE_NAME, f"has no {key!r}")
-        found = settings.pop(key)
-        if found != supported:
-            raise FormatVersionError(path, f"{key} = {found}", f"{key} = {supported}")
-    return settings
 
 
 def write(root: Path, settings: Mapping[str, Any]) -> None:

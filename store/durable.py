@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from store import errors
 
 TEMPORARY_PREFIX = ".tmp-"
+MARGIN_BYTES = 1 << 20  # left free beside what a write needs: for the journal, and for others
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -87,6 +89,56 @@ def move_durably(source: Path, target: Path) -> None:
         source.rename(target)
         _sync_folder(source.parent)
         _sync_folder(target.parent)
+
+
+def require_room(folder: Path, length: int) -> None:
+    """Raise StoreFull, with the sizes, unless so many bytes and a margin are free in a folder.
+
+    Asked before a write that could not be finished, so that nothing of it is begun.
+    """
+    with _reported(folder):
+        free = shutil.disk_usage(folder).free
+    if free < length + MARGIN_BYTES:
+        raise errors.StoreFull(
+            folder,
+            f"{length:,} bytes and a margin of {MARGIN_BYTES:,} are needed, {free:,} are free",
+        )
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a file to a new name, whole."""
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with _reported(target):
+        try:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as copied:
+                os.fsync(copied.fileno())
+            temporary.rename(target)
+            _sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def remove_durably(paths: Iterable[Path]) -> None:
+    """Remove files and empty folders, in this order, each folder synced once. What is gone already
+    is no error."""
+    parents: dict[Path, None] = {}
+    for path in paths:
+        with _reported(path):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
+        parents[path.parent] = None
+    for parent in parents:
+        if parent.is_dir():
+            sync_folder_durably(parent)
+
+
+def sync_folder_durably(path: Path) -> None:
+    """See to it that the names in `path`, made or removed by others, survive a power loss."""
+    with _reported(path):
+        _sync_folder(path)
 
 
 def sync_file_durably(path: Path) -> None:

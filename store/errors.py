@@ -48,10 +48,13 @@ class FormatVersionError(StoreError):
 
     exit_code = 12
 
-    def __init__(self, path: Path, found: object, supported: object) -> None:
-        super().__init__(
-            f"{path} says {found!r}; this cedit reads {supported!r}: use the version that wrote it"
-        )
+    def __init__(
+        self, path: Path, found: object, supported: object, *, is_older: bool = False
+    ) -> None:
+        remedy = "use the version that wrote it, or a newer one"
+        if is_older:
+            remedy = "run `cedit migrate`, which keeps a copy of what it changes"
+        super().__init__(f"{path} says {found!r}; this cedit reads {supported!r}: {remedy}")
         self.path, self.found, self.supported = path, found, supported
 
 

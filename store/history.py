@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from store import canonical
@@ -18,6 +19,7 @@ from store.revisions import Draft, Record, Revision, parse_name
 
 PREFIX_LENGTH_MIN = 4  # hexadecimal digits
 TAG_PREFIX = "tag/"
+_ANCESTRY_CHUNK = 256  # entries read at once on the way to base
 _AMBIGUOUS_MAX = 5  # candidates that a message names
 _SEQ = re.compile(r"@([0-9]{1,18})")
 _HEX = re.compile(rf"[0-9a-f]{{{PREFIX_LENGTH_MIN},64}}")
@@ -75,9 +77,10 @@ class History:
 
     def ancestry(self, revision: Revision) -> Iterator[Revision]:
         """The revision, its parent, and so on to base."""
+        below = _Below(self)
         yield revision
         while revision.parent is not None:
-            revision = self._parent(revision)
+            revision = self._parent(revision, below.at)
             yield revision
 
     def lineage(self, revision: Revision) -> list[Revision]:
@@ -94,11 +97,11 @@ class History:
             fresh.append(revision)
         return fresh[::-1]
 
-    def _parent(self, revision: Revision) -> Revision:
+    def _parent(self, revision: Revision, at: Callable[[int], Revision] | None = None) -> Revision:
         if revision.parent is None:
             raise UnknownRevision(f"{revision.id[:12]}~1", "base has no parent")
         if revision.parent == revision.previous:  # the usual case needs no look at the ids
-            parent = self.at(revision.seq - 1)
+            parent = (at or self.at)(revision.seq - 1)
         else:
             parent = self.by_id(revision.parent)
         if parent.id != revision.parent or parent.seq >= revision.seq:
@@ -226,7 +229,7 @@ class History:
             Put("ids", revision.id.encode("ascii"), canonical.dumps(revision.seq), once=True),
             point("head", draft.head or revision.id),
             *self._request_changes(draft, revision.seq),
-            *(_stream_change(name, record) for name, record in draft.streams.items()),
+            *(stream_entry(name, record) for name, record in draft.streams.items()),
             *([] if draft.ledger is None else [ledger_entry(revision.seq, draft.ledger)]),
         ]
 
@@ -249,6 +252,13 @@ class History:
                 raise StoreError(f"the draft's {role} {identity!r} is no revision of this store")
         if draft.parent is None:
             raise StoreError("the draft has no parent: only base stands alone")
+        if draft.replaces:
+            ancestors = {revision.id for revision in self.ancestry(self.by_id(draft.parent))}
+            if strangers := set(draft.replaces) - ancestors:
+                raise StoreError(
+                    f"the draft replaces patches of {sorted(strangers)}, which are not among its "
+                    "ancestors"
+                )
         if strays := set(draft.subjects) - set(draft.requests):
             raise StoreError(f"the draft gives subjects for requests it lacks: {sorted(strays)}")
         for identity, record in draft.requests.items():
@@ -258,6 +268,25 @@ class History:
                     f"request {identity!r} is recorded with other content: "
                     "derive ids from content, so that other content has another id"
                 )
+
+
+class _Below:
+    """Entries in falling order, some hundreds read at once."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._read: dict[int, Revision] = {}
+
+    def at(self, seq: int) -> Revision:
+        """See `History.at`."""
+        if seq not in self._read:
+            first = max(0, seq + 1 - _ANCESTRY_CHUNK)
+            entries = islice(self._history.entries(first), seq + 1 - first)
+            try:
+                self._read = {revision.seq: revision for revision in entries}
+            except IntegrityError:  # of an entry that may be no ancestor
+                self._read = {}
+        return self._read.get(seq) or self._history.at(seq)
 
 
 def point(ref: str, identity: str) -> Put:
@@ -302,7 +331,8 @@ def parsed(name: str, payload: bytes, kind: type[Kind]) -> Kind:
     return value
 
 
-def _stream_change(name: str, record: Any) -> Put:
+def stream_entry(name: str, record: Any) -> Put:
+    """Set a stream's state; None forgets it."""
     if record is None:
         return Put("streams", text_key(name), None)
     return Put("streams", text_key(name), canonical.dumps({"name": name, "record": dict(record)}))

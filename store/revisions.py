@@ -6,8 +6,9 @@ Knows the shape of the record and the grammar of names; leaves looking them up t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from store import canonical
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 Record = dict[str, Any]  # a JSON object
 
 STEPS_BACK_MAX = 10**9
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "seq": (int,),
+    "previous": (str, type(None)),
+    "parent": (str, type(None)),
+    "operation": (str,),
+    "fingerprint": (str,),
+    "body": (dict,),
+}
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP_BACK = re.compile(r"~([0-9]{0,9})")
 _STEPS_BACK = re.compile(r"(~[0-9]{0,9})*")
@@ -39,25 +48,67 @@ class Revision:
     patch: BlobRef | None
     fingerprint: str
     body: Record = field(compare=False, repr=False)
+    # By earlier revisions' ids: what takes the place of their patches from here on, if anything.
+    replaces: Mapping[str, BlobRef | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """All blobs that it needs."""
+        return tuple(ref for ref in (self.patch, *self.replaces.values()) if ref is not None)
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Revision:
         """Read a journal payload. Raises ValueError if it is not a revision's record."""
         record = canonical.loads(payload)
         try:
-            patch = record["patch"]
+            _require_types(record)
+            replaced = record.get("replaces", {})
             return cls(
                 id=canonical.digest(payload),
                 seq=record["seq"],
                 previous=record["previous"],
                 parent=record["parent"],
                 operation=record["operation"],
-                patch=None if patch is None else BlobRef(patch["sha256"], patch["length"]),
+                patch=_blob_ref(record["patch"]),
                 fingerprint=record["fingerprint"],
                 body=record["body"],
+                replaces={identity: _blob_ref(ref) for identity, ref in replaced.items()},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the record of a revision ({error})") from error
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The patch that one revision contributes to a state. The state is base and all its layers."""
+
+    revision: Revision
+    patch: BlobRef | None  # its own, or what has taken its place; None where nothing is left
+    is_waypoint: bool  # whether base and the layers up to here are this revision's own state
+
+
+def layers(lineage: Sequence[Revision]) -> list[Layer]:
+    """The layers of the last revision of a lineage (base first), each in its old place."""
+    patches = {revision.id: revision.patch for revision in lineage}
+    for revision in lineage:
+        patches.update(revision.replaces)
+    places = {revision.id: place for place, revision in enumerate(lineage)}
+    found: list[Layer] = []
+    untouched = len(lineage)  # no later revision replaces a patch before this place
+    for place in range(len(lineage) - 1, -1, -1):
+        revision = lineage[place]
+        found.append(Layer(revision, patches[revision.id], place < untouched))
+        for identity in revision.replaces:
+            untouched = min(untouched, places.get(identity, untouched))
+    return found[::-1]
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A patch that is to stand in an earlier one's place."""
+
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +119,8 @@ class Draft:
     subject they are about, `streams` maps stream names to their new state (None forgets one).
     The patch is given as `tensors`, or as the `written` that `Store.write_ahead` answered with.
     `ledger` is the revision's record in the ledger, where there is one by now. `head` is the id of
-    the revision that head moves to; None means the new one.
+    the revision that head moves to; None means the new one. `replaces` has, by the ids of the new
+    revision's ancestors, what takes the place of their patches from here on.
     """
 
     operation: str
@@ -83,6 +135,7 @@ class Draft:
     streams: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     ledger: Mapping[str, Any] | None = None
     head: str | None = None
+    replaces: Mapping[str, Replacement | None] = field(default_factory=dict)
 
 
 class Name(NamedTuple):
@@ -92,19 +145,50 @@ class Name(NamedTuple):
     back: int
 
 
-def payload_of(draft: Draft, seq: int, previous: str | None, patch: BlobRef | None) -> bytes:
-    """The bytes that stand in the journal for a revision, and that its id is the digest of."""
+def payload_of(
+    draft: Draft,
+    seq: int,
+    previous: str | None,
+    patch: BlobRef | None,
+    replaces: Mapping[str, BlobRef | None] = MappingProxyType({}),
+) -> bytes:
+    """The bytes that stand in the journal for a revision, and that its id is the digest of.
+
+    `patch` and `replaces` are the blobs of the draft, which are on the disk by now.
+    """
+    replaced = {identity: _blob_record(ref) for identity, ref in replaces.items()}
     return canonical.dumps(
         {
+            **({"replaces": replaced} if replaced else {}),
             "seq": seq,
             "previous": previous,
             "parent": draft.parent,
             "operation": draft.operation,
-            "patch": None if patch is None else {"sha256": patch.sha256, "length": patch.length},
+            "patch": _blob_record(patch),
             "fingerprint": draft.fingerprint,
             "body": dict(draft.body),
         }
     )
+
+
+def _require_types(record: Any) -> None:
+    """Raises TypeError for what is no revision's record, however well its checksum fits."""
+    for name, kinds in _KINDS.items():
+        if not isinstance(record[name], kinds):
+            raise TypeError(f"its {name} is a {type(record[name]).__name__}")
+
+
+def _blob_ref(record: Mapping[str, Any] | None) -> BlobRef | None:
+    if record is None:
+        return None
+    sha256, length = record["sha256"], record["length"]
+    if not (isinstance(sha256, str) and isinstance(length, int)):
+        raise TypeError("it names no blob")
+    return BlobRef(sha256, length)
+
+
+def _blob_record(ref: BlobRef | None) -> Record | None:
+    return None if ref is None else asdict(ref)
 
 
 def parse_name(text: str) -> Name:

@@ -20,10 +20,11 @@ from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
 from store.history import TAG_PREFIX, History, ledger_entry, point
-from store.journal import MAP_SIZE_BYTES, Journal
+from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
 from store.quarantine import Quarantine
-from store.revisions import Draft, Record, Revision, payload_of, require_tag
+from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
+from store.snapshots import PATCHES, Segment, Segmenter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,8 @@ class Store:
         self.history = History(self.journal)
         self._quarantine = Quarantine(path / "quarantine.jsonl")
         self._cache = Cache(self.cache)
+        self.snapshots = Cache(path / "snapshots")
+        self.patches_per_segment = PATCHES
         self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
 
     # -- opening and closing
@@ -174,6 +177,14 @@ class Store:
         patch = self.history.resolve(revision).patch
         return None if patch is None else self.blobs.get(patch)
 
+    def layers(self, revision: str | Revision) -> list[Layer]:
+        """The layers of a revision's state, oldest first: base and their patches are the state."""
+        return layers(self.lineage(revision))
+
+    def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], Record]:
+        """The tensors of a patch and their meta. Raises IntegrityError."""
+        return self.blobs.get(ref)
+
     def request(self, identity: str) -> Record:
         """The record of a request. Raises StoreError if there is none."""
         entry = self.history.request(identity)
@@ -226,6 +237,19 @@ class Store:
         """Forget what was cached under a name."""
         self._cache.drop(name)
 
+    def segmenter(self) -> Segmenter:
+        """What cuts the layers of a state, from base on, into segments."""
+        return Segmenter(self.base.fingerprint, self.patches_per_segment)
+
+    def segments(self, layers: Iterable[Layer]) -> list[Segment]:
+        """The segments of a state that a snapshot may be kept of, oldest first."""
+        return self.segmenter().take_all(layers)
+
+    def snapshots_needed(self) -> set[str]:
+        """The names of the snapshots on the way to head or a tag."""
+        states = {self.head_id, *self.tags().values()}
+        return {s.name for state in states for s in self.segments(self.layers(state))}
+
     # -- writing
 
     def write_ahead(
@@ -236,6 +260,7 @@ class Store:
         What goes wrong is raised by the commit. Without one the patch is a file that nothing names.
         """
         with self._writing():
+            durable.require_room(self.path, _size(tensors))
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, thread_name_prefix="cedit-patches")
             return self._writer.submit(self.blobs.put, tensors, meta)
@@ -249,6 +274,7 @@ class Store:
         """
         with self._writing():
             self.history.require_fitting(draft)
+            durable.require_room(self.path, _size_of_draft(draft))
             seq = self.length
             previous = self.history.at(seq - 1).id
             patch = None
@@ -256,7 +282,11 @@ class Store:
                 patch = self.blobs.put(draft.tensors, draft.patch_meta)
             elif draft.written is not None:
                 patch = draft.written.result()
-            payload = payload_of(draft, seq, previous, patch)
+            replaces = {
+                identity: None if new is None else self.blobs.put(new.tensors, new.meta)
+                for identity, new in draft.replaces.items()
+            }
+            payload = payload_of(draft, seq, previous, patch, replaces)
             revision = Revision.from_payload(payload)
             self.journal.write(self.history.changes(draft, revision, payload))
             return revision
@@ -273,6 +303,15 @@ class Store:
         with self._writing():
             identity = self.history.resolve(revision).id
             self.journal.write([point(TAG_PREFIX + require_tag(name), identity)])
+
+    def untag(self, name: str) -> str:
+        """Take a tag away; the id that it stood for. Raises StoreError where there is none."""
+        with self._writing():
+            identity = self.tags().get(name)
+            if identity is None:
+                raise StoreError(f"there is no tag {name!r}: `cedit tag` lists them")
+            self.journal.write([Put("refs", text_key(TAG_PREFIX + name), None)])
+            return identity
 
     def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Set records aside, those with a (stream, position, rolling) already there excepted."""
@@ -292,6 +331,17 @@ class Store:
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes that tensors take on the disk, about."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _size_of_draft(draft: Draft) -> int:
+    """Bytes of a draft's tensors that are not written yet; its records are in the margin."""
+    new = [found.tensors for found in draft.replaces.values() if found is not None]
+    return sum(map(_size, [*new, draft.tensors or {}]))
 
 
 def _require_vacant(path: Path) -> None:

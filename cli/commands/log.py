@@ -67,14 +67,18 @@ def _row(record: Mapping[str, Any]) -> Iterator[object]:
     yield record["operation"]
     yield record["applied"] if is_edit else ""
     yield record["failed"] if is_edit else ""
-    yield rate(record["ER"]) if is_edit else ""
+    yield rate(record["ER"]) if is_edit or record["ER"] is not None else ""
     yield size(record["patch_bytes"]) if record["patch_bytes"] else ""
     yield f"to {short(record['target'])}" if record["target"] else _about(record)
 
 
 def _about(record: Mapping[str, Any]) -> str:
     """The first request of a revision, and how many there are besides."""
-    if record["first"] is None:
-        return ""
-    more = f" and {record['requests'] - 1} more" if record["requests"] > 1 else ""
-    return f"{record['first']['prompt']} → {record['first']['target_new']}{more}"
+    if record["reverted"]:
+        return f"without {_one_of(record['reverted'][0], len(record['reverted']))}"
+    return _one_of(record["first"], record["requests"]) if record["first"] else ""
+
+
+def _one_of(request: Mapping[str, Any], count: int) -> str:
+    more = f" and {count - 1} more" if count > 1 else ""
+    return f"{request['prompt']} → {request['target_new']}{more}"

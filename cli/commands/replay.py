@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from cli.options import common, find_store, ranges
-from cli.output import Output, counted, short
+from cli.output import Output, counted, one_line, short
 
 if TYPE_CHECKING:
     from continual.replaying import Rebuilt
+    from continual.session import Session
+    from store import Revision
 
 DAMAGED = 20
 
 
 @click.command("replay")
 @click.argument("range_", metavar="[A..B]", shell_complete=ranges, default="base..head")
+@click.option("--recompute", is_flag=True, help="Run the editors again, and compare the patches.")
 @common
-def command(out: Output, store: str | None, range_: str) -> int:
+def command(out: Output, store: str | None, range_: str, recompute: bool) -> int:
     """Build the model again from base.
 
-    The fingerprint is compared at every revision of the range (all of head's unless given).
-    Exit code 20 says that one is not what the history says.
+    The fingerprint is compared at every revision of the range (all of head's unless given); what
+    lies before the range may come from snapshots, which `cedit verify` never trusts. With
+    --recompute each step of the range is made again from the same requests, settings and seed, and
+    its tensors are compared, bit for bit. Exit code 20 says that one is not what the history says.
+
+    With --json there is a line for each revision, {"type":"revision","seq","revision","ok"} with
+    "fingerprint" and "rebuilt", or with "difference" of what was recomputed; and a last one,
+    {"type":"summary","revisions","mismatches","ok","seconds"}.
 
     \b
     Example:
       cedit replay
-      cedit replay head~10..head
+      cedit replay head~10..head --recompute
     """
-    from continual.replaying import rebuild
     from continual.session import open_session
     from store import parse_range
 
     started, wrong, count = time.perf_counter(), 0, 0
     with open_session(find_store(store), writable=False, at="base") as session:
         older, newer = parse_range(range_)
-        wanted = {revision.id for revision in session.store.between(older, newer)}
-        for made in rebuild(session, session.store.lineage(newer)):
-            if made.revision.id in wanted:
-                count, wrong = count + 1, wrong + (not made.is_same)
-                _show(out, made)
+        wanted = session.store.between(older, newer)
+        made_again = (
+            _recomputed(out, session, wanted) if recompute else _rebuilt(out, session, wanted)
+        )
+        for is_same in made_again:
+            count, wrong = count + 1, wrong + (not is_same)
     out.result(
         {
             "type": "summary",
@@ -50,9 +60,41 @@ def command(out: Output, store: str | None, range_: str) -> int:
             "ok": not wrong,
             "seconds": round(time.perf_counter() - started, 3),
         },
-        f"{counted(count, 'revision')} rebuilt, {wrong or 'none'} with another fingerprint.",
+        _verdict(count, wrong, recompute),
     )
     return DAMAGED if wrong else 0
+
+
+def _verdict(count: int, wrong: int, recompute: bool) -> str:
+    if recompute:
+        return f"{counted(count, 'step')} made again, {wrong or 'none'} with another patch."
+    return f"{counted(count, 'revision')} rebuilt, {wrong or 'none'} with another fingerprint."
+
+
+def _rebuilt(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
+    """Build the revisions, each on the one before it where that is its parent."""
+    from continual.replaying import rebuild
+
+    for made in rebuild(session, wanted, from_snapshots=True):
+        _show(out, made)
+        yield made.is_same
+
+
+def _recomputed(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
+    from continual.rehearsing import recompute
+
+    for made in recompute(session, wanted):
+        revision = made.revision
+        record = {
+            "type": "revision",
+            "seq": revision.seq,
+            "revision": revision.id,
+            "ok": made.is_same,
+            "difference": made.difference,
+        }
+        verdict = "same" if made.is_same else f"NOT: {made.difference}"
+        out.result(record, one_line(f"@{revision.seq:<5} {short(revision.id)}  {verdict}"))
+        yield made.is_same
 
 
 def _show(out: Output, made: Rebuilt) -> None:

@@ -24,7 +24,7 @@ def command(out: Output, store: str | None, revision: str) -> None:
     """
     from continual.session import open_session
 
-    with open_session(find_store(store)) as session:
+    with open_session(find_store(store), at=revision) as session:
         before = session.store.head
         target = session.rollback(revision)
         fingerprint = session.edited.fingerprint

@@ -50,6 +50,8 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     if record["patch"]:
         yield f"patch        {short(record['patch'])}, {size(record['patch_bytes'])}"
     yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR', 'Locality')}"
+    for request in record["reverted"]:
+        yield one_line(f"without      {request['prompt']} → {request['target_new']}")
     for name, position in record["streams"].items():
         yield f"stream       {name}, up to record {position}"
     for number in record["quarantined_records"]:
@@ -61,7 +63,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield f"{outcome['outcome']:<11}  {one_line(outcome['prompt'])}"
-    yield f"             → {one_line(outcome['target_new'])}"
+    yield f"             → {one_line(outcome['target_new'])}  ({outcome['id']})"
     told = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
     if told:
         yield f"             {one_line(told)}"

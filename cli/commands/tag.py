@@ -11,19 +11,27 @@ from cli.output import Output, columns, short
 @click.command("tag")
 @click.argument("name", required=False)
 @click.argument("revision", shell_complete=revision_names, default="head")
+@click.option("--delete", is_flag=True, help="Take the tag away; the revision stays.")
 @common
-def command(out: Output, store: str | None, name: str | None, revision: str) -> None:
+def command(out: Output, store: str | None, name: str | None, revision: str, delete: bool) -> None:
     """Name a revision, or list the tags.
 
     The revision is head unless named. A tag that exists moves.
+
+    With --json there is a line for each tag, {"type":"tag","tag","revision","seq"}; for one that
+    was deleted, with "deleted":true.
 
     \b
     Example:
       cedit tag release-1
       cedit tag
+      cedit tag release-1 --delete
     """
     from store import Store
 
+    if delete:
+        _delete(out, store, name)
+        return
     with Store.open(find_store(store), writable=name is not None) as opened:
         if name is not None:
             opened.tag(name, revision)
@@ -36,3 +44,14 @@ def command(out: Output, store: str | None, name: str | None, revision: str) -> 
         out.record({"type": "tag", "tag": tag, "revision": found.id, "seq": found.seq})
     rows = [(tag, f"@{found.seq}", short(found.id)) for tag, found in tagged.items()]
     out.text(columns(("tag", "seq", "revision"), rows, right="seq"))
+
+
+def _delete(out: Output, store: str | None, name: str | None) -> None:
+    from store import Store
+
+    if name is None:
+        raise click.UsageError("Name the tag to delete.")
+    with Store.open(find_store(store), writable=True) as opened:
+        found = opened.revision(opened.untag(name))
+    record = {"type": "tag", "tag": name, "revision": found.id, "seq": found.seq, "deleted": True}
+    out.result(record, f"Deleted {name}, which was @{found.seq} {short(found.id)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import common, find_store
-from cli.output import Output, columns, rate
+from cli.output import Output, columns
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
-    from continual.memory.counterfactual import Epoch
+    from continual.memory.serac_training import Epoch
+    from continual.requests import Request
     from continual.statistics import KeyStatistics, Progress
+    from continual.streams import Item
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
-_TOKENS = "{task.completed:,.0f} tokens of {task.fields[documents]:,} documents"
 
 
 def _blocks(
@@ -43,15 +43,13 @@ def _blocks(
 
 @click.group("train")
 def command() -> None:
-    """Learn what editors need besides the base model.
+    """Learn what editors need before they edit a base model.
 
-    Nothing here changes the model or its history: what is learned is kept in the store's cache, or
-    in a folder of its own. Every subcommand has --store and --json.
+    Nothing here changes the model or its history. Every subcommand has --store and --json.
 
     \b
     Example:
       cedit train stats --text wiki.jsonl
-      cedit train serac requests.jsonl --out counterfactual
     """
 
 
@@ -122,96 +120,85 @@ def stats(
 @click.argument("requests", type=File)
 @click.option(
     "--out",
-    "folder",
+    "target",
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="The folder to make, a model directory.",
+    help="The new directory that the model is left in.",
 )
-@click.option("--start", metavar="DIR", help="A model to start from (default: the base model).")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="How often all is read (3).")
 @click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    metavar="X",
-    help="The highest step size (1e-4).",
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The causal model to begin with (default: the store's base model).",
 )
-@click.option("--seed", type=int, metavar="N", help="Of the order of the batches (0).")
+@click.option("--epochs", type=click.IntRange(1), default=4, show_default=True, metavar="N")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
 @common
 def serac(
     out: Output,
     store: str | None,
     requests: Path,
-    folder: Path,
-    start: str | None,
-    **chosen: Any,
+    target: Path,
+    start: Path | None,
+    epochs: int,
+    seed: int,
 ) -> None:
-    """Train SERAC's counterfactual model on requests with rephrases.
+    """Train SERAC's counterfactual model on a file of requests.
 
-    It learns to answer an edit's prompt and rephrases by the edit that stands in front of them, and
-    locality prompts as they say. Held-out rephrases are only measured. The folder is there when all
-    is done, or not at all. To use it, put what is printed in the end into the store's cedit.toml.
+    It learns to answer as an edit says that stands before the question, where the question is about
+    that edit, and as before where it is not. Every tenth request is held out and measures it. A
+    run that was interrupted goes on after its last whole epoch when the same command is given
+    again. Then name the directory in the store's cedit.toml:
 
-    With --json there is one line: {"type":"counterfactual","path","fingerprint","lessons",
-    "right_before","right_after"}.
+    
+      [memory]
+      counterfactual = "DIR"
 
-    \b
+    With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"}.
+
+    
     Example:
-      cedit train serac requests.jsonl --out counterfactual
-      cedit train serac requests.jsonl --start distilgpt2 --epochs 5 --out counterfactual
+      cedit train serac corrections.jsonl --out serac-model
     """
-    from continual.editors.serac import SeracConfig
-    from continual.memory.counterfactual import (
-        CounterfactualRun,
-        CounterfactualTraining,
-        Lessons,
-        require_vacant,
-    )
-    from continual.session import open_session
+    from continual.memory.serac_training import SeracRecipe, Start, train_serac
+    from continual.model import load_base
     from continual.streams import open_stream
+    from continual.tasks import make_task
+    from store import Store
 
-    folder = folder.absolute()
-    require_vacant(folder)
-    training = CounterfactualTraining(**{n: v for n, v in chosen.items() if v is not None})
-    read = [request for item in open_stream(str(requests)) for request in item.requests]
-    with open_session(find_store(store), writable=False, at="base") as session:
-        form = SeracConfig.of(session.store.settings.get("editor", {}).get("serac", {})).form
-        lessons = Lessons.of(read, session.site, form)
-        begin = start or session.store.settings["model"]["path"]
-        run = CounterfactualRun(session.site, lessons, training, begin)
-        _watch_epochs(out, run.steps())
-        trained = run.save(folder)
-    record = {
-        "type": "counterfactual",
-        "path": str(trained.path),
-        "fingerprint": trained.fingerprint,
-        "lessons": trained.lessons,
-        "right_before": trained.right_before,
-        "right_after": trained.right_after,
-    }
-    out.result(
-        record,
-        f"{trained.lessons} lessons; held-out rephrases right: "
-        f"{rate(trained.right_before)} → {rate(trained.right_after)}",
-        "To use it, in cedit.toml:",
-        "[memory]",
-        f"counterfactual = {json.dumps(str(trained.path), ensure_ascii=False)}",
-        f'counterfactual_fingerprint = "{trained.fingerprint}"',
-    )
+    with Store.open(find_store(store)) as opened:
+        settings = opened.settings
+    base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
+    task = make_task(base.tokenizer, settings.get("task", {}), base.context_tokens_max)
+    recipe = SeracRecipe(epochs=epochs, seed=seed)
+    begin = Start(base.model, base.tokenizer, task)
+    read = list(_requests(out, open_stream(str(requests))))
+    for epoch in train_serac(begin, read, recipe, target):
+        record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
+        out.result(record, _told(epoch))
+    out.note(f"saved in {target}")
 
 
-def _watch_epochs(out: Output, steps: Iterator[Epoch]) -> None:
-    """Go through with it, with a bar on a terminal."""
-    if not out.is_live:
-        for _ in steps:
-            pass
-        return
-    with _bar(out, "epoch {task.fields[epoch]}, loss {task.fields[loss]:.4f}") as bar:
-        task = bar.add_task("training", total=None, epoch=1, loss=float("nan"))
-        for step in steps:
-            bar.update(
-                task, total=step.steps, completed=step.step, epoch=step.number, loss=step.loss
-            )
+def _requests(out: Output, stream: Iterable[Item]) -> Iterator[Request]:
+    """All requests of a stream; what cannot be read is named and passed over."""
+    for item in stream:
+        if item.reason is not None:
+            out.note(f"record {item.number} is passed over: {item.reason}")
+        yield from item.requests
+
+
+def _measured(epoch: Epoch) -> dict[str, Any]:
+    return {"loss": epoch.loss, "inside": epoch.inside, "beside": epoch.beside}
+
+
+def _told(epoch: Epoch) -> str:
+    rates = [
+        f"{name} {rate:.3f}"
+        for name, rate in (("in scope", epoch.inside), ("beside it", epoch.beside))
+        if rate is not None
+    ]
+    return ", ".join([f"epoch {epoch.number}: loss {epoch.loss:.4f}", *rates])
 
 
 def _record(found: KeyStatistics) -> dict[str, Any]:
@@ -242,13 +229,13 @@ def _watch(out: Output, steps: Iterator[Progress], tokens: int | None) -> None:
             bar.update(task, completed=step.tokens, documents=step.documents)
 
 
-def _bar(out: Output, counted: str = _TOKENS) -> Bar:
+def _bar(out: Output) -> Bar:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn(counted),
+        TextColumn("{task.completed:,.0f} tokens of {task.fields[documents]:,} documents"),
         TimeRemainingColumn(),
         console=out.errors,
         transient=True,

@@ -2,38 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from cli.asking import confirmed
 from cli.options import common, find_store
-from cli.output import Output, one_line
+from cli.output import Output, counted, one_line
+
+if TYPE_CHECKING:
+    from store.check import Problem
+    from store.repair import Plan
 
 DAMAGED = 20
 
 
 @click.command("verify")
+@click.option("--repair", is_flag=True, help="Heal what can be healed, and set aside the rest.")
+@click.option("--yes", is_flag=True, help="Do not ask before something is lost.")
 @common
-def command(out: Output, store: str | None) -> int:
+def command(out: Output, store: str | None, repair: bool, yes: bool) -> int:
     """Check the whole store.
 
     Checksums, the chain of revisions, patches, and every fingerprint by building it again. Exit
-    code 20 says that something is not as it was written; what only takes up space is named as
-    harmless.
+    code 20 says that something is not as it was written; what only takes up space, or can be made
+    again, is named as harmless.
+
+    With --repair indexes, cache and snapshots are made again and what nothing leads to goes. A
+    history that cannot be read to its end stops where it can; a patch that cannot be read is taken
+    out of the model, and its corrections can be applied again. What cannot be healed is kept in the
+    store's folder `damaged`. Before anything is lost it is said, and asked.
+
+    With --json there is one line, {"ok","problems":[{"object","problem","harmless"}]}, and with
+    --repair one for each remedy before it, {"type":"remedy","object","action","loses"}.
 
     \b
     Example:
       cedit verify
-      cedit verify --json
+      cedit verify --repair
     """
     from continual.replaying import verify
 
-    problems = verify(find_store(store))
+    path = find_store(store)
+    if repair:
+        _repair(out, path, yes)
+    problems = verify(path)
     is_ok = all(problem.harmless for problem in problems)
-    lines = [
+    verdict = "All is as it was written." if is_ok else "The store is damaged: keep a copy of it."
+    if not is_ok and not repair:
+        verdict += " To heal what can be healed: cedit verify --repair"
+    record = {"ok": is_ok, "problems": list(map(asdict, problems))}
+    out.result(record, *_lines(problems), verdict)
+    return 0 if is_ok else DAMAGED
+
+
+def _lines(problems: Sequence[Problem]) -> list[str]:
+    return [
         one_line(f"{'harmless' if p.harmless else 'PROBLEM'}  {p.object}: {p.problem}")
         for p in problems
     ]
-    verdict = "All is as it was written." if is_ok else "The store is damaged: keep a copy of it."
-    out.result({"ok": is_ok, "problems": list(map(asdict, problems))}, *lines, verdict)
-    return 0 if is_ok else DAMAGED
+
+
+def _repair(out: Output, path: Path, yes: bool) -> None:
+    """Say what would be done, ask where something is lost, and do it."""
+    from store import Store
+    from store.check import verify_path
+    from store.errors import IntegrityError
+    from store.repair import carry_out, plan
+
+    for problem in verify_path(path):
+        if problem.is_beyond_repair:
+            raise IntegrityError(
+                problem.object, f"{problem.problem}; this cannot be healed: import an archive"
+            )
+    with Store.open(path, writable=True) as opened:
+        chosen = plan(opened)
+        _show(out, chosen)
+        losses = [*chosen.loses, *(f"the patch {ref.sha256[:12]}" for ref in chosen.lost)]
+        if losses:
+            confirmed(f"This loses {'; '.join(losses)}. Go on?", yes, "--yes to lose that")
+        carry_out(opened, chosen)
+    if chosen.lost:
+        _give_up(out, path, chosen)
+
+
+def _show(out: Output, chosen: Plan) -> None:
+    remedies = [(r.object, r.action, r.loses) for r in chosen.remedies]
+    remedies += [
+        (f"patches/{ref.sha256}", "take it out of the model", "the corrections of that step")
+        for ref in chosen.lost
+    ]
+    for name, action, loses in remedies:
+        out.record({"type": "remedy", "object": name, "action": action, "loses": loses})
+        loss = f" (loses {loses})" if loses else ""
+        out.text(one_line(f"remedy    {name}: {action}{loss}"))
+
+
+def _give_up(out: Output, path: Path, chosen: Plan) -> None:
+    from continual.repairing import give_up
+    from continual.session import open_session
+
+    with open_session(path, at="base") as session:
+        done = give_up(session, chosen.lost)
+        prompts = [session.store.request(identity)["prompt"] for identity in done.requests]
+    out.text(f"{counted(len(prompts), 'correction')} no longer in force:")
+    for prompt in prompts:
+        out.text(one_line(f"  {prompt}"))

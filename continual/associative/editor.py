@@ -140,9 +140,9 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             solution, added = self.solve(update)
             draft.solved(lessons, solution)
             factors = factors_of(solution.left, added)
-            scaffold.parts.append(
-                LowRankPatch({block: factors}, {} if minded is None else {block: minded})
-            )
+            minds = {} if minded is None else {block: minded}
+            owners = tuple(lesson.id for lesson in lessons)
+            scaffold.parts.append(LowRankPatch({block: factors}, minds, owners))
 
     def _blocks(self, around: Surroundings) -> tuple[int, ...]:
         """The blocks to edit. Raises EditError for those that the model has not."""
@@ -275,6 +275,7 @@ def _joined(parts: Sequence[LowRankPatch]) -> LowRankPatch | None:
     """One patch that adds what the parts add, column by column in the same order."""
     if not parts:
         return None
+    first = next(iter(parts[0].factors))
     factors: dict[int, list[Factors]] = {}
     keys: dict[int, list[Tensor]] = {}
     for part in parts:
@@ -283,9 +284,7 @@ def _joined(parts: Sequence[LowRankPatch]) -> LowRankPatch | None:
         for block, minded in part.keys.items():
             keys.setdefault(block, []).append(minded)
     return LowRankPatch(
-        {
-            block: Factors(torch.cat([f.left for f in some], 1), torch.cat([f.right for f in some]))
-            for block, some in factors.items()
-        },
+        {block: Factors.joined(some) for block, some in factors.items()},
         {block: torch.cat(some) for block, some in keys.items()},
+        tuple(owner for part in parts if first in part.factors for owner in part.owners),
     )

@@ -237,13 +237,16 @@ class _Pass:
     ) -> None:
         self._site, self._run, self._placed, self._starts = site, run, placed, starts
         device = site.edited.device
+        size = run.sums.shape[1]
         places = [p.text.subject - start for p, start in zip(placed, starts, strict=True)]
         self._subjects = torch.tensor(places, device=device)
         self._owners = torch.tensor([p.owner for p in placed], device=device)
         self._sequences = torch.arange(len(placed), device=device)
         self._answers = _Rows.of(placed, starts, device, anchors=False)
         self._anchors = _Rows.of(placed, starts, device, anchors=True)
-        self._known = run.sums.new_empty(0)  # [anchors, vocab] log p without δ
+        parts = (self._answers, self._anchors)
+        self._rows = torch.cat([part.sequences * size + part.positions for part in parts])
+        self._known: Tensor | None = None  # [anchors, vocab] log p without δ, once it was looked at
 
     @classmethod
     def recorded(
@@ -253,11 +256,7 @@ class _Pass:
         model, anatomy = site.edited.model, site.edited.anatomy
         ends = Ends(tuple(p.text.encoding.ids for p in placed), tuple(starts))
         run = EndPass(model, anatomy, ends, block, site.edited.tokenizer.pad_token_id or 0)
-        made = cls(site, run, placed, starts)
-        with torch.no_grad():
-            hidden = run.last_sums(run.sums)
-            made._known = made._log_probs(made._anchors.of_states(hidden))
-        return made
+        return cls(site, run, placed, starts)
 
     def focused(self, live: Tensor) -> _Pass | None:
         """The texts of these requests [n] alone; None where there are none of them."""
@@ -274,7 +273,8 @@ class _Pass:
             [self._placed[i] for i in chosen],
             [self._starts[i] for i in chosen],
         )
-        some._known = self._known[live[self._anchors.owners]]
+        if self._known is not None:
+            some._known = self._known[live[self._anchors.owners]]
         return some
 
     def plain_states(self) -> Iterator[tuple[int, Tensor]]:
@@ -290,11 +290,11 @@ class _Pass:
         moved = sums.index_put(
             (self._sequences, self._subjects), delta[self._owners].to(sums.dtype), accumulate=True
         )
-        hidden = self._run.last_sums(moved)
         answers, anchors = self._answers, self._anchors
-        log_probs = self._log_probs(answers.of_states(hidden))
+        log_probs, now = self._seen(moved)
         missed = -log_probs.gather(1, answers.targets[:, None]).squeeze(1)
-        now = self._log_probs(anchors.of_states(hidden))
+        if self._known is None:
+            self._known = now.detach() if not bool(delta.any()) else self._unmoved()
         drift = (now.exp() * (now - self._known)).sum(1)
         loss = torch.zeros_like(delta[:, 0])
         loss = loss.index_add(0, answers.owners, answers.shares * missed)
@@ -309,9 +309,16 @@ class _Pass:
             none.index_add(0, answers.owners, wrong),
         )
 
-    def _log_probs(self, hidden: Tensor) -> Tensor:
-        """[rows, vocab]"""
-        return self._site.logits(hidden).log_softmax(1)
+    def _seen(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """[answers, vocab] and [anchors, vocab] log p with these sums of the edited block."""
+        log_probs = self._site.logits(self._run.answers(sums, self._rows)).log_softmax(1)
+        count = len(self._answers.sequences)
+        return log_probs[:count], log_probs[count:]
+
+    @torch.no_grad()
+    def _unmoved(self) -> Tensor:
+        """[anchors, vocab] log p without δ."""
+        return self._seen(self._run.sums)[1]
 
 
 @dataclass(frozen=True)
@@ -349,7 +356,3 @@ class _Rows:
             integers(targets),
             torch.tensor([p.is_plain for _, _, p in rows], dtype=torch.bool, device=device),
         )
-
-    def of_states(self, hidden: Tensor) -> Tensor:
-        """The rows [n, d] of states [B, T, d]."""
-        return hidden[self.sequences, self.positions]

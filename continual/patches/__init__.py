@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor
 
 from continual.errors import CeditError
-from continual.patches.low_rank import LowRankPatch
+from continual.patches.low_rank import LowRankPatch, WeightSums
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import NeuronPatch
 
@@ -22,6 +22,14 @@ class Patch(Protocol):
     """What every kind of patch can do."""
 
     kind: ClassVar[str]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has that a request may own: neurons, columns, records."""
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The request that each of its rows is for, in their order; empty where it is not known."""
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -39,6 +47,18 @@ class Patch(Protocol):
     def norm(self) -> float:
         """How large it is, in the measure of its editor's norm budget."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[Patch]:
+        """Fewer patches of this kind that, put on in order, leave the model as these do, bit for
+        bit. Whose their rows are is not kept."""
+
+    def without(self, request_id: str) -> Patch | None:
+        """The patch without what is a request's own, the rest in the same order with the same
+        bytes; None where nothing is left."""
+
+    def owned_by(self, owners: tuple[str, ...]) -> Self:
+        """The same patch, told whose its rows are. Raises EditError where they do not fit."""
+
     def check(self) -> None:
         """Raises EditError where it is not finite or its shapes do not fit each other."""
 
@@ -47,9 +67,12 @@ class Patch(Protocol):
         """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
 
 
-KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch] | type[MemoryPatch]] = {
+KINDS: Mapping[
+    str, type[NeuronPatch] | type[LowRankPatch] | type[WeightSums] | type[MemoryPatch]
+] = {
     NeuronPatch.kind: NeuronPatch,
     LowRankPatch.kind: LowRankPatch,
+    WeightSums.kind: WeightSums,
     MemoryPatch.kind: MemoryPatch,
 }
 
@@ -61,12 +84,18 @@ def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for index, part in enumerate(parts)
         for name, tensor in part.tensors().items()
     }
-    return tensors, {"parts": [{"kind": part.kind, **part.meta()} for part in parts]}
+    return tensors, {"parts": [_entry(part) for part in parts]}
 
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patch, ...]:
     """The parts of a step's patch, read back. Raises CeditError for an unknown kind."""
     return tuple(_part(index, entry, tensors) for index, entry in enumerate(meta["parts"]))
+
+
+def _entry(part: Patch) -> dict[str, Any]:
+    """What a file says of a part. Whose it is is no part of what it does, and not of its `meta`."""
+    owners = {"owners": list(part.owners)} if part.owners else {}
+    return {"kind": part.kind, **part.meta(), **owners}
 
 
 def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
@@ -79,5 +108,7 @@ def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     prefix = f"{index}."
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     patch: Patch = KINDS[kind].from_tensors(own, entry)
+    if "owners" in entry:  # older files do not say it
+        patch = patch.owned_by(tuple(entry["owners"]))
     patch.check()
     return patch

@@ -9,13 +9,14 @@ of a model with all that was added to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from continual.errors import EditError
+from continual.patches.owners import require_owners
 
 
 class Editable(Protocol):
@@ -32,6 +33,22 @@ class Factors:
     left: Tensor  # [d_ff, n]
     right: Tensor  # [n, d]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Factors]) -> Factors:
+        """The columns of all of them, in order."""
+        left = torch.cat([part.left for part in parts], 1)
+        return cls(left, torch.cat([part.right for part in parts]))
+
+    def chosen(self, columns: Sequence[int]) -> Factors:
+        """The outer products of these columns alone."""
+        places = torch.tensor(columns, dtype=torch.long, device=self.left.device)
+        return Factors(self.left[:, places].contiguous(), self.right[places])
+
+    @property
+    def is_smaller_than_dense(self) -> bool:
+        """Whether the factors have fewer numbers than the matrix."""
+        return self.left.numel() + self.right.numel() < len(self.left) * self.right.shape[1]
+
     def norm(self) -> float:
         """The Frobenius norm of ΔW, from the factors."""
         left, right = self.left.double(), self.right.double()
@@ -46,6 +63,12 @@ class LowRankPatch:
 
     factors: Mapping[int, Factors]
     keys: Mapping[int, Tensor] = field(default_factory=dict)
+    owners: tuple[str, ...] = ()  # [n] the request of each column, in every block, where known
+
+    @property
+    def rows(self) -> int:
+        """How many columns L has, in the block that has most."""
+        return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -86,6 +109,36 @@ class LowRankPatch:
         """The largest Frobenius norm of a ΔW."""
         return max((factors.norm() for factors in self.factors.values()), default=0.0)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> list[LowRankPatch]:
+        """See `Patch.joined`: all columns, in the order in which they are added."""
+        blocks = dict.fromkeys(block for part in parts for block in part.factors)
+        factors = {
+            b: Factors.joined([p.factors[b] for p in parts if b in p.factors]) for b in blocks
+        }
+        keys = {b: [p.keys[b] for p in parts if b in p.keys] for b in blocks}
+        return [LowRankPatch(factors, {b: torch.cat(some) for b, some in keys.items() if some})]
+
+    def without(self, request_id: str) -> LowRankPatch | None:
+        """See `Patch.without`: its columns go, those of others stay as they were solved."""
+        kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
+        if len(kept) == len(self.owners):
+            return self
+        if not kept:
+            return None
+        return replace(
+            self,
+            factors={b: f.chosen(kept) for b, f in self.factors.items()},
+            keys={b: k[kept] if len(k) == len(self.owners) else k for b, k in self.keys.items()},
+            owners=tuple(self.owners[place] for place in kept),
+        )
+
+    def owned_by(self, owners: tuple[str, ...]) -> LowRankPatch:
+        """See `Patch.owned_by`."""
+        for factors in self.factors.values():
+            require_owners(owners, factors.left.shape[1], "columns")
+        return replace(self, owners=owners)
+
     def check(self) -> None:
         """See `Patch.check`."""
         for block, factors in self.factors.items():
@@ -106,6 +159,94 @@ class LowRankPatch:
                 raise EditError(f"{name} of a low-rank patch is not all finite float32 numbers.")
 
 
+@dataclass(frozen=True)
+class WeightSums:
+    """Matrices as they are at the end of many steps, where that is less than all the columns.
+
+    For snapshots: a step never is one. What it puts on stands in place of what was added before.
+    """
+
+    kind: ClassVar[str] = "weight-sums"
+
+    sums: Mapping[int, Tensor]  # by block [d_ff, d] float32: base and all that was added
+    keys: Mapping[int, Tensor] = field(default_factory=dict)  # [m, d_ff] those of these steps
+    owners: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, patch: LowRankPatch, model: Editable
+    ) -> tuple[LowRankPatch | None, WeightSums | None]:
+        """The blocks of a patch whose columns take less room, and the sums of the others as they
+        stand on the model."""
+        wide = [b for b, f in patch.factors.items() if not f.is_smaller_than_dense]
+        few = {b: f for b, f in patch.factors.items() if b not in wide}
+        sums = {b: model.weight(b).sum.clone() for b in wide}
+        keys = patch.keys
+        return (
+            LowRankPatch(few, {b: k for b, k in keys.items() if b in few}) if few else None,
+            cls(sums, {b: k for b, k in keys.items() if b in sums}) if sums else None,
+        )
+
+    @property
+    def rows(self) -> int:
+        """None that a request owns."""
+        return 0
+
+    @property
+    def weight_blocks(self) -> tuple[int, ...]:
+        """See `Patch.weight_blocks`."""
+        return tuple(self.sums)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`B.sum` and, where there are any, `B.keys` for block B."""
+        named = {f"{block}.sum": total for block, total in self.sums.items()}
+        return named | {f"{block}.keys": keys for block, keys in self.keys.items()}
+
+    def meta(self) -> dict[str, Any]:
+        """The blocks."""
+        return {"blocks": list(self.sums)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """See `Patch.from_tensors`."""
+        try:
+            sums = {int(block): tensors[f"{block}.sum"] for block in meta["blocks"]}
+        except KeyError as error:
+            raise EditError(f"A snapshot has no {error}: its file is not one of ours.") from None
+        return cls(sums, {b: tensors[f"{b}.keys"] for b in sums if f"{b}.keys" in tensors})
+
+    def put_on(self, model: Editable) -> Sequence[Tensor]:
+        """See `Patch.put_on`."""
+        return [
+            model.weight(block).replace(total, self.keys.get(block))
+            for block, total in self.sums.items()
+        ]
+
+    def norm(self) -> float:
+        """The largest Frobenius norm."""
+        return max((float(total.norm()) for total in self.sums.values()), default=0.0)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[WeightSums]:
+        """See `Patch.joined`."""
+        return parts
+
+    def without(self, request_id: str) -> WeightSums:
+        """See `Patch.without`: nothing in it is any request's own."""
+        return self
+
+    def owned_by(self, owners: tuple[str, ...]) -> WeightSums:
+        """See `Patch.owned_by`."""
+        require_owners(owners, 0, "rows of requests")
+        return self
+
+    def check(self) -> None:
+        """See `Patch.check`."""
+        for name, tensor in self.tensors().items():
+            if tensor.ndim != 2 or tensor.dtype != torch.float32:
+                raise EditError(f"{name} of a snapshot is no float32 matrix.")
+
+
 class EditedWeight:
     """An FFN output matrix of a model: the base, and what was added to it, in order.
 
@@ -121,7 +262,7 @@ class EditedWeight:
         if self._sum is self._base:
             self._sum = self._base.clone()
         self._before: Tensor | None = None  # the sum without the last addition
-        self._added: list[Factors] = []
+        self._added: list[Factors | Tensor] = []  # a matrix stands in place of what was before it
         self._keys: list[Tensor] = []
         self._is_shown = False
 
@@ -150,15 +291,27 @@ class EditedWeight:
 
         Raises EditError where the factors are of another size than the matrix.
         """
-        shape = (len(factors.left), factors.right.shape[1])
+        self._require_shape((len(factors.left), factors.right.shape[1]))
+        self._before = self._sum.clone()
+        _accumulate(self._sum, factors)
+        return self._kept(factors, keys)
+
+    def replace(self, total: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Put a sum [d_ff, d] float32 in place of all that was added; returns it as it stands."""
+        self._require_shape(tuple(total.shape))
+        self._before = self._sum.clone()
+        self._sum.copy_(total)
+        return self._kept(total, keys)
+
+    def _require_shape(self, shape: tuple[int, ...]) -> None:
         if shape != tuple(self._sum.shape):
             raise EditError(
                 f"A low-rank patch is for a matrix {shape}, the model has "
                 f"{tuple(self._sum.shape)}: it was made on another model."
             )
-        self._before = self._sum.clone()
-        _accumulate(self._sum, factors)
-        self._added.append(factors)
+
+    def _kept(self, added: Factors | Tensor, keys: Tensor | None) -> Tensor:
+        self._added.append(added)
         self._keys.append(self._sum.new_empty(0, len(self._sum)) if keys is None else keys)
         return self._refreshed()
 
@@ -170,8 +323,11 @@ class EditedWeight:
             self._sum = self._before
         else:
             self._sum = self._base.float().clone()
-            for factors in self._added[:size]:
-                _accumulate(self._sum, factors)
+            for added in self._added[:size]:
+                if isinstance(added, Factors):
+                    _accumulate(self._sum, added)
+                else:
+                    self._sum.copy_(added)
         self._before = None
         del self._added[size:], self._keys[size:]
         self._refreshed()

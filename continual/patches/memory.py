@@ -8,7 +8,8 @@ comes back to any earlier state exactly. Which record an input is about is not d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from continual.errors import EditError
 from continual.growing import GrowingTensor
 from continual.memory.records import Record, Records
+from continual.patches.owners import require_owners
 
 _NOTHING = Records((), torch.empty(0, 0))
 
@@ -47,6 +49,19 @@ class MemoryPatch:
     readings: tuple[Reading, ...] = ()
     scope: str = ""  # the fingerprint of what made the embeddings
     removed: tuple[str, ...] = ()  # they go before the new ones come
+    removed_for: tuple[str, ...] = ()  # the requests that they make room for; empty: not known
+
+    @property
+    def rows(self) -> int:
+        """Records, and then those that go."""
+        return len(self.records) + len(self.removed)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """A record is its request's; one that goes belongs to the request that it goes for."""
+        if len(self.removed_for) != len(self.removed):
+            return ()
+        return (*(record.id for record in self.records.records), *self.removed_for)
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -89,6 +104,54 @@ class MemoryPatch:
     def norm(self) -> float:
         """How many records it adds."""
         return float(len(self.records))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[Self]:
+        """One patch for each run of records from one scope. See `Patch.joined`."""
+        removed: dict[str, None] = {}
+        alive: dict[str, tuple[Self, int]] = {}  # by id, in the order of the bank
+        for part in parts:
+            removed |= dict.fromkeys(part.removed)
+            for identity in part.removed:
+                alive.pop(identity, None)
+            for number, record in enumerate(part.records.records):
+                alive.pop(record.id, None)
+                alive[record.id] = (part, number)
+        runs = [list(run) for _, run in groupby(alive.values(), key=lambda own: own[0].scope)]
+        first = [cls(removed=tuple(removed))] if removed else []
+        return [*first, *(cls._of_run(run) for run in runs)]
+
+    @classmethod
+    def _of_run(cls, run: Sequence[tuple[Self, int]]) -> Self:
+        records = tuple(part.records.records[number] for part, number in run)
+        embeddings = torch.stack([part.records.embeddings[number] for part, number in run])
+        readings = tuple(part.readings[number] for part, number in run)
+        return cls(Records(records, embeddings), readings, run[0][0].scope)
+
+    def without(self, request_id: str) -> Self | None:
+        """See `Patch.without`. What has gone for the request stays."""
+        owners = self.owners
+        count = len(self.records)
+        kept = [i for i, owner in enumerate(owners[:count]) if owner != request_id]
+        left = [i for i, owner in enumerate(owners[count:]) if owner != request_id]
+        if not kept and not left:
+            return None
+        records = tuple(self.records.records[i] for i in kept)
+        return replace(
+            self,
+            records=Records(records, self.records.embeddings[kept]),
+            readings=tuple(self.readings[i] for i in kept),
+            removed=tuple(self.removed[i] for i in left),
+            removed_for=tuple(self.removed_for[i] for i in left),
+        )
+
+    def owned_by(self, owners: tuple[str, ...]) -> Self:
+        """See `Patch.owned_by`."""
+        require_owners(owners, self.rows, "records")
+        owned = replace(self, removed_for=owners[len(self.records) :])
+        if owned.owners != owners:
+            raise EditError("A memory patch has records that are owned by other requests.")
+        return owned
 
     def check(self) -> None:
         """See `Patch.check`."""
@@ -176,16 +239,16 @@ class MemoryBank:
     def extend(self, patch: MemoryPatch) -> Tensor:
         """Take records away, and others in; returns the new embeddings as they now stand.
 
-        Raises EditError for a record that cannot go as it is not there, one that is there twice,
-        and embeddings of another width.
+        A record takes the place of an earlier one of the same request. One that is to go and is not
+        there is no error: what had put it there may have been reverted. Raises EditError for
+        embeddings of another width.
         """
-        self._require_fitting(patch)
-        first, removed = len(self.records), tuple(self._places[i] for i in patch.removed)
-        for identity in patch.removed:
-            del self._places[identity]
+        self._require_width(patch)
+        going = (*patch.removed, *(record.id for record in patch.records.records))
+        removed = tuple(self._places.pop(i) for i in going if i in self._places)
         if removed:
             self._active[torch.tensor(removed)] = False
-        self._turns.append(_Turn(first, removed))
+        self._turns.append(_Turn(len(self.records), removed))
         return self._append(patch)
 
     def _append(self, patch: MemoryPatch) -> Tensor:
@@ -202,15 +265,7 @@ class MemoryBank:
             self._embeddings = GrowingTensor(kept.embeddings)
         return self._embeddings.append(kept.embeddings)
 
-    def _require_fitting(self, patch: MemoryPatch) -> None:
-        left = self._places.keys() - set(patch.removed)
-        gone = [identity for identity in patch.removed if identity not in self._places]
-        twice = [record.id for record in patch.records.records if record.id in left]
-        if gone or twice:
-            raise EditError(
-                f"A memory patch does not fit this memory: record {(gone + twice)[0]} is "
-                f"{'not in it' if gone else 'in it already'}; it was made on another history."
-            )
+    def _require_width(self, patch: MemoryPatch) -> None:
         width = self.embeddings.shape[1]
         if len(patch.records) and width not in (0, patch.records.embeddings.shape[1]):
             raise EditError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.errors import EditError
 from continual.growing import GrowingTensor
+from continual.patches.owners import require_owners
 
 
 class Mountable(Protocol):
@@ -39,6 +40,12 @@ class NeuronPatch:
     keys: Tensor  # [n, d]
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
+    owners: tuple[str, ...] = ()  # [n] the request that each neuron is for, where it is known
+
+    @property
+    def rows(self) -> int:
+        """How many neurons."""
+        return len(self.keys)
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -71,6 +78,32 @@ class NeuronPatch:
         """The largest norm of a value."""
         return float(self.values.norm(dim=1).max()) if len(self.values) else 0.0
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> list[NeuronPatch]:
+        """See `Patch.joined`."""
+        blocks = dict.fromkeys(part.block for part in parts)
+        return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
+
+    def without(self, request_id: str) -> NeuronPatch | None:
+        """See `Patch.without`."""
+        kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
+        if len(kept) == len(self.owners):
+            return self
+        if not kept:
+            return None
+        return replace(
+            self,
+            keys=self.keys[kept],
+            bias=self.bias[kept],
+            values=self.values[kept],
+            owners=tuple(self.owners[place] for place in kept),
+        )
+
+    def owned_by(self, owners: tuple[str, ...]) -> NeuronPatch:
+        """See `Patch.owned_by`."""
+        require_owners(owners, len(self.keys), "neurons")
+        return replace(self, owners=owners)
+
     def check(self) -> None:
         """See `Patch.check`."""
         count = self.keys.shape[:1]
@@ -82,6 +115,15 @@ class NeuronPatch:
         for name, tensor in self.tensors().items():
             if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
                 raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
+
+
+def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
+    return NeuronPatch(
+        parts[0].block,
+        torch.cat([part.keys for part in parts]),
+        torch.cat([part.bias for part in parts]),
+        torch.cat([part.values for part in parts]),
+    )
 
 
 class NeuronBank:

@@ -136,3 +136,35 @@ def test_a_revision_that_comes_out_otherwise_is_found(cedit: Cedit, edited: Path
     assert verified.code == 20
     assert [p["object"] for p in verified.last["problems"]] == [f"revision {strange.id[:12]}"]
     assert cedit("ask", "x").code == 20
+
+
+def test_steps_are_made_again_and_compared(cedit: Cedit, edited: Path) -> None:
+    ran = cedit("replay", "@1..", "--recompute", "--json")
+    assert ran.code == 0
+    assert [(r["seq"], r["ok"], r["difference"]) for r in ran.records[:-1]] == [
+        (2, True, None),
+        (3, True, None),
+    ]
+    assert ran.last["ok"] is True and ran.last["revisions"] == 2
+    assert "3 steps made again, none with another patch." in cedit("replay", "--recompute").out
+
+
+def test_a_patch_that_is_not_what_its_request_comes_to_is_found(cedit: Cedit, edited: Path) -> None:
+    with Store.open(edited, writable=True) as opened:
+        step = opened.revision("@3")
+        opened.commit(Draft("edit", opened.revision("@2").id, step.fingerprint, step.body))
+    ran = cedit("replay", "@2..", "--recompute")
+    assert ran.code == 20
+    assert "NOT: 1 parts instead of 0" in ran.out
+
+
+def test_a_tag_can_be_taken_away(cedit: Cedit, edited: Path) -> None:
+    cedit("tag", "first", "@1")
+    ran = cedit("tag", "first", "--delete", "--json")
+    assert (ran.last["tag"], ran.last["seq"], ran.last["deleted"]) == ("first", 1, True)
+    assert cedit("tag", "--json").records == []
+    assert cedit("show", "first").code == 2
+    assert cedit("tag", "first", "--delete").code == 1
+    assert cedit("tag", "--delete").code == 2
+    assert cedit("tag", "head", "--delete").code == 1
+    assert cedit("status").code == 0

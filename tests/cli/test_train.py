@@ -150,3 +150,17 @@ def test_a_terminal_sees_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(train, "_bar", lasting)
     train._watch(Output(as_json=False), iter([Progress(1, 900), Progress(12, 4000)]), 8000)
     assert "4,000 tokens of 12 documents" in shown.getvalue()
+
+
+def test_serac_is_trained_on_a_file_of_requests(
+    cedit: Cedit, store: Path, stream: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "serac"
+    ran = cedit("train", "serac", stream, "--out", target, "--epochs", 2, "--json")
+    assert ran.code == 0
+    assert [record["epoch"] for record in ran.records] == [1, 2]
+    assert all(r.keys() == {"type", "epoch", "loss", "inside", "beside"} for r in ran.records)
+    assert (target / "config.json").is_file()
+    again = cedit("train", "serac", stream, "--out", target)
+    assert again.code == 1
+    assert "exists" in again.err

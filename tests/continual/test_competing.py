@@ -9,6 +9,7 @@ import torch
 
 from continual.anatomy import find_anatomy
 from continual.editors.tpatcher.competing import competing, survey, whole
+from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
 from continual.model import BaseModel, EditedModel
 from continual.patches.neuron import NeuronPatch
@@ -54,6 +55,24 @@ def test_their_gradient_is_that_of_the_whole(site):
         of(hidden).gather(-1, targets.unsqueeze(-1)).sum().backward()
         gradients.append(hidden.grad)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("site", ["gpt2", "opt", "llama", "granite"], indirect=True)
+@pytest.mark.parametrize("part", ["whole", "slice"])
+def test_the_way_down_is_the_gradient_of_the_rows_losses(site, part):
+    slots = slots_of(site)
+    if part == "slice":
+        slots, logits = competing(site, slots, RIVALS) or (slots, whole(site))
+    else:
+        logits = whole(site)
+    hidden = slots.hidden.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(edit_loss(logits(hidden), slots.targets).sum(), hidden)
+    torch.testing.assert_close(logits.gradient(slots.hidden, slots.targets), expected)
+
+
+@pytest.mark.parametrize(("site", "known"), [("gpt2", True), ("llama", False)], indirect=["site"])
+def test_the_closed_form_is_taken_behind_a_plain_norm_only(site, known):
+    assert (whole(site).weight is not None) is known
 
 
 @pytest.mark.parametrize("site", ["granite"], indirect=True)

@@ -92,6 +92,26 @@ def test_some_of_the_sequences_come_out_as_all_of_them_do(name):
     assert torch.equal(again, whole_batch)
 
 
+@pytest.mark.parametrize("name", [*KEPT, "opt-post-norm", "phi3"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_answers_are_rows_of_the_last_sums_and_have_their_gradient(name, block):
+    model = tiny_model(name)
+    model.requires_grad_(False)
+    found = EndPass(model, find_anatomy(model), Ends(IDS, STARTS), block, pad=0)
+    rows = torch.tensor([0, 3, 4, len(found.sums) * found.sums.shape[1] - 1])
+    seen = []
+    for way in (
+        lambda sums: found.answers(sums, rows),
+        lambda sums: found.last_sums(sums).flatten(0, 1)[rows],
+    ):
+        sums = found.sums.clone().requires_grad_()
+        states = way(sums)
+        states.square().sum().backward()
+        seen.append((states.detach(), sums.grad))
+    torch.testing.assert_close(*[states for states, _ in seen])
+    torch.testing.assert_close(*[gradient for _, gradient in seen])
+
+
 def test_ends_that_are_whole_sequences_need_no_beginnings():
     model = tiny_model("gpt2")
     anatomy = find_anatomy(model)

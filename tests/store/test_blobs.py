@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +119,19 @@ def test_infinity_with_the_right_digest_is_refused(blobs):
 def test_a_reference_cannot_lead_out_of_the_folder(blobs):
     with pytest.raises(IntegrityError, match="not a digest"):
         blobs.get(BlobRef("../../../etc/passwd", 1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_blob_that_is_there_already_is_synced_before_it_counts(blobs, monkeypatch):
+    tensors = {"a": torch.ones(3)}
+    path = blobs.path(blobs.put(tensors, {}).sha256)
+    synced = []
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    blobs.put(tensors, {})
+    assert synced == [path, path.parent]

@@ -35,6 +35,26 @@ def test_the_file_is_synced_before_it_is_named_and_the_folder_after(tmp_path, mo
     assert order == ["fsync", "rename", "fsync"]
 
 
+def test_a_file_that_nothing_counts_on_yet_is_named_first_and_then_synced(tmp_path, monkeypatch):
+    order = []
+    real_sync, real_rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda d: (order.append("fsync"), real_sync(d)))
+    monkeypatch.setattr(os, "rename", lambda *a: (order.append("rename"), real_rename(*a)))
+    durable.place_durably(tmp_path / "a" / "file", b"x")
+    assert order == ["fsync", "rename", "fsync", "fsync"]  # the new folder's own is the first
+    assert (tmp_path / "a" / "file").read_bytes() == b"x"
+
+
+def test_a_file_that_could_not_be_synced_does_not_stay(tmp_path, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFault):
+        durable.place_durably(tmp_path / "file", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -87,3 +107,28 @@ def test_a_failed_append_leaves_the_lines_that_were_there(tmp_path, monkeypatch)
     with pytest.raises(StoreFull):
         durable.append_durably(path, b"two\n")
     assert path.read_bytes() == b"one\n"
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"all of it")
+    durable.copy_durably(source, target)
+    assert target.read_bytes() == b"all of it"
+    target.unlink()
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable.os, "fsync", fail)
+    with pytest.raises(StorageFault):
+        durable.copy_durably(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_what_is_removed_is_gone_and_gone_already_is_no_error(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"1")
+    paths = [tmp_path / "folder" / "file", tmp_path / "folder", tmp_path / "never"]
+    durable.remove_durably(paths)
+    durable.remove_durably(paths[:1] + paths[2:])
+    assert list(tmp_path.iterdir()) == []

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from store import Draft, Revision, Store, config, durable
 from store.errors import (
     AmbiguousRevision,
     NoStore,
+    StorageFault,
     StoreError,
     StoreExists,
     StoreLocked,
@@ -149,6 +151,37 @@ def test_tensors_come_back_with_their_meta(store, grow):
     assert torch.equal(tensors["keys"], keys.T)
     assert meta == {"kind": "neuron"}
     assert store.tensors("base") is None
+
+
+def test_a_patch_that_was_written_ahead_is_the_drafts(store):
+    written = store.write_ahead({"a": torch.ones(2)}, {"kind": "x"})
+    draft = Draft("edit", store.head_id, "f1", written=written, ledger={"rates": {}})
+    revision = store.commit(draft)
+    tensors, meta = store.tensors("head")
+    assert torch.equal(tensors["a"], torch.ones(2))
+    assert meta == {"kind": "x"}
+    assert revision.patch == written.result()
+    assert store.ledger(revision.seq) == {"rates": {}}
+
+
+def test_what_went_wrong_ahead_is_told_by_the_commit_and_nothing_is_written(store):
+    written = store.write_ahead({"a": torch.tensor([float("nan")])}, {})
+    with pytest.raises(StoreError, match="NaN"):
+        store.commit(Draft("edit", store.head_id, "f1", written=written, ledger={"rates": {}}))
+    assert store.length == 1
+    assert store.ledger(1) is None
+
+
+def test_a_disk_that_fails_ahead_closes_the_store(store, monkeypatch):
+    def fail(path: Path, data: bytes) -> None:
+        raise StorageFault(path, "the disk failed")
+
+    monkeypatch.setattr(durable, "place_durably", fail)
+    written = store.write_ahead({"a": torch.ones(2)}, {})
+    with pytest.raises(StorageFault):
+        store.commit(Draft("edit", store.head_id, "f1", written=written))
+    with pytest.raises(StoreError, match="closed"):
+        store.length  # noqa: B018
 
 
 def test_a_stream_set_to_none_is_forgotten(store, grow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -96,11 +97,9 @@ class TPatcher:
         kept = [i for i, e in enumerate(plan.owner) if edits[e].id not in failed]
         if not kept:
             return Proposal(None, failed)
-        patch = _patch(neurons[torch.tensor(kept, device=done.device)], around.site)
-        counts = {edits[plan.owner[i]].id: 0 for i in kept}
-        for i in kept:
-            counts[edits[plan.owner[i]].id] += 1
-        notes = {identity: {"neurons": count} for identity, count in counts.items()}
+        owners = tuple(edits[plan.owner[i]].id for i in kept)
+        patch = _patch(neurons[torch.tensor(kept, device=done.device)], owners, around.site)
+        notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
@@ -160,7 +159,7 @@ def _plan(
     rows = Rows.join(part for edit in edits for part in edit.rows)
     vocabulary = site.edited.model.config.get_text_config().vocab_size
     before = survey(site, rows, config.candidates if vocabulary >= VOCABULARY_MIN else 0)
-    wrong = ~before.verdict.right | before.verdict.close
+    wrong = (~before.verdict.right | before.verdict.close).tolist()
     own: list[tuple[int, ...]] = []
     owner: list[int] = []
     failed: dict[str, str] = {}
@@ -181,7 +180,9 @@ def _plan(
     return _Plan(rows, before, tuple(own), tuple(owner)), failed
 
 
-def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[tuple[int, ...]]:
+def _wrong_positions(
+    edit: Edit, starts: Sequence[int], wrong: Sequence[bool]
+) -> list[tuple[int, ...]]:
     """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
 
     Rephrases whose answer is tokenised otherwise have no such row.
@@ -193,7 +194,7 @@ def _wrong_positions(edit: Edit, starts: Sequence[int], wrong: Tensor) -> list[t
     ]
     positions = range(len(edit.encodings[0].targets))
     columns = [tuple(start + position for start in alike) for position in positions]
-    return [column for column in columns if bool(wrong[list(column)].any())]
+    return [column for column in columns if any(wrong[row] for row in column)]
 
 
 def _retrain(
@@ -218,5 +219,5 @@ def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     return chosen & torch.tensor(arrived, device=chosen.device)
 
 
-def _patch(neurons: Neurons, site: Site) -> NeuronPatch:
-    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values)
+def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site) -> NeuronPatch:
+    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values, owners)

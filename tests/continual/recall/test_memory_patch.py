@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,25 +82,78 @@ def test_matrices_are_as_they_were(edited: EditedModel):
     assert edited.weights_state == before
 
 
-@pytest.mark.parametrize(
-    ("patch", "said"),
-    [
-        (patch_of("a"), "in it already"),
-        (MemoryPatch(removed=("z",)), "not in it"),
-        (
-            MemoryPatch(
-                Records((Record("z", "?", "!"),), torch.zeros(1, WIDTH + 1)), (Reading("ike", ""),)
-            ),
-            "another encoder",
-        ),
-    ],
-)
-def test_a_patch_of_another_history_is_refused_and_changes_nothing(edited, patch, said):
+def test_embeddings_of_another_width_are_refused_and_change_nothing(edited):
     edited.put([patch_of("a")])
     before = state(edited)
-    with pytest.raises(EditError, match=said):
-        edited.put([patch])
+    wide = Records((Record("z", "?", "!"),), torch.zeros(1, WIDTH + 1))
+    with pytest.raises(EditError, match="another encoder"):
+        edited.put([MemoryPatch(wide, (Reading("ike", ""),), removed=("a",))])
     assert state(edited) == before
+
+
+def test_a_record_takes_the_place_of_an_earlier_one_and_gives_it_back(edited):
+    edited.put([patch_of("a", "b", seed=1)])
+    before = state(edited)
+    edited.put([patch_of("a", seed=2)])
+    assert edited.memory.places() == [1, 2]
+    edited.take_off(1)
+    assert state(edited) == before
+
+
+def test_removing_what_is_not_there_changes_no_record(edited):
+    edited.put([patch_of("a")])
+    edited.put([MemoryPatch(removed=("z", "a"))])
+    assert len(edited.memory) == 0
+    edited.take_off(1)
+    assert edited.memory.places() == [0]
+
+
+# -- whose it is, and what many come to
+
+
+def test_a_patch_without_a_request_is_without_its_records_and_what_went_for_it():
+    patch = replace(patch_of("a", "b", removed=("x", "y")), removed_for=("a", "b"))
+    assert patch.owners == ("a", "b", "a", "b") and patch.rows == 4
+    left = patch.without("a")
+    assert left is not None and left.owners == ("b", "b") and left.removed == ("y",)
+    assert torch.equal(left.records.embeddings, patch.records.embeddings[1:])
+    assert left.without("b") is None
+    (read,) = unpack(*pack([patch]))
+    assert read.owners == patch.owners
+
+
+def test_owners_that_do_not_fit_are_refused():
+    for owners in (("a",), ("b", "x")):
+        with pytest.raises(EditError, match="owne"):
+            patch_of("a", removed=("x",)).owned_by(owners)
+
+
+def visible(edited: EditedModel) -> tuple:
+    bank = edited.memory
+    places = bank.places()
+    named = [(bank.records[i], bank.readings[i], bank._scopes[i]) for i in places]
+    return named, bank.embeddings[places].tolist() if places else []
+
+
+def test_joined_patches_leave_the_memory_as_they_do_one_by_one(edited):
+    other = replace(patch_of("f", "a", removed=("c",), seed=5), scope="another")
+    patches = [
+        patch_of("a", "b", seed=1),
+        patch_of("c", "d", removed=("a",), seed=2),
+        patch_of("e", "b", seed=3),
+        other,
+        MemoryPatch(removed=("d", "early")),
+    ]
+    edited.put([patch_of("early", "late", seed=9)])
+    for patch in patches:
+        edited.put([patch])
+    wanted = visible(edited)
+    edited.take_off(1)
+    joined = MemoryPatch.joined(patches)
+    assert len(joined) == 3
+    edited.put(joined)
+    assert visible(edited) == wanted
+    assert len(wanted[0]) == 5
 
 
 @pytest.mark.parametrize(

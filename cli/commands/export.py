@@ -1,0 +1,40 @@
+"""`cedit export`: the whole history in one file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, counted, short, size
+
+
+@click.command("export")
+@click.argument("file", type=click.Path(path_type=Path))
+@common
+def command(out: Output, store: str | None, file: Path) -> None:
+    """Write the whole history to one file.
+
+    It is a tar archive with a checksum for each part, of the revisions, rolled back ones too, the
+    patches, the quarantine and the settings; not of the base model, the cache and the snapshots.
+    The same history gives the same bytes.
+
+    With --json: {"type":"archive","file","revisions","patches","head","fingerprint","length"}.
+
+    \b
+    Example:
+      cedit export corrections.tar
+      cedit import corrections.tar elsewhere
+    """
+    from store import Store
+    from store.archive import export
+
+    with Store.open(find_store(store)) as opened:
+        done = export(opened, file)
+    out.result(
+        {"type": "archive", "file": str(file), **asdict(done)},
+        f"{counted(done.revisions, 'revision')}, {done.patches} patches, {size(done.length)}",
+        f"head {short(done.head)}  fingerprint {short(done.fingerprint)}",
+    )

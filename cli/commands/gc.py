@@ -1,0 +1,67 @@
+"""`cedit gc`: what a store's folder holds and nothing leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.asking import confirmed
+from cli.options import common, find_store
+from cli.output import Output, columns, counted, size
+
+if TYPE_CHECKING:
+    from store.gc import Garbage
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--cache", is_flag=True, help="Empty the cache and the snapshots too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common
+def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: bool) -> None:
+    """Remove what nothing leads to any more.
+
+    Patches that no revision uses, what interrupted writes have left, and snapshots on the way to
+    neither head nor a tag. No revision is lost, not even one that was rolled back. With --cache
+    also what can be made again: the key statistics then have to be collected anew.
+
+    With --json there is a line for each file, {"type":"garbage","path","bytes","why"}, and a last
+    one, {"type":"summary","files","bytes","removed"}.
+
+    \b
+    Example:
+      cedit gc --dry-run
+      cedit gc --yes
+    """
+    from store import Store
+    from store.gc import collect, find
+
+    with Store.open(find_store(store), writable=True) as opened:
+        found = find(opened, with_cache=cache)
+        _show(out, found, opened)
+        total = counted(len(found), "file"), size(sum(garbage.length for garbage in found))
+        is_removed = bool(found) and not dry_run
+        if is_removed and confirmed(f"Remove {total[0]}, {total[1]}?", yes, "--yes or --dry-run"):
+            collect(opened, found)
+    record = {
+        "type": "summary",
+        "files": len(found),
+        "bytes": sum(garbage.length for garbage in found),
+        "removed": is_removed,
+    }
+    verdict = f"{total[0]}, {total[1]}, {'removed' if is_removed else 'could go'}."
+    out.result(record, verdict if found else "Nothing to remove.")
+
+
+def _show(out: Output, found: Sequence[Garbage], store: Any) -> None:
+    paths = [garbage.path.relative_to(store.path).as_posix() for garbage in found]
+    for path, garbage in zip(paths, found, strict=True):
+        out.record({"type": "garbage", "path": path, "bytes": garbage.length, "why": garbage.why})
+    rows = [
+        (size(garbage.length), path, garbage.why)
+        for path, garbage in zip(paths, found, strict=True)
+    ]
+    if rows:
+        out.text(columns(("size", "file", "why"), rows, right="size"))

@@ -1,0 +1,43 @@
+"""`cedit migrate`: an older store in the format of this version."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, one_line
+
+
+@click.command("migrate")
+@common
+def command(out: Output, store: str | None) -> None:
+    """Bring an older store to this version's format.
+
+    The settings and the journal are kept in the store's folder `backup` first. A store of a newer
+    format is refused (exit code 12). Nothing is done to one that has this version's format.
+
+    With --json: {"type":"migration","store","before","after","changes","backup"}.
+
+    \b
+    Example:
+      cedit migrate
+      cedit migrate --store corrections --json
+    """
+    from store.migrate import migrate
+
+    path = find_store(store)
+    done = migrate(path)
+    record = {
+        "type": "migration",
+        "store": str(path),
+        "before": done.before,
+        "after": done.after,
+        "changes": list(done.changes),
+        "backup": None if done.backup is None else str(done.backup),
+    }
+    lines = [f"format {done.before} → {done.after}: {change}" for change in done.changes]
+    if done.backup is None:
+        lines = [f"The store has format {done.after} already."]
+    else:
+        lines.append(one_line(f"What was there before is kept in {done.backup}"))
+    out.result(record, *lines)

@@ -1,0 +1,82 @@
+"""`cedit revert`: one correction out of the middle of the history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import common, find_store, request_ids
+from cli.output import Output, counted, one_line, rates, short
+
+if TYPE_CHECKING:
+    from continual.reverting import Reverted
+    from store import Store
+
+RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
+
+
+@click.command("revert")
+@click.argument("request", shell_complete=request_ids)
+@click.option(
+    "--resolve",
+    is_flag=True,
+    help="Solve its batch of weight edits again without it (default: drop its columns).",
+)
+@common
+def command(out: Output, store: str | None, request: str, resolve: bool) -> None:
+    """Take one correction out of the model.
+
+    REQUEST is its id, or the start of it, as `cedit show` prints it. Its neurons and records go,
+    and all others stay, bit for bit; of a batch of weight edits its columns go. What it had
+    superseded counts again. The history only grows, and the correction can be applied again.
+
+    With --json: {"type":"revert","revision","seq","request","prompt","target_new","removed",
+    "resolved","before","after","broke","recovered","fingerprint"}.
+
+    \b
+    Example:
+      cedit revert 3f0a61c2
+      cedit revert 3f0a61c2 --resolve --json
+    """
+    from continual.session import open_session
+
+    with open_session(find_store(store)) as session:
+        record = _record(session.revert(request, resolve=resolve), session.store)
+    out.result(record, *_text(record))
+
+
+def _record(done: Reverted, store: Store) -> dict[str, Any]:
+    request = store.request(done.request)
+    return {
+        "type": "revert",
+        "revision": done.revision.id,
+        "seq": done.revision.seq,
+        "request": done.request,
+        "prompt": request["prompt"],
+        "target_new": request["target_new"],
+        "removed": done.rows,
+        "resolved": [{"id": o.id, "outcome": o.outcome} for o in done.resolved],
+        "before": done.before,
+        "after": done.after,
+        "broke": list(done.turned.values()).count(False),
+        "recovered": list(done.turned.values()).count(True),
+        "fingerprint": done.revision.fingerprint,
+    }
+
+
+def _text(record: Mapping[str, Any]) -> Iterator[str]:
+    yield one_line(f"Reverted: {record['prompt']} → {record['target_new']}")
+    removed = ", ".join(f"{kind} {count}" for kind, count in record["removed"].items())
+    yield f"removed      {removed or 'nothing: it had failed'}"
+    if record["resolved"]:
+        failed = sum(other["outcome"] == "failed" for other in record["resolved"])
+        again = counted(len(record["resolved"]), "request")
+        yield f"solved again {again} of its batches, {failed or 'none'} failed"
+    yield f"before       {rates(record['before'], *RATES)}"
+    yield f"after        {rates(record['after'], *RATES)}"
+    turned = counted(record["broke"], "probe")
+    yield f"{turned} broke, {record['recovered']} recovered"
+    yield f"head {short(record['revision'])} (@{record['seq']})"
+    yield f"fingerprint {short(record['fingerprint'])}"

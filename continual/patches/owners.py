@@ -1,0 +1,11 @@
+"""Whose the rows of a patch are: neurons, or columns of a low-rank update, by request."""
+
+from __future__ import annotations
+
+from continual.errors import EditError
+
+
+def require_owners(owners: tuple[str, ...], count: int, rows: str) -> None:
+    """Raises EditError unless there is an owner for each row."""
+    if len(owners) != count or not all(isinstance(owner, str) for owner in owners):
+        raise EditError(f"A patch of {count} {rows} names the owners of {len(owners)}.")

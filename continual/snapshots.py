@@ -1,0 +1,176 @@
+"""Standing at a state: snapshots where there are any, patches where there are none.
+
+A snapshot holds what the patches of one segment come to: their neurons in one piece, their columns
+in one piece or, where these take more room than the matrix, the matrix. Put on, it leaves the same
+bytes as the patches one by one. Snapshots are made while a writer passes by, and are never relied
+on: what is missing or damaged is made again from the patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.model import EditedModel
+from continual.patches import Patch, pack, unpack
+from continual.patches.low_rank import LowRankPatch, WeightSums
+from store import BlobRef, Layer, Revision, Segment, Store, StoreError
+from store.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a segment comes to, and the names of the state behind it."""
+
+    parts: tuple[Patch, ...]
+    fingerprint: str
+    weights_state: str
+
+    @classmethod
+    def of(cls, parts: Iterable[Patch], edited: EditedModel) -> Snapshot:
+        """Of a segment's patches, all of which are on the model, and nothing behind them."""
+        return cls(_joined(parts, edited), edited.fingerprint, edited.weights_state)
+
+    def is_same(self, other: Snapshot) -> bool:
+        """Whether both have the same bits and names."""
+        (mine, meta), (theirs, other_meta) = self.to_file(), other.to_file()
+        return (
+            meta == other_meta
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(mine[name], theirs[name].cpu()) for name in mine)
+        )
+
+    @classmethod
+    def from_file(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Snapshot:
+        """As `to_file` gave it."""
+        return cls(unpack(tensors, meta), meta["fingerprint"], meta["weights_state"])
+
+    def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and meta."""
+        tensors, meta = pack(self.parts)
+        names = {"fingerprint": self.fingerprint, "weights_state": self.weights_state}
+        return tensors, {**meta, **names}
+
+
+class States:
+    """Puts the model at states of a history, and keeps the snapshots that make this quick."""
+
+    def __init__(self, store: Store, edited: EditedModel) -> None:
+        self._store, self._edited = store, edited
+        self._at: str | None = None  # the revision that was stood at or followed last
+        self._segmenter = store.segmenter()  # has taken in its layers
+
+    def stand(self, revision: Revision) -> list[Revision]:
+        """Put the model at a revision; base … revision, along the parents. Raises IntegrityError
+        where its fingerprint is another."""
+        layers = self._store.layers(revision)
+        if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
+            self.build(layers)
+        self._at = revision.id
+        return [layer.revision for layer in layers]
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        """Put the model at the state of some layers. Raises IntegrityError as `stand` does."""
+        self._at = None
+        self._segmenter = self._store.segmenter()
+        segments = self._segmenter.take_all(layers)
+        self._edited.take_off(0)
+        done = self._stand_on_snapshots(layers, segments)
+        for segment in segments[done:]:
+            parts = self._put(layers[segment.first : segment.last])
+            self._keep(segment, parts)
+        self._put(layers[segments[-1].last if segments else 0 :])
+
+    def follow(self, revision: Revision) -> None:
+        """Keep a snapshot where a segment is full now. The model stands at the new revision."""
+        if revision.parent == self._at and not revision.replaces:
+            full = self._segmenter.take(revision.patch)
+        else:
+            self._segmenter = self._store.segmenter()
+            self._segmenter.take_all(self._store.layers(revision))
+            full = None
+        self._at = revision.id
+        if full is not None and self.snapshot(full) is None:
+            self._keep(full, [part for ref in full.patches for part in self.patches(ref)])
+
+    def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
+        """The parts of a patch; none for None."""
+        return () if ref is None else unpack(*self._store.patch(ref))
+
+    def snapshot(self, segment: Segment) -> Snapshot | None:
+        """The snapshot of a segment; None where there is none, or a damaged one."""
+        try:
+            found = self._store.snapshots.get(segment.name)
+            return None if found is None else Snapshot.from_file(found.tensors, found.meta)
+        except (IntegrityError, KeyError):
+            return None
+
+    def _stand_on_snapshots(self, layers: Sequence[Layer], segments: Sequence[Segment]) -> int:
+        """Put on the snapshots from base on, as far as there are any; how many."""
+        parts: list[Patch] = []
+        last: Snapshot | None = None
+        count = 0
+        for segment in segments:
+            snapshot = self.snapshot(segment)
+            if snapshot is None:
+                break
+            parts += snapshot.parts
+            last, count = snapshot, count + 1
+        if last is None:
+            return 0
+        reached = layers[segments[count - 1].last - 1]
+        if reached.is_waypoint and reached.revision.fingerprint != last.fingerprint:
+            return 0
+        self._edited.put_many(parts, last.fingerprint, last.weights_state)
+        return count
+
+    def _put(self, layers: Sequence[Layer]) -> list[Patch]:
+        """Put layers on; their parts."""
+        every: list[Patch] = []
+        for layer in layers:
+            parts = self.patches(layer.patch)
+            self._edited.put(parts)
+            self._check(layer)
+            every += parts
+        return every
+
+    def _check(self, layer: Layer) -> None:
+        if layer.is_waypoint:
+            check_fingerprint(layer.revision, self._edited.fingerprint)
+
+    def _keep(self, segment: Segment, parts: Sequence[Patch]) -> None:
+        """Write a snapshot, where it can be written: nothing depends on it."""
+        if not self._store.writable:
+            return
+        try:
+            self._store.snapshots.put(segment.name, *Snapshot.of(parts, self._edited).to_file())
+        except StoreError:
+            return
+
+
+def check_fingerprint(revision: Revision, found: str) -> None:
+    """Raises IntegrityError where a rebuilt state is not what its revision says."""
+    if revision.fingerprint != found:
+        raise IntegrityError(
+            f"revision {revision.id[:12]}",
+            f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
+        )
+
+
+def _joined(parts: Iterable[Patch], edited: EditedModel) -> tuple[Patch, ...]:
+    """As few patches as can be, kind by kind: kinds touch nothing of each other's."""
+    kinds: dict[type[Patch], list[Patch]] = {}
+    for part in parts:
+        kinds.setdefault(type(part), []).append(part)
+    joined: list[Patch] = []
+    for kind, same in kinds.items():
+        for part in kind.joined(same):
+            if isinstance(part, LowRankPatch):
+                joined += [p for p in WeightSums.of(part, edited) if p is not None]
+            else:
+                joined.append(part)
+    return tuple(joined)

@@ -1,0 +1,376 @@
+"""A whole history as one file: a tar of the journal's entries, the patches and the settings.
+
+The same history gives the same bytes: members come in one order, with no times or owners. The first
+member, `manifest.json`, has the length and the SHA-256 of every other. Reading trusts nothing: only
+regular members with the names that a store has, each as the manifest says, and what comes out must
+verify. Cache and snapshots are left out, since they can be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import secrets
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from store import canonical, check, config, durable
+from store.errors import FormatVersionError, IntegrityError, StoreError, StoreExists, from_os
+from store.journal import TABLES, Journal, Put
+from store.store import Store
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MANIFEST_LENGTH_MAX = 1 << 30  # bytes
+_SUFFIX = ".jsonl"
+_NAME = re.compile(
+    r"cedit\.toml|quarantine\.jsonl|journal/("
+    + "|".join(TABLES)
+    + r")\.jsonl|patches/[0-9a-f]{2}/[0-9a-f]{64}\.safetensors"
+)
+_LINE = re.compile(rb"((?:[0-9a-f]{2})+)\t([^\n]+)\n")
+_CHUNK = 4096  # changes in a transaction
+_BLOCK = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the manifest says of a member."""
+
+    name: str
+    length: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Archived:
+    """What an archive holds."""
+
+    revisions: int
+    patches: int
+    head: str
+    fingerprint: str
+    length: int  # bytes of the file
+
+
+# -- writing
+
+
+def export(store: Store, file: Path) -> Archived:
+    """Write a store's history to a new file, durably and all at once.
+
+    Raises StoreExists, StoreFull, StorageFault, IntegrityError for a patch or record that is not as
+    it was written.
+    """
+    if file.exists():
+        raise StoreExists(file, "there is a file already")
+    aside = file.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    with store.journal.snapshot():
+        members = list(_members(store))
+        manifest = _manifest(store, members)
+        durable.require_room(file.parent, sum(member.length for member in members))
+        try:
+            with aside.open("xb") as opened:
+                _write(store, opened, manifest, members)
+                opened.flush()
+                os.fsync(opened.fileno())
+            durable.move_durably(aside, file)
+        except OSError as error:
+            raise from_os(file, error) from error
+        finally:
+            aside.unlink(missing_ok=True)
+    return _archived(canonical.loads(manifest), file)
+
+
+def _members(store: Store) -> Iterator[Member]:
+    """Every member with its checksum, in order."""
+    yield _member(config.FILE_NAME, [(store.path / config.FILE_NAME).read_bytes()])
+    for table in TABLES:
+        yield _member(f"journal/{table}{_SUFFIX}", _lines(store, table))
+    for sha256 in _patches(store):
+        data = store.blobs.path(sha256)
+        found = _member(store.blobs.label(sha256), _blocks(data))
+        if found.sha256 != sha256:
+            raise IntegrityError(found.name, "its bytes are not those that were written")
+        yield found
+    quarantine = store.path / "quarantine.jsonl"
+    if quarantine.exists():
+        yield _member(quarantine.name, _blocks(quarantine))
+
+
+def _member(name: str, blocks: Iterable[bytes]) -> Member:
+    digest, length = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        length += len(block)
+    return Member(name, length, digest.hexdigest())
+
+
+def _patches(store: Store) -> list[str]:
+    return sorted({ref.sha256 for revision in store.revisions() for ref in revision.blobs})
+
+
+def _lines(store: Store, table: str) -> Iterator[bytes]:
+    """A table's entries, a line each: the key, a tab, the payload, which is JSON on one line."""
+    for key, payload in store.journal.entries(table):
+        yield key.hex().encode("ascii") + b"\t" + payload + b"\n"
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as opened:
+            while block := opened.read(_BLOCK):
+                yield block
+    except OSError as error:
+        raise IntegrityError(path.name, f"can't be read ({error.strerror})") from error
+
+
+def _manifest(store: Store, members: list[Member]) -> bytes:
+    return canonical.dumps(
+        {
+            "archive": FORMAT,
+            "store": config.FORMAT,
+            "revisions": store.length,
+            "head": store.head_id,
+            "fingerprint": store.head.fingerprint,
+            "members": [asdict(member) for member in members],
+        }
+    )
+
+
+def _write(store: Store, opened: IO[bytes], manifest: bytes, members: list[Member]) -> None:
+    with tarfile.open(fileobj=opened, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
+        for member in members:
+            content = _Stream(_content(store, member.name))
+            tar.addfile(_entry(member.name, member.length), content)  # type: ignore[arg-type]
+
+
+def _entry(name: str, length: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)  # no time, no owner: mode 0644 of user 0
+    entry.size = length
+    return entry
+
+
+def _content(store: Store, name: str) -> Iterator[bytes]:
+    folder, _, rest = name.partition("/")
+    if folder == "journal":
+        return _lines(store, rest.removesuffix(_SUFFIX))
+    return _blocks(store.path / name)
+
+
+class _Stream:
+    """Blocks as a file that can be read once."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end."""
+        pieces = [self._rest]
+        length = len(self._rest)
+        while length < size and (block := next(self._blocks, b"")):
+            pieces.append(block)
+            length += len(block)
+        data = b"".join(pieces)
+        self._rest = data[size:]
+        return data[:size]
+
+
+# -- reading
+
+
+def restore(file: Path, path: Path, *, model: str | None = None) -> Archived:
+    """Make a store of an archive: built aside, verified, and moved to `path` at once.
+
+    `model` takes the place of the base model's path. Raises StoreExists, StoreFull, StorageFault,
+    FormatVersionError, and IntegrityError for whatever is not as `export` writes it.
+    """
+    path = path.absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreExists(path, "is there already, and not an empty folder")
+    durable.make_folder_durably(path.parent)
+    aside = path.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        with _damage_named(file), _opened(file) as tar:
+            manifest = _read_manifest(tar, file)
+            members = _listed(manifest, file)
+            durable.require_room(path.parent, sum(member.length for member in members))
+            durable.make_folder_durably(aside)
+            _unpack(tar, members, aside)
+        if model is not None:
+            _point_to(aside, model)
+        _require_sound(aside, manifest)
+        durable.move_durably(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return _archived(manifest, file)
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except tarfile.TarError as error:
+        raise IntegrityError(file.name, f"is a damaged archive, or none ({error})") from error
+
+
+def _opened(file: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(file, mode="r:")
+    except OSError as error:
+        raise StoreError(f"{file} can't be read: {error.strerror or error}") from error
+
+
+def _next(tar: tarfile.TarFile, expected: Member | None) -> IO[bytes] | None:
+    """The content of the next member, which must be the expected one: None for the end."""
+    entry = tar.next()
+    if entry is None:
+        if expected is not None:
+            raise IntegrityError(expected.name, "is missing from the archive")
+        return None
+    name = ascii(entry.name)
+    if expected is None:
+        raise IntegrityError(name, "is in the archive, and not in its manifest")
+    if entry.name != expected.name:
+        raise IntegrityError(name, f"stands where {expected.name} should")
+    if entry.type != tarfile.REGTYPE or entry.pax_headers or entry.issparse():
+        raise IntegrityError(name, "is not a plain file")
+    if expected.length >= 0 and entry.size != expected.length:
+        raise IntegrityError(name, f"has {entry.size} bytes where {expected.length} were written")
+    content = tar.extractfile(entry)
+    assert content is not None
+    return content
+
+
+def _read_manifest(tar: tarfile.TarFile, file: Path) -> dict[str, Any]:
+    content = _next(tar, Member(MANIFEST, -1, ""))
+    assert content is not None
+    data = content.read(MANIFEST_LENGTH_MAX + 1)
+    if len(data) > MANIFEST_LENGTH_MAX:
+        raise IntegrityError(MANIFEST, f"is larger than {MANIFEST_LENGTH_MAX} bytes")
+    try:
+        manifest = canonical.loads(data)
+    except ValueError as error:
+        raise IntegrityError(MANIFEST, f"is not JSON ({error})") from error
+    if not isinstance(manifest, dict):
+        raise IntegrityError(MANIFEST, "is not an object")
+    for key, supported in (("archive", FORMAT), ("store", config.FORMAT)):
+        if manifest.get(key) != supported:
+            raise FormatVersionError(file, f"{key} = {manifest.get(key)}", f"{key} = {supported}")
+    return manifest
+
+
+def _listed(manifest: Mapping[str, Any], file: Path) -> list[Member]:
+    """The members as the manifest has them. Each is as large as it takes room in the file."""
+    try:
+        members = [Member(m["name"], m["length"], m["sha256"]) for m in manifest["members"]]
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(MANIFEST, f"does not list its members ({error})") from error
+    for member in members:
+        if not isinstance(member.name, str) or not _NAME.fullmatch(member.name):
+            raise IntegrityError(MANIFEST, f"lists {member.name!a}, which no store has")
+        if type(member.length) is not int or member.length < 0:
+            raise IntegrityError(MANIFEST, f"gives {member.name} no length")
+    names = {member.name for member in members}
+    if len(names) != len(members):
+        raise IntegrityError(MANIFEST, "lists a member twice")
+    needed = {config.FILE_NAME, *(f"journal/{table}{_SUFFIX}" for table in TABLES)}
+    if missing := needed - names:
+        raise IntegrityError(MANIFEST, f"lacks {', '.join(sorted(missing))}")
+    if sum(member.length for member in members) > file.stat().st_size:
+        raise IntegrityError(MANIFEST, "lists more bytes than the archive has")
+    return members
+
+
+def _unpack(tar: tarfile.TarFile, members: list[Member], aside: Path) -> None:
+    for name in ("journal", "patches", "snapshots", "cache"):
+        durable.make_folder_durably(aside / name)
+    journal = Journal(aside / "journal", writable=True)
+    try:
+        for member in members:
+            content = _next(tar, member)
+            assert content is not None
+            checked = _Checked(content)
+            if member.name.startswith("journal/"):
+                _fill(journal, member, checked)
+            else:
+                durable.write_durably(aside / member.name, checked.read())
+            if checked.sha256 != member.sha256:
+                raise IntegrityError(member.name, "its bytes are not those that were written")
+        _next(tar, None)
+    finally:
+        journal.close()
+
+
+class _Checked:
+    """What is read, with its digest."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        self._content, self._digest = content, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._digest.hexdigest()
+
+    def read(self) -> bytes:
+        """All that is left."""
+        data = self._content.read()
+        self._digest.update(data)
+        return data
+
+    def lines(self) -> Iterator[bytes]:
+        """What is left, line by line."""
+        for line in self._content:
+            self._digest.update(line)
+            yield line
+
+
+def _fill(journal: Journal, member: Member, content: _Checked) -> None:
+    """Put a table's entries into the journal."""
+    table = member.name.removeprefix("journal/").removesuffix(_SUFFIX)
+    changes: list[Put] = []
+    for number, line in enumerate(content.lines(), start=1):
+        found = _LINE.fullmatch(line)
+        if found is None or len(found[1]) > 2 * 511:
+            raise IntegrityError(f"{member.name}:{number}", "is not the line of an entry")
+        changes.append(Put(table, bytes.fromhex(found[1].decode("ascii")), found[2], once=True))
+        if len(changes) == _CHUNK:
+            journal.write(changes)
+            changes = []
+    journal.write(changes)
+
+
+def _point_to(aside: Path, model: str) -> None:
+    """Let the settings name the base model's new place."""
+    settings = config.read(aside)
+    config.write(aside, {**settings, "model": {**settings.get("model", {}), "path": model}})
+
+
+def _require_sound(aside: Path, manifest: Mapping[str, Any]) -> None:
+    with Store.open(aside) as store:
+        for problem in check.verify(store):
+            raise IntegrityError(problem.object, problem.problem)
+        head = store.head
+        said = (manifest.get("head"), manifest.get("fingerprint"), manifest.get("revisions"))
+        if (head.id, head.fingerprint, store.length) != said:
+            raise IntegrityError(MANIFEST, "names another head than the history has")
+
+
+def _archived(manifest: Mapping[str, Any], file: Path) -> Archived:
+    names = [member["name"] for member in manifest["members"]]
+    return Archived(
+        revisions=manifest["revisions"],
+        patches=sum(name.startswith("patches/") for name in names),
+        head=manifest["head"],
+        fingerprint=manifest["fingerprint"],
+        length=file.stat().st_size,
+    )

@@ -1,0 +1,102 @@
+"""Garbage: what lies in a store's folder and nothing leads to any more.
+
+Patches that no entry of the journal names (rolled back and reverted ones are named), what writes
+that broke off have left, cached sets that nothing points to, and snapshots that neither head nor a
+tag begins with. The journal itself loses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from store import durable
+from store.cache import Cache
+from store.errors import StoreError
+from store.store import Store
+
+WRITING_MAX_S = 3600.0  # a set that is being put is younger than this
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that can go."""
+
+    path: Path
+    length: int  # bytes
+    why: str
+
+
+def find(store: Store, *, with_cache: bool = False) -> list[Garbage]:
+    """All that can go; `with_cache` also what is of use and would have to be made again.
+
+    Raises StoreError for a store open for reading only, since a writer may be at work on what looks
+    like garbage; IntegrityError where the journal cannot be read to its end.
+    """
+    if not store.writable:
+        raise StoreError(f"{store.path} is open for reading only: open it writable")
+    found = {garbage.path: garbage for garbage in _all(store, with_cache)}
+    return [found[path] for path in sorted(found)]
+
+
+def collect(store: Store, found: Iterable[Garbage]) -> None:
+    """Remove what was found. Raises StoreError where the disk does not let it."""
+    if not store.writable:
+        raise StoreError(f"{store.path} is open for reading only: open it writable")
+    # A folder comes before what is in it, and goes after that.
+    durable.remove_durably(sorted((garbage.path for garbage in found), reverse=True))
+
+
+def _all(store: Store, with_cache: bool) -> Iterator[Garbage]:
+    yield from _snapshots(store, with_cache)
+    yield from _cached(Cache(store.cache), with_cache)
+    yield from _orphans(store)
+    yield from leftovers(store)
+
+
+def _orphans(store: Store) -> Iterator[Garbage]:
+    used = {ref.sha256 for revision in store.revisions() for ref in revision.blobs}
+    for sha256 in store.blobs.digests():
+        if sha256 not in used:
+            yield _garbage(store.blobs.path(sha256), "no revision uses this patch")
+
+
+def leftovers(store: Store) -> Iterator[Garbage]:
+    """What writes that broke off have left."""
+    for path in sorted(store.path.rglob(f"{durable.TEMPORARY_PREFIX}*")):
+        if path.is_relative_to(store.cache) and _may_be_in_work(path):
+            continue
+        files = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else []
+        for file in (*files, path):
+            yield _garbage(file, "left from a write that broke off")
+
+
+def _may_be_in_work(path: Path) -> bool:
+    """Whether a reader may be writing this to the cache, for which it needs no lock."""
+    return time.time() - path.lstat().st_mtime < WRITING_MAX_S
+
+
+def _cached(cache: Cache, with_cache: bool) -> Iterator[Garbage]:
+    for path in cache.loose():
+        if not _may_be_in_work(path):
+            yield _garbage(path, "nothing points to it")
+    if with_cache:
+        for name in cache.names():
+            for path in cache.files(name):
+                yield _garbage(path, "cached: can be made again")
+
+
+def _snapshots(store: Store, with_cache: bool) -> Iterator[Garbage]:
+    yield from _cached(store.snapshots, with_cache)
+    needed = store.snapshots_needed()
+    for name in store.snapshots.names():
+        if name not in needed:
+            for path in store.snapshots.files(name):
+                yield _garbage(path, "a snapshot on the way to neither head nor a tag")
+
+
+def _garbage(path: Path, why: str) -> Garbage:
+    entry = path.lstat()
+    return Garbage(path, 0 if path.is_dir() else entry.st_size, why)

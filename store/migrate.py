@@ -1,0 +1,104 @@
+"""Format versions: what each step from one to the next changes, and how it is taken.
+
+    1  the first
+    2  a revision can put other patches in the place of earlier ones (`replaces`)
+
+A version 1 reader would pass over `replaces` and take the state for damaged, hence the number. A
+step leaves the old files as they are until all that it needs is written; `cedit.toml` says the new
+number last. The settings and the journal from before are kept in `backup/`. A newer format is
+refused by name: only the version that wrote it knows what it means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from store import config, durable
+from store.errors import FormatVersionError, IntegrityError
+from store.lock import WriterLock
+
+BACKUP = "backup"
+_LINE = re.compile(r"(?m)^format[ \t]*=[ \t]*([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one format to the next."""
+
+    change: str  # in words
+    apply: Callable[[Path], None]  # to the store's folder; may be repeated after it broke off
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """What was done."""
+
+    before: int
+    after: int
+    changes: tuple[str, ...]
+    backup: Path | None
+
+
+def migrate(path: Path) -> Migrated:
+    """Bring a store to the format of this version; nothing is done to one that has it.
+
+    Raises NoStore, StoreLocked, StoreFull, IntegrityError, FormatVersionError for a newer format.
+    """
+    path = path.absolute()
+    before = config.found_format(path)
+    if before == config.FORMAT:
+        return Migrated(before, before, (), None)
+    steps = _steps(path, before)
+    lock = WriterLock.acquire(path / "lock")
+    try:
+        backup = _back_up(path, before)
+        for number, step in steps.items():
+            step.apply(path)
+            _say_format(path, number)
+    finally:
+        lock.release()
+    changes = tuple(step.change for step in steps.values())
+    return Migrated(before, config.FORMAT, changes, backup)
+
+
+def _nothing(_: Path) -> None:
+    """The files stay as they are: only what may stand in them has grown."""
+
+
+STEPS: Mapping[int, Step] = {
+    2: Step("a revision can put other patches in the place of earlier ones", _nothing),
+}
+"""By the format that a step leads to."""
+
+
+def _steps(path: Path, before: int) -> dict[int, Step]:
+    wanted = range(before + 1, config.FORMAT + 1)
+    if before > config.FORMAT or not set(wanted) <= STEPS.keys():
+        raise FormatVersionError(
+            path / config.FILE_NAME, f"format = {before}", f"format = {config.FORMAT}"
+        )
+    return {number: STEPS[number] for number in wanted}
+
+
+def _back_up(path: Path, before: int) -> Path:
+    """Keep the settings and the journal as they are; patches never change."""
+    folder = path / BACKUP / f"format-{before}"
+    files = (path / config.FILE_NAME, path / "journal" / "data.mdb")
+    durable.require_room(path, sum(file.stat().st_size for file in files))
+    durable.make_folder_durably(folder)
+    for file in files:
+        durable.copy_durably(file, folder / file.name)
+    return folder
+
+
+def _say_format(path: Path, number: int) -> None:
+    """Change the number in `cedit.toml`, and nothing else that people have written there."""
+    file = path / config.FILE_NAME
+    text = file.read_bytes().decode("utf-8")
+    changed, count = _LINE.subn(f"format = {number}", text, count=1)
+    if count != 1:
+        raise IntegrityError(config.FILE_NAME, "has no line `format = …` of its own to change")
+    durable.write_durably(file, changed.encode("utf-8"))

@@ -1,0 +1,368 @@
+"""Repair: what can be healed is healed, what cannot is set aside, and what is lost is said before.
+
+The journal is made anew from what can be read of it: the chain up to its first break, the indexes
+that follow from the entries, head from the last of them. It is built aside and takes the old one's
+place in one rename; the old one is kept in `damaged/`. What can be made again (cache, snapshots) or
+serves nothing (orphans, leftovers) goes. Patches that cannot be read are set aside; a state without
+them is the engine's to make.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+
+from store import canonical, check, durable, gc
+from store.blobs import BlobRef
+from store.cache import Cache
+from store.check import Tables
+from store.errors import IntegrityError, StoreError
+from store.history import TAG_PREFIX, ledger_entry, point, stream_entry, subject_digest, subject_key
+from store.journal import Journal, Put, label, seq_key, text_key
+from store.revisions import Record, Revision
+from store.store import Store
+
+FOLDERS = ("patches", "snapshots", "cache")
+ASIDE = "damaged"  # where what cannot be healed is kept
+_CHUNK = 4096  # changes in a transaction
+_NEW_JOURNAL = f"{durable.TEMPORARY_PREFIX}repaired"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What is done about a problem."""
+
+    object: str
+    action: str
+    loses: str | None = None  # what is lost by it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The remedies for a store, and the patches for which there is none here."""
+
+    remedies: tuple[Remedy, ...]
+    lost: tuple[BlobRef, ...]  # patches of revisions that are kept, and cannot be read
+    journal: Salvage | None  # the journal to be, where the one there is not in order
+    loose: tuple[Path, ...]  # files to remove
+    cached: tuple[tuple[str, str], ...]  # folder and name of damaged sets
+    lines: tuple[int, ...]  # bad lines of the quarantine file, from 1
+
+    @property
+    def loses(self) -> list[str]:
+        """All that is lost by it."""
+        return [remedy.loses for remedy in self.remedies if remedy.loses]
+
+
+@dataclass
+class Salvage:
+    """What is kept of a journal."""
+
+    revisions: dict[int, Revision]
+    payloads: dict[int, bytes]
+    requests: dict[str, Record]
+    subjects: dict[str, bytes]  # known keys by request
+    ledger: dict[int, Record]
+    tags: dict[str, str]
+    streams: dict[str, Record]
+    head: str
+    remedies: list[Remedy] = field(default_factory=list)
+
+
+def plan(store: Store) -> Plan:
+    """What is to be done. Changes nothing.
+
+    Raises IntegrityError where not even the base can be read: only an archive helps then.
+    """
+    tables = Tables()
+    with store.journal.snapshot():
+        problems = list(check.load(store, tables))
+        problems += check.journal_problems(tables)
+        salvage = _salvage(store, tables) if problems else None
+    revisions = tables.revisions if salvage is None else salvage.revisions
+    remedies = [] if salvage is None else list(salvage.remedies)
+    remedies += [Remedy(name, "make the folder") for name in _missing_folders(store)]
+    cached = tuple(_damaged_sets(store))
+    remedies += [
+        Remedy(f"{folder}/{name}", "drop it: it can be made again") for folder, name in cached
+    ]
+    loose = tuple(_loose(store, revisions))
+    for path in loose:
+        name = path.relative_to(store.path).as_posix()
+        remedies.append(Remedy(name, "remove it: nothing leads to it"))
+    lines = tuple(_bad_lines(store.path))
+    for number in lines:
+        name = f"quarantine.jsonl:{number}"
+        remedies.append(Remedy(name, f"move the line to {ASIDE}/"))
+    known = check.lost_patches(revisions.values())
+    lost = [ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in known]
+    return Plan(tuple(remedies), tuple(lost), salvage, loose, cached, lines)
+
+
+def carry_out(store: Store, chosen: Plan) -> None:
+    """Do it. The store is closed in the end: open it again.
+
+    What breaks off is found, and planned for, again.
+    """
+    aside = _folder_aside(store.path)
+    for name in _missing_folders(store):
+        durable.make_folder_durably(store.path / name)
+    for folder, name in chosen.cached:
+        _cache(store, folder).drop(name)
+    durable.remove_durably(sorted(chosen.loose, reverse=True))
+    if chosen.lines:
+        _move_lines(store.path / "quarantine.jsonl", chosen.lines, aside)
+    _set_aside_patches(store, chosen.lost, aside)
+    store.journal.close()
+    if chosen.journal is not None:
+        _replace_journal(store.path, chosen.journal, aside)
+    store.close()
+
+
+# -- the journal
+
+
+def _salvage(store: Store, tables: Tables) -> Salvage:
+    kept = _sound_entries(tables)
+    if not kept:
+        raise IntegrityError(
+            "journal/revisions/0",
+            "the base cannot be read, and with it nothing else: import an archive (`cedit import`)",
+        )
+    ids = {revision.id for revision in kept.values()}
+    salvage = Salvage(
+        revisions=kept,
+        payloads={seq: _payload(store, seq) for seq in kept},
+        requests={e["id"]: e for e in tables.entries["requests"].values() if e["seq"] in kept},
+        subjects=_subject_keys(tables),
+        ledger={
+            int.from_bytes(key, "big"): record
+            for key, record in tables.entries["ledger"].items()
+            if int.from_bytes(key, "big") in kept
+        },
+        tags=_tags(tables, ids),
+        streams={e["name"]: e["record"] for e in tables.entries["streams"].values()},
+        head=_head(tables, kept),
+    )
+    salvage.remedies += _journal_remedies(tables, salvage)
+    if len(kept) < _length(tables):
+        salvage.streams = _streams_of(salvage)
+    return salvage
+
+
+def _length(tables: Tables) -> int:
+    """How many entries there were, as far as can be seen."""
+    seqs = [int.from_bytes(key, "big") for key in tables.entries["revisions"]]
+    damaged = [
+        int(name.rpartition("/")[2])
+        for name in tables.damaged
+        if name.startswith("journal/revisions/")
+    ]
+    return max([-1, *seqs, *damaged]) + 1
+
+
+def _sound_entries(tables: Tables) -> dict[int, Revision]:
+    """The entries from base on up to the first that is not as it was written."""
+    sound: dict[int, Revision] = {}
+    ids: set[str] = set()
+    for seq in range(_length(tables)):
+        revision = tables.entries["revisions"].get(seq_key(seq))
+        if revision is None or not _is_sound(revision, sound, ids, tables):
+            break
+        sound[seq] = revision
+        ids.add(revision.id)
+    return sound
+
+
+def _is_sound(
+    revision: Revision, before: Mapping[int, Revision], ids: set[str], tables: Tables
+) -> bool:
+    if revision.seq == 0:
+        return revision.previous is None and revision.parent is None
+    if revision.previous != before[revision.seq - 1].id or revision.parent not in ids:
+        return False
+    if not revision.replaces.keys() <= ids:
+        return False
+    named = check.request_ids(revision)
+    return all(text_key(identity) in tables.entries["requests"] for identity in named)
+
+
+def _payload(store: Store, seq: int) -> bytes:
+    payload = store.journal.get("revisions", seq_key(seq))
+    assert payload is not None
+    return payload
+
+
+def _subject_keys(tables: Tables) -> dict[str, bytes]:
+    """Keys of the index that are in order, by request."""
+    return {
+        entry["request"]: key
+        for key, entry in tables.entries["subjects"].items()
+        if key.startswith(subject_digest(entry["subject"]))
+    }
+
+
+def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
+    """Head as it stands, or as the last entry left it."""
+    said = tables.entries["refs"].get(text_key("head"))
+    if said is not None and any(revision.id == said for revision in kept.values()):
+        return str(said)
+    last = kept[max(kept)]
+    return str(last.parent if last.operation == "rollback" else last.id)
+
+
+def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
+    prefix = text_key(TAG_PREFIX)
+    return {
+        key[len(prefix) :].decode("utf-8"): identity
+        for key, identity in tables.entries["refs"].items()
+        if key.startswith(prefix) and identity in ids
+    }
+
+
+def _streams_of(salvage: Salvage) -> dict[str, Record]:
+    """Where the streams were at head, by what its ancestors say."""
+    by_id = {revision.id: revision for revision in salvage.revisions.values()}
+    states: dict[str, Record] = {}
+    revision: Revision | None = by_id[salvage.head]
+    while revision is not None:
+        states = {**revision.body.get("streams", {}), **states}
+        revision = by_id.get(revision.parent or "")
+    return states
+
+
+def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
+    gone = _length(tables) - len(salvage.revisions)
+    if gone:
+        first = len(salvage.revisions)
+        yield Remedy(
+            label("revisions", seq_key(first)),
+            f"end the history at @{first - 1}; the whole journal is kept in {ASIDE}/",
+            f"{gone} revision{'s' if gone > 1 else ''} from @{first} on",
+        )
+    if tables.entries["refs"].get(text_key("head")) != salvage.head:
+        yield Remedy("journal/refs/head", f"let head be {salvage.head[:12]}")
+    for key in _bad_keys(tables, "refs", {text_key("head")}):
+        name = label("refs", key)
+        if name.removeprefix(f"journal/refs/{TAG_PREFIX}") not in salvage.tags:
+            yield Remedy(name, "drop the tag", f"the tag {name.rpartition('/')[2]}")
+    for name in sorted(tables.damaged):
+        if name.startswith("journal/ledger/"):
+            yield Remedy(name, "drop the record", "the metrics of that revision")
+        if name.startswith("journal/streams/"):
+            yield Remedy(
+                name, "drop it: the stream is read from its beginning", "a stream's position"
+            )
+    yield Remedy("journal", "make the indexes anew from the entries")
+
+
+def _bad_keys(tables: Tables, table: str, good: set[bytes]) -> list[bytes]:
+    """Keys of a table that can be read, or that were damaged, other than those."""
+    damaged = {
+        text_key(name.removeprefix(f"journal/{table}/"))
+        for name in tables.damaged
+        if name.startswith(f"journal/{table}/")
+    }
+    return sorted(({*tables.entries[table]} | damaged) - good)
+
+
+def _replace_journal(path: Path, salvage: Salvage, aside: Path) -> None:
+    """Write the journal aside, keep the old one, and put the new one in its place at once."""
+    new, old = path / _NEW_JOURNAL, path / "journal" / "data.mdb"
+    shutil.rmtree(new, ignore_errors=True)
+    durable.make_folder_durably(new)
+    journal = Journal(new, writable=True)
+    try:
+        changes = iter(_changes(salvage))
+        while chunk := list(islice(changes, _CHUNK)):
+            journal.write(chunk)
+    finally:
+        journal.close()
+    durable.make_folder_durably(aside)
+    durable.copy_durably(old, aside / "data.mdb")
+    durable.move_durably(new / "data.mdb", old)
+    durable.remove_durably([*sorted(new.iterdir()), new])
+
+
+def _changes(salvage: Salvage) -> Iterator[Put]:
+    for seq, revision in salvage.revisions.items():
+        yield Put("revisions", seq_key(seq), salvage.payloads[seq])
+        yield Put("ids", revision.id.encode("ascii"), canonical.dumps(seq))
+    for place, (identity, entry) in enumerate(salvage.requests.items()):
+        yield Put("requests", text_key(identity), canonical.dumps(entry))
+        if entry["subject"] is not None:
+            key = salvage.subjects.get(identity)
+            key = key or subject_key(entry["subject"], entry["seq"], place)
+            payload = canonical.dumps({"subject": entry["subject"], "request": identity})
+            yield Put("subjects", key, payload)
+    for seq, record in salvage.ledger.items():
+        yield ledger_entry(seq, record)
+    for name, record in salvage.streams.items():
+        yield stream_entry(name, record)
+    for tag, identity in salvage.tags.items():
+        yield point(TAG_PREFIX + tag, identity)
+    yield point("head", salvage.head)
+
+
+# -- files
+
+
+def _missing_folders(store: Store) -> list[str]:
+    return [name for name in FOLDERS if not (store.path / name).is_dir()]
+
+
+def _cache(store: Store, folder: str) -> Cache:
+    return store.snapshots if folder == "snapshots" else Cache(store.cache)
+
+
+def _damaged_sets(store: Store) -> Iterator[tuple[str, str]]:
+    for folder in ("cache", "snapshots"):
+        cache = _cache(store, folder)
+        for name in cache.names():
+            try:
+                cache.get(name)
+            except StoreError:
+                yield folder, name
+
+
+def _loose(store: Store, revisions: Mapping[int, Revision]) -> Iterator[Path]:
+    used = {ref.sha256 for revision in revisions.values() for ref in revision.blobs}
+    for sha256 in store.blobs.digests():
+        if sha256 not in used:
+            yield store.blobs.path(sha256)
+    yield from (garbage.path for garbage in gc.leftovers(store))
+
+
+def _bad_lines(path: Path) -> Iterator[int]:
+    file = path / "quarantine.jsonl"
+    if file.exists():
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not check.is_json(line) or not line.endswith(b"\n"):
+                    yield number
+
+
+def _move_lines(file: Path, numbers: tuple[int, ...], aside: Path) -> None:
+    with file.open("rb") as opened:
+        lines = list(opened)
+    bad = b"".join(lines[number - 1] for number in numbers)
+    kept = [line for number, line in enumerate(lines, start=1) if number not in numbers]
+    durable.write_durably(aside / file.name, bad)
+    durable.write_durably(file, b"".join(kept))
+
+
+def _set_aside_patches(store: Store, lost: tuple[BlobRef, ...], aside: Path) -> None:
+    for ref in lost:
+        path = store.blobs.path(ref.sha256)
+        if path.is_file():
+            durable.make_folder_durably(aside)
+            durable.move_durably(path, aside / path.name)
+
+
+def _folder_aside(path: Path) -> Path:
+    """A folder of its own for each repair; made when something goes there."""
+    taken = (path / ASIDE / str(number) for number in count(1))
+    return next(folder for folder in taken if not folder.exists())
