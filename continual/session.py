@@ -20,7 +20,7 @@ from continual import atlas
 from continual.candidates import encode
 from continual.editors.registry import DEFAULT_CHAIN, chain_of
 from continual.errors import StreamChanged
-from continual.memory.recall import MemoryConfig, Recall
+from continual.memory.recall import MemoryConfig, Recall, recall_of
 from continual.memory.routing import Route
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
@@ -342,8 +342,7 @@ class Session:
 
     def route(self, question: Sequence[int]) -> Route | None:
         """The record that an input's tokens are about; None where the model answers by itself."""
-        recall = self.edited.recall
-        assert recall is not None
+        recall = recall_of(self.edited)
         (route,) = recall.routes([recall.text(question)])
         return route
 

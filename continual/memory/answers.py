@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from continual.errors import ModelError
-from continual.memory.recall import Recall
+from continual.memory.recall import Recall, recall_of
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 
@@ -39,7 +38,7 @@ class Answers:
     @property
     def recall(self) -> Recall:
         """How the model finds and reads its records. Raises ModelError for one that cannot."""
-        return recall_of(self.site)
+        return recall_of(self.site.edited)
 
     @property
     def is_routed(self) -> bool:
@@ -116,13 +115,3 @@ class Answers:
 def asked(encoding: Encoding) -> tuple[int, ...]:
     """The ids up to where the answer begins."""
     return encoding.ids[: encoding.positions[0] + 1]
-
-
-def recall_of(site: Site) -> Recall:
-    """How a site's model recalls."""
-    recall = site.edited.recall
-    if recall is None:
-        raise ModelError(
-            "The model remembers edits and has nothing to find them by: open it with its store."
-        )
-    return recall

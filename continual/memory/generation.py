@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError
-from continual.memory.recall import Recall
+from continual.memory.recall import Recall, recall_of
 from continual.model import EditedModel
 
 UNROUTED = ("inputs_embeds", "streamer", "return_dict_in_generate", "past_key_values")
@@ -46,12 +46,9 @@ class _Batch:
 @torch.no_grad()
 def generate(edited: EditedModel, *args: Any, **options: Any) -> Any:
     """See `EditedModel.generate`."""
-    if edited.recall is None:
-        raise ModelError(
-            "The model remembers edits and has nothing to find them by: open it with its store."
-        )
+    recall = recall_of(edited)
     batch = _batch_of(edited, args, options)
-    questions = {} if batch is None else _routed(edited, edited.recall, batch)
+    questions = {} if batch is None else _routed(edited, recall, batch)
     if batch is None or not questions:
         return type(edited.model).generate(edited.model, *args, **options)
     _require_plain(options)
@@ -61,8 +58,8 @@ def generate(edited: EditedModel, *args: Any, **options: Any) -> Any:
         answers = dict(enumerate(own))
     for method in sorted({method for method, _ in questions.values()}):
         chosen = {i: question for i, (name, question) in questions.items() if name == method}
-        with edited.recall.reading(method) as model:
-            answers.update(_read(edited.recall, model, batch, chosen))
+        with recall.reading(method) as model:
+            answers.update(_read(recall, model, batch, chosen))
     return _together([answers[i] for i in range(len(batch.ids) * batch.copies)], batch.pad)
 
 

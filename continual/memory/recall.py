@@ -192,3 +192,12 @@ def load_reader(directory: Path, edited: EditedModel) -> Any:
             "the base's own tokenizer."
         )
     return model.to(edited.device).eval().requires_grad_(False)
+
+
+def recall_of(edited: EditedModel) -> Recall:
+    """How a model recalls. Raises ModelError for one that cannot."""
+    if edited.recall is None:
+        raise ModelError(
+            "The model remembers edits and has nothing to find them by: open it with its store."
+        )
+    return edited.recall

@@ -66,6 +66,11 @@ def test_a_changed_encoder_is_refused_with_the_code_of_integrity(
     words.fingerprint = "another"
     ran = cedit("ask", ask(20))
     assert ran.code == 20 and "cedit reembed" in ran.err
+    done = cedit("reembed", "--json")
+    assert done.code == 0 and done.last["records"] == 1 and done.last["scope"] == "another"
+    assert done.last["ER_incl"] == 1.0
+    assert cedit("ask", ask(20), "--json").last["memory"]["target"] == CAPITALS[0]
+    assert "nothing to embed" in cedit("reembed").err
 
 
 def test_an_unknown_setting_of_the_memory_is_named(cedit: Cedit, remembering: Path) -> None:
