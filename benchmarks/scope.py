@@ -16,7 +16,6 @@ trained scope has the threshold that it was saved with.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,6 @@ COLUMNS = (
     Column("threshold", "threshold", ".3f"),
     *(Column(name, name, ".3f") for name in ("precision", "recall", "F1")),
     Column("found among candidates", "found", ".3f"),
-    Column("ms per input", "ms", ".1f"),
 )
 
 
@@ -126,20 +124,16 @@ def measure(
     """A row of the table."""
     kept = [Record(r.id, r.prompt, r.target_new, r.subject) for r in requests]
     records = scope.records(kept)
-    started = time.perf_counter()
     decided = won(scope, scope.queries(asked.texts), records, asked)
-    seconds = time.perf_counter() - started
     threshold = best_threshold(decided, asked) if is_tuned else scope.threshold
     inside = asked.records != NONE
     return {
         "records": len(requests),
-        "asked_of": min(len(requests), len(set(asked.records.tolist()) - {NONE})),
         "in_scope": int(inside.sum()),
         "out_of_scope": int((~inside).sum()),
         "threshold": threshold,
         **decided.at(threshold, asked),
         "found": float(decided.found[inside].float().mean()),
-        "ms": 1e3 * seconds / len(asked.texts),
     }
 
 

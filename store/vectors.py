@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CROSSOVER = 100_000  # vectors
 RECALL_MIN = 0.995  # of the nearest vector, for inputs of cosine `NEAR` with one that is kept
-NEAR = 0.8
+NEAR = 0.9
 GROWTH_MAX = 4  # how far an index grows before its lists are made anew
 
 _FORMAT = 1
@@ -255,16 +255,18 @@ def _enough(index: Any, ids: Any, vectors: Any) -> int | None:
     """How many lists to look at for ``RECALL_MIN``; None if a quarter of them is too few."""
     faiss = _faiss()
     inputs = _near(vectors)
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(vectors)
-    wanted = ids[exact.search(inputs, 1)[1][:, 0]]
-    probed = 1
-    while probed <= max(1, index.nlist // 4):
+    wanted = ids[faiss.knn(inputs, vectors, 1, faiss.METRIC_INNER_PRODUCT)[1][:, 0]]
+    for probed in _steps(max(1, index.nlist // 4)):
         found = index.search(inputs, 1, params=faiss.SearchParametersIVF(nprobe=probed))[1][:, 0]
         if (found == wanted).mean() >= RECALL_MIN:
             return probed
-        probed *= 2
     return None
+
+
+def _steps(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, …"""
+    powers = [1 << power for power in range(most.bit_length())]
+    return sorted({step for power in powers for step in (power, 3 * power) if step <= most})
 
 
 def _near(vectors: Any) -> Any:

@@ -201,10 +201,17 @@ def test_a_large_index_forgets_and_is_saved_like_a_small_one(tmp_path: Path):
     assert (loaded.search(kept, 3).ids >= 100).all()
 
 
-def test_vectors_without_structure_are_all_looked_at():
-    index = VectorIndex(WIDTH, crossover=2_000)
-    index.add(range(2_000), vectors(2_000))
-    assert index.is_exact
+def test_where_lists_would_find_too_little_everything_is_looked_at(monkeypatch):
+    index = VectorIndex(WIDTH, crossover=1_000)
+    kept = clustered(4_000)
+    index.add(range(1_000), kept[:1_000])
+    assert not index.is_exact
+    monkeypatch.setattr("store.vectors.RECALL_MIN", 1.1)
+    index.add(range(1_000, 4_000), kept[1_000:])
+    assert index.is_exact and index.lists is None
+    queries = vectors(20, seed=3)
+    wanted = (queries @ kept.T).topk(5, 1).values
+    torch.testing.assert_close(index.search(queries, 5).scores, wanted)
 
 
 def test_lists_are_made_anew_as_the_index_grows():
