@@ -142,11 +142,17 @@ class Session:
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
         try:
-            edited.recall = Recall(edited, MemoryConfig.of(store.settings.get("memory", {})))
+            edited.recall = self._recall()
             self.stand_at(at)
         except BaseException:
             self._stack.close()
             raise
+
+    def _recall(self) -> Recall:
+        config = MemoryConfig.of(self.store.settings.get("memory", {}))
+        recall = Recall(self.edited, config, self.store)
+        self._stack.callback(recall.close)
+        return recall
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ WIDTH = 128
 class WordScope:
     """Bags of words, each a vector of its own; the names of countries weigh most."""
 
+    encoder = None
     candidates = 3
 
     def __init__(self, threshold: float = 0.85, fingerprint: str = "words") -> None:

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from continual.errors import CeditError, ModelError
+from continual.memory import embedded_texts
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import directory_fingerprint, model_directory
+from store import Store
 
 if TYPE_CHECKING:
     from continual.model import EditedModel
@@ -87,8 +89,14 @@ def make_scope(config: MemoryConfig) -> Scope:
 class Recall:
     """How an edited model finds and reads its records."""
 
-    def __init__(self, edited: EditedModel, config: MemoryConfig | None = None) -> None:
-        self._edited = edited
+    def __init__(
+        self,
+        edited: EditedModel,
+        config: MemoryConfig | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`store` is where what was embedded is kept for the next time."""
+        self._edited, self._store = edited, store
         self.config = config or MemoryConfig()
         self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             SERAC: self._counterfactual,
@@ -98,7 +106,16 @@ class Recall:
     @cached_property
     def scope(self) -> Scope:
         """Made when first needed."""
-        return make_scope(self.config)
+        scope = make_scope(self.config)
+        if self._store is not None and scope.encoder is not None:
+            embedded_texts.load(self._store, scope.encoder)
+        return scope
+
+    def close(self) -> None:
+        """Keep what was embedded, if anything was."""
+        scope = self.__dict__.get("scope")  # without making it
+        if self._store is not None and scope is not None and scope.encoder is not None:
+            embedded_texts.save(self._store, scope.encoder)
 
     def require_scope(self) -> Scope:
         """The scope. Raises ScopeChanged where it is not the one that embedded the records."""

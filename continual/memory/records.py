@@ -51,6 +51,11 @@ class Queries:
         """
         return (_on_grid(self.embeddings) @ _on_grid(records).T).amax(1)
 
+    def similarity_of(self, records: Tensor) -> Tensor:
+        """[q, c] float64: the same for records [q, c, d] of each input's own."""
+        rows = _on_grid(records).transpose(1, 2)  # [q, d, c]
+        return (_on_grid(self.embeddings) @ rows).amax(1)
+
     def chosen(self, index: Sequence[int]) -> Queries:
         """Some of them, in this order."""
         return Queries(tuple(self.texts[i] for i in index), self.embeddings[list(index)])

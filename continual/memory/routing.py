@@ -20,6 +20,7 @@ from continual.patches.memory import MemoryBank
 
 NOBODY = -1  # in the place of a record
 NEAR = 1e-4  # float32 products of unit vectors are off by less
+SPARE = 8  # records beyond the candidates that are looked at exactly
 PRODUCTS_MAX = 2**24  # in one piece
 
 
@@ -131,33 +132,46 @@ class Routes:
         if not len(index) or not places:
             return
         assert self._embeddings is not None
-        products = len(places) * self._embeddings.rows.shape[1]
-        for part in index.split(max(1, PRODUCTS_MAX // products)):
+        parts, width = self._embeddings.rows.shape[1:]
+        exact = (self._scope.candidates + SPARE) * width
+        for part in index.split(max(1, PRODUCTS_MAX // (parts * max(len(places), exact)))):
             self._compare(part, places)
 
     def _compare(self, index: Tensor, places: Sequence[int]) -> None:
-        reached = self._within_reach(index, places)
-        index = index[reached]
+        vectors = self._vectors(places)
+        near = self._near(index, vectors)  # [m, r]
+        reached = near.amax(1).double() >= self._similarities.rows[index, -1] - NEAR
+        index, near = index[reached], near[reached]
         if not len(index):
             return
         queries = self._queries(index.tolist())
-        found = queries.similarity(self._bank.embeddings[list(places)])  # [m, r]
-        named = torch.tensor(places)
-        width = self._scope.candidates
-        best, column = _highest(found, min(len(places), width))
-        self._merge(index, best, named[column], queries)
+        best, column = self._nearest(queries, vectors, near)
+        self._merge(index, best, torch.tensor(places)[column], queries)
 
-    def _within_reach(self, index: Tensor, places: Sequence[int]) -> Tensor:
-        """[m] bool: the inputs for which one of the records may be a candidate, by a product that
-        is quick and nearly exact."""
+    def _vectors(self, places: Sequence[int]) -> Tensor:
+        """[r, d] the embeddings at these places, in ascending order."""
+        embeddings = self._bank.embeddings
+        return embeddings if len(places) == len(embeddings) else embeddings[list(places)]
+
+    def _near(self, index: Tensor, vectors: Tensor) -> Tensor:
+        """[m, r] the similarities by a product that is quick and nearly exact."""
         assert self._embeddings is not None
-        furthest = self._similarities.rows[index, -1]
-        if bool(furthest.isinf().all()):
-            return torch.ones(len(index), dtype=torch.bool)
         rows = self._embeddings.rows
         own = rows if len(index) == len(rows) else rows[index]
-        near = (own @ self._bank.embeddings[list(places)].T).amax((1, 2))
-        return near.double() >= furthest - NEAR
+        return (own @ vectors.T).amax(1)
+
+    def _nearest(self, queries: Queries, vectors: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """The similarities [m, c] of the nearest records, and which they are. Only some that are
+        nearly nearest are looked at exactly, where it is certain that no other can be nearer."""
+        wanted = min(near.shape[1], self._scope.candidates)
+        if near.shape[1] > wanted + SPARE:
+            close, column = near.topk(wanted + SPARE, dim=1)
+            column = column.sort(dim=1).values  # the latest last, as in the whole
+            exact = queries.similarity_of(vectors[column])
+            best, which = _highest(exact, wanted)
+            if bool((close[:, -1].double() < best[:, -1] - NEAR).all()):
+                return best, column.gather(1, which)
+        return _highest(queries.similarity(vectors), wanted)
 
     def _merge(self, index: Tensor, best: Tensor, named: Tensor, queries: Queries) -> None:
         """Put records [m, c] among the candidates, as far as they belong there, and score them."""

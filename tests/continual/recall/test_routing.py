@@ -20,6 +20,7 @@ class Coarse:
     """A scope over given vectors: scores of few values, so that many are equal."""
 
     fingerprint = "coarse"
+    encoder = None
     candidates = 3
     threshold = 0.5
 
@@ -137,3 +138,18 @@ def test_similarity_does_not_depend_on_what_is_computed_together():
         for j in range(0, 70, 9):
             assert queries.chosen([i]).similarity(other[j : j + 1]).item() == whole[i, j].item()
     assert (whole - (one.double() @ other.double().T).amax(1)).abs().max() < 1e-5
+
+
+def test_many_records_are_searched_as_if_each_were_looked_at():
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=-1)
+    vectors[200:220] = vectors[7]  # more than are looked at exactly, all the same
+    bank, scope = MemoryBank(), Coarse()
+    records = tuple(Record(str(i), f"prompt {i}", "x") for i in range(400))
+    bank.extend(MemoryPatch(Records(records, vectors), (Reading("serac", ""),) * 400, "coarse"))
+    bank.extend(MemoryPatch(removed=("3", "7", "219")))
+    queries = Queries(tuple(map(str, range(400))), vectors.unsqueeze(1))
+    routes = Routes(bank, scope)
+    routes.add(queries)
+    assert routes.winners.tolist() == [by_hand(bank, queries, scope, i) for i in range(400)]
+    assert routes.winners[7] == 218 and routes.winners[200] == 218
