@@ -123,6 +123,7 @@ def rollbacks(path: Path, count: int, draw: random.Random) -> tuple[list[float],
             session.rollback(revision.id)
             seconds.append(time.perf_counter() - started)
             wrong += session.edited.fingerprint != revision.fingerprint
+        session.rollback(revisions[-1].id)
     return seconds, wrong
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from store import canonical, durable
-from store.errors import IntegrityError, StoreError
+from store.errors import IntegrityError, StoreError, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class Blobs:
         data = _encode(tensors, meta)
         ref = BlobRef(canonical.digest(data), len(data))
         path = self.path(ref.sha256)
-        if path.is_file() and path.read_bytes() == data:
+        if self._holds(path, data):
             durable.sync_file_durably(path)
         else:
             durable.place_durably(path, data)
@@ -79,6 +79,10 @@ class Blobs:
         for path in sorted(self.root.glob(f"??/*{SUFFIX}")):
             if _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]:
                 yield path.stem
+
+    def _holds(self, path: Path, data: bytes) -> bool:
+        with reading(path):
+            return path.is_file() and path.read_bytes() == data
 
     def _read(self, ref: BlobRef) -> bytes:
         label = self.label(ref.sha256)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from store import canonical, durable
 from store.blobs import SUFFIX, BlobRef, Blobs
-from store.errors import IntegrityError, StoreError, from_os
+from store.errors import IntegrityError, StoreError, from_os, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +47,9 @@ class Cache:
         pointer = self._pointer(name)
         blobs = Blobs(pointer.parent)
         before = _known(pointer)
+        durable.make_folder_durably(pointer.parent)
+        for folder in (self.root, pointer.parent):  # others may have been killed as they made them
+            durable.sync_folder_durably(folder)
         ref = blobs.put(tensors, meta)
         durable.write_durably(pointer, canonical.dumps(asdict(ref)))
         if before is not None and before != ref:
@@ -56,8 +59,9 @@ class Cache:
     def get(self, name: str) -> Cached | None:
         """The set of this name, or None. Raises IntegrityError for one that is damaged."""
         pointer = self._pointer(name)
-        if not pointer.exists():
-            return None
+        with reading(pointer):
+            if not pointer.exists():
+                return None
         blobs = Blobs(pointer.parent)
         ref = _read(pointer)
         tensors, meta = blobs.get(ref)
@@ -107,7 +111,8 @@ class Cache:
 def _known(pointer: Path) -> BlobRef | None:
     """The blob that a name stands for now, where that can be told."""
     try:
-        return _read(pointer) if pointer.exists() else None
+        with reading(pointer):
+            return _read(pointer) if pointer.exists() else None
     except IntegrityError:
         return None
 

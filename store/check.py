@@ -18,14 +18,15 @@ from typing import Any
 
 import lmdb
 
-from store import canonical, config, datafile, durable
+from store import config, datafile, durable
 from store.blobs import BlobRef
 from store.cache import Cache
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.history import TAG_PREFIX, as_revision, parsed, subject_digest
 from store.journal import TABLES, label, seq_key, text_key, unwrap
+from store.quarantine import Quarantine
 from store.revisions import Record, Revision, require_tag
-from store.store import Store
+from store.store import QUARANTINE, Store
 
 REPAIR = "repair"  # the operation of a revision that gives patches up
 _SUBJECT_DIGEST_LENGTH = 32  # bytes
@@ -111,6 +112,9 @@ def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
 
 
 def _problems(store: Store) -> Iterator[Problem]:
+    if not config.is_as_written(store.path):
+        problem = "is not as it was written: damaged, or changed by hand"
+        yield Problem(config.FILE_NAME, problem, harmless=True)
     tables = Tables()
     with store.journal.snapshot():
         yield from load(store, tables)
@@ -119,7 +123,7 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _check_blobs(store, tables)
     yield from _check_cached("cache", Cache(store.cache))
     yield from _check_cached("snapshots", store.snapshots)
-    yield from _check_quarantine(store.path)
+    yield from _check_quarantine(store.path, tables)
     yield from _leftovers(store.path)
 
 
@@ -382,25 +386,29 @@ def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
         yield Problem(name, "nothing points to it", harmless=True)
 
 
-def _check_quarantine(path: Path) -> Iterator[Problem]:
-    file = path / "quarantine.jsonl"
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                yield Problem(f"{file.name}:{number}", "is an unfinished line", harmless=True)
-            elif not is_json(line):
-                yield Problem(f"{file.name}:{number}", "is not JSON")
-
-
-def is_json(line: bytes) -> bool:
-    """Whether a line is JSON."""
+def _check_quarantine(path: Path, tables: Tables) -> Iterator[Problem]:
+    found: set[tuple[Any, Any]] = set()  # (stream, line)
     try:
-        canonical.loads(line)
-    except ValueError:
-        return False
-    return True
+        for number, (record, problem) in enumerate(Quarantine(path / QUARANTINE).lines(), start=1):
+            if record is not None:
+                found.add((record.get("stream"), record.get("line")))
+            if problem is not None:
+                yield Problem(f"{QUARANTINE}:{number}", problem.problem, problem.harmless)
+    except StoreError as error:
+        yield _as_problem(QUARANTINE, error)
+        return
+    for revision in tables.revisions.values():
+        for place in set(_set_aside(revision)) - found:
+            name = label("revisions", seq_key(revision.seq))
+            what = f"lacks line {place[1]} of {place[0]}, which {name} has set aside"
+            yield Problem(QUARANTINE, what, harmless=True)
+
+
+def _set_aside(revision: Revision) -> Iterator[tuple[str, int]]:
+    """The lines of its stream that a revision says are in quarantine."""
+    streams, numbers = revision.body.get("streams"), revision.body.get("quarantined")
+    if isinstance(streams, dict) and len(streams) == 1 and isinstance(numbers, list):
+        yield from ((stream, number) for stream in streams for number in numbers)
 
 
 def _leftovers(path: Path) -> Iterator[Problem]:

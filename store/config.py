@@ -6,23 +6,27 @@ Knows TOML of tables, numbers, text and lists; leaves the meaning of the setting
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from store import durable
-from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
+from store import canonical, durable
+from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError, reading
 from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
 FORMAT = 2
+_MARK = b"# sha256 "  # before the digest of all lines above
+_MARKED = re.compile(_MARK + rb"[0-9a-f]{64}\n\Z")
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
 
 
 def exists(root: Path) -> bool:
-    """Whether the folder is a store."""
-    return (root / FILE_NAME).is_file()
+    """Whether the folder is a store. Raises StoreError where it may not be looked at."""
+    with reading(root / FILE_NAME):
+        return (root / FILE_NAME).is_file()
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -71,7 +75,24 @@ def write(root: Path, settings: Mapping[str, Any]) -> None:
     if taken := _RESERVED.keys() & settings.keys():
         raise StoreError(f"settings can't be called {sorted(taken)}: the names are taken")
     lines = [*_table({**_RESERVED, **settings}, ()), ""]
-    durable.write_durably(root / FILE_NAME, "\n".join(lines).encode("utf-8"))
+    durable.write_durably(root / FILE_NAME, marked("\n".join(lines).encode("utf-8")))
+
+
+def marked(text: bytes) -> bytes:
+    """The file's text with its checksum, in the place of the one that it had, as its last line."""
+    text = _MARKED.sub(b"", text)
+    return text + _MARK + _checksum(text) + b"\n"
+
+
+def is_as_written(root: Path) -> bool:
+    """Whether the file is as `write` left it: people may change it, and faults too."""
+    with reading(root / FILE_NAME):
+        text, mark, said = (root / FILE_NAME).read_bytes().rpartition(_MARK)
+    return bool(mark) and said == _checksum(text) + b"\n"
+
+
+def _checksum(text: bytes) -> bytes:
+    return canonical.digest(text).encode("ascii")
 
 
 def _table(table: Mapping[str, Any], place: tuple[str, ...]) -> Iterator[str]:

@@ -62,21 +62,23 @@ def append_durably(path: Path, data: bytes) -> None:
     cut off first. If this append fails, what it wrote is cut off again.
     """
     make_folder_durably(path.parent)
-    is_new = not path.exists()
     with _reported(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _append(descriptor, data)
         finally:
             os.close(descriptor)
-        if is_new:
-            _sync_folder(path.parent)
+        _sync_folder(path.parent)  # also for a file that is there: who made it may have been killed
 
 
 def make_folder_durably(path: Path) -> None:
-    """Create `path` and any missing parents, each entry synced into the folder above it."""
-    if path.is_dir():
-        return
+    """Create `path` and any missing parents, each entry synced into the folder above it.
+
+    A folder that is there already is taken to be durable: see `sync_folder_durably`.
+    """
+    with _reported(path):
+        if path.is_dir():
+            return
     make_folder_durably(path.parent)
     with _reported(path):
         path.mkdir(exist_ok=True)

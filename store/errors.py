@@ -6,7 +6,8 @@ Knows how a fault is worded (object, cause, remedy) and its exit code; leaves pr
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -127,3 +128,16 @@ def from_os(path: Path, error: OSError) -> StoreError:
     if error.errno in FORBIDDEN:
         return StoreError(f"{path} can't be written: {cause}; check its owner and permissions")
     return StorageFault(path, cause)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Give what the operating system says against reading `path` a name."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        text = (
+            f"{error.filename or path} can't be read: {cause}; check its permissions, and the disk"
+        )
+        raise StoreError(text) from error

@@ -145,14 +145,14 @@ class Journal:
             datafile.require_whole(data_file)
         try:
             return lmdb.open(
-                str(self.folder),
+                os.fsencode(self.folder),
                 map_size=self._map_size_bytes,
                 max_dbs=len(TABLES),
                 readonly=not self._writable,
                 lock=self._writable or os.access(self.folder, os.W_OK),
                 lib_version=LIB_VERSION,
             )
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:  # OSError: of its own look at the folder
             if "already open in this process" in str(error):
                 raise StoreError(
                     f"{self.folder.parent} is already open in this process: use that Store, "
@@ -262,10 +262,10 @@ class Journal:
         code = error.errno if isinstance(error, OSError) else error.code
         if code in errors.FULL or (code == errno.EIO and self._is_out_of_room()):
             return StoreFull(self.folder, str(error))
-        if isinstance(error, OSError | lmdb.DiskError | lmdb.PanicError) or code == errno.EIO:
-            return StorageFault(self.folder, str(error))
         if code in errors.FORBIDDEN or isinstance(error, lmdb.ReadonlyError | lmdb.LockError):
             return StoreError(f"{self.folder} can't be opened: {error}; check its permissions")
+        if isinstance(error, OSError | lmdb.DiskError | lmdb.PanicError) or code == errno.EIO:
+            return StorageFault(self.folder, str(error))
         if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
             return StoreError(f"{self.folder} can't be mapped: {error}; raise the memory limit")
         if isinstance(error, lmdb.ReadersFullError):
@@ -274,9 +274,12 @@ class Journal:
 
     def _is_out_of_room(self) -> bool:
         """Whether a failed write met a full disk or a file limit: LMDB calls a short write EIO."""
-        disk = os.statvfs(self.folder)
+        try:
+            disk = os.statvfs(self.folder)
+            length = (self.folder / "data.mdb").stat().st_size
+        except OSError:  # it is not there, or can't even be asked
+            return False
         file_max, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        length = (self.folder / "data.mdb").stat().st_size
         is_at_limit = file_max != resource.RLIM_INFINITY and length + ROOM_MIN_BYTES > file_max
         return disk.f_bavail * disk.f_frsize < ROOM_MIN_BYTES or is_at_limit
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -50,10 +51,12 @@ class WriterLock:
         """Let another writer in. In a forked child, leave the parent's lock as it is."""
         if self._descriptor is None:
             return
-        if os.getpid() == self._pid:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
-        self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        with suppress(OSError):  # closing is enough, and closes even where it reports an error
+            if os.getpid() == self._pid:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _sign(descriptor: int) -> None:

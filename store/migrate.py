@@ -101,4 +101,4 @@ def _say_format(path: Path, number: int) -> None:
     changed, count = _LINE.subn(f"format = {number}", text, count=1)
     if count != 1:
         raise IntegrityError(config.FILE_NAME, "has no line `format = …` of its own to change")
-    durable.write_durably(file, changed.encode("utf-8"))
+    durable.write_durably(file, config.marked(changed.encode("utf-8")))

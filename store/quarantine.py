@@ -1,16 +1,21 @@
 """The quarantine file: what a stream held that is no request, one JSON line each, for people.
 
-Knows that a stream resumed after a crash brings its last lines again, and writes none twice.
-Leaves what a record says, other than its `stream`, `position` and `rolling` hash, to the caller.
+Knows that a stream resumed after a crash brings its last lines again, and writes none twice. Each
+line has a checksum of the rest of it, which readers are not shown. Leaves what a record says,
+other than its `stream`, `position` and `rolling` hash, to the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from store import canonical, durable
+from store.errors import reading
+
+CHECK = "check"  # the key of a line's checksum
+CHECK_LENGTH = 16  # hexadecimal digits of a SHA-256
 
 
 class Quarantine:
@@ -22,28 +27,36 @@ class Quarantine:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, oldest first; a line that is not whole is passed over."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as lines:
-            for line in lines:
-                record = _parsed(line)
-                if record is not None:
-                    yield record
+        for record, problem in self.lines():
+            if record is not None and (problem is None or problem.harmless):
+                yield record
+
+    def lines(self) -> Iterator[tuple[dict[str, Any] | None, LineProblem | None]]:
+        """Every line's record, as far as it can be read, and what is wrong with it."""
+        with reading(self._path):
+            if not self._path.exists():
+                return
+            with self._path.open("rb") as lines:
+                for line in lines:
+                    yield read_line(line)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append durably those whose (stream, position, rolling) is not there yet."""
-        known = self._load()
+        known = self._settled()
         fresh: dict[bytes, bytes] = {}
         for record in records:
             place = _place(record)
             if place not in known:
-                fresh.setdefault(place, canonical.dumps(dict(record)) + b"\n")
+                fresh.setdefault(place, _line(record))
         if fresh:
             durable.append_durably(self._path, b"".join(fresh.values()))
             known.update(fresh)
 
-    def _load(self) -> set[bytes]:
+    def _settled(self) -> set[bytes]:
+        """The places of what is there for good: its writer may have been killed before a sync."""
         if self._known is None:
+            if self._path.exists():
+                durable.sync_file_durably(self._path)
             self._known = {_place(record) for record in self.records()}
         return self._known
 
@@ -52,9 +65,34 @@ def _place(record: Mapping[str, Any]) -> bytes:
     return canonical.dumps([record.get(name) for name in ("stream", "position", "rolling")])
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _line(record: Mapping[str, Any]) -> bytes:
+    return canonical.dumps({**record, CHECK: _checksum(record)}) + b"\n"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return canonical.digest(canonical.dumps(dict(record)))[:CHECK_LENGTH]
+
+
+class LineProblem(NamedTuple):
+    """What is wrong with a line; harmless is what a crash leaves of a line nobody was told of."""
+
+    problem: str
+    harmless: bool = False
+
+
+def read_line(line: bytes) -> tuple[dict[str, Any] | None, LineProblem | None]:
+    """The record in a line, as far as it can be read, and what is wrong with it."""
+    if not line.endswith(b"\n"):
+        return None, LineProblem("is an unfinished line", harmless=True)
     try:
         record = canonical.loads(line)
     except ValueError:
-        return None
-    return record if isinstance(record, dict) and line.endswith(b"\n") else None
+        # JSON has no zero bytes: they stand where a sector was not written when the power went.
+        unwritten = LineProblem("was not wholly written", harmless=True)
+        return None, unwritten if b"\0" in line else LineProblem("is not JSON")
+    if not isinstance(record, dict):
+        return None, LineProblem("is not a record")
+    if CHECK not in record:
+        return record, LineProblem("has no checksum: an earlier version wrote it", harmless=True)
+    is_whole = record.pop(CHECK) == _checksum(record) and _line(record) == line
+    return record, None if is_whole else LineProblem("its bytes are not those that were written")

@@ -22,8 +22,9 @@ from store.check import Tables
 from store.errors import IntegrityError, StoreError
 from store.history import TAG_PREFIX, ledger_entry, point, stream_entry, subject_digest, subject_key
 from store.journal import Journal, Put, label, seq_key, text_key
+from store.quarantine import Quarantine
 from store.revisions import Record, Revision
-from store.store import Store
+from store.store import QUARANTINE, Store
 
 FOLDERS = ("patches", "snapshots", "cache")
 ASIDE = "damaged"  # where what cannot be healed is kept
@@ -95,7 +96,7 @@ def plan(store: Store) -> Plan:
         remedies.append(Remedy(name, "remove it: nothing leads to it"))
     lines = tuple(_bad_lines(store.path))
     for number in lines:
-        name = f"quarantine.jsonl:{number}"
+        name = f"{QUARANTINE}:{number}"
         remedies.append(Remedy(name, f"move the line to {ASIDE}/"))
     known = check.lost_patches(revisions.values())
     lost = [ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in known]
@@ -114,7 +115,7 @@ def carry_out(store: Store, chosen: Plan) -> None:
         _cache(store, folder).drop(name)
     durable.remove_durably(sorted(chosen.loose, reverse=True))
     if chosen.lines:
-        _move_lines(store.path / "quarantine.jsonl", chosen.lines, aside)
+        _move_lines(store.path / QUARANTINE, chosen.lines, aside)
     _set_aside_patches(store, chosen.lost, aside)
     store.journal.close()
     if chosen.journal is not None:
@@ -337,12 +338,10 @@ def _loose(store: Store, revisions: Mapping[int, Revision]) -> Iterator[Path]:
 
 
 def _bad_lines(path: Path) -> Iterator[int]:
-    file = path / "quarantine.jsonl"
-    if file.exists():
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not check.is_json(line) or not line.endswith(b"\n"):
-                    yield number
+    lines = Quarantine(path / QUARANTINE).lines()
+    for number, (record, problem) in enumerate(lines, start=1):
+        if record is None or not (problem is None or problem.harmless):
+            yield number
 
 
 def _move_lines(file: Path, numbers: tuple[int, ...], aside: Path) -> None:

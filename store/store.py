@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from store import config, durable
 from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
-from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull
+from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
 from store.history import TAG_PREFIX, History, ledger_entry, point
 from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 FOLDER_NAME = ".cedit"
 ENVIRONMENT_VARIABLE = "CEDIT_STORE"
 _UNFINISHED_JOURNAL = f"{durable.TEMPORARY_PREFIX}journal"
-_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", "quarantine.jsonl"})
+QUARANTINE = "quarantine.jsonl"
+_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", QUARANTINE})
 
 
 class Store:
@@ -49,12 +50,16 @@ class Store:
         self.blobs = Blobs(path / "patches")
         self._lock = WriterLock.acquire(path / "lock") if writable else None
         try:
-            self.journal = Journal(path / "journal", writable, map_size_bytes)
+            if writable:  # a writer that was killed may have made folders, and not synced them
+                durable.make_folder_durably(self.blobs.root)
+                durable.sync_folder_durably(self.blobs.root)
+            with reading(path):
+                self.journal = Journal(path / "journal", writable, map_size_bytes)
         except BaseException:
             self._release()
             raise
         self.history = History(self.journal)
-        self._quarantine = Quarantine(path / "quarantine.jsonl")
+        self._quarantine = Quarantine(path / QUARANTINE)
         self._cache = Cache(self.cache)
         self.snapshots = Cache(path / "snapshots")
         self.patches_per_segment = PATCHES
@@ -75,9 +80,10 @@ class Store:
         What an earlier `init` left when it was interrupted is made anew: cedit.toml is written
         last, and without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
         """
-        path = Path(path).absolute()
+        path = _located(path)
         _require_vacant(path)
         durable.make_folder_durably(path)
+        durable.sync_folder_durably(path.parent)
         lock = WriterLock.acquire(path / "lock")
         try:
             _require_vacant(path)
@@ -92,7 +98,7 @@ class Store:
     @classmethod
     def open(cls, path: Path, writable: bool = False) -> Store:
         """Open a store. Raises NoStore, StoreLocked, FormatVersionError, IntegrityError."""
-        return cls(Path(path).absolute(), writable)
+        return cls(_located(path), writable)
 
     @staticmethod
     def find(start: Path | None = None, explicit: str | None = None) -> Path:
@@ -100,7 +106,7 @@ class Store:
         said = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
         here = (start or Path.cwd()).absolute()
         if said:
-            candidates = [here / Path(said).expanduser()]
+            candidates = [here / _located(said)]
         else:
             candidates = [folder / FOLDER_NAME for folder in (here, *here.parents)]
         for candidate in candidates:
@@ -333,6 +339,17 @@ class Store:
             self._lock.release()
 
 
+def _located(path: Path | str) -> Path:
+    """The whole path of a store, `~` being someone's home. Raises StoreError if it is no path."""
+    try:
+        where = Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(f"{str(path)!r} names the home of nobody known here: {error}") from error
+    if "\0" in str(where):
+        raise StoreError(f"{str(path)!r} can't name a folder: it holds a NUL character")
+    return where
+
+
 def _size(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that tensors take on the disk, about."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -346,11 +363,12 @@ def _size_of_draft(draft: Draft) -> int:
 
 def _require_vacant(path: Path) -> None:
     """Raise StoreExists unless a store may be made here: in no folder, an empty one, leftovers."""
-    if path.exists() and not path.is_dir():
-        raise StoreExists(path, "is a file")
-    if config.exists(path):
-        raise StoreExists(path)
-    names = [entry.name for entry in path.iterdir()] if path.exists() else []
+    with reading(path):
+        if path.exists() and not path.is_dir():
+            raise StoreExists(path, "is a file")
+        if config.exists(path):
+            raise StoreExists(path)
+        names = [entry.name for entry in path.iterdir()] if path.exists() else []
     for name in names:
         if name not in _OWN_NAMES and not name.startswith(durable.TEMPORARY_PREFIX):
             raise StoreExists(path, f"the folder holds {name!r}")
@@ -370,12 +388,14 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
         journal.write(History(journal).changes(draft, base, payload))
     finally:
         journal.close()
+    durable.sync_folder_durably(aside)  # LMDB syncs what is in its file, but not the file's name
     durable.move_durably(aside, folder)
 
 
 def _discard_leftover(path: Path, folder: Path) -> None:
     """Remove what an interrupted `init` left, but never a history that has lost its cedit.toml."""
-    if not folder.exists():
+    if not (folder / "data.mdb").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         return
     journal = Journal(folder, writable=False)
     try:

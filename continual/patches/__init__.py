@@ -88,8 +88,14 @@ def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patch, ...]:
-    """The parts of a step's patch, read back. Raises CeditError for an unknown kind."""
-    return tuple(_part(index, entry, tensors) for index, entry in enumerate(meta["parts"]))
+    """The parts of a step's patch, read back. Raises CeditError for what is no patch of ours."""
+    try:
+        return tuple(_part(index, entry, tensors) for index, entry in enumerate(meta["parts"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CeditError(
+            f"A patch is not as cedit writes them ({type(error).__name__}: {error}): another "
+            "program wrote it; go back to a revision before it with `cedit rollback`."
+        ) from error
 
 
 def _entry(part: Patch) -> dict[str, Any]:

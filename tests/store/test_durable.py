@@ -109,6 +109,19 @@ def test_a_failed_append_leaves_the_lines_that_were_there(tmp_path, monkeypatch)
     assert path.read_bytes() == b"one\n"
 
 
+def test_the_journal_cannot_be_made_for_a_reason_that_has_a_name(tmp_path, monkeypatch):
+    import lmdb
+
+    from store.journal import Journal
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lmdb, "open", fail)
+    with pytest.raises(StorageFault, match="Input/output error"):
+        Journal(tmp_path / "journal", writable=True)
+
+
 def test_a_copy_is_whole_or_not_there(tmp_path, monkeypatch):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"all of it")

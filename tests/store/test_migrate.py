@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from store import Draft, Store, config
-from store.check import verify
+from store.check import verify, verify_path
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreFull, StoreLocked
 from store.lock import WriterLock
 from store.migrate import STEPS, Step, migrate
@@ -87,7 +87,8 @@ def test_what_was_there_is_kept_and_what_people_wrote_stays(old):
     assert (done.backup / "cedit.toml").read_bytes() == before[0]
     assert (done.backup / "data.mdb").read_bytes() == before[1]
     assert toml.read_text().startswith("# ours\nformat = 2\n")
-    assert toml.read_text().endswith("# format = 1 it was\n")
+    assert "\n# format = 1 it was\n# sha256 " in toml.read_text()
+    assert "cedit.toml" not in {problem.object for problem in verify_path(old)}
 
 
 def test_migrating_again_does_nothing(old):

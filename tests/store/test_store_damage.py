@@ -303,8 +303,29 @@ def test_nothing_to_verify_is_no_store(tmp_path):
 
 
 def test_a_bad_line_of_the_quarantine_is_named(full):
-    (full / "quarantine.jsonl").write_bytes(b'{"stream":"a","position":1}\nnonsense\n{"torn')
+    with Store.open(full, writable=True) as store:
+        store.quarantine([{"stream": "a", "position": n, "raw": "text"} for n in range(2)])
+    file = full / "quarantine.jsonl"
+    first, second = file.read_bytes().splitlines(keepends=True)
+    lines = [first, b"nonsense\n", b"[]\n", second.replace(b"text", b"tent"), b'{"a":1}\n']
+    lines += [bytes(512) + b'1"}\n', b'{"torn']
+    file.write_bytes(b"".join(lines))
     assert [(p.object, p.harmless) for p in problems_of(full)] == [
-        ("quarantine.jsonl:2", False),
-        ("quarantine.jsonl:3", True),
+        ("quarantine.jsonl:2", False),  # no JSON
+        ("quarantine.jsonl:3", False),  # no record
+        ("quarantine.jsonl:4", False),  # changed
+        ("quarantine.jsonl:5", True),  # of an earlier version
+        ("quarantine.jsonl:6", True),  # torn by a power loss
+        ("quarantine.jsonl:7", True),  # cut off
     ]
+    with Store.open(full) as store:
+        assert list(store.quarantined()) == [
+            {"stream": "a", "position": 0, "raw": "text"},
+            {"a": 1},
+        ]
+
+
+def test_a_changed_setting_is_named_and_may_be_meant(full):
+    toml = full / "cedit.toml"
+    toml.write_text(toml.read_text().replace('path = "m"', 'path = "n"'))
+    assert [(p.object, p.harmless) for p in problems_of(full)] == [("cedit.toml", True)]

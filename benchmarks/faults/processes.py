@@ -1,0 +1,216 @@
+"""Processes that are there to be hurt: forked when all is imported, traced, killed, heard out.
+
+A child is forked (importing torch takes seconds), waits until it is told to go, and says what it
+does through a pipe, a JSON object a line. No store may be open when one is forked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from store import StoreError
+
+Say = Callable[..., None]
+Task = Callable[[Say], None]
+PATIENCE_S = 60.0  # no child takes as long
+_ANY_TRACER = (0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+
+
+@dataclass
+class Heard:
+    """How a child ended, and all that it had said by then."""
+
+    said: list[dict[str, Any]]
+    signal: int | None = None  # that ended it
+    is_hung: bool = False
+    log: str = ""  # strace's
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The store's own error that it ended with."""
+        return next((one for one in self.said if "error" in one), None)
+
+    @property
+    def problems(self) -> list[str]:
+        """What no child may do: hang, or end with an error that has no name."""
+        hung = ["it hung"] if self.is_hung else []
+        return hung + [one["traceback"] for one in self.said if "traceback" in one]
+
+    @property
+    def fired(self) -> int:
+        """How many faults strace has injected."""
+        return self.log.count("(INJECTED)") + self.log.count("+++ killed by SIGKILL +++")
+
+
+@dataclass
+class Child:
+    """A forked process that has not been told to go, or has."""
+
+    pid: int
+    hears: int
+    tells: int
+    _rest: bytes = b""
+    _said: list[dict[str, Any]] = field(default_factory=list)
+
+    def go(self) -> None:
+        """Let it begin. One that was killed meanwhile is no error."""
+        with suppress(BrokenPipeError):
+            os.write(self.tells, b"!")
+
+    def kill(self) -> None:
+        """End it with SIGKILL; one that has ended already is no error."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def listen(self, seconds: float) -> bool:
+        """Take in what it says for a time; False when it has ended."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([self.hears], [], [], left)[0] and not self.hear():
+                return False
+        return True
+
+    def hear(self) -> bool:
+        """Take in what it says next; False when it has ended."""
+        data = os.read(self.hears, 1 << 16)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._said += [json.loads(line) for line in lines]
+        return bool(data)
+
+    def finish(self, patience_s: float = PATIENCE_S) -> Heard:
+        """Hear it to its end."""
+        is_hung = self.listen(patience_s)
+        if is_hung:
+            self.kill()
+            self.listen(PATIENCE_S)
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.hears)
+        os.close(self.tells)
+        ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        return Heard(self._said, ended, is_hung)
+
+
+def fork(task: Task) -> Child:
+    """Start a child that runs a task once it is told to go."""
+    ours, theirs = socket.socketpair()  # what the child says is no `write`, as its store's work is
+    hears, says = ours.detach(), theirs.detach()
+    waits, tells = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(says)
+        os.close(waits)
+        return Child(pid, hears, tells)
+    try:
+        os.close(hears)
+        os.close(tells)
+        faulthandler.disable()  # a death by signal may be what is looked for
+        ctypes.CDLL(None).prctl(*_ANY_TRACER, 0, 0, 0)
+        if os.read(waits, 1):
+            _perform(task, says)
+    finally:
+        os._exit(0)
+
+
+def _perform(task: Task, says: int) -> None:
+    line = socket.socket(fileno=says)
+
+    def say(**what: Any) -> None:
+        line.sendall(json.dumps(what).encode() + b"\n")
+
+    try:
+        task(say)
+    except StoreError as error:
+        say(error=type(error).__name__, text=str(error), code=error.exit_code)
+    except BaseException:
+        say(traceback=traceback.format_exc())
+
+
+def finish_all(children: Sequence[Child], patience_s: float) -> list[Heard]:
+    """Hear several children to their ends, all at once: none waits for another to be heard."""
+    by_line = {child.hears: child for child in children}
+    deadline = time.monotonic() + patience_s
+    while by_line and (left := deadline - time.monotonic()) > 0:
+        for line in select.select(list(by_line), [], [], left)[0]:
+            if not by_line[line].hear():
+                del by_line[line]
+    return [child.finish(0.0 if child.hears in by_line else PATIENCE_S) for child in children]
+
+
+def run(task: Task, patience_s: float = PATIENCE_S) -> Heard:
+    """A task in a child, from beginning to end."""
+    child = fork(task)
+    child.go()
+    return child.finish(patience_s)
+
+
+def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_S) -> Heard:
+    """A task in a child under strace, which is attached before it begins."""
+    child = fork(task)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        command = ["strace", "-f", "-o", str(log), *options, "-p", str(child.pid)]
+        strace = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            _await_tracer(child.pid, strace)
+            child.go()
+        except OSError:
+            child.kill()
+            raise
+        finally:
+            heard = child.finish(patience_s if strace.poll() is None else 0.0)
+            strace.communicate()
+        heard.log = log.read_text(errors="replace")
+    return heard
+
+
+def _await_tracer(pid: int, strace: subprocess.Popen[bytes]) -> None:
+    status = Path(f"/proc/{pid}/status")
+    while "TracerPid:\t0" in status.read_text(encoding="utf-8"):
+        if strace.poll() is not None:
+            said = strace.stderr.read().decode() if strace.stderr else ""
+            if "attached" in said:  # and the child was killed at once
+                return
+            raise OSError(f"strace did not attach: {said.strip()}")
+        time.sleep(0.001)
+
+
+@cache
+def why_no_strace() -> str | None:
+    """Why nothing can be traced here; None where it can."""
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    try:
+        heard = run_traced(
+            lambda say: say(pid=os.getppid()),
+            ["-e", "trace=getppid", "-e", "inject=getppid:error=EIO"],
+        )
+    except OSError as error:
+        return str(error)
+    return None if heard.fired else "strace can't inject faults here"
+
+
+@cache
+def why_no_namespaces() -> str | None:
+    """Why no file system can be mounted here; None where it can."""
+    if not shutil.which("unshare"):
+        return "unshare is not installed"
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return None if done.returncode == 0 else f"unshare: {done.stderr.decode().strip()}"

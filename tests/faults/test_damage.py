@@ -1,0 +1,9 @@
+"""Whatever byte of a store is damaged, `verify` names it, or nothing was kept there."""
+
+from __future__ import annotations
+
+from benchmarks.faults import damage
+
+
+def test_damage_is_named_or_harmless(forms):
+    forms(damage)

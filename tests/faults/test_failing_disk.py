@@ -1,0 +1,9 @@
+"""A disk that fails, is full, or forbids is met by name, and changes nothing that was there."""
+
+from __future__ import annotations
+
+from benchmarks.faults import failing_disk
+
+
+def test_a_disk_that_fails_is_named_and_harmless(forms):
+    forms(failing_disk)

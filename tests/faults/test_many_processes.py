@@ -1,0 +1,9 @@
+"""Any number of processes read what one writes, and none of them is fooled."""
+
+from __future__ import annotations
+
+from benchmarks.faults import many_processes
+
+
+def test_processes_do_not_get_in_each_others_way(forms):
+    forms(many_processes)
