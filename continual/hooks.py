@@ -132,11 +132,24 @@ def narrowed(entries: Sequence[nn.Module], end: nn.Module, rows: Tensor) -> Iter
             handle.remove()
 
 
+class _StandIn:
+    """Takes the calls of a module's method. A copy of the module has its own method again."""
+
+    def __init__(self, module: nn.Module, method: str, stand_in: Callable[..., Any]) -> None:
+        self._module, self._method, self._stand_in = module, method, stand_in
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._stand_in(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(type(self._module), self._method).__get__(memo[id(self._module)])
+
+
 @contextmanager
 def standing_in(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> Iterator[None]:
     """Calls of the module's method reach ``stand_in`` instead."""
     before = module.__dict__.get(method)
-    setattr(module, method, stand_in)
+    setattr(module, method, _StandIn(module, method, stand_in))
     try:
         yield
     finally:

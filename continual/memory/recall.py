@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from continual.errors import CeditError, ModelError
 from continual.memory import embedded_texts
 from continual.memory.encoder import SentenceEncoder
+from continual.memory.index import RecordIndex
 from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
@@ -97,6 +98,7 @@ class Recall:
     ) -> None:
         """`store` is where what was embedded is kept for the next time."""
         self._edited, self._store = edited, store
+        self._index = RecordIndex(edited.memory)
         self.config = config or MemoryConfig()
         self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             SERAC: self._counterfactual,
@@ -111,11 +113,21 @@ class Recall:
             embedded_texts.load(self._store, scope.encoder)
         return scope
 
+    def _head(self) -> Store | None:
+        """The store, if the model stands at its head."""
+        store = self._store
+        is_there = store is not None and store.head.fingerprint == self._edited.fingerprint
+        return store if is_there else None
+
     def close(self) -> None:
         """Keep what was embedded, if anything was."""
         scope = self.__dict__.get("scope")  # without making it
-        if self._store is not None and scope is not None and scope.encoder is not None:
+        if self._store is None or scope is None:
+            return
+        if scope.encoder is not None:
             embedded_texts.save(self._store, scope.encoder)
+        if (store := self._head()) is not None:
+            self._index.save(store, scope.fingerprint)
 
     def require_scope(self) -> Scope:
         """The scope. Raises ScopeChanged where it is not the one that embedded the records."""
@@ -129,7 +141,10 @@ class Recall:
         bank = self._edited.memory
         if not len(bank):
             return [None] * len(texts)
-        return routes_of(texts, bank, self.require_scope())
+        scope = self.require_scope()
+        if self._index.is_used and (store := self._head()) is not None:
+            self._index.load(store, scope.fingerprint)
+        return routes_of(texts, bank, scope, self._index)
 
     # -- reading
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.growing import GrowingTensor
+from continual.memory.index import RecordIndex
 from continual.memory.records import Queries, Record
 from continual.memory.scope import Scope
 from continual.patches.memory import MemoryBank
@@ -71,8 +72,9 @@ class Routes:
         score = float(self._scores.rows[index, column])
         return Route(place, self._bank.records[place], self._bank.readings[place].method, score)
 
-    def add(self, queries: Queries) -> None:
-        """Take in inputs, routed as the bank is now."""
+    def add(self, queries: Queries, nearest: Tensor | None = None) -> None:
+        """Take in inputs, routed as the bank is now: by all records, or, where there are places
+        [q, n] that an index has found to be near, by those."""
         first, count = len(self), len(queries)
         if not count:
             return
@@ -83,7 +85,11 @@ class Routes:
         self._similarities.append(torch.full((count, width), -torch.inf, dtype=torch.float64))
         self._scores.append(torch.full((count, width), -torch.inf))
         self._winners.append(torch.full((count,), NOBODY))
-        self._look(torch.arange(first, first + count), self._bank.places())
+        index = torch.arange(first, first + count)
+        if nearest is None:
+            self._look(index, self._bank.places())
+        elif nearest.shape[1]:
+            self._look_at(index, nearest, queries)
 
     def advance(self) -> Tensor:
         """Follow the bank: the inputs [m] whose winner is another one now."""
@@ -136,6 +142,16 @@ class Routes:
         exact = (self._scope.candidates + SPARE) * width
         for part in index.split(max(1, PRODUCTS_MAX // (parts * max(len(places), exact)))):
             self._compare(part, places)
+
+    def _look_at(self, index: Tensor, places: Tensor, queries: Queries) -> None:
+        """Compare inputs [m] with records [m, n] of their own; one that comes twice counts once."""
+        places = places.sort(dim=1).values
+        again = torch.zeros_like(places, dtype=torch.bool)
+        again[:, 1:] = places[:, 1:] == places[:, :-1]
+        similarity = queries.similarity_of(self._bank.embeddings[places])
+        wanted = min(places.shape[1], self._scope.candidates)
+        best, column = _highest(similarity.masked_fill(again, -torch.inf), wanted)
+        self._merge(index, best, places.gather(1, column), queries)
 
     def _compare(self, index: Tensor, places: Sequence[int]) -> None:
         vectors = self._vectors(places)
@@ -214,11 +230,17 @@ class Routes:
         return won.masked_fill(highest.squeeze(1) < self._scope.threshold, NOBODY)
 
 
-def routes_of(texts: Iterable[str], bank: MemoryBank, scope: Scope) -> list[Route | None]:
-    """Which record each input is about, as the bank is now."""
-    routes = Routes(bank, scope)
-    routes.add(scope.queries(list(texts)))
-    return [routes.route(index) for index in range(len(routes))]
+def routes_of(
+    texts: Iterable[str], bank: MemoryBank, scope: Scope, index: RecordIndex | None = None
+) -> list[Route | None]:
+    """Which record each input is about, as the bank is now; of many records an index names those
+    that are looked at."""
+    routes, queries = Routes(bank, scope), scope.queries(list(texts))
+    nearest = None
+    if index is not None and index.is_used:
+        nearest = index.nearest(queries, scope.candidates + SPARE)
+    routes.add(queries, nearest)
+    return [routes.route(number) for number in range(len(routes))]
 
 
 def _highest(found: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -199,6 +199,7 @@ class MemoryBank:
         self._active = GrowingTensor(torch.empty(0, dtype=torch.bool))
         self._places: dict[str, int] = {}  # of the active records, by id
         self._turns: list[_Turn] = []
+        self._changes = 0
 
     def __len__(self) -> int:
         """How many records are active."""
@@ -212,6 +213,11 @@ class MemoryBank:
     def size(self) -> int:
         """How many patches are on."""
         return len(self._turns)
+
+    @property
+    def state(self) -> int:
+        """Another number whenever anything has come, gone or been taken back."""
+        return self._changes
 
     @property
     def active(self) -> Tensor:
@@ -244,6 +250,7 @@ class MemoryBank:
         embeddings of another width.
         """
         self._require_width(patch)
+        self._changes += 1
         going = (*patch.removed, *(record.id for record in patch.records.records))
         removed = tuple(self._places.pop(i) for i in going if i in self._places)
         if removed:
@@ -277,6 +284,7 @@ class MemoryBank:
         """Be as after the first `size` patches."""
         if size == self.size:
             return
+        self._changes += 1
         while len(self._turns) > size:
             turn = self._turns.pop()
             del self.records[turn.first :], self.readings[turn.first :], self._scopes[turn.first :]

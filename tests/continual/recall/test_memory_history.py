@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -127,6 +128,16 @@ def test_what_a_routed_answer_cannot_give_is_refused(reader):
     with pytest.raises(Exception, match="return_dict_in_generate"):
         generated(reader, [ask(20)], return_dict_in_generate=True)
     assert generated(reader, [ask(3)], return_dict_in_generate=True).sequences is not None
+
+
+def test_a_copy_of_the_model_generates_by_itself(reader):
+    before = generated(reader, [ask(20), ask(3)])
+    apply(reader, [about(20, CAPITALS[0])], "serac")
+    copied = copy.deepcopy(reader.model)
+    inputs = reader.tokenizer([ask(20), ask(3)], return_tensors="pt", padding=True)
+    own = copied.generate(**inputs, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert torch.equal(own, before)
+    assert not torch.equal(generated(reader, [ask(20), ask(3)]), before)
 
 
 def test_a_model_without_memory_loads_no_scope(reader, scope):
