@@ -1,12 +1,13 @@
 """The memory's protocol on the atlas: corrections one by one with SERAC and IKE.
 
-    python -m benchmarks.memory [--edits N] [--methods serac,ike] [--scope FILE] [--threshold X]
-                                [--oracle] [--json OUT]
+    python -m benchmarks.memory [--edits N] [--methods serac,ike] [--demonstrations N]
+                                [--scope FILE] [--threshold X] [--oracle] [--json OUT]
 
 After every edit all earlier ones are measured again. The table has the metrics at the end, how many
 inputs each kind of probe has in scope, and the milliseconds of a query as medians: with a hit in
 memory, without one, and with no memory at all. `--oracle` adds a row for IKE as its references
 measure it: every rephrase is given its own edit, every locality prompt too, whatever a scope says.
+IKE's demonstrations are of the atlas's last corrections, behind those that are made.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,18 +51,33 @@ COLUMNS = (
 )
 
 
-def run_atlas(edits: int, method: str, config: MemoryConfig, oracle: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Protocol:
+    """What is run."""
+
+    edits: int
+    config: MemoryConfig
+    oracle: bool
+    demonstrations: int  # of IKE
+
+
+def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     """The atlas's corrections in a store of their own."""
     tables.note(method)
+    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines(keepends=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore()) as session,
     ):
-        session.edited.recall = Recall(session.edited, config)
-        settings = session.settings(chain=(method,))
-        made = run(session, session.steps(open_stream(str(atlas.CORRECTIONS)), settings), edits)
+        shown = Path(folder) / "shown.jsonl"
+        shown.write_text("".join(lines[protocol.edits :]), encoding="utf-8")
+        table = {"demonstrations": str(shown), "count": protocol.demonstrations, "tokens_max": 400}
+        session.edited.recall = Recall(session.edited, protocol.config)
+        settings = session.settings(chain=(method,), editors={"ike": table})
+        steps = session.steps(open_stream(str(atlas.CORRECTIONS)), settings)
+        made = run(session, steps, protocol.edits)
         rows = [_summary(session, made, method)]
-        return rows + [_oracle(session, method)] * oracle
+        return rows + [_oracle(session, method)] * protocol.oracle
 
 
 def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, Any]:
@@ -130,17 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--methods", default="serac,ike")
+    parser.add_argument("--demonstrations", type=int, default=0, help="of IKE, for each edit")
     parser.add_argument("--scope", help="a trained scope's file, or `threshold`")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--oracle", action="store_true")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     config = MemoryConfig(scope=options.scope, threshold=options.threshold)
-    rows = [
-        row
-        for method in options.methods.split(",")
-        for row in run_atlas(options.edits, method, config, options.oracle)
-    ]
+    protocol = Protocol(options.edits, config, options.oracle, options.demonstrations)
+    rows = [row for method in options.methods.split(",") for row in run_atlas(method, protocol)]
     tables.show("Corrections of the atlas in memory", COLUMNS, rows)
     tables.write_json(options.json, "memory", {"rows": rows})
 
