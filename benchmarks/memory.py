@@ -7,12 +7,14 @@ After every edit all earlier ones are measured again. The table has the metrics 
 inputs each kind of probe has in scope, and the milliseconds of a query as medians: with a hit in
 memory, without one, and with no memory at all. `--oracle` adds a row for IKE as its references
 measure it: every rephrase is given its own edit, every locality prompt too, whatever a scope says.
-IKE's demonstrations are of the atlas's last corrections, behind those that are made.
+The corrections are those that the embedded scope was not trained on; IKE's demonstrations are of
+the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -23,17 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
-from benchmarks.scores import same_subject_locality
+from benchmarks.capacity import requests_of_atlas
+from benchmarks.scope_data import UNSEEN_OF_ATLAS
+from benchmarks.scores import drawn, same_subject_locality
 from benchmarks.sequential import Made, run
 from benchmarks.tables import Column
-from continual import atlas
 from continual.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
 from continual.memory.answers import Answers
 from continual.memory.recall import MemoryConfig, Recall
 from continual.session import NewStore, Session, init
-from continual.streams import open_stream
 
 QUERIES = 100  # of each kind, timed
+ALL = 1_000_000
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 COLUMNS = (
@@ -64,20 +67,22 @@ class Protocol:
 def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     """The atlas's corrections in a store of their own."""
     tables.note(method)
-    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines(keepends=True)
+    every = drawn(requests_of_atlas(), ALL)
+    requests, rest = every[:UNSEEN_OF_ATLAS], every[UNSEEN_OF_ATLAS:]
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore()) as session,
     ):
         shown = Path(folder) / "shown.jsonl"
-        shown.write_text("".join(lines[protocol.edits :]), encoding="utf-8")
+        shown.write_text("".join(f"{json.dumps(r.to_json())}\n" for r in rest), encoding="utf-8")
         table = {"demonstrations": str(shown), "count": protocol.demonstrations, "tokens_max": 400}
         session.edited.recall = Recall(session.edited, protocol.config)
         settings = session.settings(chain=(method,), editors={"ike": table})
-        steps = session.steps(open_stream(str(atlas.CORRECTIONS)), settings)
-        made = run(session, steps, protocol.edits)
+        made = run(session, session.apply_requests(requests, settings), protocol.edits)
         rows = [_summary(session, made, method)]
-        return rows + [_oracle(session, method)] * protocol.oracle
+        if protocol.oracle and len(session.edited.memory):
+            rows.append(_oracle(session, method))
+        return rows
 
 
 def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, Any]:
