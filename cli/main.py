@@ -29,6 +29,7 @@ COMMANDS = (
     "tag",
     "replay",
     "rebase",
+    "reembed",
     "verify",
     "gc",
     "export",

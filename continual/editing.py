@@ -18,6 +18,7 @@ import torch
 from continual import retention
 from continual.editors import Editor, Surroundings
 from continual.errors import EditError
+from continual.memory.answers import Answers
 from continual.patches import Patch
 from continual.planning import PlannedEdit
 from continual.query_memory import QueryMemory
@@ -95,15 +96,18 @@ class Workshop:
     def __init__(self, bench: Bench, chain: Sequence[Editor], seed: int) -> None:
         self._site, self._memory = bench.site, bench.memory
         self._bench, self._chain, self._seed = bench, chain, seed
+        self._answers = Answers(bench.site)
 
-    def edit(self, edits: Sequence[PlannedEdit], seq: int) -> Edited:
+    def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
         """All edits of step `seq`. The result is on the model; nothing else is.
 
-        Where an editor breaks off, the model is as before; the memory is to be built anew.
+        `parts` are the beginning of the step's patch, put on last of all. Where an editor breaks
+        off, the model is as before the step; the memory is to be built anew.
         """
         model = self._site.edited
-        depth = model.depth
+        depth = model.depth - bool(parts)
         progress = _Progress({edit.id: edit for edit in edits}, model.weights_state)
+        progress.parts += parts
         try:
             for editor in self._chain:
                 for attempt in range(editor.attempts):
@@ -219,11 +223,11 @@ class Workshop:
         """Which prompts are answered rightly as the model stands."""
         state = self._site.edited.weights_state
         moved = [edit for edit in edits if edit.state != state]
-        judged = self._site.judge_in_full([edit.candidate.learned[0] for edit in moved])
+        judged = self._answers.judge_in_full([edit.candidate.learned[0] for edit in moved])
         outcomes = {edit.id: right for edit, right in zip(moved, judged, strict=True)}
         for edit in edits:
             if edit.state == state:
-                outcomes[edit.id] = self._site.is_right(edit.candidate.learned[0], edit.rows)
+                outcomes[edit.id] = self._answers.is_right(edit.candidate.learned[0], edit.rows)
         return outcomes
 
 

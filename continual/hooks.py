@@ -6,7 +6,7 @@
 - ``added``     adds to it
 - ``replaced``  puts another in its place
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
-- ``bypassed``  runs a stand-in for a module's forward
+- ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
 
 A module returns its hidden state either bare or as the first of a tuple; that, too, is known here
@@ -132,18 +132,38 @@ def narrowed(entries: Sequence[nn.Module], end: nn.Module, rows: Tensor) -> Iter
             handle.remove()
 
 
+class _StandIn:
+    """Takes the calls of a module's method. A copy of the module has its own method again."""
+
+    def __init__(self, module: nn.Module, method: str, stand_in: Callable[..., Any]) -> None:
+        self._module, self._method, self._stand_in = module, method, stand_in
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._stand_in(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(type(self._module), self._method).__get__(memo[id(self._module)])
+
+
 @contextmanager
-def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Runs ``forward`` instead of the module's own; hooks on the module still see the call."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
+def standing_in(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the module's method reach ``stand_in`` instead."""
+    before = module.__dict__.get(method)
+    setattr(module, method, _StandIn(module, method, stand_in))
     try:
         yield
     finally:
         if before is None:
-            del module.forward
+            delattr(module, method)
         else:
-            module.forward = before
+            setattr(module, method, before)
+
+
+@contextmanager
+def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Runs ``forward`` instead of the module's own; hooks on the module still see the call."""
+    with standing_in(module, "forward", forward):
+        yield
 
 
 class _Cut(BaseException):

@@ -4,6 +4,9 @@ A probe is kept as rows at the last FFN. A new neuron touches only rows with q·
 finds them, and only their logits are computed again. Where a row's two best logits are
 closer than float rounding, its probe is decided by a forward pass over it alone; a full re-check
 decides such probes in the same way, so that both give the same outcomes, probe by probe.
+
+Where the model remembers edits, a probe that a record is about is answered by the record: the
+ledger then follows both, what the model itself gets right and what `RoutedProbes` says.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import torch
 from torch import Tensor
 
 from continual.growing import GrowingTensor
+from continual.memory.answers import Answers
+from continual.memory.probes import RoutedProbes
+from continual.memory.routing import Route
 from continual.metrics import Count
 from continual.probe_passes import ProbePasses
 from continual.query_search import SearchedQueries
@@ -61,7 +67,8 @@ class Ledger:
         self._first_rows = GrowingTensor(numbers)  # of entries
         self._role = GrowingTensor(numbers)  # of entries: an index into ROLES
         self._active = GrowingTensor(flags)  # of entries
-        self._outcomes = GrowingTensor(flags)  # of entries
+        self._own = GrowingTensor(flags)  # of entries: the model's own outcomes
+        self._routed: RoutedProbes | None = None  # of all entries, once the model remembers edits
         self._places: dict[tuple[str, str], list[int]] = {}
 
     # -- what is known
@@ -74,12 +81,17 @@ class Ledger:
     def is_right(self, entry: Entry) -> bool:
         """Whether a registered probe is right now."""
         place = self.places(entry.owner, entry.role)[entry.index]
-        return bool(self._outcomes.rows[place])
+        return bool(self._outcomes[place])
+
+    def route(self, entry: Entry) -> Route | None:
+        """The record that answers a registered probe; None where the model itself does."""
+        place = self.places(entry.owner, entry.role)[entry.index]
+        return None if self._routed is None else self._routed.route(place)
 
     def outcomes(self) -> dict[str, bool]:
         """All outcomes by key, of active entries."""
         places = self._active.rows.nonzero().squeeze(-1).tolist()
-        values = self._outcomes.rows[places].tolist()
+        values = self._outcomes[places].tolist()
         return {self.entries[i].key: value for i, value in zip(places, values, strict=True)}
 
     def places(self, owner: str, role: str) -> Sequence[int]:
@@ -90,14 +102,20 @@ class Ledger:
         """How many active entries of a role are right: all of them, or only these owners'."""
         if owners is not None:
             places = [place for owner in owners for place in self.places(owner, role)]
-            return Count(int(self._outcomes.rows[places].sum()), len(places)) if places else Count()
+            return Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
         counted = self._active.rows & (self._role.rows == ROLES.index(role))
-        return Count(int((counted & self._outcomes.rows).sum()), int(counted.sum()))
+        return Count(int((counted & self._outcomes).sum()), int(counted.sum()))
 
     def rows_of(self, owner: str, role: str) -> Rows:
         """The rows of an owner's entries of a role."""
         wanted = torch.isin(self._probe.rows, torch.tensor(self.places(owner, role)))
         return self.rows[wanted.nonzero().squeeze(-1)]
+
+    @property
+    def _outcomes(self) -> Tensor:
+        """[entries] bool"""
+        own = self._own.rows
+        return own if self._routed is None else self._routed.effective(own)
 
     # -- what changes
 
@@ -117,13 +135,22 @@ class Ledger:
         self._right.append(torch.zeros(len(rows), dtype=torch.bool))
         self._close.append(torch.zeros(len(rows), dtype=torch.bool))
         self._first_rows.append(first_row + sizes.cumsum(0) - sizes)
-        self._outcomes.append(torch.zeros(len(entries), dtype=torch.bool))
+        self._own.append(torch.zeros(len(entries), dtype=torch.bool))
         self._role.append(torch.tensor([ROLES.index(entry.role) for entry in entries]))
         self._active.append(torch.ones(len(entries), dtype=torch.bool))
         for place, entry in enumerate(entries, start=first_place):
             self.entries.append(entry)
             self._places.setdefault((entry.owner, entry.role), []).append(place)
         self._measure(torch.arange(first_row, len(self._probe)))
+        self._route_new()
+
+    def _route_new(self) -> None:
+        """Route the probes that have no route yet, if the model remembers anything, or did."""
+        if self._routed is None:
+            if not self._site.edited.memory.size:
+                return
+            self._routed = RoutedProbes(Answers(self._site))
+        self._routed.add([entry.encoding for entry in self.entries[len(self._routed) :]])
 
     def retire(self, owner: str) -> list[str]:
         """Count an owner's entries no longer: another request has superseded it. Their keys."""
@@ -136,18 +163,26 @@ class Ledger:
         """Follow what was put on since the last time: the outcomes that turned.
 
         Neurons touch the rows on which they fire; where matrices were edited, every row moves.
+        Records touch the probes that they win.
         """
-        before = self._outcomes.rows.clone()
+        before = self._outcomes.clone()
+        self._follow()
+        if self._routed is not None:
+            self._routed.advance()
+        self._route_new()
+        return self._turned(before)
+
+    def _follow(self) -> None:
+        """The model's own outcomes, as it is now."""
         bank = self._site.bank
         if self._state != self._site.edited.weights_state:
             self._recapture()
             self._measure(torch.arange(len(self._probe)))
             self._followed = bank.size
-            return self._turned(before)
+            return
         fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :])
         self._measure(fired.cpu())
         self._followed = bank.size
-        return self._turned(before)
 
     def _recapture(self) -> None:
         """All rows anew, from the lowest edited block upward."""
@@ -168,10 +203,13 @@ class Ledger:
         self._hidden[slice(None)] = rows.hidden
 
     def remeasure(self) -> dict[str, bool]:
-        """Every outcome anew by full forward passes of the edited model: those that turned."""
-        before = self._outcomes.rows.clone()
+        """Every route and outcome anew, by full forward passes: those that turned."""
+        before = self._outcomes.clone()
         found = self._site.judge_in_full([entry.encoding for entry in self.entries])
-        self._outcomes[slice(None)] = torch.tensor(found, dtype=torch.bool)
+        self._own[slice(None)] = torch.tensor(found, dtype=torch.bool)
+        self._route_new()
+        if self._routed is not None:
+            self._routed.remeasure()
         return self._turned(before)
 
     def _measure(self, rows: Tensor) -> None:
@@ -182,11 +220,11 @@ class Ledger:
         self._right[rows] = verdict.right.cpu()
         self._close[rows] = verdict.close.cpu()
         probes = self._probe.rows[rows].unique()
-        self._outcomes[probes] = self._all_of_probe(self._right.rows, probes)
+        self._own[probes] = self._all_of_probe(self._right.rows, probes)
         close = ~self._all_of_probe(~self._close.rows, probes)
         for place in probes[close].tolist():
             outcome = self._site.judge_alone(self.entries[place].encoding)
-            self._outcomes[slice(place, place + 1)] = outcome
+            self._own[slice(place, place + 1)] = outcome
 
     def _all_of_probe(self, of_row: Tensor, probes: Tensor) -> Tensor:
         """Whether a row's property holds for all rows of each of these probes."""
@@ -196,6 +234,6 @@ class Ledger:
         return wrong[ends[probes + 1]] == wrong[first]
 
     def _turned(self, before: Tensor) -> dict[str, bool]:
-        now = self._outcomes.rows
+        now = self._outcomes
         places = ((before != now) & self._active.rows).nonzero().squeeze(-1).tolist()
         return {self.entries[place].key: bool(now[place]) for place in places}

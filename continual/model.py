@@ -2,7 +2,9 @@
 
 `EditedModel` behaves as the transformers model that it wraps: within its `with` block `generate`
 and pipelines run with the patches. Taking patches off rebuilds what they touched, so that going
-back gives the same bytes as never having gone forward. Knows nothing of requests or of the store.
+back gives the same bytes as never having gone forward. What a model remembers beside its weights is
+put on and taken off alike; `generate` then answers every input by the record that it is about, if
+there is one. Knows nothing of requests or of the store.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from continual import hooks
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import CeditError, ModelError
 from continual.patches import Patch
 from continual.patches.low_rank import EditedWeight
+from continual.patches.memory import MemoryBank
 from continual.patches.neuron import NeuronBank
+
+if TYPE_CHECKING:
+    from continual.memory.recall import Recall
 
 ATLAS = "atlas"
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
@@ -57,6 +64,7 @@ class _Mark:
 
     sizes: Mapping[int, int]  # neurons by block
     weights: Mapping[int, int]  # patches by block whose matrix they edit
+    memory: int  # patches of the memory
     fingerprint: str
     weights_state: str  # the fingerprint at which a matrix was last edited
 
@@ -75,22 +83,38 @@ class EditedModel:
         self.anatomy = base.anatomy
         self._banks: dict[int, NeuronBank] = {}
         self._weights: dict[int, EditedWeight] = {}
-        self._marks = [_Mark({}, {}, base.fingerprint, base.fingerprint)]
+        self.memory = MemoryBank()
+        self.recall: Recall | None = None  # how records are found and read
+        self._marks = [_Mark({}, {}, 0, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
+        self._is_bare = False
         self._entered = 0  # the `with` blocks that are open
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward."""
+        """The model's own forward, which knows of no memory."""
         return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """What transformers' `generate` returns; where the model remembers anything, each input of
+        the batch that a record is about goes on as the record's reader answers it.
+
+        Raises ModelError for what a routed answer cannot give.
+        """
+        if self._is_bare or not len(self.memory):
+            return type(self.model).generate(self.model, *args, **kwargs)
+        from continual.memory.generation import generate
+
+        return generate(self, *args, **kwargs)
 
     def __enter__(self) -> Self:
         self._entered += 1
         if self._hooks is not None:
             return self
         self._hooks = ExitStack()
+        self._hooks.enter_context(hooks.standing_in(self.model, "generate", self.generate))
         for block, bank in self._banks.items():
             self._attach(block, bank)
         for weight in self._weights.values():
@@ -162,7 +186,7 @@ class EditedModel:
         is_same = weights == self._marks[-1].weights
         sizes = {block: bank.size for block, bank in self._banks.items()}
         state = weights_state or (self.weights_state if is_same else fingerprint)
-        self._marks.append(_Mark(sizes, weights, fingerprint, state))
+        self._marks.append(_Mark(sizes, weights, self.memory.size, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
         """Go back to the state in which the first `depth` steps' patches were on."""
@@ -173,6 +197,7 @@ class EditedModel:
             bank.truncate(self._marks[-1].sizes.get(block, 0))
         for block, weight in self._weights.items():
             weight.truncate(self._marks[-1].weights.get(block, 0))
+        self.memory.truncate(self._marks[-1].memory)
 
     def bank(self, block: int) -> NeuronBank:
         """The neurons at a block: made, and attached, when first asked for."""
@@ -228,14 +253,16 @@ class EditedModel:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """The base model, for as long as this lasts."""
+        """The base model, without memory too, for as long as this lasts."""
         shown = list(self._weights.values()) if self._hooks is not None else []
+        was_bare, self._is_bare = self._is_bare, True
         try:
             for weight in shown:
                 weight.hide()
             with self.without_neurons():
                 yield
         finally:
+            self._is_bare = was_bare
             for weight in shown:
                 weight.show()
 

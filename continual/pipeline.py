@@ -19,11 +19,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, continuation, encode, question_of
+from continual.candidates import Candidate, Expected, continuation, encode
 from continual.editing import Bench, Edited, Workshop
 from continual.editors.registry import make_editor
 from continual.errors import CeditError, RequestError, StreamError
 from continual.ledger import LOCALITY
+from continual.memory.answers import Answers
 from continual.patches import pack
 from continual.planning import Plan, Planner
 from continual.retention import Outcome
@@ -182,6 +183,7 @@ class Pipeline:
     ) -> None:
         self._store, self._site, self._standing = store, site, standing
         self._settings = settings
+        self._answers = Answers(site)
         chain = [make_editor(name, settings.editors.get(name, {})) for name in settings.chain]
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
         bench = Bench(site, standing.memory, standing.recapture, statistics)
@@ -238,7 +240,7 @@ class Pipeline:
             self._standing.contradict(edit.candidate.learned)
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
-        edited = self._workshop.edit(plan.edits, number)
+        edited = self._workshop.edit(plan.edits, number, plan.parts)
         applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
             if edit.id in applied:
@@ -279,9 +281,9 @@ class Pipeline:
 
     def _answered(self, encoding: Encoding, rows: Rows) -> tuple[int, ...]:
         """How the model at head goes on after a question, for as long as its answer is."""
-        if self._site.is_right(encoding, rows):
+        if self._answers.is_right(encoding, rows):
             return encoding.targets
-        return self._site.continue_greedily(question_of(encoding), len(encoding.targets))
+        return self._answers.continue_greedily(encoding, len(encoding.targets))
 
     def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:

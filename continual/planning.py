@@ -1,7 +1,8 @@
 """The plan stage: which requests of a batch are edited, and what becomes of the others.
 
 Drops exact repeats, lets a later request supersede earlier ones on the same fact, and skips what
-the model already answers rightly. Measures nothing but the prompts.
+the model already answers rightly. Records in memory of what is superseded or edited again go before
+that is looked at. Measures nothing but the prompts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from continual import retention
 from continual.candidates import Candidate, encode
 from continual.editors import Edit
 from continual.ledger import EDIT, Ledger
+from continual.memory.answers import Answers
+from continual.patches import Patch
+from continual.patches.memory import MemoryPatch
 from continual.retention import Outcome, Retention
 from continual.site import Rows, Site
 
@@ -52,6 +56,7 @@ class Plan:
     edits: tuple[PlannedEdit, ...]
     outcomes: tuple[Outcome, ...]
     candidates: tuple[Candidate, ...]  # all of the batch, repairs included
+    parts: tuple[Patch, ...] = ()  # the beginning of the step's patch, which is on the model
 
 
 class Planner:
@@ -59,14 +64,31 @@ class Planner:
 
     def __init__(self, site: Site, kept: Retention, ledger: Ledger, force: bool) -> None:
         self._site, self._kept, self._ledger, self._force = site, kept, ledger, force
+        self._answers = Answers(site)
 
     def plan(self, batch: Sequence[Candidate], repair: bool) -> Plan:
-        """The plan for a batch, in the order of its requests; repairs come first."""
+        """The plan for a batch, in the order of its requests; repairs come first.
+
+        Records that go are off the model when this returns.
+        """
         latest, outcomes = self._without_repeats(batch)
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
         repairs = list(self._broken(latest, gone)) if repair else []
+        parts = self._release((*repairs, *latest))
+        try:
+            edits, skipped = self._gate(repairs, latest)
+        except BaseException:
+            self._site.edited.take_off(self._site.edited.depth - len(parts))
+            raise
+        return Plan(tuple(edits), (*outcomes, *skipped), (*repairs, *batch), parts)
+
+    def _gate(
+        self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
+    ) -> tuple[list[PlannedEdit], list[Outcome]]:
+        """What is to be edited, and the outcomes of what the model answers rightly already."""
         state = self._site.edited.weights_state
         edits: list[PlannedEdit] = []
+        skipped: list[Outcome] = []
         for candidate in repairs:
             rows = self._site.rows(candidate.learned)
             edits.append(PlannedEdit(candidate, rows, state, repair=True))
@@ -74,11 +96,24 @@ class Planner:
             supersedes = tuple(self._kept.competitors(candidate.request))
             rows = self._site.rows(candidate.learned)
             if not self._force and self._is_right(candidate, rows):
-                skipped = Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes)
-                outcomes.append(skipped)
+                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
             else:
                 edits.append(PlannedEdit(candidate, rows, state, supersedes))
-        return Plan(tuple(edits), tuple(outcomes), (*repairs, *batch))
+        return edits, skipped
+
+    def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
+        """Take out of the model's memory what these supersede, and their own earlier records."""
+        edited = self._site.edited
+        going: dict[str, str] = {}  # by id, the request that a record goes for
+        if len(edited.memory):
+            for candidate in candidates:
+                named = (candidate.id, *self._kept.competitors(candidate.request))
+                going |= {i: candidate.id for i in named if i in edited.memory}
+        if not going:
+            return ()
+        patch = MemoryPatch(removed=tuple(going), removed_for=tuple(going.values()))
+        edited.put([patch])
+        return (patch,)
 
     def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
         """The last word of the batch on each fact, and the outcomes of the others."""
@@ -110,7 +145,7 @@ class Planner:
 
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
         """Whether the model at head answers the prompt rightly."""
-        return self._site.is_right(candidate.learned[0], rows)
+        return self._answers.is_right(candidate.learned[0], rows)
 
 
 def _compete(one: Candidate, other: Candidate) -> bool:

@@ -20,6 +20,8 @@ from continual import atlas
 from continual.candidates import encode
 from continual.editors.registry import DEFAULT_CHAIN, chain_of
 from continual.errors import StreamChanged
+from continual.memory.recall import MemoryConfig, Recall, recall_of
+from continual.memory.routing import Route
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
 from continual.partial import find_tail
 from continual.patches import Patch
@@ -116,6 +118,14 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
         raise
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers, and the record that it was read from, if one was."""
+
+    text: str
+    route: Route | None
+
+
 def _ignore(_: str) -> None:
     """The notice that a stream has changed, unheard."""
 
@@ -132,10 +142,17 @@ class Session:
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
         try:
+            edited.recall = self._recall()
             self.stand_at(at)
         except BaseException:
             self._stack.close()
             raise
+
+    def _recall(self) -> Recall:
+        config = MemoryConfig.of(self.store.settings.get("memory", {}))
+        recall = Recall(self.edited, config, self.store)
+        self._stack.callback(recall.close)
+        return recall
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +173,8 @@ class Session:
 
     @property
     def model(self) -> Any:
-        """The transformers model, running with the patches: for `generate` and pipelines."""
+        """The transformers model, running with the patches: for `generate` and pipelines, which
+        route every input; its forward knows of no memory."""
         return self.edited.model
 
     @property
@@ -309,9 +327,13 @@ class Session:
 
     # -- asking
 
-    @torch.no_grad()
     def ask(self, prompt: str, tokens_max: int = 32) -> str:
-        """The model's own answer to a prompt, at the revision where it stands."""
+        """The model's answer to a prompt, at the revision where it stands."""
+        return self.answer(prompt, tokens_max).text
+
+    @torch.no_grad()
+    def answer(self, prompt: str, tokens_max: int = 32) -> Answer:
+        """The model's answer to a prompt, and where it is from."""
         question = self.task.question(prompt)
         inputs = {n: t.to(self.edited.device) for n, t in self.task.inputs([question]).items()}
         limit = self.model.config.get_text_config().max_position_embeddings - len(question)
@@ -321,7 +343,14 @@ class Session:
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id or 0,
         )
-        return self.task.text(generated[0, len(question) :].tolist())
+        text = self.task.text(generated[0, len(question) :].tolist())
+        return Answer(text, self.route(question))
+
+    def route(self, question: Sequence[int]) -> Route | None:
+        """The record that an input's tokens are about; None where the model answers by itself."""
+        recall = recall_of(self.edited)
+        (route,) = recall.routes([recall.text(question)])
+        return route
 
 
 def _streams_after(lineage: Iterable[Revision]) -> dict[str, Any]:

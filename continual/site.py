@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -198,12 +198,12 @@ class Site:
         return bool(verdict.right.all())
 
     @torch.no_grad()
-    def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
-        """Which probes are right, by forward passes of the whole edited model."""
+    def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
+        """Which probes are right, by forward passes of the whole edited model, or another one."""
         outcomes: dict[int, bool] = {}
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
-            logits = logits_of(self.edited.model, self.inputs(chosen))
+            logits = logits_of(model or self.edited.model, self.inputs(chosen))
             sequence, position = _places(chosen, logits.device)
             targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
             verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
@@ -211,22 +211,27 @@ class Site:
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
             ):
-                outcomes[i] = self.judge_alone(encodings[i]) if close.any() else bool(right.all())
+                is_close = bool(close.any())
+                outcomes[i] = (
+                    self.judge_alone(encodings[i], model) if is_close else bool(right.all())
+                )
         return [outcomes[i] for i in range(len(encodings))]
 
     @torch.no_grad()
-    def judge_alone(self, encoding: Encoding) -> bool:
+    def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
         """Whether one probe is right, by a pass over it alone: what decides a close one."""
-        logits = logits_of(self.edited.model, self.inputs([encoding]))
+        logits = logits_of(model or self.edited.model, self.inputs([encoding]))
         wanted = torch.tensor(encoding.targets, device=logits.device)
         return bool((logits[0, list(encoding.positions)].argmax(-1) == wanted).all())
 
     @torch.no_grad()
-    def continue_greedily(self, question: tuple[int, ...], count: int) -> tuple[int, ...]:
-        """The model's own `count` next tokens, without a stop."""
+    def continue_greedily(
+        self, question: tuple[int, ...], count: int, model: Any = None
+    ) -> tuple[int, ...]:
+        """The model's own `count` next tokens, without a stop; or another model's."""
         ids = question
         for _ in range(count):
-            logits = logits_of(self.edited.model, self.inputs([Encoding(ids, (), ())]))
+            logits = logits_of(model or self.edited.model, self.inputs([Encoding(ids, (), ())]))
             ids = (*ids, int(logits[0, -1].argmax()))
         return ids[len(question) :]
 

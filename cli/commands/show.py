@@ -11,7 +11,7 @@ from cli.options import common, find_store, revision_names
 from cli.output import Output, one_line, rates, short, size
 
 _TOLD = (
-    *("editor", "attempt", "neurons", "steps", "loss", "condition", "residual"),
+    *("editor", "attempt", "neurons", "records", "steps", "loss", "condition", "residual"),
     *("repair", "reason"),
 )
 """What is told of an outcome, in this order."""

@@ -18,14 +18,17 @@ EDITORS: Mapping[str, str] = {
     "rome": "Rome",
     "emmet": "Emmet",
     "alphaedit": "AlphaEdit",
+    "serac": "Serac",
+    "ike": "Ike",
 }
 """The class of each, in the folder of its name; beside it stands its settings' class, `…Config`."""
 
-DEFAULT_CHAIN = ("tpatcher",)
-"""The editors that a request goes through, until one of them gets it right."""
+DEFAULT_CHAIN = ("tpatcher", "serac")
+"""The editors that a request goes through, until one of them gets it right. The memory is last."""
 
-CHOICES: Mapping[str, tuple[str, ...]] = {"auto": ("memit", "tpatcher")}
-"""Chains by name. `auto`: what has its subject in the prompt to MEMIT, the rest to T-Patcher."""
+CHOICES: Mapping[str, tuple[str, ...]] = {"auto": ("memit", "tpatcher", "serac")}
+"""Chains by name. `auto`: what has its subject in the prompt to MEMIT, the rest to T-Patcher, and
+what neither gets right to the memory."""
 
 
 def chain_of(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,15 @@ class SentenceEncoder:
         known |= self._embed_new([text for text in dict.fromkeys(texts) if text not in known])
         self._remember({text: known[text] for text in texts})
         return torch.stack([known[text] for text in texts])
+
+    @property
+    def remembered(self) -> Mapping[str, Tensor]:
+        """The vectors [d] of the texts that are remembered, the latest used last."""
+        return self._remembered
+
+    def remind(self, vectors: Mapping[str, Tensor]) -> None:
+        """Remember vectors that this very encoder made of some texts at another time."""
+        self._remember(dict(vectors))
 
     def _remember(self, vectors: dict[str, Tensor]) -> None:
         for text, vector in vectors.items():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+GRID = 2.0**20
+
 
 @dataclass(frozen=True)
 class Record:
@@ -43,9 +45,22 @@ class Queries:
         return len(self.texts)
 
     def similarity(self, records: Tensor) -> Tensor:
-        """[q, r] the highest cosine of an input, or a part of it, with each record [r, d]."""
-        return (self.embeddings @ records.T).amax(1)
+        """[q, r] float64: the highest cosine of an input, or a part of it, with each record [r, d].
+
+        The same to the bit whatever is computed together: on a grid of 2⁻²⁰ every sum is exact.
+        """
+        return (_on_grid(self.embeddings) @ _on_grid(records).T).amax(1)
+
+    def similarity_of(self, records: Tensor) -> Tensor:
+        """[q, c] float64: the same for records [q, c, d] of each input's own."""
+        rows = _on_grid(records).transpose(1, 2)  # [q, d, c]
+        return (_on_grid(self.embeddings) @ rows).amax(1)
 
     def chosen(self, index: Sequence[int]) -> Queries:
         """Some of them, in this order."""
         return Queries(tuple(self.texts[i] for i in index), self.embeddings[list(index)])
+
+
+def _on_grid(vectors: Tensor) -> Tensor:
+    """Vectors of unit length, rounded so that their products add up without rounding in float64."""
+    return (vectors.double() * GRID).round() / GRID

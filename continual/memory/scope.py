@@ -27,6 +27,10 @@ class Scope(Protocol):
     threshold: float
 
     @property
+    def encoder(self) -> SentenceEncoder | None:
+        """What turns texts into vectors; None for a scope that needs none."""
+
+    @property
     def fingerprint(self) -> str:
         """Of the encoder and of what is trained on top of it."""
 

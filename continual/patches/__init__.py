@@ -14,6 +14,7 @@ from torch import Tensor
 
 from continual.errors import CeditError
 from continual.patches.low_rank import LowRankPatch, WeightSums
+from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import NeuronPatch
 
 
@@ -66,10 +67,13 @@ class Patch(Protocol):
         """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
 
 
-KINDS: Mapping[str, type[NeuronPatch] | type[LowRankPatch] | type[WeightSums]] = {
+KINDS: Mapping[
+    str, type[NeuronPatch] | type[LowRankPatch] | type[WeightSums] | type[MemoryPatch]
+] = {
     NeuronPatch.kind: NeuronPatch,
     LowRankPatch.kind: LowRankPatch,
     WeightSums.kind: WeightSums,
+    MemoryPatch.kind: MemoryPatch,
 }
 
 

@@ -400,8 +400,8 @@ def test_an_editor_can_be_named(bare):
 
 def test_a_chain_is_named_by_its_editors_or_by_a_choice():
     assert chain_of(" rome, tpatcher ,") == ("rome", "tpatcher")
-    assert chain_of("auto") == ("memit", "tpatcher")
-    assert chain_of("tpatcher,auto") == ("tpatcher", "memit")
+    assert chain_of("auto") == ("memit", "tpatcher", "serac")
+    assert chain_of("tpatcher,auto") == ("tpatcher", "memit", "serac")
     for text in (" , ", "magic", "tpatcher,magic"):
         with pytest.raises(CeditError):
             chain_of(text)

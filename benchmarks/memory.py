@@ -1,0 +1,169 @@
+"""The memory's protocol on the atlas: corrections one by one with SERAC and IKE.
+
+    python -m benchmarks.memory [--edits N] [--methods serac,ike] [--demonstrations N]
+                                [--scope FILE] [--threshold X] [--oracle] [--json OUT]
+
+After every edit all earlier ones are measured again. The table has the metrics at the end, how many
+inputs each kind of probe has in scope, and the milliseconds of a query as medians: with a hit in
+memory, without one, and with no memory at all. `--oracle` adds a row for IKE as its references
+measure it: every rephrase is given its own edit, every locality prompt too, whatever a scope says.
+The corrections are those that the embedded scope was not trained on; IKE's demonstrations are of
+the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.capacity import requests_of_atlas
+from benchmarks.scope_data import UNSEEN_OF_ATLAS
+from benchmarks.scores import drawn, same_subject_locality
+from benchmarks.sequential import Made, run
+from benchmarks.tables import Column
+from continual.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
+from continual.memory.answers import Answers
+from continual.memory.recall import MemoryConfig, Recall
+from continual.session import NewStore, Session, init
+
+QUERIES = 100  # of each kind, timed
+ALL = 1_000_000
+
+RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
+COLUMNS = (
+    Column("method", "method"),
+    Column("edits", "edits", ",d"),
+    *(Column(name, name, ".4f") for name in RATES),
+    Column("same subject", "same_subject", ".4f"),
+    Column("rephrases in scope", "in_scope", ".4f"),
+    Column("test probes in scope", "captured", ".4f"),
+    Column("hit, ms", "hit_ms", ".1f"),
+    Column("no hit, ms", "miss_ms", ".1f"),
+    Column("no memory, ms", "bare_ms", ".1f"),
+    Column("edit, ms", "edit_ms", ".1f"),
+    Column("re-check, ms", "recheck_ms", ".1f"),
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is run."""
+
+    edits: int
+    config: MemoryConfig
+    oracle: bool
+    demonstrations: int  # of IKE
+
+
+def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
+    """The atlas's corrections in a store of their own."""
+    tables.note(method)
+    every = drawn(requests_of_atlas(), ALL)
+    requests, rest = every[:UNSEEN_OF_ATLAS], every[UNSEEN_OF_ATLAS:]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        init(Path(folder) / "store", NewStore()) as session,
+    ):
+        shown = Path(folder) / "shown.jsonl"
+        shown.write_text("".join(f"{json.dumps(r.to_json())}\n" for r in rest), encoding="utf-8")
+        table = {"demonstrations": str(shown), "count": protocol.demonstrations, "tokens_max": 400}
+        session.edited.recall = Recall(session.edited, protocol.config)
+        settings = session.settings(chain=(method,), editors={"ike": table})
+        made = run(session, session.apply_requests(requests, settings), protocol.edits)
+        rows = [_summary(session, made, method)]
+        if protocol.oracle and len(session.edited.memory):
+            rows.append(_oracle(session, method))
+        return rows
+
+
+def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, Any]:
+    requests = [kept.request for kept in session.standing.retention.requests.values()]
+    asked = [prompt for request in requests for prompt in request.held_out_rephrases]
+    near = [one.step for one in made[-50:]]
+    return {
+        "method": method,
+        "edits": len(made),
+        **made[-1].rates.to_json(),
+        "same_subject": same_subject_locality(session, requests),
+        "in_scope": _share_routed(session, (HELD_OUT,)),
+        "captured": _share_routed(session, (TRAIN, TEST)),
+        **_query_times(session, asked),
+        "edit_ms": 1e3 * statistics.median(step.edit_s for step in near),
+        "recheck_ms": 1e3 * statistics.median(step.recheck_s for step in near),
+    }
+
+
+def _share_routed(session: Session, roles: Sequence[str]) -> float | None:
+    """How many of the probes of these roles a record answers."""
+    ledger = session.standing.ledger
+    active = ledger.outcomes()
+    routes = [ledger.route(e) for e in ledger.entries if e.role in roles and e.key in active]
+    return statistics.fmean(route is not None for route in routes) if routes else None
+
+
+def _query_times(session: Session, asked: Iterable[str]) -> dict[str, float]:
+    """Milliseconds of an answer to a prompt that the encoder has not seen before, as medians."""
+    unseen = [f"Please: {prompt}" for prompt in islice(asked, 4 * QUERIES)]
+    hits, misses = [], []
+    for prompt in unseen:
+        started = time.perf_counter()
+        answer = session.answer(prompt, tokens_max=8)
+        (misses if answer.route is None else hits).append(time.perf_counter() - started)
+    bare = []
+    with session.edited.bare():
+        for prompt in unseen[:QUERIES]:
+            started = time.perf_counter()
+            session.model.generate(
+                **session.tokenizer(prompt, return_tensors="pt"), max_new_tokens=8, do_sample=False
+            )
+            bare.append(time.perf_counter() - started)
+    times = {"hit_ms": hits, "miss_ms": misses, "bare_ms": bare}
+    return {name: 1e3 * statistics.median(found) for name, found in times.items() if found}
+
+
+def _oracle(session: Session, method: str) -> dict[str, Any]:
+    """What the method would do if the right record were known for each probe of a request."""
+    answers, bank = Answers(session.site), session.edited.memory
+    places = {bank.records[place].id: place for place in bank.places()}
+    found: dict[str, list[bool]] = {}
+    for role in (HELD_OUT, LOCALITY):
+        entries = [e for e in session.standing.ledger.entries if e.role == role]
+        reads = [answers.read(places[e.owner], e.encoding) for e in entries if e.owner in places]
+        found[role] = answers.judge_read([read for read in reads if read is not None])
+    return {
+        "method": f"{method}, oracle",
+        "edits": len(bank),
+        "GR": statistics.fmean(found[HELD_OUT]),
+        "Locality": statistics.fmean(found[LOCALITY]),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--methods", default="serac,ike")
+    parser.add_argument("--demonstrations", type=int, default=0, help="of IKE, for each edit")
+    parser.add_argument("--scope", help="a trained scope's file, or `threshold`")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--oracle", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    config = MemoryConfig(scope=options.scope, threshold=options.threshold)
+    protocol = Protocol(options.edits, config, options.oracle, options.demonstrations)
+    rows = [row for method in options.methods.split(",") for row in run_atlas(method, protocol)]
+    tables.show("Corrections of the atlas in memory", COLUMNS, rows)
+    tables.write_json(options.json, "memory", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

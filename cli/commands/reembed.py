@@ -1,0 +1,50 @@
+"""`cedit reembed`: the memory's records, embedded by another encoder."""
+
+from __future__ import annotations
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, counted, rates, short
+
+RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
+
+
+@click.command("reembed")
+@common
+def command(out: Output, store: str | None) -> None:
+    """Embed the memory anew, by the encoder and scope that cedit.toml names.
+
+    Needed when [memory] names others than those that embedded the records: until then the store
+    answers nothing from memory, and refuses to. The records stay, and so do all other patches; a
+    rollback leads to before.
+
+    With --json: {"type":"reembed","revision","seq","records","scope","fingerprint"} and
+    the metrics.
+
+    \b
+    Example:
+      cedit reembed
+    """
+    from continual.inspection import rates_at
+    from continual.memory.reembedding import reembed
+    from continual.session import open_session
+
+    with open_session(find_store(store)) as session:
+        done = reembed(session)
+        measured = rates_at(session.store, done.revision)
+    record = {
+        "type": "reembed",
+        "revision": done.revision.id,
+        "seq": done.revision.seq,
+        "records": done.records,
+        "scope": done.scope,
+        **measured,
+        "fingerprint": done.revision.fingerprint,
+    }
+    out.result(
+        record,
+        f"{counted(done.records, 'record')} embedded anew by {short(done.scope)}",
+        rates(measured, *RATES),
+        f"head {short(done.revision.id)}  fingerprint {short(done.revision.fingerprint)}",
+    )

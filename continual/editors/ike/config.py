@@ -1,0 +1,56 @@
+"""The settings of IKE. The scope is the store's: `[memory]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from continual.errors import CeditError
+from continual.memory.contexts import FORM, require_form
+
+
+@dataclass(frozen=True)
+class IkeConfig:
+    """Settings. The shares of the kinds of demonstrations are the paper's (section 4.1)."""
+
+    form: str = FORM  # of every new fact and of what is asked behind it
+    demonstrations: str | None = None  # a file of requests to demonstrate with; None: no examples
+    count: int = 16  # demonstrations, those nearest to the edit
+    copy: int = 1  # of 8: their own prompts
+    update: int = 3  # of 8: their rephrases
+    retain: int = 4  # of 8: what has to stay as it is
+    tokens_max: int = 1024  # of all that is read in front of an input; fewer demonstrations then
+
+    def __post_init__(self) -> None:
+        require_form(self.form, "editor.ike")
+        shares = (self.copy, self.update, self.retain)
+        if self.count < 0 or min(shares) < 0 or not sum(shares) or self.tokens_max < 1:
+            raise CeditError(
+                "[editor.ike] count, copy, update and retain are not negative, one of the kinds "
+                "and tokens_max are at least 1."
+            )
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many demonstrations of each kind there are."""
+        shares = {"copy": self.copy, "update": self.update, "retain": self.retain}
+        whole = sum(shares.values())
+        ends: list[int] = []
+        before = 0
+        for share in shares.values():
+            before += share
+            ends.append(round(self.count * before / whole))
+        starts = [0, *ends[:-1]]
+        return {name: b - a for name, a, b in zip(shares, starts, ends, strict=True)}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From an `[editor.ike]` table. Raises CeditError for a key that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise CeditError(
+                f"[editor.ike] has no setting {', '.join(unknown)}: it has "
+                f"{', '.join(sorted(known))}."
+            )
+        return cls(**settings)

@@ -1,0 +1,94 @@
+"""The IKE editor: which demonstrations stand in front of a new fact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from continual.editors import Edit
+from continual.editors.ike.config import IkeConfig
+from continual.memory.answers import Answers
+from continual.memory.contexts import context, demonstrations, joined
+from continual.memory.editor import MemoryEditor
+from continual.memory.recall import Recall
+from continual.memory.records import Record
+from continual.requests import Request
+from continual.streams import open_stream
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What can be demonstrated, and the embeddings [n, d] of the facts that it is about."""
+
+    requests: tuple[Request, ...]
+    embeddings: Tensor
+
+
+class Ike(MemoryEditor):
+    """In scope of an edit the base model answers, behind demonstrations and the new fact.
+
+    The demonstrations are those nearest to the new fact (section 3.2); they are chosen when the
+    edit is made and kept with it.
+    """
+
+    name = "ike"
+
+    def __init__(self, config: IkeConfig | None = None) -> None:
+        self.config = config or IkeConfig()
+        self._embedded: _Shown | None = None
+
+    def contexts(self, edits: Sequence[Edit], answers: Answers) -> list[str]:
+        """Demonstrations and the new fact."""
+        form, recall = self.config.form, answers.recall
+        last = [context(form, e.request.prompt, e.request.target_new) for e in edits]
+        if not self._requests or not self.config.count:
+            return last
+        return [
+            self._fitting(self._nearest(edit.request, recall), told, recall)
+            for edit, told in zip(edits, last, strict=True)
+        ]
+
+    @cached_property
+    def _requests(self) -> tuple[Request, ...]:
+        """The demonstration set. Raises StreamError for a file that cannot be read."""
+        name = self.config.demonstrations
+        if name is None:
+            return ()
+        return tuple(request for item in open_stream(name) for request in item.requests)
+
+    def _shown(self, recall: Recall) -> _Shown:
+        if self._embedded is None:
+            records = [Record(r.id, r.prompt, r.target_new, r.subject) for r in self._requests]
+            embeddings = recall.require_scope().records(records).embeddings
+            self._embedded = _Shown(self._requests, embeddings)
+        return self._embedded
+
+    def _nearest(self, request: Request, recall: Recall) -> list[str]:
+        """Demonstrations of every kind, the nearest first; none is about the request's own fact."""
+        shown = self._shown(recall)
+        near = recall.scope.queries([request.prompt]).similarity(shown.embeddings)[0]
+        order = near.argsort(descending=True, stable=True).tolist()
+        ranked = [shown.requests[i] for i in order if shown.requests[i].key != request.key]
+        wanted = self.config.kinds
+        found: dict[str, list[str]] = {kind: [] for kind in wanted}
+        for other in ranked:
+            offered = demonstrations(self.config.form, other)
+            for kind, count in wanted.items():
+                if offered[kind] and len(found[kind]) < count:
+                    found[kind].append(offered[kind][0])
+        return _mixed(list(found.values()))
+
+    def _fitting(self, shown: list[str], told: str, recall: Recall) -> str:
+        """As many demonstrations as the budget has room for; the nearest stand last."""
+        while shown and len(recall.tokens(joined(shown[::-1], told))) > self.config.tokens_max:
+            shown = shown[:-1]
+        return joined(shown[::-1], told)
+
+
+def _mixed(kinds: Sequence[Sequence[str]]) -> list[str]:
+    """All demonstrations, kind by turns, so that a budget cuts the furthest of each."""
+    longest = max((len(kind) for kind in kinds), default=0)
+    return [kind[i] for i in range(longest) for kind in kinds if i < len(kind)]

@@ -1,0 +1,26 @@
+"""The SERAC editor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from continual.editors import Edit
+from continual.editors.serac.config import SeracConfig
+from continual.memory.answers import Answers
+from continual.memory.contexts import context
+from continual.memory.editor import MemoryEditor
+
+
+class Serac(MemoryEditor):
+    """In scope of an edit z_e the counterfactual model h(z_e, x) answers (section 3); it reads the
+    edit and then the input. Out of scope the model answers as it is."""
+
+    name = "serac"
+
+    def __init__(self, config: SeracConfig | None = None) -> None:
+        self.config = config or SeracConfig()
+
+    def contexts(self, edits: Sequence[Edit], answers: Answers) -> list[str]:
+        """The new fact alone."""
+        form = self.config.form
+        return [context(form, e.request.prompt, e.request.target_new) for e in edits]

@@ -1,0 +1,117 @@
+"""What the model answers to the outside: by a record where an input is about one, else as it is.
+
+With an empty memory this is what `Site` says, by the same passes. Knows which of the two is asked;
+how a record is found is the scope's, who reads it `recall`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from continual.memory.recall import Recall, recall_of
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+
+
+@dataclass(frozen=True)
+class Read:
+    """A probe as a record's reader is asked about it, behind the record's context."""
+
+    method: str
+    question: tuple[int, ...]
+    targets: tuple[int, ...]
+
+    def encoding(self) -> Encoding:
+        """In one teacher-forced pass."""
+        first = len(self.question) - 1
+        positions = tuple(range(first, first + len(self.targets)))
+        return Encoding(self.question + self.targets[:-1], positions, self.targets)
+
+
+class Answers:
+    """The answers of an edited model, its memory included."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @property
+    def recall(self) -> Recall:
+        """How the model finds and reads its records. Raises ModelError for one that cannot."""
+        return recall_of(self.site.edited)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether any input can be about a record."""
+        return len(self.site.edited.memory) > 0
+
+    def text(self, encoding: Encoding) -> str:
+        """The input of a probe, as the scope sees it."""
+        return self.recall.text(asked(encoding))
+
+    def read(self, place: int, encoding: Encoding) -> Read | None:
+        """A probe that is about the record at a place; None where the context leaves it no room,
+        so that the model answers by itself."""
+        recall = self.recall
+        question = recall.question(place, self.text(encoding))
+        if not recall.room(question):
+            return None
+        method = self.site.edited.memory.readings[place].method
+        return Read(method, question, encoding.targets)
+
+    # -- whether probes are right
+
+    def is_right(self, encoding: Encoding, rows: Rows) -> bool:
+        """Whether a probe is right, from its rows where no record answers it."""
+        (read,) = self._routed([encoding])
+        return self.site.is_right(encoding, rows) if read is None else self.judge_read([read])[0]
+
+    def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
+        """Which probes are right, by full forward passes of whoever answers them."""
+        reads = self._routed(encodings)
+        own = [i for i, read in enumerate(reads) if read is None]
+        found = dict(zip(own, self.site.judge_in_full([encodings[i] for i in own]), strict=True))
+        routed = {i: read for i, read in enumerate(reads) if read is not None}
+        found.update(zip(routed, self.judge_read(list(routed.values())), strict=True))
+        return [found[i] for i in range(len(encodings))]
+
+    def judge_read(self, reads: Sequence[Read]) -> list[bool]:
+        """Which of these are answered rightly by their readers. An answer that is longer than the
+        room behind its question is not."""
+        found = [False] * len(reads)
+        for method in sorted({read.method for read in reads}):
+            chosen = [
+                i
+                for i, read in enumerate(reads)
+                if read.method == method and len(read.targets) <= self.recall.room(read.question)
+            ]
+            with self.recall.reading(method) as model:
+                judged = self.site.judge_in_full([reads[i].encoding() for i in chosen], model)
+            for i, right in zip(chosen, judged, strict=True):
+                found[i] = right
+        return found
+
+    # -- what is answered
+
+    def continue_greedily(self, encoding: Encoding, count: int) -> tuple[int, ...]:
+        """How whoever answers a probe's input goes on, for so many tokens, without a stop."""
+        (read,) = self._routed([encoding])
+        if read is None or count > self.recall.room(read.question):
+            return self.site.continue_greedily(asked(encoding), count)
+        with self.recall.reading(read.method) as model:
+            return self.site.continue_greedily(read.question, count, model)
+
+    def _routed(self, encodings: Sequence[Encoding]) -> list[Read | None]:
+        """The probes that a record answers; None for the others."""
+        if not self.is_routed:
+            return [None] * len(encodings)
+        routes = self.recall.routes([self.text(encoding) for encoding in encodings])
+        return [
+            None if route is None else self.read(route.place, encoding)
+            for route, encoding in zip(routes, encodings, strict=True)
+        ]
+
+
+def asked(encoding: Encoding) -> tuple[int, ...]:
+    """The ids up to where the answer begins."""
+    return encoding.ids[: encoding.positions[0] + 1]

@@ -1,0 +1,46 @@
+"""What an encoder has embedded, kept in the store's cache: each text is embedded once in its life.
+
+Safe to delete; what is damaged, or of another encoder, is not taken.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from continual.memory.encoder import SentenceEncoder
+from store import Store, StoreError
+
+NAME = "memory/texts"
+
+
+def load(store: Store, encoder: SentenceEncoder) -> None:
+    """Remind an encoder of what it has embedded for this store."""
+    try:
+        found = store.cached(NAME)
+    except StoreError:
+        return
+    if found is not None and found.meta.get("encoder") == encoder.fingerprint:
+        texts, vectors = found.meta["texts"], found.tensors["vectors"]
+        encoder.remind(dict(zip(texts, vectors, strict=True)))
+
+
+def save(store: Store, encoder: SentenceEncoder) -> None:
+    """Keep what an encoder remembers, if a writer passes by and it is more than is kept."""
+    remembered = encoder.remembered
+    if not store.writable or not remembered or len(remembered) <= _kept(store, encoder):
+        return
+    texts = list(remembered)
+    meta = {"encoder": encoder.fingerprint, "texts": texts}
+    try:
+        store.put_cached(NAME, {"vectors": torch.stack([remembered[t] for t in texts])}, meta)
+    except StoreError:  # nothing depends on it
+        return
+
+
+def _kept(store: Store, encoder: SentenceEncoder) -> int:
+    try:
+        found = store.cached(NAME)
+    except StoreError:
+        return 0
+    is_own = found is not None and found.meta.get("encoder") == encoder.fingerprint
+    return len(found.meta["texts"]) if found is not None and is_own else 0

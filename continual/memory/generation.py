@@ -1,0 +1,153 @@
+"""`generate` for a model with a memory: each input of a batch is routed by itself.
+
+The batch runs through transformers' own `generate` as it is, so that what no record is about is
+answered as without memory, bit for bit. Inputs that are routed then go on as their readers answer,
+behind their own tokens. Knows the form of a batch; how a record is found and read is `recall`'s.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.errors import ModelError
+from continual.memory.recall import Recall, recall_of
+from continual.model import EditedModel
+
+UNROUTED = ("inputs_embeds", "streamer", "return_dict_in_generate", "past_key_values")
+"""What `generate` takes that has no meaning for an answer that is read behind a context."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The inputs of a call."""
+
+    ids: Tensor  # [B, T]
+    mask: Tensor  # [B, T] bool: the real tokens
+    options: Mapping[str, Any]  # everything else that `generate` was given
+    pad: int
+
+    def row(self, index: int) -> list[int]:
+        """The real tokens of an input."""
+        row: list[int] = self.ids[index][self.mask[index]].tolist()
+        return row
+
+    @property
+    def copies(self) -> int:
+        """How many answers each input gets."""
+        return int(self.options.get("num_return_sequences") or 1)
+
+
+@torch.no_grad()
+def generate(edited: EditedModel, *args: Any, **options: Any) -> Any:
+    """See `EditedModel.generate`."""
+    recall = recall_of(edited)
+    batch = _batch_of(edited, args, options)
+    questions = {} if batch is None else _routed(edited, recall, batch)
+    if batch is None or not questions:
+        return type(edited.model).generate(edited.model, *args, **options)
+    _require_plain(options)
+    answers: dict[int, Tensor] = {}  # by row of the output
+    if len(questions) < len(batch.ids):
+        own = type(edited.model).generate(edited.model, *args, **options)
+        answers = dict(enumerate(own))
+    for method in sorted({method for method, _ in questions.values()}):
+        chosen = {i: question for i, (name, question) in questions.items() if name == method}
+        with recall.reading(method) as model:
+            answers.update(_read(recall, model, batch, chosen))
+    return _together([answers[i] for i in range(len(batch.ids) * batch.copies)], batch.pad)
+
+
+def _batch_of(
+    edited: EditedModel, args: Sequence[Any], options: Mapping[str, Any]
+) -> _Batch | None:
+    """The inputs of a call; None for a call without token ids."""
+    rest = dict(options)
+    ids = args[0] if args else rest.pop("input_ids", None)
+    if ids is None:
+        ids = rest.pop("inputs", None)
+    if ids is None:
+        return None
+    mask = rest.pop("attention_mask", None)
+    mask = torch.ones_like(ids) if mask is None else mask
+    return _Batch(ids, mask.bool(), rest, _pad(edited, rest))
+
+
+def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
+    """The token behind answers that end early: the first that anyone names."""
+    named = (
+        options.get("pad_token_id"),
+        edited.model.generation_config.pad_token_id,
+        edited.tokenizer.pad_token_id,
+    )
+    return next((int(token) for token in named if token is not None), 0)
+
+
+def _routed(
+    edited: EditedModel, recall: Recall, batch: _Batch
+) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """(method, question) of the inputs that a record is about and that leave room to answer."""
+    texts = [recall.text(batch.row(index)) for index in range(len(batch.ids))]
+    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    for index, route in enumerate(recall.routes(texts)):
+        if route is not None:
+            question = recall.question(route.place, texts[index])
+            if recall.room(question):
+                found[index] = (edited.memory.readings[route.place].method, question)
+    return found
+
+
+def _require_plain(options: Mapping[str, Any]) -> None:
+    for name in UNROUTED:
+        if options.get(name):
+            raise ModelError(
+                f"generate({name}=…) cannot be answered from memory: leave it out, or ask the base "
+                "model (EditedModel.bare)."
+            )
+
+
+def _read(
+    recall: Recall, model: Any, batch: _Batch, questions: Mapping[int, tuple[int, ...]]
+) -> dict[int, Tensor]:
+    """The outputs of these inputs: their own tokens, and how the reader goes on behind its
+    questions. Those of one length run together, so that none is padded."""
+    by_length: defaultdict[int, list[int]] = defaultdict(list)
+    for index, question in questions.items():
+        by_length[len(question)].append(index)
+    outputs: dict[int, Tensor] = {}
+    for length, group in by_length.items():
+        ids = torch.tensor([questions[index] for index in group], device=batch.ids.device)
+        options = _options(recall, batch, ids)
+        found = type(model).generate(model, ids, **options)[:, length:]
+        for number, answer in enumerate(found):
+            index, copy = divmod(number, batch.copies)
+            row = group[index]
+            outputs[row * batch.copies + copy] = torch.cat([batch.ids[row], answer])
+    return outputs
+
+
+def _options(recall: Recall, batch: _Batch, ids: Tensor) -> dict[str, Any]:
+    """The caller's options for other questions: as many new tokens, as far as there is room."""
+    options = dict(batch.options)
+    room = recall.room(ids[0].tolist())
+    longest = options.pop("max_length", None)
+    wanted = options.get("max_new_tokens")
+    if wanted is None and longest is not None:
+        wanted = longest - batch.ids.shape[1]
+    if wanted is not None:
+        options["max_new_tokens"] = max(1, min(int(wanted), room))
+    return {**options, "attention_mask": torch.ones_like(ids), "pad_token_id": batch.pad}
+
+
+def _together(rows: Sequence[Tensor], pad: int) -> Tensor:
+    """[B, T] the rows as one batch, padded behind."""
+    size = max(len(row) for row in rows)
+    whole = rows[0].new_full((len(rows), size), pad)
+    for index, row in enumerate(rows):
+        whole[index, : len(row)] = row
+    return whole

@@ -1,0 +1,94 @@
+"""The records of a memory in a vector index, when they are too many to look at each.
+
+Knows how an index follows a bank: by the requests' ids, as places differ between a history that was
+walked and one that was taken from snapshots. The index is a cache, kept with the store for the
+place in the journal that it stands for, and made anew where it does not fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from continual.memory.records import Queries
+from continual.patches.memory import MemoryBank
+from store import Store
+from store.errors import StoreError
+from store.vectors import CROSSOVER, Stamp, VectorIndex
+
+FILE = Path("memory") / "vectors.faiss"  # in the store's cache
+_ID_DIGITS = 15  # hexadecimal: what an int64 holds
+
+
+class RecordIndex:
+    """Follows one bank, whose embeddings are all of one scope."""
+
+    def __init__(self, bank: MemoryBank, records_min: int = CROSSOVER) -> None:
+        """`records_min`: from how many on it is used."""
+        self._bank, self.records_min = bank, records_min
+        self._index: VectorIndex | None = None
+        self._places: dict[int, int] = {}  # by the index's own ids
+        self._state: object = None  # of the bank, when it was followed last
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the records are so many."""
+        return len(self._bank) >= self.records_min
+
+    def nearest(self, queries: Queries, count: int) -> Tensor:
+        """[q, parts · count] places near to each input, or a part of it; some may come twice."""
+        index = self._followed()
+        parts, width = queries.embeddings.shape[1:]
+        found = index.search(queries.embeddings.reshape(-1, width), count).ids
+        places = [self._places[identity] for identity in found.flatten().tolist()]
+        return torch.tensor(places).reshape(len(queries), parts * found.shape[1])
+
+    def _followed(self) -> VectorIndex:
+        """The index of what is in the bank now."""
+        bank = self._bank
+        if self._index is None:
+            self._index = VectorIndex(bank.embeddings.shape[1])
+        if self._state == bank.state:
+            return self._index
+        now = {_number(bank.records[place].id): place for place in bank.places()}
+        stale = [i for i, place in self._places.items() if now.get(i) != place]
+        fresh = [i for i, place in now.items() if self._places.get(i) != place]
+        self._index.remove(stale)
+        self._index.add(fresh, bank.embeddings[[now[i] for i in fresh]])
+        self._places, self._state = now, bank.state
+        return self._index
+
+    # -- kept with the store
+
+    def load(self, store: Store, scope: str) -> None:
+        """Take up what was kept, if it is of head, where the bank has to be."""
+        bank = self._bank
+        if self.is_used and self._index is None:
+            path, width = store.cache / FILE, bank.embeddings.shape[1]
+            stamp = _stamp(store, scope)
+            self._index = VectorIndex.load(path, stamp, width, len(bank))
+            if self._index is not None:
+                self._places = {_number(bank.records[p].id): p for p in bank.places()}
+                self._state = bank.state
+
+    def save(self, store: Store, scope: str) -> None:
+        """Keep the index, if there is one; the bank is at head. Nothing depends on it."""
+        if not self.is_used or self._index is None or not store.writable:
+            return
+        try:
+            path = store.cache / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._followed().save(path, _stamp(store, scope))
+        except (StoreError, OSError):
+            return
+
+
+def _stamp(store: Store, scope: str) -> Stamp:
+    head = store.head
+    return Stamp(head.seq, head.id, scope)
+
+
+def _number(identity: str) -> int:
+    return int(identity[:_ID_DIGITS], 16)

@@ -1,0 +1,81 @@
+"""Probes that a record may answer: their routes and outcomes, followed as records come and go.
+
+A probe is judged again only where the record that answers it is another one; who reads a record is
+never edited, so that all other outcomes hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from continual.growing import GrowingTensor
+from continual.memory.answers import Answers, Read
+from continual.memory.routing import NOBODY, Route, Routes
+from continual.tasks import Encoding
+
+
+class RoutedProbes:
+    """Probes in the order in which they came."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._encodings: list[Encoding] = []
+        self._routes = self._new_routes()
+        flags = torch.empty(0, dtype=torch.bool)
+        self._routed, self._right = GrowingTensor(flags), GrowingTensor(flags)
+
+    def __len__(self) -> int:
+        return len(self._encodings)
+
+    def effective(self, own: Tensor) -> Tensor:
+        """[n] bool: which probes are right, where `own` says what the model itself gets right."""
+        return torch.where(self._routed.rows, self._right.rows, own)
+
+    def route(self, index: int) -> Route | None:
+        """The record that answers a probe; None where the model does."""
+        return self._routes.route(index) if bool(self._routed.rows[index]) else None
+
+    def add(self, encodings: Sequence[Encoding]) -> None:
+        """Take in probes, routed and judged as the model stands."""
+        first = len(self)
+        self._encodings += encodings
+        none = torch.zeros(len(encodings), dtype=torch.bool)
+        self._routed.append(none)
+        self._right.append(none)
+        self._embed(self._routes, encodings)
+        self._judge(torch.arange(first, len(self)))
+
+    def advance(self) -> None:
+        """Follow the records that came and went."""
+        self._judge(self._routes.advance())
+
+    def remeasure(self) -> None:
+        """Every route, and every routed outcome, anew."""
+        self._routes = self._new_routes()
+        self._embed(self._routes, self._encodings)
+        self._judge(torch.arange(len(self)))
+
+    def _new_routes(self) -> Routes:
+        answers = self._answers
+        return Routes(answers.site.edited.memory, answers.recall.require_scope())
+
+    def _embed(self, routes: Routes, encodings: Sequence[Encoding]) -> None:
+        texts = [self._answers.text(encoding) for encoding in encodings]
+        routes.add(self._answers.recall.scope.queries(texts))
+
+    def _judge(self, index: Tensor) -> None:
+        """The outcomes of these probes under the routes that they have now."""
+        winners = self._routes.winners[index].tolist()
+        reads: dict[int, Read] = {}
+        for place, winner in zip(index.tolist(), winners, strict=True):
+            read = None if winner == NOBODY else self._answers.read(winner, self._encodings[place])
+            if read is not None:
+                reads[place] = read
+        self._routed[index] = False
+        if reads:
+            routed = torch.tensor(list(reads))
+            self._routed[routed] = True
+            self._right.rows[routed] = torch.tensor(self._answers.judge_read(list(reads.values())))

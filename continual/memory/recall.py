@@ -1,0 +1,235 @@
+"""Recall: what a model needs besides its records to answer by them.
+
+- the scope, which decides what record an input is about
+- readers by method, which answer it: SERAC's counterfactual model, IKE's frozen base model
+
+Both are loaded when an input first needs them; a model that remembers nothing loads neither.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from continual.errors import CeditError, ModelError
+from continual.memory import embedded_texts
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.index import RecordIndex
+from continual.memory.routing import Route, routes_of
+from continual.memory.scope import Scope, ThresholdScope, require_threshold
+from continual.memory.trained import EMBEDDED, TrainedScope
+from continual.model import directory_fingerprint, model_directory
+from store import Store
+
+if TYPE_CHECKING:
+    from continual.model import EditedModel
+
+SERAC, IKE = "serac", "ike"
+UNTRAINED = "threshold"
+
+
+class ScopeChanged(CeditError):
+    """The records in memory were embedded by something else than what the store names now."""
+
+    exit_code = 20
+
+    def __init__(self, recorded: str, found: str) -> None:
+        super().__init__(
+            f"the memory: its records were embedded by {recorded[:12]}, and [memory] in "
+            f"cedit.toml names {found[:12]} now: name the former encoder and scope again, or "
+            "embed all records anew with `cedit reembed`"
+        )
+        self.recorded, self.found = recorded, found
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The `[memory]` table of a store."""
+
+    encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
+    scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
+    threshold: float | None = None  # None: the scope's own
+    candidates: int | None = None
+    counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
+    counterfactual_fingerprint: str | None = None  # as it was when it was put here
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From the table. Raises CeditError for a key that it does not have."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise CeditError(
+                f"[memory] has no setting {', '.join(unknown)}: it has {', '.join(sorted(known))}."
+            )
+        return cls(**settings)
+
+
+def make_scope(config: MemoryConfig) -> Scope:
+    """The scope that a store names: without one the trained scope that comes with the package, for
+    the encoder that comes with it, and one by threshold for any other."""
+    encoder = SentenceEncoder(None if config.encoder is None else Path(config.encoder))
+    scope: TrainedScope | ThresholdScope
+    if config.scope not in (None, UNTRAINED):
+        scope = TrainedScope.load(Path(config.scope), encoder)
+    elif config.scope is None and config.encoder is None and EMBEDDED.is_file():
+        scope = TrainedScope.embedded(encoder)
+    else:
+        scope = ThresholdScope(encoder)
+    if config.threshold is not None:
+        scope.threshold = require_threshold(config.threshold)
+    if config.candidates is not None:
+        scope.candidates = config.candidates
+    return scope
+
+
+class Recall:
+    """How an edited model finds and reads its records."""
+
+    def __init__(
+        self,
+        edited: EditedModel,
+        config: MemoryConfig | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`store` is where what was embedded is kept for the next time."""
+        self._edited, self._store = edited, store
+        self._index = RecordIndex(edited.memory)
+        self.config = config or MemoryConfig()
+        self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            SERAC: self._counterfactual,
+            IKE: self._base,
+        }
+
+    @cached_property
+    def scope(self) -> Scope:
+        """Made when first needed."""
+        scope = make_scope(self.config)
+        if self._store is not None and scope.encoder is not None:
+            embedded_texts.load(self._store, scope.encoder)
+        return scope
+
+    def _head(self) -> Store | None:
+        """The store, if the model stands at its head."""
+        store = self._store
+        is_there = store is not None and store.head.fingerprint == self._edited.fingerprint
+        return store if is_there else None
+
+    def close(self) -> None:
+        """Keep what was embedded, if anything was."""
+        scope = self.__dict__.get("scope")  # without making it
+        if self._store is None or scope is None:
+            return
+        if scope.encoder is not None:
+            embedded_texts.save(self._store, scope.encoder)
+        if (store := self._head()) is not None:
+            self._index.save(store, scope.fingerprint)
+
+    def require_scope(self) -> Scope:
+        """The scope. Raises ScopeChanged where it is not the one that embedded the records."""
+        found = self.scope.fingerprint
+        for recorded in self._edited.memory.scopes - {found}:
+            raise ScopeChanged(recorded, found)
+        return self.scope
+
+    def routes(self, texts: Sequence[str]) -> list[Route | None]:
+        """Which record each text is about; None for one that is answered by the model itself."""
+        bank = self._edited.memory
+        if not len(bank):
+            return [None] * len(texts)
+        scope = self.require_scope()
+        if self._index.is_used and (store := self._head()) is not None:
+            self._index.load(store, scope.fingerprint)
+        return routes_of(texts, bank, scope, self._index)
+
+    # -- reading
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An input as the scope sees it."""
+        text: str = self._edited.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+    def question(self, place: int, text: str) -> tuple[int, ...]:
+        """The tokens that are read for an input that is about the record at a place."""
+        return self.tokens(self._edited.memory.readings[place].context + text)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """A text as the model reads it."""
+        return tuple(self._edited.tokenizer(text)["input_ids"])
+
+    def room(self, question: Sequence[int]) -> int:
+        """How many tokens of an answer fit behind a question."""
+        limit = self._edited.base.context_tokens_max
+        return sys.maxsize if limit is None else max(0, limit - len(question))
+
+    @contextmanager
+    def reading(self, method: str) -> Iterator[Any]:
+        """The model that reads for a method, for as long as this lasts.
+
+        Raises ModelError for a method that this version does not know.
+        """
+        if method not in self._readers:
+            raise ModelError(
+                f"A record is answered by {method!r}, which this version of cedit does not know "
+                f"(it knows {', '.join(self._readers)}): upgrade cedit."
+            )
+        with self._readers[method]() as model:
+            yield model
+
+    @contextmanager
+    def _base(self) -> Iterator[Any]:
+        with self._edited.bare():
+            yield self._edited.model
+
+    def _counterfactual(self) -> AbstractContextManager[Any]:
+        trained = self.config.counterfactual is not None
+        return nullcontext(self._trained) if trained else self._base()
+
+    @cached_property
+    def _trained(self) -> Any:
+        """The counterfactual model of the store. Raises ModelError where it does not fit."""
+        directory = model_directory(str(self.config.counterfactual))
+        recorded = self.config.counterfactual_fingerprint
+        found = directory_fingerprint(directory)
+        if recorded not in (None, found):
+            raise ModelError(
+                f"The counterfactual model in {directory} has fingerprint {found[:12]}, and "
+                f"[memory] in cedit.toml has {str(recorded)[:12]}: put the right one back, or take "
+                "the line out to use it as it is."
+            )
+        return load_reader(directory, self._edited)
+
+
+def load_reader(directory: Path, edited: EditedModel) -> Any:
+    """A causal model that reads the base model's own tokens. Raises ModelError."""
+    import transformers
+
+    dtype = next(edited.model.parameters()).dtype
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+    if tokenizer.get_vocab() != edited.tokenizer.get_vocab():
+        raise ModelError(
+            f"The model in {directory} has other tokens than the base model: start from one with "
+            "the base's own tokenizer."
+        )
+    return model.to(edited.device).eval().requires_grad_(False)
+
+
+def recall_of(edited: EditedModel) -> Recall:
+    """How a model recalls. Raises ModelError for one that cannot."""
+    if edited.recall is None:
+        raise ModelError(
+            "The model remembers edits and has nothing to find them by: open it with its store."
+        )
+    return edited.recall

@@ -1,0 +1,262 @@
+"""Routing: which record answers an input, and how that is followed while records come and go.
+
+An input's candidates are the `scope.candidates` active records nearest to it; of equally near ones
+the latest. The candidate with the highest score wins the input, if the score reaches the threshold;
+of equal scores the nearer one. Knows vectors and scores; nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.growing import GrowingTensor
+from continual.memory.index import RecordIndex
+from continual.memory.records import Queries, Record
+from continual.memory.scope import Scope
+from continual.patches.memory import MemoryBank
+
+NOBODY = -1  # in the place of a record
+NEAR = 1e-4  # float32 products of unit vectors are off by less
+SPARE = 8  # records beyond the candidates that are looked at exactly
+PRODUCTS_MAX = 2**24  # in one piece
+
+
+@dataclass(frozen=True)
+class Route:
+    """The record that an input is about."""
+
+    place: int  # in the bank
+    record: Record
+    method: str  # of its reader
+    score: float
+
+
+class Routes:
+    """Inputs and their routes. A new record is compared with every input; only the inputs of which
+    it becomes a candidate, or whose candidate went, are looked at again."""
+
+    def __init__(self, bank: MemoryBank, scope: Scope) -> None:
+        self._bank, self._scope = bank, scope
+        self._texts: list[str] = []
+        self._embeddings: GrowingTensor | None = None  # [n, s, d]
+        count = scope.candidates
+        self._candidates = GrowingTensor(torch.empty(0, count, dtype=torch.long))  # nearest first
+        self._similarities = GrowingTensor(torch.empty(0, count, dtype=torch.float64))
+        self._scores = GrowingTensor(torch.empty(0, count))
+        self._winners = GrowingTensor(torch.empty(0, dtype=torch.long))
+        self._followed = len(bank.records)  # places that the routes reflect
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def winners(self) -> Tensor:
+        """[n] the place of the record that each input is about; `NOBODY` for none."""
+        return self._winners.rows
+
+    @property
+    def candidates(self) -> Tensor:
+        """[n, candidates] their places, nearest first; `NOBODY` where there are fewer."""
+        return self._candidates.rows
+
+    def route(self, index: int) -> Route | None:
+        """The route of an input; None for one that no record is about."""
+        place = int(self._winners.rows[index])
+        if place == NOBODY:
+            return None
+        column = int((self._candidates.rows[index] == place).nonzero()[0])
+        score = float(self._scores.rows[index, column])
+        return Route(place, self._bank.records[place], self._bank.readings[place].method, score)
+
+    def add(self, queries: Queries, nearest: Tensor | None = None) -> None:
+        """Take in inputs, routed as the bank is now: by all records, or, where there are places
+        [q, n] that an index has found to be near, by those."""
+        first, count = len(self), len(queries)
+        if not count:
+            return
+        self._texts += queries.texts
+        self._keep(queries.embeddings)
+        width = self._scope.candidates
+        self._candidates.append(torch.full((count, width), NOBODY))
+        self._similarities.append(torch.full((count, width), -torch.inf, dtype=torch.float64))
+        self._scores.append(torch.full((count, width), -torch.inf))
+        self._winners.append(torch.full((count,), NOBODY))
+        index = torch.arange(first, first + count)
+        if nearest is None:
+            self._look(index, self._bank.places())
+        elif nearest.shape[1]:
+            self._look_at(index, nearest, queries)
+
+    def advance(self) -> Tensor:
+        """Follow the bank: the inputs [m] whose winner is another one now."""
+        before = self._winners.rows.clone()
+        bereft = self._bereft()
+        places = self._bank.places()
+        self._look(torch.arange(len(self)), [p for p in places if p >= self._followed])
+        self._forget(bereft)
+        self._look(bereft, places)
+        self._followed = len(self._bank.records)
+        return (before != self._winners.rows).nonzero().squeeze(-1)
+
+    def _bereft(self) -> Tensor:
+        """Inputs of which a candidate has been removed."""
+        named = self._candidates.rows
+        if not len(self._bank.active) or not len(named):
+            return torch.empty(0, dtype=torch.long)
+        gone = ~self._bank.active[named.clamp(min=0)] & (named != NOBODY)
+        return gone.any(1).nonzero().squeeze(-1)
+
+    def _forget(self, index: Tensor) -> None:
+        self._candidates.rows[index] = NOBODY
+        self._similarities.rows[index] = -torch.inf
+        self._scores.rows[index] = -torch.inf
+        self._winners.rows[index] = NOBODY
+
+    def _keep(self, embeddings: Tensor) -> None:
+        """Inputs are seen in as many parts as the one that has most; the whole stands for those
+        that are missing."""
+        known = embeddings[:0] if self._embeddings is None else self._embeddings.rows
+        parts = max(known.shape[1], embeddings.shape[1])
+        if self._embeddings is None or known.shape[1] < parts:
+            self._embeddings = GrowingTensor(_filled(embeddings[:0], parts))
+            self._embeddings.append(_filled(known, parts))
+        self._embeddings.append(_filled(embeddings, parts))
+
+    def _queries(self, index: Sequence[int]) -> Queries:
+        assert self._embeddings is not None
+        texts = tuple(self._texts[i] for i in index)
+        return Queries(texts, self._embeddings.rows[list(index)])
+
+    # -- looking at records
+
+    def _look(self, index: Tensor, places: Sequence[int]) -> None:
+        """Compare some inputs [m] with the records at these places, which they may know."""
+        if not len(index) or not places:
+            return
+        assert self._embeddings is not None
+        parts, width = self._embeddings.rows.shape[1:]
+        exact = (self._scope.candidates + SPARE) * width
+        for part in index.split(max(1, PRODUCTS_MAX // (parts * max(len(places), exact)))):
+            self._compare(part, places)
+
+    def _look_at(self, index: Tensor, places: Tensor, queries: Queries) -> None:
+        """Compare inputs [m] with records [m, n] of their own; one that comes twice counts once."""
+        places = places.sort(dim=1).values
+        again = torch.zeros_like(places, dtype=torch.bool)
+        again[:, 1:] = places[:, 1:] == places[:, :-1]
+        similarity = queries.similarity_of(self._bank.embeddings[places])
+        wanted = min(places.shape[1], self._scope.candidates)
+        best, column = _highest(similarity.masked_fill(again, -torch.inf), wanted)
+        self._merge(index, best, places.gather(1, column), queries)
+
+    def _compare(self, index: Tensor, places: Sequence[int]) -> None:
+        vectors = self._vectors(places)
+        near = self._near(index, vectors)  # [m, r]
+        reached = near.amax(1).double() >= self._similarities.rows[index, -1] - NEAR
+        index, near = index[reached], near[reached]
+        if not len(index):
+            return
+        queries = self._queries(index.tolist())
+        best, column = self._nearest(queries, vectors, near)
+        self._merge(index, best, torch.tensor(places)[column], queries)
+
+    def _vectors(self, places: Sequence[int]) -> Tensor:
+        """[r, d] the embeddings at these places, in ascending order."""
+        embeddings = self._bank.embeddings
+        return embeddings if len(places) == len(embeddings) else embeddings[list(places)]
+
+    def _near(self, index: Tensor, vectors: Tensor) -> Tensor:
+        """[m, r] the similarities by a product that is quick and nearly exact."""
+        assert self._embeddings is not None
+        rows = self._embeddings.rows
+        own = rows if len(index) == len(rows) else rows[index]
+        return (own @ vectors.T).amax(1)
+
+    def _nearest(self, queries: Queries, vectors: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """The similarities [m, c] of the nearest records, and which they are. Only some that are
+        nearly nearest are looked at exactly, where it is certain that no other can be nearer."""
+        wanted = min(near.shape[1], self._scope.candidates)
+        if near.shape[1] > wanted + SPARE:
+            close, column = near.topk(wanted + SPARE, dim=1)
+            column = column.sort(dim=1).values  # the latest last, as in the whole
+            exact = queries.similarity_of(vectors[column])
+            best, which = _highest(exact, wanted)
+            if bool((close[:, -1].double() < best[:, -1] - NEAR).all()):
+                return best, column.gather(1, which)
+        return _highest(queries.similarity(vectors), wanted)
+
+    def _merge(self, index: Tensor, best: Tensor, named: Tensor, queries: Queries) -> None:
+        """Put records [m, c] among the candidates, as far as they belong there, and score them."""
+        known = self._candidates.rows[index]
+        again = (named[:, :, None] == known[:, None, :]).any(2)  # they are candidates already
+        similarity = torch.cat(
+            [self._similarities.rows[index], best.masked_fill(again, -torch.inf)], 1
+        )
+        places = torch.cat([known, named.masked_fill(again, NOBODY)], 1)
+        scores = torch.cat(
+            [self._scores.rows[index], torch.full(named.shape, torch.nan, dtype=torch.float32)], 1
+        )
+        order = _order(similarity, places)[:, : self._scope.candidates]
+        places, similarity = places.gather(1, order), similarity.gather(1, order)
+        places = places.masked_fill(similarity.isinf(), NOBODY)
+        scores = scores.gather(1, order).masked_fill(places == NOBODY, -torch.inf)
+        self._score(scores, places, queries)
+        self._candidates.rows[index] = places
+        self._similarities.rows[index] = similarity
+        self._scores.rows[index] = scores
+        self._winners.rows[index] = self._won(places, scores)
+
+    def _score(self, scores: Tensor, places: Tensor, queries: Queries) -> None:
+        """Fill in the scores [m, c] that are not known yet."""
+        pairs = scores.isnan().nonzero()
+        if not len(pairs):
+            return
+        asked = places[pairs[:, 0], pairs[:, 1]]
+        named, column = asked.unique(return_inverse=True)
+        records = self._bank.chosen(named.tolist())
+        wanted = list(zip(pairs[:, 0].tolist(), column.tolist(), strict=True))
+        found = self._scope.scores(queries, records, wanted).float()
+        scores[pairs[:, 0], pairs[:, 1]] = found
+
+    def _won(self, places: Tensor, scores: Tensor) -> Tensor:
+        """[m] the winners; `max` names the first of equal ones, which is the nearest."""
+        highest = scores.amax(1, keepdim=True)
+        first = (scores == highest).long().argmax(1, keepdim=True)
+        won = places.gather(1, first).squeeze(1)
+        return won.masked_fill(highest.squeeze(1) < self._scope.threshold, NOBODY)
+
+
+def routes_of(
+    texts: Iterable[str], bank: MemoryBank, scope: Scope, index: RecordIndex | None = None
+) -> list[Route | None]:
+    """Which record each input is about, as the bank is now; of many records an index names those
+    that are looked at."""
+    routes, queries = Routes(bank, scope), scope.queries(list(texts))
+    nearest = None
+    if index is not None and index.is_used:
+        nearest = index.nearest(queries, scope.candidates + SPARE)
+    routes.add(queries, nearest)
+    return [routes.route(number) for number in range(len(routes))]
+
+
+def _highest(found: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest `count` of each row and where they stand; of equal ones the last of the row."""
+    values, column = found.flip(1).sort(dim=1, descending=True, stable=True)
+    return values[:, :count], found.shape[1] - 1 - column[:, :count]
+
+
+def _order(similarity: Tensor, places: Tensor) -> Tensor:
+    """The columns by similarity, the highest first; of equal ones the latest place first."""
+    latest = places.argsort(dim=1, descending=True, stable=True)
+    order = similarity.gather(1, latest).argsort(dim=1, descending=True, stable=True)
+    return latest.gather(1, order)
+
+
+def _filled(embeddings: Tensor, parts: int) -> Tensor:
+    """[n, parts, d]; the whole, which comes first, stands for the parts that are missing."""
+    missing = parts - embeddings.shape[1]
+    return torch.cat([embeddings, embeddings[:, :1].expand(-1, missing, -1)], 1)

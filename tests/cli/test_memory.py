@@ -1,0 +1,91 @@
+"""The memory on the command line: which edit answered, and a model trained to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_language as language
+from tests.cli.conftest import Cedit, write_lines
+from tests.tiny_language import CAPITALS, ask, capital
+from tests.tiny_memories import WordScope, about
+from tests.tiny_readers import reading_decoder
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return language.save_decoder(tmp_path_factory.mktemp("models") / "reading", reading_decoder())
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> WordScope:
+    made = WordScope()
+    monkeypatch.setattr("continual.memory.recall.make_scope", lambda config: made)
+    return made
+
+
+@pytest.fixture
+def remembering(
+    cedit: Cedit, words: WordScope, reading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A store with one edit in memory."""
+    folder = tmp_path / "remembering"
+    assert cedit("init", folder, "--model", reading).code == 0
+    monkeypatch.setenv("CEDIT_STORE", str(folder))
+    stream = write_lines(tmp_path / "edits.jsonl", [about(20, CAPITALS[0])])
+    assert cedit("apply", stream, "--editor", "serac").code == 0
+    return folder
+
+
+def test_ask_says_which_edit_answered_and_its_score(cedit: Cedit, remembering: Path) -> None:
+    ran = cedit("ask", ask(20, 1), "--json")
+    memory = ran.last["memory"]
+    assert ran.last["answer"].startswith(CAPITALS[0])
+    assert memory["prompt"] == ask(20) and memory["target"] == CAPITALS[0]
+    assert memory["method"] == "serac" and 0.85 <= memory["score"] < 1
+    assert memory["request"] == cedit("show", "--json").last["outcomes"][0]["id"]
+    told = cedit("ask", ask(20, 1))
+    assert told.out.startswith(CAPITALS[0]) and "from memory" not in told.out
+    assert f"from memory: {ask(20)} → {CAPITALS[0]} (serac, request" in told.err
+
+
+def test_ask_says_nothing_of_memory_where_the_model_answers(
+    cedit: Cedit, remembering: Path
+) -> None:
+    assert cedit("ask", ask(3), "--json").last["memory"] is None
+    told = cedit("ask", ask(3))
+    assert told.out.startswith(capital(3)) and told.err == ""
+    assert cedit("ask", ask(20), "--at", "base", "--json").last["memory"] is None
+
+
+def test_a_changed_encoder_is_refused_with_the_code_of_integrity(
+    cedit: Cedit, remembering: Path, words: WordScope
+) -> None:
+    words.fingerprint = "another"
+    ran = cedit("ask", ask(20))
+    assert ran.code == 20 and "cedit reembed" in ran.err
+    done = cedit("reembed", "--json")
+    assert done.code == 0 and done.last["records"] == 1 and done.last["scope"] == "another"
+    assert done.last["ER_incl"] == 1.0
+    assert cedit("ask", ask(20), "--json").last["memory"]["target"] == CAPITALS[0]
+    assert "nothing to embed" in cedit("reembed").err
+
+
+def test_an_unknown_setting_of_the_memory_is_named(cedit: Cedit, remembering: Path) -> None:
+    config = remembering / "cedit.toml"
+    config.write_text(config.read_text() + "\n[memory]\nencodr = 'x'\n")
+    ran = cedit("ask", ask(20))
+    assert ran.code == 1 and "encodr" in ran.err
+
+
+def test_a_trained_model_is_used_once_the_store_names_it(
+    cedit: Cedit, remembering: Path, tmp_path: Path
+) -> None:
+    requests = write_lines(tmp_path / "requests.jsonl", [about(c) for c in range(12)])
+    out = tmp_path / "counterfactual"
+    assert cedit("train", "serac", requests, "--out", out, "--epochs", "1").code == 0
+    config = remembering / "cedit.toml"
+    config.write_text(f"{config.read_text()}\n[memory]\ncounterfactual = {json.dumps(str(out))}\n")
+    assert cedit("ask", ask(20), "--json").last["memory"]["method"] == "serac"
