@@ -27,9 +27,11 @@ LIB_VERSION = 0  # of the two formats that py-lmdb bundles, LMDB 0.9's
 MAP_SIZE_BYTES = 64 << 20
 MAP_SIZE_MAX_BYTES = 1 << 40
 ROOM_MIN_BYTES = 1 << 20
+SPARE_BYTES = 1 << 18  # that the data file is longer than what is in it
 _CHECKSUM_LENGTH = 16  # bytes of a SHA-256
 _CHUNK_LENGTH = 256  # entries read in one transaction, so that no reader is ever a long one
 _SEQ_LENGTH = 8  # bytes
+_TREE_BYTES = 4 << 12  # of pages that a change may copy on its way down a tree
 _TEXT_KEY_MAX = 500  # bytes; LMDB's own limit is 511
 _NUMBERED = frozenset({"revisions", "ledger"})
 
@@ -126,6 +128,7 @@ class Journal:
         environment is known to show what the disk holds.
         """
         with self._turn, self._write_faults():
+            self._make_room(changes)
             while not self._try(changes):
                 self._grow()
             self._fill()
@@ -228,17 +231,29 @@ class Journal:
             raise StoreFull(self.folder, "the journal is at its largest size")
         environment.set_mapsize(size)
 
-    def _fill(self) -> None:
-        """Lengthen the file to what its meta page says.
+    def _make_room(self, changes: Sequence[Put]) -> None:
+        """See to it that the file is longer than the transaction can make use of.
 
         LMDB leaves out pages at the end that it took and gave back within one transaction. They
-        are never read, but a file without them looks like one that was cut off.
+        are never read, but a file without them looks like one that was cut off. What is added
+        here is a hole, which takes no room on the disk; the transaction's own sync makes it last.
         """
-        info = self._live().info()
-        length = (info["last_pgno"] + 1) * self._live().stat()["psize"]
+        taken = sum(_TREE_BYTES + 2 * len(change.payload or b"") for change in changes)
+        needed = self._used() + SPARE_BYTES // 2 + taken
         data_file = self.folder / "data.mdb"
-        if data_file.stat().st_size < length:
-            os.truncate(data_file, length)
+        if data_file.stat().st_size < needed:
+            os.truncate(data_file, needed + SPARE_BYTES // 2)
+
+    def _fill(self) -> None:
+        """Lengthen the file to what its meta page says, should the room not have been enough."""
+        data_file = self.folder / "data.mdb"
+        if data_file.stat().st_size < self._used():
+            os.truncate(data_file, self._used())
+
+    def _used(self) -> int:
+        """Bytes of the file up to its last page, as its meta page says."""
+        info = self._live().info()
+        return int((info["last_pgno"] + 1) * self._live().stat()["psize"])
 
     # -- faults
 

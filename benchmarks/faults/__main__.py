@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-
 from benchmarks import tables
 from benchmarks.faults import (
     damage,
@@ -59,7 +57,6 @@ def main() -> None:
     chosen = options.only.split(",") if options.only else list(FAULTS)
     if strangers := set(chosen) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(strangers))}")
-    torch.set_num_threads(1)
     findings = [finding for name in chosen for finding in _timed(name, options.short)]
     rows = [finding.row() for finding in findings]
     tables.show("Faults, and what came of them", COLUMNS, rows)

@@ -352,7 +352,7 @@ def find(is_short: bool) -> Iterator[Finding]:
     no_mounts = processes.why_no_namespaces()
     disks = Finding("a full disk (tmpfs)", skipped=no_mounts)
     if no_mounts is None:
-        of_full_disks(disks, range(160 << 10, 800 << 10, (200 if is_short else 20) << 10))
+        of_full_disks(disks, range(512 << 10, 1152 << 10, (200 if is_short else 20) << 10))
     yield disks
     maps = Finding("the journal at its largest size")
     of_full_maps(maps, range(96 << 10, 256 << 10, (64 if is_short else 8) << 10))

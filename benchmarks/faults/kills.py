@@ -181,8 +181,9 @@ def _unlike(path: Path, wanted: Sequence[tuple[str, str]], is_whole: bool) -> li
     if is_whole and len(found) != len(wanted):
         problems.append(f"{len(found)} revisions of {len(wanted)}")
     verified = commands.run("verify", "--store", str(path), "--json")
-    if not json.loads(verified.out.splitlines()[-1])["ok"]:
-        problems.append(verified.out)
+    said = verified.out.splitlines()[-1:]
+    if not said or not json.loads(said[0])["ok"]:
+        problems.append(f"verify: {verified}")
     return problems
 
 

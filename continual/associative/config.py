@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
 
-from continual.errors import CeditError
+from continual.tables import Table
 
 
 @dataclass(frozen=True)
-class AssociativeConfig:
+class AssociativeConfig(Table):
     """Settings of the search for z, of the texts that it is made from, and of what Δ may be.
 
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
-
-    table: ClassVar[str] = "associative"  # of the configuration file: [editor.TABLE]
 
     blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
     step: float = 0.2  # of the search, in ‖h‖
@@ -46,21 +42,7 @@ class AssociativeConfig:
     @classmethod
     def _require(cls, holds: bool, rule: str) -> None:
         if not holds:
-            raise CeditError(f"[editor.{cls.table}] {rule}.")
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From an `[editor.TABLE]` table. Raises CeditError for a key that it does not have."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise CeditError(
-                f"[editor.{cls.table}] has no setting {', '.join(unknown)}: it has "
-                f"{', '.join(sorted(known))}."
-            )
-        given = dict(settings)
-        if given.get("blocks") is not None:
-            given["blocks"] = tuple(given["blocks"])
-        return cls(**given)
+            raise cls.refused(rule)
 
 
 def default_blocks(count: int) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         blocks = self.config.blocks or default
         if not 0 <= blocks[0] <= blocks[-1] <= anatomy.last:
             raise EditError(
-                f"[editor.{self.config.table}] blocks = {list(blocks)}: the model has blocks 0 to "
+                f"[{self.config.table}] blocks = {list(blocks)}: the model has blocks 0 to "
                 f"{anatomy.last}."
             )
         return blocks

@@ -9,12 +9,12 @@ Both are loaded when an input first needs them; a model that remembers nothing l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from continual.errors import CeditError, ModelError
 from continual.memory import embedded_texts
@@ -24,6 +24,7 @@ from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import directory_fingerprint, model_directory
+from continual.tables import Table
 from store import Store
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ class ScopeChanged(CeditError):
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class MemoryConfig(Table):
     """The `[memory]` table of a store."""
+
+    table: ClassVar[str] = "memory"
 
     encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
     scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
@@ -57,16 +60,6 @@ class MemoryConfig:
     candidates: int | None = None
     counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
     counterfactual_fingerprint: str | None = None  # as it was when it was put here
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From the table. Raises CeditError for a key that it does not have."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise CeditError(
-                f"[memory] has no setting {', '.join(unknown)}: it has {', '.join(sorted(known))}."
-            )
-        return cls(**settings)
 
 
 def make_scope(config: MemoryConfig) -> Scope:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import CeditError, RequestError
+from continual.memory.contexts import FORM, context, require_form
 from continual.requests import Request
 from continual.site import length_sorted
 from continual.tasks import Encoding, Task
@@ -40,18 +41,17 @@ class SeracRecipe:
     gradient_clip: float = 1.0
     batch_tokens_max: int = 2048
     held_out_share: float = 0.1  # of the requests: they measure and do not teach
-    told: str = "New Fact: {prompt} {target}\n"
-    asked: str = "Prompt: {prompt}"
+    form: str = FORM  # how an edit and an input are read
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0.0 <= self.held_out_share < 1.0:
             raise CeditError("epochs is at least 1, and held_out_share in [0, 1).")
+        require_form(self.form, "editor.serac")
 
     def text(self, edit: Request, prompt: str) -> str:
         """An edit and an input as h reads them."""
-        told = self.told.format(prompt=edit.prompt, target=edit.target_new)
-        return told + self.asked.format(prompt=prompt)
+        return context(self.form, edit.prompt, edit.target_new) + prompt
 
 
 @dataclass(frozen=True)

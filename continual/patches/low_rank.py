@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import EditError
-from continual.patches.owners import require_owners
+from continual.patches.owners import others_places, require_owners
 
 
 class Editable(Protocol):
@@ -121,7 +121,7 @@ class LowRankPatch:
 
     def without(self, request_id: str) -> LowRankPatch | None:
         """See `Patch.without`: its columns go, those of others stay as they were solved."""
-        kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
+        kept = others_places(self.owners, request_id)
         if len(kept) == len(self.owners):
             return self
         if not kept:

@@ -18,7 +18,7 @@ from torch import Tensor
 from continual.errors import EditError
 from continual.growing import GrowingTensor
 from continual.memory.records import Record, Records
-from continual.patches.owners import require_owners
+from continual.patches.owners import others_places, require_owners
 
 _NOTHING = Records((), torch.empty(0, 0))
 
@@ -132,8 +132,8 @@ class MemoryPatch:
         """See `Patch.without`. What has gone for the request stays."""
         owners = self.owners
         count = len(self.records)
-        kept = [i for i, owner in enumerate(owners[:count]) if owner != request_id]
-        left = [i for i, owner in enumerate(owners[count:]) if owner != request_id]
+        kept = others_places(owners[:count], request_id)
+        left = others_places(owners[count:], request_id)
         if not kept and not left:
             return None
         records = tuple(self.records.records[i] for i in kept)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.errors import EditError
 from continual.growing import GrowingTensor
-from continual.patches.owners import require_owners
+from continual.patches.owners import others_places, require_owners
 
 
 class Mountable(Protocol):
@@ -86,7 +86,7 @@ class NeuronPatch:
 
     def without(self, request_id: str) -> NeuronPatch | None:
         """See `Patch.without`."""
-        kept = [place for place, owner in enumerate(self.owners) if owner != request_id]
+        kept = others_places(self.owners, request_id)
         if len(kept) == len(self.owners):
             return self
         if not kept:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from continual.errors import EditError
+
+
+def others_places(owners: Sequence[str], request_id: str) -> list[int]:
+    """The places of the rows that are not a request's."""
+    return [place for place, owner in enumerate(owners) if owner != request_id]
 
 
 def require_owners(owners: tuple[str, ...], count: int, rows: str) -> None:

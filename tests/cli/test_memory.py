@@ -7,32 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny_language as language
 from tests.cli.conftest import Cedit, write_lines
 from tests.tiny_language import CAPITALS, ask, capital
 from tests.tiny_memories import WordScope, about
-from tests.tiny_readers import reading_decoder
-
-
-@pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return language.save_decoder(tmp_path_factory.mktemp("models") / "reading", reading_decoder())
-
-
-@pytest.fixture
-def words(monkeypatch: pytest.MonkeyPatch) -> WordScope:
-    made = WordScope()
-    monkeypatch.setattr("continual.memory.recall.make_scope", lambda config: made)
-    return made
 
 
 @pytest.fixture
 def remembering(
-    cedit: Cedit, words: WordScope, reading: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cedit: Cedit,
+    scope: WordScope,
+    reading_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A store with one edit in memory."""
     folder = tmp_path / "remembering"
-    assert cedit("init", folder, "--model", reading).code == 0
+    assert cedit("init", folder, "--model", reading_model).code == 0
     monkeypatch.setenv("CEDIT_STORE", str(folder))
     stream = write_lines(tmp_path / "edits.jsonl", [about(20, CAPITALS[0])])
     assert cedit("apply", stream, "--editor", "serac").code == 0
@@ -61,9 +51,9 @@ def test_ask_says_nothing_of_memory_where_the_model_answers(
 
 
 def test_a_changed_encoder_is_refused_with_the_code_of_integrity(
-    cedit: Cedit, remembering: Path, words: WordScope
+    cedit: Cedit, remembering: Path, scope: WordScope
 ) -> None:
-    words.fingerprint = "another"
+    scope.fingerprint = "another"
     ran = cedit("ask", ask(20))
     assert ran.code == 20 and "cedit reembed" in ran.err
     done = cedit("reembed", "--json")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import damage
 
-
-def test_damage_is_named_or_harmless(forms):
-    forms(damage)
+def test_damage_is_named_or_harmless(short_form):
+    short_form("damage")

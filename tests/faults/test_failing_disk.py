@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import failing_disk
 
-
-def test_a_disk_that_fails_is_named_and_harmless(forms):
-    forms(failing_disk)
+def test_a_disk_that_fails_is_named_and_harmless(short_form):
+    short_form("failing-disk")

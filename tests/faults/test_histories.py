@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import histories
 
-
-def test_a_history_is_what_was_done(forms):
-    forms(histories)
+def test_a_history_is_what_was_done(short_form):
+    short_form("histories")

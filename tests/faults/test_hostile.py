@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import hostile
 
-
-def test_nothing_hostile_shows_a_traceback(forms):
-    forms(hostile)
+def test_nothing_hostile_shows_a_traceback(short_form):
+    short_form("hostile")

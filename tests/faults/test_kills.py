@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import kills
 
-
-def test_every_kill_leaves_what_was_acknowledged(forms):
-    forms(kills)
+def test_every_kill_leaves_what_was_acknowledged(short_form):
+    short_form("kills")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import many_processes
 
-
-def test_processes_do_not_get_in_each_others_way(forms):
-    forms(many_processes)
+def test_processes_do_not_get_in_each_others_way(short_form):
+    short_form("many-processes")

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import power_loss
 from benchmarks.faults.disk import Disk
 from benchmarks.faults.recording import Event, read_log
 
 
-def test_every_form_of_power_loss_keeps_its_word(forms):
-    forms(power_loss)
+def test_every_form_of_power_loss_keeps_its_word(short_form):
+    short_form("power-loss")
 
 
 def test_a_log_is_read_across_threads():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.faults import soak
 
-
-def test_a_long_run_stays_as_it_was(forms):
-    forms(soak)
+def test_a_long_run_stays_as_it_was(short_form):
+    short_form("soak")

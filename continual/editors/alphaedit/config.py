@@ -12,7 +12,7 @@ from continual.associative.config import AssociativeConfig
 class AlphaEditConfig(AssociativeConfig):
     """Settings; see `AssociativeConfig` for those of the search."""
 
-    table: ClassVar[str] = "alphaedit"
+    table: ClassVar[str] = "editor.alphaedit"
 
     nullspace_threshold: float | None = None
     """Eigenvalues of C₀ below it are the null space: 0.02 as published, for three large models.

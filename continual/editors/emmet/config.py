@@ -12,7 +12,7 @@ from continual.associative.config import AssociativeConfig
 class EmmetConfig(AssociativeConfig):
     """Settings; see `AssociativeConfig` for those of the search."""
 
-    table: ClassVar[str] = "emmet"
+    table: ClassVar[str] = "editor.emmet"
 
     ridge: float = 0.1  # on K·C₀⁻¹·Kᵀ: 0 writes every value exactly, where keys are independent
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from continual.errors import CeditError
 from continual.memory.contexts import FORM, require_form
+from continual.tables import Table
 
 
 @dataclass(frozen=True)
-class IkeConfig:
+class IkeConfig(Table):
     """Settings. The shares of the kinds of demonstrations are the paper's (section 4.1)."""
+
+    table: ClassVar[str] = "editor.ike"
 
     form: str = FORM  # of every new fact and of what is asked behind it
     demonstrations: str | None = None  # a file of requests to demonstrate with; None: no examples
@@ -23,12 +24,12 @@ class IkeConfig:
     tokens_max: int = 1024  # of all that is read in front of an input; fewer demonstrations then
 
     def __post_init__(self) -> None:
-        require_form(self.form, "editor.ike")
+        require_form(self.form, self.table)
         shares = (self.copy, self.update, self.retain)
         if self.count < 0 or min(shares) < 0 or not sum(shares) or self.tokens_max < 1:
-            raise CeditError(
-                "[editor.ike] count, copy, update and retain are not negative, one of the kinds "
-                "and tokens_max are at least 1."
+            raise self.refused(
+                "count, copy, update and retain are not negative, one of the kinds and tokens_max "
+                "are at least 1"
             )
 
     @property
@@ -43,14 +44,3 @@ class IkeConfig:
             ends.append(round(self.count * before / whole))
         starts = [0, *ends[:-1]]
         return {name: b - a for name, a, b in zip(shares, starts, ends, strict=True)}
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From an `[editor.ike]` table. Raises CeditError for a key that it does not have."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise CeditError(
-                f"[editor.ike] has no setting {', '.join(unknown)}: it has "
-                f"{', '.join(sorted(known))}."
-            )
-        return cls(**settings)

@@ -14,7 +14,7 @@ MOMENT_SHARE = 0.05
 class MemitConfig(AssociativeConfig):
     """Settings; see `AssociativeConfig` for those of the search."""
 
-    table: ClassVar[str] = "memit"
+    table: ClassVar[str] = "editor.memit"
 
     moment_weight: float | None = None
     """λ: how much the statistics weigh against a request. None: `MOMENT_SHARE`·d_ff.

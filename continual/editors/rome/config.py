@@ -12,7 +12,7 @@ from continual.associative.config import AssociativeConfig
 class RomeConfig(AssociativeConfig):
     """Settings; see `AssociativeConfig` for those of the search."""
 
-    table: ClassVar[str] = "rome"
+    table: ClassVar[str] = "editor.rome"
 
     averaged: bool = True
     """The key averaged over contexts stands on both sides of the update (R-ROME, Gupta et al.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from continual.errors import CeditError
+from continual.tables import Table
 
 
 @dataclass(frozen=True)
-class TPatcherConfig:
+class TPatcherConfig(Table):
     """Settings; the losses and their weights are the paper's (section 4).
 
     A neuron starts from the closed form: its key points along its own queries, scaled to fire at 1
@@ -18,6 +17,8 @@ class TPatcherConfig:
     highest score in memory (0: the most general) to its own lowest score (1: the most specific).
     In these units that is the paper's `beta`; see `beta`.
     """
+
+    table: ClassVar[str] = "editor.tpatcher"
 
     margin: float = 0.5
     centred: bool = True  # keys point from the mean of the memory, not from zero
@@ -42,9 +43,9 @@ class TPatcherConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin < 1.0:
-            raise CeditError(f"[editor.tpatcher] margin = {self.margin} is not in [0, 1).")
+            raise self.refused(f"margin = {self.margin} is not in [0, 1)")
         if self.neurons_max < 1 or self.value_steps_max < 1:
-            raise CeditError("[editor.tpatcher] neurons_max and value_steps_max are at least 1.")
+            raise self.refused("neurons_max and value_steps_max are at least 1")
 
     @property
     def beta(self) -> float:
@@ -55,14 +56,3 @@ class TPatcherConfig:
     def gamma(self) -> float:
         """The same bound, relative to the edit's own activation (paper: gamma)."""
         return self.beta - 1.0
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From an `[editor.tpatcher]` table. Raises CeditError for a key that it does not have."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(settings) - known):
-            raise CeditError(
-                f"[editor.tpatcher] has no setting {', '.join(unknown)}: it has "
-                f"{', '.join(sorted(known))}."
-            )
-        return cls(**settings)

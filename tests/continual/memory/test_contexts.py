@@ -96,15 +96,18 @@ def test_a_budget_drops_demonstrations_and_never_the_fact(reader, shown):
 
 def test_demonstrations_are_kept_with_the_edit(reader, shown):
     table = {"demonstrations": str(shown), "count": 1, "copy": 1, "update": 0, "retain": 0}
-    requests = [Request.from_json(about(c, CAPITALS[3 * c % 40])) for c in (22, 23, 25)]
+    offered = [Request.from_json(about(c, CAPITALS[3 * c % 40])) for c in range(20, 40)]
     settings = reader.settings(chain=("ike",), editors={"ike": table})
-    steps = list(reader.apply_requests(requests, settings))
-    assert {step.outcomes[0].outcome for step in steps} == {"applied"}
+    steps = list(reader.apply_requests(offered, settings))
+    applied = {o.id for step in steps for o in step.outcomes if o.outcome == "applied"}
+    requests = [request for request in offered if request.id in applied]
+    assert len(requests) >= 3  # the reader was never shown a demonstration, and fails at some
     shown.unlink()  # a history is whole without it
     again = reopened(reader)
     try:
         kept = [reading.context for reading in again.edited.memory.readings]
-        assert [context.count("New Fact:") for context in kept] == [2, 2, 2]
+        assert {context.count("New Fact:") for context in kept} == {2}
+        assert len(kept) == len(requests)
         for request in requests:
             assert again.ask(request.prompt, tokens_max=1) == request.target_new
     finally:

@@ -1,15 +1,15 @@
-"""A decoder that reads, and stores on it."""
+"""What tests of the engine and of the command line share: a decoder that reads, and a scope."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
 
-from continual.session import NewStore, Session, init
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command does, before it is too late
+
 from tests import tiny_language as language
-from tests.continual.conftest import probes_of, write_lines
 from tests.tiny_memories import WordScope
 from tests.tiny_readers import reading_decoder
 
@@ -26,14 +26,3 @@ def scope(monkeypatch: pytest.MonkeyPatch) -> WordScope:
     made = WordScope()
     monkeypatch.setattr("continual.memory.recall.make_scope", lambda config: made)
     return made
-
-
-@pytest.fixture
-def reader(scope: WordScope, reading_model: Path, tmp_path: Path) -> Iterator[Session]:
-    """A store on the decoder that reads, with probes."""
-    files = {
-        "train_probes": write_lines(tmp_path / "train.jsonl", probes_of(range(10), 0)),
-        "test_probes": write_lines(tmp_path / "test.jsonl", probes_of(range(10, 20), 1)),
-    }
-    with init(tmp_path / "store", NewStore(str(reading_model), **files)) as session:
-        yield session
