@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from store import Draft, Store, canonical, check
+from store import Draft, Store, canonical, check, datafile
 from store.blobs import BlobRef
 from store.check import Problem, verify, verify_path
 from store.errors import FormatVersionError, IntegrityError, NoStore
@@ -96,7 +96,7 @@ def test_a_damaged_record_is_refused_when_it_is_read(full):
 @pytest.mark.parametrize("kept", [0, 100, PAGE + 10, 2 * PAGE, -PAGE, -1])
 def test_a_truncated_journal_is_named_and_not_mapped(full, kept):
     file = full / "journal" / "data.mdb"
-    data = file.read_bytes()
+    data = file.read_bytes()[: used(file)]
     file.write_bytes(data[:kept])
     with pytest.raises(IntegrityError, match=r"journal/data\.mdb"):
         Store.open(full)
@@ -106,10 +106,22 @@ def test_a_truncated_journal_is_named_and_not_mapped(full, kept):
 
 def test_a_truncated_journal_is_a_problem_for_verify(full):
     file = full / "journal" / "data.mdb"
-    file.write_bytes(file.read_bytes()[: -2 * PAGE])
+    file.write_bytes(file.read_bytes()[: used(file) - 2 * PAGE])
     (problem,) = verify_path(full)
     assert problem.object == "journal/data.mdb"
     assert "cut off" in problem.problem
+
+
+def test_what_the_file_is_longer_than_its_content_may_be_cut_off(full):
+    file = full / "journal" / "data.mdb"
+    assert file.stat().st_size > used(file)
+    file.write_bytes(file.read_bytes()[: used(file)])
+    assert verify_path(full) == []
+
+
+def used(file: Path) -> int:
+    """Bytes of a journal up to the last page that is in use."""
+    return datafile._settled_meta(file).length
 
 
 def test_a_flipped_bit_in_a_meta_page_does_not_bring_back_the_past(full):
