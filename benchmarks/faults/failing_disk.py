@@ -28,6 +28,7 @@ WRITING = (
     "rename",
     "mkdir",
     "ftruncate",
+    "truncate",
     "unlink",
 )
 PATIENT = ("openat", "close", "lseek", "pread64", "flock", "mmap", "newfstatat", "getdents64")
