@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -28,6 +28,7 @@ from continual.patches import Patch
 from continual.patches.low_rank import EditedWeight
 from continual.patches.memory import MemoryBank
 from continual.patches.neuron import NeuronBank
+from continual.tasks import task_class
 
 if TYPE_CHECKING:
     from continual.memory.recall import Recall
@@ -299,18 +300,21 @@ def directory_fingerprint(directory: Path) -> str:
 
 def load_base(
     name: str | Path,
+    task: Mapping[str, Any] = MappingProxyType({}),
     *,
     device: str = "cpu",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
 ) -> BaseModel:
-    """A model directory, loaded for editing. Raises ModelError, with what is missing."""
+    """A model directory, loaded for editing as the `[task]` table says. Raises ModelError, with
+    what is missing."""
     import transformers
 
+    architecture = getattr(transformers, task_class(task).architecture)
     directory = model_directory(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = architecture.from_pretrained(
             directory, dtype=getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, continuation, encode
+from continual.candidates import Candidate, Expected, encode
 from continual.editing import Bench, Edited, Workshop
-from continual.editors.registry import make_editor
+from continual.editors.registry import make_chain
 from continual.errors import CeditError, RequestError, StreamError
 from continual.ledger import LOCALITY
 from continual.memory.answers import Answers
@@ -184,7 +184,7 @@ class Pipeline:
         self._store, self._site, self._standing = store, site, standing
         self._settings = settings
         self._answers = Answers(site)
-        chain = [make_editor(name, settings.editors.get(name, {})) for name in settings.chain]
+        chain = make_chain(settings.chain, settings.editors, site.task.name)
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
         bench = Bench(site, standing.memory, standing.recapture, statistics)
         self._workshop = Workshop(bench, chain, settings.seed)
@@ -275,7 +275,7 @@ class Pipeline:
                 continue
             answer = self._answered(entry.encoding, parts[place])
             if answer != entry.encoding.targets:
-                parts[place] = self._site.rows([continuation(entry.encoding, answer)])
+                parts[place] = self._site.rows([entry.encoding.answered(answer)])
             expected.append(answer)
         return _Probes(tuple(expected), Rows.join(parts))
 
@@ -283,7 +283,7 @@ class Pipeline:
         """How the model at head goes on after a question, for as long as its answer is."""
         if self._answers.is_right(encoding, rows):
             return encoding.targets
-        return self._answers.continue_greedily(encoding, len(encoding.targets))
+        return self._answers.greedily(encoding)
 
     def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:

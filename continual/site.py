@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -108,6 +109,12 @@ class Site:
         dtype = next(self.edited.model.parameters()).dtype
         return max(TIE, TIE_ROUNDINGS * torch.finfo(dtype).eps)
 
+    @cached_property
+    def choices(self) -> int:
+        """How many logits a row has: tokens, or labels."""
+        width = torch.zeros(1, self.edited.anatomy.width, device=self.edited.device)
+        return self.logits(width).shape[-1]
+
     @property
     def block(self) -> int:
         """The block whose FFN this is."""
@@ -128,7 +135,7 @@ class Site:
         edited = self.edited
         with edited.without_neurons():
             inputs = self.inputs(encodings)
-            size = inputs["input_ids"].shape[1]
+            size = max(len(encoding.ids) for encoding in encodings)
             places = [i * size + p for i, e in enumerate(encodings) for p in e.positions]
             device = inputs["input_ids"].device
             query, hidden = self._pass(inputs, torch.tensor(places, device=device))
@@ -178,7 +185,7 @@ class Site:
     def judge(self, rows: Rows) -> Verdict:
         """Which rows have their target as the arg-max, with the neurons that are on."""
         hidden = self.patched(rows)
-        size = max(1, LOGITS_MAX // self.edited.model.config.get_text_config().vocab_size)
+        size = max(1, LOGITS_MAX // self.choices)
         parts = [
             verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size], self.tie)
             for i in range(0, len(rows), size)
@@ -203,10 +210,11 @@ class Site:
         outcomes: dict[int, bool] = {}
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
-            logits = logits_of(model or self.edited.model, self.inputs(chosen))
-            sequence, position = _places(chosen, logits.device)
+            logits = answer_logits(
+                chosen, logits_of(model or self.edited.model, self.inputs(chosen))
+            )
             targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
-            verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
+            verdict = verdict_of(logits.float(), targets, self.tie)
             sizes = [len(encoding.targets) for encoding in chosen]
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
@@ -220,24 +228,26 @@ class Site:
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
         """Whether one probe is right, by a pass over it alone: what decides a close one."""
-        logits = logits_of(model or self.edited.model, self.inputs([encoding]))
+        logits = answer_logits(
+            [encoding], logits_of(model or self.edited.model, self.inputs([encoding]))
+        )
         wanted = torch.tensor(encoding.targets, device=logits.device)
-        return bool((logits[0, list(encoding.positions)].argmax(-1) == wanted).all())
+        return bool((logits.argmax(-1) == wanted).all())
 
     @torch.no_grad()
-    def continue_greedily(
-        self, question: tuple[int, ...], count: int, model: Any = None
-    ) -> tuple[int, ...]:
-        """The model's own `count` next tokens, without a stop; or another model's."""
-        ids = question
-        for _ in range(count):
-            logits = logits_of(model or self.edited.model, self.inputs([Encoding(ids, (), ())]))
-            ids = (*ids, int(logits[0, -1].argmax()))
-        return ids[len(question) :]
+    def greedily(self, encoding: Encoding, model: Any = None) -> tuple[int, ...]:
+        """What the model says in the place of a probe's targets, without a stop; or another
+        model."""
+        said: tuple[int, ...] = ()
+        for position in encoding.positions:
+            asked = Encoding(encoding.question, (position,), (*said, encoding.targets[-1]))
+            logits = logits_of(model or self.edited.model, self.inputs([asked]))
+            said = (*said, int(answer_logits([asked], logits)[0].argmax()))
+        return said
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
         """The model's inputs for a pass over these probes; no mask where nothing is padded."""
-        inputs = self.task.inputs([encoding.ids for encoding in encodings])
+        inputs = self.task.inputs(encodings)
         if bool(inputs.get("attention_mask", torch.zeros(1)).all()):
             del inputs["attention_mask"]
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
@@ -254,6 +264,14 @@ def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) ->
     )
 
 
+def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> Tensor:
+    """The rows [n, choices] of a pass's logits, [B, T, vocab] or [B, labels], at which the answers
+    of its probes are read."""
+    if logits.ndim == 2:
+        return logits
+    return logits[_places(encodings, logits.device)]
+
+
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
     """The verdict of logits [n, vocab] on targets [n]; `tie` as in `Site`."""
     best, index = logits.topk(2, dim=-1)
@@ -266,8 +284,8 @@ def length_sorted(
 ) -> list[list[int]]:
     """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids)):
-        size = len(encodings[index].ids)  # the longest so far
+    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i])):
+        size = len(encodings[index])  # the longest so far
         if not batches or size * (len(batches[-1]) + 1) > tokens_max:
             batches.append([])
         batches[-1].append(index)

@@ -170,7 +170,7 @@ def serac(
     with Store.open(find_store(store)) as opened:
         settings = opened.settings
     base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
-    task = make_task(base.tokenizer, settings.get("task", {}), base.context_tokens_max)
+    task = make_task(base, settings.get("task", {}))
     recipe = SeracRecipe(epochs=epochs, seed=seed)
     begin = Start(base.model, base.tokenizer, task)
     read = list(_requests(out, open_stream(str(requests))))

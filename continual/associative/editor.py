@@ -48,6 +48,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     """A method that writes to FFN output matrices what they are to give at subjects."""
 
     name: str
+    tasks: tuple[str, ...] = ("causal",)
     attempts = 2
     tolerance = 0.5
     splits = True

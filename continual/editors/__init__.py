@@ -64,6 +64,7 @@ class Editor(Protocol):
     """A method."""
 
     name: str
+    tasks: tuple[str, ...]  # whose models it edits; none named: any
     attempts: int  # how many budgets it has
     tolerance: float  # the share of a batch that may stay wrong while the others keep the patch
     splits: bool  # whether a batch that it objects to may do in halves

@@ -20,6 +20,7 @@ class MemoryEditor(ABC):
     """A method that keeps a request as a text beside the untouched model."""
 
     name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("causal",)
     attempts = 1
     tolerance = 0.0
     splits = False

@@ -23,7 +23,7 @@ from continual.patches.neuron import NeuronPatch
 from continual.query_memory import QueryMemory
 from continual.requests import Request
 from continual.site import Rows, Site
-from continual.tasks import Encoding, make_task
+from continual.tasks import Encoding, Question, make_task
 from tests import tiny_language as language
 from tests.continual.conftest import answers
 from tests.tiny_language import CAPITALS, ask, correction
@@ -135,13 +135,13 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     edited = EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
     generator = torch.Generator().manual_seed(5)
     prompts = [
-        Encoding(ids, (len(ids) - 1,), (17,))
+        Encoding(Question(ids), (len(ids) - 1,), (17,))
         for ids in (*drawn(5, 1, generator), *drawn(7, 1, generator))
     ]
-    memory = [Encoding(ids, (2, 5), (8, 9)) for ids in drawn(6, 12, generator)]
+    memory = [Encoding(Question(ids), (2, 5), (8, 9)) for ids in drawn(6, 12, generator)]
     config = TPatcherConfig(memory_top=7)
     with edited:
-        site = Site(edited, make_task(edited.tokenizer, {}))
+        site = Site(edited, make_task(edited.base, {}))
         rows, remembered = site.rows(prompts), site.rows(memory)
         slots = Slots(
             rows.query[None],
@@ -263,14 +263,14 @@ def test_an_empty_memory_asks_for_nothing():
 def site(random_model) -> Iterator[Site]:
     base = load_base(random_model)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base.tokenizer, {}))
+        yield Site(edited, make_task(base, {}))
 
 
 @pytest.fixture
 def knowing_site(knowing_model) -> Iterator[Site]:
     base = load_base(knowing_model)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base.tokenizer, {}))
+        yield Site(edited, make_task(base, {}))
 
 
 def edit_of(site: Site, record: dict) -> Edit:
@@ -344,8 +344,8 @@ def test_rephrases_are_learned_from(knowing_site):
 
 def test_only_wrong_tokens_take_a_neuron(site):
     """The answer that the model gives, but for its second token."""
-    question = site.task.question(ask(1))
-    given = site.task.text(site.continue_greedily(question, 3)).split()
+    asked = site.task.encode(ask(1), " ".join(CAPITALS[:3]))
+    given = site.task.text(site.greedily(asked)).split()
     other = next(name for name in CAPITALS if name not in given)
     record = correction(1, " ".join([given[0], other]))
     _, _, proposal = proposed(site, [record])

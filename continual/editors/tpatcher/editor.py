@@ -70,6 +70,7 @@ class TPatcher:
     """One neuron per wrong answer position, in the last FFN; everything else stays as it is."""
 
     name = "tpatcher"
+    tasks: tuple[str, ...] = ()
     attempts = 3
     tolerance = 0.0
     splits = False
@@ -157,8 +158,7 @@ def _plan(
 ) -> tuple[_Plan, dict[str, str]]:
     """One slot for every answer position at which the prompt or a rephrase is wrong."""
     rows = Rows.join(part for edit in edits for part in edit.rows)
-    vocabulary = site.edited.model.config.get_text_config().vocab_size
-    before = survey(site, rows, config.candidates if vocabulary >= VOCABULARY_MIN else 0)
+    before = survey(site, rows, config.candidates if site.choices >= VOCABULARY_MIN else 0)
     wrong = (~before.verdict.right | before.verdict.close).tolist()
     own: list[tuple[int, ...]] = []
     owner: list[int] = []
