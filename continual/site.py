@@ -87,6 +87,7 @@ class _Summed:
 class _Asked:
     """What was answered last, likewise."""
 
+    state: str  # of the parameters: the head and the norm may be edited, too
     hidden: Tensor
     logits: Tensor
 
@@ -166,9 +167,10 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
-        if self._asked is None or not torch.equal(hidden, self._asked.hidden):
-            self._asked = _Asked(hidden, self._logits(hidden))
-        return self._asked.logits
+        state, known = self.edited.weights_state, self._asked
+        if known is None or known.state != state or not torch.equal(hidden, known.hidden):
+            known = self._asked = _Asked(state, hidden, self._logits(hidden))
+        return known.logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
         weight = next(self.edited.model.parameters())
@@ -204,9 +206,8 @@ class Site:
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
             logits = logits_of(model or self.edited.model, self.inputs(chosen))
-            sequence, position = _places(chosen, logits.device)
-            targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
-            verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
+            answered, targets = answer_logits(chosen, logits)
+            verdict = verdict_of(answered, targets, self.tie)
             sizes = [len(encoding.targets) for encoding in chosen]
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
@@ -252,6 +253,16 @@ def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) ->
         hidden[sequence, position].float(),
         torch.tensor(targets, device=hidden.device),
     )
+
+
+def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer positions of a pass with logits [B, T, vocab], or [B, labels] where there is one
+    answer for a whole input: [n, vocab or labels] float32, and the tokens wanted there [n]."""
+    targets = torch.tensor([t for e in encodings for t in e.targets], device=logits.device)
+    if logits.ndim == 2:
+        return logits.float(), targets
+    sequence, position = _places(encodings, logits.device)
+    return logits[sequence, position].float(), targets
 
 
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:

@@ -13,15 +13,20 @@ from continual.editors import Editor
 from continual.errors import CeditError
 
 EDITORS: Mapping[str, str] = {
-    "tpatcher": "TPatcher",
-    "memit": "Memit",
-    "rome": "Rome",
-    "emmet": "Emmet",
-    "alphaedit": "AlphaEdit",
-    "serac": "Serac",
-    "ike": "Ike",
+    "tpatcher": "tpatcher.TPatcher",
+    "memit": "memit.Memit",
+    "rome": "rome.Rome",
+    "emmet": "emmet.Emmet",
+    "alphaedit": "alphaedit.AlphaEdit",
+    "serac": "serac.Serac",
+    "ike": "ike.Ike",
+    "ft-last": "finetune.FtLast",
+    "ft-all": "finetune.FtAll",
+    "ft-last-kl": "finetune.FtLastKl",
+    "ft-all-kl": "finetune.FtAllKl",
+    "ft-l": "finetune.FtL",
 }
-"""The class of each, in the folder of its name; beside it stands its settings' class, `…Config`."""
+"""The folder and the class of each; beside the class stands that of its settings, `…Config`."""
 
 DEFAULT_CHAIN = ("tpatcher", "serac")
 """The editors that a request goes through, until one of them gets it right. The memory is last."""
@@ -45,8 +50,9 @@ def chain_of(text: str) -> tuple[str, ...]:
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
     """The editor of this name, set up from its `[editor.NAME]` table. Raises CeditError."""
     _require(name)
-    folder = import_module(f"continual.editors.{name}")
-    made, config = EDITORS[name], getattr(folder, f"{EDITORS[name]}Config")
+    folder_name, _, made = EDITORS[name].partition(".")
+    folder = import_module(f"continual.editors.{folder_name}")
+    config = getattr(folder, f"{made}Config")
     return cast(Editor, getattr(folder, made)(config.of(settings)))
 
 
