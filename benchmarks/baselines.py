@@ -88,8 +88,8 @@ def main() -> None:
         for row in run(editor, options.edits, options.every):
             rows.append(row)
             tables.note(f"{editor}: {row['edits']} edits, ER {row['ER']:.3f}")
+            tables.write_json(options.json, "baselines", {"rows": rows})  # a run may break off
     tables.show("Fine-tuning on the atlas", COLUMNS, rows)
-    tables.write_json(options.json, "baselines", {"rows": rows})
 
 
 if __name__ == "__main__":
