@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from continual import retention
-from continual.editors import Editor, Surroundings
+from continual.editors import Editor, Surroundings, Taught
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
@@ -88,6 +89,7 @@ class Bench:
     memory: QueryMemory
     recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
     statistics: Statistics | None = None
+    taught: Callable[[], Taught] = Taught  # as it is known to the ledger
 
 
 class Workshop:
@@ -135,10 +137,22 @@ class Workshop:
                 seed = _derived_seed(self._seed, seq, editor.name, attempt, number)
                 generator = torch.Generator().manual_seed(seed)
                 around = Surroundings(
-                    self._site, self._memory, generator, attempt, self._bench.statistics
+                    self._site,
+                    self._memory,
+                    generator,
+                    attempt,
+                    self._bench.statistics,
+                    self._seed,
+                    partial(self._taught, progress),
                 )
                 groups.extendleft(reversed(self._try(progress, editor, around, group)))
                 number += 1
+
+    def _taught(self, progress: _Progress) -> Taught:
+        """What is known, with what this step has applied so far."""
+        taught = self._bench.taught()
+        new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
+        return replace(taught, edits={**taught.edits, **new})
 
     def _try(
         self, progress: _Progress, editor: Editor, around: Surroundings, group: Group

@@ -37,6 +37,10 @@ class EditError(CeditError):
     """An edit that an editor could not make."""
 
 
+class SharedPatch(EditError):
+    """A request that cannot be taken out of a patch that it shares with others."""
+
+
 class EncoderError(CeditError):
     """A text encoder that cannot be found, loaded or used."""
 

@@ -193,6 +193,7 @@ class Ledger:
         lowest = min(edited.edited_blocks, default=0)
         encodings = [entry.encoding for entry in self.entries]
         if lowest == 0:  # there is nothing below it to spare
+            self._passes = None
             rows = self._site.rows_in_passes(encodings)
         else:
             if self._passes is None or self._passes.block != lowest:

@@ -186,7 +186,7 @@ class Pipeline:
         self._answers = Answers(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
-        bench = Bench(site, standing.memory, standing.recapture, statistics)
+        bench = Bench(site, standing.memory, standing.recapture, statistics, standing.taught)
         self._workshop = Workshop(bench, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:

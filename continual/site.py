@@ -88,6 +88,7 @@ class _Summed:
 class _Asked:
     """What was answered last, likewise."""
 
+    state: str  # of the parameters: the head and the norm may be edited, too
     hidden: Tensor
     logits: Tensor
 
@@ -173,9 +174,10 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
-        if self._asked is None or not torch.equal(hidden, self._asked.hidden):
-            self._asked = _Asked(hidden, self._logits(hidden))
-        return self._asked.logits
+        state, known = self.edited.weights_state, self._asked
+        if known is None or known.state != state or not torch.equal(hidden, known.hidden):
+            known = self._asked = _Asked(state, hidden, self._logits(hidden))
+        return known.logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
         weight = next(self.edited.model.parameters())
@@ -210,11 +212,9 @@ class Site:
         outcomes: dict[int, bool] = {}
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
-            logits = answer_logits(
-                chosen, logits_of(model or self.edited.model, self.inputs(chosen))
-            )
-            targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
-            verdict = verdict_of(logits.float(), targets, self.tie)
+            logits = logits_of(model or self.edited.model, self.inputs(chosen))
+            answered, targets = answer_logits(chosen, logits)
+            verdict = verdict_of(answered, targets, self.tie)
             sizes = [len(encoding.targets) for encoding in chosen]
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
@@ -228,11 +228,9 @@ class Site:
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
         """Whether one probe is right, by a pass over it alone: what decides a close one."""
-        logits = answer_logits(
-            [encoding], logits_of(model or self.edited.model, self.inputs([encoding]))
-        )
-        wanted = torch.tensor(encoding.targets, device=logits.device)
-        return bool((logits.argmax(-1) == wanted).all())
+        logits = logits_of(model or self.edited.model, self.inputs([encoding]))
+        answered, wanted = answer_logits([encoding], logits)
+        return bool((answered.argmax(-1) == wanted).all())
 
     @torch.no_grad()
     def greedily(self, encoding: Encoding, model: Any = None) -> tuple[int, ...]:
@@ -242,7 +240,8 @@ class Site:
         for position in encoding.positions:
             asked = Encoding(encoding.question, (position,), (*said, encoding.targets[-1]))
             logits = logits_of(model or self.edited.model, self.inputs([asked]))
-            said = (*said, int(answer_logits([asked], logits)[0].argmax()))
+            answered, _ = answer_logits([asked], logits)
+            said = (*said, int(answered[0].argmax()))
         return said
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
@@ -264,12 +263,14 @@ def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) ->
     )
 
 
-def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> Tensor:
-    """The rows [n, choices] of a pass's logits, [B, T, vocab] or [B, labels], at which the answers
-    of its probes are read."""
+def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer positions of a pass with logits [B, T, vocab], or [B, labels] where there is one
+    answer for a whole input: [n, vocab or labels] float32, and the tokens wanted there [n]."""
+    targets = torch.tensor([t for e in encodings for t in e.targets], device=logits.device)
     if logits.ndim == 2:
-        return logits
-    return logits[_places(encodings, logits.device)]
+        return logits.float(), targets
+    sequence, position = _places(encodings, logits.device)
+    return logits[sequence, position].float(), targets
 
 
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from continual.candidates import Candidate, Expected, encode
+from continual.editors import Taught
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
@@ -78,6 +79,7 @@ class Standing:
         self._register_sets(lineage[0].body["probes"])
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
         self._taught = self._training_rows()
+        self._contradicted: set[Question] = set()  # questions of requests
         fresh: list[str] = []  # attempted for the first time since the last record
         moved: tuple[str, ...] = ()  # applied when matrices were edited last
         since: set[str] = set()  # applied again or anew since then
@@ -194,7 +196,18 @@ class Standing:
     def contradict(self, learned: Iterable[Encoding]) -> None:
         """Take out of the memory what training said to the very questions that a request asks."""
         for encoding in learned:
-            self.memory.contradict(self._taught.get(encoding.question, ()))
+            question = encoding.question
+            if question in self._taught:
+                self._contradicted.add(question)
+                self.memory.contradict(self._taught[question])
+
+    def taught(self) -> Taught:
+        """Training probes, and the prompts of the edits that the memory has queries of."""
+        training = tuple(e.encoding for e in self.ledger.entries if e.role == TRAIN)
+        gone = {i for i, e in enumerate(training) if e.question in self._contradicted}
+        places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
+        edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
+        return Taught(training, frozenset(gone), edits)
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""

@@ -26,7 +26,8 @@ from continual.editors import Edit, Proposal, Surroundings
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
-from continual.patches.low_rank import EditedWeight, Factors, LowRankPatch
+from continual.patches.edited_weight import EditedWeight
+from continual.patches.low_rank import Factors, LowRankPatch
 
 Config = TypeVar("Config", bound=AssociativeConfig)
 Moments = TypeVar("Moments")

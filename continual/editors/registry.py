@@ -14,15 +14,20 @@ from continual.editors import Editor
 from continual.errors import CeditError
 
 EDITORS: Mapping[str, str] = {
-    "tpatcher": "TPatcher",
-    "memit": "Memit",
-    "rome": "Rome",
-    "emmet": "Emmet",
-    "alphaedit": "AlphaEdit",
-    "serac": "Serac",
-    "ike": "Ike",
+    "tpatcher": "tpatcher.TPatcher",
+    "memit": "memit.Memit",
+    "rome": "rome.Rome",
+    "emmet": "emmet.Emmet",
+    "alphaedit": "alphaedit.AlphaEdit",
+    "serac": "serac.Serac",
+    "ike": "ike.Ike",
+    "ft-last": "finetune.FtLast",
+    "ft-all": "finetune.FtAll",
+    "ft-last-kl": "finetune.FtLastKl",
+    "ft-all-kl": "finetune.FtAllKl",
+    "ft-l": "finetune.FtL",
 }
-"""The class of each, in the folder of its name; beside it stands its settings' class, `…Config`."""
+"""The folder and the class of each; beside the class stands that of its settings, `…Config`."""
 
 DEFAULT_CHAIN = ("tpatcher", "serac")
 """The editors that a request goes through, until one of them gets it right. The memory is last."""
@@ -67,16 +72,17 @@ def make_chain(
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
     """The editor of this name, set up from its `[editor.NAME]` table. Raises CeditError."""
     _require(name)
-    config = getattr(_folder_of(name), f"{EDITORS[name]}Config")
-    return cast(Editor, _class_of(name)(config.of(settings)))
+    editor = _class_of(name)
+    config = getattr(_folder_of(name), f"{editor.__name__}Config")
+    return cast(Editor, editor(config.of(settings)))
 
 
 def _class_of(name: str) -> Any:
-    return getattr(_folder_of(name), EDITORS[name])
+    return getattr(_folder_of(name), EDITORS[name].partition(".")[2])
 
 
 def _folder_of(name: str) -> ModuleType:
-    return import_module(f"continual.editors.{name}")
+    return import_module(f"continual.editors.{EDITORS[name].partition('.')[0]}")
 
 
 def _edits(editor: Any, task: str) -> bool:
