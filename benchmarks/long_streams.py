@@ -231,9 +231,7 @@ def _thinned(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     return rows[::-1][::every][::-1]
 
 
-def _medians(
-    rows: Sequence[Mapping[str, Any]], names: Iterable[str]
-) -> Iterator[dict[str, Any]]:
+def _medians(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """So many rows, with the medians of these numbers over the steps that each stands for."""
     every = -(-len(rows) // POINTS_MAX) or 1
     for first in range(0, len(rows), every):
