@@ -154,14 +154,13 @@ def run(chosen: Run, folder: Path, edits: int) -> None:
     started = time.perf_counter()
     with (
         open_session(place) if place.exists() else init(place, NewStore()) as session,
-        lines.open("a", encoding="utf-8") as file,
+        lines.open("a", buffering=1, encoding="utf-8") as file,
     ):
         tally = Tally(requests, rows)
         for number, step in enumerate(chosen.steps(session, stream), start=1):
             row = tally.row(session, step)
             file.write(json.dumps(row) + "\n")
             if number % max(1, NOTED_EVERY // chosen.batch_size) == 0:
-                file.flush()
                 tables.note(_noted(chosen.name, row, time.perf_counter() - started))
             if row["edits"] >= edits:
                 break

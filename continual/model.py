@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from continual.memory.recall import Recall
 
 ATLAS = "atlas"
+PASSED_MAX = 8  # states that are looked at
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
 
 
@@ -158,6 +159,14 @@ class EditedModel:
     def edited_blocks(self) -> list[int]:
         """The blocks whose matrices are edited, as the model stands."""
         return sorted(self._marks[-1].weights)
+
+    def has_passed(self, state: str, block: int, neurons: int) -> bool:
+        """Whether a state with so many neurons at a block was one of the last on the way to this
+        one: those neurons are then the first that are on."""
+        return self._banks[block].size >= neurons and any(
+            mark.fingerprint == state and mark.sizes.get(block, 0) == neurons
+            for mark in self._marks[-PASSED_MAX:]
+        )
 
     @property
     def depth(self) -> int:
