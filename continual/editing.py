@@ -240,10 +240,7 @@ class Workshop:
         return outcomes
 
 
-_FULL = (
-    "other edits of the same step were each over the budget by themselves: what is left of it takes "
-    "no more"
-)
+_FULL = "others of the same step were over the budget one by one: there is no room for more"
 _WRONG = "its own prompt is still not answered rightly with the patch on"
 _TAKES = "its patch takes the right answer from another request of the same step"
 _TAKEN = "a later patch of the same step took its right answer"

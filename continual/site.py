@@ -160,8 +160,8 @@ class Site:
         found = next((known for known in self._summed if known.is_of(rows)), None)
         if found is None or (found.state, found.neurons) != (state, size):
             firing = self._firing(rows, found)
-            extra = self.bank.summed(firing) if len(firing) else 0.0
-            found = _Summed(state, size, rows, firing, rows.hidden + extra)
+            hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
+            found = _Summed(state, size, rows, firing, hidden)
         self._summed = [found, *(k for k in self._summed if not k.is_of(rows))][:SUMS_REMEMBERED]
         return found.patched
 
