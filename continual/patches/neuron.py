@@ -25,6 +25,7 @@ from continual.patches.owners import others_places, require_owners
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
 ACTIVATIONS_MAX = 2**24  # in one piece
+FEW = 64  # neurons
 
 
 class Mountable(Protocol):
@@ -206,16 +207,21 @@ class NeuronBank:
         Activations are taken in float64: they are the same whatever else is asked, and however many
         neurons came later.
         """
+        asked = queries.to(self.keys.dtype)
+        near = self._nearly_firing(asked, first)
+        scores = asked.double() @ self.keys[near].double().T + self.bias[near].double()
+        fires = (scores > 0).any(0)
+        places = torch.arange(self.size, device=asked.device)[near][fires]
+        return Firing(places, torch.relu(scores[:, fires]).to(asked.dtype))
+
+    def _nearly_firing(self, queries: Tensor, first: int) -> Tensor | slice:
+        """The neurons, from `first` on, that may fire, by a product in float32; all of a few."""
+        if self.size - first <= FEW or not len(queries):
+            return slice(first, self.size)
         keys, bias, lengths = self.keys[first:], self.bias[first:], self._lengths.rows[first:]
-        asked = queries.to(keys.dtype)
-        if not len(asked):
-            return Firing(torch.arange(0, device=keys.device), asked[:, :0])
-        slack = lengths * (ROUNDING * float(torch.linalg.vector_norm(asked, dim=1).max()))
-        nearly = torch.addmm(bias + slack, asked, keys.T).amax(0) > 0
-        near = nearly.nonzero().squeeze(-1)
-        scores = asked.double() @ keys[near].double().T + bias[near].double()
-        fires = scores.amax(0) > 0
-        return Firing(near[fires] + first, torch.relu(scores[:, fires]).to(keys.dtype))
+        longest = float(torch.linalg.vector_norm(queries, dim=1).max())
+        reached = torch.addmm(bias + lengths * (ROUNDING * longest), queries, keys.T) > 0
+        return reached.any(0).nonzero().squeeze(-1) + first
 
     def contribution(self, queries: Tensor) -> Tensor | None:
         """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
