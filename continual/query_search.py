@@ -139,7 +139,10 @@ class _Heads:
         """For these rows; all of them are taken in."""
         sample = rows[:: -(-len(rows) // FITTED_ON_MAX)]
         centre = sample.mean(0)
-        heads = cls(centre, _principal_directions(sample - centre), len(rows))
+        principal = _principal_directions(sample - centre)
+        # a key may point along what all rows share: as one more direction it loosens no bound
+        directions = torch.linalg.qr(torch.cat([centre[:, None], principal], 1)).Q
+        heads = cls(centre, directions, len(rows))
         heads.append(rows)
         return heads
 

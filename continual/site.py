@@ -80,11 +80,15 @@ class _Summed:
     firing: Firing
     patched: Tensor
 
-    def is_of(self, rows: Rows) -> bool:
-        """Whether these are the rows."""
-        return torch.equal(rows.query, self.rows.query) and torch.equal(
-            rows.hidden, self.rows.hidden
-        )
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
+        return self.state, self.neurons, len(self.rows)
+
+    def begins_with(self, rows: Rows) -> bool:
+        """Whether these are the first of the rows, or all of them."""
+        own = self.rows[slice(len(rows))]
+        return torch.equal(rows.query, own.query) and torch.equal(rows.hidden, own.hidden)
 
 
 @dataclass(frozen=True)
@@ -157,20 +161,22 @@ class Site:
         if len(rows) > ROWS_REMEMBERED_MAX:
             return self._with_neurons(rows)
         state, size = self.edited.fingerprint, self.bank.size
-        found = next((known for known in self._summed if known.is_of(rows)), None)
-        if found is None or (found.state, found.neurons) != (state, size):
-            firing = self._firing(rows, found)
-            hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
-            found = _Summed(state, size, rows, firing, hidden)
-        self._summed = [found, *(k for k in self._summed if not k.is_of(rows))][:SUMS_REMEMBERED]
-        return found.patched
+        known = next((summed for summed in self._summed if summed.begins_with(rows)), None)
+        if known is not None and known.name == (state, size, len(rows)):
+            return known.patched
+        firing = self._firing(rows, known)
+        hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
+        others = [s for s in self._summed if s is not known or len(s.rows) > len(rows)]
+        self._summed = [_Summed(state, size, rows, firing, hidden), *others][:SUMS_REMEMBERED]
+        return hidden
 
     def _firing(self, rows: Rows, known: _Summed | None) -> Firing:
         """The neurons that fire on a few rows; only those that came since they were known."""
         bank = self.bank
         if known is None or not self.edited.has_passed(known.state, self.block, known.neurons):
             return bank.firing(rows.query)
-        return known.firing.followed_by(bank.firing(rows.query, known.neurons))
+        before = known.firing.of_first(len(rows))
+        return before.followed_by(bank.firing(rows.query, known.neurons))
 
     def _with_neurons(self, rows: Rows) -> Tensor:
         extra = self.bank.contribution(rows.query)

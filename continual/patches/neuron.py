@@ -25,7 +25,7 @@ from continual.patches.owners import others_places, require_owners
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
 ACTIVATIONS_MAX = 2**24  # in one piece
-FEW = 64  # neurons
+FEW = 16  # neurons
 
 
 class Mountable(Protocol):
@@ -141,6 +141,14 @@ class Firing:
     def __len__(self) -> int:
         return len(self.places)
 
+    def of_first(self, count: int) -> Firing:
+        """Those that fire on the first so many of the queries."""
+        if count == len(self.activations):
+            return self
+        activations = self.activations[:count]
+        fires = (activations > 0).any(0)
+        return Firing(self.places[fires], activations[:, fires])
+
     def followed_by(self, later: Firing) -> Firing:
         """These, and others that come after them, on the same queries."""
         if not len(later):
@@ -157,7 +165,8 @@ class NeuronBank:
     def __init__(self, width: int, device: torch.device) -> None:
         rows = torch.empty(0, width, device=device)
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
-        self._bias, self._lengths = GrowingTensor(rows[:, 0]), GrowingTensor(rows[:, 0])
+        self._bias = GrowingTensor(rows[:, 0])
+        self._longest = 0.0  # of all keys that there ever were
 
     @property
     def size(self) -> int:
@@ -189,7 +198,9 @@ class NeuronBank:
                 f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
-        self._lengths.append(torch.linalg.vector_norm(patch.keys, dim=1))
+        if len(patch.keys):
+            lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)
+            self._longest = max(self._longest, float(lengths.max()))
         return (
             self._keys.append(patch.keys),
             self._bias.append(patch.bias),
@@ -198,7 +209,7 @@ class NeuronBank:
 
     def truncate(self, size: int) -> None:
         """Forget all neurons but the first `size`."""
-        for part in (self._keys, self._bias, self._lengths, self._values):
+        for part in (self._keys, self._bias, self._values):
             part.truncate(size)
 
     def firing(self, queries: Tensor, first: int = 0) -> Firing:
@@ -209,19 +220,20 @@ class NeuronBank:
         """
         asked = queries.to(self.keys.dtype)
         near = self._nearly_firing(asked, first)
+        if not len(near):
+            return Firing(near, asked[:, :0])
         scores = asked.double() @ self.keys[near].double().T + self.bias[near].double()
         fires = (scores > 0).any(0)
-        places = torch.arange(self.size, device=asked.device)[near][fires]
-        return Firing(places, torch.relu(scores[:, fires]).to(asked.dtype))
+        return Firing(near[fires], torch.relu(scores[:, fires]).to(asked.dtype))
 
-    def _nearly_firing(self, queries: Tensor, first: int) -> Tensor | slice:
+    def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
         """The neurons, from `first` on, that may fire, by a product in float32; all of a few."""
         if self.size - first <= FEW or not len(queries):
-            return slice(first, self.size)
-        keys, bias, lengths = self.keys[first:], self.bias[first:], self._lengths.rows[first:]
+            return torch.arange(first, self.size, device=queries.device)
         longest = float(torch.linalg.vector_norm(queries, dim=1).max())
-        reached = torch.addmm(bias + lengths * (ROUNDING * longest), queries, keys.T) > 0
-        return reached.any(0).nonzero().squeeze(-1) + first
+        scores = torch.addmm(self.bias[first:], queries, self.keys[first:].T)
+        near = scores > -ROUNDING * longest * self._longest
+        return near.any(0).nonzero().squeeze(-1) + first
 
     def contribution(self, queries: Tensor) -> Tensor | None:
         """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.

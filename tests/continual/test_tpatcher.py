@@ -319,15 +319,14 @@ def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(k
     assert not proposal.failed
     patch = proposal.patch
     assert len(patch.keys) == 5
-    activations = site.edited.bank(patch.block)
     site.edited.put([patch])
     for i, edit in enumerate(edits):
         query = torch.cat([rows.query for rows in edit.rows])
-        fired = activations.activations(query) > 0
+        fired = scores_of(patch, query) > 0
         assert fired[:, i].all()
         assert not fired[:, [j for j in range(5) if j != i]].any()
         assert site.judge_in_full(edit.encodings) == [True, True]
-    assert not (activations.activations(memory.all()) > 0).any()
+    assert not (scores_of(patch, memory.all()) > 0).any()
 
 
 def test_rephrases_are_learned_from(knowing_site):
@@ -445,11 +444,13 @@ def test_rows_that_were_patched_before_are_patched_as_if_anew(site, more):
         keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
         return NeuronPatch(site.block, keys, torch.zeros(20), values)
 
-    rows = edit_of(site, correction(1)).rows[0]
+    rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
+    first = rows[slice(1)]
     site.edited.put([neurons(1)])
     site.patched(rows)
     for seed in more:
         site.edited.put([neurons(seed)])
+    assert torch.equal(site.patched(first), Site(site.edited, site.task).patched(first))
     assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
     site.edited.take_off(0)
     site.edited.put([neurons(4)])
