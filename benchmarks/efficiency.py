@@ -33,7 +33,7 @@ from continual.pipeline import Recheck, Step
 from continual.session import NewStore, Session, init
 
 BATCHES: Mapping[str, Sequence[int]] = {
-    "memit": (1, 10, 50),
+    "memit": (50, 10, 1),
     "emmet": (10,),
     "alphaedit": (10,),
 }
@@ -175,9 +175,11 @@ def main() -> None:
         print(json.dumps(Case(editor, int(batch_size), int(edits)).run()))
         return
     torch.set_num_threads(options.threads)
-    rows = [case.measured() for case in cases(options.editors.split(","), options.edits)]
+    rows: list[dict[str, Any]] = []
+    for case in cases(options.editors.split(","), options.edits):
+        rows.append(case.measured())
+        tables.write_json(options.json, "efficiency", {"editors": rows})
     tables.show(f"{options.edits} corrections of the atlas by every editor", COLUMNS, rows)
-    tables.write_json(options.json, "efficiency", {"editors": rows})
 
 
 if __name__ == "__main__":
