@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from continual.memory.recall import Recall
 
 ATLAS = "atlas"
+PASSED_MAX = 8  # states that are looked at
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
 
 
@@ -161,6 +162,14 @@ class EditedModel:
         """The blocks whose parameters are edited, as the model stands; what lies in front of the
         blocks or behind them counts as the first or the last."""
         return sorted({self.block_of(path) for path in self._marks[-1].weights})
+
+    def has_passed(self, state: str, block: int, neurons: int) -> bool:
+        """Whether a state with so many neurons at a block was one of the last on the way to this
+        one: those neurons are then the first that are on."""
+        return self._banks[block].size >= neurons and any(
+            mark.fingerprint == state and mark.sizes.get(block, 0) == neurons
+            for mark in self._marks[-PASSED_MAX:]
+        )
 
     @property
     def depth(self) -> int:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from continual.model import EditedModel
 from continual.partial import RowTail, find_tail, logits_of
-from continual.patches.neuron import NeuronBank
+from continual.patches.neuron import Firing, NeuronBank
 from continual.site_pass import SitePass
 from continual.tasks import Encoding, Task
 
 PASS_TOKENS_MAX = 4096
 LOGITS_MAX = 2**24
 ROWS_REMEMBERED_MAX = 64
+SUMS_REMEMBERED = 4
 TIE = 2.0**-13
 """Two logits nearer than this share of the row's largest may change places by float rounding."""
 TIE_ROUNDINGS = 4
@@ -71,17 +72,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Summed:
-    """What was patched last: a gate, an editor and a proof often ask the same in a row."""
+    """What was patched before: a gate, an editor, a proof and the ledger often ask the same, with
+    few neurons more."""
 
-    state: tuple[str, int]  # the model's fingerprint, and how many neurons are on
+    state: str  # the model's fingerprint
+    neurons: int  # so many were on
     rows: Rows
+    firing: Firing
     patched: Tensor
 
-    def is_of(self, rows: Rows) -> bool:
-        """Whether these are the rows."""
-        return torch.equal(rows.query, self.rows.query) and torch.equal(
-            rows.hidden, self.rows.hidden
-        )
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
+        return self.state, self.neurons, len(self.rows)
+
+    def begins_with(self, rows: Rows) -> bool:
+        """Whether these are the first of the rows, or all of them."""
+        own = self.rows[slice(len(rows))]
+        return torch.equal(rows.query, own.query) and torch.equal(rows.hidden, own.hidden)
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Site:
         self.task = task
         self.tail: RowTail = find_tail(edited.model, edited.anatomy)
         self._pass = SitePass(edited.model, edited.anatomy)
-        self._summed: _Summed | None = None
+        self._summed: list[_Summed] = []  # the latest first
         self._asked: _Asked | None = None
 
     @property
@@ -160,11 +168,23 @@ class Site:
         """h [n, d] with what the neurons add to it."""
         if len(rows) > ROWS_REMEMBERED_MAX:
             return self._with_neurons(rows)
-        state = (self.edited.fingerprint, self.bank.size)
-        known = self._summed
-        if known is None or known.state != state or not known.is_of(rows):
-            known = self._summed = _Summed(state, rows, self._with_neurons(rows))
-        return known.patched
+        state, size = self.edited.fingerprint, self.bank.size
+        known = next((summed for summed in self._summed if summed.begins_with(rows)), None)
+        if known is not None and known.name == (state, size, len(rows)):
+            return known.patched
+        firing = self._firing(rows, known)
+        hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
+        others = [s for s in self._summed if s is not known or len(s.rows) > len(rows)]
+        self._summed = [_Summed(state, size, rows, firing, hidden), *others][:SUMS_REMEMBERED]
+        return hidden
+
+    def _firing(self, rows: Rows, known: _Summed | None) -> Firing:
+        """The neurons that fire on a few rows; only those that came since they were known."""
+        bank = self.bank
+        if known is None or not self.edited.has_passed(known.state, self.block, known.neurons):
+            return bank.firing(rows.query)
+        before = known.firing.of_first(len(rows))
+        return before.followed_by(bank.firing(rows.query, known.neurons))
 
     def _with_neurons(self, rows: Rows) -> Tensor:
         extra = self.bank.contribution(rows.query)
