@@ -12,7 +12,8 @@ from cli.report.texts import rate, seconds
 from cli.report.thinning import Dot
 from continual.reporting import HistoryReport, Mark, Point, StepTime
 
-DRAWN = {"SR": "sr", "GR": "gr", "TrainR": "train", "TestR": "test", "ER": "er"}  # ER above all
+DRAWN = {"SR": "sr", "GR": "gr", "ER": "er", "TrainR": "train", "TestR": "test"}
+ABOVE = "ER"  # the line that is drawn over all others
 TIMED = {"edit": "er", "new probes": "sr", "re-check": "gr"}
 WIDE, NARROW = (940, 330), (400, 300)  # pixels
 X_LABEL = "revision"
@@ -49,7 +50,7 @@ def metrics(report: HistoryReport) -> Markup | None:
             y_label="share",
             x=axes.counting(report.title.revisions, size.x_ticks),
             y=y,
-            series=series,
+            series=sorted(series, key=lambda line: line.name == ABOVE),
             flags=flags,
             told=rate,
         )

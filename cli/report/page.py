@@ -84,9 +84,6 @@ def _parts(report: HistoryReport) -> Iterator[Markup]:
 
 
 def _header(title: Title) -> Markup:
-    measured = DASH
-    if title.first_at is not None:
-        measured = f"{moment(title.first_at)} to {moment(title.last_at)}"
     facts: list[tuple[str, Markup | str]] = [
         ("Corrections in force", count(title.active)),
         ("Revisions from base", f"{count(title.revisions)} of {count(title.entries)} entries"),
@@ -94,7 +91,8 @@ def _header(title: Title) -> Markup:
         ("Fingerprint of the model", identity(title.fingerprint)),
         ("Fingerprint of base", identity(title.base)),
         ("Task", told(title.task)),
-        ("Steps made", measured),
+        ("First step", moment(title.first_at)),
+        ("Last step", moment(title.last_at)),
     ]
     if title.tags:
         facts.append(("Tags", told(", ".join(title.tags))))
@@ -134,9 +132,10 @@ def _figure(name: str, value: float | None) -> Markup:
 
 def _curves(report: HistoryReport) -> Markup:
     drawn = charts.metrics(report)
-    note = "Every probe was measured again after each step, from base to head."
+    title, checked = report.title, sum(point.place > 0 for point in report.points)
+    note = f"All probes, measured again after {checked:,} of the {title.revisions:,} revisions."
     if drawn is None:
-        drawn, note = element("p", "There is nothing to draw before the first edit."), ""
+        note = "Nothing was measured after an edit yet."
     return element("section", element("h2", "Over the revisions"), _note(note), drawn)
 
 

@@ -50,7 +50,7 @@ def pairs(rows: Iterable[tuple[Cell, Cell]]) -> Markup:
         element("tr", element("td", name, class_=NAME), element("td", value, class_=TEXT))
         for name, value in rows
     )
-    return element("div", element("table", element("tbody", *body)), class_="scroll")
+    return element("div", element("table", element("tbody", *body)), class_="scroll pairs")
 
 
 def _more(left: int) -> Markup | None:

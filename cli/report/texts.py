@@ -44,7 +44,7 @@ def rate(value: float | None) -> str:
     if value is None:
         return DASH
     written = f"{value:.3f}"
-    return f"{value:.5f}" if written == "1.000" and value < 1 else written
+    return f"{min(value, 0.99999):.5f}" if written == "1.000" and value < 1 else written
 
 
 def seconds(value: float | None) -> str:
