@@ -154,7 +154,7 @@ def test_an_edit_is_broken_until_it_is_right_again(
     turn(store, 2, {f"{broken['id']}:edit:0": False})
     found = facts(cedit)["corrections"]
     assert [(b["request"]["id"], b["since_seq"]) for b in found["broken"]] == [(broken["id"], 2)]
-    assert found["wrong"] == {"edit": 1}
+    assert found["wrong"]["edit"] == 1
     assert found["repaired"] == []
     assert broken["prompt"] in page().text
     turn(store, 3, {f"{broken['id']}:edit:0": True})
