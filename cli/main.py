@@ -34,6 +34,7 @@ COMMANDS = (
     "gc",
     "export",
     "import",
+    "report",
     "migrate",
     "train",
     "demo",
