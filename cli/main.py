@@ -36,6 +36,7 @@ COMMANDS = (
     "import",
     "migrate",
     "train",
+    "bench",
     "demo",
     "completion",
 )

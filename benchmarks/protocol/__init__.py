@@ -6,11 +6,10 @@ it is wrong it is edited, and after every edit SR, GR, ER, TrainR and TestR are 
     splits         D_train, validation, D_edit and D_test of any examples; D_edit in folds
     claims         FEVER's claims, and rules that reword a claim
     questions      zsRE's questions, and questions about ParaRel's facts
-    completions    CounterFact's records, on the model of `benchmarks.counterfact_model`
     networks       new models of three architectures, with their tokenizers
     training       trains one of them, and keeps it by what it was trained on
     settings       the three tasks: what their streams, probes and models are
     runs           one fold by one editor, resumable; a JSON file each
     published      the paper's rows
-    tables_of_runs the table and the curves over all runs
+    reporting      the table and the curves over all runs
 """

@@ -29,9 +29,10 @@ FRAMES = (
     "It is correct to say that {}.",
     "Indeed, {}.",
 )
-LOWERED = frozenset(
-    "The A An There This That These Those In On At It He She They His Her Its Their One Some".split()
-)
+LOWERED = {
+    *("The", "A", "An", "This", "That", "These", "Those", "There", "One", "Some", "In", "On", "At"),
+    *("It", "He", "She", "They", "His", "Her", "Its", "Their"),
+}
 CONTRACTIONS = {
     f"{verb} not": f"{verb}n't"
     for verb in ("is", "are", "was", "were", "did", "does", "do", "has", "have", "had", "could")

@@ -58,9 +58,7 @@ class Architecture:
         """A tokenizer that was trained on these texts."""
         return self.new_tokenizer(texts, self.shape.vocabulary)
 
-    def model(
-        self, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str], seed: int
-    ) -> Any:
+    def model(self, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str], seed: int) -> Any:
         """A model with random weights; `answers` are its labels, where it has any."""
         torch.manual_seed(seed)
         return self.new_model(tokenizer, self.shape, sorted(set(answers)))
