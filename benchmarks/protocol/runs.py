@@ -183,7 +183,7 @@ class Protocol:
                 step = next(steps, None)
                 if step is None:
                     return True
-                seconds.write(json.dumps(_timed(step)) + "\n")
+                seconds.write("\n" + json.dumps(_timed(step)))
                 seconds.flush()
                 if step.outcomes and step.outcomes[0].outcome in ATTEMPTED:
                     attempted += 1
@@ -213,7 +213,7 @@ def _timed(step: Step) -> dict[str, Any]:
 
 
 def _seconds(place: Path) -> dict[int, dict[str, float]]:
-    """What steps took, by the number of their revision."""
+    """What steps took, by the number of their revision; a line that was cut off is passed over."""
     lines = place.with_suffix(".seconds").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines if line.endswith("}")]
     return {record.pop("seq"): record for record in records}

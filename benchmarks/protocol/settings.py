@@ -29,9 +29,9 @@ QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)
 PARAREL_FACTS = 3000
 WATCHED = 500  # examples of D_train on which a training run is watched
 RECIPES = {
-    "bert": Recipe(epochs=6, seconds_max=900, learning_rate=3e-4, weight_decay=0.1),
+    "bert": Recipe(epochs=4, seconds_max=900, learning_rate=3e-4, weight_decay=0.1),
     "bart": Recipe(epochs=40, seconds_max=900),
-    "t5": Recipe(epochs=40, seconds_max=900, learning_rate=2e-3),
+    "t5": Recipe(epochs=20, seconds_max=900, learning_rate=2e-3),
 }
 
 

@@ -83,9 +83,11 @@ class Splits:
 
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
-    """Each prompt once, and none that is given with two answers."""
+    """Each prompt once, and none that is a wording of two examples with two answers."""
     answers: dict[str, set[str]] = {}
     for example in examples:
-        answers.setdefault(example.prompt.casefold(), set()).add(example.answer)
+        for wording in example.wordings:
+            answers.setdefault(wording.casefold(), set()).add(example.answer)
     first = {example.prompt.casefold(): example for example in reversed(examples)}
-    return [first[prompt] for prompt, found in answers.items() if len(found) == 1]
+    prompts = dict.fromkeys(example.prompt.casefold() for example in examples)
+    return [first[prompt] for prompt in prompts if len(answers[prompt]) == 1]
