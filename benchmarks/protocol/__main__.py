@@ -2,12 +2,14 @@
 
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
-        [--model DIR] [--cache DIR] --output DIR [--plots DIR]
+        [--start DIR | --model DIR] [--cache DIR] --output DIR [--plots DIR]
 
-The initial model is trained once and kept in the cache; `--model` takes any transformers directory
-instead, which must have been trained on the task. Given again with the same `--output`, finished
-runs are read from their files and interrupted ones go on. The table has the mean and the deviation
-over folds, beside the published rows; the folder gets `table.json` and the curves.
+The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
+with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
+directory as it is, which must have been trained on the task. Given again with the same
+`--output`, finished runs are read from their files and interrupted ones go on. The table has the
+mean and the deviation over folds, beside the published rows; the folder gets `table.json` and the
+curves.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, metavar="N")
     made.add_argument("--train-probes", type=int, default=1000, metavar="N")
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
-    made.add_argument("--model", type=Path, metavar="DIR", help="an initial model that is there")
+    begin = made.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, metavar="DIR", help="fine-tune this on D_train")
+    begin.add_argument("--model", type=Path, metavar="DIR", help="an initial model that is there")
     made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     made.add_argument("--output", type=Path, required=True, metavar="DIR")
     made.add_argument("--plots", type=Path, metavar="DIR", help="where the curves go, too")
@@ -54,6 +58,8 @@ def run(options: argparse.Namespace) -> None:
     architecture = options.architecture or known[0]
     if architecture not in known:
         raise CeditError(f"{options.task} has {' or '.join(known)}, not {architecture}.")
+    if options.start and options.task == "counterfact":
+        raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
     asked = settings.Asked(architecture, data_folder(), options.cache, options.model, options.seed)
     setting = settings.TASKS[options.task](asked)
     settings.note_of(setting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
@@ -54,14 +58,30 @@ class Architecture:
     new_model: Callable[[PreTrainedTokenizerFast, Shape, Sequence[str]], Any]
     labels: bool  # an answer is a label, not a text
 
-    def tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-        """A tokenizer that was trained on these texts."""
-        return self.new_tokenizer(texts, self.shape.vocabulary)
-
-    def model(self, tokenizer: PreTrainedTokenizerFast, answers: Sequence[str], seed: int) -> Any:
-        """A model with random weights; `answers` are its labels, where it has any."""
+    def new(self, texts: Iterable[str], answers: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """A tokenizer that was trained on these texts, and a model with random weights; the
+        answers are its labels, where it has any."""
+        tokenizer = self.new_tokenizer(texts, self.shape.vocabulary)
         torch.manual_seed(seed)
-        return self.new_model(tokenizer, self.shape, sorted(set(answers)))
+        return tokenizer, self.new_model(tokenizer, self.shape, sorted(set(answers)))
+
+    def pretrained(self, directory: Path, answers: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """Tokenizer and model of a directory; a label head is new where it has none."""
+        torch.manual_seed(seed)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        if not self.labels:
+            return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(directory)
+        return tokenizer, AutoModelForSequenceClassification.from_pretrained(
+            directory, **_label_names(sorted(set(answers))), ignore_mismatched_sizes=True
+        )
+
+
+def _label_names(labels: Sequence[str]) -> dict[str, Any]:
+    """A config's names of its labels."""
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -131,8 +151,7 @@ def bert(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]
         intermediate_size=shape.ffn_width,
         max_position_embeddings=CONTEXT_TOKENS,
         pad_token_id=tokenizer.pad_token_id,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
+        **_label_names(labels),
     )
     return BertForSequenceClassification(config)
 

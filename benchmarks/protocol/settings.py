@@ -1,7 +1,8 @@
 """The three tasks of the protocol: what each one's examples, splits and initial model are.
 
-`fever` and `zsre` train their initial model here, on D_train in all its wordings; `counterfact`
-has that of `benchmarks.counterfact_model`. A model directory takes the place of any of them.
+`fever` and `zsre` train their initial model here, on D_train in all its wordings: a new one, or a
+pretrained one. `counterfact` has that of `benchmarks.counterfact_model`. A model directory takes
+the place of any of them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ RECIPES = {
     "bart": Recipe(epochs=40, seconds_max=900),
     "t5": Recipe(epochs=20, seconds_max=900, learning_rate=2e-3),
 }
+FINE_TUNING = Recipe(epochs=5, tokens_per_batch=2048, learning_rate=5e-5, warmup_steps=200)
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: the data's folder, where models are kept, a model that is there."""
+    """What is asked for."""
 
     architecture: str
-    data: Path
-    cache: Path
-    model: Path | None
+    data: Path  # the folder of the datasets
+    cache: Path  # where trained models are kept
     seed: int
+    model: Path | None = None  # an initial model that is there
+    start: Path | None = None  # a pretrained model, to be fine-tuned on D_train
 
 
 def fever(asked: Asked) -> Setting:
@@ -122,9 +125,10 @@ ARCHITECTURES = {"fever": ("bert",), "zsre": ("bart", "t5"), "counterfact": ("gp
 def _trained_on(splits: Splits, asked: Asked) -> Path:
     """A model that was trained on D_train in all its wordings."""
     pairs = [pair for example in splits.train for pair in _pairs(example)]
-    made_by = replace(RECIPES[asked.architecture], seed=asked.seed)
+    start = None if asked.start is None else model_directory(asked.start)
+    made_by = replace(FINE_TUNING if start else RECIPES[asked.architecture], seed=asked.seed)
     watch = partial(_watched, splits)
-    return trained_model(asked.architecture, pairs, made_by, asked.cache, watch)
+    return trained_model(asked.architecture, pairs, made_by, asked.cache, watch, start)
 
 
 def _pairs(example: Example) -> list[Pair]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import tables
 from benchmarks.protocol.networks import ARCHITECTURES, Architecture
+from continual.model import directory_fingerprint
 
 Pair = tuple[str, str]  # a text and its answer
 UNCOUNTED = -100  # the label of a position that has no loss
@@ -47,17 +48,19 @@ def trained_model(
     recipe: Recipe,
     cache: Path,
     watch: Callable[[Any, Any], str] | None = None,
+    start: Path | None = None,
 ) -> Path:
     """The directory of a model that was trained on these pairs: from the cache, or trained now.
 
     `watch` is called with model and tokenizer after every tenth epoch, and says how it does.
+    `start`: a pretrained model that is trained on, in the place of a new one.
     """
-    directory = cache / f"protocol-{architecture}-{digest(architecture, pairs, recipe)}"
+    directory = cache / f"protocol-{architecture}-{digest(architecture, pairs, recipe, start)}"
     if not directory.exists():
         unfinished = directory.with_suffix(".training")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        training = Training(ARCHITECTURES[architecture], pairs, recipe)
+        training = Training(ARCHITECTURES[architecture], pairs, recipe, start)
         training.run(watch)
         training.model.eval().save_pretrained(unfinished)
         training.tokenizer.save_pretrained(unfinished)
@@ -65,13 +68,17 @@ def trained_model(
     return directory
 
 
-def digest(architecture: str, pairs: Sequence[Pair], recipe: Recipe) -> str:
+def digest(
+    architecture: str, pairs: Sequence[Pair], recipe: Recipe, start: Path | None = None
+) -> str:
     """The name of what a model is trained on and how."""
-    content = {
+    content: dict[str, Any] = {
         "shape": asdict(ARCHITECTURES[architecture].shape),
         "pairs": list(pairs),
         "recipe": {name: str(value) for name, value in asdict(recipe).items()},
     }
+    if start is not None:
+        content["start"] = directory_fingerprint(start)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -89,15 +96,22 @@ class Encoded:
 class Training:
     """One training run."""
 
-    def __init__(self, architecture: Architecture, pairs: Sequence[Pair], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        pairs: Sequence[Pair],
+        recipe: Recipe,
+        start: Path | None = None,
+    ) -> None:
         self.recipe = recipe
         self.rng = random.Random(recipe.seed)
-        self.tokenizer = architecture.tokenizer(
-            text for pair in pairs for text in (pair[:1] if architecture.labels else pair)
-        )
-        self.model = architecture.model(
-            self.tokenizer, [answer for _, answer in pairs], recipe.seed
-        ).train()
+        answers = [answer for _, answer in pairs]
+        if start is None:
+            texts = (text for pair in pairs for text in (pair[:1] if architecture.labels else pair))
+            self.tokenizer, self.model = architecture.new(texts, answers, recipe.seed)
+        else:
+            self.tokenizer, self.model = architecture.pretrained(start, answers, recipe.seed)
+        self.model.train()
         self.labels = self.model.config.label2id if architecture.labels else None
         self.examples = [self._encoded(text, answer) for text, answer in pairs]
         self.optimizer = torch.optim.AdamW(
@@ -128,7 +142,7 @@ class Training:
         ids = tuple(self.tokenizer(text)["input_ids"])
         if self.labels is not None:
             return Encoded(ids, (self.labels[answer],))
-        return Encoded(ids, tuple(self.tokenizer(answer)["input_ids"]))
+        return Encoded(ids, tuple(self.tokenizer(text_target=answer)["input_ids"]))
 
     def _batches(self) -> Iterator[list[Encoded]]:
         """All examples once, in random batches of nearly one length."""
@@ -193,7 +207,7 @@ def accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int 
             wanted = torch.tensor([labels[answer] for _, answer in batch])
             right += int((model(**inputs).logits.argmax(-1) == wanted).sum())
             continue
-        answers = [tokenizer(answer)["input_ids"] for _, answer in batch]
+        answers = [tokenizer(text_target=answer)["input_ids"] for _, answer in batch]
         wanted = _padded(answers, UNCOUNTED)
         found = model(**inputs, labels=wanted).logits.argmax(-1)
         right += int(((found == wanted) | (wanted == UNCOUNTED)).all(1).sum())

@@ -52,10 +52,16 @@ def command() -> None:
 @click.option("--seed", type=int, metavar="N", help="Of splits, streams and stores (default: 0).")
 @click.option("--settings", metavar="JSON", help='Of the editors: {"tpatcher": {"margin": 0.7}}.')
 @click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="A pretrained model to fine-tune on D_train: the paper's BERT-base or BART-base.",
+)
+@click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="The initial model, trained on the task (default: one is trained here, and kept).",
+    help="The initial model as it is (default: a small one is trained here, and kept).",
 )
 @click.option(
     "--output",

@@ -60,3 +60,14 @@ def test_another_seed_or_another_pair_is_another_model() -> None:
     }
     # bart and t5 have one shape here, and are told apart by the folder's name
     assert len(names) == 3
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5"])
+def test_a_pretrained_model_is_trained_on(architecture: str, tmp_path: Path) -> None:
+    pairs = CLAIMS if architecture == "bert" else PAIRS
+    start = trained_model(architecture, pairs, RECIPE, tmp_path)
+    still = replace(RECIPE, epochs=1, learning_rate=0.0)
+    directory = trained_model(architecture, pairs, still, tmp_path, start=start)
+    model = LOADERS[architecture].from_pretrained(directory)
+    assert directory != start
+    assert accuracy(model, hf.AutoTokenizer.from_pretrained(directory), pairs) == 1.0
