@@ -73,15 +73,16 @@ def run(options: argparse.Namespace) -> None:
     )
     runs = Protocol(setting, plan, options.output).run()
     rows = reporting.table(setting, runs)
+    initial = reporting.initial(runs)
     if options.json:
         for row in rows:
             print(json.dumps({"type": "protocol", **row}))
     else:
         title = f"{options.task}, {architecture}, {options.folds} folds"
+        tables.show("The initial model", reporting.INITIAL_COLUMNS, initial)
         tables.show(title, reporting.COLUMNS, rows)
-    base = {f"fold {run.fold}, {run.editor}": run.base for run in runs}
     name = f"protocol-{options.task}-{architecture}"
-    tables.write_json(options.output / "table.json", name, {"rows": rows, "base": base})
+    tables.write_json(options.output / "table.json", name, {"initial": initial, "rows": rows})
     for folder in filter(None, (options.output, options.plots)):
         reporting.draw(reporting.curves(runs), folder, name)
 

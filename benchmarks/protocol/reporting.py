@@ -19,11 +19,17 @@ COLUMNS = (
     Column("editor", "editor"),
     Column("model", "model"),
     Column("folds", "folds", "d"),
+    Column("inputs met", "met", ",.0f"),
     Column("edits", "edits", ",.0f"),
     *(Column(name, name) for name in RATES),
     Column("edit, s", "edit_s", ".3f"),
     Column("re-check, s", "recheck_s", ".3f"),
     Column("patch, bytes", "bytes", ",.0f"),
+)
+INITIAL_COLUMNS = (
+    Column("probes", "probes"),
+    Column("asked", "asked", ",d"),
+    Column("right", "right", ".3f"),
 )
 
 
@@ -39,11 +45,22 @@ def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows + [{**row, **{name: f"{row[name]:.3f}" for name in RATES}} for row in theirs]
 
 
+def initial(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the initial model answers rightly before the first edit, of each probe set."""
+    base = runs[0].base if runs else {}
+    return [
+        {"probes": name, "asked": asked, "right": right / asked}
+        for name, (right, asked) in base.items()
+        if asked
+    ]
+
+
 def _over_folds(runs: Sequence[Run]) -> dict[str, Any]:
     ends = [run.rows[-1] for run in runs]
     every = [row for run in runs for row in run.rows]
     return {
         "folds": len(runs),
+        "met": statistics.fmean(end["met"] for end in ends),
         "edits": statistics.fmean(run.edits for run in runs),
         **{name: _mean_and_deviation(end[name] for end in ends) for name in RATES},
         **{name: _median(row.get(name) for row in every) for name in ("edit_s", "recheck_s")},

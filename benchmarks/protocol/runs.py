@@ -194,18 +194,19 @@ class Protocol:
 def rows_of(
     session: Session, seconds: Mapping[int, Mapping[str, float]]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each attempted edit of the history at head: the metrics after it, the bytes of its
-    patch, and what it took where that is known."""
-    edits = 0
+    """A row for each attempted edit of the history at head: how many inputs of the stream were met,
+    the metrics after it, the bytes of its patch, and what it took where that is known."""
+    met = edits = 0
     for revision in session.store.lineage("head"):
         outcomes = revision.body.get("requests", [])
+        met += len(outcomes)
         measured = session.store.ledger(revision.seq)
         if not measured or not any(o["outcome"] in ATTEMPTED for o in outcomes):
             continue
         edits += 1
         rates = {name: measured["rates"][name] for name in RATES}
         size = revision.patch.length if revision.patch else 0
-        yield {"edits": edits, **rates, "bytes": size, **seconds.get(revision.seq, {})}
+        yield {"edits": edits, "met": met, **rates, "bytes": size, **seconds.get(revision.seq, {})}
 
 
 def _timed(step: Step) -> dict[str, Any]:

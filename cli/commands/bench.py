@@ -79,8 +79,8 @@ def protocol(as_json: bool, **options: Any) -> None:
     table has mean and deviation over the folds, beside the published rows. A run that was
     interrupted goes on when the same command is given again.
 
-    With --json there is a line for each row: {"type":"protocol","editor","model","folds","edits",
-    "SR","GR","ER","TrainR","TestR","edit_s","recheck_s","bytes"}.
+    With --json there is a line for each row: {"type":"protocol","editor","model","folds","met",
+    "edits","SR","GR","ER","TrainR","TestR","edit_s","recheck_s","bytes"}.
 
     \b
     Example:

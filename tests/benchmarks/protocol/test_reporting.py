@@ -17,7 +17,7 @@ SETTING = Setting("fever", "bert", {}, Splits((), (), (), ()), Path("model"))
 
 def row(edits: int, rate: float, **more: Any) -> dict[str, Any]:
     rates = dict.fromkeys(("SR", "GR", "ER", "TrainR", "TestR"), rate)
-    return {"edits": edits, **rates, "bytes": 100 * edits, "edit_s": 0.5, **more}
+    return {"edits": edits, "met": 2 * edits, **rates, "bytes": 100 * edits, "edit_s": 0.5, **more}
 
 
 def run(fold: int, *rows: dict[str, Any], editor: str = "tpatcher") -> Run:
@@ -32,7 +32,7 @@ def test_rates_are_mean_and_deviation_of_the_folds_ends() -> None:
     assert own["ER"] == "0.850 ± 0.071"
     assert (own["folds"], own["edits"], own["model"]) == (2, 2.5, "bert")
     assert (own["edit_s"], own["recheck_s"]) == (0.5, None)
-    assert own["bytes"] == 200
+    assert (own["bytes"], own["met"]) == (200, 5)
 
 
 def test_the_published_rows_follow_with_the_name_of_their_model() -> None:
@@ -44,6 +44,11 @@ def test_the_published_rows_follow_with_the_name_of_their_model() -> None:
 
 def test_a_rate_that_was_not_measured_has_no_mean() -> None:
     assert reporting.table(SETTING, [run(0, row(1, 1.0, ER=None))])[0]["ER"] is None
+
+
+def test_the_initial_models_accuracies_are_told() -> None:
+    runs = [Run(0, "tpatcher", False, {"train": [9, 10], "test": [0, 0]}, (), {})]
+    assert reporting.initial(runs) == [{"probes": "train", "asked": 10, "right": 0.9}]
 
 
 def test_a_curve_is_the_mean_as_far_as_all_folds_go() -> None:

@@ -68,6 +68,8 @@ def test_only_what_the_model_gets_wrong_is_an_edit(setting: Setting, tmp_path: P
     runs = Protocol(setting, replace(PLAN, edits=100), tmp_path).run()
     assert all(run.exhausted for run in runs)
     assert sum(run.edits for run in runs) == 9  # of twelve, three of which are right
+    assert all(row["met"] >= row["edits"] for run in runs for row in run.rows)
+    assert any(run.rows[-1]["met"] > run.edits for run in runs)
 
 
 def test_a_finished_run_is_read_from_its_file(
