@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKERS = "osD^v"
+MARKERS = "osD^vPX<>*"
 COLUMNS = 3
 
 

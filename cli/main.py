@@ -37,6 +37,7 @@ COMMANDS = (
     "report",
     "migrate",
     "train",
+    "bench",
     "demo",
     "completion",
 )

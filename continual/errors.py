@@ -47,3 +47,7 @@ class EncoderError(CeditError):
 
 class ScopeError(CeditError):
     """A scope that cannot be trained, loaded or used."""
+
+
+class BenchmarksMissing(CeditError):
+    """The project's benchmarks are not where they are looked for."""
