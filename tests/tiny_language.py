@@ -41,7 +41,7 @@ END = "."
 
 def words() -> list[str]:
     """The vocabulary."""
-    spoken = " ".join([*PHRASINGS, *PARTS]).replace("{}", "").split()
+    spoken = " ".join(PHRASINGS).replace("{}", "").split()
     return ["<pad>", "<unk>", END, *dict.fromkeys(spoken), *COUNTRIES, *CAPITALS]
 
 
@@ -168,7 +168,6 @@ def _lesson(read: Any, phrasing: int) -> tuple[Tensor, int, Tensor]:
 # -- models of other tasks
 
 LABELS = ("north", "south", "east")
-PARTS = ("{} lies in the", "to which part belongs {}", "people in {} live in the")
 
 
 def part(country: int) -> str:
@@ -283,7 +282,7 @@ def save_classifier(directory: Path, name: str) -> Path:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         labels = torch.tensor([LABELS.index(part(country)) for country in range(KNOWN)])
         for step in range(150):
-            asked = [PARTS[step % len(PARTS)].format(COUNTRIES[c]) for c in range(KNOWN)]
+            asked = [ask(c, step % len(PHRASINGS)) for c in range(KNOWN)]
             inputs = read(asked, return_tensors="pt")["input_ids"]
             loss = model(input_ids=inputs, labels=labels).loss
             optimizer.zero_grad()

@@ -14,7 +14,7 @@ from benchmarks.protocol.training import Recipe, accuracy, digest, trained_model
 
 PAIRS = [(f"What is the colour of {a} {b}?", f"{a} is {b}") for a in "abcd" for b in ("x", "yz")]
 CLAIMS = [(text, "SUPPORTS" if "x" in text else "REFUTES") for text, _ in PAIRS]
-RECIPE = Recipe(epochs=150, warmup_steps=5, learning_rate=5e-3)
+RECIPE = Recipe(epochs=400, warmup_steps=20, learning_rate=2e-3)
 LOADERS = {
     "bert": hf.AutoModelForSequenceClassification,
     "bart": hf.AutoModelForSeq2SeqLM,
