@@ -158,8 +158,10 @@ def test_serac_is_trained_on_a_file_of_requests(
     target = tmp_path / "serac"
     ran = cedit("train", "serac", stream, "--out", target, "--epochs", 2, "--json")
     assert ran.code == 0
-    assert [record["epoch"] for record in ran.records] == [1, 2]
-    assert all(r.keys() == {"type", "epoch", "loss", "inside", "beside"} for r in ran.records)
+    *epochs, made = ran.records
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert all(r.keys() == {"type", "epoch", "loss", "inside", "beside"} for r in epochs)
+    assert made["type"] == "model"
     assert (target / "config.json").is_file()
     again = cedit("train", "serac", stream, "--out", target)
     assert again.code == 1
