@@ -60,7 +60,14 @@ def run(options: argparse.Namespace) -> None:
         raise CeditError(f"{options.task} has {' or '.join(known)}, not {architecture}.")
     if options.start and options.task == "counterfact":
         raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
-    asked = settings.Asked(architecture, data_folder(), options.cache, options.model, options.seed)
+    asked = settings.Asked(
+        architecture,
+        data=data_folder(),
+        cache=options.cache,
+        seed=options.seed,
+        model=options.model,
+        start=options.start,
+    )
     setting = settings.TASKS[options.task](asked)
     settings.note_of(setting)
     plan = Plan(
