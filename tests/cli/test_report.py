@@ -245,7 +245,7 @@ def test_golden_stores_have_a_page(
     cedit: Cedit, tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     with tarfile.open(GOLDEN / f"format-{number}.tar.gz") as archive:
-        archive.extractall(tmp_path / "golden", filter="data")
+        archive.extractall(tmp_path / "golden")
     (toml,) = (tmp_path / "golden").rglob("cedit.toml")
     monkeypatch.setenv("CEDIT_STORE", str(toml.parent))
     assert cedit("migrate").code == 0
