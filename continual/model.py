@@ -405,11 +405,17 @@ def load_base(
             directory, dtype=getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+        raise cannot_load(directory, error) from error
     model = model.to(device).eval().requires_grad_(False)
     return BaseModel(
         model, tokenizer, find_anatomy(model, overrides), directory_fingerprint(directory)
     )
+
+
+def cannot_load(directory: Path, error: Exception) -> ModelError:
+    """What transformers says of a directory, without its lists of everything that there is."""
+    said = str(error).replace("\\n", "\n").splitlines() or [type(error).__name__]
+    return ModelError(f"The model in {directory} cannot be loaded: {said[0]}")
 
 
 def stand_at(edited: EditedModel, steps: Iterable[Sequence[Patch]]) -> None:

@@ -165,14 +165,16 @@ def serac(
     Example:
       cedit train serac corrections.jsonl --out serac-model
     """
+    from continual.editors.registry import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
     from continual.model import directory_fingerprint, load_base
     from continual.streams import open_stream
-    from continual.tasks import make_task
+    from continual.tasks import make_task, task_class
     from store import Store
 
     with Store.open(find_store(store)) as opened:
         settings = opened.settings
+    require_edits("serac", task_class(settings.get("task", {})).name)
     base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
     task = make_task(base, settings.get("task", {}))
     recipe = SeracRecipe(epochs=epochs, seed=seed)

@@ -59,14 +59,19 @@ def make_chain(
     """The editors of a chain, for the models of a task. Raises CeditError, as `make_editor` does,
     and for one that does not edit them."""
     for name in names:
-        _require(name)
-        if not _edits(_class_of(name), task):
-            tasks = " and ".join(_class_of(name).tasks)
-            raise CeditError(
-                f"The editor {name} edits {tasks} models, and this store's task is {task}: choose "
-                "another with --editor, such as tpatcher."
-            )
+        require_edits(name, task)
     return [make_editor(name, tables.get(name, {})) for name in names]
+
+
+def require_edits(name: str, task: str) -> None:
+    """Raises CeditError for an editor that does not edit the models of a task."""
+    _require(name)
+    if not _edits(_class_of(name), task):
+        tasks = " and ".join(_class_of(name).tasks)
+        raise CeditError(
+            f"The editor {name} edits {tasks} models, and this store's task is {task}: choose "
+            "another with --editor, such as tpatcher."
+        )
 
 
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:

@@ -79,8 +79,38 @@ def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list
     return kept
 
 
+class _Sums:
+    """What sums of any kind have in common: nothing in them is a request's own."""
+
+    sums: Mapping[Any, Tensor]
+    owners: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """None that a request owns."""
+        return 0
+
+    def norm(self) -> float:
+        """The largest norm of a sum."""
+        return max((float(total.norm()) for total in self.sums.values()), default=0.0)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[Self]:
+        """See `Patch.joined`."""
+        return parts
+
+    def without(self, request_id: str) -> Self:
+        """See `Patch.without`."""
+        return self
+
+    def owned_by(self, owners: tuple[str, ...]) -> Self:
+        """See `Patch.owned_by`."""
+        require_owners(owners, 0, "rows of requests")
+        return self
+
+
 @dataclass(frozen=True)
-class WeightSums:
+class WeightSums(_Sums):
     """FFN output matrices as they are at the end of many steps."""
 
     kind: ClassVar[str] = "weight-sums"
@@ -88,11 +118,6 @@ class WeightSums:
     sums: Mapping[int, Tensor]  # by block [d_ff, d] float32: base and all that was added
     keys: Mapping[int, Tensor] = field(default_factory=dict)  # [m, d_ff] those of these steps
     owners: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """None that a request owns."""
-        return 0
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -124,24 +149,6 @@ class WeightSums:
             for block, total in self.sums.items()
         ]
 
-    def norm(self) -> float:
-        """The largest Frobenius norm."""
-        return max((float(total.norm()) for total in self.sums.values()), default=0.0)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Sequence[WeightSums]:
-        """See `Patch.joined`."""
-        return parts
-
-    def without(self, request_id: str) -> WeightSums:
-        """See `Patch.without`: nothing in it is any request's own."""
-        return self
-
-    def owned_by(self, owners: tuple[str, ...]) -> WeightSums:
-        """See `Patch.owned_by`."""
-        require_owners(owners, 0, "rows of requests")
-        return self
-
     def check(self) -> None:
         """See `Patch.check`."""
         for name, tensor in self.tensors().items():
@@ -150,7 +157,7 @@ class WeightSums:
 
 
 @dataclass(frozen=True)
-class ParameterSums:
+class ParameterSums(_Sums):
     """Any parameters as they are at the end of many steps."""
 
     kind: ClassVar[str] = "parameter-sums"
@@ -158,11 +165,6 @@ class ParameterSums:
     sums: Mapping[str, Tensor]  # by path, float32, as the model stores them
     blocks: Mapping[str, int]  # as in `DensePatch`
     owners: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """None that a request owns."""
-        return 0
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
@@ -190,24 +192,6 @@ class ParameterSums:
         """See `Patch.put_on`."""
         weights = {path: model.parameter(path) for path in sorted(self.sums)}
         return [w.add(Total(w.turned(self.sums[path]))) for path, w in weights.items()]
-
-    def norm(self) -> float:
-        """The largest norm."""
-        return max((float(total.norm()) for total in self.sums.values()), default=0.0)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Sequence[ParameterSums]:
-        """See `Patch.joined`."""
-        return parts
-
-    def without(self, request_id: str) -> ParameterSums:
-        """See `Patch.without`: nothing in it is any request's own."""
-        return self
-
-    def owned_by(self, owners: tuple[str, ...]) -> ParameterSums:
-        """See `Patch.owned_by`."""
-        require_owners(owners, 0, "rows of requests")
-        return self
 
     def check(self) -> None:
         """See `Patch.check`."""

@@ -214,8 +214,9 @@ def test_an_unknown_task_is_named(random_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_task_gets_no_store(random_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="cannot be loaded") as told:
         init(tmp_path / "s", NewStore(str(random_model), task={"name": "seq2seq"}))
+    assert len(str(told.value)) < 500  # and not every architecture that there is
     assert not (tmp_path / "s").exists()
 
 

@@ -63,18 +63,32 @@ def test_an_index_finds_what_looking_at_each_finds_as_the_bank_goes_on_and_back(
     assert len({tuple(one) for one in found}) == 5
 
 
-def test_records_that_are_equally_near_are_told_apart_as_without_an_index():
-    """More of them than the index is asked for: the latest win, and the index names any."""
+def test_of_records_that_are_equally_near_the_latest_wins_whichever_the_index_names():
+    """There are more of them than the index is asked for; two of the latest are gone."""
+    vectors = table(60)
+    vectors[10:50] = vectors[5]
+    bank, scope = MemoryBank(), Given(vectors)
+    bank.extend(patch(range(50), vectors))
+    bank.extend(patch(range(50, 60), vectors, (48, 49)))
+    texts = [str(i) for i in range(60)]
+    found = routes_of(texts, bank, scope, RecordIndex(bank, records_min=20))
+    for number in (5, 10, 30, 49):
+        assert found[number] is not None and found[number].place == 47
+    assert found == routes_of(texts, bank, scope)
+
+
+def test_records_that_are_nearly_as_near_are_told_apart_as_without_an_index():
     vectors = table(60)
     vectors[10:50] = vectors[5] + 1e-6 * vectors[10:50]
     vectors[30:40] = vectors[5]
     bank, scope = MemoryBank(), Given(torch.nn.functional.normalize(vectors, dim=-1))
-    bank.extend(patch(range(60), scope.table, (37, 39)))
+    bank.extend(patch(range(50), scope.table))
+    bank.extend(patch(range(50, 60), scope.table, (37, 39)))
     texts = [str(i) for i in range(60)]
-    index = RecordIndex(bank, records_min=20)
-    found = routes_of(texts, bank, scope, index)
+    found = routes_of(texts, bank, scope, RecordIndex(bank, records_min=20))
     assert found == routes_of(texts, bank, scope)
-    assert found[5] is not None
+    near = [route.place for route in (found[5], found[35]) if route is not None]
+    assert len(near) == 2 and set(near) <= {5, *range(10, 50)} - {37, 39}
 
 
 def test_where_the_index_is_certain_no_record_is_looked_at_besides(monkeypatch):
