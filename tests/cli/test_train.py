@@ -171,10 +171,11 @@ def test_serac_is_trained_on_a_file_of_requests(
 
 def test_serac_is_trained_for_causal_models_alone(cedit: Cedit, tmp_path: Path) -> None:
     model = tiny_language.save_classifier(tmp_path / "bert", "bert")
-    assert cedit("init", "s", "--model", model, "--task", "classification").code == 0
+    store = tmp_path / "s"
+    assert cedit("init", store, "--model", model, "--task", "classification").code == 0
     stream = tmp_path / "stream.jsonl"
     stream.write_text('{"prompt": "the capital of Badar is", "target_new": "south"}\n')
-    ran = cedit("train", "serac", stream, "--out", tmp_path / "h", "--store", "s")
+    ran = cedit("train", "serac", stream, "--out", tmp_path / "h", "--store", store)
     assert ran.code == 1
     assert "serac edits causal models, and this store's task is classification" in ran.err
     assert not (tmp_path / "h").exists()
