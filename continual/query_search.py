@@ -10,6 +10,8 @@ Knows rows of numbers; whose queries they are is known to `query_memory` and `le
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from continual.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
 FITTED_ON_MAX = 4096  # rows from which the directions are found
-HEAD_SHARE, HEAD_MAX = 5, 128  # a head is this part of the width, this many directions at most
+HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
 TRIED_MIN = 16  # searches, before it is judged whether they spare enough
@@ -71,9 +73,9 @@ class SearchedQueries:
         """
         if len(self) == 0 or len(keys) == 0:
             return keys.new_full((len(keys),), -torch.inf)
-        if not bool(keys.isfinite().all()):
-            return (keys @ self.rows.T).amax(1)
         slack = self._slack(keys)
+        if not math.isfinite(slack.sum()):  # a key is not
+            return (keys @ self.rows.T).amax(1)
         heads = self._pruning()
         if heads is None:
             places, scores = None, keys @ self.rows.T

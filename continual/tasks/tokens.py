@@ -66,6 +66,9 @@ class Reader:
 def padded(batch: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, T] of sequences, padded on the right."""
     size = max(len(ids) for ids in batch)
+    if len(batch) == 1:
+        ids = torch.tensor(batch)
+        return ids, torch.ones_like(ids)
     ids = torch.full((len(batch), size), pad)
     mask = torch.zeros(len(batch), size, dtype=torch.long)
     for row, sequence in enumerate(batch):

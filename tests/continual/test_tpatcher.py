@@ -437,24 +437,42 @@ def test_among_many_neurons_a_new_one_stands_further_from_memory(site, monkeypat
     assert highest_in_memory() == pytest.approx(TPatcherConfig(margin=0.7).beta, rel=1e-3)
 
 
+def drawn_neurons(site: Site, seed: int) -> NeuronPatch:
+    """Twenty, of which about half fire on any query."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
+    return NeuronPatch(site.block, keys, torch.zeros(20), values)
+
+
+@pytest.mark.parametrize("before", [[], [1], [1, 2]])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_is_tried_is_to_the_bit_what_is_proved(site, before, is_known):
+    rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
+    for seed in before:
+        site.edited.put([drawn_neurons(site, seed)])
+    if is_known:
+        site.patched(rows)
+    tried = site.patched_with(rows, drawn_neurons(site, 3))
+    assert not torch.equal(tried, site.patched(rows))
+    site.edited.put([drawn_neurons(site, 3)])
+    assert torch.equal(tried, site.patched(rows))
+    silent = replace(drawn_neurons(site, 4), bias=torch.full((20,), -1e6))
+    assert torch.equal(site.patched_with(rows, silent), tried)
+
+
 @pytest.mark.parametrize("more", [[], [2], [2, 3]])
 def test_rows_that_were_patched_before_are_patched_as_if_anew(site, more):
-    def neurons(seed: int) -> NeuronPatch:
-        generator = torch.Generator().manual_seed(seed)
-        keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
-        return NeuronPatch(site.block, keys, torch.zeros(20), values)
-
     rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
     first = rows[slice(1)]
-    site.edited.put([neurons(1)])
+    site.edited.put([drawn_neurons(site, 1)])
     site.patched(rows)
     for seed in more:
-        site.edited.put([neurons(seed)])
+        site.edited.put([drawn_neurons(site, seed)])
     assert torch.equal(site.patched(first), Site(site.edited, site.task).patched(first))
     assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
     site.edited.take_off(0)
-    site.edited.put([neurons(4)])
-    site.edited.put([neurons(5)])
+    site.edited.put([drawn_neurons(site, 4)])
+    site.edited.put([drawn_neurons(site, 5)])
     assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
 
 

@@ -147,8 +147,10 @@ class TPatcher:
         few = None if rivals is None else competing(around.site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
             neurons, arrived = train_values(racing, neurons, logits, config)
-            is_tried = racing is slots and len(slots) == 1  # against all logits, and none beside it
-            done = separate & arrived if is_tried else _tried(plan, neurons, separate, around.site)
+            done = separate & arrived
+            is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
+            if not (is_all and bool((done | ~separate).all())):
+                done = _tried(plan, neurons, separate, around.site)
             if bool((done | ~separate).all()):  # else another logit came up: all compete
                 break
         return neurons, done
@@ -212,9 +214,8 @@ def _retrain(
 @torch.no_grad()
 def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
-    on = neurons[chosen.nonzero().flatten()]
-    activations = torch.relu(plan.rows.query @ on.keys.T + on.bias)
-    hidden = plan.before.hidden + activations @ on.values
+    on = _patch(neurons[chosen.nonzero().flatten()], (), site)
+    hidden = site.patched_with(plan.rows, on)  # the proof will ask for the same
     right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
     return chosen & torch.tensor(arrived, device=chosen.device)

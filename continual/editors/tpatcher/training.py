@@ -190,7 +190,8 @@ class _Descent:
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
         """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
-        right = ((found.argmax(-1) == self._slots.targets) | ~self._slots.real).all(-1)
+        wanted = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
+        right = ((wanted >= found.amax(-1)) | ~self._slots.real).all(-1)
         longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
         settled = right & (longer > (1.0 - self._config.progress) * worst)
         return (worst <= self._config.confidence) | settled
@@ -207,8 +208,11 @@ class _Descent:
 
     def _losses(self, found: Tensor) -> Tensor:
         """l_e of each row [.., n, r], zero for padding."""
-        targets = self._slots.targets.expand(found.shape[:-1])
-        return edit_loss(found, targets) * self._slots.real
+        return edit_loss(found, self._targets(found)) * self._slots.real
+
+    def _targets(self, found: Tensor) -> Tensor:
+        """The target of each row of logits [.., n, r, vocab]."""
+        return self._slots.targets.expand(found.shape[:-1])
 
 
 def _lengths(slots: Slots) -> Tensor:
