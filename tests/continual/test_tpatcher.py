@@ -383,7 +383,7 @@ def test_proposing_leaves_the_model_as_it_was(site):
     assert (site.edited.fingerprint, site.bank.size) == before
 
 
-def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
+def hemmed_in(site: Site) -> tuple[Edit, QueryMemory]:
     """Four of the memory score higher than the query along its own direction, not along others."""
     edit = edit_of(site, correction(1))
     query = edit.rows[0].query
@@ -391,7 +391,21 @@ def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
     aside = torch.randn(4, query.shape[1], generator=generator)
     aside -= (aside @ query.T) / query.square().sum() * query  # orthogonal to the query
     others = torch.randn(30, query.shape[1], generator=generator)
-    memory = QueryMemory(torch.cat([1.2 * query + aside, others]))
+    return edit, QueryMemory(torch.cat([1.2 * query + aside, others]))
+
+
+def test_the_widest_margin_separates_where_the_closed_form_does_not(site):
+    edit, memory = hemmed_in(site)
+    around = Surroundings(site, memory, torch.Generator().manual_seed(0))
+    patch = TPatcher().edit([edit], around).patch
+    own = scores_of(patch, edit.rows[0].query).diagonal()
+    torch.testing.assert_close(own, torch.ones_like(own), rtol=1e-5, atol=0.0)
+    assert (scores_of(patch, memory.all()) < 0).all()
+
+
+def test_the_papers_training_finds_a_key_where_the_widest_margin_is_too_narrow(site, monkeypatch):
+    monkeypatch.setattr("continual.editors.tpatcher.training.ROOM_MIN", torch.inf)
+    edit, memory = hemmed_in(site)
     done = []
     for attempt in range(TPatcher.attempts):
         around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
