@@ -158,7 +158,7 @@ def sealed(
     """
     own = scores(slots.query, keys)
     lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
-    highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
+    highest = highest.masked_fill(highest.isinf(), 0.0)
     separate = lowest - highest > least
     threshold = highest + config.margin * (lowest - highest)
     scale = 1.0 / torch.where(separate, own[:, 0] - threshold, torch.ones_like(threshold))
@@ -216,11 +216,12 @@ class _Descent:
         worst = losses.amax(-1)
         done = self._done(found, worst)
         best = torch.where(done.any(0), done.long().argmax(0), losses.sum(-1).argmin(0))
-        each = torch.arange(len(best), device=best.device)
-        better = self.moving & (worst[best, each] < self._worst)
-        self._values = torch.where(better[:, None], tried[best, each], self._values)
-        self._worst = torch.where(better, worst[best, each], self._worst)
-        self.arrived = self.arrived | (better & done[best, each])
+        reached = worst.gather(0, best[None])[0]
+        better = self.moving & (reached < self._worst)
+        taken = tried.take_along_dim(best[None, :, None], 0)[0]
+        self._values = torch.where(better[:, None], taken, self._values)
+        self._worst = torch.where(better, reached, self._worst)
+        self.arrived = self.arrived | (better & done.gather(0, best[None])[0])
         self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
