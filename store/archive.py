@@ -308,6 +308,7 @@ def _unpack(tar: tarfile.TarFile, members: list[Member], aside: Path) -> None:
         _next(tar, None)
     finally:
         journal.close()
+    durable.sync_folder_durably(aside / "journal")  # LMDB does not sync the name of its file
 
 
 class _Checked:
