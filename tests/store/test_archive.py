@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from store import Draft, Replacement, Store, StoreError
+from store import Draft, Replacement, Store, StoreError, durable
 from store.archive import MANIFEST, export, restore
 from store.canonical import digest
 from store.check import verify
@@ -66,6 +66,14 @@ def test_what_comes_out_is_what_went_in(full, archive, tmp_path):
         assert verify(opened) == []
         assert (done.head, done.revisions, done.patches) == (truth["head"], 6, 3)
         opened.commit(Draft("edit", opened.head_id, "f"))  # and goes on
+
+
+def test_the_name_of_the_journal_that_comes_out_is_synced(archive, tmp_path, monkeypatch):
+    synced, real = [], durable._sync_folder
+    monkeypatch.setattr(durable, "_sync_folder", lambda path: (synced.append(path), real(path)))
+    restore(archive, tmp_path / "other")
+    made = [path.name for path in synced if path.parent.name.startswith(".tmp-")]
+    assert "journal" in made
 
 
 def test_the_same_history_gives_the_same_bytes(full, archive, tmp_path):
