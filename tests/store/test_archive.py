@@ -68,6 +68,20 @@ def test_what_comes_out_is_what_went_in(full, archive, tmp_path):
         opened.commit(Draft("edit", opened.head_id, "f"))  # and goes on
 
 
+@pytest.mark.parametrize("place", ["a" * 300, "history.tar/below", "no/folder"])
+def test_a_place_where_no_file_can_be_is_named(full, archive, tmp_path, place):
+    with Store.open(full.path) as opened, pytest.raises(StoreError) as caught:
+        export(opened, tmp_path / place)
+    assert str((tmp_path / place).parent) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["b" * 300, "history.tar/below"])
+def test_a_place_where_no_store_can_be_is_named(archive, tmp_path, place):
+    with pytest.raises(StoreError) as caught:
+        restore(archive, tmp_path / place)
+    assert str(archive if "below" in place else tmp_path / place) in str(caught.value)
+
+
 def test_the_name_of_the_journal_that_comes_out_is_synced(archive, tmp_path, monkeypatch):
     synced, real = [], durable._sync_folder
     monkeypatch.setattr(durable, "_sync_folder", lambda path: (synced.append(path), real(path)))
@@ -158,8 +172,9 @@ def replaced(content: Members, name: str, data: bytes) -> Members:
 
 def refused(archive: Path, content: Members, tmp_path: Path, match: str) -> None:
     hostile = write(tmp_path / "hostile.tar", content)
-    with pytest.raises(IntegrityError, match=match):
+    with pytest.raises(IntegrityError, match=match) as caught:
         restore(hostile, tmp_path / "deep" / "other")
+    assert "hostile.tar is not as `cedit export` wrote it" in str(caught.value)
     assert not (tmp_path / "deep" / "other").exists()
     assert list((tmp_path / "deep").iterdir()) == []
     assert not (tmp_path / "evil").exists()
