@@ -229,9 +229,6 @@ def _require_vacant(path: Path) -> None:
     with reading(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StoreExists(path, "is there already, and not an empty folder")
-        above = next(folder for folder in path.parents if folder.exists())
-        if not above.is_dir():
-            raise StoreExists(path, f"{above} is no folder")
 
 
 @contextmanager
