@@ -4,13 +4,15 @@ Knows vectors, the ids that its caller gives them, and the journal position that
 Leaves what the vectors mean, and making them again, to its caller: whatever does not fit exactly
 is not loaded. FAISS itself notices neither a flipped bit nor an id that comes twice.
 
-Small indexes are searched whole; from ``CROSSOVER`` vectors on by inverted lists, as many as the
-recall asks for (`benchmarks.vectors` measures both).
+Small indexes are searched whole. From ``CROSSOVER`` vectors on, each has a short code beside it as
+well (a product quantisation of four bits for every few dimensions; Jégou et al. 2011, scanned in
+registers as André et al. 2017 do): all codes are scanned, and the ``SHORTLIST`` of the best is
+scored in full (`benchmarks.vectors` measures both).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +23,15 @@ from store.errors import StoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CROSSOVER = 100_000  # vectors
+CROSSOVER = 32_000  # vectors: they take some milliseconds to search whole
+SHORTLIST = 1000  # vectors that are scored in full, of all that have codes
 RECALL_MIN = 0.995  # of the nearest vector, for inputs of cosine `NEAR` with one that is kept
 NEAR = 0.9
-GROWTH_MAX = 4  # how far an index grows before its lists are made anew
+GROWTH_MAX = 4  # how far an index grows before its codes are made anew
 
-_FORMAT = 1
-_LISTS_PER_ROOT = 2  # lists = 2 √n
-_TRAINING_PER_LIST = 64  # vectors
-_ITERATIONS = 10
+_FORMAT = 2
+_CODED_DIMENSIONS = 6  # at least, that share four bits
+_TRAINING_MAX = 50_000  # vectors
 _SAMPLE = 256  # inputs on which the recall is measured
 _SEED = 0
 _END = b"\n"
@@ -60,13 +62,14 @@ class VectorIndex:
     """Vectors by id, searched by inner product; on a GPU where FAISS finds one."""
 
     def __init__(self, width: int, crossover: int | None = CROSSOVER) -> None:
-        """`crossover`: from how many on there are lists; None: never."""
+        """`crossover`: from how many on there are codes; None: never."""
         faiss = _faiss()
         self.width = width
         self._crossover = crossover
         self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
         self._ids: set[int] = set()
-        self._made_at = 0  # vectors from which the lists were made; 0 without lists
+        self._codes: Any = None  # in the order of the vectors
+        self.recall: float | None = None  # of the codes, as measured when they were made
         self._retry_at = crossover
         self._on_gpu: Any = None
 
@@ -78,18 +81,8 @@ class VectorIndex:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every vector is looked at."""
-        return self._made_at == 0
-
-    @property
-    def lists(self) -> int | None:
-        """How many inverted lists there are."""
-        return None if self.is_exact else int(self._index.nlist)
-
-    @property
-    def probed(self) -> int | None:
-        """How many of them are looked at."""
-        return None if self.is_exact else int(self._index.nprobe)
+        """Whether every vector is scored in full."""
+        return self._codes is None
 
     def add(self, ids: Sequence[int], vectors: Tensor) -> None:
         """Take in vectors [n, d]. Raises ``VectorError``, and takes in none, for an id that is
@@ -101,7 +94,9 @@ class VectorIndex:
         self._ids.update(ids)
         self._on_gpu = None
         if self._retry_at is not None and len(self) >= self._retry_at:
-            self._make_lists()
+            self._make_codes()
+        elif self._codes is not None:
+            self._codes.add(_floats(vectors))
 
     def remove(self, ids: Sequence[int]) -> None:
         """Drop vectors. Raises ``VectorError``, and drops none, for an id that isn't there."""
@@ -109,7 +104,11 @@ class VectorIndex:
             raise VectorError(f"the vector index has no id {min(missing)}: it can't be removed")
         if not ids:
             return
-        self._index.remove_ids(_integers(ids))
+        going = _integers(ids)
+        places = _places_of(going, self._numbers())
+        self._index.remove_ids(going)
+        if self._codes is not None:
+            self._remove_codes(places)
         self._ids.difference_update(ids)
         self._on_gpu = None
 
@@ -125,28 +124,41 @@ class VectorIndex:
         if not count or not len(queries):
             shape = (len(queries), count)
             return Nearest(torch.empty(shape, dtype=torch.int64), torch.empty(shape))
-        scores, ids = self._searched().search(_floats(queries), count)
-        short = (ids < 0).any(1)  # the lists that were looked at hold fewer
-        if short.any():
-            whole = _faiss().SearchParametersIVF(nprobe=self._index.nlist)
-            scores[short], ids[short] = self._index.search(
-                _floats(queries)[short], count, params=whole
-            )
+        on_gpu = self._on_gpus()
+        if on_gpu is None and self._codes is not None and 2 * count <= SHORTLIST <= len(self):
+            found = [self._among_best(query, count) for query in _floats(queries)]
+            scores, ids = (torch.stack(part) for part in zip(*found, strict=True))
+        else:
+            searched = (on_gpu or self._index).search(_floats(queries), count)
+            scores, ids = map(torch.from_numpy, searched)
         assert (ids >= 0).all()
-        return Nearest(torch.from_numpy(ids), torch.from_numpy(scores))
+        return Nearest(ids, scores)
+
+    def _among_best(self, query: Any, count: int) -> tuple[Tensor, Tensor]:
+        """Scores and ids [count] of the nearest to one query [d] among those of the best codes."""
+        import torch
+
+        places = self._codes.search(query[None], SHORTLIST)[1][0]
+        places.sort()  # of equally near ones the first, as in the whole
+        scores = torch.from_numpy(self._vectors()[places] @ query)
+        best, column = scores.topk(count)
+        return best, torch.from_numpy(self._numbers()[places[column.numpy()]])
 
     def save(self, path: Path, stamp: Stamp) -> None:
         """Write it as standing for this place. Raises StoreFull or StorageFault."""
-        payload = _faiss().serialize_index(self._index).tobytes()
+        faiss = _faiss()
+        whole = faiss.serialize_index(self._index).tobytes()
+        codes = b"" if self._codes is None else faiss.serialize_index(self._codes).tobytes()
         meta = {
             **asdict(stamp),
             "format": _FORMAT,
             "width": self.width,
             "count": len(self),
-            "made_at": self._made_at,
+            "codes_bytes": len(codes),
+            "recall": self.recall,
             "retry_at": self._retry_at,
         }
-        body = canonical.dumps(meta) + _END + payload
+        body = canonical.dumps(meta) + _END + codes + whole
         durable.write_durably(path, canonical.digest(body).encode() + _END + body)
 
     @classmethod
@@ -165,72 +177,86 @@ class VectorIndex:
         wanted = {**asdict(stamp), "format": _FORMAT, "width": width, "count": count}
         if any(meta.get(name) != value for name, value in wanted.items()):
             return None
-        if crossover is None and meta["made_at"]:
-            return None  # it has lists
         loaded = cls(width, crossover)
-        loaded._made_at = meta["made_at"]
-        loaded._retry_at = None if crossover is None else meta["retry_at"]
-        return loaded if loaded._takes(payload, count) else None
+        split = meta["codes_bytes"]
+        if not loaded._takes(payload[split:], count):
+            return None
+        if crossover is not None:
+            loaded._retry_at = meta["retry_at"]
+            if split and not loaded._takes_codes(payload[:split], meta["recall"]):
+                return None
+        return loaded
 
     def _takes(self, payload: bytes, count: int) -> bool:
         """Whether these bytes are an index of so many vectors; then it is this one's."""
-        import numpy
-
-        faiss = _faiss()
-        try:
-            self._index = faiss.deserialize_index(numpy.frombuffer(payload, dtype=numpy.uint8))
-        except RuntimeError:  # of another version of FAISS
+        index = _deserialized(payload)
+        if index is None:
             return False
-        self._ids = {identity for ids, _ in self._contents() for identity in ids.tolist()}
-        found: tuple[int, int, int] = (self._index.d, self._index.ntotal, len(self._ids))
+        self._index = index
+        self._ids = set(self._numbers().tolist())
+        found: tuple[int, int, int] = (index.d, index.ntotal, len(self._ids))
         return found == (self.width, count, count)
 
-    def _searched(self) -> Any:
-        """What is searched: the index, or its copy on a GPU."""
+    def _takes_codes(self, payload: bytes, recall: float) -> bool:
+        """Whether these bytes are codes of as many vectors; then they are this one's."""
+        self._codes, self.recall = _deserialized(payload), recall
+        return self._codes is not None and bool(self._codes.ntotal == len(self))
+
+    def _on_gpus(self) -> Any:
+        """The index's copy on the GPUs, where there are any: they search the whole of it."""
         faiss = _faiss()
-        if not getattr(faiss, "get_num_gpus", lambda: 0)():
-            return self._index
-        if self._on_gpu is None:
+        if self._on_gpu is None and getattr(faiss, "get_num_gpus", lambda: 0)():
             self._on_gpu = faiss.index_cpu_to_all_gpus(self._index)
         return self._on_gpu
 
-    def _make_lists(self) -> None:
-        """Inverted lists, of which so many are looked at that the recall suffices; where that
-        would be most of them, everything is looked at."""
+    def _make_codes(self) -> None:
+        """A code for every vector, if those find enough; else everything is looked at."""
         import numpy
 
-        faiss = _faiss()
-        parts = list(self._contents())
-        ids = numpy.concatenate([part[0] for part in parts])
-        vectors = numpy.concatenate([part[1] for part in parts])
-        lists = int(_LISTS_PER_ROOT * len(ids) ** 0.5)
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(self.width), self.width, lists, faiss.METRIC_INNER_PRODUCT
-        )
-        index.cp.niter, index.cp.seed = _ITERATIONS, _SEED
-        index.cp.max_points_per_centroid = _TRAINING_PER_LIST
-        index.cp.spherical = True
-        index.cp.min_points_per_centroid = 1  # no warning for a low crossover
-        index.train(vectors)
-        index.add_with_ids(vectors, ids)
-        self._retry_at = GROWTH_MAX * len(ids)
-        probed = _enough(index, ids, vectors)
-        if probed is not None:
-            index.nprobe = probed
-            self._index, self._made_at = index, len(ids)
-        elif not self.is_exact:
-            self._index, self._made_at = _flat(ids, vectors), 0
-        self._on_gpu = None
+        vectors = self._vectors()
+        random = numpy.random.default_rng(_SEED)
+        count = min(len(vectors), _TRAINING_MAX)
+        codes = _quantiser(self.width)
+        codes.train(vectors[numpy.sort(random.choice(len(vectors), count, replace=False))])
+        codes.add(vectors)
+        self._codes, self._retry_at = codes, GROWTH_MAX * len(vectors)
+        self.recall = self._measured()
+        if self.recall < RECALL_MIN:
+            self._codes = self.recall = None
 
-    def _contents(self) -> Iterator[tuple[Any, Any]]:
-        """Ids [n] and vectors [n, d], in parts."""
+    def _remove_codes(self, places: Any) -> None:
+        """Drop the codes at these places; the vectors have gone before.
+
+        FAISS writes a code over what is left in the last block of codes from a removed one. So the
+        last block is emptied, and filled anew.
+        """
+        import numpy
+
+        self._codes.remove_ids(places)
+        count = self._codes.ntotal
+        whole = count - count % self._codes.bbs
+        if whole < count:
+            self._codes.remove_ids(numpy.arange(whole, count))
+            self._codes.add(self._vectors()[whole:])
+
+    def _measured(self) -> float:
+        """How often the nearest vector is found, for inputs that are near to one."""
+        import torch
+
+        inputs = torch.from_numpy(_near(self._vectors()))
+        wanted = torch.from_numpy(self._index.search(inputs.numpy(), 1)[1])
+        return float((self.search(inputs, 1).ids == wanted).float().mean())
+
+    def _numbers(self) -> Any:
+        """[n] the ids, in the order of the vectors."""
+        return _faiss().vector_to_array(self._index.id_map)
+
+    def _vectors(self) -> Any:
+        """[n, d] the vectors, where the index has them."""
         faiss = _faiss()
-        if hasattr(self._index, "invlists"):
-            yield from _listed(self._index)
-        else:
-            flat = faiss.downcast_index(self._index.index)
-            ids = faiss.vector_to_array(self._index.id_map)
-            yield ids, flat.reconstruct_n(0, flat.ntotal).reshape(-1, self.width)
+        flat = faiss.downcast_index(self._index.index)
+        held = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * self.width)
+        return held.reshape(-1, self.width)
 
     def _require_new(self, ids: Sequence[int], vectors: Tensor) -> None:
         self._require_fitting("vector", vectors)
@@ -255,22 +281,31 @@ class VectorIndex:
             raise VectorError(f"a {what} holds NaN or Inf: its encoder is damaged")
 
 
-def _enough(index: Any, ids: Any, vectors: Any) -> int | None:
-    """How many lists to look at for ``RECALL_MIN``; None if a quarter of them is too few."""
+def _quantiser(width: int) -> Any:
+    """An empty index of codes."""
     faiss = _faiss()
-    inputs = _near(vectors)
-    wanted = ids[faiss.knn(inputs, vectors, 1, faiss.METRIC_INNER_PRODUCT)[1][:, 0]]
-    for probed in _steps(max(1, index.nlist // 4)):
-        found = index.search(inputs, 1, params=faiss.SearchParametersIVF(nprobe=probed))[1][:, 0]
-        if (found == wanted).mean() >= RECALL_MIN:
-            return probed
-    return None
+    shared = next(d for d in range(min(_CODED_DIMENSIONS, width), width + 1) if width % d == 0)
+    codes = faiss.IndexPQFastScan(width, width // shared, 4, faiss.METRIC_INNER_PRODUCT)
+    codes.pq.cp.seed = _SEED
+    codes.pq.cp.min_points_per_centroid = 1  # no warning for a low crossover
+    return codes
 
 
-def _steps(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, …"""
-    powers = [1 << power for power in range(most.bit_length())]
-    return sorted({step for power in powers for step in (power, 3 * power) if step <= most})
+def _places_of(wanted: Any, numbers: Any) -> Any:
+    """The places of the wanted ids among all of them."""
+    import numpy
+
+    return numpy.flatnonzero(numpy.isin(numbers, wanted))
+
+
+def _deserialized(payload: bytes) -> Any:
+    """FAISS's own index, or None for one of another version."""
+    import numpy
+
+    try:
+        return _faiss().deserialize_index(numpy.frombuffer(payload, dtype=numpy.uint8))
+    except RuntimeError:
+        return None
 
 
 def _near(vectors: Any) -> Any:
@@ -284,26 +319,6 @@ def _near(vectors: Any) -> Any:
     noise -= (noise * own).sum(1, keepdims=True) * own
     noise /= numpy.linalg.norm(noise, axis=1, keepdims=True)
     return (NEAR * own + (1 - NEAR**2) ** 0.5 * noise).astype(numpy.float32)
-
-
-def _flat(ids: Any, vectors: Any) -> Any:
-    faiss = _faiss()
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-    index.add_with_ids(vectors, ids)
-    return index
-
-
-def _listed(index: Any) -> Iterator[tuple[Any, Any]]:
-    """Ids and vectors of each inverted list that has any."""
-    import numpy
-
-    faiss = _faiss()
-    for place in range(index.nlist):
-        size = index.invlists.list_size(place)
-        if size:
-            ids = faiss.rev_swig_ptr(index.invlists.get_ids(place), size).copy()
-            codes = faiss.rev_swig_ptr(index.invlists.get_codes(place), size * index.code_size)
-            yield ids, codes.copy().view(numpy.float32).reshape(size, index.d)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:

@@ -4,8 +4,10 @@ Knows how an index follows a bank: by the requests' ids, as places differ betwee
 walked and one that was taken from snapshots. The index is a cache, kept with the store for the
 place in the journal that it stands for, and made anew where it does not fit.
 
-It compares an input with every record. Inverted lists would be quicker, but what they leave out no
-bound rules out: in sentence embeddings a list is as wide as the distance between two.
+Up to `store.vectors.CROSSOVER` records it compares an input with each. Among more it may look at
+short codes of all, and at few records in full: what it leaves out no bound rules out, and a record
+that is near may be missed, as often as the index's recall says. A store that cannot have that says
+``exact = true`` under `[memory]`.
 """
 
 from __future__ import annotations
@@ -31,15 +33,20 @@ class Found:
     """Records that are near to each of q inputs, and how near any other can be."""
 
     places: Tensor  # [q, n]; some may come twice
-    beyond: Tensor  # [q] the cosine that no other exceeds, up to float32's rounding; -inf: no other
+    beyond: Tensor
+    """[q] the cosine that no other exceeds, up to float32's rounding; -inf: there is no other, or
+    none is to be looked for."""
 
 
 class RecordIndex:
     """Follows one bank, whose embeddings are all of one scope."""
 
-    def __init__(self, bank: MemoryBank, records_min: int = CROSSOVER) -> None:
-        """`records_min`: from how many on it is used."""
+    def __init__(
+        self, bank: MemoryBank, records_min: int = CROSSOVER, *, is_exact: bool = False
+    ) -> None:
+        """`records_min`: from how many on it is used; `is_exact`: each record is compared."""
         self._bank, self.records_min = bank, records_min
+        self._crossover = None if is_exact else CROSSOVER
         self._index: VectorIndex | None = None
         self._places: dict[int, int] = {}  # by the index's own ids
         self._state: object = None  # of the bank, when it was followed last
@@ -58,7 +65,7 @@ class RecordIndex:
         by_vector = torch.tensor(places).reshape(nearest.ids.shape)
         is_whole = nearest.ids.shape[1] == len(index)
         beyond = torch.full((len(queries),), -torch.inf)
-        if not is_whole:
+        if not is_whole and index.is_exact:
             beyond = nearest.scores[:, -1][own].amax(1)
         return Found(by_vector[own].flatten(1), beyond)
 
@@ -66,7 +73,7 @@ class RecordIndex:
         """The index of what is in the bank now."""
         bank = self._bank
         if self._index is None:
-            self._index = VectorIndex(bank.embeddings.shape[1], crossover=None)
+            self._index = VectorIndex(bank.embeddings.shape[1], self._crossover)
         if self._state == bank.state:
             return self._index
         now = {_number(bank.records[place].id): place for place in bank.places()}
@@ -85,7 +92,7 @@ class RecordIndex:
         if self.is_used and self._index is None:
             path, width = store.cache / FILE, bank.embeddings.shape[1]
             stamp = _stamp(store, scope)
-            self._index = VectorIndex.load(path, stamp, width, len(bank), crossover=None)
+            self._index = VectorIndex.load(path, stamp, width, len(bank), self._crossover)
             if self._index is not None:
                 self._places = {_number(bank.records[p].id): p for p in bank.places()}
                 self._state = bank.state

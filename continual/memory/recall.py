@@ -58,6 +58,7 @@ class MemoryConfig(Table):
     scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
     threshold: float | None = None  # None: the scope's own
     candidates: int | None = None
+    exact: bool = False  # compare an input with each record, however many there are
     counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
     counterfactual_fingerprint: str | None = None  # as it was when it was put here
 
@@ -91,8 +92,8 @@ class Recall:
     ) -> None:
         """`store` is where what was embedded is kept for the next time."""
         self._edited, self._store = edited, store
-        self._index = RecordIndex(edited.memory)
         self.config = config or MemoryConfig()
+        self._index = RecordIndex(edited.memory, is_exact=self.config.exact)
         self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             SERAC: self._counterfactual,
             IKE: self._base,

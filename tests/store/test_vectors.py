@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from store.errors import StoreError
 from store.vectors import Stamp, VectorIndex
 
-WIDTH = 16
+WIDTH = 48
 STAMP = Stamp(seq=7, revision="ab12", encoder="e0")
 
 
@@ -17,12 +17,6 @@ def vectors(count, seed=0):
     return normalize(
         torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1
     )
-
-
-def clustered(count, seed=0):
-    """Vectors close to one of eight directions."""
-    centres = vectors(8, seed)[torch.arange(count) % 8]
-    return normalize(centres + 0.1 * vectors(count, seed + 1), dim=1)
 
 
 @pytest.fixture
@@ -172,68 +166,86 @@ def test_an_index_that_cannot_be_written_leaves_the_one_before(index, path, monk
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_large_index_looks_at_some_lists_only_and_still_finds_the_nearest():
+@pytest.fixture
+def few(monkeypatch):
+    """A short list that is short for these indexes."""
+    monkeypatch.setattr("store.vectors.SHORTLIST", 100)
+
+
+def coded(kept, crossover=2_000):
+    made = VectorIndex(WIDTH, crossover)
+    made.add(range(len(kept)), kept)
+    return made
+
+
+def test_a_large_index_scores_some_vectors_only_and_still_finds_the_nearest(few):
     index = VectorIndex(WIDTH, crossover=2_000)
-    kept = clustered(4_000)
+    kept = vectors(4_000)
     index.add(range(1_000), kept[:1_000])
-    assert index.is_exact
+    assert index.is_exact and index.recall is None
     index.add(range(1_000, 4_000), kept[1_000:])
-    assert not index.is_exact and index.probed < index.lists
-    assert index.search(kept, 1).ids.flatten().tolist() == list(range(4_000))
+    assert not index.is_exact and index.recall > 0.99
+    found = index.search(kept, 3)
+    assert found.ids[:, 0].tolist() == list(range(4_000))
+    torch.testing.assert_close(found.scores, (kept.unsqueeze(1) * kept[found.ids]).sum(2))
+    assert (found.scores.diff(dim=1) <= 0).all()
 
 
-def test_a_large_index_has_as_many_results_as_are_asked_for():
-    index = VectorIndex(WIDTH, crossover=2_000)
-    index.add(range(2_000), clustered(2_000))
-    found = index.search(clustered(5), 2_000)
+def test_a_large_index_has_as_many_results_as_are_asked_for(few):
+    found = coded(vectors(2_000)).search(vectors(5, seed=3), 2_000)
     assert all(sorted(row) == list(range(2_000)) for row in found.ids.tolist())
 
 
-def test_a_large_index_forgets_and_is_saved_like_a_small_one(tmp_path: Path):
-    index = VectorIndex(WIDTH, crossover=2_000)
-    kept = clustered(2_000)
-    index.add(range(2_000), kept)
-    index.remove(range(100))
+def test_a_large_index_forgets_and_is_saved_like_a_small_one(few, tmp_path: Path):
+    kept = vectors(2_000)
+    index = coded(kept)
+    index.remove(range(0, 2_000, 3))
+    index.add([7_000], kept[3:4])
+    left = torch.tensor([n for n in range(2_000) if n % 3])
+    assert index.search(kept[left], 1).ids.flatten().tolist() == left.tolist()
+    assert index.search(kept[3:4], 1).ids.tolist() == [[7_000]]
+    index.remove(range(1, 200, 3))
+    more = vectors(300, seed=9)
+    index.add(range(8_000, 8_300), more)
+    assert index.search(more, 1).ids.flatten().tolist() == list(range(8_000, 8_300))
     index.save(tmp_path / "index", STAMP)
-    loaded = VectorIndex.load(tmp_path / "index", STAMP, WIDTH, 1_900, crossover=2_000)
-    assert not loaded.is_exact and 99 not in loaded and 100 in loaded
+    loaded = VectorIndex.load(tmp_path / "index", STAMP, WIDTH, len(index), crossover=2_000)
+    assert not loaded.is_exact and loaded.recall == index.recall and 3 not in loaded
     assert torch.equal(loaded.search(kept, 3).ids, index.search(kept, 3).ids)
-    assert (loaded.search(kept, 3).ids >= 100).all()
 
 
-def test_where_lists_would_find_too_little_everything_is_looked_at(monkeypatch):
+def test_where_codes_would_find_too_little_everything_is_looked_at(few, monkeypatch):
     index = VectorIndex(WIDTH, crossover=1_000)
-    kept = clustered(4_000)
+    kept = vectors(4_000)
     index.add(range(1_000), kept[:1_000])
     assert not index.is_exact
     monkeypatch.setattr("store.vectors.RECALL_MIN", 1.1)
     index.add(range(1_000, 4_000), kept[1_000:])
-    assert index.is_exact and index.lists is None
+    assert index.is_exact and index.recall is None
     queries = vectors(20, seed=3)
     wanted = (queries @ kept.T).topk(5, 1).values
     torch.testing.assert_close(index.search(queries, 5).scores, wanted)
 
 
-def test_lists_are_made_anew_as_the_index_grows():
+def test_codes_are_made_anew_as_the_index_grows(few, monkeypatch):
     index = VectorIndex(WIDTH, crossover=1_000)
-    kept = clustered(4_000)
+    kept = vectors(4_100)
     index.add(range(1_000), kept[:1_000])
-    before = index.lists
-    index.add(range(1_000, 4_000), kept[1_000:])
-    assert index.lists > before
-    assert index.search(kept, 1).ids.flatten().tolist() == list(range(4_000))
+    first = index._codes
+    index.add(range(1_000, 3_999), kept[1_000:3_999])
+    assert index._codes is first
+    index.add(range(3_999, 4_100), kept[3_999:])
+    assert index._codes is not first
+    assert index.search(kept, 1).ids.flatten().tolist() == list(range(4_100))
 
 
-def test_an_index_that_is_to_be_exact_has_no_lists_at_any_size(tmp_path: Path):
-    kept, queries = clustered(4_000), vectors(20, seed=3)
-    exact, listed = VectorIndex(WIDTH, crossover=None), VectorIndex(WIDTH, crossover=1_000)
-    for index in (exact, listed):
-        index.add(range(4_000), kept)
-        index.save(tmp_path / ("exact" if index is exact else "listed"), STAMP)
-    assert exact.is_exact and not listed.is_exact
+def test_an_index_that_is_to_be_exact_has_no_codes_at_any_size(few, tmp_path: Path):
+    kept, queries = vectors(4_000), vectors(20, seed=3)
+    exact, shortened = coded(kept, crossover=None), coded(kept, crossover=1_000)
+    assert exact.is_exact and not shortened.is_exact
     wanted = (queries @ kept.T).topk(5, 1).values
     torch.testing.assert_close(exact.search(queries, 5).scores, wanted)
-    loaded = VectorIndex.load(tmp_path / "exact", STAMP, WIDTH, 4_000, crossover=None)
+    shortened.save(tmp_path / "index", STAMP)
+    loaded = VectorIndex.load(tmp_path / "index", STAMP, WIDTH, 4_000, crossover=None)
     loaded.add([4_000], queries[:1])
     assert loaded.is_exact and loaded.search(queries[:1], 1).ids.tolist() == [[4_000]]
-    assert VectorIndex.load(tmp_path / "listed", STAMP, WIDTH, 4_000, crossover=None) is None
