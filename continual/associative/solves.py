@@ -141,10 +141,10 @@ class NullSpace:
 
     basis: Tensor  # U [d_ff, m] float64, orthonormal
 
-    @property
-    def directions_share(self) -> float:
-        """How many of all directions are in it."""
-        return self.basis.shape[1] / self.basis.shape[0]
+    def share_of(self, keys: Tensor) -> float:
+        """How much of the squared length of keys [n, d_ff] is in it."""
+        keys = keys.to(self.basis)
+        return float((keys @ self.basis).square().sum() / keys.square().sum())
 
     @classmethod
     def of(
