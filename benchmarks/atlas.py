@@ -60,7 +60,7 @@ class Measure:
 def measure(base: BaseModel, seed: int) -> Iterator[Measure]:
     """All measures of a model, each drawn by the same seed."""
     with EditedModel(base) as edited:
-        site = Site(edited, make_task(base.tokenizer, TASK))
+        site = Site(edited, make_task(base, TASK))
         sampler = Sampler(load_facts(), random.Random(seed))
         for name, bar in BARS.items():
             found = accuracy(site, getattr(sampler, name)(SIZES[name]))

@@ -128,7 +128,7 @@ def random_case(folder: Path, count: int) -> Iterator[Case]:
     }
     store = Store.init(folder / "random", settings, {"probes": {}}, base.fingerprint)
     draw = random.Random(0)
-    with Session(store, EditedModel(base), make_task(base.tokenizer, {})) as session:
+    with Session(store, EditedModel(base), make_task(base, {})) as session:
         texts = [_numerals(draw, config.vocab_size, 64) for _ in range(TEXT_TOKENS // 64)]
         blocks = default_blocks(config.n_layer)
         for _ in session.statistics.collect(texts, blocks):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKERS = "osD^v"
+MARKERS = "osD^vPX<>*"
+COLUMNS = 3
 
 
 def panels(
@@ -29,6 +30,36 @@ def panels(
         axes.set_ylim(-0.03, 1.05)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+    x: str,
+    titles: Mapping[str, str],
+    label: str,
+    *,
+    log: bool = False,
+) -> Figure:
+    """The same for long runs: lines without markers, three panels in a row, each with its own
+    range; `log` makes it logarithmic."""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(titles) // COLUMNS)
+    figure = Figure(figsize=(10.5, 2.9 * lines + 0.3), layout="constrained")
+    editors = dict.fromkeys(row["editor"] for row in rows)
+    for place, (name, title) in enumerate(titles.items(), start=1):
+        axes = figure.add_subplot(lines, COLUMNS, place)
+        for number, editor in enumerate(editors):
+            own = [row for row in rows if row["editor"] == editor and row.get(name) is not None]
+            if own:
+                points = [(row[x], row[name]) for row in own]
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=editor)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
+        axes.set_yscale("log" if log else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     return figure

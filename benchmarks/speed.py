@@ -41,7 +41,7 @@ from continual.requests import Request
 from continual.retention import APPLIED
 from continual.session import NewStore, Session, init
 from continual.site import Site
-from continual.tasks import Encoding, make_task
+from continual.tasks import Encoding, Question, make_task
 from store import Draft, Revision, Store
 
 MEMORY = 40_000
@@ -129,7 +129,7 @@ def random_case(folder: Path, size: str, config: GPT2Config, edits: int) -> Iter
     settings = {"task": {"name": "causal"}, "run": {"seed": 0}}
     store = Store.init(folder / size, settings, {"probes": {}}, base.fingerprint)
     draw = random.Random(0)
-    with Session(store, EditedModel(base), make_task(base.tokenizer, {})) as session:
+    with Session(store, EditedModel(base), make_task(base, {})) as session:
         requests = [_random_request(draw, config.vocab_size) for _ in range(edits)]
         candidates = tuple(encode(request, session.task) for request in requests)
         yield Case(size, session, candidates, _random_memory(session.site, draw))
@@ -157,10 +157,8 @@ def _random_memory(site: Site, draw: random.Random, length: int = 64) -> Tensor:
     """The queries of random token sequences, at every position."""
     vocabulary = site.edited.model.config.vocab_size
     places = tuple(range(length))
-    sequences = [
-        Encoding(tuple(draw.randrange(vocabulary) for _ in places), places, places)
-        for _ in range(MEMORY // length)
-    ]
+    drawn = [tuple(draw.randrange(vocabulary) for _ in places) for _ in range(MEMORY // length)]
+    sequences = [Encoding(Question(ids[:1]), places, (*ids[1:], ids[0])) for ids in drawn]
     return site.rows_in_passes(sequences).query
 
 

@@ -34,8 +34,10 @@ COMMANDS = (
     "gc",
     "export",
     "import",
+    "report",
     "migrate",
     "train",
+    "bench",
     "demo",
     "completion",
 )

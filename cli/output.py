@@ -43,6 +43,12 @@ class Output:
         self.record(record)
         self.text(*parts)
 
+    def verbatim(self, record: Mapping[str, Any], text: str) -> None:
+        """A result that people copy: its lines are folded on no terminal."""
+        self.record(record)
+        if not self.as_json:
+            print(text, flush=True)
+
     def note(self, text: str) -> None:
         """Something beside the result."""
         self.errors.print(text, style="dim")

@@ -90,6 +90,20 @@ class Anatomy:
         assert isinstance(weight, Tensor)
         return weight if self.transposed else weight.T
 
+    def down_path(self, index: int) -> str:
+        """The path in the model of the parameter that ``down_weight`` is a view of."""
+        return f"{self.path(index, self.down)}.weight"
+
+    def lowest_block(self, paths: Iterable[str]) -> int:
+        """The first block whose output depends on the parameters at these paths: their own block's,
+        the last one for what is behind all blocks, block 0 for all else (embeddings, encoder)."""
+        return min(self._block_of(path) for path in paths)
+
+    def _block_of(self, path: str) -> int:
+        if _is_inside(path, self.blocks):
+            return int(path.removeprefix(f"{self.blocks}.").split(".")[0])
+        return self.last if _is_inside(path, *self.tail) else 0
+
     def norm_after_module(self, model: nn.Module, index: int) -> nn.Module | None:
         """The norm behind the FFN's residual sum, in blocks that have one."""
         if self.norm_after is None:

@@ -37,7 +37,7 @@ class Candidate:
     def other_entries(self, expected: Expected) -> list[Entry]:
         """All other probes; the locality prompts must go on being answered as expected."""
         locality = [
-            continuation(encoding, tokens)
+            encoding.answered(tokens)
             for encoding, tokens in zip(self.locality, expected, strict=True)
         ]
         return [
@@ -60,15 +60,3 @@ def encode(request: Request, task: Task) -> Candidate:
         locality=tuple(task.encode(p.prompt, p.answer) for p in request.locality),
         portability=tuple(task.encode(p.prompt, p.answer) for p in request.portability),
     )
-
-
-def question_of(encoding: Encoding) -> tuple[int, ...]:
-    """The ids up to where the answer begins."""
-    return encoding.ids[: encoding.positions[0] + 1]
-
-
-def continuation(encoding: Encoding, answer: tuple[int, ...]) -> Encoding:
-    """The same question with another answer of as many tokens."""
-    assert len(answer) == len(encoding.targets)
-    ids = question_of(encoding) + answer[:-1]
-    return Encoding(ids, encoding.positions, answer)

@@ -3,20 +3,22 @@
 A proposal is put on the model and proved there: finite, of fitting shapes, inside its budget, and
 its requests right. A batch that is too large for its budget is halved, where the editor says that
 this helps. What fails is tried again on a larger budget, then by the next editor of the chain, and
-is failed, with the reason, when the chain ends.
+is failed, with the reason, when the chain ends. Where single edits are over the budget one after
+another, the editor is spared the rest of the step.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from continual import retention
-from continual.editors import Editor, Surroundings
+from continual.editors import Editor, Surroundings, Taught
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
@@ -27,6 +29,8 @@ from continual.site import Site
 from continual.statistics import Statistics
 
 Group = list[PlannedEdit]
+OVER_BUDGET_MAX = 3
+"""Single edits in a row that are over an editor's budget: then the others of the step are, too."""
 
 
 @dataclass
@@ -39,6 +43,7 @@ class _Progress:
     parts: list[Patch] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
+    over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
 
     def refuse(self, identity: str, editor: str, reason: str) -> None:
         """Record why an editor did not get an edit right."""
@@ -88,6 +93,7 @@ class Bench:
     memory: QueryMemory
     recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
     statistics: Statistics | None = None
+    taught: Callable[[], Taught] = Taught  # as it is known to the ledger
 
 
 class Workshop:
@@ -131,14 +137,29 @@ class Workshop:
         number = 0
         while groups:
             group = groups.popleft()
-            if group:
+            if progress.over_budget[editor.name] >= OVER_BUDGET_MAX:
+                for edit in group:
+                    progress.reasons.setdefault(edit.id, {}).setdefault(editor.name, _FULL)
+            elif group:
                 seed = _derived_seed(self._seed, seq, editor.name, attempt, number)
                 generator = torch.Generator().manual_seed(seed)
                 around = Surroundings(
-                    self._site, self._memory, generator, attempt, self._bench.statistics
+                    self._site,
+                    self._memory,
+                    generator,
+                    attempt,
+                    self._bench.statistics,
+                    self._seed,
+                    partial(self._taught, progress),
                 )
                 groups.extendleft(reversed(self._try(progress, editor, around, group)))
                 number += 1
+
+    def _taught(self, progress: _Progress) -> Taught:
+        """What is known, with what this step has applied so far."""
+        taught = self._bench.taught()
+        new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
+        return replace(taught, edits={**taught.edits, **new})
 
     def _try(
         self, progress: _Progress, editor: Editor, around: Surroundings, group: Group
@@ -157,6 +178,7 @@ class Workshop:
             for edit in kept:
                 progress.refuse(edit.id, editor.name, objection)
             half = len(kept) // 2
+            progress.over_budget[editor.name] += editor.splits and not half
             return [kept[:half], kept[half:]] if editor.splits and half else []
         parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
         wrong, broken = self._prove(progress, parts, kept)
@@ -170,6 +192,7 @@ class Workshop:
                 return []
             return [[edit for edit in kept if edit.id not in wrong]]
         progress.parts += parts
+        progress.over_budget[editor.name] = 0
         for edit in broken:
             self._memory.forget(edit.id)
             progress.reopen(edit, editor.name, _TAKEN)
@@ -231,6 +254,7 @@ class Workshop:
         return outcomes
 
 
+_FULL = "others of the same step were over the budget one by one: there is no room for more"
 _WRONG = "its own prompt is still not answered rightly with the patch on"
 _TAKES = "its patch takes the right answer from another request of the same step"
 _TAKEN = "a later patch of the same step took its right answer"

@@ -37,9 +37,17 @@ class EditError(CeditError):
     """An edit that an editor could not make."""
 
 
+class SharedPatch(EditError):
+    """A request that cannot be taken out of a patch that it shares with others."""
+
+
 class EncoderError(CeditError):
     """A text encoder that cannot be found, loaded or used."""
 
 
 class ScopeError(CeditError):
     """A scope that cannot be trained, loaded or used."""
+
+
+class BenchmarksMissing(CeditError):
+    """The project's benchmarks are not where they are looked for."""

@@ -7,7 +7,7 @@ terminal is left to others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from continual.metrics import Count, Rates
@@ -114,8 +114,12 @@ def difference(store: Store, older: Revision, newer: Revision) -> Record:
 
 def retained_at(store: Store, revision: Revision) -> Retention:
     """The retention set at a revision."""
+    return retained_along(store, store.lineage(revision))
+
+
+def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
+    """The retention set at the end of a lineage (base first)."""
     kept = Retention()
-    lineage = store.lineage(revision)
     for ancestor, reverted in zip(lineage, reverted_later(lineage), strict=True):
         for outcome in outcomes_of(ancestor.body):
             request = Request.from_json(store.request(outcome.id))

@@ -65,6 +65,7 @@ class Ledger:
         self._right = GrowingTensor(flags)  # of rows
         self._close = GrowingTensor(flags)  # of rows
         self._first_rows = GrowingTensor(numbers)  # of entries
+        self._sizes = GrowingTensor(numbers)  # of entries: how many rows they have
         self._role = GrowingTensor(numbers)  # of entries: an index into ROLES
         self._active = GrowingTensor(flags)  # of entries
         self._own = GrowingTensor(flags)  # of entries: the model's own outcomes
@@ -135,6 +136,7 @@ class Ledger:
         self._right.append(torch.zeros(len(rows), dtype=torch.bool))
         self._close.append(torch.zeros(len(rows), dtype=torch.bool))
         self._first_rows.append(first_row + sizes.cumsum(0) - sizes)
+        self._sizes.append(sizes)
         self._own.append(torch.zeros(len(entries), dtype=torch.bool))
         self._role.append(torch.tensor([ROLES.index(entry.role) for entry in entries]))
         self._active.append(torch.ones(len(entries), dtype=torch.bool))
@@ -193,6 +195,7 @@ class Ledger:
         lowest = min(edited.edited_blocks, default=0)
         encodings = [entry.encoding for entry in self.entries]
         if lowest == 0:  # there is nothing below it to spare
+            self._passes = None
             rows = self._site.rows_in_passes(encodings)
         else:
             if self._passes is None or self._passes.block != lowest:
@@ -227,11 +230,14 @@ class Ledger:
             self._own[slice(place, place + 1)] = outcome
 
     def _all_of_probe(self, of_row: Tensor, probes: Tensor) -> Tensor:
-        """Whether a row's property holds for all rows of each of these probes."""
-        wrong = torch.cat([torch.zeros(1, dtype=torch.long), (~of_row).long().cumsum(0)])
-        first = self._first_rows.rows[probes]
-        ends = torch.cat([self._first_rows.rows, torch.tensor([len(of_row)])])
-        return wrong[ends[probes + 1]] == wrong[first]
+        """Whether a row's property holds for all rows of each of these probes; only these rows are
+        looked at."""
+        sizes = self._sizes.rows[probes]
+        ends = sizes.cumsum(0)
+        shift = self._first_rows.rows[probes] - (ends - sizes)  # from here to the rows' places
+        index = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
+        wrong = torch.cat([torch.zeros(1, dtype=torch.long), (~of_row[index]).long().cumsum(0)])
+        return wrong[ends] == wrong[ends - sizes]
 
     def _turned(self, before: Tensor) -> dict[str, bool]:
         now = self._outcomes

@@ -14,8 +14,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -25,14 +26,16 @@ from continual import hooks
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import CeditError, ModelError
 from continual.patches import Patch
-from continual.patches.low_rank import EditedWeight
+from continual.patches.edited_weight import EditedWeight
 from continual.patches.memory import MemoryBank
 from continual.patches.neuron import NeuronBank
+from continual.tasks import task_class
 
 if TYPE_CHECKING:
     from continual.memory.recall import Recall
 
 ATLAS = "atlas"
+PASSED_MAX = 8  # states that are looked at
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
 
 
@@ -63,10 +66,10 @@ class _Mark:
     """The state after one patch: enough to come back to it by cutting off what came later."""
 
     sizes: Mapping[int, int]  # neurons by block
-    weights: Mapping[int, int]  # patches by block whose matrix they edit
+    weights: Mapping[str, int]  # patches by the path of the parameter that they edit
     memory: int  # patches of the memory
     fingerprint: str
-    weights_state: str  # the fingerprint at which a matrix was last edited
+    weights_state: str  # the fingerprint at which a parameter was last edited
 
 
 class EditedModel:
@@ -82,7 +85,7 @@ class EditedModel:
         self.tokenizer = base.tokenizer
         self.anatomy = base.anatomy
         self._banks: dict[int, NeuronBank] = {}
-        self._weights: dict[int, EditedWeight] = {}
+        self._weights: dict[str, EditedWeight] = {}
         self.memory = MemoryBank()
         self.recall: Recall | None = None  # how records are found and read
         self._marks = [_Mark({}, {}, 0, base.fingerprint, base.fingerprint)]
@@ -148,16 +151,25 @@ class EditedModel:
 
     @property
     def weights_state(self) -> str:
-        """The name of the state that the matrices are in: neurons put on later leave it as it is.
+        """The name of the state that the parameters are in: neurons put on later leave it as it is.
 
-        Queries and residual sums at the last FFN hold as long as it does.
+        Queries, residual sums and what is read from these hold as long as it does.
         """
-        return self._marks[-1].weights_state
+        return self.base.fingerprint if self._is_bare else self._marks[-1].weights_state
 
     @property
     def edited_blocks(self) -> list[int]:
-        """The blocks whose matrices are edited, as the model stands."""
-        return sorted(self._marks[-1].weights)
+        """The blocks whose parameters are edited, as the model stands; what lies in front of the
+        blocks or behind them counts as the first or the last."""
+        return sorted({self.block_of(path) for path in self._marks[-1].weights})
+
+    def has_passed(self, state: str, block: int, neurons: int) -> bool:
+        """Whether a state with so many neurons at a block was one of the last on the way to this
+        one: those neurons are then the first that are on."""
+        return self._banks[block].size >= neurons and any(
+            mark.fingerprint == state and mark.sizes.get(block, 0) == neurons
+            for mark in self._marks[-PASSED_MAX:]
+        )
 
     @property
     def depth(self) -> int:
@@ -165,12 +177,17 @@ class EditedModel:
         return len(self._marks) - 1
 
     def put(self, parts: Sequence[Patch]) -> None:
-        """Put one step's patch on."""
+        """Put one step's patch on. Where it does not fit, the model is as before."""
         chain = hashlib.sha256(self.fingerprint.encode())
-        for part in parts:
-            chain.update(json.dumps({"kind": part.kind, **part.meta()}, sort_keys=True).encode())
-            for tensor in part.put_on(self):
-                chain.update(tensor_bytes(tensor))
+        try:
+            for part in parts:
+                meta = {"kind": part.kind, **part.meta()}
+                chain.update(json.dumps(meta, sort_keys=True).encode())
+                for tensor in part.put_on(self):
+                    chain.update(tensor_bytes(tensor))
+        except BaseException:
+            self.take_off(self.depth)
+            raise
         self._mark(chain.hexdigest() if parts else self.fingerprint)
 
     def put_many(self, parts: Sequence[Patch], fingerprint: str, weights_state: str) -> None:
@@ -182,22 +199,37 @@ class EditedModel:
 
     def _mark(self, fingerprint: str, weights_state: str | None = None) -> None:
         """Keep the way back to here."""
-        weights = {block: weight.size for block, weight in self._weights.items() if weight.size}
+        weights = {path: weight.size for path, weight in self._weights.items() if weight.size}
         is_same = weights == self._marks[-1].weights
         sizes = {block: bank.size for block, bank in self._banks.items()}
         state = weights_state or (self.weights_state if is_same else fingerprint)
         self._marks.append(_Mark(sizes, weights, self.memory.size, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
-        """Go back to the state in which the first `depth` steps' patches were on."""
+        """Go back to the state in which the first `depth` steps' patches were on.
+
+        Raises ModelError where dense ones among them were let go; see `settle`.
+        """
         if not 0 <= depth <= self.depth:
             raise ValueError(f"{depth} patches cannot be kept of {self.depth}")
+        mark = self._marks[depth]
+        sizes = {path: mark.weights.get(path, 0) for path in self._weights}
+        for path, size in sizes.items():
+            self._weights[path].require_way_back(size)
         del self._marks[depth + 1 :]
         for block, bank in self._banks.items():
-            bank.truncate(self._marks[-1].sizes.get(block, 0))
-        for block, weight in self._weights.items():
-            weight.truncate(self._marks[-1].weights.get(block, 0))
-        self.memory.truncate(self._marks[-1].memory)
+            bank.truncate(mark.sizes.get(block, 0))
+        for path, size in sizes.items():
+            self._weights[path].truncate(size)
+        self.memory.truncate(mark.memory)
+
+    def settle(self) -> None:
+        """What is on stays on until all of it is taken off: dense differences are let go.
+
+        A way back to a state between base and here may then be refused; see `take_off`.
+        """
+        for weight in self._weights.values():
+            weight.settle()
 
     def bank(self, block: int) -> NeuronBank:
         """The neurons at a block: made, and attached, when first asked for."""
@@ -212,14 +244,70 @@ class EditedModel:
         return self._banks[block]
 
     def weight(self, block: int) -> EditedWeight:
-        """The FFN's output matrix of a block, with what was added to it."""
-        if block not in self._weights:
-            self._require_block(block)
-            weight = EditedWeight(self.anatomy.down_weight(self.model, block))
-            self._weights[block] = weight
+        """The FFN's output matrix of a block as [d_ff, d], with what was added to it."""
+        self._require_block(block)
+        return self.parameter(self.anatomy.down_path(block))
+
+    def parameter(self, path: str) -> EditedWeight:
+        """The parameter at a path, with what was added to it: one object for all of its names.
+
+        Raises ModelError where there is none.
+        """
+        name = self._names(path)[0]
+        if name not in self._weights:
+            weight = self._seen(name)
+            self._weights[name] = weight
             if self._hooks is not None:
                 self._show(weight)
-        return self._weights[block]
+        return self._weights[name]
+
+    def block_of(self, path: str) -> int:
+        """The first block whose output depends on the parameter at a path."""
+        return self.anatomy.lowest_block(self._names(path))
+
+    def _seen(self, name: str) -> EditedWeight:
+        downs = {self.anatomy.down_path(b): b for b in range(self.anatomy.block_count)}
+        for other in self._names(name):
+            if other in downs:
+                view = self.anatomy.down_weight(self.model, downs[other])
+                return EditedWeight(view, is_turned=not self.anatomy.transposed)
+        return EditedWeight(self.model.get_parameter(name))
+
+    def _names(self, path: str) -> Sequence[str]:
+        """All names of the parameter at a path: tied ones have several."""
+        if path not in self._named:
+            raise ModelError(
+                f"A patch is for the parameter {path}, which the model does not have: it was made "
+                "on another model."
+            )
+        return self._named[path]
+
+    @cached_property
+    def _named(self) -> Mapping[str, Sequence[str]]:
+        names: dict[int, list[str]] = {}
+        named: dict[str, Sequence[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            named[name] = names.setdefault(id(parameter), [])
+            names[id(parameter)].append(name)
+        return named
+
+    @contextmanager
+    def trained(self, paths: Iterable[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
+        """The model's own parameters at these paths, by their first names, to be changed and
+        differentiated while this lasts; they are as before when it ends."""
+        names = dict.fromkeys(self._names(path)[0] for path in paths)
+        weights = [self.parameter(name) for name in names]
+        parameters = {name: self.model.get_parameter(name) for name in names}
+        try:
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            yield parameters
+        finally:
+            for parameter in parameters.values():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            for weight in weights:
+                weight.restore()
 
     def _require_block(self, block: int) -> None:
         if not 0 <= block <= self.anatomy.last:
@@ -299,26 +387,35 @@ def directory_fingerprint(directory: Path) -> str:
 
 def load_base(
     name: str | Path,
+    task: Mapping[str, Any] = MappingProxyType({}),
     *,
     device: str = "cpu",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
 ) -> BaseModel:
-    """A model directory, loaded for editing. Raises ModelError, with what is missing."""
+    """A model directory, loaded for editing as the `[task]` table says. Raises ModelError, with
+    what is missing."""
     import transformers
 
+    architecture = getattr(transformers, task_class(task).architecture)
     directory = model_directory(name)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        model = architecture.from_pretrained(
             directory, dtype=getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+        raise cannot_load(directory, error) from error
     model = model.to(device).eval().requires_grad_(False)
     return BaseModel(
         model, tokenizer, find_anatomy(model, overrides), directory_fingerprint(directory)
     )
+
+
+def cannot_load(directory: Path, error: Exception) -> ModelError:
+    """What transformers says of a directory, without its lists of everything that there is."""
+    said = str(error).replace("\\n", "\n").splitlines() or [type(error).__name__]
+    return ModelError(f"The model in {directory} cannot be loaded: {said[0]}")
 
 
 def stand_at(edited: EditedModel, steps: Iterable[Sequence[Patch]]) -> None:
@@ -326,3 +423,4 @@ def stand_at(edited: EditedModel, steps: Iterable[Sequence[Patch]]) -> None:
     edited.take_off(0)
     for parts in steps:
         edited.put(parts)
+        edited.settle()

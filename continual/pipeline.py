@@ -14,14 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, continuation, encode
+from continual.candidates import Candidate, Expected, encode
 from continual.editing import Bench, Edited, Workshop
-from continual.editors.registry import make_editor
+from continual.editors.registry import make_chain
 from continual.errors import CeditError, RequestError, StreamError
 from continual.ledger import LOCALITY
 from continual.memory.answers import Answers
@@ -132,11 +132,33 @@ class _Probes:
 
 
 @dataclass(frozen=True)
+class _Durations:
+    """How long a step took up to its commit, which is part of the record that the commit writes."""
+
+    edit_s: float  # plan, edit, prove
+    probe_s: float
+    recheck_s: float
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds, to the microsecond."""
+        return {name: round(value, 6) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
 class _Results:
     """What a commit makes durable besides the outcomes."""
 
     written: Future[BlobRef] | None  # the patch, on its way to the disk
     measured: Measured | None
+    durations: _Durations
+
+    @property
+    def ledger(self) -> dict[str, Any] | None:
+        """The ledger's record of the step: what was measured, when, and how long it all took."""
+        if self.measured is None:
+            return None
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**self.measured.to_json(), "at": at, **self.durations.to_json()}
 
 
 def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
@@ -184,9 +206,9 @@ class Pipeline:
         self._store, self._site, self._standing = store, site, standing
         self._settings = settings
         self._answers = Answers(site)
-        chain = [make_editor(name, settings.editors.get(name, {})) for name in settings.chain]
+        chain = make_chain(settings.chain, settings.editors, site.task.name)
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
-        bench = Bench(site, standing.memory, standing.recapture, statistics)
+        bench = Bench(site, standing.memory, standing.recapture, statistics, standing.taught)
         self._workshop = Workshop(bench, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:
@@ -205,16 +227,21 @@ class Pipeline:
         registered = time.perf_counter()
         measured = self._recheck(edited)
         rechecked = time.perf_counter()
-        revision = self._commit(batch, plan, edited, _Results(written, measured))
+        durations = _Durations(
+            edit_s=(planned - started) + (proved - probed),
+            probe_s=(probed - planned) + (registered - advanced),
+            recheck_s=(advanced - proved) + (rechecked - registered),
+        )
+        revision = self._commit(batch, plan, edited, _Results(written, measured, durations))
         committed = time.perf_counter()
         return Step(
             revision,
             (*edited.outcomes, *plan.outcomes),
             batch.quarantined,
             measured,
-            edit_s=(planned - started) + (proved - probed) + (committed - rechecked),
-            probe_s=(probed - planned) + (registered - advanced),
-            recheck_s=(advanced - proved) + (rechecked - registered),
+            edit_s=durations.edit_s + (committed - rechecked),
+            probe_s=durations.probe_s,
+            recheck_s=durations.recheck_s,
             patch_bytes=revision.patch.length if revision.patch else 0,
         )
 
@@ -275,7 +302,7 @@ class Pipeline:
                 continue
             answer = self._answered(entry.encoding, parts[place])
             if answer != entry.encoding.targets:
-                parts[place] = self._site.rows([continuation(entry.encoding, answer)])
+                parts[place] = self._site.rows([entry.encoding.answered(answer)])
             expected.append(answer)
         return _Probes(tuple(expected), Rows.join(parts))
 
@@ -283,7 +310,7 @@ class Pipeline:
         """How the model at head goes on after a question, for as long as its answer is."""
         if self._answers.is_right(encoding, rows):
             return encoding.targets
-        return self._answers.continue_greedily(encoding, len(encoding.targets))
+        return self._answers.greedily(encoding)
 
     def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:
@@ -322,7 +349,7 @@ class Pipeline:
                 requests={c.id: c.request.content() for c in plan.candidates},
                 subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
                 streams=batch.streams,
-                ledger=None if results.measured is None else _recorded(results.measured),
+                ledger=results.ledger,
             )
         )
 
@@ -360,8 +387,3 @@ class Pipeline:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]
         return self._standing.measure(current)
-
-
-def _recorded(measured: Measured) -> dict[str, Any]:
-    """The ledger's record of a step."""
-    return {**measured.to_json(), "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,9 +1,10 @@
-"""Probe files: JSON Lines of {"prompt", "answer"}."""
+"""Probe files: JSON Lines of {"prompt", "answer"}, or {"prompt", "label"} for a classifier."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,10 +24,17 @@ def read_probes(path: Path, task: Task) -> list[Probe]:
 
 def _probe(path: Path, number: int, line: str, task: Task) -> Probe:
     try:
-        probe = Probe.model_validate(json.loads(line))
+        probe = Probe.model_validate(_answered(json.loads(line)))
         task.encode(probe.prompt, probe.answer)
     except ValidationError as error:
         raise CeditError(f"{path}, line {number}: {explain(error)}") from None
     except (ValueError, RecursionError, RequestError) as error:
         raise CeditError(f"{path}, line {number}: {error}") from None
     return probe
+
+
+def _answered(record: Any) -> Any:
+    """The record with its label, where that is what it has, as the answer."""
+    if not isinstance(record, dict) or "label" not in record or "answer" in record:
+        return record
+    return {**{k: v for k, v in record.items() if k != "label"}, "answer": record["label"]}

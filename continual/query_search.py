@@ -80,7 +80,7 @@ class SearchedQueries:
         else:
             bounds = heads.bounds(keys)
             firsts = self.rows[bounds.max(1).indices]  # their scores are floors
-            places, scores = self._reaching(keys, bounds, (firsts * keys).sum(1) - slack)
+            places, scores = self._reaching(keys, heads, bounds, (firsts * keys).sum(1) - slack)
         near = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
         rows = self.rows[near if places is None else places[near]]
         return (keys.double() @ rows.double().T).amax(1).to(keys.dtype)
@@ -93,9 +93,9 @@ class SearchedQueries:
         reached = floors - self._slack(keys)
         heads = self._pruning()
         if heads is None:
-            return (keys @ self.rows.T >= reached[:, None]).any(0).nonzero().squeeze(-1)
-        places, scores = self._reaching(keys, heads.bounds(keys), reached)
-        return places[(scores >= reached[:, None]).any(0)]
+            return _reaching_one(keys @ self.rows.T, reached).nonzero().squeeze(-1)
+        places, scores = self._reaching(keys, heads, heads.bounds(keys), reached)
+        return places[_reaching_one(scores, reached)]
 
     def _pruning(self) -> _Heads | None:
         """The heads that bound the scores; None where scoring all rows costs less."""
@@ -105,13 +105,14 @@ class SearchedQueries:
             self._heads = _Heads.fitted(self.rows)
         return self._heads if self._heads.pays else None
 
-    def _reaching(self, keys: Tensor, bounds: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
+    def _reaching(
+        self, keys: Tensor, heads: _Heads, bounds: Tensor, floors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The rows that may reach the floor of one of the keys, and their scores [n, r]."""
-        places = (bounds >= floors[:, None]).any(0).nonzero().squeeze(-1)
+        places = _reaching_one(bounds, floors - heads.shared(keys)).nonzero().squeeze(-1)
         spares = GATHERED_SHARE * len(places) < len(self)
-        if self._heads is not None:
-            self._heads.tried += 1
-            self._heads.misses += not spares
+        heads.tried += 1
+        heads.misses += not spares
         if spares:
             return places, keys @ self.rows[places].T
         return places, (keys @ self.rows.T)[:, places]
@@ -138,7 +139,10 @@ class _Heads:
         """For these rows; all of them are taken in."""
         sample = rows[:: -(-len(rows) // FITTED_ON_MAX)]
         centre = sample.mean(0)
-        heads = cls(centre, _principal_directions(sample - centre), len(rows))
+        principal = _principal_directions(sample - centre)
+        # a key may point along what all rows share: as one more direction it loosens no bound
+        directions = torch.linalg.qr(torch.cat([centre[:, None], principal], 1)).Q
+        heads = cls(centre, directions, len(rows))
         heads.append(rows)
         return heads
 
@@ -155,10 +159,13 @@ class _Heads:
         """As in `SearchedQueries.cut`."""
         self._parts.cut(first, last)
 
+    def shared(self, keys: Tensor) -> Tensor:
+        """[n] the part of q·k that all rows have."""
+        return keys @ self._centre
+
     def bounds(self, keys: Tensor) -> Tensor:
-        """[n, m] what q·k is at most, but for rounding."""
-        shared = (keys @ self._centre)[:, None]
-        return torch.addmm(shared, self._split(keys), self._parts.columns)
+        """[n, m] what the rest of q·k is at most, but for rounding."""
+        return self._split(keys) @ self._parts.columns
 
     def _split(self, vectors: Tensor) -> Tensor:
         """[r, h + 1] heads, and at least the lengths of the rests."""
@@ -166,6 +173,17 @@ class _Heads:
         whole = vectors.square().sum(1, keepdim=True)
         left = (whole - heads.square().sum(1, keepdim=True)).clamp(min=0)
         return torch.cat([heads, (left + ROUNDING * whole).sqrt()], dim=1)
+
+
+def _reaching_one(scores: Tensor, floors: Tensor) -> Tensor:
+    """[m] bool: which rows reach the floor of one of the keys, for scores [n, m] and floors [n].
+
+    Key by key: to compare and to reduce them all at once takes twice as long.
+    """
+    reached = scores[0] >= floors[0]
+    for row, floor in zip(scores[1:], floors[1:], strict=True):
+        reached |= row >= floor
+    return reached
 
 
 def _principal_directions(centred: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
     for layer, reverted in zip(layers, gone, strict=True):
         if layer.patch is None or layer.patch.sha256 not in digests:
             edited.put(session.patches(layer.patch))
+            edited.settle()
             continue
         replaces[layer.revision.id] = None
         edited.put(())

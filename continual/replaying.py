@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from continual.patches import Patch
 from continual.repairing import whole_revisions
 from continual.session import Session, open_session
-from continual.snapshots import Snapshot
+from continual.snapshots import Gathered, Snapshot
 from store import Layer, Revision, Segment
 from store.check import Problem, verify_path
 
@@ -49,6 +48,7 @@ def rebuild(
             else:
                 _build(session, before)
         edited.put(session.patches(revision.patch))
+        edited.settle()
         on = revision.id
         yield Rebuilt(revision, edited.fingerprint)
 
@@ -58,6 +58,7 @@ def _build(session: Session, layers: Iterable[Layer]) -> None:
     session.edited.take_off(0)
     for layer in layers:
         session.edited.put(session.patches(layer.patch))
+        session.edited.settle()
 
 
 def verify(path: Path) -> list[Problem]:
@@ -96,13 +97,14 @@ def wrong_snapshots(session: Session) -> Iterator[Problem]:
         session.edited.take_off(0)
         layers = store.layers(identity)
         for segment in store.segments(layers):
-            parts: list[Patch] = []
+            gathered = Gathered()
             for layer in layers[segment.first : segment.last]:
                 session.edited.put(own := session.patches(layer.patch))
-                parts += own
+                session.edited.settle()
+                gathered.take(own)
             found = None if segment.name in seen else session.states.snapshot(segment)
             seen.add(segment.name)
-            if found is not None and not found.is_same(Snapshot.of(parts, session.edited)):
+            if found is not None and not found.is_same(Snapshot.of(gathered, session.edited)):
                 yield Problem(snapshot_label(segment), "is not what its patches come to")
 
 

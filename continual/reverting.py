@@ -36,7 +36,7 @@ class UnknownRequest(CeditError):
 
 
 class RevertError(CeditError):
-    """A request that cannot be taken out of a patch that it shares with others."""
+    """A request of a patch that does not say what in it is whose."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Reverted:
 
     revision: Revision
     request: str
-    rows: dict[str, int]  # neurons, columns or records that went, by the patches' kind
+    rows: dict[str, int]  # neurons, columns, records or whole dense patches that went, by kind
     resolved: tuple[Outcome, ...]  # of the other requests of batches that were solved again
     before: dict[str, float | None]  # the metrics
     after: dict[str, float | None]
@@ -57,7 +57,8 @@ def revert(session: Session, name: str, *, resolve: bool = False) -> Reverted:
 
     `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
     patch are dropped, and those of the others of its batch stay as they were solved beside them;
-    with it, the batch is solved again without the request. Raises UnknownRequest, RevertError.
+    with it, the batch is solved again without the request. A dense patch goes whole, or not at all.
+    Raises UnknownRequest, RevertError, SharedPatch.
     """
     store = session.store
     before = store.head
@@ -134,12 +135,14 @@ class _Surgery:
             parts = self.session.patches(layer.patch)
             if not self._has_part(layer.revision, reverted):
                 edited.put(parts)
+                edited.settle()
                 continue
             parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
             owned = [part for part in parts if self.request in part.owners]
             if self.resolve and any(part.weight_blocks for part in owned):
                 self._count(owned)
                 self._replace(layer.revision, self._solve_again(layer.revision, reverted))
+                edited.settle()
                 continue
             if owned:
                 self._count(owned)
@@ -147,6 +150,7 @@ class _Surgery:
                 parts = tuple(part for part in kept if part is not None)
                 self._replace(layer.revision, parts)
             edited.put(parts)
+            edited.settle()
 
     def draft(self, parent: Revision, fingerprint: str) -> Draft:
         """The revision that says all this."""

@@ -18,7 +18,7 @@ import torch
 
 from continual import atlas
 from continual.candidates import encode
-from continual.editors.registry import DEFAULT_CHAIN, chain_of
+from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
 from continual.memory.recall import MemoryConfig, Recall, recall_of
 from continual.memory.routing import Route
@@ -34,7 +34,7 @@ from continual.snapshots import States
 from continual.standing import Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
-from continual.tasks import Task, make_task
+from continual.tasks import DEFAULT_TASK, Question, Task, make_task
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ class NewStore:
 
 def init(path: Path, new: NewStore) -> Session:
     """Make a store for a base model, measure its probes once, and open it for writing."""
-    base = load_base(new.model, device=new.device, dtype=new.dtype, overrides=new.anatomy)
     is_atlas = new.model == ATLAS
+    said = {**(atlas.TASK if is_atlas else {"name": DEFAULT_TASK}), **(new.task or {})}
+    base = load_base(new.model, said, device=new.device, dtype=new.dtype, overrides=new.anatomy)
     settings = {
         "model": {
             "path": ATLAS if is_atlas else str(model_directory(new.model)),
@@ -68,11 +69,11 @@ def init(path: Path, new: NewStore) -> Session:
             "device": new.device,
             "dtype": new.dtype,
         },
-        "task": {**(atlas.TASK if is_atlas else {"name": "causal"}), **(new.task or {})},
+        "task": said,
         "anatomy": dict(new.anatomy or {}),
         "run": {"seed": new.seed},
     }
-    task = make_task(base.tokenizer, settings["task"], base.context_tokens_max)
+    task = make_task(base, said)
     find_tail(base.model, base.anatomy)  # a model that cannot be edited gets no store
     given = {"train": new.train_probes, "test": new.test_probes}
     if is_atlas:
@@ -101,6 +102,7 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
         model = store.settings["model"]
         base = load_base(
             model["path"],
+            store.settings.get("task", {}),
             device=model["device"],
             dtype=model["dtype"],
             overrides=store.settings.get("anatomy", {}),
@@ -111,7 +113,7 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
                 f"{base.fingerprint[:12]}, and this history was made on "
                 f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
             )
-        task = make_task(base.tokenizer, store.settings.get("task", {}), base.context_tokens_max)
+        task = make_task(base, store.settings.get("task", {}))
         return Session(store, EditedModel(base), task, at)
     except BaseException:
         store.close()
@@ -218,7 +220,8 @@ class Session:
         """The store's settings for a run, with changes."""
         editors = self.store.settings.get("editor", {})
         seed = int(self.store.settings.get("run", {}).get("seed", 0))
-        return replace(Settings(DEFAULT_CHAIN, seed=seed, editors=editors), **changes)
+        chain = default_chain(self.task.name)
+        return replace(Settings(chain, seed=seed, editors=editors), **changes)
 
     def steps(
         self, stream: Stream, settings: Settings, *, on_change: Callable[[str], None] = _ignore
@@ -335,21 +338,13 @@ class Session:
     def answer(self, prompt: str, tokens_max: int = 32) -> Answer:
         """The model's answer to a prompt, and where it is from."""
         question = self.task.question(prompt)
-        inputs = {n: t.to(self.edited.device) for n, t in self.task.inputs([question]).items()}
-        limit = self.model.config.get_text_config().max_position_embeddings - len(question)
-        generated = self.model.generate(
-            **inputs,
-            max_new_tokens=max(1, min(tokens_max, limit)),
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id or 0,
-        )
-        text = self.task.text(generated[0, len(question) :].tolist())
-        return Answer(text, self.route(question))
+        answer = self.task.answer(self.model, question, tokens_max)
+        return Answer(self.task.text(answer), self.route(question))
 
-    def route(self, question: Sequence[int]) -> Route | None:
+    def route(self, question: Question) -> Route | None:
         """The record that an input's tokens are about; None where the model answers by itself."""
         recall = recall_of(self.edited)
-        (route,) = recall.routes([recall.text(question)])
+        (route,) = recall.routes([recall.text(question.ids)])
         return route
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from continual.model import EditedModel
 from continual.partial import RowTail, find_tail, logits_of
-from continual.patches.neuron import NeuronBank
+from continual.patches.neuron import Firing, NeuronBank
 from continual.site_pass import SitePass
 from continual.tasks import Encoding, Task
 
 PASS_TOKENS_MAX = 4096
 LOGITS_MAX = 2**24
 ROWS_REMEMBERED_MAX = 64
+SUMS_REMEMBERED = 4
 TIE = 2.0**-13
 """Two logits nearer than this share of the row's largest may change places by float rounding."""
 TIE_ROUNDINGS = 4
@@ -70,23 +72,31 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Summed:
-    """What was patched last: a gate, an editor and a proof often ask the same in a row."""
+    """What was patched before: a gate, an editor, a proof and the ledger often ask the same, with
+    few neurons more."""
 
-    state: tuple[str, int]  # the model's fingerprint, and how many neurons are on
+    state: str  # the model's fingerprint
+    neurons: int  # so many were on
     rows: Rows
+    firing: Firing
     patched: Tensor
 
-    def is_of(self, rows: Rows) -> bool:
-        """Whether these are the rows."""
-        return torch.equal(rows.query, self.rows.query) and torch.equal(
-            rows.hidden, self.rows.hidden
-        )
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
+        return self.state, self.neurons, len(self.rows)
+
+    def begins_with(self, rows: Rows) -> bool:
+        """Whether these are the first of the rows, or all of them."""
+        own = self.rows[slice(len(rows))]
+        return torch.equal(rows.query, own.query) and torch.equal(rows.hidden, own.hidden)
 
 
 @dataclass(frozen=True)
 class _Asked:
     """What was answered last, likewise."""
 
+    state: str  # of the parameters: the head and the norm may be edited, too
     hidden: Tensor
     logits: Tensor
 
@@ -99,7 +109,7 @@ class Site:
         self.task = task
         self.tail: RowTail = find_tail(edited.model, edited.anatomy)
         self._pass = SitePass(edited.model, edited.anatomy)
-        self._summed: _Summed | None = None
+        self._summed: list[_Summed] = []  # the latest first
         self._asked: _Asked | None = None
 
     @property
@@ -107,6 +117,12 @@ class Site:
         """The share of a row's largest logit by which two logits are close; see `TIE`."""
         dtype = next(self.edited.model.parameters()).dtype
         return max(TIE, TIE_ROUNDINGS * torch.finfo(dtype).eps)
+
+    @cached_property
+    def choices(self) -> int:
+        """How many logits a row has: tokens, or labels."""
+        width = torch.zeros(1, self.edited.anatomy.width, device=self.edited.device)
+        return self.logits(width).shape[-1]
 
     @property
     def block(self) -> int:
@@ -128,7 +144,7 @@ class Site:
         edited = self.edited
         with edited.without_neurons():
             inputs = self.inputs(encodings)
-            size = inputs["input_ids"].shape[1]
+            size = max(len(encoding.ids) for encoding in encodings)
             places = [i * size + p for i, e in enumerate(encodings) for p in e.positions]
             device = inputs["input_ids"].device
             query, hidden = self._pass(inputs, torch.tensor(places, device=device))
@@ -152,11 +168,23 @@ class Site:
         """h [n, d] with what the neurons add to it."""
         if len(rows) > ROWS_REMEMBERED_MAX:
             return self._with_neurons(rows)
-        state = (self.edited.fingerprint, self.bank.size)
-        known = self._summed
-        if known is None or known.state != state or not known.is_of(rows):
-            known = self._summed = _Summed(state, rows, self._with_neurons(rows))
-        return known.patched
+        state, size = self.edited.fingerprint, self.bank.size
+        known = next((summed for summed in self._summed if summed.begins_with(rows)), None)
+        if known is not None and known.name == (state, size, len(rows)):
+            return known.patched
+        firing = self._firing(rows, known)
+        hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
+        others = [s for s in self._summed if s is not known or len(s.rows) > len(rows)]
+        self._summed = [_Summed(state, size, rows, firing, hidden), *others][:SUMS_REMEMBERED]
+        return hidden
+
+    def _firing(self, rows: Rows, known: _Summed | None) -> Firing:
+        """The neurons that fire on a few rows; only those that came since they were known."""
+        bank = self.bank
+        if known is None or not self.edited.has_passed(known.state, self.block, known.neurons):
+            return bank.firing(rows.query)
+        before = known.firing.of_first(len(rows))
+        return before.followed_by(bank.firing(rows.query, known.neurons))
 
     def _with_neurons(self, rows: Rows) -> Tensor:
         extra = self.bank.contribution(rows.query)
@@ -166,9 +194,10 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
-        if self._asked is None or not torch.equal(hidden, self._asked.hidden):
-            self._asked = _Asked(hidden, self._logits(hidden))
-        return self._asked.logits
+        state, known = self.edited.weights_state, self._asked
+        if known is None or known.state != state or not torch.equal(hidden, known.hidden):
+            known = self._asked = _Asked(state, hidden, self._logits(hidden))
+        return known.logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
         weight = next(self.edited.model.parameters())
@@ -178,7 +207,7 @@ class Site:
     def judge(self, rows: Rows) -> Verdict:
         """Which rows have their target as the arg-max, with the neurons that are on."""
         hidden = self.patched(rows)
-        size = max(1, LOGITS_MAX // self.edited.model.config.get_text_config().vocab_size)
+        size = max(1, LOGITS_MAX // self.choices)
         parts = [
             verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size], self.tie)
             for i in range(0, len(rows), size)
@@ -204,9 +233,8 @@ class Site:
         for batch in length_sorted(encodings):
             chosen = [encodings[i] for i in batch]
             logits = logits_of(model or self.edited.model, self.inputs(chosen))
-            sequence, position = _places(chosen, logits.device)
-            targets = torch.tensor([t for e in chosen for t in e.targets], device=logits.device)
-            verdict = verdict_of(logits[sequence, position].float(), targets, self.tie)
+            answered, targets = answer_logits(chosen, logits)
+            verdict = verdict_of(answered, targets, self.tie)
             sizes = [len(encoding.targets) for encoding in chosen]
             for i, right, close in zip(
                 batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
@@ -221,23 +249,24 @@ class Site:
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
         """Whether one probe is right, by a pass over it alone: what decides a close one."""
         logits = logits_of(model or self.edited.model, self.inputs([encoding]))
-        wanted = torch.tensor(encoding.targets, device=logits.device)
-        return bool((logits[0, list(encoding.positions)].argmax(-1) == wanted).all())
+        answered, wanted = answer_logits([encoding], logits)
+        return bool((answered.argmax(-1) == wanted).all())
 
     @torch.no_grad()
-    def continue_greedily(
-        self, question: tuple[int, ...], count: int, model: Any = None
-    ) -> tuple[int, ...]:
-        """The model's own `count` next tokens, without a stop; or another model's."""
-        ids = question
-        for _ in range(count):
-            logits = logits_of(model or self.edited.model, self.inputs([Encoding(ids, (), ())]))
-            ids = (*ids, int(logits[0, -1].argmax()))
-        return ids[len(question) :]
+    def greedily(self, encoding: Encoding, model: Any = None) -> tuple[int, ...]:
+        """What the model says in the place of a probe's targets, without a stop; or another
+        model."""
+        said: tuple[int, ...] = ()
+        for position in encoding.positions:
+            asked = Encoding(encoding.question, (position,), (*said, encoding.targets[-1]))
+            logits = logits_of(model or self.edited.model, self.inputs([asked]))
+            answered, _ = answer_logits([asked], logits)
+            said = (*said, int(answered[0].argmax()))
+        return said
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
         """The model's inputs for a pass over these probes; no mask where nothing is padded."""
-        inputs = self.task.inputs([encoding.ids for encoding in encodings])
+        inputs = self.task.inputs(encodings)
         if bool(inputs.get("attention_mask", torch.zeros(1)).all()):
             del inputs["attention_mask"]
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
@@ -254,6 +283,16 @@ def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) ->
     )
 
 
+def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer positions of a pass with logits [B, T, vocab], or [B, labels] where there is one
+    answer for a whole input: [n, vocab or labels] float32, and the tokens wanted there [n]."""
+    targets = torch.tensor([t for e in encodings for t in e.targets], device=logits.device)
+    if logits.ndim == 2:
+        return logits.float(), targets
+    sequence, position = _places(encodings, logits.device)
+    return logits[sequence, position].float(), targets
+
+
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
     """The verdict of logits [n, vocab] on targets [n]; `tie` as in `Site`."""
     best, index = logits.topk(2, dim=-1)
@@ -266,8 +305,8 @@ def length_sorted(
 ) -> list[list[int]]:
     """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i].ids)):
-        size = len(encodings[index].ids)  # the longest so far
+    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i])):
+        size = len(encodings[index])  # the longest so far
         if not batches or size * (len(batches[-1]) + 1) > tokens_max:
             batches.append([])
         batches[-1].append(index)

@@ -39,6 +39,8 @@ class SitePass:
     def __call__(self, inputs: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
         """As `capture_answers`, [n, d] each, for real positions; padding stands behind them."""
         ids = inputs["input_ids"]
+        if "decoder_input_ids" in inputs:
+            return capture_answers(self._model, self._anatomy, inputs, rows)
         if "attention_mask" in inputs:
             if self._needs_mask is None:
                 self._needs_mask = needs_mask(self._model, self._anatomy)

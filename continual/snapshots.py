@@ -1,7 +1,8 @@
 """Standing at a state: snapshots where there are any, patches where there are none.
 
 A snapshot holds what the patches of one segment come to: their neurons in one piece, their columns
-in one piece or, where these take more room than the matrix, the matrix. Put on, it leaves the same
+in one piece or, where these take more room than the matrix, or dense patches are in it, the matrix;
+of dense patches the parameters as they stand. Put on, it leaves the same
 bytes as the patches one by one. Snapshots are made while a writer passes by, and are never relied
 on: what is missing or damaged is made again from the patches.
 """
@@ -17,9 +18,40 @@ from torch import Tensor
 
 from continual.model import EditedModel
 from continual.patches import Patch, pack, unpack
-from continual.patches.low_rank import LowRankPatch, WeightSums
+from continual.patches.dense import DensePatch
+from continual.patches.low_rank import LowRankPatch
+from continual.patches.weight_sums import summed, without_superseded
 from store import BlobRef, Layer, Revision, Segment, Store, StoreError
 from store.errors import IntegrityError
+
+
+class Gathered:
+    """The patches of a segment, as far as a snapshot is made of them: of dense ones only where they
+    are, as the model has what they come to."""
+
+    def __init__(self) -> None:
+        self._parts: list[Patch] = []
+        self._dense: dict[str, int] = {}  # block by path
+
+    def take(self, parts: Iterable[Patch]) -> None:
+        """Take in what was put on."""
+        for part in parts:
+            if isinstance(part, DensePatch):
+                self._dense |= part.blocks
+            else:
+                self._parts.append(part)
+
+    def joined(self, edited: EditedModel) -> tuple[Patch, ...]:
+        """As few patches as can be, kind by kind: kinds touch nothing of each other's, but for
+        those that edit parameters, which are summed up together. All of them are on the model, and
+        nothing behind them."""
+        kinds: dict[type[Patch], list[Patch]] = {}
+        for part in self._parts:
+            kinds.setdefault(type(part), []).append(part)
+        every = [part for kind, same in kinds.items() for part in kind.joined(same)]
+        low_rank = [part for part in every if isinstance(part, LowRankPatch)]
+        others = [part for part in every if not isinstance(part, LowRankPatch)]
+        return (*others, *summed(low_rank[0] if low_rank else None, self._dense, edited))
 
 
 @dataclass(frozen=True)
@@ -31,9 +63,9 @@ class Snapshot:
     weights_state: str
 
     @classmethod
-    def of(cls, parts: Iterable[Patch], edited: EditedModel) -> Snapshot:
+    def of(cls, gathered: Gathered, edited: EditedModel) -> Snapshot:
         """Of a segment's patches, all of which are on the model, and nothing behind them."""
-        return cls(_joined(parts, edited), edited.fingerprint, edited.weights_state)
+        return cls(gathered.joined(edited), edited.fingerprint, edited.weights_state)
 
     def is_same(self, other: Snapshot) -> bool:
         """Whether both have the same bits and names."""
@@ -81,8 +113,7 @@ class States:
         self._edited.take_off(0)
         done = self._stand_on_snapshots(layers, segments)
         for segment in segments[done:]:
-            parts = self._put(layers[segment.first : segment.last])
-            self._keep(segment, parts)
+            self._keep(segment, self._put(layers[segment.first : segment.last]))
         self._put(layers[segments[-1].last if segments else 0 :])
 
     def follow(self, revision: Revision) -> None:
@@ -94,8 +125,12 @@ class States:
             self._segmenter.take_all(self._store.layers(revision))
             full = None
         self._at = revision.id
+        self._edited.settle()
         if full is not None and self.snapshot(full) is None:
-            self._keep(full, [part for ref in full.patches for part in self.patches(ref)])
+            gathered = Gathered()
+            for ref in full.patches:
+                gathered.take(self.patches(ref))
+            self._keep(full, gathered)
 
     def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
         """The parts of a patch; none for None."""
@@ -118,7 +153,7 @@ class States:
             snapshot = self.snapshot(segment)
             if snapshot is None:
                 break
-            parts += snapshot.parts
+            parts = [*without_superseded(parts, snapshot.parts), *snapshot.parts]
             last, count = snapshot, count + 1
         if last is None:
             return 0
@@ -126,28 +161,30 @@ class States:
         if reached.is_waypoint and reached.revision.fingerprint != last.fingerprint:
             return 0
         self._edited.put_many(parts, last.fingerprint, last.weights_state)
+        self._edited.settle()
         return count
 
-    def _put(self, layers: Sequence[Layer]) -> list[Patch]:
-        """Put layers on; their parts."""
-        every: list[Patch] = []
+    def _put(self, layers: Sequence[Layer]) -> Gathered:
+        """Put layers on."""
+        gathered = Gathered()
         for layer in layers:
             parts = self.patches(layer.patch)
             self._edited.put(parts)
+            self._edited.settle()
             self._check(layer)
-            every += parts
-        return every
+            gathered.take(parts)
+        return gathered
 
     def _check(self, layer: Layer) -> None:
         if layer.is_waypoint:
             check_fingerprint(layer.revision, self._edited.fingerprint)
 
-    def _keep(self, segment: Segment, parts: Sequence[Patch]) -> None:
+    def _keep(self, segment: Segment, gathered: Gathered) -> None:
         """Write a snapshot, where it can be written: nothing depends on it."""
         if not self._store.writable:
             return
         try:
-            self._store.snapshots.put(segment.name, *Snapshot.of(parts, self._edited).to_file())
+            self._store.snapshots.put(segment.name, *Snapshot.of(gathered, self._edited).to_file())
         except StoreError:
             return
 
@@ -159,18 +196,3 @@ def check_fingerprint(revision: Revision, found: str) -> None:
             f"revision {revision.id[:12]}",
             f"its patches give the fingerprint {found[:12]}, it says {revision.fingerprint[:12]}",
         )
-
-
-def _joined(parts: Iterable[Patch], edited: EditedModel) -> tuple[Patch, ...]:
-    """As few patches as can be, kind by kind: kinds touch nothing of each other's."""
-    kinds: dict[type[Patch], list[Patch]] = {}
-    for part in parts:
-        kinds.setdefault(type(part), []).append(part)
-    joined: list[Patch] = []
-    for kind, same in kinds.items():
-        for part in kind.joined(same):
-            if isinstance(part, LowRankPatch):
-                joined += [p for p in WeightSums.of(part, edited) if p is not None]
-            else:
-                joined.append(part)
-    return tuple(joined)

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from continual.candidates import Candidate, Expected, encode, question_of
+from continual.candidates import Candidate, Expected, encode
+from continual.editors import Taught
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
 from continual.metrics import Count, Rates, ratio
 from continual.query_memory import QueryMemory
@@ -28,7 +29,7 @@ from continual.retention import (
     reverted_later,
 )
 from continual.site import Rows, Site
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 from store import Revision, Store
 
 
@@ -78,6 +79,7 @@ class Standing:
         self._register_sets(lineage[0].body["probes"])
         self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
         self._taught = self._training_rows()
+        self._contradicted: set[Question] = set()  # questions of requests
         fresh: list[str] = []  # attempted for the first time since the last record
         moved: tuple[str, ...] = ()  # applied when matrices were edited last
         since: set[str] = set()  # applied again or anew since then
@@ -128,14 +130,14 @@ class Standing:
             encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
             self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
 
-    def _training_rows(self) -> dict[tuple[int, ...], range]:
+    def _training_rows(self) -> dict[Question, range]:
         """Where each question of the training probes has its rows in the memory."""
-        places: dict[tuple[int, ...], range] = {}
+        places: dict[Question, range] = {}
         first = 0
         for entry in self.ledger.entries:
             if entry.role == TRAIN:
                 last = first + len(entry.encoding.targets)
-                places[question_of(entry.encoding)] = range(first, last)
+                places[entry.encoding.question] = range(first, last)
                 first = last
         return places
 
@@ -194,7 +196,18 @@ class Standing:
     def contradict(self, learned: Iterable[Encoding]) -> None:
         """Take out of the memory what training said to the very questions that a request asks."""
         for encoding in learned:
-            self.memory.contradict(self._taught.get(question_of(encoding), ()))
+            question = encoding.question
+            if question in self._taught:
+                self._contradicted.add(question)
+                self.memory.contradict(self._taught[question])
+
+    def taught(self) -> Taught:
+        """Training probes, and the prompts of the edits that the memory has queries of."""
+        training = tuple(e.encoding for e in self.ledger.entries if e.role == TRAIN)
+        gone = {i for i, e in enumerate(training) if e.question in self._contradicted}
+        places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
+        edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
+        return Taught(training, frozenset(gone), edits)
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""

@@ -31,7 +31,7 @@ from continual.errors import CeditError, ModelError
 from continual.model import ATLAS, EditedModel
 from continual.partial import logits_of
 from continual.site import length_sorted
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 from continual.texts import AtlasTexts
 from store import Store
 from store.cache import Cached
@@ -491,5 +491,5 @@ def _skip(documents: Iterator[str], count: int) -> str:
 
 def _batches(pieces: Sequence[Piece], tokens_max: int) -> list[list[Piece]]:
     """The pieces in passes of nearly one length."""
-    encodings = [Encoding(tuple(piece), (), ()) for piece in pieces]
+    encodings = [Encoding(Question(tuple(piece)), (), ()) for piece in pieces]
     return [[pieces[i] for i in batch] for batch in length_sorted(encodings, tokens_max)]

@@ -4,6 +4,7 @@
 """
 
 from store.blobs import BlobRef
+from store.durable import write_durably
 from store.errors import StoreError
 from store.revisions import Draft, Layer, Replacement, Revision, layers, parse_range
 from store.snapshots import Segment, Segmenter
@@ -21,4 +22,5 @@ __all__ = [
     "StoreError",
     "layers",
     "parse_range",
+    "write_durably",
 ]

@@ -1,7 +1,8 @@
 """One writer at a time: an advisory lock on a file that says who holds it.
 
 The lock is the kernel's and ends with its process, however that ends; the text in the file is only
-for people. It is written in place, for a renamed file would be another lock.
+for people. It is written in place, for a renamed file would be another lock, and wiped on release:
+between taking and signing the file says nothing, never the name of the holder before.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class WriterLock:
         descriptor, self._descriptor = self._descriptor, None
         with suppress(OSError):  # closing is enough, and closes even where it reports an error
             if os.getpid() == self._pid:
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
         with suppress(OSError):
             os.close(descriptor)
@@ -69,6 +72,20 @@ def _sign(descriptor: int) -> None:
 def _locked(path: Path, text: bytes) -> StoreLocked:
     try:
         holder = json.loads(text)
-        return StoreLocked(path.parent, holder["pid"], holder["host"], holder["since"])
+        found = StoreLocked(path.parent, holder["pid"], holder["host"], holder["since"])
     except (ValueError, KeyError, TypeError):  # taken, and not yet signed
         return StoreLocked(path.parent, None, None, None)
+    return StoreLocked(path.parent, None, None, None) if _has_ended(found) else found
+
+
+def _has_ended(holder: StoreLocked) -> bool:
+    """Whether the name is one that a killed holder left behind."""
+    if holder.host != socket.gethostname() or not isinstance(holder.pid, int):
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OverflowError, PermissionError):
+        return False
+    return False

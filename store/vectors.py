@@ -59,7 +59,8 @@ class Nearest:
 class VectorIndex:
     """Vectors by id, searched by inner product; on a GPU where FAISS finds one."""
 
-    def __init__(self, width: int, crossover: int = CROSSOVER) -> None:
+    def __init__(self, width: int, crossover: int | None = CROSSOVER) -> None:
+        """`crossover`: from how many on there are lists; None: never."""
         faiss = _faiss()
         self.width = width
         self._crossover = crossover
@@ -99,7 +100,7 @@ class VectorIndex:
         self._index.add_with_ids(_floats(vectors), _integers(ids))
         self._ids.update(ids)
         self._on_gpu = None
-        if len(self) >= self._retry_at:
+        if self._retry_at is not None and len(self) >= self._retry_at:
             self._make_lists()
 
     def remove(self, ids: Sequence[int]) -> None:
@@ -150,7 +151,7 @@ class VectorIndex:
 
     @classmethod
     def load(
-        cls, path: Path, stamp: Stamp, width: int, count: int, crossover: int = CROSSOVER
+        cls, path: Path, stamp: Stamp, width: int, count: int, crossover: int | None = CROSSOVER
     ) -> VectorIndex | None:
         """The index at this path if it is whole and stands for just this; else None.
 
@@ -164,8 +165,11 @@ class VectorIndex:
         wanted = {**asdict(stamp), "format": _FORMAT, "width": width, "count": count}
         if any(meta.get(name) != value for name, value in wanted.items()):
             return None
+        if crossover is None and meta["made_at"]:
+            return None  # it has lists
         loaded = cls(width, crossover)
-        loaded._made_at, loaded._retry_at = meta["made_at"], meta["retry_at"]
+        loaded._made_at = meta["made_at"]
+        loaded._retry_at = None if crossover is None else meta["retry_at"]
         return loaded if loaded._takes(payload, count) else None
 
     def _takes(self, payload: bytes, count: int) -> bool:

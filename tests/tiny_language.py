@@ -165,6 +165,134 @@ def _lesson(read: Any, phrasing: int) -> tuple[Tensor, int, Tensor]:
     return ids[:, :-1], ids.shape[1] - 2, ids[:, -1]
 
 
+# -- models of other tasks
+
+LABELS = ("north", "south", "east")
+
+
+def part(country: int) -> str:
+    """The label that the trained classifier gives a country."""
+    return LABELS[(5 * country + 2) % len(LABELS)]
+
+
+def answering_tokenizer() -> Any:
+    """The tokenizer, with an end for answers."""
+    read = tokenizer()
+    read.eos_token = END
+    return read
+
+
+def _bart(width: int) -> Any:
+    return hf.BartForConditionalGeneration(
+        hf.BartConfig(
+            vocab_size=len(words()),
+            d_model=width,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_ffn_dim=3 * width,
+            decoder_ffn_dim=4 * width,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            dropout=0.0,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=words().index(END),
+            decoder_start_token_id=words().index(END),
+            forced_eos_token_id=None,
+        )
+    )
+
+
+def _t5(width: int) -> Any:
+    return hf.T5ForConditionalGeneration(
+        hf.T5Config(
+            vocab_size=len(words()),
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=3 * width,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=words().index(END),
+            decoder_start_token_id=0,
+        )
+    )
+
+
+ANSWERING: Mapping[str, Callable[[int], Any]] = {"bart": _bart, "t5": _t5}
+
+
+def save_answering(directory: Path, name: str) -> Path:
+    """A model directory: an encoder and a decoder that know the first thirty capitals, asked in
+    all phrasings."""
+    read = answering_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ANSWERING[name](64)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for step in range(300):
+            asked = [ask(country, step % len(PHRASINGS)) for country in range(KNOWN)]
+            labels = read([f"{capital(c)} {END}" for c in range(KNOWN)], return_tensors="pt")
+            inputs = read(asked, return_tensors="pt")["input_ids"]
+            loss = model(input_ids=inputs, labels=labels["input_ids"]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval().save_pretrained(directory)
+    read.save_pretrained(directory)
+    return directory
+
+
+def _bert_labels(width: int) -> Any:
+    return hf.BertForSequenceClassification(
+        hf.BertConfig(
+            vocab_size=len(words()),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=0,
+            id2label=dict(enumerate(LABELS)),
+            label2id={label: index for index, label in enumerate(LABELS)},
+        )
+    )
+
+
+def _gpt2_labels(width: int) -> Any:
+    config = _gpt2(width).config
+    config.id2label = dict(enumerate(LABELS))
+    config.label2id = {label: index for index, label in enumerate(LABELS)}
+    return hf.GPT2ForSequenceClassification(config)
+
+
+CLASSIFIERS: Mapping[str, Callable[[int], Any]] = {"bert": _bert_labels, "gpt2": _gpt2_labels}
+
+
+def save_classifier(directory: Path, name: str) -> Path:
+    """A model directory: a classifier that knows the part of the first thirty countries."""
+    read = tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLASSIFIERS[name](64)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        labels = torch.tensor([LABELS.index(part(country)) for country in range(KNOWN)])
+        for step in range(150):
+            asked = [ask(c, step % len(PHRASINGS)) for c in range(KNOWN)]
+            inputs = read(asked, return_tensors="pt")["input_ids"]
+            loss = model(input_ids=inputs, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval().save_pretrained(directory)
+    read.save_pretrained(directory)
+    return directory
+
+
 def save_decoder(directory: Path, model: Any = None) -> Path:
     """A model directory: a random decoder, or the one that is given."""
     (decoder() if model is None else model).save_pretrained(directory)

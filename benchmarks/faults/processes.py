@@ -108,7 +108,7 @@ class Child:
 
 
 def fork(task: Task) -> Child:
-    """Start a child that runs a task once it is told to go."""
+    """Start a child that runs a task once it is told to go; it waits for that when this returns."""
     ours, theirs = socket.socketpair()  # what the child says is no `write`, as its store's work is
     hears, says = ours.detach(), theirs.detach()
     waits, tells = os.pipe()
@@ -116,12 +116,14 @@ def fork(task: Task) -> Child:
     if pid:
         os.close(says)
         os.close(waits)
+        os.read(hears, 1)  # it is ready; nothing or an end, and it is heard to have ended
         return Child(pid, hears, tells)
     try:
         os.close(hears)
         os.close(tells)
         faulthandler.disable()  # a death by signal may be what is looked for
         ctypes.CDLL(None).prctl(*_ANY_TRACER, 0, 0, 0)
+        os.write(says, b"!")  # from here on, a tracer sees the task's calls alone
         if os.read(waits, 1):
             _perform(task, says)
     finally:

@@ -29,9 +29,10 @@ PARTLY_DONE, INTERRUPTED = 3, 130
     "--editor",
     metavar="E[,E2]",
     shell_complete=editor_names,
-    help="The editors to try, in turn: tpatcher, memit, rome, emmet, alphaedit, serac, ike (the "
-    "default is tpatcher,serac); auto is memit for what has its subject in the prompt, tpatcher "
-    "for the rest, serac for what neither gets right.",
+    help="The editors to try, in turn: tpatcher, memit, rome, emmet, alphaedit, serac, ike, and "
+    "for comparison ft-last, ft-all, ft-last-kl, ft-all-kl, ft-l (the default is tpatcher,serac); "
+    "auto is memit for what has its subject in the prompt, tpatcher for the rest, serac for what "
+    "neither gets right.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Requests per step (default: 1).")
 @click.option("--seed", type=int, help="Of every random choice (default: the store's).")

@@ -20,7 +20,11 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command("init")
 @click.argument("folder", metavar="[STORE]", required=False)
 @click.option("--model", default="atlas", help="A model directory, or atlas, the embedded one.")
-@click.option("--task", help="How a request becomes tokens: causal (the default).")
+@click.option(
+    "--task",
+    type=click.Choice(["causal", "seq2seq", "classification"]),
+    help="What the model does: causal unless said otherwise.",
+)
 @click.option("--terminator", help="Text that ends every answer, such as a newline.")
 @click.option("--train-probes", type=File, help="JSON Lines of prompt and answer, for TrainR.")
 @click.option("--test-probes", type=File, help="JSON Lines of prompt and answer, for TestR.")

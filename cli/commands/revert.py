@@ -29,8 +29,9 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
     """Take one correction out of the model.
 
     REQUEST is its id, or the start of it, as `cedit show` prints it. Its neurons and records go,
-    and all others stay, bit for bit; of a batch of weight edits its columns go. What it had
-    superseded counts again. The history only grows, and the correction can be applied again.
+    and all others stay, bit for bit; of a batch of weight edits its columns go. A fine-tuned
+    patch goes whole; where others share it, only --resolve helps. What it had superseded counts
+    again. The history only grows, and the correction can be applied again.
 
     With --json: {"type":"revert","revision","seq","request","prompt","target_new","removed",
     "resolved","before","after","broke","recovered","fingerprint"}.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,35 +150,51 @@ def serac(
     It learns to answer as an edit says that stands before the question, where the question is about
     that edit, and as before where it is not. Every tenth request is held out and measures it. A
     run that was interrupted goes on after its last whole epoch when the same command is given
-    again. Then name the directory in the store's cedit.toml:
+    again. It ends with the lines for the store's cedit.toml that name the model, and its
+    fingerprint, without which a model that is replaced goes unnoticed:
 
     
       [memory]
       counterfactual = "DIR"
+      counterfactual_fingerprint = "…"
 
-    With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"}.
+    With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"},
+    and a last one: {"type":"model","counterfactual","counterfactual_fingerprint"}.
 
     
     Example:
       cedit train serac corrections.jsonl --out serac-model
     """
+    from continual.editors.registry import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
-    from continual.model import load_base
+    from continual.model import directory_fingerprint, load_base
     from continual.streams import open_stream
-    from continual.tasks import make_task
+    from continual.tasks import make_task, task_class
     from store import Store
 
     with Store.open(find_store(store)) as opened:
         settings = opened.settings
+    require_edits("serac", task_class(settings.get("task", {})).name)
     base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
-    task = make_task(base.tokenizer, settings.get("task", {}), base.context_tokens_max)
+    task = make_task(base, settings.get("task", {}))
     recipe = SeracRecipe(epochs=epochs, seed=seed)
     begin = Start(base.model, base.tokenizer, task)
     read = list(_requests(out, open_stream(str(requests))))
     for epoch in train_serac(begin, read, recipe, target):
         record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
         out.result(record, _told(epoch))
-    out.note(f"saved in {target}")
+    made = target.absolute()
+    table = {
+        "counterfactual": str(made),
+        "counterfactual_fingerprint": directory_fingerprint(made),
+    }
+    out.note("for cedit.toml:")
+    out.verbatim({"type": "model", **table}, _lines_of("memory", table))
+
+
+def _lines_of(name: str, table: Mapping[str, str]) -> str:
+    """A table of texts as TOML: a JSON string is one of TOML's."""
+    return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(table[key])}" for key in table)])
 
 
 def _requests(out: Output, stream: Iterable[Item]) -> Iterator[Request]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from continual.partial import logits_of
 from continual.site import Site
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 LIKELIEST = 5
@@ -61,7 +61,7 @@ def _ids(tokenizer: Any, word: str) -> list[int]:
 @torch.no_grad()
 def _longer(site: Site, rows: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
     """Every row with one token more."""
-    inputs = site.inputs([Encoding(tuple(row), (), ()) for row in rows])
+    inputs = site.inputs([Encoding(Question(tuple(row)), (), ()) for row in rows])
     logits = logits_of(site.edited.model, inputs)
     ends = [len(row) - 1 for row in rows]
     drawn = _draw(logits[range(len(rows)), ends], site.edited.tokenizer, generator)

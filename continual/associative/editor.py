@@ -26,7 +26,8 @@ from continual.editors import Edit, Proposal, Surroundings
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
-from continual.patches.low_rank import EditedWeight, Factors, LowRankPatch
+from continual.patches.edited_weight import EditedWeight
+from continual.patches.low_rank import Factors, LowRankPatch
 
 Config = TypeVar("Config", bound=AssociativeConfig)
 Moments = TypeVar("Moments")
@@ -48,6 +49,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     """A method that writes to FFN output matrices what they are to give at subjects."""
 
     name: str
+    tasks: tuple[str, ...] = ("causal",)
     attempts = 2
     tolerance = 0.5
     splits = True

@@ -12,7 +12,7 @@ from continual.associative.subjects import subject_position
 from continual.editors import Edit
 from continual.errors import RequestError
 from continual.site import Site
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 
 ESSENCE = "{} is a"
 """What the model goes on with here is what it takes the subject for (Meng et al. 2022, eq. 4)."""
@@ -27,7 +27,7 @@ class Text:
 
     def until_subject(self) -> Encoding:
         """What the model has read when it has read the subject."""
-        return Encoding(self.encoding.ids[: self.subject + 1], (), ())
+        return Encoding(Question(self.encoding.ids[: self.subject + 1]), (), ())
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def _anchors(edit: Edit, subject: str, site: Site) -> Iterator[Text]:
     kept = [probe.prompt for probe in edit.request.locality if subject in probe.prompt]
     for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *kept]):
         try:
-            ids = site.task.question(prompt)
+            question = site.task.question(prompt)
         except RequestError:
             continue
         place = subject_position(site.edited.tokenizer, prompt, subject)
-        yield Text(Encoding(ids, (len(ids) - 1,), ()), place)
+        yield Text(Encoding(question, (len(question) - 1,), ()), place)

@@ -40,7 +40,7 @@ from continual.associative.keys import read_states
 from continual.associative.lessons import Lesson, Text
 from continual.site import Site, length_sorted
 from continual.suffix import EndPass, Ends, keeps_prefixes
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 
 PASS_TOKENS_MAX = 2048
 
@@ -184,7 +184,8 @@ class Bench:
         placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
         first = [p.text.subject if self._keeps_prefixes else 0 for p in placed]
         ends = [
-            Encoding(p.text.encoding.ids[f:], (), ()) for p, f in zip(placed, first, strict=True)
+            Encoding(Question(p.text.encoding.ids[f:]), (), ())
+            for p, f in zip(placed, first, strict=True)
         ]
         batches = length_sorted(ends, PASS_TOKENS_MAX)
         return [

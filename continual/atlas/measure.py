@@ -213,7 +213,7 @@ def _case(site: Site, replacement: Replacement) -> _Case:
 def _descend(site: Site, block: int, cases: Sequence[_Case]) -> list[bool]:
     """Gives each vector its gradient; whether each case is right with the vector as it is."""
     device = site.edited.device
-    inputs = site.task.inputs([case.encoding.ids for case in cases])
+    inputs = site.task.inputs([case.encoding for case in cases])
     places = torch.tensor([case.subject for case in cases], device=device)
     vectors = torch.stack([case.vector for case in cases])
 

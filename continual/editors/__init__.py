@@ -7,7 +7,7 @@ takes back off the model whatever it tried.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -41,6 +41,15 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What the model has been taught, for methods that hold on to it by asking it again."""
+
+    training: tuple[Encoding, ...] = ()  # the training probes, all of them in their order
+    contradicted: frozenset[int] = frozenset()  # of which an edit answers the question otherwise
+    edits: Mapping[str, Encoding] = field(default_factory=dict)  # prompts of those in force
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What an editor works in."""
 
@@ -49,6 +58,8 @@ class Surroundings:
     generator: torch.Generator  # seeded by the store's seed and the step's number
     attempt: int = 0  # 0 at first; each retry has a larger budget
     statistics: Statistics | None = None  # of the base model's keys
+    seed: int = 0  # the store's: for what is drawn once and is the same at every step
+    taught: Callable[[], Taught] = Taught
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class Editor(Protocol):
     """A method."""
 
     name: str
+    tasks: tuple[str, ...]  # whose models it edits; none named: any
     attempts: int  # how many budgets it has
     tolerance: float  # the share of a batch that may stay wrong while the others keep the patch
     splits: bool  # whether a batch that it objects to may do in halves

@@ -5,23 +5,29 @@ Knows names alone: an editor's folder is imported when the editor is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any, cast
 
 from continual.editors import Editor
 from continual.errors import CeditError
 
 EDITORS: Mapping[str, str] = {
-    "tpatcher": "TPatcher",
-    "memit": "Memit",
-    "rome": "Rome",
-    "emmet": "Emmet",
-    "alphaedit": "AlphaEdit",
-    "serac": "Serac",
-    "ike": "Ike",
+    "tpatcher": "tpatcher.TPatcher",
+    "memit": "memit.Memit",
+    "rome": "rome.Rome",
+    "emmet": "emmet.Emmet",
+    "alphaedit": "alphaedit.AlphaEdit",
+    "serac": "serac.Serac",
+    "ike": "ike.Ike",
+    "ft-last": "finetune.FtLast",
+    "ft-all": "finetune.FtAll",
+    "ft-last-kl": "finetune.FtLastKl",
+    "ft-all-kl": "finetune.FtAllKl",
+    "ft-l": "finetune.FtL",
 }
-"""The class of each, in the folder of its name; beside it stands its settings' class, `…Config`."""
+"""The folder and the class of each; beside the class stands that of its settings, `…Config`."""
 
 DEFAULT_CHAIN = ("tpatcher", "serac")
 """The editors that a request goes through, until one of them gets it right. The memory is last."""
@@ -42,12 +48,50 @@ def chain_of(text: str) -> tuple[str, ...]:
     return tuple(chain)
 
 
+def default_chain(task: str) -> tuple[str, ...]:
+    """The editors of the default chain that edit the models of a task."""
+    return tuple(name for name in DEFAULT_CHAIN if _edits(_class_of(name), task))
+
+
+def make_chain(
+    names: Sequence[str], tables: Mapping[str, Mapping[str, Any]], task: str
+) -> list[Editor]:
+    """The editors of a chain, for the models of a task. Raises CeditError, as `make_editor` does,
+    and for one that does not edit them."""
+    for name in names:
+        require_edits(name, task)
+    return [make_editor(name, tables.get(name, {})) for name in names]
+
+
+def require_edits(name: str, task: str) -> None:
+    """Raises CeditError for an editor that does not edit the models of a task."""
+    _require(name)
+    if not _edits(_class_of(name), task):
+        tasks = " and ".join(_class_of(name).tasks)
+        raise CeditError(
+            f"The editor {name} edits {tasks} models, and this store's task is {task}: choose "
+            "another with --editor, such as tpatcher."
+        )
+
+
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
     """The editor of this name, set up from its `[editor.NAME]` table. Raises CeditError."""
     _require(name)
-    folder = import_module(f"continual.editors.{name}")
-    made, config = EDITORS[name], getattr(folder, f"{EDITORS[name]}Config")
-    return cast(Editor, getattr(folder, made)(config.of(settings)))
+    editor = _class_of(name)
+    config = getattr(_folder_of(name), f"{editor.__name__}Config")
+    return cast(Editor, editor(config.of(settings)))
+
+
+def _class_of(name: str) -> Any:
+    return getattr(_folder_of(name), EDITORS[name].partition(".")[2])
+
+
+def _folder_of(name: str) -> ModuleType:
+    return import_module(f"continual.editors.{EDITORS[name].partition('.')[0]}")
+
+
+def _edits(editor: Any, task: str) -> bool:
+    return not editor.tasks or task in editor.tasks
 
 
 def _require(name: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from continual.memory.recall import Recall, recall_of
 from continual.site import Rows, Site
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Read:
         """In one teacher-forced pass."""
         first = len(self.question) - 1
         positions = tuple(range(first, first + len(self.targets)))
-        return Encoding(self.question + self.targets[:-1], positions, self.targets)
+        return Encoding(Question(self.question), positions, self.targets)
 
 
 class Answers:
@@ -47,7 +47,7 @@ class Answers:
 
     def text(self, encoding: Encoding) -> str:
         """The input of a probe, as the scope sees it."""
-        return self.recall.text(asked(encoding))
+        return self.recall.text(encoding.question.ids)
 
     def read(self, place: int, encoding: Encoding) -> Read | None:
         """A probe that is about the record at a place; None where the context leaves it no room,
@@ -93,13 +93,13 @@ class Answers:
 
     # -- what is answered
 
-    def continue_greedily(self, encoding: Encoding, count: int) -> tuple[int, ...]:
-        """How whoever answers a probe's input goes on, for so many tokens, without a stop."""
+    def greedily(self, encoding: Encoding) -> tuple[int, ...]:
+        """What whoever answers a probe's input says in the place of its targets, without a stop."""
         (read,) = self._routed([encoding])
-        if read is None or count > self.recall.room(read.question):
-            return self.site.continue_greedily(asked(encoding), count)
+        if read is None or len(read.targets) > self.recall.room(read.question):
+            return self.site.greedily(encoding)
         with self.recall.reading(read.method) as model:
-            return self.site.continue_greedily(read.question, count, model)
+            return self.site.greedily(read.encoding(), model)
 
     def _routed(self, encodings: Sequence[Encoding]) -> list[Read | None]:
         """The probes that a record answers; None for the others."""
@@ -110,8 +110,3 @@ class Answers:
             None if route is None else self.read(route.place, encoding)
             for route, encoding in zip(routes, encodings, strict=True)
         ]
-
-
-def asked(encoding: Encoding) -> tuple[int, ...]:
-    """The ids up to where the answer begins."""
-    return encoding.ids[: encoding.positions[0] + 1]

@@ -20,19 +20,20 @@ class MemoryEditor(ABC):
     """A method that keeps a request as a text beside the untouched model."""
 
     name: ClassVar[str]
-    attempts = 1
+    tasks: ClassVar[tuple[str, ...]] = ("causal",)
+    attempts: int = 1
     tolerance = 0.0
     splits = False
 
     @abstractmethod
-    def contexts(self, edits: Sequence[Edit], answers: Answers) -> list[str]:
-        """What is read in front of an input that is about each of the edits."""
+    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
+        """What is read in front of an input that is about each of the edits, at this attempt."""
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A record is proposed where its own prompt is answered rightly with it;
         for no others is the encoder asked for anything."""
         answers = Answers(around.site)
-        contexts = self.contexts(edits, answers)
+        contexts = self.contexts(edits, answers, around.attempt)
         failed = self._unread(edits, contexts, answers)
         kept = [(e, c) for e, c in zip(edits, contexts, strict=True) if e.id not in failed]
         if not kept:

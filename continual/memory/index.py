@@ -1,12 +1,16 @@
-"""The records of a memory in a vector index, when they are too many to look at each.
+"""The records of a memory in a vector index, when they are many: which are near to an input.
 
 Knows how an index follows a bank: by the requests' ids, as places differ between a history that was
 walked and one that was taken from snapshots. The index is a cache, kept with the store for the
 place in the journal that it stands for, and made anew where it does not fit.
+
+It compares an input with every record. Inverted lists would be quicker, but what they leave out no
+bound rules out: in sentence embeddings a list is as wide as the distance between two.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +24,14 @@ from store.vectors import CROSSOVER, Stamp, VectorIndex
 
 FILE = Path("memory") / "vectors.faiss"  # in the store's cache
 _ID_DIGITS = 15  # hexadecimal: what an int64 holds
+
+
+@dataclass(frozen=True)
+class Found:
+    """Records that are near to each of q inputs, and how near any other can be."""
+
+    places: Tensor  # [q, n]; some may come twice
+    beyond: Tensor  # [q] the cosine that no other exceeds, up to float32's rounding; -inf: no other
 
 
 class RecordIndex:
@@ -37,19 +49,24 @@ class RecordIndex:
         """Whether the records are so many."""
         return len(self._bank) >= self.records_min
 
-    def nearest(self, queries: Queries, count: int) -> Tensor:
-        """[q, parts · count] places near to each input, or a part of it; some may come twice."""
+    def nearest(self, queries: Queries, count: int) -> Found:
+        """`count` records for each part of an input, which may share some."""
         index = self._followed()
-        parts, width = queries.embeddings.shape[1:]
-        found = index.search(queries.embeddings.reshape(-1, width), count).ids
-        places = [self._places[identity] for identity in found.flatten().tolist()]
-        return torch.tensor(places).reshape(len(queries), parts * found.shape[1])
+        vectors, own = _distinct(queries.embeddings)
+        nearest = index.search(vectors, count)
+        places = [self._places[identity] for identity in nearest.ids.flatten().tolist()]
+        by_vector = torch.tensor(places).reshape(nearest.ids.shape)
+        is_whole = nearest.ids.shape[1] == len(index)
+        beyond = torch.full((len(queries),), -torch.inf)
+        if not is_whole:
+            beyond = nearest.scores[:, -1][own].amax(1)
+        return Found(by_vector[own].flatten(1), beyond)
 
     def _followed(self) -> VectorIndex:
         """The index of what is in the bank now."""
         bank = self._bank
         if self._index is None:
-            self._index = VectorIndex(bank.embeddings.shape[1])
+            self._index = VectorIndex(bank.embeddings.shape[1], crossover=None)
         if self._state == bank.state:
             return self._index
         now = {_number(bank.records[place].id): place for place in bank.places()}
@@ -68,7 +85,7 @@ class RecordIndex:
         if self.is_used and self._index is None:
             path, width = store.cache / FILE, bank.embeddings.shape[1]
             stamp = _stamp(store, scope)
-            self._index = VectorIndex.load(path, stamp, width, len(bank))
+            self._index = VectorIndex.load(path, stamp, width, len(bank), crossover=None)
             if self._index is not None:
                 self._places = {_number(bank.records[p].id): p for p in bank.places()}
                 self._state = bank.state
@@ -83,6 +100,14 @@ class RecordIndex:
             self._followed().save(path, _stamp(store, scope))
         except (StoreError, OSError):
             return
+
+
+def _distinct(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """The vectors [u, d] of inputs [q, s, d], each once, and which each part is [q, s]: an input of
+    one sentence has the same vector twice."""
+    queries, parts, width = embeddings.shape
+    vectors, own = embeddings.reshape(-1, width).unique(dim=0, return_inverse=True)
+    return vectors, own.reshape(queries, parts)
 
 
 def _stamp(store: Store, scope: str) -> Stamp:

@@ -23,7 +23,7 @@ from continual.memory.index import RecordIndex
 from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
-from continual.model import directory_fingerprint, model_directory
+from continual.model import cannot_load, directory_fingerprint, model_directory
 from continual.tables import Table
 from store import Store
 
@@ -210,7 +210,7 @@ def load_reader(directory: Path, edited: EditedModel) -> Any:
             directory, dtype=dtype, use_safetensors=True
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"The model in {directory} cannot be loaded: {error}") from error
+        raise cannot_load(directory, error) from error
     if tokenizer.get_vocab() != edited.tokenizer.get_vocab():
         raise ModelError(
             f"The model in {directory} has other tokens than the base model: start from one with "

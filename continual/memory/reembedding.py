@@ -77,6 +77,7 @@ def _put_anew(
             replaces[layer.revision.id] = Replacement(*pack(parts))
             count += sum(len(new.records) for new in anew if new)
         session.edited.put(parts)
+        session.edited.settle()
     return replaces, count
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.growing import GrowingTensor
-from continual.memory.index import RecordIndex
+from continual.memory.index import Found, RecordIndex
 from continual.memory.records import Queries, Record
 from continual.memory.scope import Scope
 from continual.patches.memory import MemoryBank
@@ -72,9 +72,9 @@ class Routes:
         score = float(self._scores.rows[index, column])
         return Route(place, self._bank.records[place], self._bank.readings[place].method, score)
 
-    def add(self, queries: Queries, nearest: Tensor | None = None) -> None:
-        """Take in inputs, routed as the bank is now: by all records, or, where there are places
-        [q, n] that an index has found to be near, by those."""
+    def add(self, queries: Queries, found: Found | None = None) -> None:
+        """Take in inputs, routed as the bank is now. `found` spares a look at each record, where it
+        is certain that no other can be a candidate."""
         first, count = len(self), len(queries)
         if not count:
             return
@@ -86,10 +86,11 @@ class Routes:
         self._scores.append(torch.full((count, width), -torch.inf))
         self._winners.append(torch.full((count,), NOBODY))
         index = torch.arange(first, first + count)
-        if nearest is None:
+        if found is not None and found.places.shape[1]:
+            self._look_at(index, found.places, queries)
+            index = index[self._uncertain(index, found)]
+        if len(index):
             self._look(index, self._bank.places())
-        elif nearest.shape[1]:
-            self._look_at(index, nearest, queries)
 
     def advance(self) -> Tensor:
         """Follow the bank: the inputs [m] whose winner is another one now."""
@@ -152,6 +153,11 @@ class Routes:
         wanted = min(places.shape[1], self._scope.candidates)
         best, column = _highest(similarity.masked_fill(again, -torch.inf), wanted)
         self._merge(index, best, places.gather(1, column), queries)
+
+    def _uncertain(self, index: Tensor, found: Found) -> Tensor:
+        """[m] bool: of which inputs a record that was not found may be a candidate."""
+        furthest = self._similarities.rows[index, -1]
+        return found.beyond.isfinite() & (furthest <= found.beyond.double() + NEAR)
 
     def _compare(self, index: Tensor, places: Sequence[int]) -> None:
         vectors = self._vectors(places)
@@ -233,13 +239,13 @@ class Routes:
 def routes_of(
     texts: Iterable[str], bank: MemoryBank, scope: Scope, index: RecordIndex | None = None
 ) -> list[Route | None]:
-    """Which record each input is about, as the bank is now; of many records an index names those
-    that are looked at."""
+    """Which record each input is about, as the bank is now. The index changes how soon it is known,
+    not what."""
     routes, queries = Routes(bank, scope), scope.queries(list(texts))
-    nearest = None
-    if index is not None and index.is_used:
-        nearest = index.nearest(queries, scope.candidates + SPARE)
-    routes.add(queries, nearest)
+    found = None
+    if index is not None and index.is_used and len(queries):
+        found = index.nearest(queries, scope.candidates + SPARE)
+    routes.add(queries, found)
     return [routes.route(number) for number in range(len(routes))]
 
 

@@ -209,7 +209,7 @@ class _Run:
     def _answers(self, batch: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
         """Logits [n, vocab] in float32 and targets [n] of all answer positions."""
         device = self._model.device
-        inputs = {n: t.to(device) for n, t in self._task.inputs([e.ids for e in batch]).items()}
+        inputs = {n: t.to(device) for n, t in self._task.inputs(batch).items()}
         logits = self._model(**inputs, use_cache=False, return_dict=True).logits
         places = [(i, p) for i, e in enumerate(batch) for p in e.positions]
         rows, columns = torch.tensor(places, device=device).T

@@ -13,9 +13,11 @@ from typing import Any, ClassVar, Protocol, Self
 from torch import Tensor
 
 from continual.errors import CeditError
-from continual.patches.low_rank import LowRankPatch, WeightSums
+from continual.patches.dense import DensePatch
+from continual.patches.low_rank import LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import NeuronPatch
+from continual.patches.weight_sums import ParameterSums, WeightSums
 
 
 class Patch(Protocol):
@@ -33,7 +35,8 @@ class Patch(Protocol):
 
     @property
     def weight_blocks(self) -> tuple[int, ...]:
-        """The blocks whose matrices it edits; none for a patch that leaves all matrices alone."""
+        """The blocks whose matrices it edits, of what is in front of them the first, of what is
+        behind them the last; none for a patch that leaves all parameters alone."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
@@ -54,7 +57,7 @@ class Patch(Protocol):
 
     def without(self, request_id: str) -> Patch | None:
         """The patch without what is a request's own, the rest in the same order with the same
-        bytes; None where nothing is left."""
+        bytes; None where nothing is left. Raises SharedPatch where it cannot be told apart."""
 
     def owned_by(self, owners: tuple[str, ...]) -> Self:
         """The same patch, told whose its rows are. Raises EditError where they do not fit."""
@@ -68,11 +71,19 @@ class Patch(Protocol):
 
 
 KINDS: Mapping[
-    str, type[NeuronPatch] | type[LowRankPatch] | type[WeightSums] | type[MemoryPatch]
+    str,
+    type[NeuronPatch]
+    | type[LowRankPatch]
+    | type[DensePatch]
+    | type[WeightSums]
+    | type[ParameterSums]
+    | type[MemoryPatch],
 ] = {
     NeuronPatch.kind: NeuronPatch,
     LowRankPatch.kind: LowRankPatch,
+    DensePatch.kind: DensePatch,
     WeightSums.kind: WeightSums,
+    ParameterSums.kind: ParameterSums,
     MemoryPatch.kind: MemoryPatch,
 }
 

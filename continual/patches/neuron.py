@@ -22,6 +22,11 @@ from continual.errors import EditError
 from continual.growing import GrowingTensor
 from continual.patches.owners import others_places, require_owners
 
+ROUNDING = 2.0**-14
+"""More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
+ACTIVATIONS_MAX = 2**24  # in one piece
+FEW = 16  # neurons
+
 
 class Mountable(Protocol):
     """What a neuron patch needs of the model that it is put on."""
@@ -126,6 +131,34 @@ def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
     )
 
 
+@dataclass(frozen=True)
+class Firing:
+    """Neurons that fire on some queries."""
+
+    places: Tensor  # [f] in the bank, ascending
+    activations: Tensor  # [r, f] relu(q·k + b)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def of_first(self, count: int) -> Firing:
+        """Those that fire on the first so many of the queries."""
+        if count == len(self.activations):
+            return self
+        activations = self.activations[:count]
+        fires = (activations > 0).any(0)
+        return Firing(self.places[fires], activations[:, fires])
+
+    def followed_by(self, later: Firing) -> Firing:
+        """These, and others that come after them, on the same queries."""
+        if not len(later):
+            return self
+        return Firing(
+            torch.cat([self.places, later.places]),
+            torch.cat([self.activations, later.activations], 1),
+        )
+
+
 class NeuronBank:
     """All neurons at one block. Growing costs what is added; going back is cutting the end off."""
 
@@ -133,6 +166,7 @@ class NeuronBank:
         rows = torch.empty(0, width, device=device)
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._bias = GrowingTensor(rows[:, 0])
+        self._longest = 0.0  # of all keys that there ever were
 
     @property
     def size(self) -> int:
@@ -164,6 +198,9 @@ class NeuronBank:
                 f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
+        if len(patch.keys):
+            lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)
+            self._longest = max(self._longest, float(lengths.max()))
         return (
             self._keys.append(patch.keys),
             self._bias.append(patch.bias),
@@ -175,23 +212,46 @@ class NeuronBank:
         for part in (self._keys, self._bias, self._values):
             part.truncate(size)
 
-    def activations(self, queries: Tensor, first: int = 0) -> Tensor:
-        """relu(q·K + b) of the neurons from `first` on: queries [.., d] → [.., size - first]."""
-        keys, bias = self.keys[first:], self.bias[first:]
-        return torch.relu(queries.to(keys.dtype) @ keys.T + bias)
+    def firing(self, queries: Tensor, first: int = 0) -> Firing:
+        """The neurons, from `first` on, that fire on one of the queries [r, d].
+
+        Activations are taken in float64: they are the same whatever else is asked, and however many
+        neurons came later.
+        """
+        asked = queries.to(self.keys.dtype)
+        near = self._nearly_firing(asked, first)
+        if not len(near):
+            return Firing(near, asked[:, :0])
+        scores = asked.double() @ self.keys[near].double().T + self.bias[near].double()
+        fires = (scores > 0).any(0)
+        return Firing(near[fires], torch.relu(scores[:, fires]).to(asked.dtype))
+
+    def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
+        """The neurons, from `first` on, that may fire, by a product in float32; all of a few."""
+        if self.size - first <= FEW or not len(queries):
+            return torch.arange(first, self.size, device=queries.device)
+        longest = float(torch.linalg.vector_norm(queries, dim=1).max())
+        scores = torch.addmm(self.bias[first:], queries, self.keys[first:].T)
+        near = scores > -ROUNDING * longest * self._longest
+        return near.any(0).nonzero().squeeze(-1) + first
 
     def contribution(self, queries: Tensor) -> Tensor | None:
         """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
 
         Only neurons that fire enter the sum, in their order.
         """
-        if self.size == 0:
+        if self.size == 0 or queries.numel() == 0:
             return None
-        activations = self.activations(queries)
-        firing = activations.flatten(0, -2).any(0).nonzero().squeeze(-1)
-        if len(firing) == 0:
+        rows = max(1, ACTIVATIONS_MAX // self.size)
+        parts = queries.flatten(0, -2).split(rows)
+        found = [self.firing(part) for part in parts]
+        if not any(len(firing) for firing in found):
             return None
-        return activations[..., firing] @ self.values[firing]
+        return torch.cat([self.summed(firing) for firing in found]).view(queries.shape)
+
+    def summed(self, firing: Firing) -> Tensor:
+        """[r, d] what these add to the FFN's output."""
+        return firing.activations @ self.values[firing.places]
 
     @contextmanager
     def attached(self, query_module: nn.Module, down_module: nn.Module) -> Iterator[None]:

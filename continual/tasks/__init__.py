@@ -1,57 +1,107 @@
-"""How a request becomes tokens, and what counts as right: one file per task.
+"""How a request becomes tokens, and what counts as right: one file per task, and its line here.
 
-A task turns (prompt, answer) into an `Encoding`: the ids that go in, the positions where the answer
-is predicted, and the tokens wanted there. Everything behind it works on encodings alone.
+A task turns (prompt, answer) into an `Encoding`: the question that goes in, the positions where the
+answer is predicted, and the tokens wanted there. Everything behind it works on encodings alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from torch import Tensor
 
 from continual.errors import CeditError
 from continual.requests import Limits
 
+if TYPE_CHECKING:
+    from continual.model import BaseModel
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as tokens, without any answer."""
+
+    ids: tuple[int, ...]  # what the blocks that are edited read
+    source: tuple[int, ...] = ()  # what an encoder reads, where there is one
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.source)
+
 
 @dataclass(frozen=True)
 class Encoding:
     """A prompt with an answer, as the model is asked about it in one teacher-forced pass."""
 
-    ids: tuple[int, ...]  # what goes in: the prompt and all of the answer but its last token
-    positions: tuple[int, ...]  # where the answer's tokens are predicted
+    question: Question
+    positions: tuple[int, ...]  # among `ids`: where the answer's tokens are predicted
     targets: tuple[int, ...]  # the tokens wanted there, terminator included
+
+    def __len__(self) -> int:
+        """How many tokens go in."""
+        return len(self.ids) + len(self.question.source)
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """What the edited blocks read: the question's, and all of the answer but its last token."""
+        return self.question.ids + self.targets[:-1]
+
+    def answered(self, answer: tuple[int, ...]) -> Encoding:
+        """The same question with another answer of as many tokens."""
+        return replace(self, targets=answer)
 
 
 class Task(Protocol):
     """What the engine asks of a task."""
 
-    name: str
+    name: ClassVar[str]
+    architecture: ClassVar[str]
+    """The class of transformers' that loads its models."""
+
+    @classmethod
+    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Self:
+        """The task for a base model, from the store's `[task]` table. Raises CeditError where they
+        do not fit."""
 
     def encode(self, prompt: str, answer: str) -> Encoding:
         """Tokens of a probe. Raises RequestError where they are too many or none."""
 
-    def question(self, prompt: str) -> tuple[int, ...]:
-        """Tokens of a prompt alone, to continue from. Raises RequestError."""
+    def question(self, prompt: str) -> Question:
+        """Tokens of a prompt alone, to be answered. Raises RequestError."""
 
-    def inputs(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        """Model inputs of a padded batch of ids; padding changes nothing at real positions."""
+    def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
+        """Model inputs of a batch, padded on the right to the longest `ids` and the longest source;
+        padding changes nothing at real positions."""
+
+    def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
+        """The tokens that a model answers with, greedily; at most so many."""
 
     def text(self, answer: Sequence[int]) -> str:
         """The answer that these tokens spell, without its terminator."""
 
 
-def make_task(
-    tokenizer: Any, settings: Mapping[str, Any], context_tokens_max: int | None = None
-) -> Task:
-    """The task that a store's `[task]` table names, for a tokenizer and a model that reads so many
-    tokens at once."""
-    from continual.tasks.causal import CausalTask
+TASKS: Mapping[str, str] = {
+    "causal": "CausalTask",
+    "seq2seq": "Seq2SeqTask",
+    "classification": "ClassificationTask",
+}
+"""The class of each, in the module of its name."""
 
-    known = {CausalTask.name: CausalTask}
-    name = settings.get("name", CausalTask.name)
-    if name not in known:
-        raise CeditError(f"Unknown task {name!r}: [task] name is one of {', '.join(known)}.")
-    return known[name](tokenizer, str(settings.get("terminator", "")), Limits(), context_tokens_max)
+DEFAULT_TASK = "causal"
+
+
+def task_class(settings: Mapping[str, Any]) -> type[Task]:
+    """The task that a store's `[task]` table names. Raises CeditError for none that there is."""
+    name = settings.get("name", DEFAULT_TASK)
+    if name not in TASKS:
+        raise CeditError(f"Unknown task {name!r}: [task] name is one of {', '.join(TASKS)}.")
+    module = import_module(f"continual.tasks.{name}")
+    return cast(type[Task], getattr(module, TASKS[name]))
+
+
+def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
+    """The task that a store's `[task]` table names, for a base model. Raises CeditError."""
+    return task_class(settings).of(base, settings, Limits())

@@ -5,83 +5,67 @@ if and only if the target token is the arg-max at every one of its positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from continual.errors import RequestError
 from continual.requests import Limits
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
+from continual.tasks.tokens import Reader, padded
+
+if TYPE_CHECKING:
+    from continual.model import BaseModel
 
 
 class CausalTask:
     """Prompt, a space, the answer, and the terminator where the store sets one."""
 
-    name = "causal"
+    name: ClassVar[str] = "causal"
+    architecture: ClassVar[str] = "AutoModelForCausalLM"
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        terminator: str,
-        limits: Limits,
-        context_tokens_max: int | None = None,
-    ) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, reader: Reader, terminator: str = "") -> None:
+        self._reader, self._tokenizer = reader, reader.tokenizer
         self._terminator = terminator
-        self._limits = limits
-        self._context_tokens_max = context_tokens_max
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @classmethod
+    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
+        """See `Task.of`; `terminator` is a text that ends every answer."""
+        return cls(Reader.of(base, limits), str(settings.get("terminator", "")))
 
     def encode(self, prompt: str, answer: str) -> Encoding:
         """Tokens of a probe; see `Task.encode`."""
-        question = self.question(prompt)
+        question = self._reader.prompt(prompt)
         targets = self._answer_ids(prompt, question, answer)
-        if not targets:
-            raise RequestError(f"The answer {answer!r} has no tokens: give it a text.")
-        if len(targets) > self._limits.target_tokens_max:
-            raise RequestError(
-                f"The answer {_short(answer)} has {len(targets)} tokens, more than the "
-                f"{self._limits.target_tokens_max} allowed: shorten it."
-            )
-        self._require_context(prompt, len(question) + len(targets) - 1)
+        self._reader.require_answer(answer, targets)
+        self._reader.require_context(prompt, len(question) + len(targets) - 1)
         first = len(question) - 1
-        return Encoding(
-            ids=question + targets[:-1],
-            positions=tuple(range(first, first + len(targets))),
-            targets=targets,
-        )
+        positions = tuple(range(first, first + len(targets)))
+        return Encoding(Question(question), positions, targets)
 
-    def question(self, prompt: str) -> tuple[int, ...]:
+    def question(self, prompt: str) -> Question:
         """Tokens of a prompt; see `Task.question`."""
-        ids = tuple(self._tokenizer(prompt)["input_ids"])
-        if not ids:
-            raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
-        if len(ids) > self._limits.prompt_tokens_max:
-            raise RequestError(
-                f"The prompt {_short(prompt)} has {len(ids)} tokens, more than the "
-                f"{self._limits.prompt_tokens_max} allowed: shorten it."
-            )
-        self._require_context(prompt, len(ids))
-        return ids
+        return Question(self._reader.prompt(prompt))
 
-    def _require_context(self, prompt: str, count: int) -> None:
-        if self._context_tokens_max is not None and count > self._context_tokens_max:
-            raise RequestError(
-                f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
-                f"{self._context_tokens_max} that the model reads: shorten it."
-            )
+    def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
+        """input_ids and attention_mask [B, T]."""
+        ids, mask = padded([encoding.ids for encoding in batch], self._reader.pad)
+        return {"input_ids": ids, "attention_mask": mask}
 
-    def inputs(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T], padded on the right."""
-        size = max(len(ids) for ids in batch)
-        padded = torch.full((len(batch), size), self._pad)
-        mask = torch.zeros(len(batch), size, dtype=torch.long)
-        for row, ids in enumerate(batch):
-            padded[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
-        return {"input_ids": padded, "attention_mask": mask}
+    def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
+        """How the model's own `generate` goes on."""
+        ids = torch.tensor([question.ids], device=model.device)
+        context = self._reader.context_tokens_max
+        room = tokens_max if context is None else min(tokens_max, context - len(question.ids))
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max(1, room),
+            do_sample=False,
+            pad_token_id=self._reader.pad,
+        )
+        return tuple(generated[0, len(question.ids) :].tolist())
 
     def text(self, answer: Sequence[int]) -> str:
         """The words up to the terminator."""
@@ -96,7 +80,3 @@ class CausalTask:
         if together[: len(question)] == question:
             return together[len(question) :]
         return tuple(self._tokenizer(tail, add_special_tokens=False)["input_ids"])
-
-
-def _short(text: str, characters: int = 40) -> str:
-    return repr(text if len(text) <= characters else text[:characters] + "…")

@@ -56,6 +56,14 @@ def test_every_command_has_help_with_an_example(cedit: Cedit, name: str) -> None
     assert "--json" in ran.out
 
 
+def test_every_command_stands_in_the_readme() -> None:
+    rows = [
+        line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if line[:1] == "|"
+    ]
+    for name in COMMANDS:
+        assert any(row.startswith((f"| `cedit {name}`", f"| `cedit {name} ")) for row in rows), name
+
+
 def test_every_option_says_what_it_does() -> None:
     context = click.Context(commands)
     for name in COMMANDS:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from continual.model import directory_fingerprint
 from tests.cli.conftest import Cedit, write_lines
 from tests.tiny_language import CAPITALS, ask, capital
 from tests.tiny_memories import WordScope, about
@@ -70,12 +70,30 @@ def test_an_unknown_setting_of_the_memory_is_named(cedit: Cedit, remembering: Pa
     assert ran.code == 1 and "encodr" in ran.err
 
 
-def test_a_trained_model_is_used_once_the_store_names_it(
+def test_a_trained_model_is_used_by_the_lines_that_its_training_ends_with(
     cedit: Cedit, remembering: Path, tmp_path: Path
 ) -> None:
     requests = write_lines(tmp_path / "requests.jsonl", [about(c) for c in range(12)])
     out = tmp_path / "counterfactual"
-    assert cedit("train", "serac", requests, "--out", out, "--epochs", "1").code == 0
+    trained = cedit("train", "serac", requests, "--out", out, "--epochs", "1")
+    assert trained.code == 0
     config = remembering / "cedit.toml"
-    config.write_text(f"{config.read_text()}\n[memory]\ncounterfactual = {json.dumps(str(out))}\n")
+    config.write_text(config.read_text() + trained.out[trained.out.index("[memory]") :])
     assert cedit("ask", ask(20), "--json").last["memory"]["method"] == "serac"
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    refused = cedit("ask", ask(20))
+    assert refused.code == 1 and "put the right one back" in refused.err
+
+
+def test_the_lines_for_a_trained_model_are_there_for_programs_too(
+    cedit: Cedit, remembering: Path, tmp_path: Path
+) -> None:
+    requests = write_lines(tmp_path / "requests.jsonl", [about(c) for c in range(12)])
+    out = tmp_path / "counterfactual"
+    made = cedit("train", "serac", requests, "--out", out, "--epochs", "1", "--json").last
+    assert made == {
+        "type": "model",
+        "counterfactual": str(out),
+        "counterfactual_fingerprint": directory_fingerprint(out),
+    }

@@ -14,6 +14,7 @@ from cli.output import Output
 from continual.session import open_session
 from continual.statistics import Progress, Statistics
 from store.lock import WriterLock
+from tests import tiny_language
 from tests.cli.conftest import CITIES, Cedit, write_lines
 
 
@@ -158,9 +159,23 @@ def test_serac_is_trained_on_a_file_of_requests(
     target = tmp_path / "serac"
     ran = cedit("train", "serac", stream, "--out", target, "--epochs", 2, "--json")
     assert ran.code == 0
-    assert [record["epoch"] for record in ran.records] == [1, 2]
-    assert all(r.keys() == {"type", "epoch", "loss", "inside", "beside"} for r in ran.records)
+    *epochs, made = ran.records
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert all(r.keys() == {"type", "epoch", "loss", "inside", "beside"} for r in epochs)
+    assert made["type"] == "model"
     assert (target / "config.json").is_file()
     again = cedit("train", "serac", stream, "--out", target)
     assert again.code == 1
     assert "exists" in again.err
+
+
+def test_serac_is_trained_for_causal_models_alone(cedit: Cedit, tmp_path: Path) -> None:
+    model = tiny_language.save_classifier(tmp_path / "bert", "bert")
+    store = tmp_path / "s"
+    assert cedit("init", store, "--model", model, "--task", "classification").code == 0
+    stream = tmp_path / "stream.jsonl"
+    stream.write_text('{"prompt": "the capital of Badar is", "target_new": "south"}\n')
+    ran = cedit("train", "serac", stream, "--out", tmp_path / "h", "--store", store)
+    assert ran.code == 1
+    assert "serac edits causal models, and this store's task is classification" in ran.err
+    assert not (tmp_path / "h").exists()

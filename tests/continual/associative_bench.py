@@ -96,7 +96,7 @@ def edited_of(model: Any) -> EditedModel:
 
 
 def site_of(edited: EditedModel) -> Site:
-    return Site(edited, make_task(edited.tokenizer, {}, edited.base.context_tokens_max))
+    return Site(edited, make_task(edited.base, {}))
 
 
 def edit_of(site: Site, record: Mapping[str, Any]) -> Edit:

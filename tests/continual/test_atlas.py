@@ -46,7 +46,7 @@ def by_prompt(facts: list[Fact]) -> dict[str, Fact]:
 def site() -> Iterator[Site]:
     base = load_base(MODEL)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base.tokenizer, TASK))
+        yield Site(edited, make_task(base, TASK))
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -256,11 +256,7 @@ def test_the_model_knows_its_facts(site: Site, facts: list[Fact]) -> None:
 def test_accuracy_is_that_of_generating(site: Site, facts: list[Fact]) -> None:
     probes = Sampler(facts, random.Random(1)).overriding(12)
     encodings = [site.task.encode(probe.prompt, probe.answer) for probe in probes]
-    outcomes = [
-        site.continue_greedily(site.task.question(probe.prompt), len(encoding.targets))
-        == encoding.targets
-        for probe, encoding in zip(probes, encodings, strict=True)
-    ]
+    outcomes = [site.greedily(encoding) == encoding.targets for encoding in encodings]
     assert accuracy(site, probes).share == fmean(outcomes)
 
 

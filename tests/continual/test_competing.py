@@ -14,11 +14,11 @@ from continual.editors.tpatcher.training import Slots
 from continual.model import BaseModel, EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.site import Site
-from continual.tasks import Encoding, make_task
+from continual.tasks import Encoding, Question, make_task
 from tests import tiny_language as language
 from tests.tiny_models import VOCAB, WIDTH, tiny_model
 
-QUESTIONS = [Encoding((5, 9, 3 + i, 7), (2, 3), (11, 30 + i)) for i in range(3)]
+QUESTIONS = [Encoding(Question((5, 9, 3 + i)), (2, 3), (11, 30 + i)) for i in range(3)]
 RIVALS = torch.tensor([[40, 2], [40, 63]])
 
 
@@ -26,7 +26,7 @@ RIVALS = torch.tensor([[40, 2], [40, 63]])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     model = tiny_model(request.param)
     with EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base")) as edited:
-        yield Site(edited, make_task(edited.tokenizer, {}))
+        yield Site(edited, make_task(edited.base, {}))
 
 
 def slots_of(site: Site) -> Slots:

@@ -237,7 +237,7 @@ def ledger_of(site: Site) -> Ledger:
 def test_the_ledger_finds_what_measuring_from_scratch_finds(knowing, block):
     shape = (knowing.anatomy.ffn_width, knowing.anatomy.width)
     with knowing:
-        site = Site(knowing, make_task(knowing.tokenizer, {}))
+        site = Site(knowing, make_task(knowing.base, {}))
         ledger = ledger_of(site)
         turned = 0
         for seed in range(6):
@@ -257,7 +257,7 @@ def test_the_ledger_finds_what_measuring_from_scratch_finds(knowing, block):
 def test_probes_that_come_between_two_weight_edits_are_followed_too(knowing):
     shape = (knowing.anatomy.ffn_width, knowing.anatomy.width)
     with knowing:
-        site = Site(knowing, make_task(knowing.tokenizer, {}))
+        site = Site(knowing, make_task(knowing.base, {}))
         ledger = ledger_of(site)
         knowing.put([patch(1, 1, shape=shape)])
         ledger.advance()

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from continual.editing import OVER_BUDGET_MAX
+from continual.editors.memit import Memit
 from continual.inspection import details, difference
 from continual.pipeline import Step
 from continual.replaying import rebuild, verify
@@ -240,6 +242,22 @@ def test_a_batch_that_would_move_the_matrix_too_far_is_halved_and_then_passed_on
     assert {o.outcome for o in refused.outcomes} == {"failed"}
     assert refused.revision.patch is None
     assert all("away from the base" in str(o.reason) for o in refused.outcomes)
+
+
+def test_an_editor_with_no_room_left_is_not_asked_for_each_request(fresh, monkeypatch):
+    sizes: list[int] = []
+    edit = Memit.edit
+
+    def counted(self, edits, around):
+        sizes.append(len(edits))
+        return edit(self, edits, around)
+
+    monkeypatch.setattr(Memit, "edit", counted)
+    table = {"memit": {"drift_max": 1e-3}}
+    (step,) = apply(fresh, corrections(0, 12), "memit", "tpatcher", editors=table)
+    assert {o.editor for o in step.outcomes} == {"tpatcher"}
+    assert sizes.count(1) == OVER_BUDGET_MAX
+    assert all("away from the base" in o.notes["passed_by"]["memit"] for o in step.outcomes)
 
 
 def test_an_editor_that_breaks_off_behind_a_weight_edit_leaves_all_as_it_was(fresh, monkeypatch):

@@ -13,7 +13,7 @@ from continual.errors import CeditError, ModelError
 from continual.hooks import captured
 from continual.model import BaseModel, EditedModel, directory_fingerprint, load_base, stand_at
 from continual.partial import logits_of
-from continual.patches import pack, unpack
+from continual.patches import neuron, pack, unpack
 from continual.patches.neuron import NeuronPatch
 from tests import tiny_language as language
 from tests.tiny_models import BLOCKS, TINY, WIDTH, tiny_inputs, tiny_model
@@ -169,6 +169,50 @@ def test_many_neurons_add_what_the_dense_formula_says(count):
     error = (patched[0].hidden.double() - expected).abs() / largest
     assert error.max() < 2**-23 * 8
     assert (activations > 0).any() and (activations == 0).any()
+
+
+def test_activations_do_not_depend_on_what_else_is_on_or_asked():
+    model = edited()
+    queries = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(0))
+    model.put([neurons(300, seed=1, bias=-4.0)])
+    bank = model.bank(BLOCKS - 1)
+    before = bank.firing(queries)
+    model.put([neurons(500, seed=2, bias=-4.0)])
+    whole = bank.firing(queries)
+    assert 0 < len(before) < len(whole) < 800
+    followed = before.followed_by(bank.firing(queries, 300))
+    assert torch.equal(followed.places, whole.places)
+    assert torch.equal(followed.activations, whole.activations)
+    alone = bank.firing(queries[7:8])
+    own = whole.activations[7] > 0
+    assert torch.equal(alone.places, whole.places[own])
+    assert torch.equal(alone.activations[0], whole.activations[7, own])
+
+
+def test_what_neurons_add_is_the_same_in_parts(monkeypatch):
+    model = edited()
+    model.put([neurons(200, seed=1, bias=-4.0)])
+    queries = torch.randn(5, 9, WIDTH, generator=torch.Generator().manual_seed(0))
+    whole = model.bank(BLOCKS - 1).contribution(queries)
+    monkeypatch.setattr(neuron, "ACTIVATIONS_MAX", 7 * 200)  # seven queries at a time
+    parts = model.bank(BLOCKS - 1).contribution(queries)
+    torch.testing.assert_close(parts, whole)
+    assert whole.abs().max() > 1
+
+
+def test_a_state_is_known_to_have_been_passed_as_long_as_its_neurons_are_the_first():
+    model = edited()
+    model.put([neurons(3, seed=1)])
+    state = model.fingerprint
+    model.put([neurons(4, seed=2)])
+    assert model.has_passed(state, BLOCKS - 1, 3)
+    assert not model.has_passed(state, BLOCKS - 1, 2)
+    with model.without_neurons():
+        assert not model.has_passed(state, BLOCKS - 1, 3)
+    model.take_off(0)
+    model.put([neurons(3, seed=3)])
+    model.put([neurons(4, seed=2)])
+    assert not model.has_passed(state, BLOCKS - 1, 3)
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) & {"gpt2", "llama", "opt-post-norm", "bart"}))

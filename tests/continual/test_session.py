@@ -109,13 +109,14 @@ class Runner:
 
 
 def told(store: Path) -> dict[str, Any]:
-    """All that a history says, but for ids, times of day and where the stream lies."""
+    """All that a history says, but for ids, times and where the stream lies."""
     with open_session(store) as session:
         lineage = session.store.lineage("head")
         session.settle()
         ledgers = [dict(session.store.ledger(revision.seq) or {}) for revision in lineage]
         for ledger in ledgers:
-            ledger.pop("at", None)
+            for name in ("at", "edit_s", "probe_s", "recheck_s"):
+                ledger.pop(name, None)
         (stream,) = session.store.streams().values()
         return {
             "fingerprints": [revision.fingerprint for revision in lineage],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from continual.patches.low_rank import Factors, WeightSums
+from continual.patches.low_rank import Factors
+from continual.patches.weight_sums import WeightSums
 from continual.replaying import rebuild, verify
 from continual.session import Session, open_session
 from continual.snapshots import Snapshot

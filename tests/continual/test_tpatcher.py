@@ -14,7 +14,9 @@ from continual.anatomy import find_anatomy
 from continual.candidates import encode
 from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher import TPatcher, TPatcherConfig
+from continual.editors.tpatcher import config as config_module
 from continual.editors.tpatcher.competing import whole
+from continual.editors.tpatcher.config import CROWDED_FROM
 from continual.editors.tpatcher.losses import Bounds, activation_loss, edit_loss, memory_losses
 from continual.editors.tpatcher.training import Neurons, PaperTraining, Slots, total_loss
 from continual.errors import CeditError
@@ -23,7 +25,7 @@ from continual.patches.neuron import NeuronPatch
 from continual.query_memory import QueryMemory
 from continual.requests import Request
 from continual.site import Rows, Site
-from continual.tasks import Encoding, make_task
+from continual.tasks import Encoding, Question, make_task
 from tests import tiny_language as language
 from tests.continual.conftest import answers
 from tests.tiny_language import CAPITALS, ask, correction
@@ -135,13 +137,13 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     edited = EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
     generator = torch.Generator().manual_seed(5)
     prompts = [
-        Encoding(ids, (len(ids) - 1,), (17,))
+        Encoding(Question(ids), (len(ids) - 1,), (17,))
         for ids in (*drawn(5, 1, generator), *drawn(7, 1, generator))
     ]
-    memory = [Encoding(ids, (2, 5), (8, 9)) for ids in drawn(6, 12, generator)]
+    memory = [Encoding(Question(ids), (2, 5), (8, 9)) for ids in drawn(6, 12, generator)]
     config = TPatcherConfig(memory_top=7)
     with edited:
-        site = Site(edited, make_task(edited.tokenizer, {}))
+        site = Site(edited, make_task(edited.base, {}))
         rows, remembered = site.rows(prompts), site.rows(memory)
         slots = Slots(
             rows.query[None],
@@ -263,14 +265,14 @@ def test_an_empty_memory_asks_for_nothing():
 def site(random_model) -> Iterator[Site]:
     base = load_base(random_model)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base.tokenizer, {}))
+        yield Site(edited, make_task(base, {}))
 
 
 @pytest.fixture
 def knowing_site(knowing_model) -> Iterator[Site]:
     base = load_base(knowing_model)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base.tokenizer, {}))
+        yield Site(edited, make_task(base, {}))
 
 
 def edit_of(site: Site, record: dict) -> Edit:
@@ -317,15 +319,14 @@ def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(k
     assert not proposal.failed
     patch = proposal.patch
     assert len(patch.keys) == 5
-    activations = site.edited.bank(patch.block)
     site.edited.put([patch])
     for i, edit in enumerate(edits):
         query = torch.cat([rows.query for rows in edit.rows])
-        fired = activations.activations(query) > 0
+        fired = scores_of(patch, query) > 0
         assert fired[:, i].all()
         assert not fired[:, [j for j in range(5) if j != i]].any()
         assert site.judge_in_full(edit.encodings) == [True, True]
-    assert not (activations.activations(memory.all()) > 0).any()
+    assert not (scores_of(patch, memory.all()) > 0).any()
 
 
 def test_rephrases_are_learned_from(knowing_site):
@@ -344,8 +345,8 @@ def test_rephrases_are_learned_from(knowing_site):
 
 def test_only_wrong_tokens_take_a_neuron(site):
     """The answer that the model gives, but for its second token."""
-    question = site.task.question(ask(1))
-    given = site.task.text(site.continue_greedily(question, 3)).split()
+    asked = site.task.encode(ask(1), " ".join(CAPITALS[:3]))
+    given = site.task.text(site.greedily(asked)).split()
     other = next(name for name in CAPITALS if name not in given)
     record = correction(1, " ".join([given[0], other]))
     _, _, proposal = proposed(site, [record])
@@ -415,8 +416,57 @@ def test_the_same_seed_gives_the_same_bytes(made, random_model):
     assert patches[0] == patches[1] and len(patches[0]) == 3
 
 
+def test_the_margin_leaves_half_the_room_among_sixteen_times_as_many_neurons():
+    config = TPatcherConfig(margin=0.4, crowding=0.25)
+    assert config.among(0) == config.among(CROWDED_FROM) == config
+    assert config.among(16 * CROWDED_FROM).margin == pytest.approx(0.7)
+    assert TPatcherConfig(margin=0.4, crowding=0.0).among(10**6).margin == pytest.approx(0.4)
+
+
+def test_among_many_neurons_a_new_one_stands_further_from_memory(site, monkeypatch):
+    def highest_in_memory() -> float:
+        _, memory, proposal = proposed(site, [correction(1)], margin=0.4)
+        return scores_of(proposal.patch, memory.all()).max().item()
+
+    alone = highest_in_memory()
+    monkeypatch.setattr(config_module, "CROWDED_FROM", 1)
+    silent = torch.full((16,), -1e9)
+    width = site.edited.anatomy.width
+    site.edited.put([NeuronPatch(site.block, torch.ones(16, width), silent, torch.ones(16, width))])
+    assert alone == pytest.approx(TPatcherConfig(margin=0.4).beta, rel=1e-3)
+    assert highest_in_memory() == pytest.approx(TPatcherConfig(margin=0.7).beta, rel=1e-3)
+
+
+@pytest.mark.parametrize("more", [[], [2], [2, 3]])
+def test_rows_that_were_patched_before_are_patched_as_if_anew(site, more):
+    def neurons(seed: int) -> NeuronPatch:
+        generator = torch.Generator().manual_seed(seed)
+        keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
+        return NeuronPatch(site.block, keys, torch.zeros(20), values)
+
+    rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
+    first = rows[slice(1)]
+    site.edited.put([neurons(1)])
+    site.patched(rows)
+    for seed in more:
+        site.edited.put([neurons(seed)])
+    assert torch.equal(site.patched(first), Site(site.edited, site.task).patched(first))
+    assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
+    site.edited.take_off(0)
+    site.edited.put([neurons(4)])
+    site.edited.put([neurons(5)])
+    assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
+
+
 def test_settings_that_are_none_are_refused():
-    for settings in ({"margins": 0.1}, {"margin": 1.0}, {"margin": -0.1}, {"neurons_max": 0}):
+    wrong = (
+        {"margins": 0.1},
+        {"margin": 1.0},
+        {"margin": -0.1},
+        {"crowding": -1},
+        {"neurons_max": 0},
+    )
+    for settings in wrong:
         with pytest.raises(CeditError, match=r"editor\.tpatcher"):
             TPatcherConfig.of(settings)
 

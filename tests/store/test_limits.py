@@ -23,7 +23,9 @@ def free(monkeypatch):
 
 
 def files(store):
-    return {p: p.stat().st_mtime_ns for p in store.path.rglob("*") if p.is_file()}
+    """When each was last written; the lock is wiped on release."""
+    kept = (p for p in store.path.rglob("*") if p.is_file() and p.name != "lock")
+    return {p: p.stat().st_mtime_ns for p in kept}
 
 
 def tensors(mebibytes: int) -> dict[str, torch.Tensor]:

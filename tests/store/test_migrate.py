@@ -20,7 +20,7 @@ FORMATS = range(1, config.FORMAT + 1)
 def golden(number: int, path: Path) -> Path:
     """The golden store of a format."""
     with tarfile.open(GOLDEN / f"format-{number}.tar.gz") as tar:
-        tar.extractall(path, filter="data")
+        tar.extractall(path)
     return path
 
 

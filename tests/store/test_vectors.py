@@ -222,3 +222,18 @@ def test_lists_are_made_anew_as_the_index_grows():
     index.add(range(1_000, 4_000), kept[1_000:])
     assert index.lists > before
     assert index.search(kept, 1).ids.flatten().tolist() == list(range(4_000))
+
+
+def test_an_index_that_is_to_be_exact_has_no_lists_at_any_size(tmp_path: Path):
+    kept, queries = clustered(4_000), vectors(20, seed=3)
+    exact, listed = VectorIndex(WIDTH, crossover=None), VectorIndex(WIDTH, crossover=1_000)
+    for index in (exact, listed):
+        index.add(range(4_000), kept)
+        index.save(tmp_path / ("exact" if index is exact else "listed"), STAMP)
+    assert exact.is_exact and not listed.is_exact
+    wanted = (queries @ kept.T).topk(5, 1).values
+    torch.testing.assert_close(exact.search(queries, 5).scores, wanted)
+    loaded = VectorIndex.load(tmp_path / "exact", STAMP, WIDTH, 4_000, crossover=None)
+    loaded.add([4_000], queries[:1])
+    assert loaded.is_exact and loaded.search(queries[:1], 1).ids.tolist() == [[4_000]]
+    assert VectorIndex.load(tmp_path / "listed", STAMP, WIDTH, 4_000, crossover=None) is None

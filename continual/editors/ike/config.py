@@ -17,7 +17,7 @@ class IkeConfig(Table):
 
     form: str = FORM  # of every new fact and of what is asked behind it
     demonstrations: str | None = None  # a file of requests to demonstrate with; None: no examples
-    count: int = 16  # demonstrations, those nearest to the edit
+    count: int = 16  # demonstrations, those nearest to the edit; half as many at each retry
     copy: int = 1  # of 8: their own prompts
     update: int = 3  # of 8: their rephrases
     retain: int = 4  # of 8: what has to stay as it is
@@ -32,15 +32,14 @@ class IkeConfig(Table):
                 "are at least 1"
             )
 
-    @property
-    def kinds(self) -> dict[str, int]:
-        """How many demonstrations of each kind there are."""
+    def kinds(self, count: int) -> dict[str, int]:
+        """How many of so many demonstrations there are of each kind."""
         shares = {"copy": self.copy, "update": self.update, "retain": self.retain}
         whole = sum(shares.values())
         ends: list[int] = []
         before = 0
         for share in shares.values():
             before += share
-            ends.append(round(self.count * before / whole))
+            ends.append(round(count * before / whole))
         starts = [0, *ends[:-1]]
         return {name: b - a for name, a, b in zip(shares, starts, ends, strict=True)}

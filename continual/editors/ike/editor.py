@@ -31,7 +31,8 @@ class Ike(MemoryEditor):
     """In scope of an edit the base model answers, behind demonstrations and the new fact.
 
     The demonstrations are those nearest to the new fact (section 3.2); they are chosen when the
-    edit is made and kept with it.
+    edit is made and kept with it. A model that they lead astray gets half as many at each attempt,
+    and none at the last.
     """
 
     name = "ike"
@@ -39,15 +40,18 @@ class Ike(MemoryEditor):
     def __init__(self, config: IkeConfig | None = None) -> None:
         self.config = config or IkeConfig()
         self._embedded: _Shown | None = None
+        is_shown = self.config.demonstrations is not None
+        self.attempts = 1 + (self.config.count.bit_length() if is_shown else 0)
 
-    def contexts(self, edits: Sequence[Edit], answers: Answers) -> list[str]:
+    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
         """Demonstrations and the new fact."""
         form, recall = self.config.form, answers.recall
         last = [context(form, e.request.prompt, e.request.target_new) for e in edits]
-        if not self._requests or not self.config.count:
+        count = self.config.count >> attempt
+        if not self._requests or not count:
             return last
         return [
-            self._fitting(self._nearest(edit.request, recall), told, recall)
+            self._fitting(self._nearest(edit.request, count, recall), told, recall)
             for edit, told in zip(edits, last, strict=True)
         ]
 
@@ -66,13 +70,13 @@ class Ike(MemoryEditor):
             self._embedded = _Shown(self._requests, embeddings)
         return self._embedded
 
-    def _nearest(self, request: Request, recall: Recall) -> list[str]:
+    def _nearest(self, request: Request, count: int, recall: Recall) -> list[str]:
         """Demonstrations of every kind, the nearest first; none is about the request's own fact."""
         shown = self._shown(recall)
         near = recall.scope.queries([request.prompt]).similarity(shown.embeddings)[0]
         order = near.argsort(descending=True, stable=True).tolist()
         ranked = [shown.requests[i] for i in order if shown.requests[i].key != request.key]
-        wanted = self.config.kinds
+        wanted = self.config.kinds(count)
         found: dict[str, list[str]] = {kind: [] for kind in wanted}
         for other in ranked:
             offered = demonstrations(self.config.form, other)

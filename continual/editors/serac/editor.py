@@ -20,7 +20,7 @@ class Serac(MemoryEditor):
     def __init__(self, config: SeracConfig | None = None) -> None:
         self.config = config or SeracConfig()
 
-    def contexts(self, edits: Sequence[Edit], answers: Answers) -> list[str]:
+    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
         """The new fact alone."""
         form = self.config.form
         return [context(form, e.request.prompt, e.request.target_new) for e in edits]

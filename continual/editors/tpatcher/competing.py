@@ -36,9 +36,8 @@ class Survey:
 @torch.no_grad()
 def survey(site: Site, rows: Rows, count: int) -> Survey:
     """One pass over the whole vocabulary, in parts that fit; no rivals for a `count` of 0."""
-    vocabulary: int = site.edited.model.config.get_text_config().vocab_size
     hidden = site.patched(rows)
-    size = max(1, LOGITS_MAX // vocabulary)
+    size = max(1, LOGITS_MAX // site.choices)
     right, close, rivals = [], [], []
     for first in range(0, len(rows), size):
         logits = site.logits(hidden[first : first + size])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from continual.tables import Table
+
+CROWDED_FROM = 1000  # neurons
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,14 @@ class TPatcherConfig(Table):
     A neuron starts from the closed form: its key points along its own queries, scaled to fire at 1
     on the edit's query, and its bias puts the threshold a share `margin` of the way from the
     highest score in memory (0: the most general) to its own lowest score (1: the most specific).
-    In these units that is the paper's `beta`; see `beta`.
+    In these units that is the paper's `beta`; see `beta`. Among many neurons the margin is larger;
+    see `among`.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
 
     margin: float = 0.5
+    crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
@@ -44,8 +48,20 @@ class TPatcherConfig(Table):
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin < 1.0:
             raise self.refused(f"margin = {self.margin} is not in [0, 1)")
+        if not 0.0 <= self.crowding <= 1.0:
+            raise self.refused(f"crowding = {self.crowding} is not in [0, 1]")
         if self.neurons_max < 1 or self.value_steps_max < 1:
             raise self.refused("neurons_max and value_steps_max are at least 1")
+
+    def among(self, neurons: int) -> TPatcherConfig:
+        """The settings for an edit of a model with so many neurons on.
+
+        Each neuron has its small chance to fire on an input that it is not meant for, and these
+        chances add up. So what the margin leaves, 1 - margin, falls with their number from
+        `CROWDED_FROM` on, to the power of `crowding`: 0.25 halves it among 16 times as many.
+        """
+        room = max(1.0, neurons / CROWDED_FROM) ** -self.crowding
+        return replace(self, margin=1.0 - (1.0 - self.margin) * room)
 
     @property
     def beta(self) -> float:

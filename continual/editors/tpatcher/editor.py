@@ -70,6 +70,7 @@ class TPatcher:
     """One neuron per wrong answer position, in the last FFN; everything else stays as it is."""
 
     name = "tpatcher"
+    tasks: tuple[str, ...] = ()
     attempts = 3
     tolerance = 0.0
     splits = False
@@ -80,7 +81,7 @@ class TPatcher:
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
         training where the closed form does not separate."""
-        config = self._budget(around.attempt)
+        config = self._budget(around)
         if around.attempt:
             edits = [edit.alone() for edit in edits]
         plan, failed = _plan(edits, around.site, config)
@@ -111,16 +112,17 @@ class TPatcher:
             return None
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
-    def _budget(self, attempt: int) -> TPatcherConfig:
+    def _budget(self, around: Surroundings) -> TPatcherConfig:
         """Each retry may take more neurons and steps, and gives up more generality."""
+        attempt, config = around.attempt, self.config.among(around.site.bank.size)
         if attempt == 0:
-            return self.config
+            return config
         return replace(
-            self.config,
+            config,
             neurons_max=64,
             reach=1.0,
             centred=False,
-            margin=self.config.margin / 2**attempt,
+            margin=config.margin / 2**attempt,
             value_steps_max=self.config.value_steps_max * 4**attempt,
             steps_max=self.config.steps_max * attempt,
             separation=self.config.separation / 10**attempt,
@@ -157,8 +159,7 @@ def _plan(
 ) -> tuple[_Plan, dict[str, str]]:
     """One slot for every answer position at which the prompt or a rephrase is wrong."""
     rows = Rows.join(part for edit in edits for part in edit.rows)
-    vocabulary = site.edited.model.config.get_text_config().vocab_size
-    before = survey(site, rows, config.candidates if vocabulary >= VOCABULARY_MIN else 0)
+    before = survey(site, rows, config.candidates if site.choices >= VOCABULARY_MIN else 0)
     wrong = (~before.verdict.right | before.verdict.close).tolist()
     own: list[tuple[int, ...]] = []
     owner: list[int] = []

@@ -63,6 +63,57 @@ def test_an_index_finds_what_looking_at_each_finds_as_the_bank_goes_on_and_back(
     assert len({tuple(one) for one in found}) == 5
 
 
+def test_of_records_that_are_equally_near_the_latest_wins_whichever_the_index_names():
+    """There are more of them than the index is asked for; two of the latest are gone."""
+    vectors = table(60)
+    vectors[10:50] = vectors[5]
+    bank, scope = MemoryBank(), Given(vectors)
+    bank.extend(patch(range(50), vectors))
+    bank.extend(patch(range(50, 60), vectors, (48, 49)))
+    texts = [str(i) for i in range(60)]
+    found = routes_of(texts, bank, scope, RecordIndex(bank, records_min=20))
+    for number in (5, 10, 30, 49):
+        assert found[number] is not None and found[number].place == 47
+    assert found == routes_of(texts, bank, scope)
+
+
+def test_records_that_are_nearly_as_near_are_told_apart_as_without_an_index():
+    vectors = table(60)
+    vectors[10:50] = vectors[5] + 1e-6 * vectors[10:50]
+    vectors[30:40] = vectors[5]
+    bank, scope = MemoryBank(), Given(torch.nn.functional.normalize(vectors, dim=-1))
+    bank.extend(patch(range(50), scope.table))
+    bank.extend(patch(range(50, 60), scope.table, (37, 39)))
+    texts = [str(i) for i in range(60)]
+    found = routes_of(texts, bank, scope, RecordIndex(bank, records_min=20))
+    assert found == routes_of(texts, bank, scope)
+    near = [route.place for route in (found[5], found[35]) if route is not None]
+    assert len(near) == 2 and set(near) <= {5, *range(10, 50)} - {37, 39}
+
+
+def test_where_the_index_is_certain_no_record_is_looked_at_besides(monkeypatch):
+    vectors = table(400)
+    bank, scope = MemoryBank(), Given(vectors)
+    bank.extend(patch(range(400), vectors))
+    wanted = routes_of(["3", "70"], bank, scope)
+    monkeypatch.setattr("continual.memory.routing.Routes._look", None)
+    assert routes_of(["3", "70"], bank, scope, RecordIndex(bank, records_min=20)) == wanted
+
+
+def test_what_is_asked_is_routed_as_what_is_judged(reader):
+    recall = reader.edited.recall
+    recall._index.records_min = 6
+    for first in (0, 12, 24):
+        reader.apply([about(c) for c in range(first, first + 12)], editor="serac", force=True)
+        ledger = reader.standing.ledger
+        entries = [entry for entry in ledger.entries if entry.key in ledger.outcomes()]
+        texts = [recall.text(entry.encoding.question.ids) for entry in entries]
+        judged = [ledger.route(entry) for entry in entries]
+        assert recall.routes(texts) == judged
+        assert len({route.record.id for route in judged if route is not None}) >= 6
+    assert recall._index.is_used
+
+
 def test_a_store_keeps_its_index_and_heals_one_that_does_not_fit(reader):
     reader.edited.recall._index.records_min = 2
     reader.apply([about(c, CAPITALS[c - 20]) for c in range(20, 25)], editor="serac")

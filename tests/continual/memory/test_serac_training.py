@@ -40,7 +40,7 @@ def requests(count: int = 30) -> list[Request]:
 
 def start(model: Path) -> Start:
     base = load_base(model)
-    return Start(base.model, base.tokenizer, make_task(base.tokenizer, {}, 48))
+    return Start(base.model, base.tokenizer, make_task(base, {}))
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

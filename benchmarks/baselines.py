@@ -1,0 +1,96 @@
+"""The fine-tuning baselines on the atlas, one correction after another.
+
+    python -m benchmarks.baselines [--editors ft-last,ft-all] [--edits N] [--every N] [--json OUT]
+
+All earlier edits and all probes are measured after every 50 edits. Seconds of an edit are those of
+its plan, its training, its proof and its commit, without measuring; they are means over the edits
+since the row before, as the bytes of their patches are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.tables import Column
+from continual import atlas
+from continual.pipeline import Recheck, Step
+from continual.retention import APPLIED, ATTEMPTED
+from continual.session import NewStore, Session, init
+from continual.streams import open_stream
+
+EDITORS = ("ft-last", "ft-all", "ft-last-kl", "ft-all-kl", "ft-l")
+RATES = ("SR", "GR", "ER", "TrainR", "TestR")
+NEVER = 1_000_000  # steps
+COLUMNS = (
+    Column("editor", "editor", ""),
+    Column("edits", "edits", ",d"),
+    *(Column(name, name, ".3f") for name in RATES),
+    Column("steps", "steps", ".1f"),
+    Column("edit, s", "edit_s", ".2f"),
+    Column("edit, bytes", "patch_bytes", ",.0f"),
+)
+
+
+def run(editor: str, edits: int, every: int) -> Iterator[dict[str, Any]]:
+    """A row of the table for each `every` edits that were attempted, in a store of their own."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        init(Path(folder) / "store", NewStore()) as session,
+    ):
+        for count in range(every, edits + 1, every):
+            yield _row(session, editor, count, _attempts(session, editor, every))
+
+
+def _attempts(session: Session, editor: str, count: int) -> list[Step]:
+    """So many more edits of the stream, not measured."""
+    settings = session.settings(chain=(editor,), recheck=Recheck(every=NEVER))
+    made: list[Step] = []
+    for step in session.steps(open_stream(str(atlas.CORRECTIONS)), settings):
+        if step.outcomes and step.outcomes[0].outcome in ATTEMPTED:
+            made.append(step)
+        if len(made) == count:
+            break
+    return made
+
+
+def _row(session: Session, editor: str, count: int, steps: Sequence[Step]) -> dict[str, Any]:
+    session.settle()
+    record = session.store.ledger(session.store.head.seq)
+    assert record is not None
+    applied = [step for step in steps if step.outcomes[0].outcome == APPLIED]
+    rounds = [int(step.outcomes[0].notes["steps"]) for step in applied]
+    sizes = [step.patch_bytes for step in applied]
+    return {
+        "editor": editor,
+        "edits": count,
+        **{name: record["rates"][name] for name in RATES},
+        "steps": sum(rounds) / len(rounds) if rounds else None,
+        "edit_s": sum(step.edit_s for step in steps) / len(steps),
+        "patch_bytes": sum(sizes) / len(sizes) if sizes else None,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for editor in options.editors.split(","):
+        for row in run(editor, options.edits, options.every):
+            rows.append(row)
+            tables.note(f"{editor}: {row['edits']} edits, ER {row['ER']:.3f}")
+            tables.write_json(options.json, "baselines", {"rows": rows})  # a run may break off
+    tables.show("Fine-tuning on the atlas", COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What an edit costs: seconds, memory and bytes on disk, for every editor on the same stream.
+
+    python -m benchmarks.efficiency [--edits 100] [--editors tpatcher,memit,...] [--json OUT]
+
+Each row is a process of its own that applies the same corrections of the atlas to a new store. An
+edit's seconds are those of a step (plan, edit, prove, commit) over its requests, without the
+re-check, which has a column of its own; the first step, which loads or computes what an editor
+needs once, stands apart. Memory is the most that the process held while it edited, and what of it
+came on top of the open store. On disk are the patches, and all by which the store's folder grew but
+for its caches and snapshots, which are safe to delete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from benchmarks.capacity import requests_of_atlas
+from benchmarks.scores import drawn
+from benchmarks.tables import Column
+from continual.editors.registry import EDITORS
+from continual.pipeline import Recheck, Step
+from continual.session import NewStore, Session, init
+
+BATCHES: Mapping[str, Sequence[int]] = {
+    "memit": (50, 10, 1),
+    "emmet": (10,),
+    "alphaedit": (10,),
+}
+"""Requests in a step, for the editors that take many at once; one for all others."""
+FOLLOWED = ("tpatcher", "serac", "ike")
+"""Editors after whose steps only what has changed is measured again; after a weight edit it is all,
+and that is done after every tenth edit."""
+WEIGHTS_RECHECKED_EVERY = 10  # edits
+NOT_AN_EDITS = ("cache", "snapshots")
+BLOCK_BYTES = 512  # the unit of `st_blocks`
+
+RATES = ("SR", "GR", "ER", "TestR")
+COLUMNS = (
+    Column("editor", "editor"),
+    Column("batch", "batch_size", "d"),
+    Column("edits", "edits", "d"),
+    *(Column(name, name, ".3f") for name in RATES),
+    Column("first step, s", "first_s", ".3f"),
+    Column("an edit, s", "edit_s", ".4f"),
+    Column("re-check, s", "recheck_s", ".4f"),
+    Column("peak, MB", "peak_mb", ",.0f"),
+    Column("of it for edits, MB", "edits_mb", ",.0f"),
+    Column("patch, bytes an edit", "patch_bytes", ",.0f"),
+    Column("store, bytes an edit", "store_bytes", ",.0f"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    editor: str
+    batch_size: int
+    edits: int
+
+    @property
+    def recheck(self) -> Recheck:
+        """How often earlier edits are measured again."""
+        if self.editor in FOLLOWED:
+            return Recheck()
+        return Recheck(every=max(1, WEIGHTS_RECHECKED_EVERY // self.batch_size))
+
+    def measured(self) -> dict[str, Any]:
+        """The row, from a process of its own."""
+        tables.note(f"{self.editor}, {self.batch_size} at a time")
+        own = (self.editor, str(self.batch_size), str(self.edits), str(torch.get_num_threads()))
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.efficiency", "--case", *own],
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return row
+
+    def run(self) -> dict[str, Any]:
+        """The row, measured in this process."""
+        requests = drawn(requests_of_atlas(), self.edits)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            init(Path(folder) / "store", NewStore()) as session,
+        ):
+            place = Path(folder) / "store"
+            settings = session.settings(
+                chain=(self.editor,), batch_size=self.batch_size, recheck=self.recheck
+            )
+            disk, memory = _bytes_on_disk(place), _memory_mb("VmRSS")
+            _forget_peak()
+            steps = list(session.apply_requests(requests, settings))
+            peak = _memory_mb("VmHWM")
+            session.settle()
+            applied = max(1, session.standing.retention.applied)
+            return {
+                "editor": self.editor,
+                "batch_size": self.batch_size,
+                "edits": session.standing.retention.attempts.total,
+                **_rates(session),
+                **_seconds(steps),
+                "peak_mb": peak,
+                "edits_mb": peak - memory,
+                "patch_bytes": sum(step.patch_bytes for step in steps) / applied,
+                "store_bytes": (_bytes_on_disk(place) - disk) / applied,
+            }
+
+
+def cases(editors: Sequence[str], edits: int) -> list[Case]:
+    """Every editor, in each of its sizes of a batch."""
+    return [Case(name, size, edits) for name in editors for size in BATCHES.get(name, (1,))]
+
+
+def _rates(session: Session) -> dict[str, Any]:
+    record = session.store.ledger(session.store.head.seq)
+    assert record is not None
+    return {name: record["rates"][name] for name in RATES}
+
+
+def _seconds(steps: Sequence[Step]) -> dict[str, float]:
+    """The first step's, and the means of an edit and of a re-check over the others."""
+    others = steps[1:] or steps
+    edits = sum(len(step.outcomes) for step in others)
+    rechecks = [step.recheck_s for step in others if step.measured] or [steps[0].recheck_s]
+    return {
+        "first_s": steps[0].edit_s,
+        "edit_s": sum(step.edit_s for step in others) / edits,
+        "recheck_s": sum(rechecks) / len(rechecks),
+    }
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """What a store's files take, but for those that are safe to delete."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    kept = [path for path in files if path.relative_to(folder).parts[0] not in NOT_AN_EDITS]
+    return sum(path.stat().st_blocks * BLOCK_BYTES for path in kept)
+
+
+def _memory_mb(name: str) -> float:
+    """A number of this process's memory, as the kernel names it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
+
+
+def _forget_peak() -> None:
+    """The kernel counts the most memory held from now on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        editor, batch_size, edits, threads = options.case
+        torch.set_num_threads(int(threads))
+        print(json.dumps(Case(editor, int(batch_size), int(edits)).run()))
+        return
+    torch.set_num_threads(options.threads)
+    rows: list[dict[str, Any]] = []
+    for case in cases(options.editors.split(","), options.edits):
+        rows.append(case.measured())
+        tables.write_json(options.json, "efficiency", {"editors": rows})
+    tables.show(f"{options.edits} corrections of the atlas by every editor", COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""T-Patcher's sequential protocol, by task, editor and fold.
+
+    python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
+        [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
+        [--start DIR | --model DIR] [--cache DIR] --output DIR [--plots DIR]
+
+The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
+with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
+directory as it is, which must have been trained on the task. Given again with the same
+`--output`, finished runs are read from their files and interrupted ones go on. The table has the
+mean and the deviation over folds, beside the published rows; the folder gets `table.json` and the
+curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import tables
+from benchmarks.counterfact_model import data_folder, default_cache
+from benchmarks.protocol import reporting, settings
+from benchmarks.protocol.runs import Plan, Protocol
+from continual.errors import CeditError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.protocol", description=(__doc__ or "").splitlines()[0]
+    )
+    made.add_argument("--task", choices=tuple(settings.TASKS), required=True)
+    made.add_argument("--architecture", help="bert for fever, bart or t5 for zsre")
+    made.add_argument("--editors", default="tpatcher", metavar="NAME,…")
+    made.add_argument("--folds", type=int, default=3, metavar="N")
+    made.add_argument("--edits", type=int, default=150, metavar="N", help="attempted, in each fold")
+    made.add_argument("--seed", type=int, default=0, metavar="N")
+    made.add_argument("--train-probes", type=int, default=1000, metavar="N")
+    made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
+    begin = made.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, metavar="DIR", help="fine-tune this on D_train")
+    begin.add_argument("--model", type=Path, metavar="DIR", help="an initial model that is there")
+    made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
+    made.add_argument("--output", type=Path, required=True, metavar="DIR")
+    made.add_argument("--plots", type=Path, metavar="DIR", help="where the curves go, too")
+    made.add_argument("--json", action="store_true", help="print JSON Lines")
+    made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
+    return made
+
+
+def run(options: argparse.Namespace) -> None:
+    """All runs, the table and the curves. Raises CeditError."""
+    known = settings.ARCHITECTURES[options.task]
+    architecture = options.architecture or known[0]
+    if architecture not in known:
+        raise CeditError(f"{options.task} has {' or '.join(known)}, not {architecture}.")
+    if options.start and options.task == "counterfact":
+        raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
+    asked = settings.Asked(
+        architecture,
+        data=data_folder(),
+        cache=options.cache,
+        seed=options.seed,
+        model=options.model,
+        start=options.start,
+    )
+    setting = settings.TASKS[options.task](asked)
+    settings.note_of(setting)
+    plan = Plan(
+        tuple(options.editors.split(",")),
+        options.folds,
+        options.edits,
+        options.seed,
+        options.train_probes,
+        options.settings,
+    )
+    runs = Protocol(setting, plan, options.output).run()
+    rows = reporting.table(setting, runs)
+    initial = reporting.initial(runs)
+    if options.json:
+        for row in rows:
+            print(json.dumps({"type": "protocol", **row}))
+    else:
+        title = f"{options.task}, {architecture}, {options.folds} folds"
+        tables.show("The initial model", reporting.INITIAL_COLUMNS, initial)
+        tables.show(title, reporting.COLUMNS, rows)
+    name = f"protocol-{options.task}-{architecture}"
+    tables.write_json(options.output / "table.json", name, {"initial": initial, "rows": rows})
+    for folder in filter(None, (options.output, options.plots)):
+        reporting.draw(reporting.curves(runs), folder, name)
+
+
+def main() -> int:
+    """The command line. A failure is one line on standard error."""
+    options = parser().parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        run(options)
+    except CeditError as error:
+        print(f"protocol: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

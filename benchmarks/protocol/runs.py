@@ -1,0 +1,234 @@
+"""The runs: each fold's stream through each editor, in a store of its own, measured at every step.
+
+    OUTPUT/protocol.json                   what is run; another setting needs another folder
+    OUTPUT/train.jsonl, test.jsonl         the probes of TrainR and TestR
+    OUTPUT/fold-0.jsonl, …                 the streams
+    OUTPUT/stores/fold-0/EDITOR/           the store of a run
+    OUTPUT/stores/fold-0/EDITOR.seconds    what its steps took
+    OUTPUT/runs/fold-0.EDITOR.json         the result of a finished run
+
+A run that is finished is not run again; one that was interrupted goes on in its store, which knows
+how far its stream was read. The rows of a result are read from the history, so that they are whole
+whatever happened; only the seconds are kept beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.protocol.settings import Setting
+from continual.errors import CeditError
+from continual.pipeline import Step
+from continual.retention import ATTEMPTED
+from continual.session import NewStore, Session, init, open_session
+from continual.streams import open_stream
+
+RATES = ("SR", "GR", "ER", "TrainR", "TestR")
+NOTED_EVERY = 25  # edits
+
+
+class ProtocolError(CeditError):
+    """The protocol cannot be run as asked."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a setting is run."""
+
+    editors: tuple[str, ...]
+    folds: int
+    edits: int  # attempted in each fold, at most
+    seed: int
+    train_probes: int = 1000
+    editor_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fold by one editor, as its file says it."""
+
+    fold: int
+    editor: str
+    exhausted: bool  # the stream came to its end
+    base: Mapping[str, Any]  # right and asked of the train and test probes before the first edit
+    rows: tuple[Mapping[str, Any], ...]  # after each attempted edit
+    settings: Mapping[str, Any]
+
+    @property
+    def edits(self) -> int:
+        """How many edits were attempted."""
+        return len(self.rows)
+
+
+class Protocol:
+    """A setting's runs in an output folder. Raises ProtocolError where the folder has those of
+    another setting."""
+
+    def __init__(self, setting: Setting, plan: Plan, output: Path) -> None:
+        self.setting, self.plan, self.output = setting, plan, output
+        output.mkdir(parents=True, exist_ok=True)
+        self._require_same()
+        self._write_inputs()
+
+    def run(self) -> list[Run]:
+        """All runs, those that are finished from their files."""
+        places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
+        return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
+
+    # -- the folder
+
+    def _require_same(self) -> None:
+        wanted = {
+            "task": self.setting.task,
+            "architecture": self.setting.architecture,
+            "setting": self.setting.digest,
+            "seed": self.plan.seed,
+            "folds": self.plan.folds,
+            "train_probes": self.plan.train_probes,
+        }
+        path = self.output / "protocol.json"
+        if not path.exists():
+            _write(path, json.dumps(wanted, indent=2) + "\n")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise ProtocolError(
+                f"The folder {self.output} has runs with other {', '.join(other)}: "
+                "name another --output, or remove it."
+            )
+
+    def _write_inputs(self) -> None:
+        splits, plan = self.setting.splits, self.plan
+        sample = splits.train_sample(plan.train_probes, plan.seed)
+        self._write_lines("train.jsonl", (example.probe() for example in sample))
+        self._write_lines("test.jsonl", (example.probe() for example in splits.test))
+        for fold, examples in enumerate(splits.folds(plan.folds, plan.seed)):
+            self._write_lines(f"fold-{fold}.jsonl", (example.request() for example in examples))
+
+    def _write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        path = self.output / name
+        if not path.exists():
+            _write(path, "".join(json.dumps(record) + "\n" for record in records))
+
+    def _result(self, fold: int, editor: str) -> Path:
+        return self.output / "runs" / f"fold-{fold}.{editor}.json"
+
+    # -- one run
+
+    def _finished(self, fold: int, editor: str) -> Run | None:
+        """The run, if its file has as many edits as are asked for."""
+        path = self._result(fold, editor)
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))["run"]
+        run = Run(**{**record, "rows": tuple(record["rows"])})
+        self._require_settings(path, editor, run.settings)
+        return run if run.exhausted or run.edits >= self.plan.edits else None
+
+    def _table(self, editor: str) -> dict[str, Any]:
+        return dict(self.plan.editor_tables.get(editor, {}))
+
+    def _require_settings(self, where: Path, editor: str, found: Mapping[str, Any]) -> None:
+        if found != self._table(editor):
+            raise ProtocolError(
+                f"{where} was made with other settings of {editor}: {json.dumps(found)}. "
+                "Name another --output, or remove the run's store and result."
+            )
+
+    def _made(self, fold: int, editor: str) -> Run:
+        place = self.output / "stores" / f"fold-{fold}" / editor
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with self._session(place, editor) as session:
+            exhausted = self._apply(session, fold, editor, place)
+            run = Run(
+                fold,
+                editor,
+                exhausted,
+                base=(session.store.ledger(0) or {}).get("base", {}),
+                rows=tuple(rows_of(session, _seconds(place))),
+                settings=self._table(editor),
+            )
+        tables.write_json(self._result(fold, editor), "protocol", {"run": asdict(run)})
+        return run
+
+    def _session(self, place: Path, editor: str) -> Session:
+        if place.exists():
+            session = open_session(place)
+            own = session.store.settings.get("editor", {}).get(editor, {})
+            self._require_settings(place, editor, own)
+            return session
+        new = NewStore(
+            str(self.setting.model),
+            task=self.setting.engine_task,
+            train_probes=self.output / "train.jsonl",
+            test_probes=self.output / "test.jsonl",
+            seed=self.plan.seed,
+            editors={editor: self._table(editor)},
+        )
+        return init(place, new)
+
+    def _apply(self, session: Session, fold: int, editor: str, place: Path) -> bool:
+        """Take steps of one request each until as many were attempted; whether the stream has
+        ended before."""
+        attempted = session.standing.retention.attempts.total
+        settings = session.settings(chain=(editor,))
+        steps = session.steps(open_stream(str(self.output / f"fold-{fold}.jsonl")), settings)
+        with place.with_suffix(".seconds").open("a", encoding="utf-8") as seconds:
+            while attempted < self.plan.edits:
+                step = next(steps, None)
+                if step is None:
+                    return True
+                seconds.write("\n" + json.dumps(_timed(step)))
+                seconds.flush()
+                if step.outcomes and step.outcomes[0].outcome in ATTEMPTED:
+                    attempted += 1
+                    _note(fold, editor, attempted, step)
+        return False
+
+
+def rows_of(
+    session: Session, seconds: Mapping[int, Mapping[str, float]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each attempted edit of the history at head: how many inputs of the stream were met,
+    the metrics after it, the bytes of its patch, and what it took where that is known."""
+    met = edits = 0
+    for revision in session.store.lineage("head"):
+        outcomes = revision.body.get("requests", [])
+        met += len(outcomes)
+        measured = session.store.ledger(revision.seq)
+        if not measured or not any(o["outcome"] in ATTEMPTED for o in outcomes):
+            continue
+        edits += 1
+        rates = {name: measured["rates"][name] for name in RATES}
+        size = revision.patch.length if revision.patch else 0
+        yield {"edits": edits, "met": met, **rates, "bytes": size, **seconds.get(revision.seq, {})}
+
+
+def _timed(step: Step) -> dict[str, Any]:
+    return {"seq": step.revision.seq, "edit_s": step.edit_s, "recheck_s": step.recheck_s}
+
+
+def _seconds(place: Path) -> dict[int, dict[str, float]]:
+    """What steps took, by the number of their revision; a line that was cut off is passed over."""
+    lines = place.with_suffix(".seconds").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    return {record.pop("seq"): record for record in records}
+
+
+def _note(fold: int, editor: str, attempted: int, step: Step) -> None:
+    if attempted % NOTED_EVERY == 0 and step.measured:
+        rates = step.measured.rates.to_json()
+        shown = ", ".join(f"{name} {rates[name]:.3f}" for name in RATES if rates[name] is not None)
+        tables.note(f"fold {fold}, {editor}: {attempted} edits, {shown}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a run that is interrupted leaves no half of an input."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,100 @@
+"""`cedit report`: the whole history as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output, counted, size
+
+if TYPE_CHECKING:
+    from continual.reporting import HistoryReport
+
+DEFAULT = Path("report.html")
+_BEGINNING = 1024  # bytes in which a page of ours says that it is one
+
+
+@click.command("report")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help=f"Where the page goes (default: {DEFAULT}; with --json, nowhere).",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is no report.")
+@common
+def command(out: Output, store: str | None, output: Path | None, force: bool) -> None:
+    """Write a page about the whole history.
+
+    It is one HTML file that needs no network and nothing beside it: the metrics at head and over
+    the revisions, what is broken, mended, failed, quarantined, superseded and reverted, the slowest
+    steps, what each editor took, sizes, and settings. The store may be written to meanwhile.
+
+    A report that is there is replaced; another file only with --force.
+
+    With --json the facts are printed as one object, and the page is written only with --output:
+    {"type":"report","title":{"model","task","base","head","seq","fingerprint","revisions",
+    "entries","active","failed","first_at","last_at","made_at","tags","streams",…},"rates":{"SR",…},
+    "points":[{"place","seq","rates"}],"marks":[{"kind","place","seq","requests","left"}],
+    "steps":{"total","timed","seconds","times":[{"seq","revision","editors","edits","edit_s",
+    "probe_s","recheck_s","patch_bytes",…}],"slowest":[…]},"corrections":{"counts","wrong",
+    "broken","repaired","failed","superseded","reverted","quarantined"},"editors":[{"editors",
+    "steps","edits","timed_edits","edit_s","patch_bytes"}],"sizes":{…},"settings":{…}}.
+    A place is the number of steps from base; a seq is that of the journal.
+
+    \b
+    Example:
+      cedit report
+      cedit report --output today.html
+      cedit report --json
+    """
+    from continual.reporting import report_on
+    from store import Store
+
+    target = output or (None if out.as_json else DEFAULT)
+    if target is not None:
+        _require_replaceable(target, force)
+    with Store.open(find_store(store)) as opened:
+        report = report_on(opened)
+    if target is not None:
+        length = _write(report, target)
+        title = report.title
+        told = f"{counted(title.revisions, 'revision')}, {counted(title.active, 'correction')}"
+        out.text(f"{target}: {told} in force, {size(length)}")
+    out.record(report.to_json())
+
+
+def _write(report: HistoryReport, target: Path) -> int:
+    """Write the page, all of it or nothing; its length in bytes."""
+    from importlib.metadata import version
+
+    from cli.report import page
+    from store import write_durably
+
+    data = page(report, version("cedit")).encode("utf-8")
+    write_durably(target, data)
+    return len(data)
+
+
+def _require_replaceable(target: Path, force: bool) -> None:
+    """Raise ClickException for something that is there and must not be lost."""
+    from cli.report import GENERATOR
+    from store.errors import reading
+
+    with reading(target):
+        if target.is_dir():
+            raise click.ClickException(f"{target} is a folder: name a file in it (--output).")
+        if not target.exists() or force:
+            return
+        is_ours = False
+        if target.is_file():
+            with target.open("rb") as opened:
+                is_ours = GENERATOR.encode("ascii") in opened.read(_BEGINNING)
+    if not is_ours:
+        raise click.ClickException(
+            f"{target} is there, and no report of cedit's: name another file (--output), or "
+            "replace it (--force)."
+        )

@@ -1,0 +1,201 @@
+"""Lines over revisions, as SVG of our own.
+
+A `Chart` says what is drawn; `draw` gives it a size. Colours are the page's: an element has the
+class of its series. Hovering names the values: of every revision where there is room for that, of
+some tens of revisions, with their lowest and highest value, where there is not.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from cli.report.axes import Axis
+from cli.report.markup import Markup, element, join
+from cli.report.thinning import Dot, thin
+
+BANDS = 240  # that can be hovered over, at most
+TICK_WIDTH = 90  # pixels that a number below the chart needs
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 44  # around the lines, in pixels
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line."""
+
+    name: str
+    style: str  # the class that has its colour
+    dots: Sequence[Dot]  # in the order of x
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something that happened at an x."""
+
+    x: float
+    style: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines that share their axes."""
+
+    label: str  # for those who do not see it
+    x_label: str
+    y_label: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    flags: Sequence[Flag] = ()
+    told: Callable[[float], str] = field(default="{:.4f}".format)  # a value, when hovered over
+
+
+def draw(chart: Chart, width: int, height: int) -> Markup:
+    """The chart as an SVG element of this size in pixels; it scales with what it stands in."""
+    return _Drawing(chart, width, height).svg()
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A chart with a size. The y of pixels grows downward."""
+
+    chart: Chart
+    width: int
+    height: int
+
+    def svg(self) -> Markup:
+        return element(
+            "svg",
+            element("title", self.chart.label),
+            *self._grid(),
+            *self._numbers(),
+            *self._labels(),
+            *self._lines(),
+            *self._flags(),
+            *self._bands(),
+            xmlns="http://www.w3.org/2000/svg",
+            view_box=f"0 0 {self.width} {self.height}",
+            role="img",
+            aria_label=self.chart.label,
+        )
+
+    # -- where things are
+
+    @property
+    def _right(self) -> float:
+        return self.width - RIGHT
+
+    @property
+    def _bottom(self) -> float:
+        return self.height - BOTTOM
+
+    def _x(self, value: float) -> float:
+        return round(LEFT + self.chart.x.share(value) * (self._right - LEFT), 1)
+
+    def _y(self, value: float) -> float:
+        return round(self._bottom - self.chart.y.share(value) * (self._bottom - TOP), 1)
+
+    @property
+    def _columns(self) -> int:
+        return int(self._right - LEFT)
+
+    # -- what is there
+
+    def _grid(self) -> Iterator[Markup]:
+        for value in self.chart.y.ticks:
+            y = self._y(value)
+            yield element("line", class_="grid", x1=LEFT, x2=self._right, y1=y, y2=y)
+        yield element(
+            "line", class_="axis", x1=LEFT, x2=self._right, y1=self._bottom, y2=self._bottom
+        )
+
+    def _numbers(self) -> Iterator[Markup]:
+        for value in self.chart.y.ticks:
+            text = f"{value:.{self.chart.y.decimals}f}"
+            yield element(
+                "text", text, class_="tick end", x=LEFT - 8, y=self._y(value), dy="0.32em"
+            )
+        for value in self.chart.x.ticks:
+            yield element(
+                "text", f"{value:,.0f}", class_="tick middle", x=self._x(value), y=self._bottom + 17
+            )
+
+    def _labels(self) -> Iterator[Markup]:
+        middle = (LEFT + self._right) / 2
+        yield element(
+            "text", self.chart.x_label, class_="label middle", x=middle, y=self.height - 7
+        )
+        yield element("text", self.chart.y_label, class_="label", x=4, y=11)
+
+    def _lines(self) -> Iterator[Markup]:
+        for series in self.chart.series:
+            dots = [(self._x(x), self._y(y)) for x, y in thin(series.dots, self._columns)]
+            if len(dots) == 1:
+                ((x, y),) = dots
+                yield element("circle", class_=f"dot {series.style}", cx=x, cy=y, r=3)
+            elif dots:
+                path = " ".join(f"{x:g},{y:g}" for x, y in dots)
+                yield element("polyline", class_=f"line {series.style}", points=path)
+
+    def _flags(self) -> Iterator[Markup]:
+        """One in each column of pixels, with the text of all that are there."""
+        columns: dict[int, list[Flag]] = {}
+        for flag in self.chart.flags:
+            columns.setdefault(int(self._x(flag.x)), []).append(flag)
+        for flags in columns.values():
+            x = self._x(flags[0].x)
+            yield element(
+                "g",
+                element("title", _several([flag.text for flag in flags])),
+                element("line", class_="stem", x1=x, x2=x, y1=TOP - 6, y2=self._bottom),
+                element("path", d=f"M{x:g} {TOP - 4}l-4.5 -8h9z"),
+                class_=f"flag {flags[0].style}",
+            )
+
+    # -- what hovering says
+
+    def _bands(self) -> Iterator[Markup]:
+        """Strips over the whole height, each for one x or some neighbouring ones."""
+        places = sorted({x for series in self.chart.series for x, _ in series.dots})
+        size = -(-len(places) // BANDS) or 1
+        groups = [places[first : first + size] for first in range(0, len(places), size)]
+        edges = self._edges(groups)
+        for group, (left, right) in zip(groups, edges, strict=True):
+            yield element(
+                "rect",
+                element("title", join(self._told(group[0], group[-1]))),
+                class_="band",
+                x=left,
+                y=TOP,
+                width=round(right - left, 1),
+                height=round(self._bottom - TOP, 1),
+            )
+
+    def _edges(self, groups: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+        """Where the strips begin and end: half-way between neighbours."""
+        between = [
+            round((self._x(one[-1]) + self._x(other[0])) / 2, 1) for one, other in pairwise(groups)
+        ]
+        return list(zip([LEFT, *between], [*between, self._right], strict=True)) if groups else []
+
+    def _told(self, first: float, last: float) -> str:
+        """The values of all series between two x, a line each."""
+        where = f"{first:,.0f}" if first == last else f"{first:,.0f}–{last:,.0f}"
+        lines = [f"{self.chart.x_label} {where}"]
+        for series in self.chart.series:
+            start = bisect_left(series.dots, first, key=lambda dot: dot[0])
+            end = bisect_right(series.dots, last, key=lambda dot: dot[0])
+            values = [y for _, y in series.dots[start:end]]
+            if values:
+                low, high = self.chart.told(min(values)), self.chart.told(max(values))
+                lines.append(f"{series.name} {low if low == high else f'{low} to {high}'}")
+        return "\n".join(lines)
+
+
+def _several(texts: Sequence[str], most: int = 5) -> str:
+    """Texts, a line each, the first ones only."""
+    more = [f"and {len(texts) - most:,} more"] if len(texts) > most else []
+    return "\n".join([*texts[:most], *more])

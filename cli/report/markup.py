@@ -1,0 +1,43 @@
+"""HTML and SVG that cannot be broken out of: what is not markup already is escaped.
+
+Knows elements, attributes and text, nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+VOID = frozenset({"meta", "link", "br", "hr", "col"})
+
+
+class Markup(str):
+    """Text that is markup, and is put into other markup as it is."""
+
+    __slots__ = ()
+
+
+def element(tag: str, /, *children: Markup | str | int | None, **attributes: object) -> Markup:
+    """An element. Children that are no Markup are escaped; None is nothing.
+
+    Attributes are escaped too; `class_` is class, `view_box` is viewBox, `stroke_width` is
+    stroke-width; None and False leave one out, True gives it no value.
+    """
+    inner = join(*children)
+    start = f"<{tag}{''.join(_attribute(key, value) for key, value in attributes.items())}>"
+    return Markup(start if tag in VOID else f"{start}{inner}</{tag}>")
+
+
+def join(*children: Markup | str | int | None) -> Markup:
+    """Children one after another, those that are no Markup escaped."""
+    return Markup("".join(_text(child) for child in children if child is not None))
+
+
+def _text(child: Markup | str | int) -> str:
+    return child if isinstance(child, Markup) else escape(str(child), quote=False)
+
+
+def _attribute(name: str, value: object) -> str:
+    if value is None or value is False:
+        return ""
+    written = "viewBox" if name == "view_box" else name.rstrip("_").replace("_", "-")
+    return f" {written}" if value is True else f' {written}="{escape(str(value), quote=True)}"'

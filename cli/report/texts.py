@@ -1,0 +1,70 @@
+"""How single values read on the page. Texts from streams and models may hold anything.
+
+Control characters and what turns the direction of writing are spelt out; what is written from right
+to left stands by itself, so that the text around it keeps its order; a long one is folded.
+"""
+
+from __future__ import annotations
+
+from cli.output import DASH, one_line
+from cli.report.markup import Markup, element
+
+SHOWN = 160  # characters of a text, before it is folded
+
+
+def told(text: str) -> Markup:
+    """A text that came from outside."""
+    whole = one_line(text)
+    if len(whole) <= SHOWN:
+        return element("bdi", whole)
+    return element(
+        "details",
+        element("summary", element("bdi", f"{whole[:SHOWN].rstrip()}…")),
+        element("div", element("bdi", whole), class_="whole"),
+    )
+
+
+def identity(text: str, digits: int = 12) -> Markup:
+    """The start of an id or a fingerprint; the whole of it when hovered over."""
+    return element("span", text[:digits], class_="id", title=text)
+
+
+def entry(seq: int | None) -> str:
+    """An entry of the journal, named as commands name it."""
+    return DASH if seq is None else f"@{seq}"
+
+
+def count(number: int) -> str:
+    """A number with commas."""
+    return f"{number:,}"
+
+
+def rate(value: float | None) -> str:
+    """A rate; one that is not quite 1 never reads as 1."""
+    if value is None:
+        return DASH
+    written = f"{value:.3f}"
+    return f"{min(value, 0.99999):.5f}" if written == "1.000" and value < 1 else written
+
+
+def seconds(value: float | None) -> str:
+    """A duration."""
+    if value is None:
+        return DASH
+    if value < 1:
+        return f"{value * 1000:.1f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def moment(iso: str | None) -> str:
+    """A time of day in UTC, to the minute."""
+    return DASH if iso is None else f"{one_line(iso)[:16].replace('T', ' ')} UTC"
+
+
+def setting(value: object) -> str:
+    """A value of cedit.toml."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting, value)) or "[]"
+    return str(value)

@@ -1,0 +1,36 @@
+"""Thousands of points on hundreds of pixels: what is left out would not be seen.
+
+In each column of pixels the first, the lowest, the highest and the last point stay, so that a dip
+of a single revision is drawn as deep as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Dot = tuple[float, float]  # x, y
+
+
+def thin(dots: Sequence[Dot], columns: int) -> list[Dot]:
+    """At most four dots in each of so many columns of equal width. `dots` in the order of x."""
+    if len(dots) <= 2 * columns:
+        return list(dots)
+    kept: list[Dot] = []
+    for column in by_column(dots, columns):
+        places = range(len(column))
+        lowest = min(places, key=lambda place: column[place][1])
+        highest = max(places, key=lambda place: column[place][1])
+        kept += [column[place] for place in sorted({0, lowest, highest, len(column) - 1})]
+    return kept
+
+
+def by_column(dots: Sequence[Dot], columns: int) -> list[list[Dot]]:
+    """The dots by columns of equal width between the first and the last x; empty ones left out."""
+    if not dots:
+        return []
+    first, last = dots[0][0], dots[-1][0]
+    width = (last - first) / columns or 1.0
+    found: dict[int, list[Dot]] = {}
+    for dot in dots:
+        found.setdefault(min(columns - 1, int((dot[0] - first) / width)), []).append(dot)
+    return [found[column] for column in sorted(found)]

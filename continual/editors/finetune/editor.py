@@ -1,0 +1,195 @@
+"""The fine-tuning editors: which parameters each of them trains, and what it holds on to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Generic, TypeVar
+
+import torch
+
+from continual.editors import Edit, Proposal, Surroundings
+from continual.editors.finetune.config import (
+    FineTuneConfig,
+    FineTuneKlConfig,
+    FtAllConfig,
+    FtAllKlConfig,
+    FtLastConfig,
+    FtLastKlConfig,
+    FtLConfig,
+)
+from continual.editors.finetune.losses import Anchors, Restraint, anchored
+from continual.editors.finetune.training import Diverged, Lesson, Trained, train
+from continual.model import EditedModel
+from continual.patches import Patch
+from continual.patches.dense import DensePatch
+
+Config = TypeVar("Config", bound=FineTuneConfig)
+KlConfig = TypeVar("KlConfig", bound=FineTuneKlConfig)
+
+
+class FineTuneEditor(ABC, Generic[Config]):
+    """Adam on some parameters, for all edits of a batch together."""
+
+    name: str
+    tasks: tuple[str, ...] = ()
+    attempts = 1
+    tolerance = 0.5
+    splits = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abstractmethod
+    def paths(self, edited: EditedModel) -> Sequence[str]:
+        """The parameters that it trains. Raises CeditError where there are none such."""
+
+    def restraint(self, around: Surroundings) -> Restraint | None:
+        """What is added to the loss of each step, if anything."""
+        return None
+
+    @property
+    def bound(self) -> float | None:
+        """How far an element may move, if that is bounded."""
+        return None
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        """See `Editor.edit`. A request that is still wrong in the end fails; where others are right
+        they keep the patch, which it then has a part in."""
+        texts = [edit.encodings if self.config.rephrases else edit.encodings[:1] for edit in edits]
+        paths = tuple(self.paths(around.site.edited))
+        flat = tuple(encoding for own in texts for encoding in own)
+        lesson = Lesson(flat, paths, self.restraint(around), self.bound)
+        try:
+            trained = train(around.site, lesson, self.config)
+        except Diverged as error:
+            return Proposal(None, {edit.id: str(error) for edit in edits})
+        ends = accumulate(map(len, texts), initial=0)
+        right = [trained.right[first] for first, _ in pairwise(ends)]  # of the prompts
+        return _proposal(edits, right, trained, around.site.edited)
+
+    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+        """See `Editor.objection`: none."""
+        return None
+
+
+def _proposal(
+    edits: Sequence[Edit], right: Sequence[bool], trained: Trained, edited: EditedModel
+) -> Proposal:
+    wrong = f"still wrong after {trained.steps} steps of its training (loss {trained.loss:.2g})"
+    failed = {edit.id: wrong for edit, ok in zip(edits, right, strict=True) if not ok}
+    if len(failed) == len(edits) or not trained.deltas:
+        return Proposal(None, failed)
+    patch = DensePatch(
+        trained.deltas,
+        {path: edited.block_of(path) for path in trained.deltas},
+        tuple(edit.id for edit in edits),
+    )
+    note = {"steps": trained.steps, "loss": round(trained.loss, 4)}
+    return Proposal(patch, failed, {e.id: dict(note) for e in edits if e.id not in failed})
+
+
+class _LastBlock(FineTuneEditor[Config]):
+    def paths(self, edited: EditedModel) -> Sequence[str]:
+        """All of the last block's."""
+        inside = f"{edited.anatomy.blocks}.{edited.anatomy.last}."
+        return [name for name, _ in edited.model.named_parameters() if name.startswith(inside)]
+
+
+class _All(FineTuneEditor[Config]):
+    def paths(self, edited: EditedModel) -> Sequence[str]:
+        """All of the model's; what is tied counts once."""
+        return [name for name, _ in edited.model.named_parameters()]
+
+
+class _WithKl(FineTuneEditor[KlConfig]):
+    """The base's answers are read once in the life of the editor, which is a run's."""
+
+    def __init__(self, config: KlConfig) -> None:
+        super().__init__(config)
+        self._read: tuple[tuple[str, int, int], tuple[int, ...], Anchors] | None = None
+
+    def restraint(self, around: Surroundings) -> Restraint:
+        """KL on training probes against the base, and on past edits against the model as it is."""
+        taught = around.taught()
+        places, base = self._base(around)
+        kept = [i for i, place in enumerate(places) if place not in taught.contradicted]
+        every = list(taught.edits.values())
+        order = torch.randperm(len(every), generator=around.generator).tolist()
+        chosen = sorted(order[: self.config.kl_edits])
+        edits = anchored(around.site, [every[i] for i in chosen])
+        config = self.config
+        return Restraint(
+            around.site, (base[kept], edits), config.kl_weight, config.kl_batch, around.generator
+        )
+
+    def _base(self, around: Surroundings) -> tuple[tuple[int, ...], Anchors]:
+        """Training probes by their places, the same in all of a history, and the base's answers."""
+        training, edited = around.taught().training, around.site.edited
+        key = (edited.base.fingerprint, len(training), around.seed)
+        if self._read is None or self._read[0] != key:
+            draw = torch.Generator().manual_seed(around.seed)
+            drawn = torch.randperm(len(training), generator=draw)[: self.config.kl_memory]
+            places = tuple(sorted(drawn.tolist()))
+            with edited.bare():
+                self._read = key, places, anchored(around.site, [training[i] for i in places])
+        return self._read[1:]
+
+
+class FtLast(_LastBlock[FtLastConfig]):
+    """FT(last)."""
+
+    name = "ft-last"
+
+    def __init__(self, config: FtLastConfig | None = None) -> None:
+        super().__init__(config or FtLastConfig())
+
+
+class FtAll(_All[FtAllConfig]):
+    """FT(all)."""
+
+    name = "ft-all"
+
+    def __init__(self, config: FtAllConfig | None = None) -> None:
+        super().__init__(config or FtAllConfig())
+
+
+class FtLastKl(_WithKl[FtLastKlConfig], _LastBlock[FtLastKlConfig]):
+    """FT(last)+KL."""
+
+    name = "ft-last-kl"
+
+    def __init__(self, config: FtLastKlConfig | None = None) -> None:
+        super().__init__(config or FtLastKlConfig())
+
+
+class FtAllKl(_WithKl[FtAllKlConfig], _All[FtAllKlConfig]):
+    """FT(all)+KL."""
+
+    name = "ft-all-kl"
+
+    def __init__(self, config: FtAllKlConfig | None = None) -> None:
+        super().__init__(config or FtAllKlConfig())
+
+
+class FtL(FineTuneEditor[FtLConfig]):
+    """FT-L: one FFN output matrix, each element within ε of where the edit has found it."""
+
+    name = "ft-l"
+
+    def __init__(self, config: FtLConfig | None = None) -> None:
+        super().__init__(config or FtLConfig())
+
+    def paths(self, edited: EditedModel) -> Sequence[str]:
+        """The one matrix. Raises CeditError for a block that the model has not."""
+        last = edited.anatomy.last
+        block = last if self.config.block is None else self.config.block
+        if not 0 <= block <= last:
+            raise self.config.refused(f"block = {block}: the model has blocks 0 to {last}")
+        return [edited.anatomy.down_path(block)]
+
+    @property
+    def bound(self) -> float:
+        """ε"""
+        return self.config.norm_bound

@@ -1,0 +1,116 @@
+"""What fine-tuning goes down: the answers' likelihood, and how far other answers have moved.
+
+    l   = l_e + kl_weight · (KL on training probes + KL on past edits)
+    l_e = mean over the texts of the mean over an answer's tokens of -log p(token)
+    KL  = mean over the inputs of the mean over an answer's tokens of KL(p_before ‖ p_now)
+
+Answers are read teacher-forced, at their own positions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from continual.partial import logits_of
+from continual.site import Site, answer_logits, length_sorted, verdict_of
+from continual.tasks import Encoding
+
+
+@dataclass(frozen=True)
+class Look:
+    """Some texts as the model answers them now."""
+
+    loss: Tensor  # l_e, differentiable
+    right: tuple[bool, ...]  # of each text: every token is the arg-max, and not by rounding
+
+
+def look(site: Site, encodings: Sequence[Encoding]) -> Look:
+    """The texts in passes of nearly one length."""
+    losses: list[Tensor] = []
+    right: dict[int, bool] = {}
+    for batch in length_sorted(encodings):
+        chosen = [encodings[i] for i in batch]
+        logits, targets = answer_logits(chosen, logits_of(site.edited.model, site.inputs(chosen)))
+        nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        losses.append((nll * _shares(chosen, logits)).sum())
+        verdict = verdict_of(logits.detach(), targets, site.tie)
+        sure = (verdict.right & ~verdict.close).split([len(e.targets) for e in chosen])
+        right.update({i: bool(of_text.all()) for i, of_text in zip(batch, sure, strict=True)})
+    loss = torch.stack(losses).sum() / len(encodings)
+    return Look(loss, tuple(right[i] for i in range(len(encodings))))
+
+
+def _shares(encodings: Sequence[Encoding], like: Tensor) -> Tensor:
+    """[n] what each token counts among those of its text."""
+    shares = [1.0 / len(e.targets) for e in encodings for _ in e.targets]
+    return like.new_tensor(shares)
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Inputs, and how they were answered."""
+
+    encodings: tuple[Encoding, ...]
+    log_probs: tuple[Tensor, ...]  # of each [tokens, vocab or labels] float32
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def __getitem__(self, places: Sequence[int]) -> Anchors:
+        return Anchors(
+            tuple(self.encodings[i] for i in places), tuple(self.log_probs[i] for i in places)
+        )
+
+    def drawn(self, count: int, generator: Generator) -> Anchors:
+        """So many of them at most."""
+        if len(self) <= count:
+            return self
+        return self[torch.randperm(len(self), generator=generator)[:count].tolist()]
+
+
+@torch.no_grad()
+def anchored(site: Site, encodings: Sequence[Encoding]) -> Anchors:
+    """The inputs as the model answers them now; the same inputs in the same order give the same
+    bits."""
+    found: dict[int, Tensor] = {}
+    for batch in length_sorted(encodings):
+        chosen = [encodings[i] for i in batch]
+        logits, _ = answer_logits(chosen, logits_of(site.edited.model, site.inputs(chosen)))
+        parts = logits.log_softmax(-1).split([len(e.targets) for e in chosen])
+        found.update(zip(batch, parts, strict=True))
+    return Anchors(tuple(encodings), tuple(found[i] for i in range(len(encodings))))
+
+
+def divergence(site: Site, anchors: Anchors) -> Tensor:
+    """KL(p_before ‖ p_now), differentiable."""
+    losses: list[Tensor] = []
+    for batch in length_sorted(anchors.encodings):
+        chosen = anchors[batch]
+        inputs = site.inputs(chosen.encodings)
+        logits, _ = answer_logits(chosen.encodings, logits_of(site.edited.model, inputs))
+        before, now = torch.cat(chosen.log_probs), logits.log_softmax(-1)
+        each = torch.nn.functional.kl_div(now, before, reduction="none", log_target=True).sum(-1)
+        losses.append((each * _shares(chosen.encodings, logits)).sum())
+    return torch.stack(losses).sum() / len(anchors)
+
+
+@dataclass(frozen=True)
+class Restraint:
+    """The KL terms of one edit. Each call draws the inputs of one step."""
+
+    site: Site
+    groups: tuple[Anchors, ...]
+    weight: float
+    batch: int  # of each group, at most
+    generator: Generator
+
+    def __call__(self) -> Tensor | None:
+        """kl_weight times their sum; None where there is nothing to hold on to."""
+        drawn = [group.drawn(self.batch, self.generator) for group in self.groups if len(group)]
+        if not drawn:
+            return None
+        return self.weight * torch.stack([divergence(self.site, each) for each in drawn]).sum()

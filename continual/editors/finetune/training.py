@@ -1,0 +1,101 @@
+"""Adam on some of a model's own parameters, as differences from where they stand.
+
+What is trained is the float32 difference δ of each parameter, and the model runs with W + δ in one
+float32 addition: exactly what the finished patch puts on. Leaves what is gone down to `losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from continual.editors.finetune.config import FineTuneConfig
+from continual.editors.finetune.losses import look
+from continual.errors import EditError
+from continual.site import Site
+from continual.tasks import Encoding
+
+
+class Diverged(EditError):
+    """A training that has run into NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    deltas: dict[str, Tensor]  # by path, float32; none of them is zero throughout
+    right: tuple[bool, ...]  # of each text
+    steps: int
+    loss: float  # l_e at the end
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is to be learned, where, and what holds it back."""
+
+    texts: tuple[Encoding, ...]
+    paths: tuple[str, ...]
+    restraint: Callable[[], Tensor | None] | None = None  # added to the loss of each step
+    bound: float | None = None  # |δ| at most
+
+
+def train(site: Site, lesson: Lesson, config: FineTuneConfig) -> Trained:
+    """Steps until every text is right, `steps_max` at most. The model is as before when this
+    returns or raises. Raises Diverged."""
+    with site.edited.trained(lesson.paths) as parameters, torch.enable_grad():
+        weights = [site.edited.parameter(path) for path in parameters]
+        starts = [weight.turned(weight.sum) for weight in weights]
+        deltas = [torch.zeros_like(start) for start in starts]
+        adam = torch.optim.Adam(deltas, lr=config.learning_rate)
+        steps, seen = 0, look(site, lesson.texts)
+        _require_finite(seen.loss, steps, config)
+        while not all(seen.right) and steps < config.steps_max:
+            held = lesson.restraint() if lesson.restraint is not None else None
+            loss = seen.loss if held is None else seen.loss + held
+            _require_finite(loss, steps, config)
+            loss.backward()
+            _step(adam, deltas, list(parameters.values()), lesson.bound)
+            _move(parameters.values(), starts, deltas)
+            steps, seen = steps + 1, look(site, lesson.texts)
+            _require_finite(seen.loss, steps, config)
+        for delta in deltas:
+            _require_finite(delta, steps, config)
+        moved = zip(parameters, deltas, strict=True)
+        kept = {path: delta for path, delta in moved if bool(delta.any())}
+        return Trained(kept, seen.right, steps, float(seen.loss.detach()))
+
+
+def _step(
+    adam: torch.optim.Adam,
+    deltas: Sequence[Tensor],
+    parameters: Sequence[torch.nn.Parameter],
+    bound: float | None,
+) -> None:
+    """One step of Adam on δ, by the parameters' gradients, which are taken away from them."""
+    for delta, parameter in zip(deltas, parameters, strict=True):
+        delta.grad = None if parameter.grad is None else parameter.grad.float()
+        parameter.grad = None
+    adam.step()
+    if bound is not None:
+        for delta in deltas:
+            delta.clamp_(-bound, bound)
+
+
+@torch.no_grad()
+def _move(
+    parameters: Iterable[torch.nn.Parameter], starts: Sequence[Tensor], deltas: Sequence[Tensor]
+) -> None:
+    for parameter, start, delta in zip(parameters, starts, deltas, strict=True):
+        parameter.copy_(start + delta)
+
+
+def _require_finite(values: Tensor, steps: int, config: FineTuneConfig) -> None:
+    if not bool(values.isfinite().all()):
+        raise Diverged(
+            f"its training ran into NaN or infinity after {steps} steps of learning rate "
+            f"{config.learning_rate:g}: set a lower learning_rate under [{config.table}]"
+        )

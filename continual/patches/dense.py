@@ -1,0 +1,113 @@
+"""Dense patches: the difference itself, for any parameter of the model (the fine-tuning baselines).
+
+A parameter is named by its path in the model and stands in the model's own orientation; tied
+parameters go by the first of their names. Where a patch begins to move hidden states, its `blocks`
+say: by path, the lowest block that the parameter has an effect on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from continual.errors import EditError, SharedPatch
+from continual.patches.edited_weight import Delta, EditedWeight
+
+
+class Tunable(Protocol):
+    """What a dense patch needs of the model that it is put on."""
+
+    def parameter(self, path: str) -> EditedWeight:
+        """The parameter at a path."""
+
+
+@dataclass(frozen=True)
+class DensePatch:
+    """Differences by path; float32. All that own it own the whole of it."""
+
+    kind: ClassVar[str] = "dense"
+
+    deltas: Mapping[str, Tensor]
+    blocks: Mapping[str, int]  # of each path
+    owners: tuple[str, ...] = ()  # the requests that it was trained for, each once
+
+    @property
+    def rows(self) -> int:
+        """One for each owner."""
+        return len(self.owners)
+
+    @property
+    def weight_blocks(self) -> tuple[int, ...]:
+        """See `Patch.weight_blocks`."""
+        return tuple(sorted(set(self.blocks.values())))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The differences by path."""
+        return {path: self.deltas[path] for path in sorted(self.deltas)}
+
+    def meta(self) -> dict[str, Any]:
+        """The block of each path."""
+        return {"parameters": {path: self.blocks[path] for path in sorted(self.deltas)}}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """See `Patch.from_tensors`."""
+        try:
+            blocks = {str(path): int(block) for path, block in meta["parameters"].items()}
+            return cls({path: tensors[path] for path in blocks}, blocks)
+        except KeyError as error:
+            raise EditError(f"A dense patch has no {error}: its file is not one of ours.") from None
+
+    def put_on(self, model: Tunable) -> Sequence[Tensor]:
+        """See `Patch.put_on`. Raises EditError for two names of one parameter."""
+        weights = {path: model.parameter(path) for path in sorted(self.deltas)}
+        if len({id(weight) for weight in weights.values()}) < len(weights):
+            raise EditError(
+                "A dense patch names a parameter twice, which the model ties: it was made on "
+                "another model."
+            )
+        return [
+            weight.turned(weight.add(Delta(weight.turned(self.deltas[path]))))
+            for path, weight in weights.items()
+        ]
+
+    def norm(self) -> float:
+        """The largest norm of a difference."""
+        return max((float(delta.norm()) for delta in self.deltas.values()), default=0.0)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Sequence[DensePatch]:
+        """See `Patch.joined`: a sum of differences would be rounded otherwise."""
+        return parts
+
+    def without(self, request_id: str) -> DensePatch | None:
+        """See `Patch.without`: whole or not at all. Raises SharedPatch where others own it too."""
+        if request_id not in self.owners:
+            return self
+        others = [owner for owner in self.owners if owner != request_id]
+        if others:
+            raise SharedPatch(
+                f"Request {request_id} shares a dense patch with {len(others)} others, whose "
+                f"gradients nothing tells apart ({', '.join(others[:3])}"
+                f"{', …' if len(others) > 3 else ''}). Make its step again without it, by `cedit "
+                "revert --resolve`, or go back to before it, by `cedit rollback`."
+            )
+        return None
+
+    def owned_by(self, owners: tuple[str, ...]) -> DensePatch:
+        """See `Patch.owned_by`."""
+        if not all(isinstance(owner, str) for owner in owners) or len(set(owners)) < len(owners):
+            raise EditError("A dense patch names an owner twice, or one that is no request.")
+        return replace(self, owners=owners)
+
+    def check(self) -> None:
+        """See `Patch.check`."""
+        if not self.deltas or self.deltas.keys() != self.blocks.keys():
+            raise EditError("A dense patch has no parameters, or does not say where they act.")
+        for path, delta in self.deltas.items():
+            if delta.dtype != torch.float32 or not bool(torch.isfinite(delta).all()):
+                raise EditError(f"{path} of a dense patch is not all finite float32 numbers.")

@@ -1,0 +1,183 @@
+"""A parameter of a model, with all that patches of any kind have added to it.
+
+A parameter is edited by float32 additions in one fixed order: the same bytes on every machine.
+Going back is never a subtraction; what is left is added to the base again. Knows one parameter;
+leaves to the kinds of patch what an addition is made of, and to `EditedModel` which parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from continual.errors import EditError, ModelError
+
+
+class Addition(Protocol):
+    """What one patch does to one parameter."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter that it is for."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it takes as much room as the parameter."""
+
+    def add_to(self, total: Tensor) -> None:
+        """Change the sum [float32] in place, always with the same bytes."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A dense difference, added in one float32 addition."""
+
+    tensor: Tensor  # float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Addition`."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def is_dense(self) -> bool:
+        """See `Addition`."""
+        return True
+
+    def add_to(self, total: Tensor) -> None:
+        """See `Addition`."""
+        total.add_(self.tensor.to(total))
+
+
+@dataclass(frozen=True)
+class Total(Delta):
+    """A sum that stands in the place of all that was there before it."""
+
+    def add_to(self, total: Tensor) -> None:
+        """See `Addition`."""
+        total.copy_(self.tensor)
+
+
+class EditedWeight:
+    """A parameter of a model: the base, and what was added to it, in order.
+
+    The sum is kept in float32 whatever the model's own precision. `show` puts it into the model,
+    `hide` the base. An FFN's output matrix is seen as [d_ff, d], whatever way the model stores it;
+    `turned` leads from the one way to the other.
+    """
+
+    def __init__(self, weight: Tensor, *, is_turned: bool = False) -> None:
+        """`weight`: a view of the model's own parameter; `is_turned` says that it is transposed."""
+        self._weight = weight.detach()
+        self._is_turned = is_turned
+        self._base = self._weight.clone()
+        self._sum = self._base.float().clone()
+        self._start: Tensor | None = None  # the sum that `_added` begins from; None: the base
+        self._settled = 0  # patches in it
+        self._added: list[Addition] = []
+        self._before: Tensor | None = None  # the sum without the last addition
+        self._keys: list[Tensor | None] = []  # of every patch
+        self._is_shown = False
+
+    @property
+    def size(self) -> int:
+        """How many patches are in the sum."""
+        return self._settled + len(self._added)
+
+    @property
+    def base(self) -> Tensor:
+        """The parameter as the base model has it."""
+        return self._base
+
+    @property
+    def sum(self) -> Tensor:
+        """float32: base and all that was added."""
+        return self._sum
+
+    @property
+    def keys(self) -> Tensor:
+        """[m, d_ff] the keys that came with the patches, in order."""
+        none = self._sum.new_empty(0, len(self._sum))
+        return torch.cat([none, *(keys for keys in self._keys if keys is not None)])
+
+    def turned(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape as the model stores it, as it is seen here; and back
+        again: a view."""
+        return tensor.T if self._is_turned else tensor
+
+    def add(self, addition: Addition, keys: Tensor | None = None) -> Tensor:
+        """Add what a patch brings; returns the parameter as it now stands in the model.
+
+        Raises EditError where it is of another shape than the parameter.
+        """
+        if addition.shape != tuple(self._sum.shape):
+            raise EditError(
+                f"A patch is for a parameter {addition.shape}, the model has "
+                f"{tuple(self._sum.shape)}: it was made on another model."
+            )
+        self._before = None if addition.is_dense else self._sum.clone()
+        addition.add_to(self._sum)
+        self._added.append(addition)
+        self._keys.append(keys)
+        return self._refreshed()
+
+    def settle(self) -> None:
+        """No way leads back behind here but the one to the base: dense additions are let go.
+
+        What a history of them would take is the history's room many times over.
+        """
+        if any(addition.is_dense for addition in self._added):
+            self._start, self._settled = self._sum.clone(), self.size
+            self._added.clear()
+
+    def require_way_back(self, size: int) -> None:
+        """Raises ModelError where the first `size` patches cannot be kept alone any more."""
+        if 0 < size < self._settled:
+            raise ModelError(
+                f"{size} patches of {self.size} cannot be kept: the dense ones among them were let "
+                "go. Take all of them off, and stand at the revision again."
+            )
+
+    def truncate(self, size: int) -> None:
+        """Forget all patches but the first `size`; see `require_way_back`."""
+        if size == self.size:
+            return
+        if size == self.size - 1 and self._before is not None:
+            self._sum = self._before
+        else:
+            self._rebuild(size)
+        self._before = None
+        del self._added[size - self._settled :], self._keys[size:]
+        self._refreshed()
+
+    def _rebuild(self, size: int) -> None:
+        """The sum of the first `size` patches: none, or no fewer than are settled."""
+        if size == 0:
+            self._start, self._settled = None, 0
+        self._sum = (self._base.float() if self._start is None else self._start).clone()
+        for addition in self._added[: size - self._settled]:
+            addition.add_to(self._sum)
+
+    def show(self) -> None:
+        """The model runs with the sum from here on."""
+        self._is_shown = True
+        self._refreshed()
+
+    def hide(self) -> None:
+        """The model runs with the base from here on."""
+        self._weight.copy_(self._base)
+        self._is_shown = False
+
+    def restore(self) -> None:
+        """The model's own parameter as it should be, after it was changed otherwise."""
+        self._weight.copy_(self._sum if self._is_shown else self._base)
+
+    def _refreshed(self) -> Tensor:
+        """The parameter in the model's precision, and in the model where it is shown."""
+        if not self._is_shown:
+            return self._sum.to(self._weight.dtype)
+        self._weight.copy_(self._sum)
+        return self._weight

@@ -1,0 +1,240 @@
+"""What became of the corrections: broken now, mended, failed, superseded, reverted, quarantined.
+
+Follows the outcomes of the edits' own prompts through the ledger's transitions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from continual.reporting.walk import Visit
+from continual.retention import (
+    APPLIED,
+    ATTEMPTED,
+    SUPERSEDED,
+    Outcome,
+    Retention,
+    count_outcomes,
+    reverted_by,
+)
+from store import Store
+
+EDIT = "edit"  # the role of an edit's own prompt in the ledger; `continual.ledger` needs torch
+COUNTED = ("attempted", "applied", "skipped", "superseded", "failed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A correction, as far as people are shown it."""
+
+    id: str
+    prompt: str
+    target_new: str
+    target_old: str | None = None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An applied edit whose prompt is answered wrongly at head."""
+
+    request: Asked
+    editor: str | None
+    applied_seq: int
+    since_seq: int
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """An applied edit that a later step broke, and that is right at head."""
+
+    request: Asked
+    broke_seq: int
+    mended_seq: int
+    by: str  # repair, revert, applied again, a later step
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A correction that no editor got right, and that counts as failed at head."""
+
+    request: Asked
+    seq: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A correction that a later one on the same fact took the place of."""
+
+    request: Asked
+    seq: int
+    by: Asked | None  # None where it was another one of its own batch
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """A correction that was taken out of the history."""
+
+    request: Asked
+    seq: int
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A record of a stream that is no request. The whole file's, whatever head is."""
+
+    stream: str | None
+    line: int | None
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What became of all of them, at head."""
+
+    counts: Mapping[str, int]  # attempted, applied, skipped, superseded, failed on the way to head
+    wrong: Mapping[str, int]  # probes that are wrong at head, by role; of what is in force only
+    broken: tuple[Broken, ...]
+    repaired: tuple[Repaired, ...]
+    failed: tuple[Failed, ...]
+    superseded: tuple[Superseded, ...]
+    reverted: tuple[Reverted, ...]
+    quarantined: tuple[Quarantined, ...]
+
+
+def corrections(store: Store, visits: Sequence[Visit], kept: Retention) -> Corrections:
+    """Fold a lineage whose retention set at its end is `kept`."""
+    trail = _Trail()
+    for visit in visits:
+        trail.follow(visit)
+    ask = _Asking(store)
+    return Corrections(
+        counts=_counts(visits),
+        wrong=trail.wrong_by_role({*kept.requests, *store.base.body.get("probes", {})}),
+        broken=tuple(_broken(trail, kept, ask)),
+        repaired=tuple(_repaired(trail, kept, ask)),
+        failed=tuple(_failed(trail, kept, ask)),
+        superseded=tuple(
+            Superseded(ask(old), seq, None if new is None else ask(new))
+            for old, new, seq in trail.superseded
+        ),
+        reverted=tuple(
+            Reverted(ask(identity), visit.seq)
+            for visit in visits
+            for identity in reverted_by(visit.revision.body)
+        ),
+        quarantined=tuple(map(_quarantined, store.quarantined())),
+    )
+
+
+@dataclass
+class _Trail:
+    """What the outcomes and the ledger say up to some revision."""
+
+    latest: dict[str, tuple[Outcome, int]] = field(default_factory=dict)  # with the entry's number
+    wrong: dict[str, int] = field(default_factory=dict)  # since which entry, by the probe's key
+    broke: dict[str, int] = field(default_factory=dict)  # since which entry, by the request's id
+    mended: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # broke, mended, by what
+    superseded: list[tuple[str, str | None, int]] = field(default_factory=list)
+
+    def follow(self, visit: Visit) -> None:
+        """Go on by one revision."""
+        here = {outcome.id: outcome for outcome in visit.standing}
+        for outcome in here.values():
+            if outcome.outcome in ATTEMPTED:
+                self.latest[outcome.id] = (outcome, visit.seq)
+            elif outcome.outcome == SUPERSEDED:
+                self.superseded.append((outcome.id, None, visit.seq))
+            self.superseded += [(old, outcome.id, visit.seq) for old in outcome.supersedes]
+        for key, right in visit.ledger.get("turned", {}).items():
+            if right:
+                self.wrong.pop(key, None)
+            else:
+                self.wrong[key] = visit.seq
+            owner, role, _ = key.rsplit(":", 2)
+            if role == EDIT and owner in self.latest:
+                self._turned(owner, right, visit, here.get(owner))
+
+    def _turned(self, owner: str, right: bool, visit: Visit, outcome: Outcome | None) -> None:
+        """An edit's own prompt. One that no editor got right was never whole, so cannot break."""
+        if not right:
+            if self.latest[owner][0].outcome == APPLIED:
+                self.broke[owner] = visit.seq
+        elif owner in self.broke:
+            self.mended[owner] = (self.broke.pop(owner), visit.seq, _by(visit, outcome))
+
+    def wrong_by_role(self, owners: Iterable[str]) -> dict[str, int]:
+        """How many probes of these owners are wrong now."""
+        known = set(owners)
+        parts = (key.rsplit(":", 2) for key in self.wrong)
+        return dict(sorted(Counter(role for owner, role, _ in parts if owner in known).items()))
+
+
+class _Asking:
+    """The text of requests by id, each read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, Asked] = {}
+
+    def __call__(self, identity: str) -> Asked:
+        if identity not in self._known:
+            record = self._store.request(identity)
+            self._known[identity] = Asked(
+                identity, record["prompt"], record["target_new"], record.get("target_old")
+            )
+        return self._known[identity]
+
+
+def _by(visit: Visit, outcome: Outcome | None) -> str:
+    """What mended an edit: its own step, or what another one did to the model."""
+    if visit.revision.operation == "revert":
+        return "revert"
+    if outcome is None:
+        return "a later step"
+    return "repair" if outcome.repair else "applied again"
+
+
+def _counts(visits: Iterable[Visit]) -> dict[str, int]:
+    total: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+    for visit in visits:
+        total.update(count_outcomes(visit.outcomes))
+    return {name: total[name] for name in COUNTED}
+
+
+def _broken(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Broken]:
+    for identity, retained in kept.requests.items():
+        since = trail.wrong.get(f"{identity}:{EDIT}:0")
+        if retained.applied and since is not None and identity in trail.latest:
+            outcome, seq = trail.latest[identity]
+            yield Broken(ask(identity), outcome.editor, seq, since)
+
+
+def _repaired(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Repaired]:
+    for identity, (broke, mended, by) in trail.mended.items():
+        retained = kept.requests.get(identity)
+        if retained is not None and retained.applied and f"{identity}:{EDIT}:0" not in trail.wrong:
+            yield Repaired(ask(identity), broke, mended, by)
+
+
+def _failed(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Failed]:
+    for identity, retained in kept.requests.items():
+        if not retained.applied and identity in trail.latest:
+            outcome, seq = trail.latest[identity]
+            yield Failed(ask(identity), seq, outcome.reason)
+
+
+def _quarantined(record: Mapping[str, Any]) -> Quarantined:
+    """People may have written to the file, so nothing of it is sure to be there."""
+    line, stream = record.get("line"), record.get("stream")
+    raw = record.get("raw", record.get("raw_base64", ""))
+    return Quarantined(
+        stream=None if stream is None else str(stream),
+        line=line if isinstance(line, int) else None,
+        reason=str(record.get("reason", "")),
+        raw=str(raw),
+    )

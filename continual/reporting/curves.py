@@ -1,0 +1,70 @@
+"""The metrics along the way to head, and where the history went back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from continual.metrics import Rates
+from continual.reporting.walk import Visit
+from continual.retention import reverted_by
+from store import Revision
+
+REVERT, ROLLBACK = "revert", "rollback"
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured at one revision."""
+
+    place: int  # steps from base
+    seq: int
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A revision at which the history went back."""
+
+    kind: str  # revert, rollback
+    place: int  # steps from base; for a rollback, of the revision that it went to
+    seq: int  # of the entry that says so
+    requests: tuple[str, ...] = ()  # that a revert took out
+    left: int | None = None  # seq of the revision that a rollback left
+
+
+def points(visits: Sequence[Visit]) -> tuple[Point, ...]:
+    """The revisions that were re-checked, base first."""
+    return tuple(
+        Point(visit.place, visit.seq, rates_of(visit))
+        for visit in visits
+        if "rates" in visit.ledger
+    )
+
+
+def rates_of(visit: Visit) -> Rates:
+    """The metrics at a revision; all None where it was not re-checked."""
+    known = Rates().to_json()
+    recorded = visit.ledger.get("rates", {})
+    return Rates(**{name: recorded.get(name) for name in known})
+
+
+def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[Mark, ...]:
+    """Reverts on the way to head and rollbacks to somewhere on it, in the order of places."""
+    found = [*_reverts(visits), *_rollbacks(visits, journal)]
+    return tuple(sorted(found, key=lambda mark: (mark.place, mark.seq)))
+
+
+def _reverts(visits: Sequence[Visit]) -> Iterator[Mark]:
+    for visit in visits:
+        if gone := reverted_by(visit.revision.body):
+            yield Mark(REVERT, visit.place, visit.seq, requests=gone)
+
+
+def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator[Mark]:
+    places = {visit.revision.id: visit.place for visit in visits}
+    numbers = {revision.id: revision.seq for revision in journal}
+    for revision in journal:
+        place = places.get(revision.body.get("target", ""))
+        if revision.operation == ROLLBACK and place is not None:
+            yield Mark(ROLLBACK, place, revision.seq, left=numbers.get(revision.body["from"]))

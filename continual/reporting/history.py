@@ -1,0 +1,118 @@
+"""The report on a history: all of its facts in one frozen object, read in one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any
+
+from continual.inspection import Record, retained_along
+from continual.metrics import Rates
+from continual.reporting.corrections import Corrections, corrections
+from continual.reporting.costs import (
+    EditorCost,
+    Steps,
+    StoreSizes,
+    editor_costs,
+    steps,
+    store_sizes,
+)
+from continual.reporting.curves import Mark, Point, marks, points, rates_of
+from continual.reporting.walk import Visit, walk
+from continual.retention import Retention
+from store import Revision, Store
+
+
+@dataclass(frozen=True)
+class Title:
+    """Which history it is, and where it stands."""
+
+    store: str
+    model: str  # the last part of its path
+    model_path: str
+    task: str
+    base: str  # fingerprint
+    head: str  # id
+    seq: int
+    fingerprint: str  # of head
+    revisions: int  # from base to head, base excluded
+    entries: int  # of the journal, base and rollbacks included
+    active: int  # corrections in force
+    failed: int
+    first_at: str | None  # when the earliest and the latest revision were measured, ISO 8601
+    last_at: str | None
+    made_at: str  # this report
+    tags: Mapping[str, str]  # ids by tag
+    streams: Mapping[str, int]  # records read, by stream
+
+
+@dataclass(frozen=True)
+class HistoryReport:
+    """Everything that `cedit report` shows."""
+
+    title: Title
+    rates: Rates  # at head
+    points: tuple[Point, ...]
+    marks: tuple[Mark, ...]
+    steps: Steps
+    corrections: Corrections
+    editors: tuple[EditorCost, ...]
+    sizes: StoreSizes
+    settings: Mapping[str, Any]  # the tables of cedit.toml
+
+    def to_json(self) -> Record:
+        """One JSON object with the fields of these classes; ids whole, times in seconds."""
+        return {"type": "report", **asdict(self)}
+
+
+def report_on(store: Store) -> HistoryReport:
+    """The facts at head. The store may be open for reading only, and written to meanwhile.
+
+    Raises IntegrityError for records that are not as they were written.
+    """
+    with store.journal.snapshot():
+        lineage = store.lineage("head")
+        journal = list(store.revisions())
+        visits = walk(store, lineage)
+        kept = retained_along(store, lineage)
+        timed = steps(visits)
+        return HistoryReport(
+            title=_title(store, visits, journal, kept),
+            rates=rates_of(visits[-1]),
+            points=points(visits),
+            marks=marks(visits, journal),
+            steps=timed,
+            corrections=corrections(store, visits, kept),
+            editors=editor_costs(timed.times),
+            sizes=store_sizes(store, journal),
+            settings=store.settings,
+        )
+
+
+def _title(
+    store: Store, visits: Sequence[Visit], journal: Sequence[Revision], kept: Retention
+) -> Title:
+    head = visits[-1].revision
+    path = str(store.settings["model"]["path"])
+    times = [str(visit.ledger["at"]) for visit in visits if "at" in visit.ledger]
+    return Title(
+        store=str(store.path),
+        model=PurePath(path).name or path,
+        model_path=path,
+        task=str(store.settings.get("task", {}).get("name", "causal")),
+        base=store.base.fingerprint,
+        head=head.id,
+        seq=head.seq,
+        fingerprint=head.fingerprint,
+        revisions=len(visits) - 1,
+        entries=len(journal),
+        active=kept.applied,
+        failed=len(kept.requests) - kept.applied,
+        first_at=min(times, default=None),
+        last_at=max(times, default=None),
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tags=store.tags(),
+        streams={name: int(state["position"]) for name, state in store.streams().items()},
+    )

@@ -1,0 +1,58 @@
+"""The way from base to head, read once: each revision with its ledger's record and its outcomes.
+
+Everything else in this package is a fold over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from continual.retention import APPLIED, Outcome, outcomes_of, reverted_later
+from store import Revision, Store
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One revision of the lineage."""
+
+    place: int  # steps from base
+    revision: Revision
+    ledger: Mapping[str, Any]  # empty where the revision was not re-checked
+    outcomes: tuple[Outcome, ...]
+    reverted: frozenset[str]  # the requests that a later revision takes out
+
+    @property
+    def seq(self) -> int:
+        """The revision's number in the journal."""
+        return self.revision.seq
+
+    @property
+    def standing(self) -> list[Outcome]:
+        """The outcomes that no later revision takes back."""
+        return [outcome for outcome in self.outcomes if outcome.id not in self.reverted]
+
+    @property
+    def applied(self) -> list[Outcome]:
+        """The edits that the step made, repairs included, whatever became of them later."""
+        return [outcome for outcome in self.outcomes if outcome.outcome == APPLIED]
+
+    def seconds(self, name: str) -> float | None:
+        """A duration in the ledger (edit_s, probe_s, recheck_s); older records have none."""
+        value = self.ledger.get(name)
+        return float(value) if isinstance(value, int | float) else None
+
+
+def walk(store: Store, lineage: Sequence[Revision]) -> list[Visit]:
+    """All revisions of a lineage, base first."""
+    return [
+        Visit(
+            place,
+            revision,
+            store.ledger(revision.seq) or {},
+            tuple(outcomes_of(revision.body)),
+            gone,
+        )
+        for place, (revision, gone) in enumerate(zip(lineage, reverted_later(lineage), strict=True))
+    ]

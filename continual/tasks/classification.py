@@ -1,0 +1,89 @@
+"""The classification task: a model reads the prompt and names one of its labels.
+
+The answer is a label's name, the model's head has a logit for each, and there is one position that
+the head looks at: the first token, or the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from continual.errors import ModelError, RequestError
+from continual.requests import Limits, named
+from continual.tasks import Encoding, Question
+from continual.tasks.tokens import Reader, padded
+
+if TYPE_CHECKING:
+    from continual.model import BaseModel
+
+
+class ClassificationTask:
+    """One label for a text."""
+
+    name: ClassVar[str] = "classification"
+    architecture: ClassVar[str] = "AutoModelForSequenceClassification"
+
+    def __init__(self, reader: Reader, labels: Sequence[str], pooled: int) -> None:
+        """`labels` in the order of their logits; `pooled`: the position that the head looks at,
+        counted from the end where it is negative."""
+        self._reader, self._labels, self._pooled = reader, tuple(labels), pooled
+
+    @classmethod
+    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:
+        """See `Task.of`. Raises ModelError for a model that does not choose between labels."""
+        from continual.partial import find_tail
+
+        config = base.model.config
+        pooled = find_tail(base.model, base.anatomy).pooled
+        name = type(base.model).__name__
+        if pooled is None or config.num_labels < 2:
+            raise ModelError(f"{name} does not choose between labels, as classification needs.")
+        if pooled < 0 and config.pad_token_id is None:
+            raise ModelError(
+                f"{name} looks at the last token that is no padding, and its config.json names no "
+                "pad_token_id: set it and save the model again."
+            )
+        labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+        reader = Reader.of(base, limits)
+        if pooled < 0:  # the model tells padding by its own token
+            reader = replace(reader, pad=config.pad_token_id)
+        return cls(reader, labels, pooled)
+
+    def encode(self, prompt: str, answer: str) -> Encoding:
+        """Tokens of a probe; see `Task.encode`. The answer is a label's name, in any case."""
+        question = self.question(prompt)
+        return Encoding(question, (self._pooled % len(question.ids),), (self._label(answer),))
+
+    def question(self, prompt: str) -> Question:
+        """Tokens of a prompt; see `Task.question`."""
+        return Question(self._reader.prompt(prompt))
+
+    def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
+        """input_ids and attention_mask [B, T]."""
+        ids, mask = padded([encoding.ids for encoding in batch], self._reader.pad)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    @torch.no_grad()
+    def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
+        """The label with the highest logit."""
+        ids = torch.tensor([question.ids], device=model.device)
+        return (int(model(input_ids=ids, return_dict=True).logits[0].argmax()),)
+
+    def text(self, answer: Sequence[int]) -> str:
+        """The label's name."""
+        return self._labels[answer[0]]
+
+    def _label(self, answer: str) -> int:
+        if answer in self._labels:
+            return self._labels.index(answer)
+        folded = [label.casefold() for label in self._labels]
+        if folded.count(answer.casefold()) != 1:
+            raise RequestError(
+                f"{named(answer)} is no label of the model: it has {', '.join(self._labels)}."
+            )
+        return folded.index(answer.casefold())

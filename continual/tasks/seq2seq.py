@@ -1,0 +1,100 @@
+"""The seq2seq task: an encoder reads the prompt, and a decoder writes the answer, up to its end.
+
+The answer is right when greedy decoding yields exactly its tokens, the end of sequence included;
+one teacher-forced pass of the decoder decides that. What is edited is the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from continual.errors import ModelError
+from continual.requests import Limits
+from continual.tasks import Encoding, Question
+from continual.tasks.tokens import Reader, padded
+
+if TYPE_CHECKING:
+    from continual.model import BaseModel
+
+
+class Seq2SeqTask:
+    """The prompt to the encoder; the decoder starts with its own token, and ends with the end."""
+
+    name: ClassVar[str] = "seq2seq"
+    architecture: ClassVar[str] = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, reader: Reader, start: tuple[int, ...], end: int) -> None:
+        """`start`: what the decoder reads before the answer; `end`: the token that ends it."""
+        self._reader, self._tokenizer = reader, reader.tokenizer
+        self._start, self._end = start, end
+
+    @classmethod
+    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Seq2SeqTask:
+        """See `Task.of`. Raises ModelError where the model does not say how answers begin or
+        end."""
+        config = base.model.config
+        first, end = config.decoder_start_token_id, base.tokenizer.eos_token_id
+        if first is None or end is None:
+            missing = "decoder_start_token_id" if first is None else "eos_token_id"
+            where = "config.json" if first is None else "tokenizer"
+            raise ModelError(
+                f"{type(base.model).__name__} cannot be asked: its {where} names no {missing}, "
+                "which a seq2seq model needs; set it and save the model again."
+            )
+        forced = getattr(base.model.generation_config, "forced_bos_token_id", None)
+        start = (int(first),) if forced is None else (int(first), int(forced))
+        return cls(Reader.of(base, limits), start, int(end))
+
+    def encode(self, prompt: str, answer: str) -> Encoding:
+        """Tokens of a probe; see `Task.encode`."""
+        question = self.question(prompt)
+        targets = self._answer_ids(answer)
+        self._reader.require_answer(answer, targets[:-1])
+        self._reader.require_context(prompt, len(self._start) + len(targets) - 1)
+        first = len(self._start) - 1
+        return Encoding(question, tuple(range(first, first + len(targets))), targets)
+
+    def question(self, prompt: str) -> Question:
+        """Tokens of a prompt; see `Task.question`."""
+        return Question(self._start, self._reader.prompt(prompt))
+
+    def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
+        """input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]."""
+        source, mask = padded([e.question.source for e in batch], self._reader.pad)
+        ids, _ = padded([encoding.ids for encoding in batch], self._reader.pad)
+        return {"input_ids": source, "attention_mask": mask, "decoder_input_ids": ids}
+
+    @torch.no_grad()
+    def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
+        """What plain greedy decoding writes, whatever searching or penalties the model's directory
+        asks `generate` for: what counts as right is exactly this."""
+        room = self._reader.context_tokens_max
+        asked = Encoding(question, (), ())
+        written: tuple[int, ...] = ()
+        for _ in range(tokens_max):
+            if room is not None and len(asked.ids) > room:
+                break
+            inputs = {name: t.to(model.device) for name, t in self.inputs([asked]).items()}
+            token = int(model(**inputs, use_cache=False).logits[0, -1].argmax())
+            if token == self._end:
+                break
+            written = (*written, token)
+            asked = replace(asked, question=replace(question, ids=question.ids + written))
+        return written
+
+    def text(self, answer: Sequence[int]) -> str:
+        """The words, without special tokens."""
+        text: str = self._tokenizer.decode(list(answer), skip_special_tokens=True)
+        return text.strip()
+
+    def _answer_ids(self, answer: str) -> tuple[int, ...]:
+        """The answer's tokens as the decoder is trained on them, with one end."""
+        ids = tuple(self._tokenizer(text_target=answer)["input_ids"])
+        if len(self._start) > 1 and ids[:1] == self._start[1:]:
+            ids = ids[1:]
+        return ids if ids[-1:] == (self._end,) else (*ids, self._end)

@@ -1,0 +1,78 @@
+"""What the tasks share: texts as tokens within limits, and batches of them padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from continual.errors import RequestError
+from continual.requests import Limits
+
+if TYPE_CHECKING:
+    from continual.model import BaseModel
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer, and how much of a prompt and of an answer it may read."""
+
+    tokenizer: Any
+    limits: Limits
+    context_tokens_max: int | None  # what the model reads at once
+    pad: int  # the token behind a shorter sequence of a batch
+
+    @classmethod
+    def of(cls, base: BaseModel, limits: Limits) -> Reader:
+        """The reader of a base model."""
+        pad = base.tokenizer.pad_token_id
+        return cls(base.tokenizer, limits, base.context_tokens_max, 0 if pad is None else int(pad))
+
+    def prompt(self, prompt: str) -> tuple[int, ...]:
+        """Tokens of a prompt. Raises RequestError for none, or for too many."""
+        ids = tuple(self.tokenizer(prompt)["input_ids"])
+        if not ids:
+            raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
+        if len(ids) > self.limits.prompt_tokens_max:
+            raise RequestError(
+                f"The prompt {_short(prompt)} has {len(ids)} tokens, more than the "
+                f"{self.limits.prompt_tokens_max} allowed: shorten it."
+            )
+        self.require_context(prompt, len(ids))
+        return ids
+
+    def require_answer(self, answer: str, targets: Sequence[int]) -> None:
+        """Raises RequestError where an answer's tokens are none, or too many."""
+        if not targets:
+            raise RequestError(f"The answer {answer!r} has no tokens: give it a text.")
+        if len(targets) > self.limits.target_tokens_max:
+            raise RequestError(
+                f"The answer {_short(answer)} has {len(targets)} tokens, more than the "
+                f"{self.limits.target_tokens_max} allowed: shorten it."
+            )
+
+    def require_context(self, prompt: str, count: int) -> None:
+        """Raises RequestError where a prompt and its answer are more than the model reads."""
+        if self.context_tokens_max is not None and count > self.context_tokens_max:
+            raise RequestError(
+                f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
+                f"{self.context_tokens_max} that the model reads: shorten it."
+            )
+
+
+def padded(batch: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [B, T] of sequences, padded on the right."""
+    size = max(len(ids) for ids in batch)
+    ids = torch.full((len(batch), size), pad)
+    mask = torch.zeros(len(batch), size, dtype=torch.long)
+    for row, sequence in enumerate(batch):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
+
+
+def _short(text: str, characters: int = 40) -> str:
+    return repr(text if len(text) <= characters else text[:characters] + "…")
