@@ -77,6 +77,11 @@ class QueryMemory:
         """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
         return torch.maximum(self._training.highest(keys), self._edits.highest(keys))
 
+    def supporting(self, key: Tensor) -> Tensor:
+        """[r, d] one row of the training queries and one of the edits', where there are any: among
+        them is the one that a key [d] scores highest."""
+        return torch.cat([self._training.supporting(key), self._edits.supporting(key)])
+
     def mean(self) -> Tensor:
         """[d] the mean of the training queries; zero where there are none."""
         return self._mean if len(self._training) else torch.zeros_like(self._mean)

@@ -10,6 +10,8 @@ Knows rows of numbers; whose queries they are is known to `query_memory` and `le
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from continual.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
 FITTED_ON_MAX = 4096  # rows from which the directions are found
-HEAD_SHARE, HEAD_MAX = 5, 128  # a head is this part of the width, this many directions at most
+HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
 TRIED_MIN = 16  # searches, before it is judged whether they spare enough
@@ -71,9 +73,21 @@ class SearchedQueries:
         """
         if len(self) == 0 or len(keys) == 0:
             return keys.new_full((len(keys),), -torch.inf)
-        if not bool(keys.isfinite().all()):
-            return (keys @ self.rows.T).amax(1)
+        rows = self._leading(keys)
+        return (keys.double() @ rows.double().T).amax(1).to(keys.dtype)
+
+    def supporting(self, key: Tensor) -> Tensor:
+        """[1, d] the row that a key [d] scores highest, likewise; [0, d] where there are none."""
+        if len(self) == 0:
+            return self.rows
+        rows = self._leading(key[None])
+        return rows[(rows.double() @ key.double()).argmax()][None]
+
+    def _leading(self, keys: Tensor) -> Tensor:
+        """[r, d] few of the rows: those that some key [n, d] may score highest, up to rounding."""
         slack = self._slack(keys)
+        if not math.isfinite(slack.sum()):  # a key is not
+            return self.rows
         heads = self._pruning()
         if heads is None:
             places, scores = None, keys @ self.rows.T
@@ -82,8 +96,7 @@ class SearchedQueries:
             firsts = self.rows[bounds.max(1).indices]  # their scores are floors
             places, scores = self._reaching(keys, heads, bounds, (firsts * keys).sum(1) - slack)
         near = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
-        rows = self.rows[near if places is None else places[near]]
-        return (keys.double() @ rows.double().T).amax(1).to(keys.dtype)
+        return self.rows[near if places is None else places[near]]
 
     def above(self, keys: Tensor, floors: Tensor) -> Tensor:
         """[r] the rows, ascending, whose score with one of the keys [n, d] is above the key's

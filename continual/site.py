@@ -18,14 +18,15 @@ from torch import Tensor
 
 from continual.model import EditedModel
 from continual.partial import RowTail, find_tail, logits_of
-from continual.patches.neuron import Firing, NeuronBank
+from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
 from continual.site_pass import SitePass
 from continual.tasks import Encoding, Task
 
 PASS_TOKENS_MAX = 4096
 LOGITS_MAX = 2**24
 ROWS_REMEMBERED_MAX = 64
-SUMS_REMEMBERED = 4
+SUMS_REMEMBERED = 16
+LOGITS_REMEMBERED_MAX = 2**22  # in all, if all are as many as the latest
 TIE = 2.0**-13
 """Two logits nearer than this share of the row's largest may change places by float rounding."""
 TIE_ROUNDINGS = 4
@@ -77,6 +78,7 @@ class _Summed:
 
     state: str  # the model's fingerprint
     neurons: int  # so many were on
+    mark: float  # of the rows' residual sums
     rows: Rows
     firing: Firing
     patched: Tensor
@@ -86,19 +88,31 @@ class _Summed:
         """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
         return self.state, self.neurons, len(self.rows)
 
-    def begins_with(self, rows: Rows) -> bool:
+    def begins_with(self, rows: Rows, mark: float) -> bool:
         """Whether these are the first of the rows, or all of them."""
+        if mark != self.mark:
+            return False
         own = self.rows[slice(len(rows))]
         return torch.equal(rows.query, own.query) and torch.equal(rows.hidden, own.hidden)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was answered last, likewise."""
+    """What was answered before, likewise."""
 
     state: str  # of the parameters: the head and the norm may be edited, too
+    mark: float
     hidden: Tensor
     logits: Tensor
+
+    def answers(self, state: str, hidden: Tensor, mark: float) -> bool:
+        """Whether these are its logits."""
+        return mark == self.mark and state == self.state and torch.equal(hidden, self.hidden)
+
+
+def _mark(rows: Tensor) -> float:
+    """A number that tells most rows [n, d] apart, before they are compared whole."""
+    return float(rows[0, 0]) if len(rows) else 0.0
 
 
 class Site:
@@ -110,7 +124,7 @@ class Site:
         self.tail: RowTail = find_tail(edited.model, edited.anatomy)
         self._pass = SitePass(edited.model, edited.anatomy)
         self._summed: list[_Summed] = []  # the latest first
-        self._asked: _Asked | None = None
+        self._asked: list[_Asked] = []  # likewise
 
     @property
     def tie(self) -> float:
@@ -168,15 +182,28 @@ class Site:
         """h [n, d] with what the neurons add to it."""
         if len(rows) > ROWS_REMEMBERED_MAX:
             return self._with_neurons(rows)
-        state, size = self.edited.fingerprint, self.bank.size
-        known = next((summed for summed in self._summed if summed.begins_with(rows)), None)
+        state, size, mark = self.edited.fingerprint, self.bank.size, _mark(rows.hidden)
+        known = next((summed for summed in self._summed if summed.begins_with(rows, mark)), None)
         if known is not None and known.name == (state, size, len(rows)):
             return known.patched
         firing = self._firing(rows, known)
         hidden = rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
         others = [s for s in self._summed if s is not known or len(s.rows) > len(rows)]
-        self._summed = [_Summed(state, size, rows, firing, hidden), *others][:SUMS_REMEMBERED]
+        self._summed = [_Summed(state, size, mark, rows, firing, hidden), *others]
+        del self._summed[SUMS_REMEMBERED:]
         return hidden
+
+    def patched_with(self, rows: Rows, patch: NeuronPatch) -> Tensor:
+        """h [n, d] as it will be, to the bit, when this patch is put on next."""
+        mark = _mark(rows.hidden)
+        known = next((summed for summed in self._summed if summed.begins_with(rows, mark)), None)
+        firing = self._firing(rows, known)
+        more = patch.firing(rows.query)
+        if not len(more):
+            return rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
+        activations = torch.cat([firing.activations, more.activations], 1)
+        values = torch.cat([self.bank.values[firing.places], patch.values[more.places]])
+        return rows.hidden + activations @ values
 
     def _firing(self, rows: Rows, known: _Summed | None) -> Firing:
         """The neurons that fire on a few rows; only those that came since they were known."""
@@ -194,9 +221,12 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
-        state, known = self.edited.weights_state, self._asked
-        if known is None or known.state != state or not torch.equal(hidden, known.hidden):
-            known = self._asked = _Asked(state, hidden, self._logits(hidden))
+        state, mark = self.edited.weights_state, _mark(hidden)
+        known = next((asked for asked in self._asked if asked.answers(state, hidden, mark)), None)
+        if known is None:
+            known = _Asked(state, mark, hidden, self._logits(hidden))
+            few = min(SUMS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known.logits.numel()))
+            self._asked = [known, *self._asked[:few]]
         return known.logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -297,7 +327,8 @@ def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
     """The verdict of logits [n, vocab] on targets [n]; `tie` as in `Site`."""
     best, index = logits.topk(2, dim=-1)
     gap = best[:, 0] - best[:, 1]
-    return Verdict(index[:, 0] == targets, gap <= tie * logits.abs().amax(-1))
+    largest = torch.maximum(best[:, 0].abs(), logits.amin(-1).abs())
+    return Verdict(index[:, 0] == targets, gap <= tie * largest)
 
 
 def length_sorted(

@@ -91,7 +91,8 @@ def _trace(model: Any, anatomy: Anatomy) -> Any:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of what is constant in a trace: it is checked below
             given = _sample(model, *TRACED_SHAPE)
-            trace = torch.jit.trace(_Captured(model, anatomy).eval(), given, check_trace=False)
+            traced = torch.jit.trace(_Captured(model, anatomy).eval(), given, check_trace=False)
+            trace = torch.jit.freeze(traced)  # no look-ups of the weights, which stay the model's
         same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
     except Exception:  # whatever a model does that the tracer does not know
         return None

@@ -16,13 +16,20 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from store import canonical, check, config, durable
-from store.errors import FormatVersionError, IntegrityError, StoreError, StoreExists, from_os
+from store.errors import (
+    FormatVersionError,
+    IntegrityError,
+    StoreError,
+    StoreExists,
+    from_os,
+    reading,
+)
 from store.journal import TABLES, Journal, Put
 from store.store import Store
 
@@ -69,8 +76,11 @@ def export(store: Store, file: Path) -> Archived:
     Raises StoreExists, StoreFull, StorageFault, IntegrityError for a patch or record that is not as
     it was written.
     """
-    if file.exists():
-        raise StoreExists(file, "there is a file already")
+    with reading(file):
+        if file.exists():
+            raise StoreExists(file, "is there already")
+        if not file.parent.is_dir():
+            raise StoreError(f"{file} can't be written: there is no folder {file.parent}; make it")
     aside = file.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     with store.journal.snapshot():
         members = list(_members(store))
@@ -85,7 +95,8 @@ def export(store: Store, file: Path) -> Archived:
         except OSError as error:
             raise from_os(file, error) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # where it can't be, what was wrong is on its way already
+                aside.unlink()
     return _archived(canonical.loads(manifest), file)
 
 
@@ -194,32 +205,43 @@ def restore(file: Path, path: Path, *, model: str | None = None) -> Archived:
     FormatVersionError, and IntegrityError for whatever is not as `export` writes it.
     """
     path = path.absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreExists(path, "is there already, and not an empty folder")
+    _require_vacant(path)
     durable.make_folder_durably(path.parent)
     aside = path.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        with _damage_named(file), _opened(file) as tar:
-            manifest = _read_manifest(tar, file)
-            members = _listed(manifest, file)
-            durable.require_room(path.parent, sum(member.length for member in members))
-            durable.make_folder_durably(aside)
-            _unpack(tar, members, aside)
-        if model is not None:
-            _point_to(aside, model)
-        _require_sound(aside, manifest)
+        with _damage_named(file):
+            with _opened(file) as tar:
+                manifest = _read_manifest(tar, file)
+                members = _listed(manifest, file)
+                durable.require_room(path.parent, sum(member.length for member in members))
+                durable.make_folder_durably(aside)
+                _unpack(tar, members, aside)
+            if model is not None:
+                _point_to(aside, model)
+            _require_sound(aside, manifest)
         durable.move_durably(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return _archived(manifest, file)
 
 
+def _require_vacant(path: Path) -> None:
+    with reading(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StoreExists(path, "is there already, and not an empty folder")
+
+
 @contextmanager
 def _damage_named(file: Path) -> Iterator[None]:
+    """No repair of a store mends an archive: the remedy is another one."""
+    remedy = f"{file.name} is not as `cedit export` wrote it: export it again"
     try:
         yield
     except tarfile.TarError as error:
-        raise IntegrityError(file.name, f"is a damaged archive, or none ({error})") from error
+        problem = f"is a damaged archive, or none ({error})"
+        raise IntegrityError(file.name, problem, remedy) from error
+    except IntegrityError as error:
+        raise IntegrityError(error.object, error.problem, remedy) from error
 
 
 def _opened(file: Path) -> tarfile.TarFile:
@@ -308,6 +330,7 @@ def _unpack(tar: tarfile.TarFile, members: list[Member], aside: Path) -> None:
         _next(tar, None)
     finally:
         journal.close()
+    durable.sync_folder_durably(aside / "journal")  # LMDB does not sync the name of its file
 
 
 class _Checked:

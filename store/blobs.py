@@ -54,7 +54,10 @@ class Blobs:
         return ref
 
     def get(self, ref: BlobRef) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and their meta, on the CPU. Raises IntegrityError naming the blob."""
+        """The tensors and their meta, on the CPU.
+
+        Raises IntegrityError naming the blob, StoreError for one that may not be read.
+        """
         data = self._read(ref)
         try:
             tensors = _decode(data)
@@ -88,6 +91,9 @@ class Blobs:
         label = self.label(ref.sha256)
         try:
             data = self.path(ref.sha256).read_bytes()
+        except PermissionError as error:  # nothing says that it is damaged
+            text = f"{label} can't be read: {error.strerror}; check its owner and permissions"
+            raise StoreError(text) from error
         except OSError as error:
             raise IntegrityError(label, f"can't be read ({error.strerror})") from error
         if len(data) != ref.length:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from store import canonical, durable
 from store.blobs import SUFFIX, BlobRef, Blobs
-from store.errors import IntegrityError, StoreError, from_os, reading
+from store.errors import IntegrityError, StoreError, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,15 +68,11 @@ class Cache:
         return Cached(tensors, meta, ref.sha256, blobs.path(ref.sha256))
 
     def drop(self, name: str) -> None:
-        """Remove a set, damaged or not. One that is not there is no error."""
+        """Remove a set, damaged or not, for good. One that is not there is no error."""
         pointer = self._pointer(name)
         ref = _known(pointer)
-        try:
-            pointer.unlink(missing_ok=True)
-            if ref is not None:
-                Blobs(pointer.parent).path(ref.sha256).unlink(missing_ok=True)
-        except OSError as error:
-            raise from_os(pointer, error) from error
+        blob = [] if ref is None else [Blobs(pointer.parent).path(ref.sha256)]
+        durable.remove_durably([pointer, *blob])
 
     def names(self) -> Iterator[str]:
         """The names under which something was put, damaged or not."""
@@ -86,11 +82,12 @@ class Cache:
                 yield name
 
     def files(self, name: str) -> list[Path]:
-        """The files of a name that are there."""
+        """The files of a name that are there. Raises StoreError where they may not be looked at."""
         pointer = self._pointer(name)
         ref = _known(pointer)
         blob = [] if ref is None else [Blobs(pointer.parent).path(ref.sha256)]
-        return [path for path in (pointer, *blob) if path.exists()]
+        with reading(pointer):
+            return [path for path in (pointer, *blob) if path.exists()]
 
     def loose(self) -> list[Path]:
         """Sets that no name leads to, and names that lead nowhere."""

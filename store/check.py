@@ -351,12 +351,15 @@ def _refs(revisions: Iterable[Revision]) -> list[BlobRef]:
 
 
 def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
-    """The patches of these revisions that are not as they were written."""
+    """The patches of these revisions that are not as they were written.
+
+    Raises StoreError for one that this process may not read: it may be whole.
+    """
     found = []
     for ref in _refs(revisions):
         try:
             store.blobs.get(ref)
-        except StoreError:
+        except IntegrityError:
             found.append(ref)
     return found
 

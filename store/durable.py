@@ -74,11 +74,14 @@ def append_durably(path: Path, data: bytes) -> None:
 def make_folder_durably(path: Path) -> None:
     """Create `path` and any missing parents, each entry synced into the folder above it.
 
-    A folder that is there already is taken to be durable: see `sync_folder_durably`.
+    A folder that is there already is taken to be durable: see `sync_folder_durably`. Raises
+    StoreExists where something else has its name.
     """
     with _reported(path):
         if path.is_dir():
             return
+        if path.exists():
+            raise errors.StoreExists(path, "is no folder")
     make_folder_durably(path.parent)
     with _reported(path):
         path.mkdir(exist_ok=True)

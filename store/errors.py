@@ -64,8 +64,10 @@ class IntegrityError(StoreError):
 
     exit_code = 20
 
-    def __init__(self, object: str, problem: str) -> None:
-        super().__init__(f"{object}: {problem} (`cedit verify` checks the whole store)")
+    def __init__(
+        self, object: str, problem: str, remedy: str = "`cedit verify` checks the whole store"
+    ) -> None:
+        super().__init__(f"{object}: {problem} ({remedy})")
         self.object, self.problem = object, problem
 
 
@@ -94,7 +96,7 @@ class StoreExists(StoreError):
     """A new store cannot be made here."""
 
     def __init__(self, path: Path, cause: str = "there is a store already") -> None:
-        super().__init__(f"{path}: {cause}; choose another folder")
+        super().__init__(f"{path}: {cause}; choose another place")
         self.path = path
 
 

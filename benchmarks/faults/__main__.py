@@ -2,8 +2,8 @@
 
     python -m benchmarks.faults [--short] [--only NAME,...] [--json OUT]
 
-The full form takes about a quarter of an hour. Exits with 1 where something acknowledged was lost,
-something damaged went unnoticed, an error had no name, or a control noticed nothing.
+The full form takes about twenty minutes on two cores. Exits with 1 where something acknowledged was
+lost, something damaged went unnoticed, an error had no name, or a control noticed nothing.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.faults.recording import Event
+from benchmarks.faults.recording import Event, Span
 
 SECTOR = 512  # bytes that a disk writes whole, or not
 _NEVER = 1 << 60
@@ -111,6 +111,8 @@ class Disk:
         elif event.kind == "remove":
             place = self._place(event.path)
             self._rename({place: None}, event.began)
+        elif event.source is not None:
+            self._change(replace(event, kind="write", data=self._copied(event.source)))
         else:
             self._change(event)
 
@@ -127,6 +129,13 @@ class Disk:
         else:
             durable = event.ended if event.is_synced else _NEVER
             inode.changes.append(_Change(event.offset, event.data, event.began, durable))
+
+    def _copied(self, span: Span) -> bytes:
+        """What a file has there for those who read it, on the disk or not."""
+        number = self._find(span.path)
+        assert number is not None, span
+        data = _content(self._inodes[number].changes, _NEVER, "all", random.Random(0))
+        return data[span.offset : span.offset + span.length]
 
     def _sync(self, number: int, event: Event) -> None:
         for change in self._inodes[number].changes:
@@ -176,7 +185,7 @@ class Disk:
     def _candidates(self, draw: random.Random, count: int) -> Iterator[Image]:
         for content in ("none", "all", "random"):
             for names in ("none", "all", "prefix"):
-                for moment in self.moments:
+                for moment in draw.sample(self.moments, len(self.moments)):  # a few: of all of it
                     yield self._image(moment, draw, names, content)
         for _ in range(20 * count):
             moment = draw.choice(self.moments)

@@ -18,7 +18,16 @@ from benchmarks.faults.kills import calls_of, copied, scratch
 from benchmarks.faults.processes import Heard, Say
 from benchmarks.faults.workload import Act
 
-SOME = (".", "journal", "journal/data.mdb", "patches", "cache", "quarantine.jsonl", "cedit.toml")
+EVERYTHING = ("**/*",)
+SOME = (
+    "journal",
+    "journal/data.mdb",
+    "patches",
+    "cache",
+    "cache/statistics/??",
+    "quarantine.jsonl",
+    "cedit.toml",
+)
 WRITING = (
     "write",
     "pwrite64",
@@ -172,11 +181,11 @@ def _run_in_map(path: Path, acts: Sequence[Act], size: int, say: Say) -> None:
 # -- forbidden, and gone
 
 
-def of_permissions(finding: Finding, places: Sequence[str] | None = None) -> None:
+def of_permissions(finding: Finding, patterns: Sequence[str] = EVERYTHING) -> None:
     """Take the permissions of one file or folder after the other, and use the store."""
     with scratch() as folder:
         template, acts = full_store(folder)
-        for place in places or [".", *places_of(template)]:
+        for place in [".", *places_of(template, patterns)]:
             for mode in (0o000, 0o555 if (template / place).is_dir() else 0o444):
                 _use_forbidden(finding, copied(template, folder / "store"), place, mode, acts)
 
@@ -280,9 +289,10 @@ def full_store(folder: Path) -> tuple[Path, list[Act]]:
     return template, acts
 
 
-def places_of(template: Path) -> list[str]:
-    """Everything in a store."""
-    return sorted(path.relative_to(template).as_posix() for path in template.rglob("*"))
+def places_of(template: Path, patterns: Sequence[str] = EVERYTHING) -> list[str]:
+    """What some patterns match in a store."""
+    found = {path for pattern in patterns for path in template.glob(pattern)}
+    return sorted(path.relative_to(template).as_posix() for path in found)
 
 
 # -- the same, at the command line
@@ -359,7 +369,7 @@ def find(is_short: bool) -> Iterator[Finding]:
     of_full_maps(maps, range(96 << 10, 256 << 10, (64 if is_short else 8) << 10))
     yield maps
     permissions = Finding("missing permissions")
-    of_permissions(permissions, SOME if is_short else None)
+    of_permissions(permissions, SOME if is_short else EVERYTHING)
     yield permissions
     vanished = Finding("vanished files")
     of_vanished(vanished, ("journal/data.mdb", "patches", "lock") if is_short else None)

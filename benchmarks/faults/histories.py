@@ -35,6 +35,7 @@ from store.check import verify
 
 CORRECTIONS = 12  # that are drawn from
 CRASH_MAX_S = 0.4
+EDITORS = st.sampled_from([None, "ft-last"])  # the default, and one whose patches are dense
 
 
 class Acts(RuleBasedStateMachine):
@@ -134,10 +135,10 @@ class Edits(RuleBasedStateMachine):
     def here(self) -> State:
         return self.plain.states[self.plain.head]
 
-    @rule(number=st.integers(0, CORRECTIONS - 1))
-    def apply(self, number: int) -> None:
+    @rule(number=st.integers(0, CORRECTIONS - 1), editor=EDITORS)
+    def apply(self, number: int, editor: str | None) -> None:
         before = self.session.store.length
-        self.session.apply([_corrections()[number]])
+        self.session.apply([_corrections()[number]], editor=editor)
         self._take(before)
 
     @rule(draw=st.randoms(use_true_random=False))
@@ -178,11 +179,15 @@ class Edits(RuleBasedStateMachine):
         self.session.close()
         self.session = session.open_session(self.folder / "store")
 
-    @rule(number=st.integers(0, CORRECTIONS - 1), seconds=st.floats(0.0, CRASH_MAX_S))
-    def crash(self, number: int, seconds: float) -> None:
+    @rule(
+        number=st.integers(0, CORRECTIONS - 1),
+        editor=EDITORS,
+        seconds=st.floats(0.0, CRASH_MAX_S),
+    )
+    def crash(self, number: int, editor: str | None, seconds: float) -> None:
         before = self.session.store.length
         self.session.close()
-        child = processes.fork(partial(_apply_alone, self.folder / "store", number))
+        child = processes.fork(partial(_apply_alone, self.folder / "store", number, editor))
         child.go()
         child.listen(seconds)
         child.kill()
@@ -226,9 +231,9 @@ def _is_applied(outcome: dict[str, Any]) -> bool:
     return outcome["outcome"] == "applied"
 
 
-def _apply_alone(path: Path, number: int, say: Say) -> None:
+def _apply_alone(path: Path, number: int, editor: str | None, say: Say) -> None:
     with session.open_session(path) as opened:
-        opened.apply([_corrections()[number]])
+        opened.apply([_corrections()[number]], editor=editor)
         say(head=opened.store.head_id)
 
 

@@ -25,6 +25,7 @@ FAST = Path("/dev/shm")
 PLANS = (
     ("step", "step"),
     ("inline", "bare"),
+    ("dense", "step"),
     ("step", "quarantine", "rollback", "tag"),
     ("cache", "ledger", "cache", "step"),
 )

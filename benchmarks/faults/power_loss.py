@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,16 +24,16 @@ from unittest import mock
 
 import lmdb
 
-from benchmarks.faults import processes, workload
+from benchmarks.faults import processes, upkeep, workload
 from benchmarks.faults.disk import Disk, Image, Tree
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.processes import Say
 from benchmarks.faults.recording import OPTIONS, Event, read_log
+from benchmarks.faults.upkeep import FOLDER, Upkeep
 from benchmarks.faults.workload import Act
 from store import Store, StoreError, config
 
 FAST = Path("/dev/shm")  # images are many and short-lived
-FOLDER = "store"
 CHUNK = 100  # images that one process looks at
 SMALL_MAP_BYTES = 72 << 10
 KILLS = (
@@ -49,17 +49,18 @@ KILLS = (
     "pwrite64:signal=KILL:when=2",
     "pwrite64:signal=KILL:when=6",
 )
+Said = list[dict[str, Any]]
 INIT_KILLS = tuple(f"{call}:signal=KILL:when={n}" for call in ("mkdir", "fsync") for n in (2, 3, 4))
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A run: the disk before it, what was asked of it, and the plan that it followed."""
+    """A run: the disk before it, what was asked of it, and what is wrong with what is left."""
 
     name: str
     base: Tree
     events: list[Event]
-    acts: list[Act]
+    look: Callable[[Path, Said], list[str]]  # at a disk, when so much was acknowledged
     root: Path
 
     def images(self, draw: random.Random, count: int) -> Iterator[Image]:
@@ -72,7 +73,7 @@ class Recording:
 
 def record(
     name: str,
-    acts: Sequence[Act],
+    look: Callable[[Path, Said], list[str]],
     runs: Sequence[tuple[processes.Task, Sequence[str]]],
     root: Path,
 ) -> Recording:
@@ -83,7 +84,7 @@ def record(
         if heard.problems or heard.error or (heard.signal is None) == bool(injected):
             raise AssertionError(f"{name}: {heard.problems} {heard.error} {injected}")
     events = read_log("\n".join(heard.log.rstrip() for heard in logs), root)
-    return Recording(name, base, events, list(acts), root)
+    return Recording(name, base, events, look, root)
 
 
 def _made(root: Path) -> Path:
@@ -121,25 +122,26 @@ def _init(path: Path, say: Say) -> None:
 def steps(root: Path, length: int) -> Recording:
     """A store that is made, and used."""
     acts = workload.plan(length)
-    return record("steps", acts, [(partial(_run, _made(root), acts), ())], root)
+    task = partial(_run, _made(root), acts)
+    return record("steps", partial(_look_at_run, acts), [(task, ())], root)
 
 
 def growth(root: Path, length: int) -> Recording:
     """A store whose map grows."""
     acts = workload.plan(length, ("bare", "step"))
-    path = _made(root)
-    return record("a growing map", acts, [(partial(_run_in_small_map, path, acts), ())], root)
+    task = partial(_run_in_small_map, _made(root), acts)
+    return record("a growing map", partial(_look_at_run, acts), [(task, ())], root)
 
 
 def killed(root: Path, length: int, kill: str) -> Recording:
     """A run that is killed, and the next one, which counts on what it finds."""
-    acts = workload.plan(length, ("step", "quarantine", "cache", "step"))
+    acts = workload.plan(length, ("dense", "quarantine", "cache", "step"))
     path = _made(root)
     runs = [
         (partial(_run, path, acts), ("-e", f"inject={kill}")),
         (partial(_go_on, path, acts), ()),
     ]
-    return record(f"killed ({kill}), then", acts, runs, root)
+    return record(f"killed ({kill}), then", partial(_look_at_run, acts), runs, root)
 
 
 def init(root: Path, kill: str | None = None) -> Recording:
@@ -149,7 +151,23 @@ def init(root: Path, kill: str | None = None) -> Recording:
     runs: list[Any] = [(task, ())]
     if kill is not None:
         runs.insert(0, (task, ("-e", f"inject={kill}")))
-    return record(f"init{f' killed ({kill}), then init' if kill else ''}", [], runs, root)
+    name = f"init{f' killed ({kill}), then init' if kill else ''}"
+    return record(name, _look_at_new, runs, root)
+
+
+def upkept(root: Path, one: Upkeep, leave_out: Callable[[], Any] = nullcontext) -> Recording:
+    """Something that is done to a whole store."""
+
+    def task(say: Say) -> None:
+        with leave_out():
+            one.perform(root)
+        say(kept=True)
+
+    def look(folder: Path, said: Said) -> list[str]:
+        return one.look(folder, bool(said))
+
+    one.prepare(root)
+    return record(one.name, look, [(task, ())], root)
 
 
 # -- controls
@@ -190,25 +208,27 @@ def control(root: Path, length: int, name: str) -> Recording:
     """A run that leaves some syncs out."""
     acts = workload.plan(length)
     task = partial(_without, CONTROLS[name], _made(root), acts)
-    return record(name, acts, [(task, ())], root)
+    return record(name, partial(_look_at_run, acts), [(task, ())], root)
 
 
 # -- what the images hold
 
 
-def look_at(image: Image, acts: Sequence[Act], folder: Path) -> list[str]:
-    """What is wrong with a store on this disk."""
+def look_at(image: Image, recording: Recording, folder: Path) -> list[str]:
+    """What is wrong with this disk."""
     said = [json.loads(line) for line in image.said.splitlines() if line.endswith(b"}")]
     shutil.rmtree(folder, ignore_errors=True)
     image.write(folder)
-    path = folder / FOLDER
-    if acts:
-        done = [one["done"] for one in said if "done" in one]
-        return workload.faults_of(path, acts, 1 + max(done, default=-1))
-    return _faults_of_new(path, any("made" in one for one in said))
+    return recording.look(folder, said)
 
 
-def _faults_of_new(path: Path, is_made: bool) -> list[str]:
+def _look_at_run(acts: Sequence[Act], folder: Path, said: Said) -> list[str]:
+    done = [one["done"] for one in said if "done" in one]
+    return workload.faults_of(folder / FOLDER, acts, 1 + max(done, default=-1))
+
+
+def _look_at_new(folder: Path, said: Said) -> list[str]:
+    path, is_made = folder / FOLDER, any("made" in one for one in said)
     acts = workload.plan(4)
     if not config.exists(path):
         if is_made:
@@ -234,7 +254,7 @@ def _examine_chunk(
 ) -> None:
     def look(say: Say) -> None:
         for number, image in enumerate(chunk):
-            say(at=number, problems=look_at(image, recording.acts, folder / str(os.getpid())))
+            say(at=number, problems=look_at(image, recording, folder / str(os.getpid())))
 
     heard = processes.run(look, patience_s=300)
     seen = [one for one in heard.said if "at" in one]
@@ -266,6 +286,7 @@ def find(is_short: bool) -> Iterator[Finding]:
         "power loss: images of whole runs": _runs(is_short),
         "power loss: after a kill and another run": _killed_runs(is_short),
         "power loss: while a store is made": _inits(is_short),
+        "power loss: during repair, export, import, migrate": _upkeep(is_short),
     }
     why = processes.why_no_strace()
     for fault, recordings in rows.items():
@@ -280,6 +301,12 @@ def find(is_short: bool) -> Iterator[Finding]:
             with tempfile.TemporaryDirectory() as root:
                 examine(control(Path(root), 14, name), 60 if is_short else 600, 0, finding)
         yield finding
+    finding = Finding("control: those four without fsync", control=True, skipped=why)
+    for one in upkeep.ALL if why is None else ():
+        with tempfile.TemporaryDirectory() as root:
+            recording = upkept(Path(root), one, _no_file_sync)
+            examine(recording, 30 if is_short else 150, 0, finding)
+    yield finding
 
 
 Planned = list[tuple[Callable[[Path], Recording], int]]
@@ -300,3 +327,7 @@ def _inits(is_short: bool) -> Planned:
     kills = INIT_KILLS[:2] if is_short else INIT_KILLS
     count = 25 if is_short else 250
     return [(init, count), *((partial(init, kill=kill), count) for kill in kills)]
+
+
+def _upkeep(is_short: bool) -> Planned:
+    return [(partial(upkept, one=one), 30 if is_short else 500) for one in upkeep.ALL]

@@ -15,7 +15,7 @@ from pathlib import Path
 CALLS = (
     "open,openat,creat,close,read,write,pwrite64,writev,pwritev,lseek,ftruncate,truncate,fallocate,"
     "fsync,fdatasync,msync,sync_file_range,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,"
-    "mkdirat,link,linkat,symlink,sendto,dup,dup2,dup3,fcntl"
+    "mkdirat,link,linkat,symlink,sendto,sendfile,copy_file_range,dup,dup2,dup3,fcntl"
 )
 OPTIONS = ("-qq", "-xx", "-s", "16777216", "-e", f"trace={CALLS}", "-e", "signal=none")
 _LINE = re.compile(r"(\d+) +(.*)")
@@ -23,14 +23,24 @@ _RESUMED = re.compile(r"<\.\.\. (\w+) resumed>(.*)")
 _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+|\?)(.*)", re.DOTALL)
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _IOV = re.compile(r'iov_base="((?:\\x[0-9a-f]{2})*)"')
+_PLACE = re.compile(r"\[(\d+)\]")
 _UNFINISHED = " <unfinished ...>"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file."""
+
+    path: Path
+    offset: int
+    length: int  # bytes
 
 
 @dataclass(frozen=True)
 class Event:
     """One thing that was asked; it began and ended at two different moments."""
 
-    kind: str  # write, truncate, sync, create, mkdir, rename, remove, said
+    kind: str  # write, copy, truncate, sync, create, mkdir, rename, remove, said
     path: Path | None
     began: int
     ended: int
@@ -38,6 +48,7 @@ class Event:
     data: bytes = b""
     target: Path | None = None
     is_synced: bool = False  # a write to a descriptor with O_SYNC or O_DSYNC
+    source: Span | None = None  # of a copy: the log does not have what was copied
 
 
 @dataclass
@@ -90,9 +101,9 @@ class _Reader:
     # -- descriptors
 
     def _openat(self, arguments: str, result: int, began: int, ended: int) -> Iterator[Event]:
-        path = _paths(arguments)[0]
+        path = self._named_path(arguments)
         flags = arguments.rpartition('"')[2]
-        if not path.is_relative_to(self.root):
+        if path is None:
             self.files.pop(result, None)
             return
         is_synced = "O_SYNC" in flags or "O_DSYNC" in flags
@@ -103,6 +114,14 @@ class _Reader:
             yield Event("truncate", path, began, ended)
 
     _open = _openat
+
+    def _named_path(self, arguments: str) -> Path | None:
+        """What a call names, by itself or below an open folder; None outside of the root."""
+        path = _paths(arguments)[0]
+        if not path.is_absolute() and (start := arguments.partition(",")[0]).isdecimal():
+            folder = self.files.get(int(start))
+            path = path if folder is None else folder.path / path
+        return path if path.is_relative_to(self.root) else None
 
     def _close(self, arguments: str, *_: int) -> Iterator[Event]:
         self.files.pop(int(arguments), None)
@@ -145,6 +164,19 @@ class _Reader:
             offset = int(arguments.rpartition(",")[2])
             yield self._written(file, offset, _data(_IOV, arguments)[:result], began, ended)
 
+    def _sendfile(self, arguments: str, result: int, began: int, ended: int) -> Iterator[Event]:
+        target, source, place, _ = arguments.split(", ", 3)
+        file = self.files.get(int(target))
+        if file is None or not result:
+            return
+        origin, at = self.files[int(source)], _PLACE.match(place)
+        span = Span(origin.path, int(at[1]) if at else origin.offset, result)
+        yield Event(
+            "copy", file.path, began, ended, file.offset, is_synced=file.is_synced, source=span
+        )
+        file.offset += result
+        origin.offset += 0 if at else result
+
     def _written(self, file: _File, offset: int, data: bytes, began: int, ended: int) -> Event:
         return Event("write", file.path, began, ended, offset, data, is_synced=file.is_synced)
 
@@ -174,13 +206,7 @@ class _Reader:
     _rmdir = _unlink
 
     def _unlinkat(self, arguments: str, _: int, began: int, ended: int) -> Iterator[Event]:
-        path = _paths(arguments)[0]
-        if not path.is_absolute():
-            folder = self.files.get(_descriptor(arguments))
-            if folder is None:
-                return
-            path = folder.path / path
-        if path.is_relative_to(self.root):
+        if path := self._named_path(arguments):
             yield Event("remove", path, began, ended)
 
     def _rename(self, arguments: str, _: int, began: int, ended: int) -> Iterator[Event]:

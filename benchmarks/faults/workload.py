@@ -15,16 +15,24 @@ from typing import Any
 import torch
 
 from benchmarks.faults.processes import Say
+from continual.patches import pack
+from continual.patches.dense import DensePatch
 from store import Draft, Revision, Store, StoreError, gc
 from store.check import verify
 
 SETTINGS = {"model": {"path": "m"}, "run": {"seed": 0}}
 BASE = {"model": "m"}
 ROWS = 16  # a patch is a little over three sectors of a disk
+BLOCK = {  # what fine-tuning one block of a small model changes: 176 KiB
+    "transformer.h.1.attn.c_attn.weight": (64, 192),
+    "transformer.h.1.mlp.c_fc.bias": (256,),
+    "transformer.h.1.mlp.c_fc.weight": (64, 256),
+    "transformer.h.1.mlp.c_proj.weight": (256, 64),
+}
 PLAN = (
     "step",
     "quarantine",
-    "step",
+    "dense",
     "inline",
     "ledger",
     "rollback",
@@ -78,6 +86,20 @@ def tensors_of(number: int) -> dict[str, torch.Tensor]:
     return {"keys": values + number, "bias": torch.full((ROWS,), float(number))}
 
 
+def dense_of(number: int) -> DensePatch:
+    """The patch of an act of fine-tuning: several large tensors."""
+    draw = torch.Generator().manual_seed(number)
+    deltas = {path: torch.randn(shape, generator=draw) for path, shape in BLOCK.items()}
+    return DensePatch(deltas, dict.fromkeys(deltas, 1), (f"request-{number}",))
+
+
+def patch_of(act: Act) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and meta of an act's patch."""
+    if act.kind == "dense":
+        return pack([dense_of(act.number)])
+    return tensors_of(act.number), {"number": act.number}
+
+
 def draft_of(store: Store, number: int, **more: Any) -> Draft:
     """A step with something in every table."""
     identity = f"request-{number}"
@@ -102,8 +124,16 @@ def draft_of(store: Store, number: int, **more: Any) -> Draft:
 
 
 def _step(store: Store, number: int) -> Revision:
-    written = store.write_ahead(tensors_of(number), {"number": number})
-    return store.commit(draft_of(store, number, written=written))
+    return _written_ahead(store, Act("step", number))
+
+
+def _dense(store: Store, number: int) -> Revision:
+    return _written_ahead(store, Act("dense", number))
+
+
+def _written_ahead(store: Store, act: Act) -> Revision:
+    written = store.write_ahead(*patch_of(act))
+    return store.commit(draft_of(store, act.number, written=written))
 
 
 def _inline(store: Store, number: int) -> Revision:
@@ -144,6 +174,7 @@ def _collect(store: Store, number: int) -> None:
 
 _ACTS: Mapping[str, Any] = {
     "step": _step,
+    "dense": _dense,
     "inline": _inline,
     "bare": _bare,
     "rollback": _rollback,
@@ -153,7 +184,7 @@ _ACTS: Mapping[str, Any] = {
     "cache": _cache,
     "collect": _collect,
 }
-STEPS = frozenset({"step", "inline", "bare"})
+STEPS = frozenset({"step", "dense", "inline", "bare"})
 REVISIONS = STEPS | {"rollback"}
 
 
@@ -166,7 +197,7 @@ class Expected:
 
     parents: list[int | None] = field(default_factory=lambda: [None])  # by sequence number
     numbers: list[int | None] = field(default_factory=lambda: [None])  # of the acts
-    patched: dict[int, int] = field(default_factory=dict)  # sequence → number
+    patched: dict[int, Act] = field(default_factory=dict)  # by sequence number
     ledger: dict[int, int] = field(default_factory=dict)
     tags: dict[str, int] = field(default_factory=dict)  # → sequence
     quarantined: list[int] = field(default_factory=list)
@@ -198,7 +229,7 @@ class Expected:
             return
         self.head, self.position, self.ledger[seq] = seq, act.number, act.number
         if act.kind != "bare":
-            self.patched[seq] = act.number
+            self.patched[seq] = act
 
 
 def expected_after(acts: Sequence[Act]) -> Expected:
@@ -255,14 +286,16 @@ def _differing_entries(
         found = store.tensors(revision)
         if (found is not None) != (seq in state.patched):
             yield f"@{seq} has {'a' if found else 'no'} patch"
-        elif found is not None and not _is_patch(found[0], state.patched[seq]):
+        elif found is not None and not _is_patch(found, state.patched[seq]):
             yield f"the patch of @{seq} differs"
 
 
-def _is_patch(found: Mapping[str, torch.Tensor], number: int) -> bool:
-    wanted = tensors_of(number)
-    return found.keys() == wanted.keys() and all(
-        torch.equal(found[name], tensor) for name, tensor in wanted.items()
+def _is_patch(found: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]], act: Act) -> bool:
+    tensors, meta = patch_of(act)
+    return (
+        found[1] == meta
+        and found[0].keys() == tensors.keys()
+        and all(torch.equal(found[0][name], tensor) for name, tensor in tensors.items())
     )
 
 

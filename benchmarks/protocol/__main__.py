@@ -2,7 +2,8 @@
 
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
-        [--start DIR | --model DIR] [--cache DIR] --output DIR [--plots DIR]
+        [--held-out test|validation] [--start DIR | --model DIR] [--cache DIR] --output DIR
+        [--plots DIR]
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
 with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--folds", type=int, default=3, metavar="N")
     made.add_argument("--edits", type=int, default=150, metavar="N", help="attempted, in each fold")
     made.add_argument("--seed", type=int, default=0, metavar="N")
-    made.add_argument("--train-probes", type=int, default=1000, metavar="N")
+    made.add_argument("--train-probes", type=int, default=Plan.train_probes, metavar="N")
+    made.add_argument("--held-out", choices=("test", "validation"), default=Plan.held_out)
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
     begin = made.add_mutually_exclusive_group()
     begin.add_argument("--start", type=Path, metavar="DIR", help="fine-tune this on D_train")
@@ -76,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
         options.edits,
         options.seed,
         options.train_probes,
+        options.held_out,
         options.settings,
     )
     runs = Protocol(setting, plan, options.output).run()

@@ -44,7 +44,8 @@ class Plan:
     folds: int
     edits: int  # attempted in each fold, at most
     seed: int
-    train_probes: int = 1000
+    train_probes: int = 40_000  # the paper's memory; at most all of D_train
+    held_out: str = "test"  # what TestR is of: test, or validation, to choose settings by
     editor_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -90,6 +91,7 @@ class Protocol:
             "seed": self.plan.seed,
             "folds": self.plan.folds,
             "train_probes": self.plan.train_probes,
+            "held_out": self.plan.held_out,
         }
         path = self.output / "protocol.json"
         if not path.exists():
@@ -106,7 +108,8 @@ class Protocol:
         splits, plan = self.setting.splits, self.plan
         sample = splits.train_sample(plan.train_probes, plan.seed)
         self._write_lines("train.jsonl", (example.probe() for example in sample))
-        self._write_lines("test.jsonl", (example.probe() for example in splits.test))
+        held_out = splits.test if plan.held_out == "test" else splits.validation
+        self._write_lines("test.jsonl", (example.probe() for example in held_out))
         for fold, examples in enumerate(splits.folds(plan.folds, plan.seed)):
             self._write_lines(f"fold-{fold}.jsonl", (example.request() for example in examples))
 

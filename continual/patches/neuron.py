@@ -9,6 +9,7 @@ the order in which they came, and is what the model is run with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -89,6 +90,11 @@ class NeuronPatch:
         blocks = dict.fromkeys(part.block for part in parts)
         return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
 
+    def firing(self, queries: Tensor) -> Firing:
+        """Its neurons that fire on one of the queries [r, d]; places count from its first."""
+        places = torch.arange(len(self.keys), device=queries.device)
+        return _firing(queries.to(self.keys.dtype), places, self.keys, self.bias)
+
     def without(self, request_id: str) -> NeuronPatch | None:
         """See `Patch.without`."""
         kept = others_places(self.owners, request_id)
@@ -118,8 +124,13 @@ class NeuronPatch:
                 f"{tuple(self.bias.shape)}, values {tuple(self.values.shape)}."
             )
         for name, tensor in self.tensors().items():
-            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            if tensor.dtype != torch.float32 or not _is_finite(tensor):
                 raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are: the largest is, and NaN counts as larger."""
+    return not tensor.numel() or math.isfinite(torch.linalg.vector_norm(tensor, math.inf))
 
 
 def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
@@ -157,6 +168,17 @@ class Firing:
             torch.cat([self.places, later.places]),
             torch.cat([self.activations, later.activations], 1),
         )
+
+
+def _firing(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Firing:
+    """Which of the neurons at these places fire on one of the queries [r, d].
+
+    Activations are taken in float64: they are the same whatever else is asked, and however many
+    neurons came later.
+    """
+    scores = queries.double() @ keys.double().T + bias.double()
+    fires = (scores > 0).any(0)
+    return Firing(places[fires], torch.relu(scores[:, fires]).to(queries.dtype))
 
 
 class NeuronBank:
@@ -213,18 +235,12 @@ class NeuronBank:
             part.truncate(size)
 
     def firing(self, queries: Tensor, first: int = 0) -> Firing:
-        """The neurons, from `first` on, that fire on one of the queries [r, d].
-
-        Activations are taken in float64: they are the same whatever else is asked, and however many
-        neurons came later.
-        """
+        """The neurons, from `first` on, that fire on one of the queries [r, d]."""
         asked = queries.to(self.keys.dtype)
         near = self._nearly_firing(asked, first)
         if not len(near):
             return Firing(near, asked[:, :0])
-        scores = asked.double() @ self.keys[near].double().T + self.bias[near].double()
-        fires = (scores > 0).any(0)
-        return Firing(near[fires], torch.relu(scores[:, fires]).to(asked.dtype))
+        return _firing(asked, near, self.keys[near], self.bias[near])
 
     def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
         """The neurons, from `first` on, that may fire, by a product in float32; all of a few."""

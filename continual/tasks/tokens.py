@@ -32,7 +32,8 @@ class Reader:
         return cls(base.tokenizer, limits, base.context_tokens_max, 0 if pad is None else int(pad))
 
     def prompt(self, prompt: str) -> tuple[int, ...]:
-        """Tokens of a prompt. Raises RequestError for none, or for too many."""
+        """Tokens of a prompt. Raises RequestError for none, too many, and what is no text."""
+        _require_text(prompt)
         ids = tuple(self.tokenizer(prompt)["input_ids"])
         if not ids:
             raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
@@ -66,12 +67,23 @@ class Reader:
 def padded(batch: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, T] of sequences, padded on the right."""
     size = max(len(ids) for ids in batch)
+    if len(batch) == 1:
+        ids = torch.tensor(batch)
+        return ids, torch.ones_like(ids)
     ids = torch.full((len(batch), size), pad)
     mask = torch.zeros(len(batch), size, dtype=torch.long)
     for row, sequence in enumerate(batch):
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
     return ids, mask
+
+
+def _require_text(prompt: str) -> None:
+    """Raises RequestError for bytes of a command line that are not UTF-8: Python passes them on."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(f"The prompt {prompt!a} is no text: write it in UTF-8.") from None
 
 
 def _short(text: str, characters: int = 40) -> str:

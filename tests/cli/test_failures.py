@@ -120,3 +120,10 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(
     assert child.wait(timeout=30) == 141
     assert child.stderr is not None
     assert child.stderr.read() == ""
+
+
+def test_a_prompt_that_is_no_text_is_said_to_be_none(cedit: Cedit, store: Path) -> None:
+    ran = cedit("ask", os.fsdecode(b"\xff\xfe"))
+    assert ran.code == 1
+    assert "UTF-8" in ran.err and "bug" not in ran.err
+    assert ran.err.count("\n") == 1

@@ -383,7 +383,7 @@ def test_proposing_leaves_the_model_as_it_was(site):
     assert (site.edited.fingerprint, site.bank.size) == before
 
 
-def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
+def hemmed_in(site: Site) -> tuple[Edit, QueryMemory]:
     """Four of the memory score higher than the query along its own direction, not along others."""
     edit = edit_of(site, correction(1))
     query = edit.rows[0].query
@@ -391,7 +391,21 @@ def test_the_papers_training_finds_a_key_where_the_closed_form_does_not(site):
     aside = torch.randn(4, query.shape[1], generator=generator)
     aside -= (aside @ query.T) / query.square().sum() * query  # orthogonal to the query
     others = torch.randn(30, query.shape[1], generator=generator)
-    memory = QueryMemory(torch.cat([1.2 * query + aside, others]))
+    return edit, QueryMemory(torch.cat([1.2 * query + aside, others]))
+
+
+def test_the_widest_margin_separates_where_the_closed_form_does_not(site):
+    edit, memory = hemmed_in(site)
+    around = Surroundings(site, memory, torch.Generator().manual_seed(0))
+    patch = TPatcher().edit([edit], around).patch
+    own = scores_of(patch, edit.rows[0].query).diagonal()
+    torch.testing.assert_close(own, torch.ones_like(own), rtol=1e-5, atol=0.0)
+    assert (scores_of(patch, memory.all()) < 0).all()
+
+
+def test_the_papers_training_finds_a_key_where_the_widest_margin_is_too_narrow(site, monkeypatch):
+    monkeypatch.setattr("continual.editors.tpatcher.training.ROOM_MIN", torch.inf)
+    edit, memory = hemmed_in(site)
     done = []
     for attempt in range(TPatcher.attempts):
         around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
@@ -437,24 +451,42 @@ def test_among_many_neurons_a_new_one_stands_further_from_memory(site, monkeypat
     assert highest_in_memory() == pytest.approx(TPatcherConfig(margin=0.7).beta, rel=1e-3)
 
 
+def drawn_neurons(site: Site, seed: int) -> NeuronPatch:
+    """Twenty, of which about half fire on any query."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
+    return NeuronPatch(site.block, keys, torch.zeros(20), values)
+
+
+@pytest.mark.parametrize("before", [[], [1], [1, 2]])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_is_tried_is_to_the_bit_what_is_proved(site, before, is_known):
+    rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
+    for seed in before:
+        site.edited.put([drawn_neurons(site, seed)])
+    if is_known:
+        site.patched(rows)
+    tried = site.patched_with(rows, drawn_neurons(site, 3))
+    assert not torch.equal(tried, site.patched(rows))
+    site.edited.put([drawn_neurons(site, 3)])
+    assert torch.equal(tried, site.patched(rows))
+    silent = replace(drawn_neurons(site, 4), bias=torch.full((20,), -1e6))
+    assert torch.equal(site.patched_with(rows, silent), tried)
+
+
 @pytest.mark.parametrize("more", [[], [2], [2, 3]])
 def test_rows_that_were_patched_before_are_patched_as_if_anew(site, more):
-    def neurons(seed: int) -> NeuronPatch:
-        generator = torch.Generator().manual_seed(seed)
-        keys, values = torch.randn(2, 20, site.edited.anatomy.width, generator=generator)
-        return NeuronPatch(site.block, keys, torch.zeros(20), values)
-
     rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
     first = rows[slice(1)]
-    site.edited.put([neurons(1)])
+    site.edited.put([drawn_neurons(site, 1)])
     site.patched(rows)
     for seed in more:
-        site.edited.put([neurons(seed)])
+        site.edited.put([drawn_neurons(site, seed)])
     assert torch.equal(site.patched(first), Site(site.edited, site.task).patched(first))
     assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
     site.edited.take_off(0)
-    site.edited.put([neurons(4)])
-    site.edited.put([neurons(5)])
+    site.edited.put([drawn_neurons(site, 4)])
+    site.edited.put([drawn_neurons(site, 5)])
     assert torch.equal(site.patched(rows), Site(site.edited, site.task).patched(rows))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.faults import processes, upkeep
 from benchmarks.faults.disk import Disk
-from benchmarks.faults.recording import Event, read_log
+from benchmarks.faults.findings import Finding
+from benchmarks.faults.power_loss import CONTROLS, examine, upkept
+from benchmarks.faults.recording import Event, Span, read_log
 
 
 def test_every_form_of_power_loss_keeps_its_word(short_form):
@@ -29,6 +33,45 @@ def test_a_log_is_read_across_threads():
         ("write", Path("/s/a"), b"ab"),
         ("sync", Path("/s/a"), b""),
     ]
+
+
+def test_a_log_has_what_is_copied_and_what_is_named_below_an_open_folder():
+    def hexed(text: str) -> str:
+        return "".join(f"\\x{byte:02x}" for byte in text.encode())
+
+    log = f"""1 openat(AT_FDCWD, "{hexed("/s/a")}", O_RDONLY|O_CLOEXEC) = 4
+1 openat(AT_FDCWD, "{hexed("/s/b")}", O_WRONLY|O_CREAT|O_CLOEXEC, 0666) = 5
+1 sendfile(5, 4, [2] => [5], 8388608) = 3
+1 sendfile(5, 4, [5] => [5], 8388608) = 0
+1 openat(AT_FDCWD, "{hexed("/s")}", O_RDONLY|O_DIRECTORY) = 6
+1 openat(6, "{hexed("c")}", O_RDONLY|O_DIRECTORY) = 7
+1 unlinkat(7, "{hexed("d")}", 0) = 0
+1 unlinkat(6, "{hexed("c")}", AT_REMOVEDIR) = 0"""
+    create, copy, *removed = read_log(log, Path("/s"))
+    assert (create.kind, create.path) == ("create", Path("/s/b"))
+    assert (copy.kind, copy.path, copy.offset) == ("copy", Path("/s/b"), 0)
+    assert copy.source == Span(Path("/s/a"), 2, 3)
+    assert [(e.kind, e.path) for e in removed] == [
+        ("remove", Path("/s/c/d")),
+        ("remove", Path("/s/c")),
+    ]
+
+
+def test_a_copy_has_what_its_source_had_for_its_reader_and_may_be_lost(draw):
+    copy = Event("copy", Path("/s/b"), 4, 5, source=Span(Path("/s/a"), 512, 512))
+    events = [CREATE, WRITE, replace(CREATE, path=Path("/s/b")), copy, SAID]
+    images = Disk(Path("/s"), {}, events).images(draw, 200)
+    found = {image.tree.get("b") for image in images if image.said}
+    assert {None, b"", b"y" * 512} <= found and b"x" * 512 not in found
+
+
+@pytest.mark.parametrize("one", upkeep.ALL, ids=[one.name for one in upkeep.ALL])
+def test_upkeep_without_fsync_loses_something(one, tmp_path):
+    if (why := processes.why_no_strace()) is not None:
+        pytest.skip(why)
+    finding = Finding(one.name)
+    examine(upkept(tmp_path, one, CONTROLS["patches without fsync"]), 60, 0, finding)
+    assert finding.violations > 0
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from store import Draft, Replacement, Store, StoreError
+from store import Draft, Replacement, Store, StoreError, durable
 from store.archive import MANIFEST, export, restore
 from store.canonical import digest
 from store.check import verify
@@ -66,6 +66,28 @@ def test_what_comes_out_is_what_went_in(full, archive, tmp_path):
         assert verify(opened) == []
         assert (done.head, done.revisions, done.patches) == (truth["head"], 6, 3)
         opened.commit(Draft("edit", opened.head_id, "f"))  # and goes on
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "history.tar/below", "no/folder"])
+def test_a_place_where_no_file_can_be_is_named(full, archive, tmp_path, place):
+    with Store.open(full.path) as opened, pytest.raises(StoreError) as caught:
+        export(opened, tmp_path / place)
+    assert str((tmp_path / place).parent) in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["b" * 300, "history.tar/below"])
+def test_a_place_where_no_store_can_be_is_named(archive, tmp_path, place):
+    with pytest.raises(StoreError) as caught:
+        restore(archive, tmp_path / place)
+    assert str(archive if "below" in place else tmp_path / place) in str(caught.value)
+
+
+def test_the_name_of_the_journal_that_comes_out_is_synced(archive, tmp_path, monkeypatch):
+    synced, real = [], durable._sync_folder
+    monkeypatch.setattr(durable, "_sync_folder", lambda path: (synced.append(path), real(path)))
+    restore(archive, tmp_path / "other")
+    made = [path.name for path in synced if path.parent.name.startswith(".tmp-")]
+    assert "journal" in made
 
 
 def test_the_same_history_gives_the_same_bytes(full, archive, tmp_path):
@@ -150,8 +172,9 @@ def replaced(content: Members, name: str, data: bytes) -> Members:
 
 def refused(archive: Path, content: Members, tmp_path: Path, match: str) -> None:
     hostile = write(tmp_path / "hostile.tar", content)
-    with pytest.raises(IntegrityError, match=match):
+    with pytest.raises(IntegrityError, match=match) as caught:
         restore(hostile, tmp_path / "deep" / "other")
+    assert "hostile.tar is not as `cedit export` wrote it" in str(caught.value)
     assert not (tmp_path / "deep" / "other").exists()
     assert list((tmp_path / "deep").iterdir()) == []
     assert not (tmp_path / "evil").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from store import Store, StoreError
+from store import Store, StoreError, durable
+from store.cache import Cache
 from store.errors import IntegrityError
 from store.lock import WriterLock
 
@@ -41,6 +44,29 @@ def test_what_is_dropped_or_never_was_is_none(store):
     store.drop_cached(NAME)
     assert store.cached(NAME) is None
     assert files(store) == []
+
+
+def test_what_is_dropped_does_not_come_back_after_a_power_loss(store, monkeypatch):
+    store.put_cached(NAME, {"a": torch.zeros(3)}, {})
+    folders = {path.parent for path in files(store)}
+    synced = []
+    monkeypatch.setattr(durable, "_sync_folder", synced.append)
+    store.drop_cached(NAME)
+    assert set(synced) == folders
+
+
+def test_a_set_that_may_not_be_looked_at_is_named(store, monkeypatch):
+    store.put_cached(NAME, {"a": torch.zeros(3)}, {})
+    real = Path.exists
+
+    def exists(path):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "exists", exists)
+    with pytest.raises(StoreError, match=r"\.safetensors can't be read: Permission denied"):
+        Cache(store.cache).loose()
 
 
 def test_readers_cache_too_while_another_writes(store, path):

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from store import durable
-from store.errors import StorageFault, StoreError, StoreFull
+from store.errors import StorageFault, StoreError, StoreExists, StoreFull
 
 
 def test_bytes_land_whole_in_new_folders(tmp_path):
@@ -24,6 +24,13 @@ def test_new_folders_are_synced_into_their_parents(tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "_sync_folder", synced.append)
     durable.make_folder_durably(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    for place in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(StoreExists, match="a: is no folder"):
+            durable.make_folder_durably(place)
 
 
 def test_the_file_is_synced_before_it_is_named_and_the_folder_after(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from store import Draft, Store, canonical
+from store import Draft, Store, StoreError, canonical
 from store.check import verify
 from store.errors import IntegrityError
 from store.history import subject_digest
@@ -195,3 +195,17 @@ def test_a_repair_that_breaks_off_is_planned_again(store, path, grow, monkeypatc
     with Store.open(path, writable=True) as opened:
         repaired(opened)
     assert len(told(path)["ids"]) == 3
+
+
+def test_a_patch_that_may_not_be_read_is_not_given_up(store, grow, monkeypatch):
+    (revision,) = grow(store, 1, tensors={"keys": torch.ones(2, 2)})
+    real = Path.read_bytes
+
+    def read_bytes(file: Path) -> bytes:
+        if file.stem == revision.patch.sha256:
+            raise PermissionError(13, "Permission denied", str(file))
+        return real(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(StoreError, match="check its owner and permissions"):
+        plan(store)

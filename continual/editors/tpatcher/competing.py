@@ -70,7 +70,7 @@ class Readout:
             return self._by_autograd(rows, wanted).view_as(hidden)
         with torch.no_grad():
             error = self.read(rows).softmax(-1)
-            error[torch.arange(len(wanted), device=wanted.device), wanted] -= 1.0
+            error.scatter_(1, wanted[:, None], -1.0, reduce="add")
             return _behind_norm(self.tail.steps[0], rows, error @ self.weight).view_as(hidden)
 
     def _by_autograd(self, rows: Tensor, targets: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,16 +20,20 @@ from continual.editors.tpatcher.competing import (
 )
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.training import (
+    Highest,
     Neurons,
     Slots,
     closed_form,
+    scores,
     sealed,
     total_loss,
     train_all,
     train_values,
+    widened,
 )
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
+from continual.query_memory import QueryMemory
 from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]
@@ -132,26 +137,54 @@ class TPatcher:
         self, plan: _Plan, around: Surroundings, config: TPatcherConfig
     ) -> tuple[Neurons, Tensor]:
         """Trained neurons, and which of them [n] do what they are for."""
-        slots, foreign = plan.slots(), plan.foreign()
-
-        def highest(keys: Tensor) -> Tensor:
-            batch = (keys @ plan.rows.query.T).masked_fill(~foreign, -torch.inf).amax(1)
-            return torch.maximum(around.memory.highest_scores(keys), batch)
-
-        centre = around.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
-        neurons, separate = closed_form(slots, centre, highest, config)
+        slots = plan.slots()
+        around_them = _Silent(plan, around.memory)
+        neurons, separate = _separated(slots, around_them, config)
         if around.attempt == self.attempts - 1 and not bool(separate.all()):
-            neurons, separate = _retrain(slots, around, config, highest)
+            neurons, separate = _retrain(slots, around, config, around_them.highest)
         done = torch.zeros_like(separate)
         rivals = plan.rivals()
         few = None if rivals is None else competing(around.site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
             neurons, arrived = train_values(racing, neurons, logits, config)
-            is_tried = racing is slots and len(slots) == 1  # against all logits, and none beside it
-            done = separate & arrived if is_tried else _tried(plan, neurons, separate, around.site)
+            done = separate & arrived
+            is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
+            if not (is_all and bool((done | ~separate).all())):
+                done = _tried(plan, neurons, separate, around.site)
             if bool((done | ~separate).all()):  # else another logit came up: all compete
                 break
         return neurons, done
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """Where the neurons of a batch have to be silent: on the memory, and on each other's rows."""
+
+    plan: _Plan
+    memory: QueryMemory
+
+    def highest(self, keys: Tensor) -> Tensor:
+        """The highest score of each slot's key [slots, d] → [slots]."""
+        batch = keys @ self.plan.rows.query.T
+        others = batch.masked_fill(~self.plan.foreign(), -torch.inf).amax(1)
+        return torch.maximum(self.memory.highest_scores(keys), others)
+
+    def highest_row(self, slot: int, key: Tensor) -> Tensor:
+        """[d] the row that a slot's key [d] scores highest; zero where there is none."""
+        others = self.plan.rows.query[self.plan.foreign()[slot]]
+        rows = torch.cat([self.memory.supporting(key), others])
+        return rows[(rows @ key).argmax()] if len(rows) else torch.zeros_like(key)
+
+
+def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+    """Neurons in the closed form; those that it does not separate with the widest margin."""
+    centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
+    neurons, separate = closed_form(slots, centre, silent.highest, config)
+    if bool(separate.all()):
+        return neurons, separate
+    supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
+    wide, is_wide = widened(slots, neurons.keys, supports, silent.highest, config)
+    return neurons.but(wide, ~separate), separate | is_wide
 
 
 def _plan(
@@ -199,22 +232,22 @@ def _wrong_positions(
 
 
 def _retrain(
-    slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Callable[[Tensor], Tensor]
+    slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Highest
 ) -> tuple[Neurons, Tensor]:
     """The paper's training for all slots of a batch of which some do not separate."""
     keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
     start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = around.memory.all()
     trained = train_all(slots, start, memory, whole(around.site), config)
-    return sealed(slots, trained.keys, highest(trained.keys), config)
+    least = config.separation * scores(slots.query, trained.keys)[:, 0].abs()
+    return sealed(slots, trained.keys, highest(trained.keys), least, config)
 
 
 @torch.no_grad()
 def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
     """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
-    on = neurons[chosen.nonzero().flatten()]
-    activations = torch.relu(plan.rows.query @ on.keys.T + on.bias)
-    hidden = plan.before.hidden + activations @ on.values
+    on = _patch(neurons[chosen.nonzero().flatten()], (), site)
+    hidden = site.patched_with(plan.rows, on)  # the proof will ask for the same
     right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
     return chosen & torch.tensor(arrived, device=chosen.device)

@@ -7,7 +7,7 @@ here: each is held silent on the others' rows, as on the memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,10 +21,13 @@ from continual.editors.tpatcher.losses import (
     edit_loss,
     memory_losses,
 )
+from continual.editors.tpatcher.separating import Supports, widest_key
 
+ROOM_MIN = 2.0**-10
 STEP_LENGTHS = 2.0 ** torch.arange(-3.0, 3.0, 0.5)  # in lengths of the row that is patched
 
 Logits = Callable[[Tensor], Tensor]  # residual sums [.., d] → logits [.., vocab]
+Highest = Callable[[Tensor], Tensor]  # keys [n, d] → their highest scores in memory [n]
 
 
 class Descends(Protocol):
@@ -68,6 +71,15 @@ class Neurons:
     def __getitem__(self, index: Tensor) -> Neurons:
         return Neurons(self.keys[index], self.bias[index], self.values[index])
 
+    def but(self, others: Neurons, where: Tensor) -> Neurons:
+        """These, and the others in the places `where` [n]."""
+        each = where[:, None]
+        return Neurons(
+            torch.where(each, others.keys, self.keys),
+            torch.where(where, others.bias, self.bias),
+            torch.where(each, others.values, self.values),
+        )
+
 
 def scores(query: Tensor, keys: Tensor) -> Tensor:
     """q·k of each neuron with its own rows: [n, r, d], [n, d] → [n, r]."""
@@ -102,7 +114,7 @@ def _mean_edit_loss(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
 def closed_form(
     slots: Slots,
     centre: Tensor,
-    highest: Callable[[Tensor], Tensor],
+    highest: Highest,
     config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
     """Neurons as they start, with v = 0, and which of them separate their rows from memory [n].
@@ -114,17 +126,40 @@ def closed_form(
     count = slots.real.sum(1, keepdim=True)
     mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count - centre
     keys = mean / mean.square().sum(1, keepdim=True)
-    return sealed(slots, keys, highest(keys), config)
+    own = scores(slots.query, keys)[:, 0]
+    return sealed(slots, keys, highest(keys), config.separation * own.abs(), config)
+
+
+def widened(
+    slots: Slots,
+    start: Tensor,
+    supports: Sequence[Supports],
+    highest: Highest,
+    config: TPatcherConfig,
+) -> tuple[Neurons, Tensor]:
+    """Likewise with the keys of the largest margin to memory, searched from the keys `start` [n, d]
+    on. A margin has to be ``ROOM_MIN`` of the own queries' length at least.
+
+    `supports` gives for each slot the row [d] of its memory that a key [d] scores highest.
+    """
+    each = zip(slots.query, slots.real, start, supports, strict=True)
+    keys = torch.stack([widest_key(query[real], key, row) for query, real, key, row in each])
+    lengths: Tensor = torch.linalg.vector_norm(slots.query, dim=-1).amax(1)
+    least = ROOM_MIN * lengths * torch.linalg.vector_norm(keys, dim=-1)
+    return sealed(slots, keys, highest(keys), least, config)
 
 
 def sealed(
-    slots: Slots, keys: Tensor, highest: Tensor, config: TPatcherConfig
+    slots: Slots, keys: Tensor, highest: Tensor, least: Tensor, config: TPatcherConfig
 ) -> tuple[Neurons, Tensor]:
-    """Bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`."""
+    """Bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`.
+
+    Those separate that score each own row higher than `highest` [n] by more than `least` [n].
+    """
     own = scores(slots.query, keys)
     lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
-    highest = torch.where(highest.isinf(), torch.zeros_like(highest), highest)
-    separate = lowest - highest > config.separation * own[:, 0].abs()
+    highest = highest.masked_fill(highest.isinf(), 0.0)
+    separate = lowest - highest > least
     threshold = highest + config.margin * (lowest - highest)
     scale = 1.0 / torch.where(separate, own[:, 0] - threshold, torch.ones_like(threshold))
     neurons = Neurons(keys * scale[:, None], -threshold * scale, torch.zeros_like(keys))
@@ -181,16 +216,18 @@ class _Descent:
         worst = losses.amax(-1)
         done = self._done(found, worst)
         best = torch.where(done.any(0), done.long().argmax(0), losses.sum(-1).argmin(0))
-        each = torch.arange(len(best), device=best.device)
-        better = self.moving & (worst[best, each] < self._worst)
-        self._values = torch.where(better[:, None], tried[best, each], self._values)
-        self._worst = torch.where(better, worst[best, each], self._worst)
-        self.arrived = self.arrived | (better & done[best, each])
+        reached = worst.gather(0, best[None])[0]
+        better = self.moving & (reached < self._worst)
+        taken = tried.take_along_dim(best[None, :, None], 0)[0]
+        self._values = torch.where(better[:, None], taken, self._values)
+        self._worst = torch.where(better, reached, self._worst)
+        self.arrived = self.arrived | (better & done.gather(0, best[None])[0])
         self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
         """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
-        right = ((found.argmax(-1) == self._slots.targets) | ~self._slots.real).all(-1)
+        wanted = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
+        right = ((wanted >= found.amax(-1)) | ~self._slots.real).all(-1)
         longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
         settled = right & (longer > (1.0 - self._config.progress) * worst)
         return (worst <= self._config.confidence) | settled
@@ -207,8 +244,11 @@ class _Descent:
 
     def _losses(self, found: Tensor) -> Tensor:
         """l_e of each row [.., n, r], zero for padding."""
-        targets = self._slots.targets.expand(found.shape[:-1])
-        return edit_loss(found, targets) * self._slots.real
+        return edit_loss(found, self._targets(found)) * self._slots.real
+
+    def _targets(self, found: Tensor) -> Tensor:
+        """The target of each row of logits [.., n, r, vocab]."""
+        return self._slots.targets.expand(found.shape[:-1])
 
 
 def _lengths(slots: Slots) -> Tensor:
