@@ -176,7 +176,7 @@ def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_
             child.kill()
             raise
         finally:
-            heard = child.finish(patience_s if strace.poll() is None else 0.0)
+            heard = child.finish(patience_s)
             strace.communicate()
         heard.log = log.read_text(errors="replace")
     return heard

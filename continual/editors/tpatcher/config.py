@@ -14,7 +14,8 @@ CROWDED_FROM = 1000  # neurons
 class TPatcherConfig(Table):
     """Settings; the losses and their weights are the paper's (section 4).
 
-    A neuron starts from the closed form: its key points along its own queries, scaled to fire at 1
+    A neuron starts from the closed form: its key points along its own queries, or where that does
+    not separate them from memory, in the direction of the widest margin; it is scaled to fire at 1
     on the edit's query, and its bias puts the threshold a share `margin` of the way from the
     highest score in memory (0: the most general) to its own lowest score (1: the most specific).
     In these units that is the paper's `beta`; see `beta`. Among many neurons the margin is larger;
@@ -34,7 +35,7 @@ class TPatcherConfig(Table):
     neurons_max: int = 5  # per request, at the first attempt
     norm_max: float = 4.0  # a value's norm, at most, in mean norms of the residual sum
     separation: float = 0.02  # the least share of its own score by which a key must beat memory
-    # the paper's training of all of (k, b, v), used where the closed form does not separate
+    # the paper's training of all of (k, b, v), the last thing that is tried
     alpha: float = 1.0
     memory_weight: float = 10.0  # m
     activation_top: int = 5
