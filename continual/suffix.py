@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,21 +100,42 @@ class EndPass:
 
     def _recorded(self, batch: _Batch) -> tuple[tuple[BlockCall, ...], Tensor]:
         """How the blocks were called for the ends, and the residual sums [B, S, d] of the one that
-        is recorded."""
+        is recorded. Those above it are called and not run: what they give is asked for later."""
         model, anatomy = self._model, self._anatomy
         calls: list[BlockCall] = []
+        passed = _Passed()
         every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
         norm = anatomy.norm_after_module(model, self._block)
         with (
+            ExitStack() as stack,
             hooks.captured(every[self._block] if norm is None else norm) as sums,
             hooks.watched(every, lambda _, call: calls.append(BlockCall.of(call))),
+            hooks.watched({self._block: every[self._block]}, passed.see),
             hooks.cut_short(every[anatomy.last]),
         ):
+            for index in range(self._block + 1, anatomy.block_count):
+                stack.enter_context(hooks.bypassed(every[index], passed))
             hooks.run_until_cut(
                 lambda: _run(model, batch.ends(), self._cache, keeps=self._cache is not None)
             )
         found = sums[0].hidden if norm is None else sums[0].input
         return tuple(calls), found.reshape(len(batch.ids), -1, anatomy.width)
+
+
+class _Passed:
+    """Stands in for a block: gives back what it is given, in the form that another block has
+    returned it in."""
+
+    def __init__(self) -> None:
+        self._returned: Any = None
+
+    def see(self, _: int, call: hooks.Call) -> None:
+        """That block's call."""
+        self._returned = call.output
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        return hooks.with_hidden(self._returned, hidden)
 
 
 def _selected(value: Any, rows: Tensor, count: int) -> Any:

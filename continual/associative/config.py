@@ -25,6 +25,9 @@ class AssociativeConfig(Table):
     contexts: int = 2  # texts before the prompt, besides none at all
     context_tokens: int = 5
     drift_max: float = 3.0  # ‖W − W_base‖ at most, in ‖W_base‖, with everything that was added
+    precision: str = "medium"
+    """Of the search's float32 products, as `torch.set_float32_matmul_precision` takes it: "medium"
+    lets units for bfloat16 do them where there are any, "highest" does them in full."""
     chunk: int = 128  # requests whose z are searched for together
     require_arrival: bool = False  # a request whose z does not give its target fails
 
@@ -35,6 +38,8 @@ class AssociativeConfig(Table):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1")
         for name in ("contexts", "kl_factor", "weight_decay"):
             self._require(getattr(self, name) >= 0, f"{name} is not negative")
+        known = ("highest", "high", "medium")
+        self._require(self.precision in known, f"precision is one of {', '.join(known)}")
         blocks = self.blocks
         ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
         self._require(ascending, "blocks are one or more, in ascending order")

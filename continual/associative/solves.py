@@ -80,25 +80,34 @@ class Whitening:
         return self.factor @ (self.factor.T @ columns)
 
 
-def weighted(whitening: Whitening, keys: Tensor, weight: float) -> Solution:
-    """A = (λC₀ + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
+def weighted(
+    whitening: Whitening, keys: Tensor, weight: float, past: Tensor | None = None
+) -> Solution:
+    """A = (λC₀ + C_p + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
 
-    By Woodbury's identity, O(d_ff²·n), or directly where there are as many keys as they are wide.
-    Raises Unsolvable for keys that are not finite, or with λ = 0 not independent.
+    C_p = pastᵀ·past of the keys [m, d_ff] of earlier edits, which then count as the batch's own do;
+    zero in the papers that have λC₀. By Woodbury's identity, O(d_ff²·(n + m)), or directly where
+    there are as many keys as they are wide. Raises Unsolvable for keys that are not finite, or with
+    λ = 0 not independent.
     """
     keys = _prepared(keys, whitening.factor)
-    if len(keys) < keys.shape[1]:
-        white = whitening.whitened(keys)
+    every = keys if past is None else torch.cat([keys, _prepared(past, whitening.factor)])
+    if len(every) < every.shape[1]:
+        white = whitening.whitened(every)
         system = white.T @ white
         system.diagonal().add_(weight)
         factor = _factored(system)
-        left = whitening.unwhitened(torch.cholesky_solve(white.T, factor).T)
+        own = torch.eye(len(every), len(keys), dtype=keys.dtype, device=keys.device)
+        left = whitening.unwhitened(white @ torch.cholesky_solve(own, factor))
     else:
         identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-        factor = _factored(weight * whitening.times(identity) + keys.T @ keys)
+        factor = _factored(weight * whitening.times(identity) + every.T @ every)
         left = torch.cholesky_solve(keys.T, factor)
     return _solution(
-        left, keys, factor, lambda found: weight * whitening.times(found) + keys.T @ (keys @ found)
+        left,
+        keys,
+        factor,
+        lambda found: weight * whitening.times(found) + every.T @ (every @ found),
     )
 
 
@@ -131,6 +140,11 @@ class NullSpace:
     """
 
     basis: Tensor  # U [d_ff, m] float64, orthonormal
+
+    def share_of(self, keys: Tensor) -> float:
+        """How much of the squared length of keys [n, d_ff] is in it."""
+        keys = keys.to(self.basis)
+        return float((keys @ self.basis).square().sum() / keys.square().sum())
 
     @classmethod
     def of(

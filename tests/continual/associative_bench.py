@@ -275,3 +275,11 @@ def alphaedit(
     system = projector @ (keys @ keys.T + past @ past.T)
     system += ridge * torch.eye(len(keys), dtype=keys.dtype)
     return torch.linalg.solve(system, projector @ keys @ residual.T).T
+
+
+def alphaedit_weighted(
+    keys: Tensor, past: Tensor, residual: Tensor, moment: Tensor, weight: float
+) -> Tensor:
+    """Δ = R·Kᵀ(λC₀ + C_p + K·Kᵀ)⁻¹ [d, d_ff]; past [d_ff, m]."""
+    system = weight * moment + past @ past.T + keys @ keys.T
+    return residual @ keys.T @ torch.linalg.inv(system)

@@ -206,7 +206,9 @@ def test_states_are_the_plain_residual_sums(case, block):
 
 # -- the search for values
 
-CONFIG = AssociativeConfig(kl_factor=0.7, weight_decay=3.0, clamp_norm_factor=0.5)
+CONFIG = AssociativeConfig(
+    kl_factor=0.7, weight_decay=3.0, clamp_norm_factor=0.5, precision="highest"
+)
 
 
 def some_deltas(site: Site, scale: float) -> Tensor:
@@ -311,6 +313,19 @@ def test_a_request_stands_still_once_it_has_arrived():
                 assert found.arrived[i] and found.losses[i] - float(decay[i]) < stop_loss
 
 
+def test_rounded_products_lead_the_search_to_the_same_place(case):
+    """And are the search's own: the rest of the process keeps its precision."""
+    full = replace(CONFIG, steps_max=6, stop_loss=0.0)
+    before = torch.get_float32_matmul_precision()
+    rounded = find_targets(case.site, case.lessons, 0, replace(full, precision="medium"))
+    assert torch.get_float32_matmul_precision() == before
+    exact = find_targets(case.site, case.lessons, 0, full)
+    assert torch.equal(rounded.before, exact.before)
+    moved, meant = rounded.states - rounded.before, exact.states - exact.before
+    assert float(torch.nn.functional.cosine_similarity(moved, meant).min()) > 0.99
+    assert rounded.losses == pytest.approx(exact.losses, rel=0.02)
+
+
 def test_a_request_that_cannot_arrive_says_so(gpt2_site):
     lesson = lesson_of(edit_of(gpt2_site, correction(1)), [""], gpt2_site)
     found = find_targets(gpt2_site, [lesson], 0, AssociativeConfig(clamp_norm_factor=1e-6))
@@ -358,6 +373,16 @@ def test_memits_update_is_equation_14(count, weight):
     expected = plainly.memit(given.keys, given.residual, given.moment, weight)
     assert relative_error(delta_of(solution.left, given), expected) < 1e-9
     assert solution.residual < 1e-9 and solution.condition >= 1.0
+
+
+@pytest.mark.parametrize(("count", "past"), [(1, 0), (4, 5), (20, 5), (30, 5)])
+def test_keys_of_earlier_edits_weigh_like_the_batchs_own(count, past):
+    given = problem(count)
+    earlier = given.past[:, :past]
+    solution = weighted(Whitening.of(given.moment, CPU), given.keys.T, 0.5, earlier.T)
+    expected = plainly.alphaedit_weighted(given.keys, earlier, given.residual, given.moment, 0.5)
+    assert relative_error(delta_of(solution.left, given), expected) < 1e-9
+    assert solution.residual < 1e-9
 
 
 @COUNTS

@@ -185,7 +185,8 @@ def test_rome_is_memit_with_one_request(gpt2_site):
 
 def test_alphaedit_writes_into_the_null_space_and_minds_the_last_batch(site):
     moments = low_rank(moments_of(site.edited.model), 12)
-    editor = AlphaEdit(AlphaEditConfig(blocks=(0,), nullspace_threshold=0.02, ridge=0.5, **SHORT))
+    settings = {"nullspace_threshold": 0.02, "ridge": 0.5, "nullspace_least": 0.0, **SHORT}
+    editor = AlphaEdit(AlphaEditConfig(blocks=(0,), **settings))
     vectors = torch.linalg.eigh(moments.of[0]).eigenvectors
     projector = vectors[:, :-12] @ vectors[:, :-12].T
     past = torch.zeros(len(projector), 0).double()
@@ -204,6 +205,25 @@ def test_alphaedit_writes_into_the_null_space_and_minds_the_last_batch(site):
     assert len(site.edited.weight(0).keys) == 5
     site.edited.take_off(1)
     assert len(site.edited.weight(0).keys) == 3
+
+
+@pytest.mark.parametrize("form", ["auto", "weighted"])
+def test_alphaedit_weighs_what_it_cannot_leave_out(site, form):
+    """Without a null space that its keys are in, or when it is asked to."""
+    moments = moments_of(site.edited.model)
+    settings = {"nullspace_share": 0.001, "moment_weight": 0.7, **SHORT}
+    editor = AlphaEdit(AlphaEditConfig(blocks=(0,), form=form, **settings))
+    past = torch.zeros(len(moments.of[0]), 0).double()
+    for countries in ((1, 2, 3), (4, 5)):
+        edits = edits_of(site, *countries)
+        plain, keys = columns(site, edits, 0)
+        residual = aims(site, edits, editor, 0) - states(plain, edits, 0)
+        patch = editor.edit(edits, around_of(site, moments)).patch
+        expected = plainly.alphaedit_weighted(keys, past, residual, moments.of[0], 0.7)
+        assert relative_error(dense(patch), expected) < 1e-4
+        site.edited.put([patch])
+        past = torch.cat([past, keys], 1)
+    assert len(site.edited.weight(0).keys) == 5
 
 
 def low_rank(moments: Moments, rank: int) -> Moments:

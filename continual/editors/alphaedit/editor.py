@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from continual.associative.editor import AssociativeEditor, Update
 from continual.associative.keys import Keys
-from continual.associative.solves import NullSpace, Solution, projected
-from continual.editors.alphaedit.config import AlphaEditConfig
+from continual.associative.solves import (
+    NullSpace,
+    Solution,
+    Unsolvable,
+    Whitening,
+    projected,
+    weighted,
+)
+from continual.editors.alphaedit.config import MOMENT_SHARE, AlphaEditConfig
 
 
-class AlphaEdit(AssociativeEditor[AlphaEditConfig, NullSpace]):
+@dataclass(frozen=True)
+class Known:
+    """C₀ as the forms of the update need it; None for a form that is not taken."""
+
+    space: NullSpace | None
+    whitening: Whitening | None
+
+
+class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
     """Δ = R·KᵀP(KKᵀP + C_p·P + ridge·I)⁻¹ (equation 14), C_p from the keys of all earlier edits.
 
-    These keys are in the patches: C_p goes back with the history.
+    Where C₀ leaves no null space: Δ = R·Kᵀ(λC₀ + KKᵀ + C_p)⁻¹, see `AlphaEditConfig.form`. The keys
+    of earlier edits are in the patches: C_p goes back with the history.
     """
 
     name = "alphaedit"
@@ -22,17 +40,34 @@ class AlphaEdit(AssociativeEditor[AlphaEditConfig, NullSpace]):
     def __init__(self, config: AlphaEditConfig | None = None) -> None:
         super().__init__(config or AlphaEditConfig())
 
-    def prepare(self, moment: Tensor, device: torch.device) -> NullSpace:
-        """The null space of C₀."""
-        threshold, share = self.config.nullspace_threshold, self.config.nullspace_share
-        return NullSpace.of(moment, threshold, share, device)
+    def prepare(self, moment: Tensor, device: torch.device) -> Known:
+        """The null space of C₀, C₀ factored, or both."""
+        form = self.config.form
+        whitening = None if form == "projected" else Whitening.of(moment, device)
+        return Known(None if form == "weighted" else self._space(moment, device), whitening)
 
     def minded(self, keys: Keys) -> Tensor:
         """All keys of the batch."""
         return keys.mean
 
-    def solve(self, update: Update[AlphaEditConfig, NullSpace]) -> tuple[Solution, Tensor]:
+    def solve(self, update: Update[AlphaEditConfig, Known]) -> tuple[Solution, Tensor]:
         """The update of a batch."""
-        keys, past = update.keys.mean, update.weight.keys
-        solution = projected(update.moments, keys, past, update.config.ridge)
-        return solution, update.residual
+        config, keys, past = update.config, update.keys.mean, update.weight.keys
+        space, whitening = update.moments.space, update.moments.whitening
+        if space is not None and (
+            whitening is None or space.share_of(keys) >= config.nullspace_least
+        ):
+            return projected(space, keys, past, config.ridge), update.residual
+        assert whitening is not None, "one of the forms is prepared"
+        weight = config.moment_weight or MOMENT_SHARE * keys.shape[1]
+        return weighted(whitening, keys, weight, past), update.residual
+
+    def _space(self, moment: Tensor, device: torch.device) -> NullSpace | None:
+        """The null space, if there is one. Raises Unsolvable where it has to be."""
+        config = self.config
+        try:
+            return NullSpace.of(moment, config.nullspace_threshold, config.nullspace_share, device)
+        except Unsolvable:
+            if config.form == "projected":
+                raise
+            return None
