@@ -14,9 +14,9 @@ from unittest import mock
 
 from benchmarks.faults import commands, processes, workload
 from benchmarks.faults.findings import Finding
-from benchmarks.faults.kills import calls_of, copied, scratch
+from benchmarks.faults.kills import calls_of, scratch
 from benchmarks.faults.processes import Heard, Say
-from benchmarks.faults.workload import Act
+from benchmarks.faults.workload import Act, copied
 
 EVERYTHING = ("**/*",)
 SOME = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 import tempfile
 from collections import Counter
@@ -14,10 +13,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.faults import commands, processes, workload
+from benchmarks.faults import commands, index_kills, processes, workload
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.processes import Say
-from benchmarks.faults.workload import Act
+from benchmarks.faults.workload import Act, copied
 from continual import atlas
 from store import Store
 
@@ -29,8 +28,6 @@ PLANS = (
     ("step", "quarantine", "rollback", "tag"),
     ("cache", "ledger", "cache", "step"),
 )
-_CALL = re.compile(r"(\d+) +(\w+)\(")
-_ENDLESS = frozenset({"exit", "exit_group", "restart_syscall", "rt_sigreturn"})
 LONG = 4000  # acts of a run that is killed before it comes so far
 PER_STORE = 8  # kills before a fresh store is taken
 
@@ -44,23 +41,7 @@ def scratch() -> Iterator[Path]:
 
 def calls_of(template: Path, acts: Sequence[Act], folder: Path) -> Counter[str]:
     """How often each system call is made in a run: the most that one thread makes of it."""
-    path = copied(template, folder)
-    heard = processes.run_traced(partial(workload.run_plan, path, acts), ["-e", "signal=none"])
-    per_thread = Counter(
-        match.groups() for match in map(_CALL.match, heard.log.splitlines()) if match
-    )
-    most: Counter[str] = Counter()
-    for (_, call), count in per_thread.items():
-        if call not in _ENDLESS:
-            most[call] = max(most[call], count)
-    return most
-
-
-def copied(template: Path, folder: Path) -> Path:
-    """A fresh copy of a store."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(template, folder)
-    return folder
+    return processes.calls_in(partial(workload.run_plan, copied(template, folder), acts))
 
 
 # -- at every system call
@@ -90,18 +71,12 @@ def _kill_at(finding: Finding, path: Path, acts: Sequence[Act], call: str, when:
         return False
     done = sum("done" in one for one in heard.said)
     found = processes.run(partial(_look, path, acts, done))
-    finding.count(f"{fault} in {[act.kind for act in acts]}", _said_problems(found))
+    finding.count(f"{fault} in {[act.kind for act in acts]}", processes.said_problems(found))
     return True
 
 
 def _look(path: Path, acts: Sequence[Act], done: int, say: Say) -> None:
     say(problems=workload.faults_of(path, acts, done))
-
-
-def _said_problems(heard: processes.Heard) -> list[str]:
-    """What a look came to; no answer is a problem too."""
-    answers = [one["problems"] for one in heard.said if "problems" in one]
-    return answers[0] if answers else [f"no answer: {heard.said} {heard.signal}"]
 
 
 # -- at random times
@@ -195,6 +170,10 @@ def find(is_short: bool) -> Iterator[Finding]:
     if why is None:
         at_every_call(calls, PLANS[:1] if is_short else PLANS, every=8 if is_short else 1)
     yield calls
+    between = Finding("kill -9 between patch, journal and vector index", skipped=why)
+    if why is None:
+        index_kills.at_every_call(between, every=8 if is_short else 1)
+    yield between
     times = Finding("kill -9 at random times of a long run")
     at_random_times(times, 16 if is_short else 300)
     yield times

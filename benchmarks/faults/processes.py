@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ from store import StoreError
 Say = Callable[..., None]
 Task = Callable[[Say], None]
 PATIENCE_S = 60.0  # no child takes as long
+_CALL = re.compile(r"(\d+) +(\w+)\(")
+_ENDLESS = frozenset({"exit", "exit_group", "restart_syscall", "rt_sigreturn"})
 _ANY_TRACER = (0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
 
 
@@ -180,6 +184,25 @@ def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_
             strace.communicate()
         heard.log = log.read_text(errors="replace")
     return heard
+
+
+def calls_in(task: Task) -> Counter[str]:
+    """How often a task makes each system call: the most that one thread makes of it."""
+    heard = run_traced(task, ["-e", "signal=none"])
+    per_thread = Counter(
+        match.groups() for match in map(_CALL.match, heard.log.splitlines()) if match
+    )
+    most: Counter[str] = Counter()
+    for (_, call), count in per_thread.items():
+        if call not in _ENDLESS:
+            most[call] = max(most[call], count)
+    return most
+
+
+def said_problems(heard: Heard) -> list[str]:
+    """What a look came to; no answer is a problem too."""
+    answers = [one["problems"] for one in heard.said if "problems" in one]
+    return answers[0] if answers else [f"no answer: {heard.said} {heard.signal}"]
 
 
 def _await_tracer(pid: int, strace: subprocess.Popen[bytes]) -> None:

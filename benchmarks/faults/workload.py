@@ -7,6 +7,7 @@ acts that were acknowledged, and the one that was under way may be there or not.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,13 @@ def plan(length: int, kinds: Sequence[str] = PLAN) -> list[Act]:
 def make(path: Path) -> None:
     """A store with its base revision, closed."""
     Store.init(path, SETTINGS, BASE, "f0").close()
+
+
+def copied(template: Path, folder: Path) -> Path:
+    """A fresh copy of a store."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(template, folder)
+    return folder
 
 
 def perform(store: Store, act: Act) -> str | None:

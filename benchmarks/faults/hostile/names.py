@@ -11,7 +11,8 @@ import torch
 from benchmarks.faults import commands, workload
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.hostile.mutation import in_chunks
-from benchmarks.faults.kills import copied, scratch
+from benchmarks.faults.kills import scratch
+from benchmarks.faults.workload import copied
 from store import Draft, Store, StoreError
 from store.check import verify
 

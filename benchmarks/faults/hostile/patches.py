@@ -15,8 +15,9 @@ import torch
 from benchmarks.faults import commands, processes, workload
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.hostile.mutation import in_chunks, mutate
-from benchmarks.faults.kills import copied, scratch
+from benchmarks.faults.kills import scratch
 from benchmarks.faults.processes import Say
+from benchmarks.faults.workload import copied
 from store import Draft, Store, StoreError, canonical
 from store.blobs import BlobRef
 from store.check import verify

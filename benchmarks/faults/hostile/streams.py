@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks.faults import commands
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.hostile.mutation import in_chunks, mutate
-from benchmarks.faults.kills import copied, scratch
+from benchmarks.faults.kills import scratch
+from benchmarks.faults.workload import copied
 from continual.streams import open_stream
 
 GOOD = {
