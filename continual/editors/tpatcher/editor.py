@@ -177,14 +177,16 @@ class _Silent:
 
 
 def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
-    """Neurons in the closed form; those that it does not separate with the widest margin."""
+    """Neurons in the closed form; those that it does not separate with the widest margin, if they
+    have one row of their own: a plane around several takes in too much else."""
     centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
     neurons, separate = closed_form(slots, centre, silent.highest, config)
-    if bool(separate.all()):
+    wanted = ~separate & (slots.real.sum(1) == 1)
+    if not bool(wanted.any()):
         return neurons, separate
     supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
     wide, is_wide = widened(slots, neurons.keys, supports, silent.highest, config)
-    return neurons.but(wide, ~separate), separate | is_wide
+    return neurons.but(wide, wanted), separate | (wanted & is_wide)
 
 
 def _plan(
