@@ -129,7 +129,8 @@ class VectorIndex:
             found = [self._among_best(query, count) for query in _floats(queries)]
             scores, ids = (torch.stack(part) for part in zip(*found, strict=True))
         else:
-            searched = (on_gpu or self._index).search(_floats(queries), count)
+            whole = self._index if on_gpu is None else on_gpu
+            searched = whole.search(_floats(queries), count)
             scores, ids = map(torch.from_numpy, searched)
         assert (ids >= 0).all()
         return Nearest(ids, scores)

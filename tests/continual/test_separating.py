@@ -67,6 +67,13 @@ def test_a_query_inside_the_memorys_hull_has_no_key(scale):
     assert float(same.norm()) < 1e-3 * scale
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_queries_that_are_not_finite_are_no_error(bad):
+    own = torch.full((1, 8), bad)
+    start = torch.ones(8)
+    assert torch.equal(widest_key(own, start, supports(torch.randn(5, 8))), start)
+
+
 def test_few_rows_are_looked_at():
     queries, others = drawn(1, 20_000, 64, 8.0, 0)
     looked: list[Tensor] = []

@@ -185,7 +185,7 @@ def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[N
     if not bool(wanted.any()):
         return neurons, separate
     supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
-    wide, is_wide = widened(slots, neurons.keys, supports, silent.highest, config)
+    wide, is_wide = widened(slots, neurons.keys, wanted, supports, silent.highest, config)
     return neurons.but(wide, wanted), separate | (wanted & is_wide)
 
 

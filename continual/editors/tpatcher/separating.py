@@ -25,9 +25,12 @@ def widest_key(own: Tensor, start: Tensor, supports: Supports) -> Tensor:
     """[d] the shortest line from the memory's hull to that of the own queries [r, d].
 
     `start` [d] is where the search looks first. The key scores every own query higher than every
-    row of the memory by ``ENOUGH`` of its square at least; it is about zero where the hulls meet.
+    row of the memory by ``ENOUGH`` of its square at least; it is about zero where the hulls meet,
+    and `start` for queries that are not finite, which nothing separates.
     """
     own = own.double().cpu()
+    if not bool(own.isfinite().all()):
+        return start
 
     def furthest(key: Tensor) -> Tensor:
         """The difference [d] of an own query and a row of the memory that `key` scores least."""

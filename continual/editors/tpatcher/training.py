@@ -133,17 +133,21 @@ def closed_form(
 def widened(
     slots: Slots,
     start: Tensor,
+    wanted: Tensor,
     supports: Sequence[Supports],
     highest: Highest,
     config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
     """Likewise with the keys of the largest margin to memory, searched from the keys `start` [n, d]
-    on. A margin has to be ``ROOM_MIN`` of the own queries' length at least.
+    on, for the slots `wanted` [n]; the others keep theirs. A margin has to be ``ROOM_MIN`` of the own
+    queries' length at least.
 
     `supports` gives for each slot the row [d] of its memory that a key [d] scores highest.
     """
-    each = zip(slots.query, slots.real, start, supports, strict=True)
-    keys = torch.stack([widest_key(query[real], key, row) for query, real, key, row in each])
+    keys = start.clone()
+    for slot in wanted.nonzero().flatten().tolist():
+        own = slots.query[slot][slots.real[slot]]
+        keys[slot] = widest_key(own, start[slot], supports[slot])
     lengths: Tensor = torch.linalg.vector_norm(slots.query, dim=-1).amax(1)
     least = ROOM_MIN * lengths * torch.linalg.vector_norm(keys, dim=-1)
     return sealed(slots, keys, highest(keys), least, config)
