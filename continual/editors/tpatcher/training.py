@@ -139,8 +139,8 @@ def widened(
     config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
     """Likewise with the keys of the largest margin to memory, searched from the keys `start` [n, d]
-    on, for the slots `wanted` [n]; the others keep theirs. A margin has to be ``ROOM_MIN`` of the own
-    queries' length at least.
+    on, for the slots `wanted` [n]; the others keep theirs. A margin has to be ``ROOM_MIN`` of the
+    own queries' length at least.
 
     `supports` gives for each slot the row [d] of its memory that a key [d] scores highest.
     """
