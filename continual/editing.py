@@ -196,11 +196,13 @@ class Workshop:
         for edit in broken:
             self._memory.forget(edit.id)
             progress.reopen(edit, editor.name, _TAKEN)
-        for edit in kept:
-            if edit.id not in wrong:
-                notes = proposal.notes.get(edit.id, {})
-                progress.accept(edit, editor.name, around.attempt + 1, notes)
-                self._memory.remember(edit.id, edit.rows.query)  # for the rest of this step
+        accepted = [edit for edit in kept if edit.id not in wrong]
+        for edit in accepted:
+            notes = proposal.notes.get(edit.id, {})
+            progress.accept(edit, editor.name, around.attempt + 1, notes)
+        if progress.pending:  # there is a rest of this step
+            for edit in accepted:
+                self._memory.remember(edit.id, edit.rows.query)
         return []
 
     def _forget(self, progress: _Progress) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from continual.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
+FEW = 512  # rows: no need to choose among them
 FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 2
@@ -85,6 +86,8 @@ class SearchedQueries:
 
     def _leading(self, keys: Tensor) -> Tensor:
         """[r, d] few of the rows: those that some key [n, d] may score highest, up to rounding."""
+        if len(self) <= FEW:
+            return self.rows
         slack = self._slack(keys)
         if not math.isfinite(slack.sum()):  # a key is not
             return self.rows

@@ -138,7 +138,8 @@ class Request(BaseModel):
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy; its ``id`` is that of its own content."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("id", None)  # what ``cached_property`` kept
+        for name in ("id", "key", "prompt_key"):
+            copied.__dict__.pop(name, None)  # what ``cached_property`` kept
         return copied
 
     @cached_property
@@ -146,12 +147,12 @@ class Request(BaseModel):
         """The name of this content: hexadecimal digits of the hash of its canonical JSON."""
         return hashlib.sha256(_canonical(self.content())).hexdigest()[:ID_HEX_DIGITS]
 
-    @property
+    @cached_property
     def prompt_key(self) -> str:
         """The normalised prompt."""
         return normalised(self.prompt)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What makes two requests compete: subject and relation where both are known."""
         if self.subject is None or self.relation is None:

@@ -49,6 +49,8 @@ class Rows:
 
     def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
         """Consecutive parts of these sizes."""
+        if len(sizes) == 1:
+            return (self,)
         ends = list(accumulate(sizes, initial=0))
         return tuple(self[slice(a, b)] for a, b in pairwise(ends))
 
@@ -56,6 +58,8 @@ class Rows:
     def join(cls, rows: Iterable[Rows]) -> Self:
         """All of them, one after another."""
         every = list(rows)
+        if len(every) == 1:
+            return cls(every[0].query, every[0].hidden, every[0].targets)
         return cls(
             torch.cat([r.query for r in every]),
             torch.cat([r.hidden for r in every]),
@@ -97,6 +101,26 @@ class _Summed:
 
 
 @dataclass(frozen=True)
+class _Leading:
+    """The highest logit of each row."""
+
+    index: Tensor  # [n]
+    close: Tensor  # [n] bool: float rounding could turn it
+
+    @classmethod
+    def of(cls, logits: Tensor, tie: float) -> _Leading:
+        """Of logits [n, vocab]; `tie` as in `Site`."""
+        best, index = logits.topk(2, dim=-1)
+        largest = torch.maximum(best[:, 0].abs(), logits.amin(-1).abs())
+        return cls(index[:, 0], best[:, 0] - best[:, 1] <= tie * largest)
+
+    def verdict(self, targets: Tensor) -> Verdict:
+        """On the first rows' targets."""
+        rows = slice(len(targets))
+        return Verdict(self.index[rows] == targets, self.close[rows])
+
+
+@dataclass(frozen=True)
 class _Asked:
     """What was answered before, likewise."""
 
@@ -104,6 +128,12 @@ class _Asked:
     mark: float
     hidden: Tensor
     logits: Tensor
+    tie: float
+
+    @cached_property
+    def leading(self) -> _Leading:
+        """What leads in each row."""
+        return _Leading.of(self.logits, self.tie)
 
     def answers(self, state: str, hidden: Tensor, mark: float) -> bool:
         """Whether these are its logits."""
@@ -126,11 +156,16 @@ class Site:
         self._summed: list[_Summed] = []  # the latest first
         self._asked: list[_Asked] = []  # likewise
 
-    @property
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The number format of the model's parameters."""
+        found: torch.dtype = next(self.edited.model.parameters()).dtype
+        return found
+
+    @cached_property
     def tie(self) -> float:
         """The share of a row's largest logit by which two logits are close; see `TIE`."""
-        dtype = next(self.edited.model.parameters()).dtype
-        return max(TIE, TIE_ROUNDINGS * torch.finfo(dtype).eps)
+        return max(TIE, TIE_ROUNDINGS * torch.finfo(self.dtype).eps)
 
     @cached_property
     def choices(self) -> int:
@@ -221,17 +256,26 @@ class Site:
         """The logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return self._logits(hidden)
+        return self._answered(hidden).logits
+
+    def verdict(self, hidden: Tensor, targets: Tensor) -> Verdict:
+        """The verdict of residual sums [n, d] on targets: those of the first rows, or of all."""
+        if len(hidden) > ROWS_REMEMBERED_MAX:
+            return verdict_of(self._logits(hidden), targets, self.tie)
+        return self._answered(hidden).leading.verdict(targets)
+
+    def _answered(self, hidden: Tensor) -> _Asked:
+        """What a few rows answer: remembered, or found."""
         state, mark = self.edited.weights_state, _mark(hidden)
         known = next((asked for asked in self._asked if asked.answers(state, hidden, mark)), None)
         if known is None:
-            known = _Asked(state, mark, hidden, self._logits(hidden))
+            known = _Asked(state, mark, hidden, self._logits(hidden), self.tie)
             few = min(SUMS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known.logits.numel()))
             self._asked = [known, *self._asked[:few]]
-        return known.logits
+        return known
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        weight = next(self.edited.model.parameters())
-        return self.tail(hidden.to(weight.dtype)).float()
+        return self.tail(hidden.to(self.dtype)).float()
 
     @torch.no_grad()
     def judge(self, rows: Rows) -> Verdict:
@@ -239,7 +283,7 @@ class Site:
         hidden = self.patched(rows)
         size = max(1, LOGITS_MAX // self.choices)
         parts = [
-            verdict_of(self.logits(hidden[i : i + size]), rows.targets[i : i + size], self.tie)
+            self.verdict(hidden[i : i + size], rows.targets[i : i + size])
             for i in range(0, len(rows), size)
         ]
         return Verdict(
@@ -248,10 +292,8 @@ class Site:
 
     def is_right(self, encoding: Encoding, rows: Rows) -> bool:
         """Whether a probe is right, from the first of these rows, which are its own."""
-        own = slice(0, len(encoding.targets))
         with torch.no_grad():  # of all rows at once: an editor will ask for all of them
-            logits = self.logits(self.patched(rows))[own]
-        verdict = verdict_of(logits, rows.targets[own], self.tie)
+            verdict = self.verdict(self.patched(rows), rows.targets[: len(encoding.targets)])
         if bool(verdict.close.any()):
             return self.judge_alone(encoding)
         return bool(verdict.right.all())
@@ -295,10 +337,8 @@ class Site:
         return said
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        """The model's inputs for a pass over these probes; no mask where nothing is padded."""
+        """The model's inputs for a pass over these probes, on its device."""
         inputs = self.task.inputs(encodings)
-        if bool(inputs.get("attention_mask", torch.zeros(1)).all()):
-            del inputs["attention_mask"]
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
 
 
@@ -325,10 +365,7 @@ def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor
 
 def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
     """The verdict of logits [n, vocab] on targets [n]; `tie` as in `Site`."""
-    best, index = logits.topk(2, dim=-1)
-    gap = best[:, 0] - best[:, 1]
-    largest = torch.maximum(best[:, 0].abs(), logits.amin(-1).abs())
-    return Verdict(index[:, 0] == targets, gap <= tie * largest)
+    return _Leading.of(logits, tie).verdict(targets)
 
 
 def length_sorted(

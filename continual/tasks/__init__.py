@@ -73,8 +73,8 @@ class Task(Protocol):
         """Tokens of a prompt alone, to be answered. Raises RequestError."""
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """Model inputs of a batch, padded on the right to the longest `ids` and the longest source;
-        padding changes nothing at real positions."""
+        """Model inputs of a batch, padded on the right to the longest `ids` and the longest source,
+        with an attention_mask where one is; padding changes nothing at real positions."""
 
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
         """The tokens that a model answers with, greedily; at most so many."""

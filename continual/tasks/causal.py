@@ -49,9 +49,8 @@ class CausalTask:
         return Question(self._reader.prompt(prompt))
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T]."""
-        ids, mask = padded([encoding.ids for encoding in batch], self._reader.pad)
-        return {"input_ids": ids, "attention_mask": mask}
+        """input_ids and attention_mask [B, T]; see `Task.inputs`."""
+        return padded([encoding.ids for encoding in batch], self._reader.pad)
 
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
         """How the model's own `generate` goes on."""

@@ -64,9 +64,8 @@ class ClassificationTask:
         return Question(self._reader.prompt(prompt))
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T]."""
-        ids, mask = padded([encoding.ids for encoding in batch], self._reader.pad)
-        return {"input_ids": ids, "attention_mask": mask}
+        """input_ids and attention_mask [B, T]; see `Task.inputs`."""
+        return padded([encoding.ids for encoding in batch], self._reader.pad)
 
     @torch.no_grad()
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:

@@ -64,10 +64,11 @@ class Seq2SeqTask:
         return Question(self._start, self._reader.prompt(prompt))
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]."""
-        source, mask = padded([e.question.source for e in batch], self._reader.pad)
-        ids, _ = padded([encoding.ids for encoding in batch], self._reader.pad)
-        return {"input_ids": source, "attention_mask": mask, "decoder_input_ids": ids}
+        """input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]; see
+        `Task.inputs`."""
+        source = padded([encoding.question.source for encoding in batch], self._reader.pad)
+        ids = padded([encoding.ids for encoding in batch], self._reader.pad)
+        return {**source, "decoder_input_ids": ids["input_ids"]}
 
     @torch.no_grad()
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:

@@ -64,18 +64,17 @@ class Reader:
             )
 
 
-def padded(batch: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, T] of sequences, padded on the right."""
-    size = max(len(ids) for ids in batch)
-    if len(batch) == 1:
-        ids = torch.tensor(batch)
-        return ids, torch.ones_like(ids)
-    ids = torch.full((len(batch), size), pad)
-    mask = torch.zeros(len(batch), size, dtype=torch.long)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
+def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """input_ids [B, T] of sequences, padded on the right; attention_mask where one is padded."""
+    missing = [0] * len(batch)
+    if len(batch) > 1:
+        size = max(map(len, batch))
+        missing = [size - len(ids) for ids in batch]
+    if not any(missing):
+        return {"input_ids": torch.tensor(batch)}
+    ids = [[*ids, *[pad] * count] for ids, count in zip(batch, missing, strict=True)]
+    mask = [[1] * len(ids) + [0] * count for ids, count in zip(batch, missing, strict=True)]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 def _require_text(prompt: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
 from continual.partial import RowTail
-from continual.site import LOGITS_MAX, Rows, Site, Verdict, verdict_of
+from continual.site import LOGITS_MAX, Rows, Site, Verdict
 
 VOCABULARY_MIN = 4096  # tokens: a smaller head is read as fast as it is sliced
 
@@ -40,23 +39,56 @@ def survey(site: Site, rows: Rows, count: int) -> Survey:
     size = max(1, LOGITS_MAX // site.choices)
     right, close, rivals = [], [], []
     for first in range(0, len(rows), size):
-        logits = site.logits(hidden[first : first + size])
-        verdict = verdict_of(logits, rows.targets[first : first + size], site.tie)
+        some = hidden[first : first + size]
+        verdict = site.verdict(some, rows.targets[first : first + size])
         right.append(verdict.right)
         close.append(verdict.close)
         if count:
+            logits = site.logits(some)
             rivals.append(logits.topk(min(count, logits.shape[-1]), sorted=False).indices)
     verdict = Verdict(torch.cat(right), torch.cat(close))
     return Survey(hidden, verdict, torch.cat(rivals) if rivals else None)
 
 
 @dataclass(frozen=True)
+class Plain:
+    """One LayerNorm and one linear head, both in float32."""
+
+    norm: nn.LayerNorm
+    weight: Tensor  # [tokens, d]
+    bias: Tensor | None  # [tokens]
+
+    @classmethod
+    def of(cls, tail: RowTail) -> Plain | None:
+        """Such a tail; None for another one."""
+        if [type(step) for step in tail.steps] != [nn.LayerNorm, nn.Linear]:
+            return None
+        norm, head = tail.steps
+        assert isinstance(norm, nn.LayerNorm) and isinstance(head, nn.Linear)
+        return cls(norm, head.weight, head.bias) if head.weight.dtype == torch.float32 else None
+
+    @torch.no_grad()
+    def gradient(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """[n, d] the gradient of each row's l_e by the row [n, d], for targets [n]."""
+        norm, shape = self.norm, self.norm.normalized_shape
+        normed, mean, scale = torch.native_layer_norm(rows, shape, norm.weight, norm.bias, norm.eps)
+        error = nn.functional.linear(normed, self.weight, self.bias).softmax(-1)
+        error.scatter_(1, targets[:, None], -1.0, reduce="add")
+        back: Tensor = torch.ops.aten.native_layer_norm_backward(
+            error @ self.weight, rows, shape, mean, scale, norm.weight, norm.bias, _ROWS_ONLY
+        )[0]
+        return back
+
+
+_ROWS_ONLY = [True, False, False]
+
+
+@dataclass(frozen=True)
 class Readout:
     """The way from residual sums [.., d] to logits [.., tokens], and back down l_e's gradient."""
 
-    tail: RowTail
-    weight: Tensor | None  # [tokens, d] of a plain linear head in float32 behind a plain norm
     read: Callable[[Tensor], Tensor]  # [n, d] → [n, tokens] in float32
+    plain: Plain | None  # the same as a norm and a head, where it is no more
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits of residual sums of any number of dimensions; differentiable."""
@@ -66,12 +98,9 @@ class Readout:
     def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """[.., d] the gradient of each row's l_e by its residual sum, for targets [..]."""
         rows, wanted = hidden.flatten(0, -2), targets.flatten()
-        if self.weight is None:
-            return self._by_autograd(rows, wanted).view_as(hidden)
-        with torch.no_grad():
-            error = self.read(rows).softmax(-1)
-            error.scatter_(1, wanted[:, None], -1.0, reduce="add")
-            return _behind_norm(self.tail.steps[0], rows, error @ self.weight).view_as(hidden)
+        if self.plain is not None:
+            return self.plain.gradient(rows, wanted).view_as(hidden)
+        return self._by_autograd(rows, wanted).view_as(hidden)
 
     def _by_autograd(self, rows: Tensor, targets: Tensor) -> Tensor:
         rows = rows.detach().requires_grad_()
@@ -80,30 +109,9 @@ class Readout:
         return gradient
 
 
-def _behind_norm(norm: Any, rows: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient [n, d] at a LayerNorm's output, taken back to its input rows [n, d]."""
-    shape = norm.normalized_shape
-    _, mean, scale = torch.native_layer_norm(rows, shape, norm.weight, norm.bias, norm.eps)
-    back: Tensor = torch.ops.aten.native_layer_norm_backward(
-        gradient, rows, shape, mean, scale, norm.weight, norm.bias, [True, False, False]
-    )[0]
-    return back
-
-
 def whole(site: Site) -> Readout:
     """All logits."""
-    tail = site.tail
-    return Readout(tail, _plain_weight(tail), site.logits)
-
-
-def _plain_weight(tail: RowTail) -> Tensor | None:
-    """The head's weight, where the tail is one LayerNorm and one linear head in float32."""
-    head = tail.steps[-1]
-    if [type(step) for step in tail.steps] != [nn.LayerNorm, nn.Linear]:
-        return None
-    assert isinstance(head, nn.Linear)
-    weight: Tensor = head.weight
-    return weight if weight.dtype == torch.float32 else None
+    return Readout(partial(_logits, site.tail, site.dtype), Plain.of(site.tail))
 
 
 def competing(site: Site, slots: Slots, rivals: Tensor) -> tuple[Slots, Readout] | None:
@@ -123,8 +131,10 @@ def competing(site: Site, slots: Slots, rivals: Tensor) -> tuple[Slots, Readout]
     slice_ = partial(nn.functional.linear, weight=weight, bias=bias)
     tail = replace(site.tail, steps=(*site.tail.steps[:-1], slice_))
     sliced = replace(slots, targets=torch.searchsorted(tokens, slots.targets))
-    read = partial(_logits, tail, weight.dtype)
-    return sliced, Readout(tail, None if _plain_weight(site.tail) is None else weight, read)
+    plain = Plain.of(site.tail)
+    if plain is not None:
+        plain = replace(plain, weight=weight, bias=bias)
+    return sliced, Readout(partial(_logits, tail, weight.dtype), plain)
 
 
 def _logits(tail: RowTail, dtype: torch.dtype, hidden: Tensor) -> Tensor:

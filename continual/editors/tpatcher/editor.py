@@ -65,10 +65,8 @@ class _Plan:
 
     def foreign(self) -> Tensor:
         """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
-        mask = torch.ones(len(self.own), len(self.rows), dtype=torch.bool)
-        for slot, rows in enumerate(self.own):
-            mask[slot, list(rows)] = False
-        return mask.to(self.before.hidden.device)
+        mask = [[row not in rows for row in range(len(self.rows))] for rows in self.own]
+        return torch.tensor(mask, device=self.before.hidden.device)
 
 
 class TPatcher:
@@ -149,9 +147,10 @@ class TPatcher:
             neurons, arrived = train_values(racing, neurons, logits, config)
             done = separate & arrived
             is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
-            if not (is_all and bool((done | ~separate).all())):
-                done = _tried(plan, neurons, separate, around.site)
-            if bool((done | ~separate).all()):  # else another logit came up: all compete
+            if is_all and torch.equal(done, separate):
+                break
+            done = _tried(plan, neurons, separate, around.site)
+            if torch.equal(done, separate):  # else another logit came up: all compete
                 break
         return neurons, done
 
@@ -181,6 +180,8 @@ def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[N
     have one row of their own: a plane around several takes in too much else."""
     centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
     neurons, separate = closed_form(slots, centre, silent.highest, config)
+    if bool(separate.all()):
+        return neurons, separate
     wanted = ~separate & (slots.real.sum(1) == 1)
     if not bool(wanted.any()):
         return neurons, separate
@@ -241,8 +242,9 @@ def _retrain(
     start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = around.memory.all()
     trained = train_all(slots, start, memory, whole(around.site), config)
-    least = config.separation * scores(slots.query, trained.keys)[:, 0].abs()
-    return sealed(slots, trained.keys, highest(trained.keys), least, config)
+    own = scores(slots.query, trained.keys)
+    least = config.separation * own[:, 0].abs()
+    return sealed(slots, trained.keys, own, highest(trained.keys), least, config)
 
 
 @torch.no_grad()

@@ -126,8 +126,8 @@ def closed_form(
     count = slots.real.sum(1, keepdim=True)
     mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count - centre
     keys = mean / mean.square().sum(1, keepdim=True)
-    own = scores(slots.query, keys)[:, 0]
-    return sealed(slots, keys, highest(keys), config.separation * own.abs(), config)
+    own = scores(slots.query, keys)
+    return sealed(slots, keys, own, highest(keys), config.separation * own[:, 0].abs(), config)
 
 
 def widened(
@@ -150,17 +150,22 @@ def widened(
         keys[slot] = widest_key(own, start[slot], supports[slot])
     lengths: Tensor = torch.linalg.vector_norm(slots.query, dim=-1).amax(1)
     least = ROOM_MIN * lengths * torch.linalg.vector_norm(keys, dim=-1)
-    return sealed(slots, keys, highest(keys), least, config)
+    return sealed(slots, keys, scores(slots.query, keys), highest(keys), least, config)
 
 
 def sealed(
-    slots: Slots, keys: Tensor, highest: Tensor, least: Tensor, config: TPatcherConfig
+    slots: Slots,
+    keys: Tensor,
+    own: Tensor,
+    highest: Tensor,
+    least: Tensor,
+    config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
     """Bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`.
 
-    Those separate that score each own row higher than `highest` [n] by more than `least` [n].
+    Those separate that score each own row, `own` [n, r], higher than `highest` [n] by more than
+    `least` [n].
     """
-    own = scores(slots.query, keys)
     lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
     highest = highest.masked_fill(highest.isinf(), 0.0)
     separate = lowest - highest > least
@@ -200,7 +205,9 @@ class _Descent:
         self, slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
     ) -> None:
         self._slots, self._start, self._logits, self._config = slots, neurons, logits, config
+        self._padding = ~slots.real
         self._activations = config.reach * neurons.activations(slots.query).unsqueeze(-1)
+        self._activations *= slots.real.unsqueeze(-1)
         self._values = neurons.values
         self._lengths = _lengths(slots)
         self._worst = torch.full_like(neurons.bias, torch.inf)  # l_e of the worst row
@@ -220,18 +227,19 @@ class _Descent:
         worst = losses.amax(-1)
         done = self._done(found, worst)
         best = torch.where(done.any(0), done.long().argmax(0), losses.sum(-1).argmin(0))
-        reached = worst.gather(0, best[None])[0]
+        chosen = (best, torch.arange(len(best), device=best.device))
+        reached = worst[chosen]
         better = self.moving & (reached < self._worst)
-        taken = tried.take_along_dim(best[None, :, None], 0)[0]
+        taken = tried[chosen]
         self._values = torch.where(better[:, None], taken, self._values)
         self._worst = torch.where(better, reached, self._worst)
-        self.arrived = self.arrived | (better & done.gather(0, best[None])[0])
+        self.arrived = self.arrived | (better & done[chosen])
         self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
         """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
         wanted = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
-        right = ((wanted >= found.amax(-1)) | ~self._slots.real).all(-1)
+        right = ((wanted >= found.amax(-1)) | self._padding).all(-1)
         longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
         settled = right & (longer > (1.0 - self._config.progress) * worst)
         return (worst <= self._config.confidence) | settled
@@ -239,7 +247,7 @@ class _Descent:
     def _direction(self) -> Tensor:
         """[n, d] the gradient's direction."""
         rows = self._logits.gradient(self._patched(self._values), self._slots.targets)
-        each = (self._activations * self._slots.real.unsqueeze(-1) * rows).sum(1)
+        each = (self._activations * rows).sum(1)
         return torch.nn.functional.normalize(each, dim=-1)
 
     def _patched(self, values: Tensor) -> Tensor:
