@@ -8,10 +8,10 @@ import torch
 from continual import site_pass
 from continual.anatomy import find_anatomy
 from continual.partial import capture_answers, capture_site
-from continual.site_pass import TRACED_AFTER, SitePass, needs_mask
+from continual.site_pass import SHORT, TRACED_AFTER, SitePass, needs_mask, traced
 from tests.tiny_models import tiny_model
 
-DECODERS = ("gpt2", "llama", "gpt-neox", "opt")
+DECODERS = ("gpt2", "llama", "gpt-neox", "opt", "mistral")
 
 
 def batch(length: int, seed: int = 0, sequences: int = 1) -> dict[str, torch.Tensor]:
@@ -45,6 +45,10 @@ def warm(model, anatomy) -> SitePass:
     for _ in range(TRACED_AFTER):
         shown(passing, batch(5))
     return passing
+
+
+def trace_of(passing: SitePass):
+    return passing._short._trace
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "opt", "opt-post-norm", "gptj"])
@@ -107,7 +111,30 @@ def test_a_model_that_looks_at_padding_is_given_its_mask(monkeypatch):
 
 def test_a_gpt2_is_traced():
     model = tiny_model("gpt2")
-    assert warm(model, find_anatomy(model))._trace is not None
+    assert trace_of(warm(model, find_anatomy(model))) is not None
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_short_pass_that_is_given_its_mask_has_fewer_steps(name):
+    model = tiny_model(name)
+    anatomy = find_anatomy(model)
+    given, own = (traced(model, anatomy, masked=masked) for masked in (True, False))
+    assert given is not None and own is not None
+    steps, more = (len(list(trace._run.graph.nodes())) for trace in (given, own))
+    assert steps < more
+
+
+def test_a_model_with_a_window_keeps_to_it_in_long_passes():
+    """No pass is given a mask that is longer than what was checked."""
+    model = tiny_model("mistral")
+    model.config.sliding_window = SHORT + 4
+    anatomy = find_anatomy(model)
+    passing = SitePass(model, anatomy)
+    for length in [5] * TRACED_AFTER + [SHORT + 12] * (TRACED_AFTER + 1):
+        shown(passing, batch(length))
+    assert trace_of(passing) is not None
+    inputs = batch(SHORT + 12, 1)
+    assert all(map(torch.equal, shown(passing, inputs), own_of(model, anatomy, inputs)))
 
 
 def test_weights_changed_in_place_act_in_the_trace():
@@ -131,7 +158,8 @@ def test_a_trace_that_is_not_the_same_for_every_shape_is_not_used(monkeypatch):
         return query * (2.0 if given[2]["input_ids"].shape[1] == 7 else 1.0), hidden
 
     monkeypatch.setattr(site_pass, "capture_answers", branching)
-    assert site_pass._trace(model, anatomy) is None
+    assert traced(model, anatomy, masked=False) is None
+    assert traced(model, anatomy, masked=True) is None
 
 
 def test_a_model_that_cannot_be_traced_goes_on_by_its_own_modules(monkeypatch):
@@ -143,6 +171,6 @@ def test_a_model_that_cannot_be_traced_goes_on_by_its_own_modules(monkeypatch):
 
     monkeypatch.setattr(torch.jit, "trace", fail)
     passing = warm(model, anatomy)
-    assert passing._trace is None
+    assert trace_of(passing) is None
     own = own_of(model, anatomy, batch(9))
     assert all(map(torch.equal, shown(passing, batch(9)), own))
