@@ -12,7 +12,7 @@ Knows the order of the stages, what each hands to the next, and what a step writ
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -294,23 +294,18 @@ class Pipeline:
         entries = candidate.other_entries(said)
         if not entries:
             return _Probes((), None)
-        rows = self._site.rows_in_passes([entry.encoding for entry in entries])
-        parts = list(rows.split([len(entry.encoding.targets) for entry in entries]))
-        expected: list[tuple[int, ...]] = []
-        for place, entry in enumerate(entries):
-            if entry.role != LOCALITY:
-                continue
-            answer = self._answered(entry.encoding, parts[place])
-            if answer != entry.encoding.targets:
-                parts[place] = self._site.rows([entry.encoding.answered(answer)])
-            expected.append(answer)
-        return _Probes(tuple(expected), Rows.join(parts))
-
-    def _answered(self, encoding: Encoding, rows: Rows) -> tuple[int, ...]:
-        """How the model at head goes on after a question, for as long as its answer is."""
-        if self._answers.is_right(encoding, rows):
-            return encoding.targets
-        return self._answers.greedily(encoding)
+        encodings = [entry.encoding for entry in entries]
+        rows = self._site.rows_in_passes(encodings)
+        near = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
+        expected = list(said)
+        moved: dict[int, Rows] = {}
+        for number, right in enumerate(self._answers.are_right(encodings, rows, near)):
+            if not right:  # how the model at head goes on, for as long as the answer is
+                encoding = encodings[near[number]]
+                expected[number] = self._answers.greedily(encoding)
+                if expected[number] != encoding.targets:
+                    moved[near[number]] = self._site.rows([encoding.answered(expected[number])])
+        return _Probes(tuple(expected), _replaced(rows, encodings, moved))
 
     def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
         for edit in plan.edits:
@@ -387,3 +382,11 @@ class Pipeline:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]
         return self._standing.measure(current)
+
+
+def _replaced(rows: Rows, encodings: Sequence[Encoding], moved: Mapping[int, Rows]) -> Rows:
+    """The rows of some probes, with those of these places instead."""
+    if not moved:
+        return rows
+    parts = rows.split([len(encoding.targets) for encoding in encodings])
+    return Rows.join(moved.get(place, part) for place, part in enumerate(parts))

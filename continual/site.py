@@ -298,6 +298,21 @@ class Site:
             return self.judge_alone(encoding)
         return bool(verdict.right.all())
 
+    def are_right(
+        self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
+    ) -> list[bool]:
+        """Whether these of some probes are right, from the rows of all, one probe's after
+        another's: the ledger will ask for all of them."""
+        if not chosen:
+            return []
+        sizes = [len(encoding.targets) for encoding in encodings]
+        verdict = self.judge(rows)
+        right, close = verdict.right.split(sizes), verdict.close.split(sizes)
+        return [
+            self.judge_alone(encodings[i]) if bool(close[i].any()) else bool(right[i].all())
+            for i in chosen
+        ]
+
     @torch.no_grad()
     def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
         """Which probes are right, by forward passes of the whole edited model, or another one."""

@@ -6,7 +6,7 @@ how a record is found is the scope's, who reads it `recall`'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from continual.memory.recall import Recall, recall_of
@@ -66,14 +66,29 @@ class Answers:
         (read,) = self._routed([encoding])
         return self.site.is_right(encoding, rows) if read is None else self.judge_read([read])[0]
 
+    def are_right(
+        self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
+    ) -> list[bool]:
+        """Whether these of some probes are right, where no record answers them from the rows of
+        all; see `Site.are_right`."""
+        reads = self._routed([encodings[i] for i in chosen])
+        return self._with_readers(
+            reads, dict(enumerate(self.site.are_right(encodings, rows, chosen)))
+        )
+
     def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
         """Which probes are right, by full forward passes of whoever answers them."""
         reads = self._routed(encodings)
         own = [i for i, read in enumerate(reads) if read is None]
-        found = dict(zip(own, self.site.judge_in_full([encodings[i] for i in own]), strict=True))
+        judged = self.site.judge_in_full([encodings[i] for i in own])
+        return self._with_readers(reads, dict(zip(own, judged, strict=True)))
+
+    def _with_readers(self, reads: Sequence[Read | None], own: Mapping[int, bool]) -> list[bool]:
+        """The outcomes of probes by whoever answers them: the model's own are known."""
         routed = {i: read for i, read in enumerate(reads) if read is not None}
-        found.update(zip(routed, self.judge_read(list(routed.values())), strict=True))
-        return [found[i] for i in range(len(encodings))]
+        judged = zip(routed, self.judge_read(list(routed.values())), strict=True)
+        found = {**own, **dict(judged)}
+        return [found[i] for i in range(len(reads))]
 
     def judge_read(self, reads: Sequence[Read]) -> list[bool]:
         """Which of these are answered rightly by their readers. An answer that is longer than the

@@ -210,6 +210,9 @@ def test_near_ties_are_decided_by_a_pass_over_the_probe_alone_in_both_ways(made,
     close = site.judge(ledger.rows).close
     decided = [alone[e.key] for e, c in zip(ledger.entries, close.tolist(), strict=True) if c]
     assert True in decided  # every entry has one row here
+    encodings = [entry.encoding for entry in ledger.entries]
+    chosen = range(0, len(encodings), 2)
+    assert site.are_right(encodings, ledger.rows, chosen) == list(alone.values())[::2]
     assert ledger.remeasure() == {}
 
 
