@@ -26,6 +26,7 @@ from benchmarks import plots, tables
 from benchmarks.scores import drawn, same_subject_locality, scores
 from benchmarks.tables import Column
 from continual import atlas
+from continual.associative.drift import drift_of
 from continual.readers import read_record
 from continual.requests import Request
 from continual.session import NewStore, Session, init
@@ -93,9 +94,12 @@ def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str
 
 
 def drift(session: Session) -> float:
-    """How far the matrices are from the base's, in their own norm: the largest."""
-    weights = [session.edited.weight(block) for block in session.edited.edited_blocks]
-    moved = [float((w.sum - w.base).norm() / w.base.float().norm()) for w in weights]
+    """How far the matrices are from the base's, as the budget counts it: the largest."""
+    moved = []
+    for block in session.edited.edited_blocks:
+        weight = session.edited.weight(block)
+        moment = session.statistics.get(block).second_moment.float()
+        moved.append(drift_of(weight.base.float(), weight.sum - weight.base, moment))
     return max(moved, default=0.0)
 
 
