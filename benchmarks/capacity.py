@@ -1,12 +1,14 @@
 """How many facts one batch of weight edits takes: MEMIT and its family on the atlas.
 
     python -m benchmarks.capacity [--sizes 10,30,50,100,300,1000] [--weights 0.1,1,10]
-                                  [--editors memit,emmet,alphaedit,rome] [--plots DIR] [--json OUT]
+                                  [--editors memit,emmet,alphaedit,rome] [--earlier JSON ...]
+                                  [--plots DIR] [--json OUT]
 
 Each run is one batch on the bare atlas (ROME: one request after another), without the drift budget,
 so that the curve shows what the budget is there for. The table has CounterFact's scores, SR and GR
 by greedy exact match, what is kept (TestR, Locality, and of it the facts about the same subject),
-how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda.
+how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda. What other runs have
+written joins the table and the plot with `--earlier`; `--editors ""` runs none.
 """
 
 from __future__ import annotations
@@ -125,20 +127,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=_integers, default=list(SIZES), metavar="10,30,...")
     parser.add_argument("--weights", type=_numbers, default=[], metavar="0.1,1,...")
     parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], metavar="JSON")
     parser.add_argument("--plots", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     requests = requests_of_atlas()
-    rows = []
+    rows = tables.earlier(options.earlier, "runs")
+    editors = list(filter(None, options.editors.split(",")))
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore()) as session,
     ):
-        for run in runs(options.editors.split(","), options.sizes, options.weights):
+        for run in runs(editors, options.sizes, options.weights):
             rows.append(measure(session, requests, run))
             tables.note(f"{run}: {rows[-1]['seconds']:.1f} s")
+            tables.write_json(options.json, "capacity", {"runs": rows})  # a later one may take long
     tables.show("One batch of weight edits on the atlas", COLUMNS, rows)
     if options.plots:
         draw(rows, options.plots)
