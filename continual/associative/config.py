@@ -29,7 +29,7 @@ class AssociativeConfig(Table):
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
     contexts: int = 2  # texts before the prompt, besides none at all
     context_tokens: int = 5
-    drift_max: float = 0.2  # with everything that was added; see `drift_of`
+    drift_max: float = 0.1  # with everything that was added; see `drift_of`
     precision: str = "medium"
     """Of the search's float32 products, as `torch.set_float32_matmul_precision` takes it: "medium"
     lets units for bfloat16 do them where there are any, "highest" does them in full."""
