@@ -41,6 +41,8 @@ class QuickLayers:
     def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
         above = [anatomy.block(model, i) for i in range(block + 1, anatomy.block_count)]
         inner = [module for part in above for module in part.modules()]
+        self.are_rounded = any(map(_is_linear, inner))
+        """Whether the products of the blocks are in bfloat16."""
         self._stand_ins: list[tuple[nn.Module, Forward]] = [
             *((module, _product(module)) for module in inner if _is_linear(module)),
             *((module, _TANH_GELU) for module in inner if _is_tanh_gelu(module)),
@@ -54,6 +56,17 @@ class QuickLayers:
             for module, forward in self._stand_ins:
                 stack.enter_context(hooks.bypassed(module, forward))
             yield
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Products of float32 matrices as `torch.set_float32_matmul_precision` has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -84,13 +97,14 @@ def _product(module: nn.Module) -> Forward:
 
 
 class _Head(torch.autograd.Function):
-    """A product with logits in full, and its gradient in bfloat16."""
+    """A product whose logits are not rounded themselves, and its gradient in bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
         """Logits of hidden states, by a weight [outputs, inputs]."""
         ctx.save_for_backward(rounded)
-        return functional.linear(hidden, weight)
+        with products("medium"):
+            return functional.linear(hidden, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -37,13 +37,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from continual.associative.config import AssociativeConfig
 from continual.associative.keys import read_states
-from continual.associative.layers import QuickLayers
+from continual.associative.layers import QuickLayers, products
 from continual.associative.lessons import Lesson, Text
 from continual.site import Site, length_sorted
 from continual.suffix import EndPass, Ends, keeps_prefixes
 from continual.tasks import Encoding, Question
 
 PASS_TOKENS_MAX = 2048
+PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Bench:
         self.before = read_states(site, lessons, block)  # h [n, d] of the bare prompts
         self._device = site.edited.device
         self._layers = QuickLayers(site.edited.model, site.edited.anatomy, block)
-        with _rounded(config.precision, self._device):
+        with self._quickened():
             self._passes = self._recorded(site, block)
 
     def focus(self, live: Tensor) -> None:
@@ -191,8 +192,10 @@ class Bench:
     def _quickened(self) -> Iterator[None]:
         """The model as the search runs it."""
         precision = self._config.precision
-        quick = self._layers.on() if precision == "medium" else nullcontext()
-        with _rounded(precision, self._device), quick:
+        quick = self._layers if precision == "medium" else None
+        if quick is not None and quick.are_rounded:
+            precision = "highest"  # attention's products, which are too small to gain by it
+        with _rounded(precision, self._device), nullcontext() if quick is None else quick.on():
             yield
 
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
@@ -202,11 +205,23 @@ class Bench:
             Encoding(Question(p.text.encoding.ids[f:]), (), ())
             for p, f in zip(placed, first, strict=True)
         ]
-        batches = length_sorted(ends, PASS_TOKENS_MAX)
+        batches = [part for b in length_sorted(ends, PASS_TOKENS_MAX) for part in _alike(ends, b)]
         return [
             _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
             for b in batches
         ]
+
+
+def _alike(ends: Sequence[Encoding], batch: Sequence[int]) -> Iterator[list[int]]:
+    """A batch, which is sorted by length, in parts of which none is padded to many times a length:
+    an anchor is often a single token."""
+    part: list[int] = []
+    for index in batch:
+        if part and len(ends[index]) > PADDED_MAX * len(ends[part[0]]):
+            yield part
+            part = []
+        part.append(index)
+    yield part
 
 
 @contextmanager
@@ -216,13 +231,9 @@ def _rounded(precision: str, device: torch.device) -> Iterator[None]:
     With rounded products the fused attention of a CPU takes ten times as long, at the few tokens of
     an end, as its plain form does.
     """
-    before = torch.get_float32_matmul_precision()
-    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-        torch.set_float32_matmul_precision(precision)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with plain, products(precision):
+        yield
 
 
 @dataclass
