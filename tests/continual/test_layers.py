@@ -36,7 +36,7 @@ def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return float(((found - expected).norm() / expected.norm()).detach())
 
 
 def test_logits_and_gradients_are_off_by_no_more_than_rounding(model):
