@@ -1,12 +1,13 @@
 """Retention along a stream of batches: 300 corrections of the atlas in batches of 10, by editor.
 
     python -m benchmarks.batches [--corrections 300] [--batch-size 10]
-                                 [--editors memit,emmet,alphaedit,rome] [--plots DIR] [--json OUT]
+                                 [--editors memit,emmet,alphaedit,rome] [--earlier JSON ...]
+                                 [--plots DIR] [--json OUT]
 
 After every fifth batch all earlier edits and both probe sets are measured again. The drift budget
 is off, so that what breaks is seen to break. The table has the metrics along the stream, the
 seconds of a batch and of its re-check, and a patch's bytes beside those of the dense matrices that
-it changes.
+it changes. What other runs have written joins both with `--earlier`; `--editors ""` runs none.
 """
 
 from __future__ import annotations
@@ -88,14 +89,15 @@ def main() -> None:
     parser.add_argument("--corrections", type=int, default=MARKS[-1])
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], metavar="JSON")
     parser.add_argument("--plots", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     requests = drawn(requests_of_atlas(), options.corrections)
-    rows: list[dict[str, Any]] = []
-    for editor in options.editors.split(","):
+    rows = tables.earlier(options.earlier, "batches")
+    for editor in filter(None, options.editors.split(",")):
         with (
             tempfile.TemporaryDirectory() as folder,
             init(Path(folder) / "store", NewStore()) as session,

@@ -1,12 +1,14 @@
 """How many facts one batch of weight edits takes: MEMIT and its family on the atlas.
 
     python -m benchmarks.capacity [--sizes 10,30,50,100,300,1000] [--weights 0.1,1,10]
-                                  [--editors memit,emmet,alphaedit,rome] [--plots DIR] [--json OUT]
+                                  [--editors memit,emmet,alphaedit,rome] [--earlier JSON ...]
+                                  [--plots DIR] [--json OUT]
 
 Each run is one batch on the bare atlas (ROME: one request after another), without the drift budget,
 so that the curve shows what the budget is there for. The table has CounterFact's scores, SR and GR
 by greedy exact match, what is kept (TestR, Locality, and of it the facts about the same subject),
-how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda.
+how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda. What other runs have
+written joins the table and the plot with `--earlier`; `--editors ""` runs none.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from benchmarks import plots, tables
 from benchmarks.scores import drawn, same_subject_locality, scores
 from benchmarks.tables import Column
 from continual import atlas
+from continual.associative.drift import drift_of
 from continual.readers import read_record
 from continual.requests import Request
 from continual.session import NewStore, Session, init
@@ -93,9 +96,12 @@ def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str
 
 
 def drift(session: Session) -> float:
-    """How far the matrices are from the base's, in their own norm: the largest."""
-    weights = [session.edited.weight(block) for block in session.edited.edited_blocks]
-    moved = [float((w.sum - w.base).norm() / w.base.float().norm()) for w in weights]
+    """How far the matrices are from the base's, as the budget counts it: the largest."""
+    moved = []
+    for block in session.edited.edited_blocks:
+        weight = session.edited.weight(block)
+        moment = session.statistics.get(block).second_moment.float()
+        moved.append(drift_of(weight.base.float(), weight.sum - weight.base, moment))
     return max(moved, default=0.0)
 
 
@@ -121,20 +127,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=_integers, default=list(SIZES), metavar="10,30,...")
     parser.add_argument("--weights", type=_numbers, default=[], metavar="0.1,1,...")
     parser.add_argument("--editors", default=",".join(EDITORS))
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], metavar="JSON")
     parser.add_argument("--plots", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     requests = requests_of_atlas()
-    rows = []
+    rows = tables.earlier(options.earlier, "runs")
+    editors = list(filter(None, options.editors.split(",")))
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore()) as session,
     ):
-        for run in runs(options.editors.split(","), options.sizes, options.weights):
+        for run in runs(editors, options.sizes, options.weights):
             rows.append(measure(session, requests, run))
             tables.note(f"{run}: {rows[-1]['seconds']:.1f} s")
+            tables.write_json(options.json, "capacity", {"runs": rows})  # a later one may take long
     tables.show("One batch of weight edits on the atlas", COLUMNS, rows)
     if options.plots:
         draw(rows, options.plots)

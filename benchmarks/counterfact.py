@@ -6,7 +6,8 @@
 The model is trained by the benchmark and kept in a cache; `--model` takes any transformers
 directory instead. CounterFact's rephrases are held out (GR), its neighbourhood prompts must keep
 their answers (Locality), and facts that are never edited give TrainR and TestR. Only records whose
-true fact the model knows are edited. With CounterFact's scores (ES, PS, NS, S) at the end.
+true fact the model knows are edited. With CounterFact's scores (ES, PS, NS, S) at the end. Several
+editors are a chain, and the settings are the first one's.
 """
 
 from __future__ import annotations
@@ -116,13 +117,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         with init(Path(folder) / "store", new) as session:
             knows = before(session, knowledge.requests, probes)
             tables.show("What the model knows", ACCURACY_COLUMNS, knows)
+            chain = options.editor.split(",")
             requests = known(session, knowledge.requests)[: options.records]
             settings = session.settings(
-                chain=(options.editor,),
-                editors={options.editor: options.settings},
+                chain=tuple(chain),
+                editors={chain[0]: options.settings},
                 batch_size=options.batch_size,
             )
-            if options.editor in WEIGHT_EDITORS:
+            if set(chain) & set(WEIGHT_EDITORS):
                 collect_statistics(session, knowledge)
             steps = session.apply_requests(requests, settings)
             if options.batch_size > 1:

@@ -6,11 +6,15 @@ twice, in the model and again for the loss. Then, block after block, the keys by
 dense float64 solve of d_ff unknowns, and the dense delta on the weight in place. As in the
 published code the last step's loss is only looked at, and z starts from the bare prompt.
 
-Three things differ from that code. As in the paper, KL is taken where "{subject} is a" ends (the
-code reads it at the subject), and a key is the plain mean over the contexts (the code weighs the
-bare prompt as much as all others together). Keys are read one request at a time, unless
-`Recipe.requests_per_pass` says more: the code reads hundreds of texts in a pass. Left to the caller
-are the contexts, which that code lets the model write, and the moments C₀. Takes nothing from the
+As in that code, too, the key of a request weighs the bare prompt as much as all contexts together.
+
+Three things differ from it. As in the paper, KL is taken where "{subject} is a" ends (the code
+reads it at the subject). A search stops by `Recipe.stop_loss` without δ's own cost, and only where
+the target is the likeliest everywhere (the code: by the whole loss alone), so that it ends where
+the engine's does. Keys are read one request at a time, unless `Recipe.requests_per_pass` says more:
+the code reads hundreds of texts in a pass. `Recipe.rule` may take the engine's steps in the place
+of Adam's: what is left of a difference in time is then the passes' alone. Left to the caller are
+the contexts, which that code lets the model write, and the moments C₀. Takes nothing from the
 engine.
 """
 
@@ -33,17 +37,55 @@ NO_TARGET = -100
 
 
 @dataclass(frozen=True)
+class Adam:
+    """The published rule."""
+
+    rate: float = 0.5
+
+    def of(self, delta: Tensor) -> Callable[[Tensor, int], None]:
+        """A step down the gradient that δ has; given ‖h‖ and the number of steps before."""
+        optimizer = torch.optim.Adam([delta], lr=self.rate)
+
+        def step(_: Tensor, __: int) -> None:
+            optimizer.step()
+
+        return step
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Steps of a length set in ‖h‖, each shorter than the one before by `decay`."""
+
+    length: float
+    decay: float
+
+    def of(self, delta: Tensor) -> Callable[[Tensor, int], None]:
+        """Likewise."""
+
+        def step(norm: Tensor, number: int) -> None:
+            assert delta.grad is not None, "there is no gradient to go down"
+            size = self.length * self.decay**number * norm
+            with torch.no_grad():
+                delta.sub_(size * torch.nn.functional.normalize(delta.grad, dim=0))
+
+        return step
+
+
+Rule = Adam | Normalised
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The published settings. Which blocks, and λ, go with the model: these are of gpt2-xl."""
 
     blocks: tuple[int, ...] = (13, 14, 15, 16, 17)
     moment_weight: float = 20_000.0  # λ
-    steps: int = 25
-    learning_rate: float = 0.5
+    steps: int = 25  # forward passes: the last one is only looked at
+    rule: Rule = Adam()
     kl_factor: float = 0.0625
     weight_decay: float = 0.5
     clamp_norm_factor: float = 0.75
-    stop_loss: float = 0.05
+    stop_loss: float = 0.05  # see above
     requests_per_pass: int = 1  # whose keys and hidden states are read together
 
 
@@ -215,25 +257,33 @@ def find_target(
     like = {"device": model.device, "dtype": model.dtype}
     delta = torch.zeros(model.config.n_embd, **like, requires_grad=True)
     shift = Shift(delta, lesson.subjects)
-    optimizer = torch.optim.Adam([delta], lr=recipe.learning_rate)
+    move = recipe.rule.of(delta)
     before: Tensor | None = None
     step = 0
     with _frozen(model), _hooked(model.transformer.h[recipe.blocks[-1]], shift):
         for step in range(1, recipe.steps + 1):
-            likelihood, now = _look(model, lesson)
-            before = now.detach().clone() if before is None else before
-            loss = likelihood + _restraint(shift, before, now, recipe)
-            if loss < recipe.stop_loss or step == recipe.steps:
+            seen = _look(model, lesson)
+            before = seen.essence.detach().clone() if before is None else before
+            fit = seen.missed + recipe.kl_factor * _drift(before, seen.essence)
+            if (seen.is_right and fit < recipe.stop_loss) or step == recipe.steps:
                 break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            delta.grad = None
+            (fit + _cost(shift, recipe)).backward()
+            move(_hidden(shift).norm(), step - 1)
             _clamp(shift, recipe.clamp_norm_factor)
     return _hidden(shift) + delta.detach(), step
 
 
-def _look(model: GPT2LMHeadModel, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """Mean NLL of the target over the contexts, and log-probabilities [1, V] for the KL."""
+@dataclass(frozen=True)
+class Seen:
+    """What one forward pass over a lesson shows."""
+
+    missed: Tensor  # mean NLL of the target over the contexts
+    is_right: bool  # the target is the likeliest everywhere
+    essence: Tensor  # log-probabilities [1, V] for the KL
+
+
+def _look(model: GPT2LMHeadModel, lesson: Lesson) -> Seen:
     seen: list[Tensor] = []
     with _hooked(model.transformer.h[-1], lambda _, __, output: seen.append(output)):
         logits = model(**lesson.inputs, use_cache=False).logits
@@ -242,14 +292,19 @@ def _look(model: GPT2LMHeadModel, lesson: Lesson) -> tuple[Tensor, Tensor]:
     log_probs = torch.log_softmax(again, dim=-1)  # [C, T, V]
     wanted = lesson.labels != NO_TARGET
     chosen = log_probs.gather(2, lesson.labels.clamp(min=0)[..., None]).squeeze(2)
-    return -((chosen * wanted).sum(1) / wanted.sum(1)).mean(), now
+    missed = -((chosen * wanted).sum(1) / wanted.sum(1)).mean()
+    is_right = bool((log_probs.argmax(2) == lesson.labels)[wanted].all())
+    return Seen(missed, is_right, now)
 
 
-def _restraint(shift: Shift, before: Tensor, now: Tensor, recipe: Recipe) -> Tensor:
-    """What δ costs: kl_factor·KL(new ‖ old) + wd·‖δ‖/‖h‖²."""
-    drift = kl_div(before, now, log_target=True, reduction="batchmean")
-    size = shift.delta.norm() / _hidden(shift).norm() ** 2
-    return recipe.kl_factor * drift + recipe.weight_decay * size
+def _drift(before: Tensor, now: Tensor) -> Tensor:
+    """KL(new ‖ old) of log-probabilities [1, V]."""
+    return kl_div(before, now, log_target=True, reduction="batchmean")
+
+
+def _cost(shift: Shift, recipe: Recipe) -> Tensor:
+    """What δ itself costs: wd·‖δ‖/‖h‖²."""
+    return recipe.weight_decay * shift.delta.norm() / _hidden(shift).norm() ** 2
 
 
 def _clamp(shift: Shift, factor: float) -> None:
@@ -276,13 +331,15 @@ def find_keys(
     block: int,
     recipe: Recipe,
 ) -> Tensor:
-    """Keys [n, d_ff]: the down-projection's inputs at the subject, the mean over the contexts."""
+    """Keys [n, d_ff]: the down-projection's inputs at the subject, half of each from the bare
+    prompt and half the mean over the other contexts."""
     down = model.transformer.h[block].mlp.c_proj
     keys = []
     for some in _in_passes(requests, recipe):
         texts = [tokenize(tokenizer, r.prompt, r.subject, c) for r in some for c in contexts]
-        read = _read(model, down, "input", texts)
-        keys.append(read.unflatten(0, (len(some), len(contexts))).mean(1))
+        read = _read(model, down, "input", texts).unflatten(0, (len(some), len(contexts)))
+        bare, others = read[:, 0], read[:, 1:]
+        keys.append((bare + others.mean(1)) / 2 if others.shape[1] else bare)
     return torch.cat(keys)
 
 

@@ -62,6 +62,14 @@ def write_json(path: Path | None, name: str, record: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def earlier(files: Sequence[Path], key: str) -> list[dict[str, Any]]:
+    """The rows under a key in what `write_json` wrote in other runs."""
+    found: list[dict[str, Any]] = []
+    for file in files:
+        found += json.loads(file.read_text(encoding="utf-8"))[key]
+    return found
+
+
 def machine() -> dict[str, Any]:
     """What a time depends on."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from continual.tables import Table
 
@@ -15,6 +16,10 @@ class AssociativeConfig(Table):
     """
 
     blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
+    place: Literal["auto", "subject", "end"] = "auto"
+    """The token that is written to: the subject's last one, as published, or the prompt's. "auto":
+    the subject's, and the prompt's for a request that no value at its subject makes right. Where a
+    model reads a fact off is a matter of how it was trained; see `located`."""
     step: float = 0.2  # of the search, in ‖h‖
     step_decay: float = 0.95  # of each step, compared with the one before
     steps_max: int = 40
@@ -24,12 +29,14 @@ class AssociativeConfig(Table):
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
     contexts: int = 2  # texts before the prompt, besides none at all
     context_tokens: int = 5
-    drift_max: float = 3.0  # ‖W − W_base‖ at most, in ‖W_base‖, with everything that was added
+    drift_max: float = 0.1  # with everything that was added; see `drift_of`
     precision: str = "medium"
     """Of the search's float32 products, as `torch.set_float32_matmul_precision` takes it: "medium"
     lets units for bfloat16 do them where there are any, "highest" does them in full."""
     chunk: int = 128  # requests whose z are searched for together
-    require_arrival: bool = False  # a request whose z does not give its target fails
+    require_arrival: bool = True
+    """A request whose z does not give its target fails: what is written for it moves others only.
+    The public code writes it all the same."""
 
     def __post_init__(self) -> None:
         for name in ("step", "step_decay", "clamp_norm_factor", "drift_max"):

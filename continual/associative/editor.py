@@ -17,11 +17,13 @@ from torch import Tensor
 
 from continual.associative.config import AssociativeConfig, default_blocks
 from continual.associative.contexts import write_contexts
+from continual.associative.drift import drift_of
 from continual.associative.keys import Keys, read_keys, read_states
 from continual.associative.lessons import Lesson, lesson_of
+from continual.associative.places import located
 from continual.associative.solves import Solution, Unsolvable
 from continual.associative.subjects import SubjectMissing
-from continual.associative.targets import Targets, find_targets
+from continual.associative.targets import Targets
 from continual.editors import Edit, Proposal, Surroundings
 from continual.errors import EditError
 from continual.model import EditedModel
@@ -56,7 +58,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._moments: dict[tuple[str, int], Moments] = {}  # by base model and block
+        self._moments: dict[tuple[str, int], _Statistics[Moments]] = {}  # by base model and block
 
     # -- what a method says of itself
 
@@ -108,11 +110,12 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             weight = around.site.edited.weight(block)
             base = weight.base.float()
             change = (weight.sum - base).addmm_(factors.left.to(base), factors.right.to(base))
-            drift = float(change.norm() / base.norm())
+            drift = drift_of(base, change, self._prepared(block, around).moment.to(base))
             if not drift <= self.config.drift_max:
                 return (
-                    f"the output matrix of block {block} would be {drift:.2g} of its own norm away "
-                    f"from the base, more than the {self.config.drift_max:.2g} allowed"
+                    f"what the output matrix of block {block} gives to other tokens would be "
+                    f"{drift:.2g} of its own size away from the base, more than the "
+                    f"{self.config.drift_max:.2g} allowed"
                 )
         return None
 
@@ -129,7 +132,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         """The updates of some lessons, on top of all that was made before."""
         site, blocks = around.site, self._blocks(around)
         scaffold.put_on()
-        targets = find_targets(site, lessons, blocks[-1], config)
+        lessons, targets = located(site, lessons, blocks[-1], config)
         lessons, targets = draft.accepted(lessons, targets, config)
         for number, block in enumerate(blocks if lessons else ()):
             scaffold.put_on()
@@ -137,7 +140,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             residual = (targets.states - states) / (len(blocks) - number)
             keys = read_keys(site, lessons, block)
             weight = site.edited.weight(block)
-            update = Update(keys, residual, self._prepared(block, around), weight, config)
+            moments = self._prepared(block, around).prepared
+            update = Update(keys, residual, moments, weight, config)
             minded = self.minded(keys)
             solution, added = self.solve(update)
             draft.solved(lessons, solution)
@@ -160,8 +164,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             )
         return blocks
 
-    def _prepared(self, block: int, around: Surroundings) -> Moments:
-        """What is made of a block's statistics; they are read once in a run."""
+    def _prepared(self, block: int, around: Surroundings) -> _Statistics[Moments]:
+        """A block's statistics, and what is made of them; they are read once in a run."""
         if around.statistics is None:
             raise EditError(
                 f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
@@ -170,8 +174,17 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         name = (edited.base.fingerprint, block)
         if name not in self._moments:
             device = edited.anatomy.down_weight(edited.model, block).device
-            self._moments[name] = self.prepare(around.statistics.get(block).second_moment, device)
+            moment = around.statistics.get(block).second_moment
+            self._moments[name] = _Statistics(moment.float(), self.prepare(moment, device))
         return self._moments[name]
+
+
+@dataclass(frozen=True)
+class _Statistics(Generic[Moments]):
+    """What is known of a block's keys."""
+
+    moment: Tensor  # C₀ [d_ff, d_ff] float32
+    prepared: Moments
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
@@ -180,6 +193,10 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
     if not bool(factors.left.isfinite().all() and factors.right.isfinite().all()):
         raise Unsolvable("An update is too large for float32.")
     return factors
+
+
+_AT_SUBJECT = "its subject is in its prompt"
+_AT_END = "its subject is in its prompt, but its answer is found at the prompt's end"
 
 
 @dataclass(frozen=True)
@@ -228,13 +245,15 @@ class _Draft:
             if not bool(targets.states[i].isfinite().all()):
                 self.failed[lesson.id] = "the search for its value ran into NaN or infinity"
             elif config.require_arrival and not arrived:
+                where = "at its prompt's end" if lesson.is_at_end else "at its subject"
                 self.failed[lesson.id] = (
-                    f"no value that gives its target was found in {steps} steps (loss {loss:.2g})"
+                    f"no value that gives its target was found {where} in {steps} steps "
+                    f"(loss {loss:.2g})"
                 )
             else:
                 chosen.append(i)
                 self.notes[lesson.id] = {
-                    "chosen_for": "its subject is in its prompt",
+                    "chosen_for": _AT_END if lesson.is_at_end else _AT_SUBJECT,
                     "steps": steps,
                     "loss": round(loss, 4),
                     "arrived": arrived,

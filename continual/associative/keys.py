@@ -1,7 +1,7 @@
-"""What the model has at the subjects of lessons: keys at the matrix, hidden states behind a block.
+"""What the model has where lessons write: keys at the matrix, hidden states behind a block.
 
-A decoder's state at a token depends on nothing behind it, so a pass reads a text up to its
-subject, and through the last block that is wanted.
+A decoder's state at a token depends on nothing behind it, so a pass reads a text up to that token,
+and through the last block that is wanted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from continual.tasks import Encoding
 
 @dataclass(frozen=True)
 class Keys:
-    """The inputs of one block's ``down`` at the subject's last token; float32."""
+    """The inputs of one block's ``down`` at the token that is written to; float32."""
 
     mean: Tensor  # [n, d_ff] over all texts of a lesson, by their shares (MEMIT, section 4.3.2)
     plain: Tensor  # [n, d_ff] in the bare prompt
@@ -39,7 +39,7 @@ def read_keys(site: Site, lessons: Sequence[Lesson], block: int) -> Keys:
 
 
 def read_states(site: Site, lessons: Sequence[Lesson], block: int) -> Tensor:
-    """[n, d] float32: the residual sum of a block at the subject of each bare prompt."""
+    """[n, d] float32: the residual sum of a block at the place of each bare prompt."""
     anatomy, model = site.edited.anatomy, site.edited.model
     texts = [lesson.texts[0] for lesson in lessons]
     norm = anatomy.norm_after_module(model, block)
@@ -51,15 +51,15 @@ def read_states(site: Site, lessons: Sequence[Lesson], block: int) -> Tensor:
 def _read(
     site: Site, texts: Sequence[Text], block: int, module: nn.Module, takes_input: bool
 ) -> Tensor:
-    """[texts, ·] float32: what goes into a module of the block, or comes out, at the subjects."""
-    encodings = [text.until_subject() for text in texts]
+    """[texts, ·] float32: what goes into a module of the block, or comes out, at the places."""
+    encodings = [text.until_place() for text in texts]
     found: dict[int, Tensor] = {}
     for batch in length_sorted(encodings):
         call = _last_call(site, [encodings[i] for i in batch], block, module)
         seen = call.input if takes_input else call.hidden
         rows = seen.reshape(len(batch), -1, seen.shape[-1])  # some blocks give their FFN flat rows
         for i, row in zip(batch, rows, strict=True):
-            found[i] = row[texts[i].subject].float()
+            found[i] = row[texts[i].place].float()
     return torch.stack([found[i] for i in range(len(texts))])
 
 

@@ -1,12 +1,13 @@
-"""A request as the texts that its edit is made from, each with its subject located.
+"""A request as the texts that its edit is made from, each with the token that is written to.
 
-Knows which texts those are; leaves to ``targets`` and ``keys`` what is read from the model there.
+Knows which texts and tokens those are; leaves to ``targets`` and ``keys`` what is read from the
+model there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from continual.associative.subjects import subject_position
 from continual.editors import Edit
@@ -20,14 +21,14 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt as tokens, and the position of its subject's last one."""
+    """A prompt as tokens, and the position of the one that is written to."""
 
     encoding: Encoding
-    subject: int
+    place: int
 
-    def until_subject(self) -> Encoding:
-        """What the model has read when it has read the subject."""
-        return Encoding(Question(self.encoding.ids[: self.subject + 1]), (), ())
+    def until_place(self) -> Encoding:
+        """What the model has read when it has read that token."""
+        return Encoding(Question(self.encoding.ids[: self.place + 1]), (), ())
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Lesson:
     anchors: tuple[Text, ...]
     """What must go on as before, from the one position that counts: `ESSENCE`, and the request's
     locality prompts with the subject in them."""
+    is_at_end: bool = False
+    """Written to at the last token of the prompt, not of the subject."""
+
+    def at_end(self) -> Lesson:
+        """The same, written to where each prompt ends (``fact_token = "last"`` in the public code).
+
+        Without anchors: what ends otherwise has another key, so that nothing is written there.
+        """
+        texts = tuple(replace(text, place=text.encoding.positions[0]) for text in self.texts)
+        return replace(self, texts=texts, anchors=(), is_at_end=True)
 
 
 def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:

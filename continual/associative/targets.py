@@ -1,7 +1,7 @@
 """The values that edits aim at: z for many requests at once (ROME eq. 4, MEMIT eq. 16).
 
-z = h + δ at the subject's last token, h the residual sum of the last edited block there. δ goes
-down the gradient of
+z = h + δ at the token that is written to, the subject's last one or the prompt's, h the residual
+sum of the last edited block there. δ goes down the gradient of
 
     mean NLL of the target over the texts of the lesson, each the mean over the target's tokens
     + kl_factor · mean over its anchors of KL(p_δ ‖ p), p the next token's distribution there
@@ -12,7 +12,7 @@ papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_fac
 of a length that is set in ‖h‖, and shrink: hidden states differ in size from model to model and
 from block to block, and one such step does what five of Adam's do, with a shorter δ in the end.
 
-Nothing below the edited block, and nothing before the subject, depends on δ. So a pass is recorded
+Nothing below the edited block, and nothing before that token, depends on δ. So a pass is recorded
 once, and a step of the search takes the recorded sums of the ends of the texts, with δ added,
 through the blocks above only, and turns only the rows of answers and anchors into logits. Requests
 do not interact: each stands still, and is looked at no more, once it has arrived. A request has
@@ -37,12 +37,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from continual.associative.config import AssociativeConfig
 from continual.associative.keys import read_states
+from continual.associative.layers import QuickLayers, products
 from continual.associative.lessons import Lesson, Text
 from continual.site import Site, length_sorted
 from continual.suffix import EndPass, Ends, keeps_prefixes
 from continual.tasks import Encoding, Question
 
 PASS_TOKENS_MAX = 2048
+PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ class Targets:
             tuple(self.steps[i] for i in chosen),
             tuple(self.losses[i] for i in chosen),
             tuple(self.arrived[i] for i in chosen),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Targets]) -> Targets:
+        """Of some requests, one after another."""
+        return cls(
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.before for part in parts]),
+            tuple(steps for part in parts for steps in part.steps),
+            tuple(loss for part in parts for loss in part.losses),
+            tuple(arrived for part in parts for arrived in part.arrived),
         )
 
 
@@ -84,13 +97,7 @@ def find_targets(
         _search(site, lessons[first : first + config.chunk], block, config)
         for first in range(0, len(lessons), config.chunk)
     ]
-    return Targets(
-        torch.cat([part.states for part in parts]),
-        torch.cat([part.before for part in parts]),
-        tuple(steps for part in parts for steps in part.steps),
-        tuple(loss for part in parts for loss in part.losses),
-        tuple(arrived for part in parts for arrived in part.arrived),
-    )
+    return Targets.joined(parts)
 
 
 def _search(
@@ -154,7 +161,8 @@ class Bench:
         self._keeps_prefixes = keeps_prefixes(site.edited.model, site.edited.anatomy)
         self.before = read_states(site, lessons, block)  # h [n, d] of the bare prompts
         self._device = site.edited.device
-        with _rounded(config.precision, self._device):
+        self._layers = QuickLayers(site.edited.model, site.edited.anatomy, block)
+        with self._quickened():
             self._passes = self._recorded(site, block)
 
     def focus(self, live: Tensor) -> None:
@@ -165,7 +173,7 @@ class Bench:
     def look(self, delta: Tensor) -> Look:
         """The losses and gradients at δ [n, d]; zero for requests that are in no pass."""
         sums = _Sums.zero(delta)
-        with _rounded(self._config.precision, self._device):
+        with self._quickened():
             for recorded in self._passes:
                 sums.add(recorded.look(delta, self._config.kl_factor))
         norms = delta.norm(dim=1)
@@ -180,18 +188,40 @@ class Bench:
             sums.wrong == 0,
         )
 
+    @contextmanager
+    def _quickened(self) -> Iterator[None]:
+        """The model as the search runs it."""
+        precision = self._config.precision
+        quick = self._layers if precision == "medium" else None
+        if quick is not None and quick.are_rounded:
+            precision = "highest"  # attention's products, which are too small to gain by it
+        with _rounded(precision, self._device), nullcontext() if quick is None else quick.on():
+            yield
+
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
         placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
-        first = [p.text.subject if self._keeps_prefixes else 0 for p in placed]
+        first = [p.text.place if self._keeps_prefixes else 0 for p in placed]
         ends = [
             Encoding(Question(p.text.encoding.ids[f:]), (), ())
             for p, f in zip(placed, first, strict=True)
         ]
-        batches = length_sorted(ends, PASS_TOKENS_MAX)
+        batches = [part for b in length_sorted(ends, PASS_TOKENS_MAX) for part in _alike(ends, b)]
         return [
             _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
             for b in batches
         ]
+
+
+def _alike(ends: Sequence[Encoding], batch: Sequence[int]) -> Iterator[list[int]]:
+    """A batch, which is sorted by length, in parts of which none is padded to many times a length:
+    an anchor is often a single token."""
+    part: list[int] = []
+    for index in batch:
+        if part and len(ends[index]) > PADDED_MAX * len(ends[part[0]]):
+            yield part
+            part = []
+        part.append(index)
+    yield part
 
 
 @contextmanager
@@ -201,13 +231,9 @@ def _rounded(precision: str, device: torch.device) -> Iterator[None]:
     With rounded products the fused attention of a CPU takes ten times as long, at the few tokens of
     an end, as its plain form does.
     """
-    before = torch.get_float32_matmul_precision()
-    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-        torch.set_float32_matmul_precision(precision)
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with plain, products(precision):
+        yield
 
 
 @dataclass
@@ -260,8 +286,8 @@ class _Pass:
         self._site, self._run, self._placed, self._starts = site, run, placed, starts
         device = site.edited.device
         size = run.sums.shape[1]
-        places = [p.text.subject - start for p, start in zip(placed, starts, strict=True)]
-        self._subjects = torch.tensor(places, device=device)
+        places = [p.text.place - start for p, start in zip(placed, starts, strict=True)]
+        self._places = torch.tensor(places, device=device)
         self._owners = torch.tensor([p.owner for p in placed], device=device)
         self._sequences = torch.arange(len(placed), device=device)
         self._answers = _Rows.of(placed, starts, device, anchors=False)
@@ -304,7 +330,7 @@ class _Pass:
         delta = delta.detach().requires_grad_()
         sums = self._run.sums
         moved = sums.index_put(
-            (self._sequences, self._subjects), delta[self._owners].to(sums.dtype), accumulate=True
+            (self._sequences, self._places), delta[self._owners].to(sums.dtype), accumulate=True
         )
         answers, anchors = self._answers, self._anchors
         log_probs, now = self._seen(moved)

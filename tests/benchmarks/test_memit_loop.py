@@ -178,7 +178,8 @@ def test_a_block_gets_the_update_of_its_own_keys_and_residuals(
     means, hidden = [], []
     for r in wanted:  # the country is the last token of every prompt
         ids = [torch.tensor([tokenizer(c.format(r.prompt))["input_ids"]]) for c in CONTEXTS]
-        means.append(torch.stack([keys_of(model, 1, i)[0, -1] for i in ids]).mean(0))
+        bare, behind = (keys_of(model, 1, i)[0, -1] for i in ids)
+        means.append((bare + behind) / 2)
         hidden.append(last_hidden(model, ids[0]))
     with memit_loop.restored(model, (1,)):
         outcome = memit_loop.edit(model, tokenizer, wanted, CONTEXTS, moments, recipe)
@@ -199,9 +200,40 @@ def last_hidden(model: Any, ids: Tensor) -> Tensor:
     return seen[0][0, -1]
 
 
-def test_a_target_is_what_unpadded_passes_find(model: Any, tokenizer: Tokens) -> None:
+def test_a_key_is_half_the_bare_prompts_however_many_contexts_there_are(
+    model: Any, tokenizer: Tokens
+) -> None:
     (wanted,) = new_facts(tokenizer, [3])
-    recipe = Recipe(blocks=(0,), steps=5, kl_factor=2.0, clamp_norm_factor=0.5)
+    contexts = (*CONTEXTS, "the king lives . {}")
+    ids = [torch.tensor([tokenizer(c.format(wanted.prompt))["input_ids"]]) for c in contexts]
+    bare, *behind = (keys_of(model, 1, i)[0, -1] for i in ids)
+    (found,) = memit_loop.find_keys(model, tokenizer, [wanted], contexts, 1, RECIPE)
+    assert torch.allclose(found, (bare + sum(behind) / 2) / 2, atol=1e-5)
+    (alone,) = memit_loop.find_keys(model, tokenizer, [wanted], CONTEXTS[:1], 1, RECIPE)
+    assert torch.allclose(alone, bare, atol=1e-5)
+
+
+def test_a_search_ends_where_the_target_is_the_likeliest_and_not_before(
+    model: Any, tokenizer: Tokens
+) -> None:
+    (wanted,) = new_facts(tokenizer, [3])
+    free = Recipe(blocks=(0,), stop_loss=100.0, clamp_norm_factor=4.0)
+    _, steps = memit_loop.find_target(model, tokenizer, wanted, CONTEXTS, free)
+    assert 1 < steps < free.steps  # the loss alone would have done from the start
+    known = request(tokenizer, 3, language.capital(3))
+    costly = dataclasses.replace(free, stop_loss=0.5, weight_decay=1e6)
+    _, steps = memit_loop.find_target(model, tokenizer, known, CONTEXTS, costly)
+    assert steps == 1  # what δ itself costs does not count
+
+
+@pytest.mark.parametrize("rule", [memit_loop.Adam(), memit_loop.Normalised(0.2, 0.9)])
+def test_a_target_is_what_unpadded_passes_find(
+    model: Any, tokenizer: Tokens, rule: memit_loop.Rule
+) -> None:
+    (wanted,) = new_facts(tokenizer, [3])
+    recipe = Recipe(
+        blocks=(0,), steps=5, rule=rule, kl_factor=2.0, clamp_norm_factor=0.5, stop_loss=0.0
+    )
     exact = copy.deepcopy(model).double()
     found, steps = memit_loop.find_target(exact, tokenizer, wanted, CONTEXTS, recipe)
     assert steps == recipe.steps
@@ -218,8 +250,9 @@ def target_by_single_passes(
     kl_ids = tokenizer(f"{wanted.subject} is a")["input_ids"]
     hidden = shifted(model, prompts[0], len(prompts[0]) - 1, delta)[1]
     old = shifted(model, kl_ids, 0, delta)[0][-1:].log_softmax(-1).detach()
-    optimizer = torch.optim.Adam([delta], lr=recipe.learning_rate)
-    for _ in range(recipe.steps - 1):
+    rule = recipe.rule
+    optimizer = torch.optim.Adam([delta], lr=0.5)
+    for number in range(recipe.steps - 1):
         losses = []
         for ids in prompts:
             whole = ids + list(wanted.target_ids[:-1])
@@ -230,7 +263,12 @@ def target_by_single_passes(
         loss = torch.stack(losses).mean() + recipe.kl_factor * drift
         loss = loss + recipe.weight_decay * delta.norm() / hidden.norm() ** 2
         (delta.grad,) = torch.autograd.grad(loss, [delta])
-        optimizer.step()
+        if isinstance(rule, memit_loop.Normalised):
+            size = rule.length * rule.decay**number * hidden.norm()
+            with torch.no_grad():
+                delta -= size * delta.grad / delta.grad.norm()
+        else:
+            optimizer.step()
         limit = recipe.clamp_norm_factor * hidden.norm()
         with torch.no_grad():
             delta *= min(1.0, float(limit / delta.norm()))

@@ -182,7 +182,7 @@ def test_a_lesson_has_the_contexts_the_rephrases_and_what_is_to_stay(case):
     for lesson, edit in zip(case.lessons, case.edits, strict=True):
         assert lesson.texts[0].encoding == edit.encodings[0]
         for text in (*lesson.texts, *lesson.anchors):
-            assert read.decode(text.encoding.ids[text.subject]) == edit.request.subject
+            assert read.decode(text.encoding.ids[text.place]) == edit.request.subject
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -229,6 +229,32 @@ def test_loss_and_gradient_are_those_through_the_full_model(case, block, scale):
         assert relative_error(look.gradient[i], own.grad) < 1e-4
 
 
+@pytest.mark.parametrize("block", [0, 1])
+def test_at_the_prompts_end_the_loss_is_that_of_a_value_there(case, block):
+    """Without anything that is to stay: other prompts end otherwise."""
+    delta = some_deltas(case.site, 1.0)
+    lessons = [lesson.at_end() for lesson in case.lessons]
+    look = Bench(case.site, lessons, block, CONFIG).look(delta)
+    before = read_states(case.site, lessons, block)
+    for i, edit in enumerate(case.edits):
+        own = delta[i].double().requires_grad_()
+        targets = plainly.ids_of(edit.request.target_new)
+        missed = []
+        for text, _ in case.plain.told(edit.request, CONTEXTS):
+            ids = plainly.ids_of(text)
+            end = len(ids) - 1
+            log_probs = case.plain.logits(ids + targets[:-1], block, end, own).log_softmax(-1)
+            rows = [-log_probs[end + j, target] for j, target in enumerate(targets)]
+            missed.append(sum(rows) / len(rows))
+        ids = plainly.ids_of(edit.request.prompt)
+        state = case.plain.state(ids, block, len(ids) - 1)
+        expected = sum(missed) / len(missed) + CONFIG.weight_decay * own.norm() / state.norm() ** 2
+        expected.backward()
+        assert relative_error(before[i], state) < 1e-5
+        assert look.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert relative_error(look.gradient[i], own.grad) < 1e-4
+
+
 def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
     """They act in the parts of the model as in the whole."""
     site, width = gpt2_site, gpt2_site.edited.anatomy.width
@@ -242,7 +268,7 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
 
     def add(_, __, output):
         moved = output.clone() if isinstance(output, Tensor) else output[0].clone()
-        moved[0, prompt.subject] += some_deltas(site, 0.5)[0]
+        moved[0, prompt.place] += some_deltas(site, 0.5)[0]
         return moved if isinstance(output, Tensor) else (moved, *output[1:])
 
     block = site.edited.anatomy.block(site.edited.model, 0)

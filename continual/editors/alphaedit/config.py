@@ -29,7 +29,7 @@ class AlphaEditConfig(AssociativeConfig):
     A narrow model has no such space. On the atlas, d_ff 2,048, the directions below the published
     threshold hold 2 % of an edit's key: a value is written there by factors many times too large,
     or, where more is given up, in directions that other facts are in. There 300 edits at once by
-    "projected" took TestR to .85 with a drift of 2.3: it wants a lower `drift_max` there, as 1.5.
+    "projected" took TestR to .85.
     """
     nullspace_least: float = 0.5
     nullspace_threshold: float | None = None

@@ -1,0 +1,140 @@
+"""A model's layers made for many passes of few rows: products and activations that take less time.
+
+`torch.set_float32_matmul_precision("medium")` lets a CPU with units for bfloat16 multiply float32
+matrices there, but rounds all weights anew in each product: for the few rows of a search that takes
+longer than the product does. Here they are rounded once. The output of a layer is rounded, too, but
+for the head's: its logits are large, and a loss is a small difference of them.
+
+GELU's tanh form, which transformers writes out in eight steps, is one function in PyTorch.
+
+Knows linear layers and activations by what they do; which models have them is left to `anatomy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from continual import hooks
+from continual.anatomy import Anatomy
+
+Forward = Callable[[Tensor], Tensor]
+GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
+GRID_POINTS = 1025
+GRID_TOLERANCE = 1e-5
+
+
+class QuickLayers:
+    """Stand-ins for the layers above one block, with the weights as they are now.
+
+    They take the place of none where that gains nothing: on another device than a CPU, on a CPU
+    without such units, or with other weights than float32.
+    """
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
+        above = [anatomy.block(model, i) for i in range(block + 1, anatomy.block_count)]
+        inner = [module for part in above for module in part.modules()]
+        self.are_rounded = any(map(_is_linear, inner))
+        """Whether the products of the blocks are in bfloat16."""
+        self._stand_ins: list[tuple[nn.Module, Forward]] = [
+            *((module, _product(module)) for module in inner if _is_linear(module)),
+            *((module, _TANH_GELU) for module in inner if _is_tanh_gelu(module)),
+            *((m, _head(m)) for m in anatomy.tail_modules(model) if _is_linear(m)),
+        ]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The model with the stand-ins, for as long as this lasts."""
+        with ExitStack() as stack:
+            for module, forward in self._stand_ins:
+                stack.enter_context(hooks.bypassed(module, forward))
+            yield
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Products of float32 matrices as `torch.set_float32_matmul_precision` has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix that rounding once is worth it for."""
+    if not isinstance(module, nn.Linear | Conv1D) or "forward" in module.__dict__:
+        return False
+    weight = module.weight
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and _has_units()
+
+
+def _has_units() -> bool:
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
+
+
+def _parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """A linear layer's weight [outputs, inputs] and bias."""
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+    return weight.detach().T if isinstance(module, Conv1D) else weight.detach(), bias
+
+
+def _product(module: nn.Module) -> Forward:
+    """The layer with its weight, what goes in and what comes out in bfloat16."""
+    weight, bias = _parts(module)
+    weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
+    return lambda hidden: functional.linear(hidden.bfloat16(), weight, bias).float()
+
+
+class _Head(torch.autograd.Function):
+    """A product whose logits are not rounded themselves, and its gradient in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
+        """Logits of hidden states, by a weight [outputs, inputs]."""
+        ctx.save_for_backward(rounded)
+        with products("medium"):
+            return functional.linear(hidden, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Of the hidden states alone."""
+        (rounded,) = ctx.saved_tensors
+        return (gradients[0].bfloat16() @ rounded).float(), None, None
+
+
+def _head(module: nn.Module) -> Forward:
+    """The layer with its gradient in bfloat16."""
+    weight, bias = _parts(module)
+    rounded = weight.bfloat16()
+
+    def forward(hidden: Tensor) -> Tensor:
+        logits: Tensor = _Head.apply(hidden, weight, rounded)  # type: ignore[no-untyped-call]
+        return logits if bias is None else logits + bias
+
+    return forward
+
+
+_TANH_GELU: Forward = partial(functional.gelu, approximate="tanh")
+
+
+@torch.no_grad()
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    """Whether a module without parts is GELU's tanh form, to be seen on a grid."""
+    name = type(module).__name__.lower()
+    if "gelu" not in name or "forward" in module.__dict__ or any(module.parameters()):
+        return False
+    grid = torch.linspace(-GRID, GRID, GRID_POINTS)
+    found = module(grid)
+    error = (found - _TANH_GELU(grid)).abs().max() if isinstance(found, Tensor) else torch.inf
+    return bool(error < GRID_TOLERANCE)

@@ -1,0 +1,105 @@
+"""Layers that stand in for a model's own: what they give, and that nothing of them stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.activations import NewGELUActivation
+
+from continual.anatomy import find_anatomy
+from continual.associative import layers
+from continual.associative.layers import QuickLayers
+from tests import tiny_language as language
+
+
+@pytest.fixture(autouse=True)
+def units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that has them, whatever runs the tests."""
+    monkeypatch.setattr(layers, "_has_units", lambda: True)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request: pytest.FixtureRequest) -> Any:
+    return language.decoder(request.param, width=32).eval().requires_grad_(False)
+
+
+IDS = torch.tensor([[5, 9, 3, 7, 2, 8]])
+
+
+def logits_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    given = model.get_input_embeddings()(IDS).requires_grad_()
+    logits = model(inputs_embeds=given).logits
+    (gradient,) = torch.autograd.grad(logits.log_softmax(-1)[0, :, 4].sum(), given)
+    return logits.detach(), gradient
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm() / expected.norm()).detach())
+
+
+def test_logits_and_gradients_are_off_by_no_more_than_rounding(model):
+    logits, gradient = logits_and_gradient(model)
+    with QuickLayers(model, find_anatomy(model), 0).on():
+        quick_logits, quick_gradient = logits_and_gradient(model)
+    assert 0.0 < error(quick_logits, logits) < 0.02
+    assert 0.0 < error(quick_gradient, gradient) < 0.02
+
+
+def test_nothing_below_the_block_is_rounded(model):
+    anatomy = find_anatomy(model)
+    hidden = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(0))
+    with QuickLayers(model, anatomy, 0).on():
+        below = [anatomy.up_modules(model, i)[0](hidden) for i in (0, 1)]
+    exact = [anatomy.up_modules(model, i)[0](hidden) for i in (0, 1)]
+    assert torch.equal(below[0], exact[0])
+    assert not torch.equal(below[1], exact[1])
+
+
+def test_the_heads_logits_are_not_rounded_themselves(model):
+    anatomy = find_anatomy(model)
+    head = anatomy.tail_modules(model)[-1]
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    wanted = torch.randn(3, len(language.words()), generator=torch.Generator().manual_seed(1))
+    exact = head(hidden)
+    (expected,) = torch.autograd.grad((exact * wanted).sum(), hidden)
+    with QuickLayers(model, anatomy, 0).on():
+        found = head(hidden)
+        (gradient,) = torch.autograd.grad((found * wanted).sum(), hidden)
+    assert error(found, exact) < 0.02
+    assert not torch.equal(found, found.bfloat16().float())
+    assert 0.0 < error(gradient, expected) < 0.02
+
+
+def test_the_model_has_its_own_layers_again_even_when_an_exception_passes(model):
+    before = model(input_ids=IDS).logits
+    with pytest.raises(KeyError), QuickLayers(model, find_anatomy(model), 0).on():
+        raise KeyError
+    assert torch.equal(model(input_ids=IDS).logits, before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_the_weights_are_those_of_when_it_was_made(model):
+    quick = QuickLayers(model, find_anatomy(model), 0)
+    with quick.on():
+        before = model(input_ids=IDS).logits
+    for module in find_anatomy(model).block(model, 1).modules():
+        if layers._is_linear(module):
+            module.weight.data.mul_(2.0)
+    with quick.on():
+        assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_weights_than_float32_are_left_alone(dtype):
+    model = language.decoder("llama", width=32).eval().to(dtype)
+    before = model(input_ids=IDS).logits
+    with QuickLayers(model, find_anatomy(model), 0).on():
+        assert torch.equal(model(input_ids=IDS).logits, before)
+
+
+def test_only_gelus_tanh_form_is_taken_for_it():
+    assert layers._is_tanh_gelu(NewGELUActivation())
+    assert not layers._is_tanh_gelu(torch.nn.GELU())
+    assert not layers._is_tanh_gelu(torch.nn.ReLU())
