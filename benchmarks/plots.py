@@ -1,4 +1,7 @@
-"""How benchmarks draw: panels of lines side by side, as PNG and SVG."""
+"""How benchmarks draw: panels of lines side by side, as PNG and SVG.
+
+The legend stands in the first panel that has a line.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,14 @@ def panels(
         axes = figure.add_subplot(1, len(titles), place)
         for editor, marker in zip(editors, MARKERS, strict=False):
             own = [row for row in rows if row["editor"] == editor and row[name] is not None]
-            points = [(row[x], row[name]) for row in own]
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
+            if own:
+                points = [(row[x], row[name]) for row in own]
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
         axes.set_ylim(-0.03, 1.05)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -61,8 +65,16 @@ def curves(
         axes.set_xlabel(label)
         axes.set_yscale("log" if log else "linear")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Names of the lines; none where nothing is drawn, as of a run that was never measured."""
+    for axes in figure.axes:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+            return
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
