@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> None:
         options.settings,
     )
     protocol = Protocol(setting, plan, options.output)
-    runs = [*protocol.run(), *protocol.beside(options.beside)]
+    own = protocol.run()
+    runs = [*own, *protocol.beside(options.beside, own)]
     rows = reporting.table(setting, runs)
     initial = reporting.initial(runs)
     if options.json:

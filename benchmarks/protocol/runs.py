@@ -15,7 +15,7 @@ whatever happened; only the seconds are kept beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,13 @@ class Protocol:
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
         return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
 
-    def beside(self, folders: Iterable[Path]) -> list[Run]:
+    def beside(self, folders: Iterable[Path], own: Sequence[Run] = ()) -> list[Run]:
         """The finished runs of other outputs on the same folds, which may have been measured on
-        another number of training probes. Raises ProtocolError where there are none such."""
+        another number of training probes; not of editors that have `own` runs here.
+
+        Raises ProtocolError where there are none such.
+        """
+        labels = {run.label for run in own}
         found = []
         for folder in folders:
             self._require_comparable(folder)
@@ -96,7 +100,7 @@ class Protocol:
             if not paths:
                 raise ProtocolError(f"The folder {folder} has no finished run: run it first.")
             found += [_read(path) for path in paths]
-        return found
+        return [run for run in found if run.label not in labels]
 
     # -- the folder
 

@@ -149,6 +149,7 @@ def test_runs_of_other_outputs_stand_beside_whatever_their_training_probes(
     plan = replace(PLAN, editors=("ft-last",), train_probes=5, editor_tables={"ft-last": table})
     made = Protocol(setting, plan, tmp_path / "other").run()
     assert own.beside([tmp_path / "other"]) == made
+    assert own.beside([tmp_path / "other"], made[:1]) == []
     assert {run.label for run in made} == {"ft-last learning_rate=0.01"}
 
 
