@@ -72,8 +72,8 @@ def _mean_and_deviation(values: Iterable[float | None]) -> str | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
-    return f"{statistics.fmean(known):.3f} ± {deviation:.3f}"
+    mean = f"{statistics.fmean(known):.3f}"
+    return f"{mean} ± {statistics.stdev(known):.3f}" if len(known) > 1 else mean
 
 
 def _median(values: Iterable[float | None]) -> float | None:
