@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX<>*"
 COLUMNS = 3
+MARKED_MAX = 10  # points of a line: few are shown one by one
 
 
 def panels(
@@ -47,8 +48,8 @@ def curves(
     *,
     log: bool = False,
 ) -> Figure:
-    """The same for long runs: lines without markers, three panels in a row, each with its own
-    range; `log` makes it logarithmic."""
+    """The same for long runs: lines without markers where they have many points, three panels in a
+    row, each with its own range; `log` makes it logarithmic."""
     from matplotlib.figure import Figure
 
     lines = -(-len(titles) // COLUMNS)
@@ -60,7 +61,9 @@ def curves(
             own = [row for row in rows if row["editor"] == editor and row.get(name) is not None]
             if own:
                 points = [(row[x], row[name]) for row in own]
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=editor)
+                marker = "o" if len(points) <= MARKED_MAX else None
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, marker=marker, color=f"C{number}", label=editor)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.set_yscale("log" if log else "linear")
