@@ -7,7 +7,8 @@ edit's seconds are those of a step (plan, edit, prove, commit) over its requests
 re-check, which has a column of its own; the first step, which loads or computes what an editor
 needs once, stands apart. Memory is the most that the process held while it edited, and what of it
 came on top of the open store. On disk are the patches, and all by which the store's folder grew but
-for its caches and snapshots, which are safe to delete.
+for its caches and snapshots, which are safe to delete. A row is in OUT as soon as it is measured,
+and what is there already is not measured again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from continual.session import NewStore, Session, init
 
 BATCHES: Mapping[str, Sequence[int]] = {
     "memit": (50, 10, 1),
-    "emmet": (10,),
-    "alphaedit": (10,),
+    "emmet": (10, 1),
+    "alphaedit": (10, 1),
 }
 """Requests in a step, for the editors that take many at once; one for all others."""
 FOLLOWED = ("tpatcher", "serac", "ike")
@@ -45,7 +46,7 @@ WEIGHTS_RECHECKED_EVERY = 10  # edits
 NOT_AN_EDITS = ("cache", "snapshots")
 BLOCK_BYTES = 512  # the unit of `st_blocks`
 
-RATES = ("SR", "GR", "ER", "TestR")
+RATES = ("SR", "GR", "ER", "TrainR", "TestR")
 COLUMNS = (
     Column("editor", "editor"),
     Column("batch", "batch_size", "d"),
@@ -68,6 +69,11 @@ class Case:
     editor: str
     batch_size: int
     edits: int
+
+    @property
+    def name(self) -> dict[str, Any]:
+        """What tells its row from those of others."""
+        return {"editor": self.editor, "batch_size": self.batch_size, "asked": self.edits}
 
     @property
     def recheck(self) -> Recheck:
@@ -107,8 +113,7 @@ class Case:
             session.settle()
             applied = max(1, session.standing.retention.applied)
             return {
-                "editor": self.editor,
-                "batch_size": self.batch_size,
+                **self.name,
                 "edits": session.standing.retention.attempts.total,
                 **_rates(session),
                 **_seconds(steps),
@@ -122,6 +127,18 @@ class Case:
 def cases(editors: Sequence[str], edits: int) -> list[Case]:
     """Every editor, in each of its sizes of a batch."""
     return [Case(name, size, edits) for name in editors for size in BATCHES.get(name, (1,))]
+
+
+def _known(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that a file has already."""
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["editors"]
+    return rows
+
+
+def _row_of(case: Case, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((row for row in rows if case.name.items() <= row.items()), None)
 
 
 def _rates(session: Session) -> dict[str, Any]:
@@ -175,10 +192,13 @@ def main() -> None:
         print(json.dumps(Case(editor, int(batch_size), int(edits)).run()))
         return
     torch.set_num_threads(options.threads)
-    rows: list[dict[str, Any]] = []
-    for case in cases(options.editors.split(","), options.edits):
-        rows.append(case.measured())
-        tables.write_json(options.json, "efficiency", {"editors": rows})
+    chosen = cases(options.editors.split(","), options.edits)
+    rows = _known(options.json)
+    for case in chosen:
+        if _row_of(case, rows) is None:
+            rows.append(case.measured())
+            tables.write_json(options.json, "efficiency", {"editors": rows})
+    rows = [row for case in chosen if (row := _row_of(case, rows)) is not None]
     tables.show(f"{options.edits} corrections of the atlas by every editor", COLUMNS, rows)
 
 

@@ -1,4 +1,7 @@
-"""How benchmarks draw: panels of lines side by side, as PNG and SVG."""
+"""How benchmarks draw: panels of lines side by side, as PNG and SVG.
+
+The legend stands in the first panel that has a line.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX<>*"
 COLUMNS = 3
+MARKED_MAX = 10  # points of a line: few are shown one by one
 
 
 def panels(
@@ -25,13 +29,14 @@ def panels(
         axes = figure.add_subplot(1, len(titles), place)
         for editor, marker in zip(editors, MARKERS, strict=False):
             own = [row for row in rows if row["editor"] == editor and row[name] is not None]
-            points = [(row[x], row[name]) for row in own]
-            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
+            if own:
+                points = [(row[x], row[name]) for row in own]
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
         axes.set_ylim(-0.03, 1.05)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -43,8 +48,8 @@ def curves(
     *,
     log: bool = False,
 ) -> Figure:
-    """The same for long runs: lines without markers, three panels in a row, each with its own
-    range; `log` makes it logarithmic."""
+    """The same for long runs: lines without markers where they have many points, three panels in a
+    row, each with its own range; `log` makes it logarithmic."""
     from matplotlib.figure import Figure
 
     lines = -(-len(titles) // COLUMNS)
@@ -56,13 +61,23 @@ def curves(
             own = [row for row in rows if row["editor"] == editor and row.get(name) is not None]
             if own:
                 points = [(row[x], row[name]) for row in own]
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=editor)
+                marker = "o" if len(points) <= MARKED_MAX else None
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, marker=marker, color=f"C{number}", label=editor)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.set_yscale("log" if log else "linear")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Names of the lines; none where nothing is drawn, as of a run that was never measured."""
+    for axes in figure.axes:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+            return
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

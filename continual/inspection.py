@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from continual.memory import INDEX_FILE
 from continual.metrics import Count, Rates
 from continual.requests import Request
 from continual.retention import (
@@ -21,6 +22,7 @@ from continual.retention import (
     reverted_later,
 )
 from store import BlobRef, Revision, Store
+from store.vectors import describe
 
 Record = dict[str, Any]  # a JSON object
 
@@ -46,8 +48,18 @@ def status(store: Store) -> Record:
         "fingerprint": head.fingerprint,
         **rates_at(store, head),
         "streams": {name: state["position"] for name, state in store.streams().items()},
+        "index": _index(store, head),
         "store": str(store.path),
     }
+
+
+def _index(store: Store, head: Revision) -> Record | None:
+    """The vector index that is kept for this head: how many vectors it has, and how often it finds
+    the nearest of them; null: it compares an input with each."""
+    kept = describe(store.cache / INDEX_FILE)
+    if kept is None or (kept.seq, kept.revision) != (head.seq, head.id):
+        return None
+    return {"vectors": kept.count, "recall": kept.recall}
 
 
 def entry(store: Store, revision: Revision) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +33,12 @@ class Garbage:
 def find(store: Store, *, with_cache: bool = False) -> list[Garbage]:
     """All that can go; `with_cache` also what is of use and would have to be made again.
 
-    Raises StoreError for a store open for reading only, since a writer may be at work on what looks
-    like garbage; IntegrityError where the journal cannot be read to its end.
+    Beside a store open for reading only a writer may be at work on what looks like garbage: there
+    only what has not been touched for an hour is found. Raises IntegrityError where the journal
+    cannot be read to its end.
     """
-    if not store.writable:
-        raise StoreError(f"{store.path} is open for reading only: open it writable")
     found = {garbage.path: garbage for garbage in _all(store, with_cache)}
-    return [found[path] for path in sorted(found)]
+    return [found[path] for path in sorted(found) if store.writable or not _may_be_in_work(path)]
 
 
 def collect(store: Store, found: Iterable[Garbage]) -> None:
@@ -60,7 +60,7 @@ def _orphans(store: Store) -> Iterator[Garbage]:
     used = {ref.sha256 for revision in store.revisions() for ref in revision.blobs}
     for sha256 in store.blobs.digests():
         if sha256 not in used:
-            yield _garbage(store.blobs.path(sha256), "no revision uses this patch")
+            yield from _garbage(store.blobs.path(sha256), "no revision uses this patch")
 
 
 def leftovers(store: Store) -> Iterator[Garbage]:
@@ -70,22 +70,25 @@ def leftovers(store: Store) -> Iterator[Garbage]:
             continue
         files = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else []
         for file in (*files, path):
-            yield _garbage(file, "left from a write that broke off")
+            yield from _garbage(file, "left from a write that broke off")
 
 
 def _may_be_in_work(path: Path) -> bool:
-    """Whether a reader may be writing this to the cache, for which it needs no lock."""
-    return time.time() - path.lstat().st_mtime < WRITING_MAX_S
+    """Whether somebody may be writing this: a reader to the cache, for which it needs no lock, or
+    a writer where this is a reader."""
+    with suppress(FileNotFoundError):
+        return time.time() - path.lstat().st_mtime < WRITING_MAX_S
+    return True
 
 
 def _cached(cache: Cache, with_cache: bool) -> Iterator[Garbage]:
     for path in cache.loose():
         if not _may_be_in_work(path):
-            yield _garbage(path, "nothing points to it")
+            yield from _garbage(path, "nothing points to it")
     if with_cache:
         for name in cache.names():
             for path in cache.files(name):
-                yield _garbage(path, "cached: can be made again")
+                yield from _garbage(path, "cached: can be made again")
 
 
 def _snapshots(store: Store, with_cache: bool) -> Iterator[Garbage]:
@@ -94,9 +97,11 @@ def _snapshots(store: Store, with_cache: bool) -> Iterator[Garbage]:
     for name in store.snapshots.names():
         if name not in needed:
             for path in store.snapshots.files(name):
-                yield _garbage(path, "a snapshot on the way to neither head nor a tag")
+                yield from _garbage(path, "a snapshot on the way to neither head nor a tag")
 
 
-def _garbage(path: Path, why: str) -> Garbage:
-    entry = path.lstat()
-    return Garbage(path, 0 if path.is_dir() else entry.st_size, why)
+def _garbage(path: Path, why: str) -> Iterator[Garbage]:
+    """None where a writer has been quicker."""
+    with suppress(FileNotFoundError):
+        entry = path.lstat()
+        yield Garbage(path, 0 if path.is_dir() else entry.st_size, why)

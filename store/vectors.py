@@ -35,6 +35,7 @@ _TRAINING_MAX = 50_000  # vectors
 _SAMPLE = 256  # inputs on which the recall is measured
 _SEED = 0
 _END = b"\n"
+_LINE_MAX = 4096  # bytes: what comes before the vectors is short
 
 
 class VectorError(StoreError):
@@ -51,11 +52,35 @@ class Stamp:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What the file of an index says of itself."""
+
+    seq: int  # the place in the journal that it stands for
+    revision: str
+    count: int  # vectors
+    recall: float | None  # of its codes, as measured when they were made; None: it has none
+
+
+@dataclass(frozen=True)
 class Nearest:
     """The best k of each query, best first."""
 
     ids: Tensor  # [q, k] int64
     scores: Tensor  # [q, k] float32: inner products
+
+
+def describe(path: Path) -> Description | None:
+    """What an index says of itself; None where none is there, or its beginning is damaged.
+
+    Reads no vector, and checks none: an index that does not fit is found out when it is loaded.
+    """
+    try:
+        with path.open("rb") as file:
+            file.readline(_LINE_MAX)  # the checksum
+            meta = canonical.loads(file.readline(_LINE_MAX))
+        return Description(meta["seq"], meta["revision"], meta["count"], meta["recall"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class VectorIndex:

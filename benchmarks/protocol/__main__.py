@@ -3,14 +3,15 @@
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
         [--held-out test|validation] [--start DIR | --model DIR] [--cache DIR] --output DIR
-        [--plots DIR]
+        [--beside DIR …] [--plots DIR]
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
 with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
 directory as it is, which must have been trained on the task. Given again with the same
 `--output`, finished runs are read from their files and interrupted ones go on. The table has the
 mean and the deviation over folds, beside the published rows; the folder gets `table.json` and the
-curves.
+curves. `--beside` takes into both what other outputs have finished on the same folds, such as the
+baselines with fewer training probes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument("--model", type=Path, metavar="DIR", help="an initial model that is there")
     made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     made.add_argument("--output", type=Path, required=True, metavar="DIR")
+    made.add_argument("--beside", type=Path, nargs="+", default=(), metavar="DIR")
     made.add_argument("--plots", type=Path, metavar="DIR", help="where the curves go, too")
     made.add_argument("--json", action="store_true", help="print JSON Lines")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
@@ -81,7 +83,9 @@ def run(options: argparse.Namespace) -> None:
         options.held_out,
         options.settings,
     )
-    runs = Protocol(setting, plan, options.output).run()
+    protocol = Protocol(setting, plan, options.output)
+    own = protocol.run()
+    runs = [*own, *protocol.beside(options.beside, own)]
     rows = reporting.table(setting, runs)
     initial = reporting.initial(runs)
     if options.json:

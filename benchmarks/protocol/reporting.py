@@ -37,8 +37,8 @@ def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each editor, its rates as mean ± deviation over the folds at their ends; then the
     paper's rows, with the name of their model."""
     rows = []
-    for editor in dict.fromkeys(run.editor for run in runs):
-        ends = [run for run in runs if run.editor == editor and run.rows]
+    for editor in dict.fromkeys(run.label for run in runs):
+        ends = [run for run in runs if run.label == editor and run.rows]
         if ends:
             rows.append({"editor": editor, "model": setting.architecture, **_over_folds(ends)})
     theirs = published.rows(setting.task)
@@ -72,8 +72,8 @@ def _mean_and_deviation(values: Iterable[float | None]) -> str | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
-    return f"{statistics.fmean(known):.3f} ± {deviation:.3f}"
+    mean = f"{statistics.fmean(known):.3f}"
+    return f"{mean} ± {statistics.stdev(known):.3f}" if len(known) > 1 else mean
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -84,8 +84,8 @@ def _median(values: Iterable[float | None]) -> float | None:
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Means over folds along the stream, for each editor as far as all of its folds go."""
     rows: list[dict[str, Any]] = []
-    for editor in dict.fromkeys(run.editor for run in runs):
-        own = [run.rows for run in runs if run.editor == editor]
+    for editor in dict.fromkeys(run.label for run in runs):
+        own = [run.rows for run in runs if run.label == editor]
         shared = min(map(len, own))
         step = max(1, shared // POINTS)
         for place in sorted({*range(0, shared, step), shared - 1} if shared else ()):

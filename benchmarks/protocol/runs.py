@@ -15,7 +15,7 @@ whatever happened; only the seconds are kept beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ class Run:
         """How many edits were attempted."""
         return len(self.rows)
 
+    @property
+    def label(self) -> str:
+        """The editor, with the settings in which it differs from its defaults."""
+        return " ".join([self.editor, *(f"{name}={v}" for name, v in self.settings.items())])
+
 
 class Protocol:
     """A setting's runs in an output folder. Raises ProtocolError where the folder has those of
@@ -81,10 +86,28 @@ class Protocol:
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
         return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
 
+    def beside(self, folders: Iterable[Path], own: Sequence[Run] = ()) -> list[Run]:
+        """The finished runs of other outputs on the same folds, which may have been measured on
+        another number of training probes; not of editors that have `own` runs here.
+
+        Raises ProtocolError where there are none such.
+        """
+        labels = {run.label for run in own}
+        found = []
+        for folder in folders:
+            self._require_comparable(folder)
+            paths = sorted(folder.glob("runs/fold-*.json"))
+            if not paths:
+                raise ProtocolError(f"The folder {folder} has no finished run: run it first.")
+            found += [_read(path) for path in paths]
+        return [run for run in found if run.label not in labels]
+
     # -- the folder
 
-    def _require_same(self) -> None:
-        wanted = {
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What all runs of a folder have in common."""
+        return {
             "task": self.setting.task,
             "architecture": self.setting.architecture,
             "setting": self.setting.digest,
@@ -93,15 +116,26 @@ class Protocol:
             "train_probes": self.plan.train_probes,
             "held_out": self.plan.held_out,
         }
-        path = self.output / "protocol.json"
+
+    def _require_same(self) -> None:
+        wanted, path = self._identity, self.output / "protocol.json"
         if not path.exists():
             _write(path, json.dumps(wanted, indent=2) + "\n")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in wanted if found.get(name) != wanted[name]]
-        if other:
+        if other := _differing(wanted, path):
             raise ProtocolError(
                 f"The folder {self.output} has runs with other {', '.join(other)}: "
                 "name another --output, or remove it."
+            )
+
+    def _require_comparable(self, folder: Path) -> None:
+        path = folder / "protocol.json"
+        if not path.exists():
+            raise ProtocolError(f"{folder} is no output of the protocol: it has no {path.name}.")
+        wanted = {name: v for name, v in self._identity.items() if name != "train_probes"}
+        if other := _differing(wanted, path):
+            raise ProtocolError(
+                f"The folder {folder} has runs with other {', '.join(other)}, which cannot stand "
+                "in one table with these: name another --beside, or leave it out."
             )
 
     def _write_inputs(self) -> None:
@@ -128,8 +162,7 @@ class Protocol:
         path = self._result(fold, editor)
         if not path.exists():
             return None
-        record = json.loads(path.read_text(encoding="utf-8"))["run"]
-        run = Run(**{**record, "rows": tuple(record["rows"])})
+        run = _read(path)
         self._require_settings(path, editor, run.settings)
         return run if run.exhausted or run.edits >= self.plan.edits else None
 
@@ -228,6 +261,18 @@ def _note(fold: int, editor: str, attempted: int, step: Step) -> None:
         rates = step.measured.rates.to_json()
         shown = ", ".join(f"{name} {rates[name]:.3f}" for name in RATES if rates[name] is not None)
         tables.note(f"fold {fold}, {editor}: {attempted} edits, {shown}")
+
+
+def _read(path: Path) -> Run:
+    """A run from its file."""
+    record = json.loads(path.read_text(encoding="utf-8"))["run"]
+    return Run(**{**record, "rows": tuple(record["rows"])})
+
+
+def _differing(wanted: Mapping[str, Any], path: Path) -> list[str]:
+    """The names under which a folder's description has something else than is wanted."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [name for name in wanted if found.get(name) != wanted[name]]
 
 
 def _write(path: Path, text: str) -> None:

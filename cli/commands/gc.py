@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from cli.options import common, find_store
 from cli.output import Output, columns, counted, size
 
 if TYPE_CHECKING:
+    from store import Store
     from store.gc import Garbage
 
 
@@ -27,6 +29,9 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
     neither head nor a tag. No revision is lost, not even one that was rolled back. With --cache
     also what can be made again: the key statistics then have to be collected anew.
 
+    With --dry-run a store that someone else is writing to, or that may only be read, is looked at
+    as well; what was touched within the hour may be in use there, and is not counted.
+
     With --json there is a line for each file, {"type":"garbage","path","bytes","why"}, and a last
     one, {"type":"summary","files","bytes","removed"}.
 
@@ -35,10 +40,9 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
       cedit gc --dry-run
       cedit gc --yes
     """
-    from store import Store
     from store.gc import collect, find
 
-    with Store.open(find_store(store), writable=True) as opened:
+    with _opened(find_store(store), dry_run) as opened:
         found = find(opened, with_cache=cache)
         _show(out, found, opened)
         total = counted(len(found), "file"), size(sum(garbage.length for garbage in found))
@@ -53,6 +57,18 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
     }
     verdict = f"{total[0]}, {total[1]}, {'removed' if is_removed else 'could go'}."
     out.result(record, verdict if found else "Nothing to remove.")
+
+
+def _opened(path: Path, dry_run: bool) -> Store:
+    """The store, which has to be writable if anything is to go."""
+    from store import Store, StoreError
+
+    try:
+        return Store.open(path, writable=True)
+    except StoreError:
+        if not dry_run:
+            raise
+    return Store.open(path)
 
 
 def _show(out: Output, found: Sequence[Garbage], store: Any) -> None:

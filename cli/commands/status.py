@@ -37,7 +37,16 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"fingerprint  {short(record['fingerprint'])}"
     yield f"in force     {active}, {record['requests_failed']} failed"
     yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR')}"
+    if record["index"]:
+        yield f"index        {_index_text(record['index'])}"
     for name, position in record["streams"].items():
         yield f"stream       {name}: {counted(position, 'record')} read"
     if record["quarantined"]:
         yield f"quarantine   {counted(record['quarantined'], 'record')}, in quarantine.jsonl"
+
+
+def _index_text(index: Mapping[str, Any]) -> str:
+    vectors = counted(index["vectors"], "vector")
+    if index["recall"] is None:
+        return f"{vectors}, each compared with an input"
+    return f"{vectors}, the nearest found in {index['recall']:.1%} of the inputs tried"

@@ -3,3 +3,8 @@
 `records` is what is kept of an edit, `encoder` turns texts into vectors, `scope` decides which
 edit, if any, an input is about.
 """
+
+from pathlib import Path
+
+INDEX_FILE = Path("memory") / "vectors.faiss"
+"""Where the vector index of the records is, in a store's cache."""

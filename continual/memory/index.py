@@ -13,18 +13,17 @@ that is near may be missed, as often as the index's recall says. A store that ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from continual.memory import INDEX_FILE
 from continual.memory.records import Queries
 from continual.patches.memory import MemoryBank
 from store import Store
 from store.errors import StoreError
 from store.vectors import CROSSOVER, Stamp, VectorIndex
 
-FILE = Path("memory") / "vectors.faiss"  # in the store's cache
 _ID_DIGITS = 15  # hexadecimal: what an int64 holds
 
 
@@ -90,7 +89,7 @@ class RecordIndex:
         """Take up what was kept, if it is of head, where the bank has to be."""
         bank = self._bank
         if self.is_used and self._index is None:
-            path, width = store.cache / FILE, bank.embeddings.shape[1]
+            path, width = store.cache / INDEX_FILE, bank.embeddings.shape[1]
             stamp = _stamp(store, scope)
             self._index = VectorIndex.load(path, stamp, width, len(bank), self._crossover)
             if self._index is not None:
@@ -102,7 +101,7 @@ class RecordIndex:
         if not self.is_used or self._index is None or not store.writable:
             return
         try:
-            path = store.cache / FILE
+            path = store.cache / INDEX_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             self._followed().save(path, _stamp(store, scope))
         except (StoreError, OSError):

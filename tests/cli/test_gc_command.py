@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_it_waits_for_no_writer(cedit: Cedit, littered: Path) -> None:
 
     lock = WriterLock.acquire(littered / "lock")
     assert cedit("gc", "--yes").code == 11
+    lock.release()
+
+
+def test_a_dry_run_looks_at_what_is_being_written_to_and_leaves_out_what_is_new(
+    cedit: Cedit, littered: Path
+) -> None:
+    from store.lock import WriterLock
+
+    lock = WriterLock.acquire(littered / "lock")
+    assert cedit("gc", "--dry-run", "--json").last["files"] == 0
+    os.utime(littered / "patches" / ".tmp-01", (0, 0))
+    assert cedit("gc", "--dry-run", "--json").last["files"] == 1
     lock.release()
 
 

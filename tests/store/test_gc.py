@@ -129,12 +129,18 @@ def test_snapshots_stay_where_head_or_a_tag_passes_them(store):
     assert len(list(store.snapshots.names())) == 1
 
 
-def test_a_reader_may_not_collect(store, path):
+def test_a_reader_finds_what_no_writer_can_be_at_and_may_not_collect(store, path):
+    patched(store, 1.0)
+    store.write_ahead({"keys": torch.full((2, 2), 9.0)}, {}).result()
+    (old,) = find(store)
+    store.write_ahead({"keys": torch.full((2, 2), 8.0)}, {}).result()
+    age(old.path)
+    assert len(find(store)) == 2
     store.close()
     with Store.open(path) as reader:
-        for use in (find, lambda opened: collect(opened, [])):
-            with pytest.raises(StoreError, match="reading only"):
-                use(reader)
+        assert find(reader) == [old]
+        with pytest.raises(StoreError, match="reading only"):
+            collect(reader, [old])
 
 
 def test_a_journal_that_cannot_be_read_loses_nothing(store):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from store.errors import StoreError
-from store.vectors import Stamp, VectorIndex
+from store.vectors import Stamp, VectorIndex, describe
 
 WIDTH = 48
 STAMP = Stamp(seq=7, revision="ab12", encoder="e0")
@@ -123,6 +123,13 @@ def test_a_missing_index_is_not_loaded(tmp_path):
     assert load(tmp_path / "nothing") is None
 
 
+def test_what_is_no_index_says_nothing_of_itself(tmp_path):
+    assert describe(tmp_path / "missing") is None
+    for content in (b"", b"0" * 9000, b"sum\n[1]\nvectors", b"sum\n{}\n"):
+        (tmp_path / "index").write_bytes(content)
+        assert describe(tmp_path / "index") is None
+
+
 def test_any_flipped_bit_is_noticed(path):
     whole = path.read_bytes()
     for place in range(0, len(whole), max(1, len(whole) // 97)):
@@ -211,6 +218,9 @@ def test_a_large_index_forgets_and_is_saved_like_a_small_one(few, tmp_path: Path
     index.save(tmp_path / "index", STAMP)
     loaded = VectorIndex.load(tmp_path / "index", STAMP, WIDTH, len(index), crossover=2_000)
     assert not loaded.is_exact and loaded.recall == index.recall and 3 not in loaded
+    said = describe(tmp_path / "index")
+    assert (said.seq, said.revision, said.count) == (STAMP.seq, STAMP.revision, len(index))
+    assert said.recall == index.recall
     assert torch.equal(loaded.search(kept, 3).ids, index.search(kept, 3).ids)
 
 

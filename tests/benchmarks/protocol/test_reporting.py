@@ -20,8 +20,8 @@ def row(edits: int, rate: float, **more: Any) -> dict[str, Any]:
     return {"edits": edits, "met": 2 * edits, **rates, "bytes": 100 * edits, "edit_s": 0.5, **more}
 
 
-def run(fold: int, *rows: dict[str, Any], editor: str = "tpatcher") -> Run:
-    return Run(fold, editor, False, {}, rows, {})
+def run(fold: int, *rows: dict[str, Any], editor: str = "tpatcher", **settings: Any) -> Run:
+    return Run(fold, editor, False, {}, rows, settings)
 
 
 RUNS = [run(0, row(1, 1.0), row(2, 0.8)), run(1, row(1, 1.0), row(2, 0.6), row(3, 0.9))]
@@ -40,6 +40,15 @@ def test_the_published_rows_follow_with_the_name_of_their_model() -> None:
     assert {row["model"] for row in theirs} == {"BERT-base, published"}
     (tpatcher,) = (row for row in theirs if row["editor"] == "tpatcher")
     assert (tpatcher["GR"], tpatcher["TrainR"]) == ("0.820", "0.999")
+
+
+def test_other_settings_of_an_editor_have_a_row_of_their_own_and_one_fold_no_deviation() -> None:
+    runs = [run(0, row(1, 1.0)), run(0, row(1, 0.5), margin=0.1)]
+    rows = reporting.table(SETTING, runs)[:2]
+    assert [(r["editor"], r["ER"]) for r in rows] == [
+        ("tpatcher", "1.000"),
+        ("tpatcher margin=0.1", "0.500"),
+    ]
 
 
 def test_a_rate_that_was_not_measured_has_no_mean() -> None:
@@ -64,3 +73,10 @@ def test_the_curves_are_drawn_for_every_editor(tmp_path: Path) -> None:
     drawn = (tmp_path / "curves.svg").read_text(encoding="utf-8")
     assert (tmp_path / "curves.png").exists()
     assert all(f"<!-- {name} -->" in drawn for name in names)
+
+
+@pytest.mark.filterwarnings("error")
+def test_curves_of_what_was_never_measured_are_empty_panels(tmp_path: Path) -> None:
+    rates = dict.fromkeys(("ER", "TrainR", "TestR"))
+    reporting.draw(reporting.curves([run(0, row(1, 1.0, **rates))]), tmp_path, "none")
+    assert "<!-- tpatcher -->" not in (tmp_path / "none.svg").read_text(encoding="utf-8")

@@ -139,3 +139,26 @@ def test_a_result_is_one_json_file_with_the_machine(setting: Setting, tmp_path: 
     assert path.name == "fold-0.tpatcher.json"
     assert len(record["run"]["rows"]) == 3
     assert record["machine"]["torch"]
+
+
+def test_runs_of_other_outputs_stand_beside_whatever_their_training_probes(
+    setting: Setting, tmp_path: Path
+) -> None:
+    own = Protocol(setting, PLAN, tmp_path / "own")
+    table = {"learning_rate": 0.01}
+    plan = replace(PLAN, editors=("ft-last",), train_probes=5, editor_tables={"ft-last": table})
+    made = Protocol(setting, plan, tmp_path / "other").run()
+    assert own.beside([tmp_path / "other"]) == made
+    assert own.beside([tmp_path / "other"], made[:1]) == []
+    assert {run.label for run in made} == {"ft-last learning_rate=0.01"}
+
+
+def test_what_is_of_other_folds_or_no_run_does_not_stand_beside(
+    setting: Setting, tmp_path: Path
+) -> None:
+    own = Protocol(setting, PLAN, tmp_path / "own")
+    Protocol(setting, replace(PLAN, folds=3), tmp_path / "folds")
+    Protocol(setting, PLAN, tmp_path / "empty")
+    for name, said in [("folds", "other folds"), ("empty", "no finished run"), ("none", "no out")]:
+        with pytest.raises(ProtocolError, match=said):
+            own.beside([tmp_path / name])

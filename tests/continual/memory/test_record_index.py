@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from continual.memory import index as indexing
+from continual.inspection import status
+from continual.memory import INDEX_FILE
 from continual.memory.index import RecordIndex
 from continual.memory.records import Queries, Record, Records
 from continual.memory.routing import routes_of
@@ -120,7 +121,7 @@ def test_a_store_keeps_its_index_and_heals_one_that_does_not_fit(reader):
     assert reader.answer(ask(21)).route is not None
     path = reader.store.path
     reader.close()
-    kept = path / "cache" / indexing.FILE
+    kept = path / "cache" / INDEX_FILE
     assert kept.is_file()
 
     def asked(writable: bool = False) -> tuple[bool, str]:
@@ -137,5 +138,7 @@ def test_a_store_keeps_its_index_and_heals_one_that_does_not_fit(reader):
     assert asked(writable=True) == (False, CAPITALS[1])  # and makes it anew
     assert asked() == (True, CAPITALS[1])
     with open_session(path) as session:
+        assert status(session.store)["index"] == {"vectors": 5, "recall": None}
         session.rollback("head~1")
+        assert status(session.store)["index"] is None  # it stands for where head was
     assert asked() == (False, CAPITALS[1])
