@@ -115,7 +115,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
                 return (
                     f"what the output matrix of block {block} gives to other tokens would be "
                     f"{drift:.2g} of its own size away from the base, more than the "
-                    f"{self.config.drift_max:.2g} allowed"
+                    f"{self.config.drift_max:.2g} allowed: go on with another editor, as `auto` "
+                    f"does, or raise drift_max under [{self.config.table}]"
                 )
         return None
 
