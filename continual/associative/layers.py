@@ -12,6 +12,7 @@ Knows linear layers and activations by what they do; which models have them is l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,6 +27,10 @@ from continual import hooks
 from continual.anatomy import Anatomy
 
 Forward = Callable[[Tensor], Tensor]
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+CACHED_MAX = 64
+"""Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape. A search
+has new shapes at each step, as requests leave it: the 1,024 of the default come to gigabytes."""
 GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
 GRID_POINTS = 1025
 GRID_TOLERANCE = 1e-5
@@ -39,6 +44,8 @@ class QuickLayers:
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
+        for name in CACHES:  # read at the first such product
+            os.environ.setdefault(name, str(CACHED_MAX))
         above = [anatomy.block(model, i) for i in range(block + 1, anatomy.block_count)]
         inner = [module for part in above for module in part.modules()]
         self.are_rounded = any(map(_is_linear, inner))

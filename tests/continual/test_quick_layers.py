@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -103,3 +105,33 @@ def test_only_gelus_tanh_form_is_taken_for_it():
     assert layers._is_tanh_gelu(NewGELUActivation())
     assert not layers._is_tanh_gelu(torch.nn.GELU())
     assert not layers._is_tanh_gelu(torch.nn.ReLU())
+
+
+MANY_SHAPES = """
+import torch
+from pathlib import Path
+from continual.anatomy import find_anatomy
+from continual.associative.layers import QuickLayers
+from tests import tiny_language
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
+
+torch.set_num_threads(1)
+model = tiny_language.decoder(width=128).eval().requires_grad_(False)
+with QuickLayers(model, find_anatomy(model), 0).on(), torch.no_grad():
+    for sequences in range(1, 129):
+        model(torch.ones(sequences, 5, dtype=torch.long))
+        if sequences == 64:
+            before = resident()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_products_of_ever_new_shapes_do_not_fill_the_memory():
+    """In a process of its own: how many are kept is read at the first one."""
+    command = [sys.executable, "-c", MANY_SHAPES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 128  # MiB, for another 64 shapes: 270 where all are kept
