@@ -49,7 +49,7 @@ class Rows:
 
     def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
         """Consecutive parts of these sizes."""
-        if len(sizes) == 1:
+        if list(sizes) == [len(self)]:
             return (self,)
         ends = list(accumulate(sizes, initial=0))
         return tuple(self[slice(a, b)] for a, b in pairwise(ends))
