@@ -1,7 +1,8 @@
 """The seconds of one MEMIT batch: this engine against the straightforward loop, side by side.
 
     python -m benchmarks.memit_speed [--requests 1000] [--large-requests 20] [--sizes atlas,gpt2]
-                                     [--rules "our steps,Adam"] [--threads N] [--json OUT]
+                                     [--rules "our steps,Adam"] [--device cuda] [--threads N]
+                                     [--json OUT]
 
 Both make the same edits with the same objective, stop rule, most steps, contexts, keys, lambda,
 blocks, clamp and key statistics, from the prompts alone, on the same model in one process. The loop
@@ -88,11 +89,13 @@ class Clock:
     returned: dict[str, Any] = field(default_factory=dict)  # by the latest call of each phase
 
     def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its time taken."""
+        """The function, with its time taken until the device has done it."""
 
         def call(*given: Any, **named: Any) -> Any:
+            _wait()
             started = time.perf_counter()
             self.returned[phase] = function(*given, **named)
+            _wait()
             spent = time.perf_counter() - started
             self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
             return self.returned[phase]
@@ -100,13 +103,19 @@ class Clock:
         return call
 
 
+def _wait() -> None:
+    """Until a device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 # --- the two models -------------------------------------------------------------------------------
 
 
 @contextmanager
-def atlas_case(folder: Path, count: int) -> Iterator[Case]:
+def atlas_case(folder: Path, count: int, device: str) -> Iterator[Case]:
     """The embedded model and its own corrections."""
-    with init(folder / "atlas", NewStore()) as session:
+    with init(folder / "atlas", NewStore(device=device)) as session:
         chosen = drawn(requests_of_atlas(), count)
         yield Case("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
 
@@ -118,11 +127,11 @@ def _bare(requests: Sequence[Request]) -> tuple[Request, ...]:
 
 
 @contextmanager
-def random_case(folder: Path, count: int) -> Iterator[Case]:
+def random_case(folder: Path, count: int, device: str) -> Iterator[Case]:
     """GPT-2-small's size with random weights: prompts of twelve random tokens, answers of two."""
     torch.manual_seed(0)
     config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
     base = BaseModel(model, NumeralsWithPlaces(), find_anatomy(model), fingerprint="0" * 64)
     settings = {
         "model": {"path": "random"},
@@ -270,8 +279,17 @@ def _phases(seconds: dict[str, float]) -> dict[str, Any]:
 
 def _scored(case: Case) -> dict[str, Any]:
     found = scores(case.session, case.scored)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**{name: found[name] for name in SCORES}, "peak_mb": peak}
+    return {
+        **{name: found[name] for name in SCORES},
+        "peak_mb": _peak_mb(case.session.edited.device),
+    }
+
+
+def _peak_mb(device: torch.device) -> float:
+    """The most that the process has held so far, on the device that the model is on."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 RULES: dict[str, memit_loop.Rule] = {
@@ -302,7 +320,7 @@ def measure(case: Case, rules: Mapping[str, memit_loop.Rule]) -> list[dict[str, 
     return rows
 
 
-CASES: dict[str, Callable[[Path, int], Any]] = {"atlas": atlas_case, "gpt2": random_case}
+CASES: dict[str, Callable[[Path, int, str], Any]] = {"atlas": atlas_case, "gpt2": random_case}
 
 
 def main() -> None:
@@ -314,6 +332,7 @@ def main() -> None:
     parser.add_argument(
         "--rules", default=",".join(RULES), help="the steps of the loop: %(default)s"
     )
+    parser.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -324,7 +343,7 @@ def main() -> None:
     for name in options.sizes.split(","):
         with (
             tempfile.TemporaryDirectory() as folder,
-            CASES[name](Path(folder), counts[name]) as case,
+            CASES[name](Path(folder), counts[name], options.device) as case,
         ):
             rows += measure(case, rules)
     tables.show("One MEMIT batch: this engine and the straightforward loop", COLUMNS, rows)

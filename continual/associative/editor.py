@@ -31,6 +31,9 @@ from continual.patches import Patch
 from continual.patches.edited_weight import EditedWeight
 from continual.patches.low_rank import Factors, LowRankPatch
 
+FULL = 0.95
+"""Of the budget: what is left beyond is not searched for."""
+
 Config = TypeVar("Config", bound=AssociativeConfig)
 Moments = TypeVar("Moments")
 """What a method makes of C₀, once in a run."""
@@ -87,12 +90,17 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry takes twice the steps.
 
-        A request without a subject fails alone. Raises EditError without statistics, or for a model
+        A request without a subject fails alone; where the budget is used up, all fail before a
+        value is searched for. Raises EditError without statistics, or for a model
         that is no decoder.
         """
         config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
         draft = _Draft()
         lessons = draft.lessons(edits, config, around)
+        full = self._full(around) if lessons else None
+        if full is not None:
+            draft.refuse({lesson.id: full for lesson in lessons})
+            return Proposal(None, draft.failed)
         with _scaffold(around.site.edited) as scaffold:
             for group in self.rounds(lessons):
                 done = len(scaffold.parts)
@@ -107,18 +115,42 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         """See `Editor.objection`: a matrix must not drift too far from the base."""
         assert isinstance(patch, LowRankPatch)
         for block, factors in patch.factors.items():
-            weight = around.site.edited.weight(block)
-            base = weight.base.float()
-            change = (weight.sum - base).addmm_(factors.left.to(base), factors.right.to(base))
-            drift = drift_of(base, change, self._prepared(block, around).moment.to(base))
+            drift = self._drift(block, around, factors)
             if not drift <= self.config.drift_max:
-                return (
+                return self._over(
                     f"what the output matrix of block {block} gives to other tokens would be "
                     f"{drift:.2g} of its own size away from the base, more than the "
-                    f"{self.config.drift_max:.2g} allowed: go on with another editor, as `auto` "
-                    f"does, or raise drift_max under [{self.config.table}]"
+                    f"{self.config.drift_max:.2g} allowed"
                 )
         return None
+
+    def _full(self, around: Surroundings) -> str | None:
+        """Why no request is worth a search: so little of the budget is left."""
+        for block in set(self._blocks(around)) & set(around.site.edited.edited_blocks):
+            drift = self._drift(block, around)
+            if drift > FULL * self.config.drift_max:
+                return self._over(
+                    f"there is no room for it: what the output matrix of block {block} gives to "
+                    f"other tokens is {drift:.2g} of its own size away from the base already, of "
+                    f"{self.config.drift_max:.2g} allowed"
+                )
+        return None
+
+    def _drift(self, block: int, around: Surroundings, added: Factors | None = None) -> float:
+        """How far a matrix is from the base, as it stands or with a ΔW added to it."""
+        weight = around.site.edited.weight(block)
+        base = weight.base.float()
+        change = weight.sum - base
+        if added is not None:
+            change = change.addmm_(added.left.to(base), added.right.to(base))
+        return drift_of(base, change, self._prepared(block, around).moment.to(base))
+
+    def _over(self, why: str) -> str:
+        """With what can be done about it."""
+        return (
+            f"{why}: go on with another editor, as `auto` does, or raise drift_max under "
+            f"[{self.config.table}]"
+        )
 
     # -- one round
 

@@ -417,6 +417,31 @@ def test_drift_from_the_base_is_limited(gpt2_site):
     )
 
 
+def test_where_the_budget_is_used_up_no_value_is_searched_for(gpt2_site, monkeypatch):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    settings = {"blocks": (0,), "moment_weight": 0.1, **SHORT}
+    first, second = edits_of(site, 1, 2), edits_of(site, 3)
+    patch = Memit(MemitConfig(**settings)).edit(first, around_of(site, moments)).patch
+    site.edited.put([patch])
+    weight, located = site.edited.weight(0), flow.located
+    drift = flow.drift_of(weight.base, weight.sum - weight.base, moments.of[0].float())
+    searched = []
+
+    def counted(site, lessons, *rest):
+        searched.append(len(lessons))
+        return located(site, lessons, *rest)
+
+    monkeypatch.setattr(flow, "located", counted)
+    full = Memit(MemitConfig(drift_max=1.04 * drift, **settings))
+    proposal = full.edit(second, around_of(site, moments))
+    assert proposal.patch is None and not searched
+    assert "no room for it" in proposal.failed[second[0].id]
+    assert f"{drift:.2g}" in proposal.failed[second[0].id]
+    roomy = Memit(MemitConfig(drift_max=1.06 * drift, **settings))
+    assert roomy.edit(second, around_of(site, moments)).patch is not None
+    assert searched == [1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_that_are_none_are_refused(name):
     for settings in (
