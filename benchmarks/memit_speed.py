@@ -1,8 +1,8 @@
 """The seconds of one MEMIT batch: this engine against the straightforward loop, side by side.
 
     python -m benchmarks.memit_speed [--requests 1000] [--large-requests 20] [--sizes atlas,gpt2]
-                                     [--rules "our steps,Adam"] [--device cuda] [--threads N]
-                                     [--json OUT]
+                                     [--rules "our steps,Adam"] [--device cuda] [--chunk N]
+                                     [--threads N] [--json OUT]
 
 Both make the same edits with the same objective, stop rule, most steps, contexts, keys, lambda,
 blocks, clamp and key statistics, from the prompts alone, on the same model in one process. The loop
@@ -188,10 +188,11 @@ def _random_request(draw: random.Random, vocabulary: int) -> Request:
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def time_ours(case: Case, contexts: Sequence[str]) -> dict[str, Any]:
+def time_ours(case: Case, contexts: Sequence[str], chunk: int) -> dict[str, Any]:
     """One batch through the engine's own pipeline."""
     session, clock = case.session, Clock()
-    table = {"drift_max": UNBOUNDED, "place": "subject", "require_arrival": False}  # as the loop
+    as_loop = {"drift_max": UNBOUNDED, "place": "subject", "require_arrival": False}
+    table = {**as_loop, "chunk": chunk}
     settings = session.settings(
         chain=("memit",), editors={"memit": table}, batch_size=len(case.edited), force=True
     )
@@ -298,7 +299,7 @@ RULES: dict[str, memit_loop.Rule] = {
 }
 
 
-def measure(case: Case, rules: Mapping[str, memit_loop.Rule]) -> list[dict[str, Any]]:
+def measure(case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int) -> list[dict[str, Any]]:
     """Ours, then the loop by each rule: peak memory only ever grows."""
     config = MemitConfig()
     generator = torch.Generator().manual_seed(0)
@@ -309,7 +310,7 @@ def measure(case: Case, rules: Mapping[str, memit_loop.Rule]) -> list[dict[str, 
     for block in default_blocks(session.edited.anatomy.block_count):
         session.statistics.get(block)  # collected before the clock starts
     named = {"size": case.size, "requests": len(case.edited)}
-    ours = time_ours(case, contexts)
+    ours = time_ours(case, contexts, chunk)
     tables.note(f"{case.size}: this engine {ours['all_s']:.1f} s")
     rows = [{**named, **ours}]
     for way, rule in rules.items():
@@ -332,6 +333,12 @@ def main() -> None:
     parser.add_argument(
         "--rules", default=",".join(RULES), help="the steps of the loop: %(default)s"
     )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=MemitConfig().chunk,
+        help="requests whose values are searched for together (default: %(default)s)",
+    )
     parser.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -345,7 +352,7 @@ def main() -> None:
             tempfile.TemporaryDirectory() as folder,
             CASES[name](Path(folder), counts[name], options.device) as case,
         ):
-            rows += measure(case, rules)
+            rows += measure(case, rules, options.chunk)
     tables.show("One MEMIT batch: this engine and the straightforward loop", COLUMNS, rows)
     tables.write_json(options.json, "memit_speed", {"runs": rows})
 

@@ -56,7 +56,7 @@ class PatchNeurons(nn.Module):
         """`queries` [n, d]: each neuron starts at an activation of 1 on its own."""
         super().__init__()
         self.keys = nn.Parameter(queries / queries.square().sum(1, keepdim=True))
-        self.bias = nn.Parameter(torch.zeros(len(queries)))
+        self.bias = nn.Parameter(queries.new_zeros(len(queries)))
         self.values = nn.Parameter(torch.randn_like(queries))
         self.value_scale = value_scale
         self.scores = queries.new_empty(0)  # [B, T, n]
@@ -113,9 +113,9 @@ def _loss(
     recipe: Recipe,
 ) -> Tensor:
     """l_e + alpha·l_a + m·(l_m1 + l_m2) (equations 5 to 9), by a forward pass over the copies."""
-    ids = torch.tensor([example.ids] * recipe.copies)
+    ids = torch.tensor([example.ids] * recipe.copies, device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[:, list(example.positions)]
-    targets = torch.tensor([example.targets] * recipe.copies)
+    targets = torch.tensor([example.targets] * recipe.copies, device=model.device)
     edited = cross_entropy(logits.flatten(0, 1), targets.flatten())
     own = neurons.scores[:, places, range(len(places))]  # [copies, n]
     memorised = memory @ neurons.keys.T + neurons.bias  # [m, n]
@@ -156,7 +156,8 @@ def _is_right(model: GPT2LMHeadModel, example: Example) -> bool:
 
 @torch.no_grad()
 def _answers(model: GPT2LMHeadModel, example: Example) -> list[int]:
-    logits = model(input_ids=torch.tensor([example.ids]), use_cache=False).logits
+    ids = torch.tensor([example.ids], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
     return logits[0, list(example.positions)].argmax(-1).tolist()
 
 

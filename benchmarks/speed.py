@@ -1,6 +1,7 @@
 """The seconds of one T-Patcher edit: this engine against the paper's own loop, side by side.
 
-    python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--json OUT]
+    python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--device cuda]
+                               [--json OUT]
 
 Both make the same edits, from the prompt alone, on the same model with the same 40,000 queries in
 memory and the same threads. An edit here is all that a step does to plan, edit and prove: the
@@ -95,12 +96,12 @@ class PaperTiming:
 
 
 @contextmanager
-def atlas_case(folder: Path, edits: int) -> Iterator[Case]:
+def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
     """The embedded model and its own corrections; memory is what it was trained on."""
     lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:edits]
     read = [request for line in lines for request in read_record(json.loads(line))]
     requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
-    with init(folder / "atlas", NewStore()) as session:
+    with init(folder / "atlas", NewStore(device=device)) as session:
         candidates = tuple(encode(request, session.task) for request in requests)
         yield Case("atlas, 4 x 192", session, candidates, _atlas_memory(session, requests))
 
@@ -121,10 +122,12 @@ def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
 
 
 @contextmanager
-def random_case(folder: Path, size: str, config: GPT2Config, edits: int) -> Iterator[Case]:
+def random_case(
+    folder: Path, size: str, config: GPT2Config, edits: int, device: str
+) -> Iterator[Case]:
     """A GPT-2 with random weights: prompts of twelve random tokens, answers of two."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
     base = BaseModel(model, Numerals(), find_anatomy(model), fingerprint="0" * 64)
     settings = {"task": {"name": "causal"}, "run": {"seed": 0}}
     store = Store.init(folder / size, settings, {"probes": {}}, base.fingerprint)
@@ -168,13 +171,13 @@ def _config(blocks: int, width: int, heads: int, vocabulary: int) -> GPT2Config:
     )
 
 
-SIZES: dict[str, Callable[[Path, int], Any]] = {
+SIZES: dict[str, Callable[[Path, int, str], Any]] = {
     "atlas": atlas_case,
-    "small": lambda folder, edits: random_case(
-        folder, "random, 6 x 256", _config(6, 256, 4, 8192), edits
+    "small": lambda folder, edits, device: random_case(
+        folder, "random, 6 x 256", _config(6, 256, 4, 8192), edits, device
     ),
-    "gpt2": lambda folder, edits: random_case(
-        folder, "random, 12 x 768", _config(12, 768, 12, 50_257), edits
+    "gpt2": lambda folder, edits, device: random_case(
+        folder, "random, 12 x 768", _config(12, 768, 12, 50_257), edits, device
     ),
 }
 PAPER_EDITS = {"atlas": 30, "small": 10, "gpt2": 3}
@@ -260,10 +263,10 @@ def summary(case: Case, ours: Sequence[Timing], paper: Sequence[PaperTiming]) ->
     }
 
 
-def measure(name: str, edits: int, paper_edits: int) -> dict[str, Any]:
+def measure(name: str, edits: int, paper_edits: int, device: str) -> dict[str, Any]:
     """Both on one model; our first edits, which warm up, are not counted."""
     made = edits + WARM_UP
-    with tempfile.TemporaryDirectory() as folder, SIZES[name](Path(folder), made) as case:
+    with tempfile.TemporaryDirectory() as folder, SIZES[name](Path(folder), made, device) as case:
         tables.note(f"{case.size}: {len(case.memory):,} queries in memory")
         ours = time_ours(case)[WARM_UP:]
         counted = Case(case.size, case.session, case.candidates[WARM_UP:], case.memory)
@@ -276,12 +279,13 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help="which of: %(default)s")
     parser.add_argument("--edits", type=int, default=50, help="edits of ours at each size")
     parser.add_argument("--paper-edits", type=int, help="edits of the paper's loop at each size")
+    parser.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [
-        measure(name, options.edits, options.paper_edits or PAPER_EDITS[name])
+        measure(name, options.edits, options.paper_edits or PAPER_EDITS[name], options.device)
         for name in options.sizes.split(",")
     ]
     tables.show("Seconds per edit: this engine and the paper's loop (medians)", COLUMNS, rows)

@@ -44,6 +44,7 @@ from continual.suffix import EndPass, Ends, keeps_prefixes
 from continual.tasks import Encoding, Question
 
 PASS_TOKENS_MAX = 2048
+ACCELERATED_TOKENS_MAX = 16_384  # of a pass on a device that waits for work rather than for memory
 PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest
 
 
@@ -205,7 +206,8 @@ class Bench:
             Encoding(Question(p.text.encoding.ids[f:]), (), ())
             for p, f in zip(placed, first, strict=True)
         ]
-        batches = [part for b in length_sorted(ends, PASS_TOKENS_MAX) for part in _alike(ends, b)]
+        most = PASS_TOKENS_MAX if self._device.type == "cpu" else ACCELERATED_TOKENS_MAX
+        batches = [part for b in length_sorted(ends, most) for part in _alike(ends, b)]
         return [
             _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
             for b in batches
