@@ -43,7 +43,7 @@ from continual.retention import APPLIED
 from continual.session import NewStore, Session, init
 from continual.site import Site
 from continual.tasks import Encoding, Question, make_task
-from store import Draft, Revision, Store
+from store import Store
 
 MEMORY = 40_000
 WARM_UP = 40  # edits: by then single sequences go through their traced pass
@@ -186,44 +186,18 @@ PAPER_EDITS = {"atlas": 30, "small": 10, "gpt2": 3}
 # --- timing ---------------------------------------------------------------------------------------
 
 
-class TimedStore:
-    """A store that notes how long its latest commit took."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.commit_s = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def write_ahead(self, *given: Any) -> Any:
-        """See `Store.write_ahead`."""
-        started = time.perf_counter()
-        written = self._store.write_ahead(*given)
-        self.commit_s = time.perf_counter() - started
-        return written
-
-    def commit(self, draft: Draft) -> Revision:
-        """See `Store.commit`."""
-        started = time.perf_counter()
-        revision = self._store.commit(draft)
-        self.commit_s += time.perf_counter() - started
-        return revision
-
-
 def time_ours(case: Case) -> list[Timing]:
     """Every edit through the engine's own pipeline, one step each."""
     session = case.session
     session.standing.memory = QueryMemory(case.memory)
-    store: Any = TimedStore(session.store)
-    pipeline = Pipeline(store, session.site, session.standing, session.settings())
+    pipeline = Pipeline(session.store, session.site, session.standing, session.settings())
     timings = []
     for candidate in case.candidates:
         started = time.perf_counter()
         step = pipeline.step(Batch((candidate,)))
         whole = time.perf_counter() - started
         right = step.outcomes[0].outcome == APPLIED
-        timings.append(Timing(step.edit_s - store.commit_s, whole, right))
+        timings.append(Timing(step.edit_s - step.commit_s, whole, right))
     return timings
 
 

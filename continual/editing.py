@@ -22,6 +22,7 @@ from continual.editors import Editor, Surroundings, Taught
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
+from continual.patches.neuron import NeuronPatch
 from continual.planning import PlannedEdit
 from continual.query_memory import QueryMemory
 from continual.retention import Outcome
@@ -129,14 +130,18 @@ class Workshop:
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 
     def _attempt(self, progress: _Progress, editor: Editor, attempt: int, seq: int) -> None:
-        """All pending edits together at first, or always for an editor of batches; else each
-        alone when it has failed before."""
+        """All pending edits together at first, or always for an editor of batches; else, and where
+        they crowd each other, each alone."""
         pending = list(progress.pending.values())
+        groups: deque[Group] = deque()
         together = attempt == 0 or editor.splits
-        groups: deque[Group] = deque([pending] if together else [[edit] for edit in pending])
+        if together:
+            groups.append(pending)
+        if not together or (editor.crowds and len(pending) > 1):
+            groups += [[edit] for edit in pending]
         number = 0
         while groups:
-            group = groups.popleft()
+            group = [edit for edit in groups.popleft() if edit.id in progress.pending]
             if progress.over_budget[editor.name] >= OVER_BUDGET_MAX:
                 for edit in group:
                     progress.reasons.setdefault(edit.id, {}).setdefault(editor.name, _FULL)
@@ -240,9 +245,26 @@ class Workshop:
         """Put the parts on; reasons for the edits that are wrong with them, and the edits of this
         step that they have broken."""
         self._site.edited.put(parts)
-        right = self._right([*edits, *progress.applied.values()])
+        touched = self._touched(list(progress.applied.values()), parts)
+        right = self._right([*edits, *touched])
         wrong = {edit.id: _WRONG for edit in edits if not right[edit.id]}
-        return wrong, [edit for edit in progress.applied.values() if not right[edit.id]]
+        return wrong, [edit for edit in touched if not right[edit.id]]
+
+    def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
+        """Of edits that were right, those that may not be with these parts, which are on: a neuron
+        leaves alone whatever it does not fire on."""
+        neurons = [part for part in parts if isinstance(part, NeuronPatch)]
+        if not applied or len(neurons) < len(parts):
+            return applied
+        state = self._site.edited.weights_state
+        standing = [edit for edit in applied if edit.state == state]
+        queries = [edit.rows.query[: len(edit.candidate.learned[0].targets)] for edit in standing]
+        fired = {edit.id for edit in applied if edit.state != state}
+        for part in neurons if standing else ():
+            fires = (part.firing(torch.cat(queries)).activations > 0).any(1)
+            rows = fires.split([len(query) for query in queries])
+            fired |= {e.id for e, own in zip(standing, rows, strict=True) if bool(own.any())}
+        return [edit for edit in applied if edit.id in fired]
 
     def _right(self, edits: Group) -> dict[str, bool]:
         """Which prompts are answered rightly as the model stands."""

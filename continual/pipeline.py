@@ -101,6 +101,7 @@ class Step:
     quarantined: tuple[Item, ...]
     measured: Measured | None  # None where this step was not re-checked
     edit_s: float  # plan, edit, prove, commit
+    commit_s: float  # of that, the commit: everything on disk
     probe_s: float  # the first measurement of the new requests' own probes
     recheck_s: float  # all earlier probes again, and the metrics
     patch_bytes: int
@@ -240,6 +241,7 @@ class Pipeline:
             batch.quarantined,
             measured,
             edit_s=durations.edit_s + (committed - rechecked),
+            commit_s=committed - rechecked,
             probe_s=durations.probe_s,
             recheck_s=durations.recheck_s,
             patch_bytes=revision.patch.length if revision.patch else 0,

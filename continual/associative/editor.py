@@ -58,6 +58,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     attempts = 2
     tolerance = 0.5
     splits = True
+    crowds = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -79,6 +79,7 @@ class Editor(Protocol):
     attempts: int  # how many budgets it has
     tolerance: float  # the share of a batch that may stay wrong while the others keep the patch
     splits: bool  # whether a batch that it objects to may do in halves
+    crowds: bool  # whether edits of a batch are in each other's way: one that failed may do alone
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """A patch for these edits, which together make one batch."""

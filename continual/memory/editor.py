@@ -24,6 +24,7 @@ class MemoryEditor(ABC):
     attempts: int = 1
     tolerance = 0.0
     splits = False
+    crowds = False
 
     @abstractmethod
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:

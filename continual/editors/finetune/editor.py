@@ -37,6 +37,7 @@ class FineTuneEditor(ABC, Generic[Config]):
     attempts = 1
     tolerance = 0.5
     splits = False
+    crowds = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

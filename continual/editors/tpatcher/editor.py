@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class _Plan:
     own: tuple[tuple[int, ...], ...]  # rows of each slot
     owner: tuple[int, ...]  # the edit of each slot
 
+    @cached_property
     def slots(self) -> Slots:
         """The own rows of all slots, padded with their first."""
         widest = max(map(len, self.own))
@@ -57,6 +58,11 @@ class _Plan:
         return Slots(
             self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
         )
+
+    def chosen(self, slots: Sequence[int]) -> _Plan:
+        """These slots; the rows of all edits stay."""
+        own = tuple(self.own[slot] for slot in slots)
+        return replace(self, own=own, owner=tuple(self.owner[slot] for slot in slots))
 
     def rivals(self) -> Tensor | None:
         """The tokens that were in the running in any slot, where they were surveyed."""
@@ -77,6 +83,7 @@ class TPatcher:
     attempts = 3
     tolerance = 0.0
     splits = False
+    crowds = True
 
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
@@ -88,21 +95,17 @@ class TPatcher:
         if around.attempt:
             edits = [edit.alone() for edit in edits]
         plan, failed = _plan(edits, around.site, config)
+        if plan.own:
+            plan, neurons, lost = _whole(plan, *self._separate(plan, around, config))
+            failed |= {edits[number].id: _NOT_SEPARATE for number in lost}
+        if plan.own:
+            plan, neurons, lost = _whole(plan, *self._train(plan, neurons, around, config))
+            reason = _NOT_ARRIVED.format(config.value_steps_max)
+            failed |= {edits[number].id: reason for number in lost}
         if not plan.own:
             return Proposal(None, failed)
-        neurons, done = self._train(plan, around, config)
-        for slot in (~done).nonzero().flatten().tolist():
-            edit = edits[plan.owner[slot]]
-            failed.setdefault(
-                edit.id,
-                "its query cannot be told from one that has to keep its answer, or its values "
-                f"did not arrive in {config.value_steps_max} steps",
-            )
-        kept = [i for i, e in enumerate(plan.owner) if edits[e].id not in failed]
-        if not kept:
-            return Proposal(None, failed)
-        owners = tuple(edits[plan.owner[i]].id for i in kept)
-        patch = _patch(neurons[torch.tensor(kept, device=done.device)], owners, around.site)
+        owners = tuple(edits[number].id for number in plan.owner)
+        patch = _patch(neurons, owners, around.site)
         notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
@@ -131,28 +134,50 @@ class TPatcher:
             separation=self.config.separation / 10**attempt,
         )
 
-    def _train(
+    def _separate(
         self, plan: _Plan, around: Surroundings, config: TPatcherConfig
     ) -> tuple[Neurons, Tensor]:
-        """Trained neurons, and which of them [n] do what they are for."""
-        slots = plan.slots()
-        around_them = _Silent(plan, around.memory)
-        neurons, separate = _separated(slots, around_them, config)
+        """Keys and biases, and which of them [n] tell their own rows from all others."""
+        silent = _Silent(plan, around.memory)
+        neurons, separate = _separated(plan.slots, silent, config)
         if around.attempt == self.attempts - 1 and not bool(separate.all()):
-            neurons, separate = _retrain(slots, around, config, around_them.highest)
-        done = torch.zeros_like(separate)
-        rivals = plan.rivals()
+            return _retrain(plan.slots, around, config, silent.highest)
+        return neurons, separate
+
+    def _train(
+        self, plan: _Plan, neurons: Neurons, around: Surroundings, config: TPatcherConfig
+    ) -> tuple[Neurons, Tensor]:
+        """Their values, and which of them [n] make their own rows right."""
+        slots, rivals = plan.slots, plan.rivals()
+        done = torch.zeros_like(neurons.bias, dtype=torch.bool)
         few = None if rivals is None else competing(around.site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
-            neurons, arrived = train_values(racing, neurons, logits, config)
-            done = separate & arrived
+            neurons, done = train_values(racing, neurons, logits, config)
             is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
-            if is_all and torch.equal(done, separate):
+            if is_all and bool(done.all()):
                 break
-            done = _tried(plan, neurons, separate, around.site)
-            if torch.equal(done, separate):  # else another logit came up: all compete
+            done = _tried(plan, neurons, around.site)
+            if bool(done.all()):  # else another logit came up: all compete
                 break
         return neurons, done
+
+
+_NOT_SEPARATE = "its query cannot be told from one that has to keep its answer"
+_NOT_ARRIVED = "its values did not arrive in {} steps"
+
+
+def _whole(plan: _Plan, neurons: Neurons, done: Tensor) -> tuple[_Plan, Neurons, set[int]]:
+    """The edits of which all neurons [n] are done, and the numbers of the others: an edit has all
+    of its neurons, or none."""
+    lost = {plan.owner[slot] for slot in (~done).nonzero().flatten().tolist()}
+    if not lost:
+        return plan, neurons, lost
+    kept = [slot for slot, number in enumerate(plan.owner) if number not in lost]
+    return (
+        plan.chosen(kept),
+        neurons[torch.tensor(kept, dtype=torch.long, device=done.device)],
+        lost,
+    )
 
 
 @dataclass(frozen=True)
@@ -248,13 +273,13 @@ def _retrain(
 
 
 @torch.no_grad()
-def _tried(plan: _Plan, neurons: Neurons, chosen: Tensor, site: Site) -> Tensor:
-    """[n] which of the chosen neurons make all of their own rows right, with all of them on."""
-    on = _patch(neurons[chosen.nonzero().flatten()], (), site)
+def _tried(plan: _Plan, neurons: Neurons, site: Site) -> Tensor:
+    """[n] which of the neurons make all of their own rows right, with all of them on."""
+    on = _patch(neurons, (), site)
     hidden = site.patched_with(plan.rows, on)  # the proof will ask for the same
     right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
-    return chosen & torch.tensor(arrived, device=chosen.device)
+    return torch.tensor(arrived, device=hidden.device)
 
 
 def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site) -> NeuronPatch:

@@ -24,6 +24,7 @@ from continual.editors.tpatcher.losses import (
 from continual.editors.tpatcher.separating import Supports, widest_key
 
 ROOM_MIN = 2.0**-10
+FEW = 8  # neurons: a step of so many costs as much as one of half of them
 STEP_LENGTHS = 2.0 ** torch.arange(-3.0, 3.0, 0.5)  # in lengths of the row that is patched
 
 Logits = Callable[[Tensor], Tensor]  # residual sums [.., d] → logits [.., vocab]
@@ -191,10 +192,7 @@ def train_values(
     their activation, as they are to do for phrasings that fire them less.
     """
     descent = _Descent(slots, neurons, logits, config)
-    for _ in range(config.value_steps_max):
-        descent.step()
-        if not bool(descent.moving.any()):
-            break
+    descent.run(config.value_steps_max)
     return descent.neurons(), descent.arrived
 
 
@@ -217,6 +215,25 @@ class _Descent:
     def neurons(self) -> Neurons:
         """The neurons as they are now."""
         return Neurons(self._start.keys, self._start.bias, self._values)
+
+    def run(self, steps: int) -> None:
+        """So many steps at most, until all stand still; where most do, the others alone."""
+        for left in range(steps, 0, -1):
+            self.step()
+            moving = self.moving.nonzero().flatten()
+            if not len(moving):
+                return
+            if FEW < 2 * len(moving) <= len(self.moving):
+                few = self._among(moving)
+                few.run(left - 1)
+                self._values[moving], self.arrived[moving] = few._values, few.arrived
+                return
+
+    def _among(self, places: Tensor) -> _Descent:
+        """The descent of these neurons, from where they are."""
+        few = _Descent(self._slots[places], self.neurons()[places], self._logits, self._config)
+        few._worst = self._worst[places]
+        return few
 
     def step(self) -> None:
         """One step of every neuron that still moves."""
