@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from continual.editors import Proposal
+from continual.editors.tpatcher import TPatcher
 from continual.errors import CeditError, StreamError
 from continual.ledger import EDIT
 from continual.metrics import Count
@@ -224,6 +226,53 @@ def test_a_correction_of_what_a_training_probe_says_does_not_stop_the_stream(kno
     """Its query is in memory itself."""
     steps = knowing.apply([correction(3), correction(30)])
     assert [step.outcomes[0].outcome for step in steps][1] == "applied"
+
+
+def test_what_failed_among_others_is_tried_alone_with_all_its_wordings(knowing, monkeypatch):
+    records = [correction(c, rephrases=[ask(c, 1)]) for c in range(20, 23)]
+    tried: list[tuple[int, int, int]] = []
+    edit = TPatcher.edit
+
+    def crowded(self, edits, around):
+        """The last of several is told that it cannot be."""
+        tried.append((len(edits), around.attempt, len(edits[-1].encodings)))
+        if len(edits) == 1:
+            return edit(self, edits, around)
+        done = edit(self, edits[:-1], around)
+        return Proposal(done.patch, {**done.failed, edits[-1].id: "too crowded"}, done.notes)
+
+    monkeypatch.setattr(TPatcher, "edit", crowded)
+    (step,) = knowing.apply(records, batch_size=3)
+    assert tried == [(3, 0, 2), (1, 0, 2)]
+    assert [(o.outcome, o.attempt) for o in step.outcomes] == [("applied", 1)] * 3
+    assert answers(knowing, records) == [True] * 3
+
+
+def test_a_patch_that_breaks_an_earlier_edit_of_its_step_is_refused(bare, monkeypatch):
+    records = [correction(1), correction(2)]
+    edit = TPatcher.edit
+    queries = []
+
+    def reckless(self, edits, around):
+        """The second edit's first patch has a neuron more, which fires on the first edit."""
+        if len(edits) == 2:
+            queries.append(edits[0].rows[0].query[:1])
+            done = edit(self, edits[:1], around)
+            return Proposal(done.patch, {edits[1].id: "too crowded"}, done.notes)
+        done = edit(self, edits, around)
+        if around.attempt:
+            return done
+        (query,) = queries
+        harm = NeuronPatch(
+            done.patch.block, query / query.square().sum(), torch.tensor([-0.5]), 1e3 * query
+        )
+        return Proposal(NeuronPatch.joined([done.patch, harm])[0], done.failed, done.notes)
+
+    monkeypatch.setattr(TPatcher, "edit", reckless)
+    monkeypatch.setattr(TPatcher, "objection", lambda *_: None)
+    (step,) = bare.apply(records, batch_size=2)
+    assert [(o.outcome, o.attempt) for o in step.outcomes] == [("applied", 1), ("applied", 2)]
+    assert answers(bare, records) == [True, True]
 
 
 # -- repair

@@ -13,12 +13,18 @@ from torch import Tensor
 from continual.anatomy import find_anatomy
 from continual.candidates import encode
 from continual.editors import Edit, Surroundings
-from continual.editors.tpatcher import TPatcher, TPatcherConfig
+from continual.editors.tpatcher import TPatcher, TPatcherConfig, training
 from continual.editors.tpatcher import config as config_module
 from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.config import CROWDED_FROM
 from continual.editors.tpatcher.losses import Bounds, activation_loss, edit_loss, memory_losses
-from continual.editors.tpatcher.training import Neurons, PaperTraining, Slots, total_loss
+from continual.editors.tpatcher.training import (
+    Neurons,
+    PaperTraining,
+    Slots,
+    total_loss,
+    train_values,
+)
 from continual.errors import CeditError
 from continual.model import BaseModel, EditedModel, load_base
 from continual.patches.neuron import NeuronPatch
@@ -327,6 +333,36 @@ def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(k
         assert not fired[:, [j for j in range(5) if j != i]].any()
         assert site.judge_in_full(edit.encodings) == [True, True]
     assert not (scores_of(patch, memory.all()) > 0).any()
+
+
+def test_neurons_that_still_move_go_on_alone_to_where_they_would_come_with_the_others(
+    knowing_site, monkeypatch
+):
+    """Half of the rows are far from their answer, and take more steps."""
+    site = knowing_site
+    rows = Rows.join(part for c in range(24) for part in edit_of(site, correction(c)).rows)
+    far = torch.arange(len(rows)) % 3 == 0
+    hidden = torch.where(far[:, None], 6.0 * rows.hidden, rows.hidden)
+    slots = Slots(rows.query[:, None], hidden[:, None], rows.targets[:, None], far[:, None] | True)
+    keys = rows.query / rows.query.square().sum(1, keepdim=True)
+    start = Neurons(keys, torch.zeros(len(rows)), torch.zeros_like(keys))
+    steps: dict[int, list[int]] = {}
+    found = {}
+    step = training._Descent.step
+    for few in (8, 1000):
+        sizes = steps.setdefault(few, [])
+        monkeypatch.setattr(training, "FEW", few)
+        monkeypatch.setattr(
+            training._Descent,
+            "step",
+            lambda self, s=sizes: (s.append(len(self.moving)), step(self)),
+        )
+        found[few] = train_values(slots, start, whole(site), TPatcherConfig())
+    assert len(steps[8]) == len(steps[1000]) > 1
+    assert len(set(steps[1000])) == 1 and len(set(steps[8])) > 1  # some were left behind
+    (alone, arrived), (joint, expected) = found[8], found[1000]
+    assert torch.equal(arrived, expected) and bool(arrived.all())
+    torch.testing.assert_close(alone.values, joint.values, rtol=1e-4, atol=1e-5)
 
 
 def test_rephrases_are_learned_from(knowing_site):
