@@ -1,14 +1,15 @@
 """Ten thousand corrections of the atlas, all of them in force at the end.
 
     python -m benchmarks.long_streams FOLDER [--runs tpatcher,serac,memit,auto] [--edits 10000]
-                                      [--recheck exact|every=N] [--settings JSON] [--plots DIR]
-                                      [--json OUT] [--report]
+                                      [--recheck exact|every=N] [--repair] [--settings JSON]
+                                      [--plots DIR] [--json OUT] [--report]
 
 T-Patcher and SERAC take the stream one by one; MEMIT, and `auto`, in batches of 50. A run's store
 and a line for each of its steps lie in the folder, so that a run that was stopped goes on where it
 was; `--report` makes tables and plots of what is there. The table has the metrics after 100, 300,
 1,000, 3,000 and 10,000 edits, and the milliseconds of a step and of its re-check as medians around
-these. `--settings` is a table for the run's first editor.
+these. `--settings` is a table for the run's first editor; with `--repair` each step mends the
+earlier edits that were found broken.
 """
 
 from __future__ import annotations
@@ -76,20 +77,26 @@ class Run:
     name: str
     batch_size: int = 1
     recheck: Recheck = field(default_factory=Recheck)
+    repair: bool = False
     table: Mapping[str, Any] = field(default_factory=dict)  # of the first editor
 
     @classmethod
-    def of(cls, name: str, recheck: str, table: Mapping[str, Any]) -> Run:
+    def of(cls, name: str, options: argparse.Namespace) -> Run:
         """The run of this name: weight edits come in batches."""
-        chain = chain_of(name)
-        return cls(name, BATCH if "memit" in chain else 1, Recheck.parse(recheck), table)
+        batch_size = BATCH if "memit" in chain_of(name) else 1
+        recheck = Recheck.parse(options.recheck)
+        return cls(name, batch_size, recheck, options.repair, options.settings)
 
     def steps(self, session: Session, stream: Path) -> Iterator[Step]:
         """From where the store is."""
         chain = chain_of(self.name)
         editors = {**session.settings().editors, chain[0]: dict(self.table)}
         settings = session.settings(
-            chain=chain, batch_size=self.batch_size, recheck=self.recheck, editors=editors
+            chain=chain,
+            batch_size=self.batch_size,
+            recheck=self.recheck,
+            repair=self.repair,
+            editors=editors,
         )
         return session.steps(open_stream(str(stream)), settings)
 
@@ -258,6 +265,7 @@ def main() -> None:
     parser.add_argument("--runs", default="tpatcher,serac,memit,auto")
     parser.add_argument("--edits", type=int, default=MARKS[-1])
     parser.add_argument("--recheck", default="exact")
+    parser.add_argument("--repair", action="store_true")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true")
@@ -269,7 +277,7 @@ def main() -> None:
     names = options.runs.split(",")
     if not options.report:
         for name in names:
-            run(Run.of(name, options.recheck, options.settings), options.folder, options.edits)
+            run(Run.of(name, options), options.folder, options.edits)
     report(options.folder, names, options)
 
 

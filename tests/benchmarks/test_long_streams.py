@@ -14,7 +14,7 @@ SAME = ("edits", "failed", "neurons", "probes", "patch_bytes", "atlas", "pararel
 
 
 def test_a_run_that_goes_on_is_as_one_that_was_never_stopped(tmp_path):
-    chosen = Run.of("tpatcher", "exact", {})
+    chosen = Run("tpatcher")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for folder, ends in ((stopped, (5, 12)), (whole, (12,))):
         folder.mkdir()
