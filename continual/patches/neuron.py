@@ -237,7 +237,7 @@ class NeuronBank:
     def firing(self, queries: Tensor, first: int = 0) -> Firing:
         """The neurons, from `first` on, that fire on one of the queries [r, d]."""
         asked = queries.to(self.keys.dtype)
-        near = self._nearly_firing(asked, first)
+        near = self._nearly_firing(asked.detach(), first)
         if not len(near):
             return Firing(near, asked[:, :0])
         return _firing(asked, near, self.keys[near], self.bias[near])

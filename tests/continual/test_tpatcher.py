@@ -27,6 +27,7 @@ from continual.editors.tpatcher.training import (
 )
 from continual.errors import CeditError
 from continual.model import BaseModel, EditedModel, load_base
+from continual.patches import neuron
 from continual.patches.neuron import NeuronPatch
 from continual.query_memory import QueryMemory
 from continual.requests import Request
@@ -508,6 +509,23 @@ def test_what_is_tried_is_to_the_bit_what_is_proved(site, before, is_known):
     assert torch.equal(tried, site.patched(rows))
     silent = replace(drawn_neurons(site, 4), bias=torch.full((20,), -1e6))
     assert torch.equal(site.patched_with(rows, silent), tried)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_goes_through_many_neurons_as_through_each(site):
+    """A search for MEMIT's values runs through the model with its neurons on."""
+    site.edited.put([drawn_neurons(site, seed) for seed in range(9)])
+    assert site.bank.size > neuron.FEW
+    width, generator = site.edited.anatomy.width, torch.Generator().manual_seed(1)
+    queries = torch.randn(5, width, generator=generator, requires_grad=True)
+    added = site.bank.contribution(queries)
+    (found,) = torch.autograd.grad(added.square().sum(), queries)
+    keys, bias, values = (t.double() for t in (site.bank.keys, site.bank.bias, site.bank.values))
+    plain = queries.detach().double().requires_grad_()
+    expected = torch.relu(plain @ keys.T + bias) @ values
+    (gradient,) = torch.autograd.grad(expected.square().sum(), plain)
+    assert relative_error(added.detach(), expected.detach()) < 1e-5
+    assert relative_error(found, gradient) < 1e-5
 
 
 @pytest.mark.parametrize("more", [[], [2], [2, 3]])
