@@ -24,11 +24,13 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from continual import hooks
-from continual.anatomy import Anatomy
+from continual.anatomy import Anatomy, sample_inputs
 
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-CACHED_MAX = 64
+ROWS = (16, 32, *range(64, 513, 64))
+ROWS_MAX = ROWS[-1]
+CACHED_MAX = 128
 """Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape. A search
 has new shapes at each step, as requests leave it: the 1,024 of the default come to gigabytes."""
 GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
@@ -46,15 +48,33 @@ class QuickLayers:
     def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
         for name in CACHES:  # read at the first such product
             os.environ.setdefault(name, str(CACHED_MAX))
-        above = [anatomy.block(model, i) for i in range(block + 1, anatomy.block_count)]
-        inner = [module for part in above for module in part.modules()]
+        above = range(block + 1, anatomy.block_count)
+        inner = [module for i in above for module in anatomy.block(model, i).modules()]
         self.are_rounded = any(map(_is_linear, inner))
         """Whether the products of the blocks are in bfloat16."""
-        self._stand_ins: list[tuple[nn.Module, Forward]] = [
-            *((module, _product(module)) for module in inner if _is_linear(module)),
+        upward = {id(up) for i in above for up in anatomy.up_modules(model, i)}
+        others: list[tuple[nn.Module, Forward]] = [
             *((module, _TANH_GELU) for module in inner if _is_tanh_gelu(module)),
             *((m, _head(m)) for m in anatomy.tail_modules(model) if _is_linear(m)),
         ]
+        for narrow in (torch.bfloat16, torch.float32):  # what an FFN's activations are in
+            products_ = [
+                (module, _product(module, narrow if id(module) in upward else torch.float32))
+                for module in inner
+                if _is_linear(module)
+            ]
+            self._stand_ins = [*products_, *others]
+            if self._run(model):
+                break
+
+    def _run(self, model: nn.Module) -> bool:
+        """Whether the model runs with the stand-ins: an FFN may do more than activate."""
+        try:
+            with torch.no_grad(), self.on():
+                model(**sample_inputs(model, 1))
+        except RuntimeError:
+            return False
+        return True
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -96,11 +116,57 @@ def _parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach(), bias
 
 
-def _product(module: nn.Module) -> Forward:
-    """The layer with its weight, what goes in and what comes out in bfloat16."""
+class _Product(torch.autograd.Function):
+    """Rows times a matrix, both in bfloat16, and the gradient of the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """[.., outputs] of this type from rows [.., inputs], by a weight [outputs, inputs]."""
+        ctx.save_for_backward(weight)
+        ctx.dtype = rows.dtype
+        return _multiplied(rows, weight.T, bias, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Of the rows alone."""
+        (weight,) = ctx.saved_tensors
+        return _multiplied(gradients[0], weight, None, ctx.dtype), None, None, None
+
+
+def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Rows [.., k] by a matrix [k, n] bfloat16, in parts of few different sizes."""
+    flat = rows.flatten(0, -2)
+    found = flat.new_empty(len(flat), matrix.shape[1], dtype=dtype)
+    for part, into in zip(flat.split(ROWS_MAX), found.split(ROWS_MAX), strict=True):
+        rounded = _rounded(part, matrix.dtype)
+        product = rounded @ matrix if bias is None else torch.addmm(bias, rounded, matrix)
+        into.copy_(product[: len(part)])
+    return found.view(*rows.shape[:-1], found.shape[1])
+
+
+def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part in this type; behind it zeros, where its size is not one of `ROWS`."""
+    size = next(rung for rung in ROWS if rung >= len(part))
+    if size == len(part):
+        return part.to(dtype)
+    rounded = part.new_empty(size, part.shape[1], dtype=dtype)
+    rounded[: len(part)] = part
+    rounded[len(part) :] = 0
+    return rounded
+
+
+def _product(module: nn.Module, dtype: torch.dtype) -> Forward:
+    """The layer with its weight and what goes in in bfloat16, and what comes out in this type."""
     weight, bias = _parts(module)
     weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
-    return lambda hidden: functional.linear(hidden.bfloat16(), weight, bias).float()
+
+    def forward(hidden: Tensor) -> Tensor:
+        found: Tensor = _Product.apply(hidden, weight, bias, dtype)  # type: ignore[no-untyped-call]
+        return found
+
+    return forward
 
 
 class _Head(torch.autograd.Function):
@@ -117,7 +183,7 @@ class _Head(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Of the hidden states alone."""
         (rounded,) = ctx.saved_tensors
-        return (gradients[0].bfloat16() @ rounded).float(), None, None
+        return _multiplied(gradients[0], rounded, None, torch.float32), None, None
 
 
 def _head(module: nn.Module) -> Forward:
