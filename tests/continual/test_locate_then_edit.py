@@ -218,7 +218,7 @@ def test_alphaedit_writes_into_the_null_space_and_minds_the_last_batch(site):
 def test_alphaedit_weighs_what_it_cannot_leave_out(site, form):
     """Without a null space that its keys are in, or when it is asked to."""
     moments = moments_of(site.edited.model)
-    settings = {"nullspace_share": 0.001, "moment_weight": 0.7, **SHORT}
+    settings = {"nullspace_share": 0.001, "moment_weight": 0.7, "drift_max": 1e6, **SHORT}
     editor = AlphaEdit(AlphaEditConfig(blocks=(0,), form=form, **settings))
     past = torch.zeros(len(moments.of[0]), 0).double()
     for countries in ((1, 2, 3), (4, 5)):

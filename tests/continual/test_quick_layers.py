@@ -59,6 +59,54 @@ def test_nothing_below_the_block_is_rounded(model):
     assert not torch.equal(below[1], exact[1])
 
 
+@pytest.mark.parametrize("count", [1, 16, 17, 300, 512, 513, 1300])
+def test_rows_of_any_number_are_multiplied_and_no_more(count):
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randn(count, 24, generator=generator)
+    matrix = torch.randn(24, 40, generator=generator).bfloat16()
+    bias = torch.randn(40, generator=generator).bfloat16()
+    expected = rows.bfloat16().double() @ matrix.double()
+    for given, wanted in ((None, expected), (bias, expected + bias.double())):
+        for dtype in (torch.float32, torch.bfloat16):
+            found = layers._multiplied(rows[None], matrix, given, dtype)
+            assert found.shape == (1, count, 40) and found.dtype == dtype
+            assert error(found[0].double(), wanted) < 2**-8
+
+
+def test_products_come_in_few_sizes():
+    sizes = {len(layers._rounded(torch.ones(n, 4), torch.bfloat16)) for n in range(1, 513)}
+    assert sizes == set(layers.ROWS) and len(sizes) <= 10
+    rounded = layers._rounded(torch.ones(3, 4), torch.bfloat16)
+    assert rounded[:3].eq(1).all() and rounded[3:].eq(0).all()
+
+
+class Mixing(torch.nn.Module):
+    """An activation, and a product with a float32 matrix behind it."""
+
+    def __init__(self, activation: torch.nn.Module, width: int) -> None:
+        super().__init__()
+        self.activation = activation
+        mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(0)) / width**0.5
+        self.mixing = torch.nn.Parameter(mixing, requires_grad=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.activation(hidden) @ self.mixing
+
+
+def test_an_ffn_that_does_more_than_activate_runs_in_float32_between_its_matrices(model):
+    anatomy = find_anatomy(model)
+    mlp = anatomy.block(model, 1).mlp
+    activation = "act" if hasattr(mlp, "act") else "act_fn"
+    setattr(mlp, activation, Mixing(getattr(mlp, activation), anatomy.ffn_width))
+    logits, gradient = logits_and_gradient(model)
+    quick = QuickLayers(model, anatomy, 0)
+    with quick.on():
+        assert anatomy.up_modules(model, 1)[0](torch.ones(2, 32)).dtype == torch.float32
+        quick_logits, quick_gradient = logits_and_gradient(model)
+    assert 0.0 < error(quick_logits, logits) < 0.02
+    assert 0.0 < error(quick_gradient, gradient) < 0.03
+
+
 def test_the_heads_logits_are_not_rounded_themselves(model):
     anatomy = find_anatomy(model)
     head = anatomy.tail_modules(model)[-1]
