@@ -5,6 +5,7 @@ The legend stands in the first panel that has a line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,13 @@ MARKED_MAX = 10  # points of a line: few are shown one by one
 def panels(
     rows: Sequence[Mapping[str, Any]], x: str, titles: Mapping[str, str], label: str
 ) -> Figure:
-    """A panel for each share named in `titles`, over the rows' `x`; a line for each editor."""
+    """A panel for each share named in `titles`, over the rows' `x`; a line for each editor. All
+    panels have the same range, from a tenth that all shares are above, up to one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+    shares = [row[name] for row in rows for name in titles if row[name] is not None]
+    bottom = math.floor(10 * min(shares, default=0.0)) / 10
     editors = dict.fromkeys(row["editor"] for row in rows)
     for place, (name, title) in enumerate(titles.items(), start=1):
         axes = figure.add_subplot(1, len(titles), place)
@@ -32,7 +36,7 @@ def panels(
             if own:
                 points = [(row[x], row[name]) for row in own]
                 axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=editor)
-        axes.set_ylim(-0.03, 1.05)
+        axes.set_ylim(bottom - 0.03 * (1 - bottom), 1 + 0.05 * (1 - bottom))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)

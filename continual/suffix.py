@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from continual.errors import ModelError
 from continual.partial import BlockCall, Recording, sums_from
 
 SAMPLE_TOKENS = 6
+PREFIX_TOKENS_MAX = 2048  # of a pass
+PADDED_MAX = 1.5  # the longest sequence of a pass, in the length of its shortest
 TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
 
 
@@ -46,7 +49,7 @@ class EndPass:
         self._model, self._anatomy, self._block = model, anatomy, block
         batch = _Batch.of(ends, pad, model.get_input_embeddings().weight.device)
         with torch.no_grad():
-            self._cache = _kept(model, anatomy, batch)
+            self._cache = _kept(model, anatomy, batch, ends.starts)
             self._prefix = [(layer.keys, layer.values) for layer in self._layers()]
             self._calls, self.sums = self._recorded(batch)
 
@@ -214,13 +217,14 @@ class _Batch:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         return cls(ids.to(device), mask.to(device), positions.to(device), start)
 
-    def beginnings(self) -> dict[str, Tensor]:
-        """The inputs of a pass over all before the ends."""
-        first = slice(0, self.start)
+    def beginnings(self, rows: Sequence[int], size: int) -> dict[str, Tensor]:
+        """The inputs of a pass over what is before the ends of some sequences, `size` tokens at
+        most."""
+        place = (list(rows), slice(self.start - size, self.start))
         return {
-            "input_ids": self.ids[:, first],
-            "attention_mask": self.mask[:, first],
-            "position_ids": self.positions[:, first],
+            "input_ids": self.ids[place],
+            "attention_mask": self.mask[place],
+            "position_ids": self.positions[place],
         }
 
     def ends(self) -> dict[str, Tensor]:
@@ -235,15 +239,50 @@ class _Batch:
         }
 
 
-def _kept(model: Any, anatomy: Anatomy, batch: _Batch) -> Any:
+def _kept(model: Any, anatomy: Anatomy, batch: _Batch, starts: Sequence[int]) -> Any:
     """The model's cache of all before the ends; None where there is nothing before them. What
-    comes behind the last block's attention is left out: nobody looks at it."""
+    comes behind the last block's attention is left out: nobody looks at it.
+
+    Sequences of nearly one length are run together: at the end each stands before its own end, and
+    before it there is room.
+    """
     if batch.start == 0:
         return None
-    cache = DynamicCache(config=model.config.get_text_config())
-    with hooks.cut_short(anatomy.up_modules(model, anatomy.last)[0]):
-        hooks.run_until_cut(lambda: _run(model, batch.beginnings(), cache, keeps=True))
+    cache: Any = None
+    whole: list[tuple[Tensor, Tensor]] = []
+    for rows in _groups(starts):
+        size = starts[rows[-1]]
+        cache = DynamicCache(config=model.config.get_text_config())
+        with hooks.cut_short(anatomy.up_modules(model, anatomy.last)[0]):
+            given = batch.beginnings(rows, size)
+            hooks.run_until_cut(partial(_run, model, given, cache, keeps=True))
+        found = [(layer.keys, layer.values) for layer in cache.layers]
+        if not whole:
+            whole = [(_room(k, batch), _room(v, batch)) for k, v in found]
+        for filled, part in zip(whole, found, strict=True):
+            for into, some in zip(filled, part, strict=True):
+                into[list(rows), :, batch.start - size :] = some
+    for layer, (keys, values) in zip(cache.layers, whole, strict=True):
+        layer.keys, layer.values = keys, values
     return cache
+
+
+def _room(kept: Tensor, batch: _Batch) -> Tensor:
+    """Zeros [B, heads, start, d], for what attention keeps of a few of the sequences."""
+    return kept.new_zeros(len(batch.ids), kept.shape[1], batch.start, kept.shape[3])
+
+
+def _groups(starts: Sequence[int]) -> Iterator[list[int]]:
+    """Sequences that have something before their ends, the shortest first, in groups that are
+    padded little and fit in a pass."""
+    group: list[int] = []
+    for row in sorted((row for row, start in enumerate(starts) if start), key=starts.__getitem__):
+        is_long = bool(group) and starts[row] > PADDED_MAX * starts[group[0]]
+        if is_long or (group and (len(group) + 1) * starts[row] > PREFIX_TOKENS_MAX):
+            yield group
+            group = []
+        group.append(row)
+    yield group
 
 
 def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:
