@@ -36,6 +36,7 @@ from continual.requests import Request
 from continual.retention import APPLIED, ATTEMPTED
 from continual.session import NewStore, Session, init, open_session
 from continual.streams import open_stream
+from continual.tasks import DEFAULT_TASK
 
 MARKS = (100, 300, 1000, 3000, 10_000)
 WINDOW = 25  # steps on either side of a mark, over which times are medians
@@ -83,13 +84,13 @@ class Run:
     @classmethod
     def of(cls, name: str, options: argparse.Namespace) -> Run:
         """The run of this name: weight edits come in batches."""
-        batch_size = BATCH if "memit" in chain_of(name) else 1
+        batch_size = BATCH if "memit" in chain_of(name, DEFAULT_TASK) else 1
         recheck = Recheck.parse(options.recheck)
         return cls(name, batch_size, recheck, options.repair, options.settings)
 
     def steps(self, session: Session, stream: Path) -> Iterator[Step]:
         """From where the store is."""
-        chain = chain_of(self.name)
+        chain = chain_of(self.name, session.task.name)
         editors = {**session.settings().editors, chain[0]: dict(self.table)}
         settings = session.settings(
             chain=chain,

@@ -272,7 +272,7 @@ class Session:
         """Apply a file, or records in any format that the readers know. Raises RequestError for a
         record that cannot be read; records of a file go to quarantine instead."""
         if editor is not None:
-            changes["chain"] = chain_of(editor)
+            changes["chain"] = chain_of(editor, self.task.name)
         settings = self.settings(**changes)
         if isinstance(source, str | Path):
             return list(self.steps(open_stream(str(source)), settings))

@@ -109,7 +109,7 @@ def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
 
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "editor" in changes:
-        changes["chain"] = chain_of(changes.pop("editor"))
+        changes["chain"] = chain_of(changes.pop("editor"), session.task.name)
     if "recheck" in changes:
         changes["recheck"] = Recheck.parse(changes["recheck"])
     return session.settings(**changes)

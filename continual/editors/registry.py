@@ -33,19 +33,26 @@ DEFAULT_CHAIN = ("tpatcher", "serac")
 """The editors that a request goes through, until one of them gets it right. The memory is last."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {"auto": ("memit", "tpatcher", "serac")}
-"""Chains by name. `auto`: what has its subject in the prompt to MEMIT, the rest to T-Patcher, and
-what neither gets right to the memory."""
+"""Chains by name, for any task: those of the editors that edit its models. `auto`: what has its
+subject in the prompt to MEMIT, the rest to T-Patcher, and what neither gets right to the memory."""
 
 
-def chain_of(text: str) -> tuple[str, ...]:
+def chain_of(text: str, task: str) -> tuple[str, ...]:
     """The editors that `a`, `a,b` or a choice names. Raises CeditError for none, or an unknown."""
     named = [name.strip() for name in text.split(",") if name.strip()]
-    chain = dict.fromkeys(editor for name in named for editor in CHOICES.get(name, (name,)))
+    chain = dict.fromkeys(editor for name in named for editor in _chosen(name, task))
     if not chain:
         raise CeditError("Name at least one editor.")
     for name in chain:
         _require(name)
     return tuple(chain)
+
+
+def _chosen(name: str, task: str) -> Sequence[str]:
+    """The editors of a choice for the models of a task; another name stands for itself."""
+    if name not in CHOICES:
+        return (name,)
+    return [editor for editor in CHOICES[name] if _edits(_class_of(editor), task)]
 
 
 def default_chain(task: str) -> tuple[str, ...]:

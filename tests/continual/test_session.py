@@ -400,12 +400,15 @@ def test_an_editor_can_be_named(bare):
 
 
 def test_a_chain_is_named_by_its_editors_or_by_a_choice():
-    assert chain_of(" rome, tpatcher ,") == ("rome", "tpatcher")
-    assert chain_of("auto") == ("memit", "tpatcher", "serac")
-    assert chain_of("tpatcher,auto") == ("tpatcher", "memit", "serac")
+    assert chain_of(" rome, tpatcher ,", "causal") == ("rome", "tpatcher")
+    assert chain_of("auto", "causal") == ("memit", "tpatcher", "serac")
+    assert chain_of("tpatcher,auto", "causal") == ("tpatcher", "memit", "serac")
+    for task in ("classification", "seq2seq"):
+        assert chain_of("auto", task) == ("tpatcher",)
+        assert chain_of("memit,auto", task) == ("memit", "tpatcher")  # which is then refused
     for text in (" , ", "magic", "tpatcher,magic"):
         with pytest.raises(CeditError):
-            chain_of(text)
+            chain_of(text, "causal")
 
 
 def test_a_record_that_cannot_be_read_stops_a_list_before_anything_is_done(bare):
