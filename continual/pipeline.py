@@ -12,27 +12,26 @@ Knows the order of the stages, what each hands to the next, and what a step writ
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from continual import retention
-from continual.candidates import Candidate, Expected, encode
+from continual.candidates import Candidate, encode
 from continual.editing import Bench, Edited, Workshop
 from continual.editors.registry import make_chain
 from continual.errors import CeditError, RequestError, StreamError
-from continual.ledger import LOCALITY
 from continual.memory.answers import Answers
 from continual.patches import pack
 from continual.planning import Plan, Planner
+from continual.probing import Probed, probed, rows_as_now
 from continual.retention import Outcome
-from continual.site import Rows, Site
+from continual.site import Site
 from continual.standing import Measured, Standing
 from continual.statistics import Statistics
 from continual.streams import STANDARD_INPUT, Item
-from continual.tasks import Encoding
 from store import BlobRef, Draft, Revision, Store
 
 
@@ -122,14 +121,6 @@ class Batch:
         if self.source in (None, STANDARD_INPUT) or self.last is None:
             return {}
         return {str(self.source): {"position": self.last.position, "rolling": self.last.rolling}}
-
-
-@dataclass(frozen=True)
-class _Probes:
-    """What is measured of a new request besides what it learns from, as it is before the edit."""
-
-    expected: Expected
-    rows: Rows | None
 
 
 @dataclass(frozen=True)
@@ -259,7 +250,7 @@ class Pipeline:
 
     # -- edit and prove
 
-    def _edit(self, plan: Plan, probes: Mapping[str, _Probes], number: int) -> Edited:
+    def _edit(self, plan: Plan, probes: Mapping[str, Probed], number: int) -> Edited:
         """The edits' queries leave the memory while they, or what supersedes them, are edited."""
         memory = self._standing.memory
         for outcome in plan.outcomes:
@@ -284,38 +275,20 @@ class Pipeline:
 
     # -- probes of new requests
 
-    def _probes(self, plan: Plan) -> dict[str, _Probes]:
+    def _probes(self, plan: Plan) -> dict[str, Probed]:
         """The other probes of requests that are attempted for the first time, before the edit."""
         kept = self._standing.retention
-        return {e.id: self._probes_of(e.candidate) for e in plan.edits if e.id not in kept}
+        new = [edit.candidate for edit in plan.edits if edit.id not in kept]
+        return probed(self._answers, new)
 
-    def _probes_of(self, candidate: Candidate) -> _Probes:
-        """One pass over all of them; a locality prompt that is answered otherwise than the request
-        says is measured again with the model's own answer, of as many tokens."""
-        said = tuple(encoding.targets for encoding in candidate.locality)
-        entries = candidate.other_entries(said)
-        if not entries:
-            return _Probes((), None)
-        encodings = [entry.encoding for entry in entries]
-        rows = self._site.rows_in_passes(encodings)
-        near = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
-        expected = list(said)
-        moved: dict[int, Rows] = {}
-        for number, right in enumerate(self._answers.are_right(encodings, rows, near)):
-            if not right:  # how the model at head goes on, for as long as the answer is
-                encoding = encodings[near[number]]
-                expected[number] = self._answers.greedily(encoding)
-                if expected[number] != encoding.targets:
-                    moved[near[number]] = self._site.rows([encoding.answered(expected[number])])
-        return _Probes(tuple(expected), _replaced(rows, encodings, moved))
-
-    def _register(self, plan: Plan, probes: Mapping[str, _Probes]) -> None:
-        for edit in plan.edits:
-            if edit.id not in probes:
-                continue
+    def _register(self, plan: Plan, probes: Mapping[str, Probed]) -> None:
+        """Behind an edit of matrices all rows of the new requests have moved."""
+        new = [edit for edit in plan.edits if edit.id in probes]
+        state = self._site.edited.weights_state
+        moved = rows_as_now(self._site, [e.candidate for e in new if e.state != state], probes)
+        for edit in new:
             own = probes[edit.id]
-            holds = edit.state == self._site.edited.weights_state  # else all rows have moved
-            learned, others = (edit.rows, own.rows) if holds else (None, None)
+            learned, others = moved.get(edit.id, (edit.rows, own.rows))
             self._standing.register(edit.candidate, own.expected, learned, others)
 
     # -- commit
@@ -384,11 +357,3 @@ class Pipeline:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]
         return self._standing.measure(current)
-
-
-def _replaced(rows: Rows, encodings: Sequence[Encoding], moved: Mapping[int, Rows]) -> Rows:
-    """The rows of some probes, with those of these places instead."""
-    if not moved:
-        return rows
-    parts = rows.split([len(encoding.targets) for encoding in encodings])
-    return Rows.join(moved.get(place, part) for place, part in enumerate(parts))

@@ -1,0 +1,80 @@
+"""The probes of requests that are attempted for the first time, besides what is learned from.
+
+They go through the model together, before the edit; behind an edit of matrices, where all rows have
+moved, once more. Knows what is expected of a probe; leaves outcomes to the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from continual.candidates import Candidate, Expected
+from continual.ledger import LOCALITY, Entry
+from continual.memory.answers import Answers
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The other probes of a request, as they are before its edit."""
+
+    expected: Expected  # what its locality prompts have to go on answering
+    rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`
+
+
+def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
+    """By request. A locality prompt that is answered otherwise than its request says is expected to
+    go on with the model's own answer, and measured with that, for as many tokens."""
+    said = [tuple(encoding.targets for encoding in c.locality) for c in new]
+    groups = [c.other_entries(s) for c, s in zip(new, said, strict=True)]
+    entries = [entry for group in groups for entry in group]
+    if not entries:
+        return {c.id: Probed(s, None) for c, s in zip(new, said, strict=True)}
+    encodings = [entry.encoding for entry in entries]
+    rows = answers.site.rows_in_passes(encodings)
+    near = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
+    answered = {place: encodings[place].targets for place in near}
+    moved: dict[int, Rows] = {}
+    right = answers.are_right(encodings, rows, near)
+    for place in (place for place, is_right in zip(near, right, strict=True) if not is_right):
+        answered[place] = answers.greedily(encodings[place])
+        if answered[place] != encodings[place].targets:
+            moved[place] = answers.site.rows([encodings[place].answered(answered[place])])
+    expected = iter(answered.values())
+    parts = _replaced(rows, encodings, moved).split([_row_count(group) for group in groups])
+    return {
+        c.id: Probed(tuple(islice(expected, len(s))), part if len(part) else None)
+        for c, s, part in zip(new, said, parts, strict=True)
+    }
+
+
+def rows_as_now(
+    site: Site, candidates: Sequence[Candidate], probes: Mapping[str, Probed]
+) -> dict[str, tuple[Rows, Rows]]:
+    """The rows of what each request learns from, and of its other probes, by the matrices as they
+    are now."""
+    if not candidates:
+        return {}
+    groups = [
+        group
+        for c in candidates
+        for group in (c.learned_entries(), c.other_entries(probes[c.id].expected))
+    ]
+    rows = site.rows_in_passes([entry.encoding for group in groups for entry in group])
+    parts = iter(rows.split([_row_count(group) for group in groups]))
+    return {c.id: (next(parts), next(parts)) for c in candidates}
+
+
+def _row_count(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.encoding.targets) for entry in entries)
+
+
+def _replaced(rows: Rows, encodings: Sequence[Encoding], moved: Mapping[int, Rows]) -> Rows:
+    """The rows of some probes, with those of these places instead."""
+    if not moved:
+        return rows
+    parts = rows.split([len(encoding.targets) for encoding in encodings])
+    return Rows.join(moved.get(place, part) for place, part in enumerate(parts))
