@@ -127,7 +127,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def _full(self, around: Surroundings) -> str | None:
         """Why no request is worth a search: so little of the budget is left."""
-        for block in set(self._blocks(around)) & set(around.site.edited.edited_blocks):
+        for block in sorted({*self._blocks(around)} & {*around.site.edited.edited_blocks}):
             drift = self._drift(block, around)
             if drift > FULL * self.config.drift_max:
                 return self._over(
