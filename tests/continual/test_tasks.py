@@ -198,14 +198,17 @@ def test_editing_takes_up_again_where_a_run_was_closed(
 # -- what does not fit
 
 
-@pytest.mark.parametrize("editor", ["memit", "serac", "auto"])
+@pytest.mark.parametrize("editor", ["memit", "serac", "memit,auto"])
 def test_an_editor_for_other_models_is_refused_by_name(session: Session, editor: str) -> None:
     with pytest.raises(CeditError, match="edits causal models, and this store's task is"):
         session.apply([{"prompt": ask(0), "target_new": "north"}], editor=editor)
 
 
-def test_the_default_chain_has_the_editors_that_fit(session: Session) -> None:
+def test_the_default_chain_and_auto_have_the_editors_that_fit(session: Session) -> None:
     assert session.settings().chain == ("tpatcher",)
+    target = "north" if session.task.name == "seq2seq" else session.ask(ask(0))
+    (step,) = session.apply([{"prompt": ask(0), "target_new": target}], editor="auto")
+    assert step.revision.body["settings"]["chain"] == ["tpatcher"]
 
 
 def test_an_unknown_task_is_named(random_model: Path, tmp_path: Path) -> None:
