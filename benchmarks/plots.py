@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX<>*"
 COLUMNS = 3
+BOTTOM_MAX = 0.9
 MARKED_MAX = 10  # points of a line: few are shown one by one
 
 
@@ -27,7 +28,7 @@ def panels(
 
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     shares = [row[name] for row in rows for name in titles if row[name] is not None]
-    bottom = math.floor(10 * min(shares, default=0.0)) / 10
+    bottom = min(BOTTOM_MAX, math.floor(10 * min(shares, default=0.0)) / 10)
     editors = dict.fromkeys(row["editor"] for row in rows)
     for place, (name, title) in enumerate(titles.items(), start=1):
         axes = figure.add_subplot(1, len(titles), place)
