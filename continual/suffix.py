@@ -261,7 +261,7 @@ def _kept(model: Any, anatomy: Anatomy, batch: _Batch, starts: Sequence[int]) ->
             whole = [(_room(k, batch), _room(v, batch)) for k, v in found]
         for filled, part in zip(whole, found, strict=True):
             for into, some in zip(filled, part, strict=True):
-                into[list(rows), :, batch.start - size :] = some
+                into[rows, :, batch.start - size :] = some
     for layer, (keys, values) in zip(cache.layers, whole, strict=True):
         layer.keys, layer.values = keys, values
     return cache

@@ -2,8 +2,9 @@
 
 `torch.set_float32_matmul_precision("medium")` lets a CPU with units for bfloat16 multiply float32
 matrices there, but rounds all weights anew in each product: for the few rows of a search that takes
-longer than the product does. Here they are rounded once. The output of a layer is rounded, too, but
-for the head's: its logits are large, and a loss is a small difference of them.
+longer than the product does. Here they are rounded once, and what an FFN's matrices pass on to each
+other stays rounded. The output of a layer is rounded, too, but for the head's: its logits are
+large, and a loss is a small difference of them.
 
 GELU's tanh form, which transformers writes out in eight steps, is one function in PyTorch.
 
@@ -29,10 +30,13 @@ from continual.anatomy import Anatomy, sample_inputs
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 ROWS = (16, 32, *range(64, 513, 64))
+"""The sizes that a block's products come in. oneDNN makes each size ready anew, which takes longer
+than the product of a few rows, and a search has other rows at each step, as requests leave it."""
 ROWS_MAX = ROWS[-1]
 CACHED_MAX = 128
-"""Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape. A search
-has new shapes at each step, as requests leave it: the 1,024 of the default come to gigabytes."""
+"""Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape: those of
+`ROWS` for a block's layers, both ways. The head's come in any size, and the 1,024 of the default
+can come to gigabytes."""
 GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
 GRID_POINTS = 1025
 GRID_TOLERANCE = 1e-5

@@ -339,7 +339,7 @@ def test_a_batch_makes_each_answer_right_and_no_neuron_fires_on_anothers_query(k
 def test_neurons_that_still_move_go_on_alone_to_where_they_would_come_with_the_others(
     knowing_site, monkeypatch
 ):
-    """Half of the rows are far from their answer, and take more steps."""
+    """Every third row is far from its answer, and takes more steps."""
     site = knowing_site
     rows = Rows.join(part for c in range(24) for part in edit_of(site, correction(c)).rows)
     far = torch.arange(len(rows)) % 3 == 0
