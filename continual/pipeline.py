@@ -206,18 +206,20 @@ class Pipeline:
     def step(self, batch: Batch) -> Step:
         """One step, durable when this returns. Raises StoreError where it cannot be written."""
         started = time.perf_counter()
+        number = self._store.length
+        is_due = number % self._settings.recheck.every == 0
         plan = self._planner.plan(batch.candidates, self._settings.repair)
         planned = time.perf_counter()
         probes = self._probes(plan)
         probed = time.perf_counter()
-        edited = self._edit(plan, probes, self._store.length)
+        edited = self._edit(plan, probes, number)
         written = self._write_ahead(edited)
         proved = time.perf_counter()
-        self._follow(plan, edited, self._is_due)
+        self._follow(plan, edited, is_due)
         advanced = time.perf_counter()
         self._register(plan, probes)
         registered = time.perf_counter()
-        measured = self._recheck(edited)
+        measured = self._recheck(edited) if is_due else None
         rechecked = time.perf_counter()
         durations = _Durations(
             edit_s=(planned - started) + (proved - probed),
@@ -337,11 +339,6 @@ class Pipeline:
 
     # -- re-check
 
-    @property
-    def _is_due(self) -> bool:
-        """Whether this step is one of those after which the ledger is brought up to date."""
-        return self._store.length % self._settings.recheck.every == 0
-
     def _follow(self, plan: Plan, edited: Edited, is_due: bool) -> None:
         """The outcomes of the probes known before, after this step's patch and those before it
         that no re-check has followed yet; not of requests that this step has superseded."""
@@ -350,9 +347,7 @@ class Pipeline:
         if is_due:
             self._standing.note(self._standing.ledger.advance())
 
-    def _recheck(self, edited: Edited) -> Measured | None:
-        if not self._is_due:
-            return None
+    def _recheck(self, edited: Edited) -> Measured:
         if self._settings.recheck.full:
             self._standing.note(self._standing.ledger.remeasure())
         current = [outcome.id for outcome in edited.outcomes]

@@ -21,10 +21,8 @@ ROWS_MIN = 8192  # fewer are scored in full
 FEW = 512  # rows: no need to choose among them
 FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
-ITERATIONS = 2
+ITERATIONS = 4
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
-TRIED_MIN = 16  # searches, before it is judged whether they spare enough
-MISSES_SHARE = 4  # more than one in so many that spared little: the rows spread too evenly
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
 
@@ -119,17 +117,14 @@ class SearchedQueries:
             return None
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
             self._heads = _Heads.fitted(self.rows)
-        return self._heads if self._heads.pays else None
+        return self._heads
 
     def _reaching(
         self, keys: Tensor, heads: _Heads, bounds: Tensor, floors: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The rows that may reach the floor of one of the keys, and their scores [n, r]."""
         places = _reaching_one(bounds, floors - heads.shared(keys)).nonzero().squeeze(-1)
-        spares = GATHERED_SHARE * len(places) < len(self)
-        heads.tried += 1
-        heads.misses += not spares
-        if spares:
+        if GATHERED_SHARE * len(places) < len(self):
             return places, keys @ self.rows[places].T
         return places, (keys @ self.rows.T)[:, places]
 
@@ -146,8 +141,6 @@ class _Heads:
         self._centre = centre  # [d]
         self._directions = directions  # [d, h] orthonormal
         self.fitted_on = fitted_on  # rows
-        self.tried = 0  # searches
-        self.misses = 0  # those that it spared little
         self._parts = GrowingColumns(directions.new_empty(directions.shape[1] + 1, 0))
 
     @classmethod
@@ -161,11 +154,6 @@ class _Heads:
         heads = cls(centre, directions, len(rows))
         heads.append(rows)
         return heads
-
-    @property
-    def pays(self) -> bool:
-        """Whether it has spared enough so far."""
-        return self.tried < TRIED_MIN or MISSES_SHARE * self.misses <= self.tried
 
     def append(self, rows: Tensor) -> None:
         """Take in rows [r, d]."""

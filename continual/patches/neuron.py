@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
+from continual.coded_rows import CodedRows
 from continual.errors import EditError
 from continual.growing import GrowingTensor
 from continual.patches.owners import others_places, require_owners
@@ -27,6 +28,9 @@ ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
 ACTIVATIONS_MAX = 2**24  # in one piece
 FEW = 16  # neurons
+CODED_MIN = 2048
+"""Neurons that codes are kept of, where a CPU looks for those that fire: fewer are scored at
+once."""
 
 
 class Mountable(Protocol):
@@ -189,6 +193,7 @@ class NeuronBank:
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._bias = GrowingTensor(rows[:, 0])
         self._longest = 0.0  # of all keys that there ever were
+        self._codes: CodedRows | None = None
 
     @property
     def size(self) -> int:
@@ -223,6 +228,8 @@ class NeuronBank:
         if len(patch.keys):
             lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)
             self._longest = max(self._longest, float(lengths.max()))
+            if self._codes is not None:
+                self._codes.append(patch.keys)
         return (
             self._keys.append(patch.keys),
             self._bias.append(patch.bias),
@@ -233,6 +240,8 @@ class NeuronBank:
         """Forget all neurons but the first `size`."""
         for part in (self._keys, self._bias, self._values):
             part.truncate(size)
+        if self._codes is not None:
+            self._codes.truncate(size)
 
     def firing(self, queries: Tensor, first: int = 0) -> Firing:
         """The neurons, from `first` on, that fire on one of the queries [r, d]."""
@@ -243,13 +252,23 @@ class NeuronBank:
         return _firing(asked, near, self.keys[near], self.bias[near])
 
     def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
-        """The neurons, from `first` on, that may fire, by a product in float32; all of a few."""
+        """The neurons, from `first` on, that may fire, by a product in float32 or of codes; all of
+        a few."""
         if self.size - first <= FEW or not len(queries):
             return torch.arange(first, self.size, device=queries.device)
         longest = float(torch.linalg.vector_norm(queries, dim=1).max())
-        scores = torch.addmm(self.bias[first:], queries, self.keys[first:].T)
-        near = scores > -ROUNDING * longest * self._longest
-        return near.any(0).nonzero().squeeze(-1) + first
+        highest = self._bounds(queries, first).amax(0) + self.bias[first:]
+        silent = highest <= -ROUNDING * longest * self._longest  # a NaN may be anything
+        return (~silent).nonzero().squeeze(-1) + first
+
+    def _bounds(self, queries: Tensor, first: int) -> Tensor:
+        """[r, size - first] what q·k is at most."""
+        if self.size - first < CODED_MIN or queries.device.type != "cpu":
+            return queries @ self.keys[first:].T
+        if self._codes is None:
+            self._codes = CodedRows(self.keys[0])
+            self._codes.append(self.keys)
+        return self._codes.bounds(queries)[:, first:]
 
     def contribution(self, queries: Tensor) -> Tensor | None:
         """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.

@@ -528,6 +528,26 @@ def test_a_gradient_goes_through_many_neurons_as_through_each(site):
     assert relative_error(found, gradient) < 1e-5
 
 
+@pytest.mark.parametrize("first", [0, 100, neuron.CODED_MIN])
+def test_of_many_neurons_those_fire_that_fire_by_the_equation(site, first):
+    """Equation 4 in float64, for more neurons than are scored at once; some come, some go."""
+    draw, width = torch.Generator().manual_seed(0), site.edited.anatomy.width
+    keys = torch.randn(neuron.CODED_MIN + 900, width, generator=draw)
+    bias = -2.5 * keys.norm(dim=1)  # so that few fire
+    queries = 3 * torch.randn(7, width, generator=draw) / width**0.5
+    queries[3] = keys[150] * 3 / keys[150].norm()
+    site.edited.put([NeuronPatch(site.block, keys[:-400], bias[:-400], keys[:-400])])
+    site.bank.firing(queries)
+    site.edited.put([NeuronPatch(site.block, keys[-400:], bias[-400:], keys[-400:])])
+    for size in (len(keys), len(keys) - 400):
+        scores = queries.double() @ keys[:size].double().T + bias[:size].double()
+        fires = (scores[:, first:] > 0).any(0).nonzero().flatten() + first
+        found = site.bank.firing(queries, first)
+        assert torch.equal(found.places, fires)
+        assert torch.equal(found.activations, scores[:, fires].relu().float())
+        site.edited.take_off(1)
+
+
 @pytest.mark.parametrize("more", [[], [2], [2, 3]])
 def test_rows_that_were_patched_before_are_patched_as_if_anew(site, more):
     rows = Rows.join(edit_of(site, correction(1, rephrases=[ask(1, 1), ask(1, 2)])).rows)
