@@ -145,17 +145,21 @@ class Standing:
         """The probes of the retained requests: what was learned in a pass for each, as when it was
         edited, so that the rows have the same bits; all others together. The memory has what was
         captured together when matrices were edited last, and what came since."""
+        learned: list[Entry] = []
         others: list[Entry] = []
+        parts: list[Rows] = []
         captured = self._captured(moved)
         for retained in self.retention.requests.values():
             candidate = encode(retained.request, self._site.task)
             rows = self._site.rows(candidate.learned)
-            self.ledger.register(candidate.learned_entries(), rows)
+            learned += candidate.learned_entries()
+            parts.append(rows)
             if retained.applied:
                 is_old = candidate.id in captured and candidate.id not in since
                 query = captured[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
             others += candidate.other_entries(retained.expected)
+        self.ledger.register(learned, Rows.join(parts) if parts else None)
         self.ledger.register(others)
 
     def _applied(self) -> tuple[str, ...]:

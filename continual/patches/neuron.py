@@ -26,7 +26,8 @@ from continual.patches.owners import others_places, require_owners
 
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
-ACTIVATIONS_MAX = 2**24  # in one piece
+ACTIVATIONS_MAX = 2**20  # in one piece: what the cache of a CPU holds
+ACCELERATED_ACTIVATIONS_MAX = 2**24  # on a device that waits for work rather than for memory
 FEW = 16  # neurons
 CODED_MIN = 2048
 """Neurons that codes are kept of, where a CPU looks for those that fire: fewer are scored at
@@ -277,7 +278,9 @@ class NeuronBank:
         """
         if self.size == 0 or queries.numel() == 0:
             return None
-        rows = max(1, ACTIVATIONS_MAX // self.size)
+        is_cpu = queries.device.type == "cpu"
+        most = ACTIVATIONS_MAX if is_cpu else ACCELERATED_ACTIVATIONS_MAX
+        rows = max(1, most // self.size)
         parts = queries.flatten(0, -2).split(rows)
         found = [self.firing(part) for part in parts]
         if not any(len(firing) for firing in found):
