@@ -22,6 +22,8 @@ FEW = 512  # rows: no need to choose among them
 FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 4
+FEW_KEYS = 8
+PART = 4096  # rows
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
@@ -95,7 +97,8 @@ class SearchedQueries:
         else:
             bounds = heads.bounds(keys)
             firsts = self.rows[bounds.max(1).indices]  # their scores are floors
-            places, scores = self._reaching(keys, heads, bounds, (firsts * keys).sum(1) - slack)
+            floors = (firsts * keys).sum(1) - slack - heads.shared(keys)
+            places, scores = self._scored(keys, _reaching_one(bounds, floors))
         near = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
         return self.rows[near if places is None else places[near]]
 
@@ -108,7 +111,7 @@ class SearchedQueries:
         heads = self._pruning()
         if heads is None:
             return _reaching_one(keys @ self.rows.T, reached).nonzero().squeeze(-1)
-        places, scores = self._reaching(keys, heads, heads.bounds(keys), reached)
+        places, scores = self._scored(keys, heads.reaching(keys, reached - heads.shared(keys)))
         return places[_reaching_one(scores, reached)]
 
     def _pruning(self) -> _Heads | None:
@@ -119,11 +122,9 @@ class SearchedQueries:
             self._heads = _Heads.fitted(self.rows)
         return self._heads
 
-    def _reaching(
-        self, keys: Tensor, heads: _Heads, bounds: Tensor, floors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The rows that may reach the floor of one of the keys, and their scores [n, r]."""
-        places = _reaching_one(bounds, floors - heads.shared(keys)).nonzero().squeeze(-1)
+    def _scored(self, keys: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the rows are that are `near` [m], and their scores [n, r]."""
+        places = near.nonzero().squeeze(-1)
         if GATHERED_SHARE * len(places) < len(self):
             return places, keys @ self.rows[places].T
         return places, (keys @ self.rows.T)[:, places]
@@ -170,6 +171,15 @@ class _Heads:
     def bounds(self, keys: Tensor) -> Tensor:
         """[n, m] what the rest of q·k is at most, but for rounding."""
         return self._split(keys) @ self._parts.columns
+
+    def reaching(self, keys: Tensor, floors: Tensor) -> Tensor:
+        """[m] bool: which rows may reach the floor [n] of one of the keys, without what is shared.
+        Many keys go over parts of the rows that stay in a cache."""
+        if len(keys) <= FEW_KEYS:
+            return _reaching_one(self.bounds(keys), floors)
+        heads, least = self._split(keys), -floors[:, None]
+        parts = self._parts.columns.split(PART, dim=1)
+        return torch.cat([torch.addmm(least, heads, part).amax(0) >= 0 for part in parts])
 
     def _split(self, vectors: Tensor) -> Tensor:
         """[r, h + 1] heads, and at least the lengths of the rests."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from continual.batching import by_length
 from continual.model import EditedModel
 from continual.partial import RowTail, find_tail, logits_of
 from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
@@ -387,13 +388,7 @@ def length_sorted(
     encodings: Sequence[Encoding], tokens_max: int = PASS_TOKENS_MAX
 ) -> list[list[int]]:
     """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(encodings)), key=lambda i: len(encodings[i])):
-        size = len(encodings[index])  # the longest so far
-        if not batches or size * (len(batches[-1]) + 1) > tokens_max:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+    return by_length([len(encoding) for encoding in encodings], tokens_max)
 
 
 def _places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:

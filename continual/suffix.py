@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
+from continual.batching import by_length
 from continual.errors import ModelError
 from continual.partial import BlockCall, Recording, sums_from
 
@@ -250,7 +251,10 @@ def _kept(model: Any, anatomy: Anatomy, batch: _Batch, starts: Sequence[int]) ->
         return None
     cache: Any = None
     whole: list[tuple[Tensor, Tensor]] = []
-    for rows in _groups(starts):
+    begun = [row for row, start in enumerate(starts) if start]
+    lengths = [starts[row] for row in begun]
+    for places in by_length(lengths, PREFIX_TOKENS_MAX, PADDED_MAX):
+        rows = [begun[place] for place in places]
         size = starts[rows[-1]]
         cache = DynamicCache(config=model.config.get_text_config())
         with hooks.cut_short(anatomy.up_modules(model, anatomy.last)[0]):
@@ -270,19 +274,6 @@ def _kept(model: Any, anatomy: Anatomy, batch: _Batch, starts: Sequence[int]) ->
 def _room(kept: Tensor, batch: _Batch) -> Tensor:
     """Zeros [B, heads, start, d], for what attention keeps of a few of the sequences."""
     return kept.new_zeros(len(batch.ids), kept.shape[1], batch.start, kept.shape[3])
-
-
-def _groups(starts: Sequence[int]) -> Iterator[list[int]]:
-    """Sequences that have something before their ends, the shortest first, in groups that are
-    padded little and fit in a pass."""
-    group: list[int] = []
-    for row in sorted((row for row, start in enumerate(starts) if start), key=starts.__getitem__):
-        is_long = bool(group) and starts[row] > PADDED_MAX * starts[group[0]]
-        if is_long or (group and (len(group) + 1) * starts[row] > PREFIX_TOKENS_MAX):
-            yield group
-            group = []
-        group.append(row)
-    yield group
 
 
 def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:

@@ -39,13 +39,13 @@ from continual.associative.config import AssociativeConfig
 from continual.associative.keys import read_states
 from continual.associative.layers import QuickLayers, products
 from continual.associative.lessons import Lesson, Text
-from continual.site import Site, length_sorted
+from continual.batching import by_length
+from continual.site import Site
 from continual.suffix import EndPass, Ends, keeps_prefixes
-from continual.tasks import Encoding, Question
 
 PASS_TOKENS_MAX = 2048
 ACCELERATED_TOKENS_MAX = 16_384  # of a pass on a device that waits for work rather than for memory
-PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest
+PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest: many are one token
 
 
 @dataclass(frozen=True)
@@ -202,28 +202,12 @@ class Bench:
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
         placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
         first = [p.text.place if self._keeps_prefixes else 0 for p in placed]
-        ends = [
-            Encoding(Question(p.text.encoding.ids[f:]), (), ())
-            for p, f in zip(placed, first, strict=True)
-        ]
+        lengths = [len(p.text.encoding) - f for p, f in zip(placed, first, strict=True)]
         most = PASS_TOKENS_MAX if self._device.type == "cpu" else ACCELERATED_TOKENS_MAX
-        batches = [part for b in length_sorted(ends, most) for part in _alike(ends, b)]
         return [
             _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
-            for b in batches
+            for b in by_length(lengths, most, PADDED_MAX)
         ]
-
-
-def _alike(ends: Sequence[Encoding], batch: Sequence[int]) -> Iterator[list[int]]:
-    """A batch, which is sorted by length, in parts of which none is padded to many times a length:
-    an anchor is often a single token."""
-    part: list[int] = []
-    for index in batch:
-        if part and len(ends[index]) > PADDED_MAX * len(ends[part[0]]):
-            yield part
-            part = []
-        part.append(index)
-    yield part
 
 
 @contextmanager

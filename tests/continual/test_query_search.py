@@ -40,11 +40,12 @@ def test_the_highest_score_is_that_of_all_rows_scored_in_float64(count, rank):
     assert torch.equal(searched(rows).highest(keys), exact)
 
 
-@pytest.mark.parametrize("count", [7, MANY])
+@pytest.mark.parametrize("count", [40, MANY])
 @pytest.mark.parametrize("rank", [6, 48])
-def test_all_rows_above_a_floor_are_found_and_none_clearly_below(count, rank):
+@pytest.mark.parametrize("keys_count", [1, 5, 30])
+def test_all_rows_above_a_floor_are_found_and_none_clearly_below(count, rank, keys_count):
     rows = rows_of(count, rank=rank)
-    keys = keys_of(rows)
+    keys = keys_of(rows, keys_count)
     scores = keys.double() @ rows.double().T
     floors = scores.quantile(0.9, dim=1)
     found = set(searched(rows).above(keys, floors.float()).tolist())
