@@ -16,7 +16,7 @@ from torch import Tensor
 from continual.growing import GrowingTensor
 
 STEPS = 127  # of the largest number in a row
-FEW = 8
+FEW = 8  # keys
 
 
 class CodedRows:
@@ -24,11 +24,10 @@ class CodedRows:
 
     def __init__(self, like: Tensor) -> None:
         """`like` [d] gives width, dtype and device."""
-        self._codes = GrowingTensor(like.new_empty(0, len(like), dtype=torch.int8))
-        self._steps = GrowingTensor(like.new_empty(0))
-        # of all rows that there ever were, in steps:
-        self._longest = 0.0
-        self._worst = 0.0  # the longest error
+        self._codes = GrowingTensor(like.new_empty(0, len(like), dtype=torch.int8))  # u
+        self._steps = GrowingTensor(like.new_empty(0))  # s
+        self._longest = 0.0  # ‖u‖, of all rows that there ever were
+        self._worst = 0.0  # ‖e‖/s, likewise
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -74,7 +73,7 @@ class CodedRows:
 def _coded(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Whole numbers [r, d], the steps [r] that they are in, and the lengths [r] of what is rounded
     off, in these steps."""
-    steps = vectors.abs().amax(1).clamp(min=torch.finfo(vectors.dtype).tiny) / STEPS
+    steps = (vectors.abs().amax(1) / STEPS).clamp(min=torch.finfo(vectors.dtype).tiny)
     exact = vectors / steps[:, None]
     codes = exact.round()
     errors: Tensor = torch.linalg.vector_norm(exact - codes, dim=1)

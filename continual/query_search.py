@@ -23,7 +23,7 @@ FITTED_ON_MAX = 4096  # rows from which the directions are found
 HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 4
 FEW_KEYS = 8
-PART = 4096  # rows
+PART = 4096  # rows, of which more keys than that score so many at a time
 GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
 ROUNDING = 2.0**-14
 """More than float32 loses in a score, as a share of ‖q‖‖k‖."""
