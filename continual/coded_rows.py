@@ -29,9 +29,6 @@ class CodedRows:
         self._longest = 0.0  # ‖u‖, of all rows that there ever were
         self._worst = 0.0  # ‖e‖/s, likewise
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
     def append(self, rows: Tensor) -> None:
         """Put rows at the end."""
         if len(rows) == 0:
@@ -43,14 +40,9 @@ class CodedRows:
         self._worst = max(self._worst, float(errors.max()))
 
     def truncate(self, size: int) -> None:
-        """Forget all rows but the first `size`."""
+        """As `GrowingTensor.truncate`."""
         self._codes.truncate(size)
         self._steps.truncate(size)
-
-    def cut(self, first: int, last: int) -> None:
-        """Take the rows [first, last) out; the others keep their order."""
-        self._codes.cut(first, last)
-        self._steps.cut(first, last)
 
     def bounds(self, keys: Tensor) -> Tensor:
         """[n, m] what x·k is at most for keys [n, d], but for float rounding."""

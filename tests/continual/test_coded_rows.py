@@ -50,13 +50,13 @@ def test_a_key_of_zeros_has_bounds_of_zero():
     assert coded(drawn(20)).bounds(torch.zeros(1, WIDTH)).abs().max() < ROUNDED
 
 
-def test_rows_that_come_are_cut_or_are_forgotten_are_followed():
-    rows, later = drawn(300), 50 * drawn(100, seed=1)
+def test_rows_that_come_are_forgotten_or_come_back_are_followed():
+    rows, later, asked = drawn(300), 50 * drawn(100, seed=1), drawn(5, seed=2)
     codes = coded(rows)
     codes.append(later)
     codes.append(later[:0])
-    codes.cut(10, 310)
-    codes.truncate(60)
-    left = torch.cat([rows[:10], later[10:]])[:60]
-    assert len(codes) == len(left)
-    assert is_bound(codes, left, drawn(5, seed=2))
+    every = torch.cat([rows, later])
+    for size in (400, 60, 0, 310):
+        codes.truncate(size)
+        assert codes.bounds(asked).shape == (len(asked), size)
+        assert is_bound(codes, every[:size], asked)
