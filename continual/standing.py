@@ -32,6 +32,8 @@ from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
 from store import Revision, Store
 
+REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows held twice
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -154,12 +156,16 @@ class Standing:
             rows = self._site.rows(candidate.learned)
             learned += candidate.learned_entries()
             parts.append(rows)
+            if len(learned) >= REGISTERED_TOGETHER:
+                self.ledger.register(learned, Rows.join(parts))
+                learned, parts = [], []
             if retained.applied:
                 is_old = candidate.id in captured and candidate.id not in since
                 query = captured[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
             others += candidate.other_entries(retained.expected)
-        self.ledger.register(learned, Rows.join(parts) if parts else None)
+        if learned:
+            self.ledger.register(learned, Rows.join(parts))
         self.ledger.register(others)
 
     def _applied(self) -> tuple[str, ...]:

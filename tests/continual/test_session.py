@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 
 import continual
+from continual import standing
 from continual.editors.registry import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import WrongBaseModel
@@ -214,6 +215,22 @@ def test_a_rollback_takes_the_metrics_and_the_retained_requests_back(knowing):
     (step,) = knowing.apply([HISTORY[4]])
     assert step.measured.rates == steps[4].measured.rates
     assert step.revision.fingerprint == steps[4].revision.fingerprint
+
+
+@pytest.mark.parametrize("together", [1, 5, standing.REGISTERED_TOGETHER])
+def test_what_is_registered_on_opening_is_what_the_steps_had_registered(
+    knowing, monkeypatch, together
+):
+    monkeypatch.setattr(standing, "REGISTERED_TOGETHER", together)
+    knowing.apply(HISTORY)
+    outcomes_then = knowing.standing.ledger.outcomes()
+    edits_then = knowing.standing.memory.edits.clone()
+    again = reopened(knowing)
+    try:
+        assert again.standing.ledger.outcomes() == outcomes_then
+        assert torch.equal(again.standing.memory.edits, edits_then)
+    finally:
+        again.close()
 
 
 def test_after_a_rollback_the_stream_goes_on_from_that_revision(knowing, tmp_path):
