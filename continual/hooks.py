@@ -7,6 +7,7 @@
 - ``replaced``  puts another in its place
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
 - ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
+- ``attending``  does the attention of a model in another way
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
 
 A module returns its hidden state either bare or as the first of a tuple; that, too, is known here
@@ -16,12 +17,14 @@ only. Which modules are worth hooking is left to ``anatomy``.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -164,6 +167,43 @@ def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Runs ``forward`` instead of the module's own; hooks on the module still see the call."""
     with standing_in(module, "forward", forward):
         yield
+
+
+Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
+"""Attention as a module asks for it: of queries, keys and values [B, heads, T, d], and by names
+what else transformers' attention functions are told. It gives [B, T, heads, d]."""
+ATTENDING = "cedit"
+
+
+@contextmanager
+def attending(model: Any, attend: Attend) -> Iterator[None]:
+    """Does all attention of a model by ``attend``: what asks transformers' attention interface for
+    it, and what calls a method ``_attn`` as GPT-J does. No masks are made."""
+
+    def by_interface(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **told: Any
+    ) -> tuple[Tensor, None]:
+        return attend(module, query, key, value, told), None
+
+    def by_method(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any
+    ) -> tuple[Tensor, None]:
+        told = {"scaling": 1.0 / float(module.scale_attn)}
+        return attend(module, query, key, value, told).transpose(1, 2), None
+
+    config = model.config
+    before = config._attn_implementation
+    with ExitStack() as stack:
+        for module in model.modules():
+            if hasattr(module, "_attn") and hasattr(module, "scale_attn"):
+                stack.enter_context(standing_in(module, "_attn", partial(by_method, module)))
+        ALL_ATTENTION_FUNCTIONS[ATTENDING] = by_interface
+        config._attn_implementation = ATTENDING
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            del ALL_ATTENTION_FUNCTIONS[ATTENDING]
 
 
 class _Cut(BaseException):

@@ -2,35 +2,41 @@
 
 A decoder's states at a position depend on nothing behind it. What changes at one token therefore
 moves only that token and those behind it: the keys and values that attention has of the tokens
-before are kept in the model's own cache, and only the ends go through the blocks.
+before are kept, and only the ends go through the blocks, packed into one row without padding
+(`PackedEnds`). A model whose attention is not to be had that way is run over the whole of its
+sequences each time (`WholeSequences`).
 
-The sequences are set so that all their ends begin in one column, with padding before and behind.
-Knows transformers' cache; leaves what changes to its callers.
+Knows how transformers' models are called; leaves what changes to its callers.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
 from continual.batching import by_length
 from continual.errors import ModelError
-from continual.partial import BlockCall, Recording, sums_from
+from continual.packing import Kept, Lengths, Packing, attend
+from continual.partial import BlockCall, Recording, record, sums_from
 
 SAMPLE_TOKENS = 6
-PREFIX_TOKENS_MAX = 2048  # of a pass
-PADDED_MAX = 1.5  # the longest sequence of a pass, in the length of its shortest
+WHOLE_TOKENS_MAX = 4095  # of a pass that is recorded, on a CPU
+ACCELERATED_TOKENS_MAX = 32_768
+WHOLE_PADDED_MAX = 1.25  # in attention, see `PackedEnds`
+ATTENTIONS = frozenset({"full_attention", "sliding_attention"})
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+"""What an attention function may be told that `attend` does not do."""
 TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
 
 
@@ -41,139 +47,361 @@ class Ends:
     ids: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
 
+    def __getitem__(self, chosen: Sequence[int]) -> Ends:
+        return Ends(tuple(self.ids[i] for i in chosen), tuple(self.starts[i] for i in chosen))
 
-class EndPass:
-    """The ends of some sequences, recorded at one block."""
+    def end(self, sequence: int) -> tuple[Sequence[int], Sequence[int]]:
+        """The tokens of an end, and their positions in the sequence."""
+        ids, start = self.ids[sequence], self.starts[sequence]
+        return ids[start:], range(start, len(ids))
 
-    def __init__(self, model: Any, anatomy: Anatomy, ends: Ends, block: int, pad: int) -> None:
-        """One pass over all before the ends and one over the ends, without gradients."""
+    @property
+    def lengths(self) -> Lengths:
+        """Of the ends, behind what is before them."""
+        sizes = (len(ids) - start for ids, start in zip(self.ids, self.starts, strict=True))
+        return Lengths(tuple(sizes), self.starts)
+
+
+class EndPass(ABC):
+    """The ends of some sequences, recorded at one block: a row for each token that is run."""
+
+    sums: Tensor  # [R, d] the residual sums of the block
+
+    def __init__(self, model: Any, anatomy: Anatomy, block: int) -> None:
         self._model, self._anatomy, self._block = model, anatomy, block
-        batch = _Batch.of(ends, pad, model.get_input_embeddings().weight.device)
-        with torch.no_grad():
-            self._cache = _kept(model, anatomy, batch, ends.starts)
-            self._prefix = [(layer.keys, layer.values) for layer in self._layers()]
-            self._calls, self.sums = self._recorded(batch)
 
-    def select(self, rows: Tensor) -> EndPass:
-        """The same for some of the sequences: nothing is run again."""
-        chosen = copy.copy(self)
-        count = len(self.sums)
-        chosen.sums = self.sums[rows]
-        chosen._prefix = [(keys[rows], values[rows]) for keys, values in self._prefix]
-        chosen._calls = tuple(
-            replace(
-                call,
-                args=_selected(call.args, rows, count),
-                kwargs=_selected(call.kwargs, rows, count),
-            )
-            for call in self._calls
-        )
-        return chosen
+    @abstractmethod
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """The rows of tokens, by their sequences and their positions in the ends."""
+
+    @abstractmethod
+    def _above(self, hidden: Tensor) -> Tensor:
+        """[R, d] the residual sums of the last block, from the states that enter the one above."""
 
     def last_sums(self, sums: Tensor) -> Tensor:
-        """The residual sums [B, S, d] of the last block, from those of the recorded one."""
-        anatomy = self._anatomy
-        if self._block == anatomy.last:
+        """[R, d] the residual sums of the last block, from those of the recorded one."""
+        if self._block == self._anatomy.last:
             return sums
-        self._rewind()
-        norm = anatomy.norm_after_module(self._model, self._block)
-        above = self._block + 1
-        hidden = {above: sums if norm is None else norm(sums)}
-        recording = Recording({}, self._calls, hidden, None)
-        return sums_from(self._model, anatomy, recording, above)
+        norm = self._anatomy.norm_after_module(self._model, self._block)
+        return self._above(sums if norm is None else norm(sums))
 
     def answers(self, sums: Tensor, rows: Tensor) -> Tensor:
-        """[n, d] the same for some positions alone, counted through the ends: the last FFN runs for
-        these only, as nothing behind it looks at any other."""
+        """[n, d] the same for some rows alone: the last FFN runs for these only, as nothing behind
+        it looks at any other."""
         anatomy = self._anatomy
         if self._block == anatomy.last:
-            last = sums
-        else:
-            entries = anatomy.up_modules(self._model, anatomy.last)
-            with hooks.narrowed(entries, anatomy.down_module(self._model, anatomy.last), rows):
-                last = self.last_sums(sums)
-        return last.reshape(-1, anatomy.width).index_select(0, rows)
+            return sums.index_select(0, rows)
+        entries = anatomy.up_modules(self._model, anatomy.last)
+        with hooks.narrowed(entries, anatomy.down_module(self._model, anatomy.last), rows):
+            return self.last_sums(sums).index_select(0, rows)
 
-    def _layers(self) -> list[Any]:
-        return [] if self._cache is None else list(self._cache.layers)
 
-    def _rewind(self) -> None:
-        """The cache without what the ends have put into it."""
-        for layer, (keys, values) in zip(self._layers(), self._prefix, strict=True):
-            layer.keys, layer.values = keys, values
+class PackedEnds(EndPass):
+    """The ends in one row, behind keys and values that are kept."""
 
-    def _recorded(self, batch: _Batch) -> tuple[tuple[BlockCall, ...], Tensor]:
-        """How the blocks were called for the ends, and the residual sums [B, S, d] of the one that
-        is recorded. Those above it are called and not run: what they give is asked for later."""
-        model, anatomy = self._model, self._anatomy
+    def __init__(
+        self, model: Any, anatomy: Anatomy, ends: Ends, block: int, padded_max: float
+    ) -> None:
+        """A pass over the whole of the sequences, without gradients; in attention those of like
+        lengths are padded to `padded_max` times the length of the shortest.
+
+        Raises ModelError for a model that does not tell what its attention is, or is not told where
+        tokens stand.
+        """
+        super().__init__(model, anatomy, block)
+        self._ends = ends
+        self._blocks = _blocks_by_module(model, anatomy)
+        device = model.get_input_embeddings().weight.device
+        self._packing = Packing.of(ends.lengths, padded_max, device)
+        with torch.no_grad():
+            self._record(device)
+
+    def _record(self, device: torch.device) -> None:
+        ends, packing = self._ends, self._packing
+        whole = _Whole(self._model, self._anatomy, self._block, self._blocks)
+        begin = whole.read(ends.ids, device) + torch.tensor(ends.starts, device=device)
+        self.sums, self._form = whole.sums()[packing.tokens(begin)], whole.form
+        places = [
+            (begin[chosen][:, None] + torch.arange(-group.room, 0, device=device)).clamp(min=0)
+            for group, chosen in packing.members()
+        ]
+        self._kept = {
+            block: [
+                Kept.of(keys, values, some, group)
+                for some, group in zip(places, packing.groups, strict=True)
+            ]
+            for block, keys, values in whole.kept()
+        }
+        self._calls = self._called()
+
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """See `EndPass`."""
+        return self._packing.row(sequences, positions)
+
+    def select(self, chosen: Sequence[int]) -> PackedEnds:
+        """The same for some of the sequences, none of them run again."""
+        some = copy.copy(self)
+        some._ends = self._ends[chosen]
+        some._packing, members = self._packing.select(chosen)
+        some.sums = self.sums[some._packing.tokens(self._packing.firsts(chosen))]
+        some._kept = {
+            block: list(_selected(kept, members, self._packing, some._packing))
+            for block, kept in self._kept.items()
+        }
+        some._calls = some._called()
+        return some
+
+    def _above(self, hidden: Tensor) -> Tensor:
+        above = self._block + 1
+        recording = Recording({}, self._calls, {above: hidden[None]}, None)
+        with hooks.attending(self._model, self._attend):
+            return sums_from(self._model, self._anatomy, recording, above).squeeze(0)
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        told: Mapping[str, Any],
+    ) -> Tensor:
+        kept = self._kept[self._blocks[id(module)]]
+        return attention(query, key, value, self._packing, kept, told)
+
+    def _called(self) -> tuple[BlockCall, ...]:
+        """How the blocks are called for the ends; none of them is run."""
+        if self._form is None or self._block == self._anatomy.last:
+            return ()
         calls: list[BlockCall] = []
-        passed = _Passed()
-        every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
-        norm = anatomy.norm_after_module(model, self._block)
+        every = {i: self._anatomy.block(self._model, i) for i in range(self._anatomy.block_count)}
+        form = self._form
+
+        def pass_on(*args: Any, **kwargs: Any) -> Any:
+            values = (*args, *kwargs.values())
+            return form.output(next(value for value in values if isinstance(value, Tensor)))
+
         with (
+            torch.no_grad(),
             ExitStack() as stack,
-            hooks.captured(every[self._block] if norm is None else norm) as sums,
+            hooks.attending(self._model, self._attend),
             hooks.watched(every, lambda _, call: calls.append(BlockCall.of(call))),
-            hooks.watched({self._block: every[self._block]}, passed.see),
-            hooks.cut_short(every[anatomy.last]),
+            hooks.cut_short(every[self._anatomy.last]),
         ):
-            for index in range(self._block + 1, anatomy.block_count):
-                stack.enter_context(hooks.bypassed(every[index], passed))
-            hooks.run_until_cut(
-                lambda: _run(model, batch.ends(), self._cache, keeps=self._cache is not None)
-            )
-        found = sums[0].hidden if norm is None else sums[0].input
-        return tuple(calls), found.reshape(len(batch.ids), -1, anatomy.width)
+            for block in every.values():
+                stack.enter_context(hooks.bypassed(block, pass_on))
+            row = _Row.of([self._ends.end(i) for i in self._packing.order], self._packing.width)
+            hooks.run_until_cut(lambda: row.run(self._model))
+        return tuple(calls)
 
 
-class _Passed:
-    """Stands in for a block: gives back what it is given, in the form that another block has
-    returned it in."""
-
-    def __init__(self) -> None:
-        self._returned: Any = None
-
-    def see(self, _: int, call: hooks.Call) -> None:
-        """That block's call."""
-        self._returned = call.output
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-        return hooks.with_hidden(self._returned, hidden)
+def _selected(
+    kept: Sequence[Kept], members: Sequence[Sequence[int]], before: Packing, now: Packing
+) -> Iterator[Kept]:
+    """Of each group what some members have, where there are any."""
+    groups = iter(now.groups)
+    for one, group, places in zip(kept, before.groups, members, strict=True):
+        if places:
+            chosen = torch.tensor(places, device=one.keys.device)
+            yield one.select(chosen, group, next(groups))
 
 
-def _selected(value: Any, rows: Tensor, count: int) -> Any:
-    """What a block was called with, for some of `count` sequences: of tensors that have one row or
-    more for each, these rows. A vector has none: it tells positions."""
-    if isinstance(value, Tensor):
-        return value[rows] if value.ndim > 1 and len(value) == count else value
-    if isinstance(value, tuple | list):
-        return type(value)(_selected(part, rows, count) for part in value)
-    if isinstance(value, Mapping):
-        return {name: _selected(part, rows, count) for name, part in value.items()}
-    return value
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    kept: Sequence[Kept],
+    told: Mapping[str, Any],
+) -> Tensor:
+    """[1, N, heads, d] by queries, keys and values [1, heads, N, d] of a row, as an attention
+    function of transformers is told. Raises ModelError for what is not known of here."""
+    unknown = [name for name in UNKNOWN if told.get(name) is not None]
+    if unknown or told.get("dropout") or len(query) != 1:
+        raise ModelError(f"Its attention is told of {', '.join(unknown) or 'more than one row'}.")
+    scaling = told.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    queries, keys, values = (s.squeeze(0).transpose(0, 1) for s in (query, key, value))
+    return attend(
+        queries, keys, values, packing, kept, scaling, told.get("sliding_window")
+    ).unsqueeze(0)
+
+
+def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
+    """The block that a module, by its identity, is in."""
+    return {
+        id(module): index
+        for index in range(anatomy.block_count)
+        for module in anatomy.block(model, index).modules()
+    }
+
+
+class _Whole:
+    """Whole sequences of N tokens, one behind another, as a model went through them: up to the last
+    attention that the states of ends depend on."""
+
+    form: BlockCall | None = None
+    """Of what a block returns, if one was gone through."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, block: int, blocks: Mapping[int, int]) -> None:
+        self._model, self._anatomy, self._block, self._blocks = model, anatomy, block, blocks
+        above = range(block + 1, anatomy.block_count)
+        self._sums: list[Tensor] = []
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
+        self._norm = anatomy.norm_after_module(model, block)
+        self._summed = anatomy.block(model, block) if self._norm is None else self._norm
+        is_last = block == anatomy.last
+        self._end = self._summed if is_last else anatomy.up_modules(model, anatomy.last)[0]
+
+    def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """[B] where each of these begins, once they are gone through."""
+        firsts = torch.empty(len(sequences), dtype=torch.long, device=device)
+        total = 0
+        most = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
+        for batch in by_length([len(ids) for ids in sequences], most):
+            lengths = Lengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
+            packing = Packing.of(lengths, WHOLE_PADDED_MAX, device)
+            self._run(packing, [sequences[batch[place]] for place in packing.order])
+            firsts[torch.tensor(batch, device=device)] = total + packing.firsts(range(len(batch)))
+            total += packing.width
+        return firsts
+
+    def sums(self) -> Tensor:
+        """[N, d] the residual sums of the block."""
+        return torch.cat(self._sums)
+
+    def kept(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The keys and values [N, heads, d] of each block above it, one after another: those that
+        were taken are held no more."""
+        for index in list(self._kept):
+            keys, values = zip(*self._kept.pop(index), strict=True)
+            yield index, torch.cat(keys), torch.cat(values)
+
+    def _run(self, packing: Packing, sequences: Sequence[Sequence[int]]) -> None:
+        row = _Row.of([(ids, range(len(ids))) for ids in sequences], packing.width)
+        with (
+            hooks.attending(self._model, partial(self._attend, packing)),
+            hooks.captured(self._summed) as calls,
+            hooks.captured(self._anatomy.block(self._model, 0)) as first_block,
+            hooks.cut_short(self._end),
+        ):
+            hooks.run_until_cut(lambda: row.run(self._model))
+        found = calls[0].hidden if self._norm is None else calls[0].input
+        self._sums.append(found.reshape(-1, self._anatomy.width))
+        if first_block:
+            self.form = BlockCall.of(first_block[0])
+
+    def _attend(
+        self,
+        packing: Packing,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        told: Mapping[str, Any],
+    ) -> Tensor:
+        keys, values = (states.squeeze(0).transpose(0, 1) for states in (key, value))
+        index = self._blocks[id(module)]
+        if index > self._block:
+            self._kept[index].append((keys, values))
+        none = [Kept.none(keys, group) for group in packing.groups]
+        return attention(query, key, value, packing, none, told)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Tokens in one row, and their positions in their sequences."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> _Row:
+        """Of tokens and positions, filled up with the first of them."""
+        ids = [token for tokens, _ in sequences for token in tokens]
+        positions = [place for _, places in sequences for place in places]
+        rest = width - len(ids)
+        return cls((*ids, *[ids[0]] * rest), (*positions, *[0] * rest))
+
+    def run(self, model: Any) -> None:
+        """A pass over them. Raises ModelError for a model that isn't told where tokens stand."""
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise ModelError(f"{type(model).__name__} takes no position_ids.")
+        device = model.get_input_embeddings().weight.device
+        ids, places = (torch.tensor([some], device=device) for some in (self.ids, self.positions))
+        model(input_ids=ids, position_ids=places, use_cache=False, return_dict=True)
+
+
+class WholeSequences(EndPass):
+    """Sequences side by side, padded behind: their ends are the whole of them."""
+
+    def __init__(
+        self, model: Any, anatomy: Anatomy, ids: Sequence[Sequence[int]], block: int, pad: int
+    ) -> None:
+        """One pass over them, without gradients."""
+        super().__init__(model, anatomy, block)
+        device = model.get_input_embeddings().weight.device
+        self._size = max(map(len, ids))
+        padded = [[*some, *[pad] * (self._size - len(some))] for some in ids]
+        mask = [[1] * len(some) + [0] * (self._size - len(some)) for some in ids]
+        inputs = {
+            "input_ids": torch.tensor(padded, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+        }
+        norm = anatomy.norm_after_module(model, block)
+        with hooks.captured(anatomy.block(model, block) if norm is None else norm) as calls:
+            self._calls = record(model, anatomy, inputs, ()).calls
+        found = calls[0].hidden if norm is None else calls[0].input
+        self.sums = found.reshape(-1, anatomy.width)
+
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """See `EndPass`."""
+        return sequences * self._size + positions
+
+    def _above(self, hidden: Tensor) -> Tensor:
+        above = self._block + 1
+        whole = hidden.view(-1, self._size, self._anatomy.width)
+        recording = Recording({}, self._calls, {above: whole}, None)
+        found = sums_from(self._model, self._anatomy, recording, above)
+        return found.reshape(-1, self._anatomy.width)
+
+
+# --- whether a model can be run that way ----------------------------------------------------------
 
 
 def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
-    """Whether the ends of a model's sequences come out as in passes over the whole, all of them
-    and some of them: seen on three."""
+    """Whether the ends of a model's sequences, packed, come out as in passes over the whole, all of
+    them and some of them: seen on three."""
     sample = tuple(sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist())
     ends = Ends((sample, sample[1:-1], sample[2:]), (3, 1, 2))
-    chosen = torch.tensor([2, 0], device=model.get_input_embeddings().weight.device)
+    chosen = [2, 0]
+    if not _has_known_attention(model):
+        return False
     try:
-        every = EndPass(model, anatomy, ends, 0, pad=sample[0])
+        every = PackedEnds(model, anatomy, ends, 0, padded_max=SAMPLE_TOKENS)
         some = every.select(chosen)
         with torch.no_grad():
-            found = torch.cat([every.last_sums(every.sums), some.last_sums(some.sums)])
-    except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+            found = [(every, i, i) for i in range(3)] + [(some, j, i) for j, i in enumerate(chosen)]
+            return all(
+                _is_close(
+                    _last_of(run, number, ends.lengths.sizes[i]),
+                    _whole(model, anatomy, ends.ids[i])[ends.starts[i] :],
+                )
+                for run, number, i in found
+            )
+    except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, LookupError):
         return False
-    return all(
-        _is_close(
-            found[row, : len(ends.ids[i]) - ends.starts[i]],
-            _whole(model, anatomy, ends.ids[i])[ends.starts[i] :],
-        )
-        for row, i in enumerate([0, 1, 2, *chosen.tolist()])
-    )
+
+
+def _has_known_attention(model: Any) -> bool:
+    """Whether a token looks at all before it in all blocks, or at those in a window."""
+    config = model.config.get_text_config()
+    return ATTENTIONS.issuperset(getattr(config, "layer_types", None) or ())
+
+
+def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
+    """[size, d] what one end comes to."""
+    positions = torch.arange(size, device=run.sums.device)
+    return run.last_sums(run.sums)[run.row(torch.full_like(positions, sequence), positions)]
 
 
 def _whole(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
@@ -191,97 +419,3 @@ def _is_close(found: Tensor, expected: Tensor) -> bool:
     error = (found.float() - expected.float()).abs().max()
     roundings = 8 * torch.finfo(expected.dtype).eps
     return bool(error <= max(TOLERANCE, roundings) * expected.float().abs().max())
-
-
-# --- the batch ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Sequences in columns: the beginnings end, and the ends begin, in column `start`."""
-
-    ids: Tensor  # [B, T]
-    mask: Tensor  # [B, T] 1 where there is a token
-    positions: Tensor  # [B, T]
-    start: int
-
-    @classmethod
-    def of(cls, ends: Ends, pad: int, device: torch.device) -> _Batch:
-        start = max(ends.starts)
-        size = start + max(len(i) - s for i, s in zip(ends.ids, ends.starts, strict=True))
-        ids = torch.full((len(ends.ids), size), pad)
-        mask = torch.zeros_like(ids)
-        for row, (sequence, first) in enumerate(zip(ends.ids, ends.starts, strict=True)):
-            place = slice(start - first, start - first + len(sequence))
-            ids[row, place] = torch.tensor(sequence)
-            mask[row, place] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        return cls(ids.to(device), mask.to(device), positions.to(device), start)
-
-    def beginnings(self, rows: Sequence[int], size: int) -> dict[str, Tensor]:
-        """The inputs of a pass over what is before the ends of some sequences, `size` tokens at
-        most."""
-        place = (list(rows), slice(self.start - size, self.start))
-        return {
-            "input_ids": self.ids[place],
-            "attention_mask": self.mask[place],
-            "position_ids": self.positions[place],
-        }
-
-    def ends(self) -> dict[str, Tensor]:
-        """The inputs of a pass over the ends, behind the beginnings."""
-        if self.start == 0:
-            return {"input_ids": self.ids, "attention_mask": self.mask}
-        rest = slice(self.start, None)
-        return {
-            "input_ids": self.ids[:, rest],
-            "attention_mask": self.mask,
-            "position_ids": self.positions[:, rest],
-        }
-
-
-def _kept(model: Any, anatomy: Anatomy, batch: _Batch, starts: Sequence[int]) -> Any:
-    """The model's cache of all before the ends; None where there is nothing before them. What
-    comes behind the last block's attention is left out: nobody looks at it.
-
-    Sequences of nearly one length are run together: at the end each stands before its own end, and
-    before it there is room.
-    """
-    if batch.start == 0:
-        return None
-    cache: Any = None
-    whole: list[tuple[Tensor, Tensor]] = []
-    begun = [row for row, start in enumerate(starts) if start]
-    lengths = [starts[row] for row in begun]
-    for places in by_length(lengths, PREFIX_TOKENS_MAX, PADDED_MAX):
-        rows = [begun[place] for place in places]
-        size = starts[rows[-1]]
-        cache = DynamicCache(config=model.config.get_text_config())
-        with hooks.cut_short(anatomy.up_modules(model, anatomy.last)[0]):
-            given = batch.beginnings(rows, size)
-            hooks.run_until_cut(partial(_run, model, given, cache, keeps=True))
-        found = [(layer.keys, layer.values) for layer in cache.layers]
-        if not whole:
-            whole = [(_room(k, batch), _room(v, batch)) for k, v in found]
-        for filled, part in zip(whole, found, strict=True):
-            for into, some in zip(filled, part, strict=True):
-                into[rows, :, batch.start - size :] = some
-    for layer, (keys, values) in zip(cache.layers, whole, strict=True):
-        layer.keys, layer.values = keys, values
-    return cache
-
-
-def _room(kept: Tensor, batch: _Batch) -> Tensor:
-    """Zeros [B, heads, start, d], for what attention keeps of a few of the sequences."""
-    return kept.new_zeros(len(batch.ids), kept.shape[1], batch.start, kept.shape[3])
-
-
-def _run(model: Any, inputs: dict[str, Tensor], cache: Any, keeps: bool) -> Any:
-    """A pass that goes on from a cache, and keeps one or not.
-
-    Raises ModelError for a model that is not told where its tokens stand.
-    """
-    known = inspect.signature(model.forward).parameters
-    if "position_ids" in inputs and "position_ids" not in known:
-        raise ModelError(f"{type(model).__name__} takes no position_ids.")
-    return model(**inputs, past_key_values=cache, use_cache=keeps, return_dict=True)

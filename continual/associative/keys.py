@@ -30,12 +30,13 @@ class Keys:
 def read_keys(site: Site, lessons: Sequence[Lesson], block: int) -> Keys:
     """The keys of some lessons at a block, as the model stands."""
     texts = [text for lesson in lessons for text in lesson.texts]
-    sizes = [len(lesson.texts) for lesson in lessons]
     down = site.edited.anatomy.down_module(site.edited.model, block)
-    parts = _read(site, texts, block, down, takes_input=True).split(sizes)
-    shares = [torch.tensor(lesson.shares).to(parts[0]) for lesson in lessons]
-    mean = torch.stack([share @ part for share, part in zip(shares, parts, strict=True)])
-    return Keys(mean, torch.stack([part[0] for part in parts]))
+    keys = _read(site, texts, block, down, takes_input=True)
+    shares = torch.tensor([share for lesson in lessons for share in lesson.shares]).to(keys)
+    sizes = torch.tensor([len(lesson.texts) for lesson in lessons], device=keys.device)
+    owners = torch.arange(len(lessons), device=keys.device).repeat_interleave(sizes)
+    mean = keys.new_zeros(len(lessons), keys.shape[1]).index_add_(0, owners, shares[:, None] * keys)
+    return Keys(mean, keys[sizes.cumsum(0) - sizes])
 
 
 def read_states(site: Site, lessons: Sequence[Lesson], block: int) -> Tensor:
@@ -53,14 +54,18 @@ def _read(
 ) -> Tensor:
     """[texts, ·] float32: what goes into a module of the block, or comes out, at the places."""
     encodings = [text.until_place() for text in texts]
-    found: dict[int, Tensor] = {}
+    places = torch.tensor([text.place for text in texts])
+    found: Tensor | None = None
     for batch in length_sorted(encodings):
         call = _last_call(site, [encodings[i] for i in batch], block, module)
         seen = call.input if takes_input else call.hidden
         rows = seen.reshape(len(batch), -1, seen.shape[-1])  # some blocks give their FFN flat rows
-        for i, row in zip(batch, rows, strict=True):
-            found[i] = row[texts[i].place].float()
-    return torch.stack([found[i] for i in range(len(texts))])
+        read = rows[torch.arange(len(batch)), places[batch]].float()
+        if found is None:
+            found = read.new_empty(len(texts), read.shape[1])
+        found[batch] = read
+    assert found is not None, "there is no text to read"
+    return found
 
 
 @torch.no_grad()

@@ -26,17 +26,14 @@ from transformers.pytorch_utils import Conv1D
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
+from continual.packing import ROWS_MAX, filled_up
 
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-ROWS = (16, 32, *range(64, 513, 64))
-"""The sizes that a block's products come in. oneDNN makes each size ready anew, which takes longer
-than the product of a few rows, and a search has other rows at each step, as requests leave it."""
-ROWS_MAX = ROWS[-1]
 CACHED_MAX = 128
 """Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape: those of
-`ROWS` for a block's layers, both ways. The head's come in any size, and the 1,024 of the default
-can come to gigabytes."""
+`packing.ROWS` for a block's layers, both ways. The head's come in any size, and the 1,024 of the
+default can come to gigabytes."""
 GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
 GRID_POINTS = 1025
 GRID_TOLERANCE = 1e-5
@@ -141,18 +138,25 @@ class _Product(torch.autograd.Function):
 
 def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Rows [.., k] by a matrix [k, n] bfloat16, in parts of few different sizes."""
-    flat = rows.flatten(0, -2)
-    found = flat.new_empty(len(flat), matrix.shape[1], dtype=dtype)
-    for part, into in zip(flat.split(ROWS_MAX), found.split(ROWS_MAX), strict=True):
-        rounded = _rounded(part, matrix.dtype)
-        product = rounded @ matrix if bias is None else torch.addmm(bias, rounded, matrix)
-        into.copy_(product[: len(part)])
-    return found.view(*rows.shape[:-1], found.shape[1])
+    found = rows.new_empty(*rows.shape[:-1], matrix.shape[1], dtype=dtype)
+    parts = (some.flatten(0, -2).split(ROWS_MAX) for some in (rows, found))
+    for part, into in zip(*parts, strict=True):
+        rounded = _rounded(part, matrix.dtype, filled_up(len(part)))
+        if into.dtype == matrix.dtype and len(rounded) == len(into):
+            _product_into(into, rounded, matrix, bias)
+        else:
+            into.copy_(_product_into(None, rounded, matrix, bias)[: len(into)])
+    return found
 
 
-def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part in this type; behind it zeros, where its size is not one of `ROWS`."""
-    size = next(rung for rung in ROWS if rung >= len(part))
+def _product_into(into: Tensor | None, rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, matrix, out=into)
+    return torch.addmm(bias, rows, matrix, out=into)
+
+
+def _rounded(part: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+    """So many rows in this type: the part, and zeros behind it."""
     if size == len(part):
         return part.to(dtype)
     rounded = part.new_empty(size, part.shape[1], dtype=dtype)

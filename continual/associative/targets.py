@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,11 +42,20 @@ from continual.associative.layers import QuickLayers, products
 from continual.associative.lessons import Lesson, Text
 from continual.batching import by_length
 from continual.site import Site
-from continual.suffix import EndPass, Ends, keeps_prefixes
+from continual.suffix import EndPass, Ends, PackedEnds, WholeSequences, keeps_prefixes
 
-PASS_TOKENS_MAX = 2048
-ACCELERATED_TOKENS_MAX = 16_384  # of a pass on a device that waits for work rather than for memory
-PADDED_MAX = 2  # the longest end of a pass, in the length of its shortest: many are one token
+
+@dataclass(frozen=True)
+class PassSize:
+    """What a pass of a search takes at once."""
+
+    tokens: int
+    padded: float  # in attention: the longest end of a group, in the length of its shortest
+
+
+ON_CPU = PassSize(2047, 1.6)
+ACCELERATED = PassSize(32_768, 4.0)
+"""On a device that waits for work rather than for memory."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +104,20 @@ def find_targets(
     site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
 ) -> Targets:
     """z of each lesson at a block, in chunks that are searched together."""
+    packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
     parts = [
-        _search(site, lessons[first : first + config.chunk], block, config)
+        _search(Bench(site, lessons[first : first + config.chunk], block, config, packs))
         for first in range(0, len(lessons), config.chunk)
     ]
     return Targets.joined(parts)
 
 
-def _search(
-    site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
-) -> Targets:
+def _search(bench: Bench) -> Targets:
     """Normalised gradient descent on the δ of every lesson side by side."""
-    bench = Bench(site, lessons, block, config)
+    config = bench.config
     lengths = torch.linalg.vector_norm(bench.before, dim=1, keepdim=True)
     delta = torch.zeros_like(bench.before)
-    live = torch.ones(len(lessons), dtype=torch.bool, device=delta.device)
+    live = torch.ones_like(lengths[:, 0], dtype=torch.bool)
     steps = torch.zeros_like(live, dtype=torch.long)
     look = bench.look(delta)
     for step in range(config.steps_max):
@@ -156,10 +165,15 @@ class Bench:
     """The recorded passes of some lessons, and their losses at any δ."""
 
     def __init__(
-        self, site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
+        self,
+        site: Site,
+        lessons: Sequence[Lesson],
+        block: int,
+        config: AssociativeConfig,
+        packs: bool,
     ) -> None:
-        self._lessons, self._config = lessons, config
-        self._keeps_prefixes = keeps_prefixes(site.edited.model, site.edited.anatomy)
+        """`packs`: whether only the ends of texts are run, see `keeps_prefixes`."""
+        self.config, self._lessons, self._packs = config, lessons, packs
         self.before = read_states(site, lessons, block)  # h [n, d] of the bare prompts
         self._device = site.edited.device
         self._layers = QuickLayers(site.edited.model, site.edited.anatomy, block)
@@ -168,17 +182,16 @@ class Bench:
 
     def focus(self, live: Tensor) -> None:
         """Look at these requests [n] only, from here on."""
-        if self._keeps_prefixes:
-            self._passes = [some for p in self._passes if (some := p.focused(live)) is not None]
+        self._passes = [some for p in self._passes if (some := p.focused(live)) is not None]
 
     def look(self, delta: Tensor) -> Look:
         """The losses and gradients at δ [n, d]; zero for requests that are in no pass."""
         sums = _Sums.zero(delta)
         with self._quickened():
             for recorded in self._passes:
-                sums.add(recorded.look(delta, self._config.kl_factor))
+                sums.add(recorded.look(delta, self.config.kl_factor))
         norms = delta.norm(dim=1)
-        scale = self._config.weight_decay / self.before.square().sum(1)
+        scale = self.config.weight_decay / self.before.square().sum(1)
         tiny = torch.finfo(norms.dtype).tiny
         direction = delta / norms.clamp(min=tiny)[:, None]
         return Look(
@@ -192,7 +205,7 @@ class Bench:
     @contextmanager
     def _quickened(self) -> Iterator[None]:
         """The model as the search runs it."""
-        precision = self._config.precision
+        precision = self.config.precision
         quick = self._layers if precision == "medium" else None
         if quick is not None and quick.are_rounded:
             precision = "highest"  # attention's products, which are too small to gain by it
@@ -201,13 +214,25 @@ class Bench:
 
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
         placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
-        first = [p.text.place if self._keeps_prefixes else 0 for p in placed]
-        lengths = [len(p.text.encoding) - f for p, f in zip(placed, first, strict=True)]
-        most = PASS_TOKENS_MAX if self._device.type == "cpu" else ACCELERATED_TOKENS_MAX
-        return [
-            _Pass.recorded(site, [placed[i] for i in b], [first[i] for i in b], block)
-            for b in by_length(lengths, most, PADDED_MAX)
-        ]
+        size = ON_CPU if self._device.type == "cpu" else ACCELERATED
+        if self._packs:
+            batches = _in_order([len(p.text.encoding) - p.text.place for p in placed], size.tokens)
+            return [_Pass.packed(site, [placed[i] for i in b], block, size) for b in batches]
+        batches = by_length([len(p.text.encoding) for p in placed], size.tokens)
+        return [_Pass.whole(site, [placed[i] for i in b], block) for b in batches]
+
+
+def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Places in batches of at most so many tokens, or of one sequence, in their order."""
+    batches: list[list[int]] = []
+    room = 0
+    for place, size in enumerate(sizes):
+        if not batches or size > room:
+            batches.append([])
+            room = most
+        batches[-1].append(place)
+        room -= size
+    return batches
 
 
 @contextmanager
@@ -263,47 +288,51 @@ def _placed(owner: int, lesson: Lesson) -> Iterator[_Placed]:
 
 
 class _Pass:
-    """Texts of nearly one length, recorded from some positions on with the sums of the edited
-    block."""
+    """Some texts, recorded from some positions on with the sums of the edited block."""
 
     def __init__(
         self, site: Site, run: EndPass, placed: Sequence[_Placed], starts: Sequence[int]
     ) -> None:
         self._site, self._run, self._placed, self._starts = site, run, placed, starts
         device = site.edited.device
-        size = run.sums.shape[1]
         places = [p.text.place - start for p, start in zip(placed, starts, strict=True)]
-        self._places = torch.tensor(places, device=device)
+        sequences = torch.arange(len(placed), device=device)
+        self._places = run.row(sequences, torch.tensor(places, device=device))
         self._owners = torch.tensor([p.owner for p in placed], device=device)
-        self._sequences = torch.arange(len(placed), device=device)
         self._answers = _Rows.of(placed, starts, device, anchors=False)
         self._anchors = _Rows.of(placed, starts, device, anchors=True)
         parts = (self._answers, self._anchors)
-        self._rows = torch.cat([part.sequences * size + part.positions for part in parts])
+        self._rows = torch.cat([run.row(part.sequences, part.positions) for part in parts])
         self._known: Tensor | None = None  # [anchors, vocab] log p without δ, once it was looked at
 
     @classmethod
-    def recorded(
-        cls, site: Site, placed: Sequence[_Placed], starts: Sequence[int], block: int
-    ) -> _Pass:
-        """From the model as it stands."""
-        model, anatomy = site.edited.model, site.edited.anatomy
-        ends = Ends(tuple(p.text.encoding.ids for p in placed), tuple(starts))
-        run = EndPass(model, anatomy, ends, block, site.edited.tokenizer.pad_token_id or 0)
+    def packed(cls, site: Site, placed: Sequence[_Placed], block: int, size: PassSize) -> _Pass:
+        """From the model as it stands, from where it is written to in each text."""
+        starts = tuple(p.text.place for p in placed)
+        ends = Ends(tuple(p.text.encoding.ids for p in placed), starts)
+        run = PackedEnds(site.edited.model, site.edited.anatomy, ends, block, size.padded)
         return cls(site, run, placed, starts)
+
+    @classmethod
+    def whole(cls, site: Site, placed: Sequence[_Placed], block: int) -> _Pass:
+        """Likewise, the whole of each text."""
+        edited = site.edited
+        ids = [p.text.encoding.ids for p in placed]
+        pad = edited.tokenizer.pad_token_id or 0
+        run = WholeSequences(edited.model, edited.anatomy, ids, block, pad)
+        return cls(site, run, placed, [0] * len(placed))
 
     def focused(self, live: Tensor) -> _Pass | None:
         """The texts of these requests [n] alone; None where there are none of them."""
         wanted = live[self._owners]
-        if bool(wanted.all()):
+        if bool(wanted.all()) or not isinstance(self._run, PackedEnds):
             return self
-        rows = wanted.nonzero().squeeze(-1)
-        if len(rows) == 0:
+        chosen = wanted.nonzero().squeeze(-1).tolist()
+        if not chosen:
             return None
-        chosen = rows.tolist()
         some = _Pass(
             self._site,
-            self._run.select(rows),
+            self._run.select(chosen),
             [self._placed[i] for i in chosen],
             [self._starts[i] for i in chosen],
         )
@@ -315,38 +344,63 @@ class _Pass:
         """The pass's part of each request's loss, without what δ itself costs."""
         delta = delta.detach().requires_grad_()
         sums = self._run.sums
-        moved = sums.index_put(
-            (self._sequences, self._places), delta[self._owners].to(sums.dtype), accumulate=True
-        )
+        moved = sums.index_add(0, self._places, delta[self._owners].to(sums.dtype))
         answers, anchors = self._answers, self._anchors
-        log_probs, now = self._seen(moved)
-        missed = -log_probs.gather(1, answers.targets[:, None]).squeeze(1)
+        logits = self._logits(moved)
+        log_probs = logits.detach().log_softmax(1)
+        now = log_probs[len(answers.owners) :]
         if self._known is None:
-            self._known = now.detach() if not bool(delta.any()) else self._unmoved()
-        drift = (now.exp() * (now - self._known)).sum(1)
-        loss = torch.zeros_like(delta[:, 0])
-        loss = loss.index_add(0, answers.owners, answers.shares * missed)
-        loss = loss.index_add(0, anchors.owners, kl_factor * anchors.shares * drift)
+            self._known = now.clone() if not bool(delta.any()) else self._unmoved()
+        costs: Tensor = _Costs.apply(  # type: ignore[no-untyped-call]
+            logits, log_probs, answers.targets, self._known
+        )
+        weights = torch.cat([answers.shares, kl_factor * anchors.shares])
+        none = torch.zeros_like(delta[:, 0])
+        loss = none.index_add(0, torch.cat([answers.owners, anchors.owners]), weights * costs)
+        chosen = -costs.detach()[: len(answers.owners)]
+        wrong = (log_probs[: len(chosen)].amax(1) > chosen).to(loss.dtype)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
-        wrong = (log_probs.argmax(1) != answers.targets).to(loss.dtype)
-        none = torch.zeros_like(loss.detach())
         return _Sums(
             loss.detach(),
             gradient,
-            none.index_add(0, answers.owners, wrong * answers.is_plain),
-            none.index_add(0, answers.owners, wrong),
+            none.detach().index_add(0, answers.owners, wrong * answers.is_plain),
+            none.detach().index_add(0, answers.owners, wrong),
         )
 
-    def _seen(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """[answers, vocab] and [anchors, vocab] log p with these sums of the edited block."""
-        log_probs = self._site.logits(self._run.answers(sums, self._rows)).log_softmax(1)
-        count = len(self._answers.sequences)
-        return log_probs[:count], log_probs[count:]
+    def _logits(self, sums: Tensor) -> Tensor:
+        """[answers and anchors, vocab] with these sums of the edited block."""
+        return self._site.logits(self._run.answers(sums, self._rows))
 
     @torch.no_grad()
     def _unmoved(self) -> Tensor:
         """[anchors, vocab] log p without δ."""
-        return self._seen(self._run.sums)[1]
+        return self._logits(self._run.sums)[len(self._answers.owners) :].log_softmax(1)
+
+
+class _Costs(torch.autograd.Function):
+    """-log p of the target in the rows of answers, KL(p ‖ known) in those of anchors, behind."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, log_probs: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+        """[n] of logits [n, vocab], given log p of them [n, vocab], which the gradient is made in,
+        targets [answers], and [anchors, vocab] log p as it was."""
+        count = len(targets)
+        missed = -log_probs[:count].gather(1, targets[:, None]).squeeze(1)
+        now = log_probs[count:]
+        drift = (now.exp() * (now - known)).sum(1)
+        ctx.save_for_backward(log_probs, targets, known, drift)
+        return torch.cat([missed, drift])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Of the logits: p - [target], and p·(log p - log known - KL)."""
+        log_probs, targets, known, drift = ctx.saved_tensors
+        count = len(targets)
+        moved = log_probs[count:] - known - drift[:, None]
+        found = log_probs.exp_()
+        found[count:] *= moved
+        found[:count].scatter_add_(1, targets[:, None], -torch.ones_like(found[:count, :1]))
+        return found.mul_(gradients[0][:, None]), None, None, None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from continual.editors import Edit
 from continual.errors import EditError
 from continual.patches.neuron import NeuronPatch
 from continual.site import Site
+from continual.suffix import keeps_prefixes
 from tests import tiny_language as language
 from tests.continual import associative_bench as plainly
 from tests.continual.associative_bench import (
@@ -211,6 +212,11 @@ CONFIG = AssociativeConfig(
 )
 
 
+def bench_of(site, lessons, block, config, packs=True):
+    assert keeps_prefixes(site.edited.model, site.edited.anatomy)
+    return Bench(site, lessons, block, config, packs)
+
+
 def some_deltas(site: Site, scale: float) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return scale * torch.randn(4, site.edited.anatomy.width, generator=generator)
@@ -218,9 +224,10 @@ def some_deltas(site: Site, scale: float) -> Tensor:
 
 @pytest.mark.parametrize("block", [0, 1])
 @pytest.mark.parametrize("scale", [0.3, 2.0])
-def test_loss_and_gradient_are_those_through_the_full_model(case, block, scale):
+@pytest.mark.parametrize("packs", [True, False])
+def test_loss_and_gradient_are_those_through_the_full_model(case, block, scale, packs):
     delta = some_deltas(case.site, scale)
-    look = Bench(case.site, case.lessons, block, CONFIG).look(delta)
+    look = bench_of(case.site, case.lessons, block, CONFIG, packs).look(delta)
     for i, edit in enumerate(case.edits):
         own = delta[i].double().requires_grad_()
         expected = case.plain.loss(edit.request, CONTEXTS, block, own, CONFIG)
@@ -234,7 +241,7 @@ def test_at_the_prompts_end_the_loss_is_that_of_a_value_there(case, block):
     """Without anything that is to stay: other prompts end otherwise."""
     delta = some_deltas(case.site, 1.0)
     lessons = [lesson.at_end() for lesson in case.lessons]
-    look = Bench(case.site, lessons, block, CONFIG).look(delta)
+    look = bench_of(case.site, lessons, block, CONFIG).look(delta)
     before = read_states(case.site, lessons, block)
     for i, edit in enumerate(case.edits):
         own = delta[i].double().requires_grad_()
@@ -262,7 +269,7 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
     keys, values = torch.randn(2, 6, width, generator=generator)
     site.edited.put([NeuronPatch(1, keys, torch.full((6,), 0.5), values)])
     lesson = lesson_of(edit_of(site, correction(1)), [""], site)
-    with_them = Bench(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
+    with_them = bench_of(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
     (prompt,) = lesson.texts
     state = read_states(site, [lesson], 0)[0]
 
@@ -280,10 +287,10 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
     nll = -logits.log_softmax(0)[prompt.encoding.targets[0]]
     decay = CONFIG.weight_decay * some_deltas(site, 0.5)[0].norm() / state.norm() ** 2
     bare = replace(CONFIG, kl_factor=0.0)
-    without_kl = Bench(site, [lesson], 0, bare).look(some_deltas(site, 0.5)[:1])
+    without_kl = bench_of(site, [lesson], 0, bare).look(some_deltas(site, 0.5)[:1])
     assert without_kl.loss.item() == pytest.approx((nll + decay).item(), rel=1e-5)
     site.edited.take_off(0)
-    without = Bench(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
+    without = bench_of(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
     assert without.loss.item() != pytest.approx(with_them.loss.item(), rel=1e-3)
 
 
