@@ -49,17 +49,21 @@ def filled_up(rows: int) -> int:
 class Group:
     """Sequences of like lengths: a stretch of the row, and side by side for attention."""
 
-    def __init__(self, first: int, sizes: Tensor, before: Tensor, nowhere: int) -> None:
+    def __init__(
+        self, first: int, sizes: Tensor, before: Tensor, nowhere: int, device: torch.device
+    ) -> None:
         """`nowhere`: the place in the row of a token that belongs to no sequence."""
         self.first, self.rows = first, int(sizes.sum())
         self.count, self.size, self.room = len(sizes), int(sizes.max()), int(before.max())
-        self._before = before
+        self._before = before.to(device)
         self._masks: dict[int | None, Tensor] = {}
-        inside = (torch.arange(self.size, device=sizes.device) < sizes[:, None]).flatten()
+        inside = (torch.arange(self.size) < sizes[:, None]).flatten()
         self._is_full = self.rows == len(inside)
-        self._places = inside.nonzero().squeeze(1)  # of the row's tokens, side by side
-        self._sources = torch.full_like(inside, nowhere, dtype=torch.long)
-        self._sources[self._places] = torch.arange(first, first + self.rows, device=sizes.device)
+        places = inside.nonzero().squeeze(1)
+        sources = torch.full_like(inside, nowhere, dtype=torch.long)
+        sources[places] = torch.arange(first, first + self.rows)
+        self._places = places.to(device)  # of the row's tokens, side by side
+        self._sources = sources.to(device)  # of what is side by side, in the row
 
     @property
     def stretch(self) -> slice:
@@ -109,40 +113,45 @@ class Packing:
         self, lengths: Lengths, groups: Sequence[Sequence[int]], device: torch.device
     ) -> None:
         self.lengths, self._members, self._device = lengths, groups, device
-        sizes, before = (
-            torch.tensor(some, device=device) for some in (lengths.sizes, lengths.before)
-        )
+        sizes, before = torch.tensor(lengths.sizes), torch.tensor(lengths.before)
         self.groups: list[Group] = []
         self._firsts = torch.empty_like(sizes)
         self.rows = sum(lengths.sizes)
         self.width = filled_up(self.rows + 1)
         total = 0
         for members in groups:
-            chosen = torch.tensor(list(members), device=device)
-            group = Group(total, sizes[chosen], before[chosen], nowhere=self.width - 1)
+            chosen = torch.tensor(members)
+            group = Group(total, sizes[chosen], before[chosen], self.width - 1, device)
             self._firsts[chosen] = total + sizes[chosen].cumsum(0) - sizes[chosen]
             total += group.rows
             self.groups.append(group)
         self.order = [sequence for members in groups for sequence in members]
+        self._begin = self._firsts.to(device)
 
     @classmethod
     def of(cls, lengths: Lengths, padded_max: float, device: torch.device) -> Packing:
         """In groups of like lengths: the longest is at most so many times the shortest."""
         return cls(lengths, by_length(lengths.sizes, GROUP_TOKENS_MAX, padded_max), device)
 
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """[N, ..] for what is to be put in for all sequences; zero for what belongs to none."""
+        found = torch.empty(*shape, dtype=dtype, device=self._device)
+        found[self.rows :] = 0
+        return found
+
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
         """Where tokens stand, by their sequences and their positions among its own tokens."""
-        return self._firsts[sequences] + positions
+        return self._begin[sequences] + positions
 
     def tokens(self, firsts: Tensor) -> Tensor:
-        """[N] where the row's tokens stand elsewhere, when those of each sequence begin there; the
-        first place for those that belong to none."""
-        order = torch.tensor(self.order, device=self._device)
-        sizes = torch.tensor(self.lengths.sizes, device=self._device)[order]
-        places = torch.zeros(self.width, dtype=torch.long, device=self._device)
+        """[N] where the row's tokens stand elsewhere, when those of each sequence begin there (on
+        the CPU); the first place for those that belong to none."""
+        order = torch.tensor(self.order)
+        sizes = torch.tensor(self.lengths.sizes)[order]
+        places = torch.zeros(self.width, dtype=torch.long)
         shifts = torch.repeat_interleave(firsts[order] - self._firsts[order], sizes)
-        places[: self.rows] = shifts + torch.arange(self.rows, device=self._device)
-        return places
+        places[: self.rows] = shifts + torch.arange(self.rows)
+        return places.to(self._device)
 
     def select(self, chosen: Sequence[int]) -> tuple[Packing, list[list[int]]]:
         """The packing of some of the sequences, and which members of each group they are: groups
@@ -161,13 +170,13 @@ class Packing:
         return Packing(lengths, groups, self._device), kept
 
     def members(self) -> Iterator[tuple[Group, Tensor]]:
-        """The groups, each with its sequences."""
+        """The groups, each with its sequences, on the CPU."""
         for group, some in zip(self.groups, self._members, strict=True):
-            yield group, torch.tensor(some, device=self._device)
+            yield group, torch.tensor(some)
 
     def firsts(self, chosen: Sequence[int]) -> Tensor:
-        """Where some of the sequences begin in the row."""
-        return self._firsts[torch.tensor(list(chosen), device=self._device)]
+        """Where some of the sequences begin in the row, on the CPU."""
+        return self._firsts[torch.tensor(chosen)]
 
 
 @dataclass(frozen=True)
@@ -229,7 +238,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
         """See `attend`."""
-        found = value.new_zeros(query.shape)
+        found = call.packing.empty(query.shape, value.dtype)
         ctx.call, ctx.seen = call, []
         for group, kept in zip(call.packing.groups, call.kept, strict=True):
             queries = _grouped(group.side_by_side(query), key.shape[1])
@@ -250,11 +259,12 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Of the queries, keys and values of the row."""
         (gradient,), call = gradients, ctx.call
-        heads = ctx.seen[0][1][0].shape[1]
+        queries, (own_keys, _), *_ = ctx.seen[0]
+        heads = own_keys.shape[1]
         like_keys = (len(gradient), heads, gradient.shape[2])
-        of_query = gradient.new_zeros(gradient.shape, dtype=ctx.seen[0][0].dtype)
-        of_key = gradient.new_zeros(like_keys, dtype=ctx.seen[0][1][0].dtype)
-        of_value = gradient.new_zeros(like_keys)
+        of_query = call.packing.empty(gradient.shape, queries.dtype)
+        of_key = call.packing.empty(like_keys, own_keys.dtype)
+        of_value = call.packing.empty(like_keys, gradient.dtype)
         for group, kept, (queries, own, shares, states) in zip(
             call.packing.groups, call.kept, ctx.seen, strict=True
         ):

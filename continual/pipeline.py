@@ -26,7 +26,7 @@ from continual.errors import CeditError, RequestError, StreamError
 from continual.memory.answers import Answers
 from continual.patches import pack
 from continual.planning import Plan, Planner
-from continual.probing import Probed, probed, rows_as_now
+from continual.probing import NewProbes, Probed, probed, read
 from continual.retention import Outcome
 from continual.site import Site
 from continual.standing import Measured, Standing
@@ -285,13 +285,13 @@ class Pipeline:
 
     def _register(self, plan: Plan, probes: Mapping[str, Probed]) -> None:
         """Behind an edit of matrices all rows of the new requests have moved."""
-        new = [edit for edit in plan.edits if edit.id in probes]
         state = self._site.edited.weights_state
-        moved = rows_as_now(self._site, [e.candidate for e in new if e.state != state], probes)
-        for edit in new:
-            own = probes[edit.id]
-            learned, others = moved.get(edit.id, (edit.rows, own.rows))
-            self._standing.register(edit.candidate, own.expected, learned, others)
+        new = []
+        for edit in plan.edits:
+            if (own := probes.get(edit.id)) is not None:
+                rows = (edit.rows, own.rows) if edit.state == state else (None, None)
+                new.append(NewProbes(edit.candidate, own.expected, *rows))
+        self._standing.register(read(self._site, new))
 
     # -- commit
 

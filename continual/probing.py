@@ -1,13 +1,14 @@
 """The probes of requests that are attempted for the first time, besides what is learned from.
 
-They go through the model together, before the edit; behind an edit of matrices, where all rows have
-moved, once more. Knows what is expected of a probe; leaves outcomes to the ledger.
+They go through the model together, before the edit: those of many requests only where something has
+to be known by then, as an edit of matrices moves all rows. What is missing is read behind it.
+Knows what is expected of a probe; leaves outcomes to the ledger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from continual.candidates import Candidate, Expected
@@ -16,13 +17,32 @@ from continual.memory.answers import Answers
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 
+MANY = 8  # new requests: their probes fill passes, however they are divided
+
 
 @dataclass(frozen=True)
 class Probed:
     """The other probes of a request, as they are before its edit."""
 
     expected: Expected  # what its locality prompts have to go on answering
-    rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`
+    rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`, if read by then
+
+
+@dataclass(frozen=True)
+class NewProbes:
+    """All probes of a request, and their rows as the model is now; None for those not yet read."""
+
+    candidate: Candidate
+    expected: Expected
+    learned: Rows | None
+    others: Rows | None
+
+    def groups(self) -> tuple[tuple[list[Entry], Rows | None], ...]:
+        """What it learns from, and the others."""
+        return (
+            (self.candidate.learned_entries(), self.learned),
+            (self.candidate.other_entries(self.expected), self.others),
+        )
 
 
 def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
@@ -30,6 +50,8 @@ def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
     go on with the model's own answer, and measured with that, for as many tokens."""
     said = [tuple(encoding.targets for encoding in c.locality) for c in new]
     groups = [c.other_entries(s) for c, s in zip(new, said, strict=True)]
+    if is_later := len(new) >= MANY:
+        groups = [[entry for entry in group if entry.role == LOCALITY] for group in groups]
     entries = [entry for group in groups for entry in group]
     if not entries:
         return {c.id: Probed(s, None) for c, s in zip(new, said, strict=True)}
@@ -46,26 +68,21 @@ def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
     expected = iter(answered.values())
     parts = _replaced(rows, encodings, moved).split([_row_count(group) for group in groups])
     return {
-        c.id: Probed(tuple(islice(expected, len(s))), part if len(part) else None)
+        c.id: Probed(tuple(islice(expected, len(s))), None if is_later else part)
         for c, s, part in zip(new, said, parts, strict=True)
     }
 
 
-def rows_as_now(
-    site: Site, candidates: Sequence[Candidate], probes: Mapping[str, Probed]
-) -> dict[str, tuple[Rows, Rows]]:
-    """The rows of what each request learns from, and of its other probes, by the matrices as they
-    are now."""
-    if not candidates:
-        return {}
-    groups = [
-        group
-        for c in candidates
-        for group in (c.learned_entries(), c.other_entries(probes[c.id].expected))
-    ]
-    rows = site.rows_in_passes([entry.encoding for group in groups for entry in group])
-    parts = iter(rows.split([_row_count(group) for group in groups]))
-    return {c.id: (next(parts), next(parts)) for c in candidates}
+def read(site: Site, new: Sequence[NewProbes]) -> list[NewProbes]:
+    """With the rows that are missing, by the matrices as they are now."""
+    groups = [group for one in new for group in one.groups()]
+    missing = [entries for entries, rows in groups if rows is None]
+    if not any(missing):
+        return list(new)
+    found = site.rows_in_passes([entry.encoding for entries in missing for entry in entries])
+    parts = iter(found.split([_row_count(entries) for entries in missing]))
+    rows = iter([next(parts) if rows is None else rows for _, rows in groups])
+    return [replace(one, learned=next(rows), others=next(rows)) for one in new]
 
 
 def _row_count(entries: Sequence[Entry]) -> int:

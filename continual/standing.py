@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from continual.candidates import Candidate, Expected, encode
+from continual.candidates import encode
 from continual.editors import Taught
 from continual.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
 from continual.metrics import Count, Rates, ratio
+from continual.probing import NewProbes
 from continual.query_memory import QueryMemory
 from continual.requests import Probe, Request
 from continual.retention import (
@@ -234,19 +235,17 @@ class Standing:
                 self.memory.forget(superseded)
             self.retention.take(outcome, requests[outcome.id])
 
-    def register(
-        self, candidate: Candidate, expected: Expected, learned: Rows | None, others: Rows | None
-    ) -> None:
-        """Take in the probes of a request straight after its first attempt: they count for GR.
-
-        Rows that are given were captured with the matrices as they are now.
-        """
-        entries = candidate.learned_entries()
-        self.ledger.register(entries, learned)
-        more = candidate.other_entries(expected)
-        self.ledger.register(more, others)
-        self.note({entry.key: self.ledger.is_right(entry) for entry in (*entries, *more)})
-        self._fresh += self._generality_of(candidate.id)
+    def register(self, new: Sequence[NewProbes]) -> None:
+        """Take in the probes of requests straight after their first attempt: they count for GR."""
+        groups = [group for one in new for group in one.groups()]
+        if len(new) > 1:
+            parts = [rows for entries, rows in groups if entries and rows is not None]
+            groups = [([e for entries, _ in groups for e in entries], Rows.join(parts))]
+        for entries, rows in groups:
+            self.ledger.register(entries, rows)
+            self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
+        for one in new:
+            self._fresh += self._generality_of(one.candidate.id)
 
     def note(self, turned: Mapping[str, bool]) -> None:
         """Outcomes as they are now: those that are news join the next record."""

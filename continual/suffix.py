@@ -119,10 +119,10 @@ class PackedEnds(EndPass):
     def _record(self, device: torch.device) -> None:
         ends, packing = self._ends, self._packing
         whole = _Whole(self._model, self._anatomy, self._block, self._blocks)
-        begin = whole.read(ends.ids, device) + torch.tensor(ends.starts, device=device)
+        begin = whole.read(ends.ids, device) + torch.tensor(ends.starts)
         self.sums, self._form = whole.sums()[packing.tokens(begin)], whole.form
         places = [
-            (begin[chosen][:, None] + torch.arange(-group.room, 0, device=device)).clamp(min=0)
+            (begin[chosen][:, None] + torch.arange(-group.room, 0)).clamp(min=0).to(device)
             for group, chosen in packing.members()
         ]
         self._kept = {
@@ -253,15 +253,15 @@ class _Whole:
         self._end = self._summed if is_last else anatomy.up_modules(model, anatomy.last)[0]
 
     def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """[B] where each of these begins, once they are gone through."""
-        firsts = torch.empty(len(sequences), dtype=torch.long, device=device)
+        """[B] where each of these begins, once they are gone through; on the CPU."""
+        firsts = torch.empty(len(sequences), dtype=torch.long)
         total = 0
         most = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
         for batch in by_length([len(ids) for ids in sequences], most):
             lengths = Lengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
             packing = Packing.of(lengths, WHOLE_PADDED_MAX, device)
             self._run(packing, [sequences[batch[place]] for place in packing.order])
-            firsts[torch.tensor(batch, device=device)] = total + packing.firsts(range(len(batch)))
+            firsts[batch] = total + packing.firsts(range(len(batch)))
             total += packing.width
         return firsts
 

@@ -78,6 +78,24 @@ def inside():
     return torch.cat([torch.arange(size) for size in SIZES])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_off_by_no_more_than_rounding(dtype):
+    packing = Packing.of(Lengths(SIZES, BEFORE), 1.6, CPU)
+    kept, _ = kept_of(packing, 2)
+    row = [drawn(packing.width, 2, WIDTH, seed=i).requires_grad_() for i in range(3)]
+    halves = [Kept(one.keys.to(dtype), one.values.to(dtype)) for one in kept]
+    short = [states.detach().to(dtype).requires_grad_() for states in row]
+    found = [attend(*row, packing, kept, 0.3, None), attend(*short, packing, halves, 0.3, None)]
+    assert found[1].dtype == dtype
+    gradients = [
+        torch.autograd.grad(out.double().square().sum(), given)
+        for out, given in zip(found, (row, short), strict=True)
+    ]
+    pairs = [(found[1], found[0]), *zip(gradients[1], gradients[0], strict=True)]
+    for rounded, exact in pairs:
+        assert (rounded.double() - exact).norm() < 8 * torch.finfo(dtype).eps * exact.norm()
+
+
 def test_a_pass_in_between_does_not_move_the_gradient():
     packing = Packing.of(Lengths(SIZES, BEFORE), 1.6, CPU)
     kept, _ = kept_of(packing, 2)
