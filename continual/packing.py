@@ -32,7 +32,7 @@ class Lengths:
         return len(self.sizes)
 
 
-GROUP_TOKENS_MAX = 65_536  # side by side, with padding
+GROUP_TOKENS_MAX = 32_768  # side by side, with padding
 ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """The lengths that a row comes in. A CPU's library makes a product of each size ready anew, which
 takes longer than the product of a few rows does, and ends have other sizes whenever some leave."""
