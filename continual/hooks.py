@@ -172,7 +172,6 @@ def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
 """Attention as a module asks for it: of queries, keys and values [B, heads, T, d], and by names
 what else transformers' attention functions are told. It gives [B, T, heads, d]."""
-ATTENDING = "cedit"
 
 
 @contextmanager
@@ -192,18 +191,21 @@ def attending(model: Any, attend: Attend) -> Iterator[None]:
         return attend(module, query, key, value, told).transpose(1, 2), None
 
     config = model.config
-    before = config._attn_implementation
+    name = f"cedit-{id(config)}"  # other models of the process have their own at the same time
+    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
+    before = [(part, part._attn_implementation) for part in parts if part is not None]
     with ExitStack() as stack:
         for module in model.modules():
             if hasattr(module, "_attn") and hasattr(module, "scale_attn"):
                 stack.enter_context(standing_in(module, "_attn", partial(by_method, module)))
-        ALL_ATTENTION_FUNCTIONS[ATTENDING] = by_interface
-        config._attn_implementation = ATTENDING
+        ALL_ATTENTION_FUNCTIONS[name] = by_interface
+        config._attn_implementation = name
         try:
             yield
         finally:
-            config._attn_implementation = before
-            del ALL_ATTENTION_FUNCTIONS[ATTENDING]
+            for part, own in before:
+                part._attn_implementation = own
+            del ALL_ATTENTION_FUNCTIONS[name]
 
 
 class _Cut(BaseException):

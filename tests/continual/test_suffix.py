@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from continual import suffix
 from continual.anatomy import find_anatomy
-from continual.hooks import captured
+from continual.hooks import attending, captured
 from continual.suffix import Ends, PackedEnds, WholeSequences, keeps_prefixes
 from tests.tiny_models import tiny_model
 
@@ -201,6 +202,36 @@ def test_layers_of_a_kind_that_is_not_known_are_left_alone():
 def test_a_model_has_its_own_attention_again():
     model = tiny_model("gptj")
     before = model.config._attn_implementation
-    packed(model, 0)
+    with pytest.raises(KeyError), attending(model, torch.nn.Module.forward):
+        assert model.config._attn_implementation != before
+        raise KeyError
     assert model.config._attn_implementation == before
     assert all("_attn" not in module.__dict__ for module in model.modules())
+
+
+def test_the_parts_of_a_model_have_their_own_attention_again():
+    model = torch.nn.Module()
+    model.config = transformers.LlavaConfig()
+    model.config._attn_implementation = {"text_config": "eager", "vision_config": "sdpa"}
+    with attending(model, torch.nn.Module.forward):
+        assert model.config.text_config._attn_implementation.startswith("cedit")
+    assert model.config.text_config._attn_implementation == "eager"
+    assert model.config.vision_config._attn_implementation == "sdpa"
+
+
+def test_two_models_are_run_at_once_each_by_its_own_attention():
+    one, other = tiny_model("gpt2"), tiny_model("llama")
+    asked = []
+
+    def attend_by(name):
+        def attend(_, query, key, value, told):
+            asked.append(name)
+            return query.transpose(1, 2)
+
+        return attend
+
+    with attending(one, attend_by("one")), attending(other, attend_by("other")), torch.no_grad():
+        one(input_ids=torch.tensor([[1, 2]]))
+        other(input_ids=torch.tensor([[1, 2]]))
+        one(input_ids=torch.tensor([[1, 2]]))
+    assert asked == ["one"] * 3 + ["other"] * 3 + ["one"] * 3
