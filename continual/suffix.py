@@ -109,6 +109,7 @@ class PackedEnds(EndPass):
         tokens stand.
         """
         super().__init__(model, anatomy, block)
+        self.windows: set[int | None] = set()  # that attention was told of
         self._ends = ends
         self._blocks = _blocks_by_module(model, anatomy)
         device = model.get_input_embeddings().weight.device
@@ -166,6 +167,7 @@ class PackedEnds(EndPass):
         told: Mapping[str, Any],
     ) -> Tensor:
         kept = self._kept[self._blocks[id(module)]]
+        self.windows.add(told.get("sliding_window"))
         return attention(query, key, value, self._packing, kept, told)
 
     def _called(self) -> tuple[BlockCall, ...]:
@@ -381,13 +383,14 @@ def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
         some = every.select(chosen)
         with torch.no_grad():
             found = [(every, i, i) for i in range(3)] + [(some, j, i) for j, i in enumerate(chosen)]
-            return all(
+            are_close = all(
                 _is_close(
                     _last_of(run, number, ends.lengths.sizes[i]),
                     _whole(model, anatomy, ends.ids[i])[ends.starts[i] :],
                 )
                 for run, number, i in found
             )
+        return are_close and (not _has_window(model) or every.windows != {None})
     except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, LookupError):
         return False
 
@@ -396,6 +399,15 @@ def _has_known_attention(model: Any) -> bool:
     """Whether a token looks at all before it in all blocks, or at those in a window."""
     config = model.config.get_text_config()
     return ATTENTIONS.issuperset(getattr(config, "layer_types", None) or ())
+
+
+def _has_window(model: Any) -> bool:
+    """Whether some tokens may look at those in a window only: which is said to attention, or hidden
+    in a mask."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    has_one = getattr(config, "sliding_window", None) is not None
+    return has_one and (kinds is None or "sliding_attention" in kinds)
 
 
 def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:

@@ -199,6 +199,16 @@ def test_layers_of_a_kind_that_is_not_known_are_left_alone():
     assert not keeps_prefixes(model, find_anatomy(model))
 
 
+def test_a_window_that_attention_is_not_told_of_is_noticed():
+    """It would be in the mask alone, and the sample is shorter than it."""
+    model = tiny_model("gpt2")
+    anatomy = find_anatomy(model)
+    model.config.sliding_window = 64
+    assert not keeps_prefixes(model, anatomy)
+    model.config.layer_types = ["full_attention"] * 3
+    assert keeps_prefixes(model, anatomy)
+
+
 def test_a_model_has_its_own_attention_again():
     model = tiny_model("gptj")
     before = model.config._attn_implementation
