@@ -169,26 +169,34 @@ def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
-Attend = Callable[[nn.Module, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
-"""Attention as a module asks for it: of queries, keys and values [B, heads, T, d], and by names
-what else transformers' attention functions are told. It gives [B, T, heads, d]."""
+@dataclass(frozen=True)
+class Asked:
+    """Attention as a module asks for it, and by names what else transformers' attention functions
+    are told."""
+
+    module: nn.Module
+    query: Tensor  # [B, heads, T, d]
+    key: Tensor  # [B, heads or fewer, T, d]
+    value: Tensor
+    told: Mapping[str, Any]
 
 
 @contextmanager
-def attending(model: Any, attend: Attend) -> Iterator[None]:
-    """Does all attention of a model by ``attend``: what asks transformers' attention interface for
-    it, and what calls a method ``_attn`` as GPT-J does. No masks are made."""
+def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
+    """Does all attention of a model by ``attend``, which gives [B, T, heads, d]: what asks
+    transformers' attention interface for it, and what calls a method ``_attn`` as GPT-J does. No
+    masks are made."""
 
     def by_interface(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **told: Any
     ) -> tuple[Tensor, None]:
-        return attend(module, query, key, value, told), None
+        return attend(Asked(module, query, key, value, told)), None
 
     def by_method(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any
     ) -> tuple[Tensor, None]:
         told = {"scaling": 1.0 / float(module.scale_attn)}
-        return attend(module, query, key, value, told).transpose(1, 2), None
+        return attend(Asked(module, query, key, value, told)).transpose(1, 2), None
 
     config = model.config
     name = f"cedit-{id(config)}"  # other models of the process have their own at the same time

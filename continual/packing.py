@@ -28,9 +28,6 @@ class Lengths:
     sizes: tuple[int, ...]
     before: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.sizes)
-
 
 GROUP_TOKENS_MAX = 32_768  # side by side, with padding
 ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -91,16 +88,17 @@ class Group:
         else:
             torch.index_select(found.flatten(0, 1), 0, self._places, out=into)
 
-    def mask(self, window: int | None, like: Tensor) -> Tensor:
+    def mask(self, window: int | None) -> Tensor:
         """[count, 1, 1, size, room + size] what is added to scores: -inf for what a token does not
         look at, zero else."""
         if window not in self._masks:
-            query = torch.arange(self.size, device=like.device)[:, None]
-            key = torch.arange(-self.room, self.size, device=like.device)
+            device = self._before.device
+            query = torch.arange(self.size, device=device)[:, None]
+            key = torch.arange(-self.room, self.size, device=device)
             seen = (key <= query) & (key >= -self._before[:, None, None])
             if window is not None:
                 seen = seen & (query - key < window)
-            hidden = torch.zeros(seen.shape, device=like.device).masked_fill_(~seen, -math.inf)
+            hidden = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -math.inf)
             self._masks[window] = hidden[:, None, None]
         return self._masks[window]
 
@@ -297,4 +295,4 @@ def _filled(kept: Kept, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def _masked(scores: Tensor, group: Group, window: int | None) -> None:
     """Scores [count·heads, heads' size, room + size] without those of what is not looked at."""
     shape = (group.count, -1, scores.shape[1] // group.size, group.size, scores.shape[2])
-    scores.view(shape).add_(group.mask(window, scores))
+    scores.view(shape).add_(group.mask(window))

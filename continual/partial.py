@@ -231,12 +231,19 @@ def _site_observed(
     model: Any, anatomy: Anatomy, block: int
 ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
     """Gives what a forward pass showed at the FFN site of a block: query and residual sum."""
-    norm = anatomy.norm_after_module(model, block)
     with (
         hooks.captured(anatomy.query_module(model, block)) as queries,
-        hooks.captured(anatomy.block(model, block) if norm is None else norm) as sums,
+        sums_observed(model, anatomy, block) as seen,
     ):
-        yield lambda: (queries[0].input, sums[0].hidden if norm is None else sums[0].input)
+        yield lambda: (queries[0].input, seen())
+
+
+@contextmanager
+def sums_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Callable[[], Tensor]]:
+    """Gives the residual sum of a block that a forward pass showed, in the shape that it has."""
+    norm = anatomy.norm_after_module(model, block)
+    with hooks.captured(anatomy.block(model, block) if norm is None else norm) as calls:
+        yield lambda: calls[0].hidden if norm is None else calls[0].input
 
 
 def find_tail(model: Any, anatomy: Anatomy) -> RowTail:

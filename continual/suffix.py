@@ -21,14 +21,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
 from continual.batching import by_length
 from continual.errors import ModelError
 from continual.packing import Kept, Lengths, Packing, attend
-from continual.partial import BlockCall, Recording, record, sums_from
+from continual.partial import BlockCall, Recording, record, sums_from, sums_observed
 
 SAMPLE_TOKENS = 6
 WHOLE_TOKENS_MAX = 4095  # of a pass that is recorded, on a CPU
@@ -119,7 +119,7 @@ class PackedEnds(EndPass):
 
     def _record(self, device: torch.device) -> None:
         ends, packing = self._ends, self._packing
-        whole = _Whole(self._model, self._anatomy, self._block, self._blocks)
+        whole = _Recorder(self._model, self._anatomy, self._block, self._blocks)
         begin = whole.read(ends.ids, device) + torch.tensor(ends.starts)
         self.sums, self._form = whole.sums()[packing.tokens(begin)], whole.form
         places = [
@@ -158,17 +158,10 @@ class PackedEnds(EndPass):
         with hooks.attending(self._model, self._attend):
             return sums_from(self._model, self._anatomy, recording, above).squeeze(0)
 
-    def _attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        told: Mapping[str, Any],
-    ) -> Tensor:
-        kept = self._kept[self._blocks[id(module)]]
-        self.windows.add(told.get("sliding_window"))
-        return attention(query, key, value, self._packing, kept, told)
+    def _attend(self, asked: hooks.Asked) -> Tensor:
+        kept = self._kept[self._blocks[id(asked.module)]]
+        self.windows.add(asked.told.get("sliding_window"))
+        return attention(asked, self._packing, kept)
 
     def _called(self) -> tuple[BlockCall, ...]:
         """How the blocks are called for the ends; none of them is run."""
@@ -207,25 +200,21 @@ def _selected(
             yield one.select(chosen, group, next(groups))
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    packing: Packing,
-    kept: Sequence[Kept],
-    told: Mapping[str, Any],
-) -> Tensor:
-    """[1, N, heads, d] by queries, keys and values [1, heads, N, d] of a row, as an attention
-    function of transformers is told. Raises ModelError for what is not known of here."""
-    unknown = [name for name in UNKNOWN if told.get(name) is not None]
-    if unknown or told.get("dropout") or len(query) != 1:
+def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Tensor:
+    """[1, N, heads, d] for a row. Raises ModelError for what `attend` does not do."""
+    unknown = [name for name in UNKNOWN if asked.told.get(name) is not None]
+    if unknown or asked.told.get("dropout") or len(asked.query) != 1:
         raise ModelError(f"Its attention is told of {', '.join(unknown) or 'more than one row'}.")
-    scaling = told.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    queries, keys, values = (s.squeeze(0).transpose(0, 1) for s in (query, key, value))
-    return attend(
-        queries, keys, values, packing, kept, scaling, told.get("sliding_window")
-    ).unsqueeze(0)
+    told = asked.told.get("scaling")
+    scaling = asked.query.shape[-1] ** -0.5 if told is None else float(told)
+    query, key, value = (_row_of(states) for states in (asked.query, asked.key, asked.value))
+    window = asked.told.get("sliding_window")
+    return attend(query, key, value, packing, kept, scaling, window).unsqueeze(0)
+
+
+def _row_of(states: Tensor) -> Tensor:
+    """[N, heads, d] of [1, heads, N, d]."""
+    return states.squeeze(0).transpose(0, 1)
 
 
 def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
@@ -237,7 +226,7 @@ def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
     }
 
 
-class _Whole:
+class _Recorder:
     """Whole sequences of N tokens, one behind another, as a model went through them: up to the last
     attention that the states of ends depend on."""
 
@@ -249,10 +238,6 @@ class _Whole:
         above = range(block + 1, anatomy.block_count)
         self._sums: list[Tensor] = []
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
-        self._norm = anatomy.norm_after_module(model, block)
-        self._summed = anatomy.block(model, block) if self._norm is None else self._norm
-        is_last = block == anatomy.last
-        self._end = self._summed if is_last else anatomy.up_modules(model, anatomy.last)[0]
 
     def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
         """[B] where each of these begins, once they are gone through; on the CPU."""
@@ -279,34 +264,27 @@ class _Whole:
             yield index, torch.cat(keys), torch.cat(values)
 
     def _run(self, packing: Packing, sequences: Sequence[Sequence[int]]) -> None:
+        model, anatomy = self._model, self._anatomy
         row = _Row.of([(ids, range(len(ids))) for ids in sequences], packing.width)
+        last_ffn = anatomy.up_modules(model, anatomy.last)[0]
+        end = anatomy.block(model, anatomy.last) if self._block == anatomy.last else last_ffn
         with (
-            hooks.attending(self._model, partial(self._attend, packing)),
-            hooks.captured(self._summed) as calls,
-            hooks.captured(self._anatomy.block(self._model, 0)) as first_block,
-            hooks.cut_short(self._end),
+            hooks.attending(model, partial(self._attend, packing)),
+            sums_observed(model, anatomy, self._block) as seen,
+            hooks.captured(anatomy.block(model, 0)) as first_block,
+            hooks.cut_short(end),
         ):
-            hooks.run_until_cut(lambda: row.run(self._model))
-        found = calls[0].hidden if self._norm is None else calls[0].input
-        self._sums.append(found.reshape(-1, self._anatomy.width))
+            hooks.run_until_cut(lambda: row.run(model))
+        self._sums.append(seen().reshape(-1, anatomy.width))
         if first_block:
             self.form = BlockCall.of(first_block[0])
 
-    def _attend(
-        self,
-        packing: Packing,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        told: Mapping[str, Any],
-    ) -> Tensor:
-        keys, values = (states.squeeze(0).transpose(0, 1) for states in (key, value))
-        index = self._blocks[id(module)]
+    def _attend(self, packing: Packing, asked: hooks.Asked) -> Tensor:
+        keys, values = _row_of(asked.key), _row_of(asked.value)
+        index = self._blocks[id(asked.module)]
         if index > self._block:
             self._kept[index].append((keys, values))
-        none = [Kept.none(keys, group) for group in packing.groups]
-        return attention(query, key, value, packing, none, told)
+        return attention(asked, packing, [Kept.none(keys, group) for group in packing.groups])
 
 
 @dataclass(frozen=True)
@@ -349,11 +327,9 @@ class WholeSequences(EndPass):
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": torch.tensor(mask, device=device),
         }
-        norm = anatomy.norm_after_module(model, block)
-        with hooks.captured(anatomy.block(model, block) if norm is None else norm) as calls:
+        with sums_observed(model, anatomy, block) as seen:
             self._calls = record(model, anatomy, inputs, ()).calls
-        found = calls[0].hidden if norm is None else calls[0].input
-        self.sums = found.reshape(-1, anatomy.width)
+        self.sums = seen().reshape(-1, anatomy.width)
 
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
         """See `EndPass`."""
@@ -386,7 +362,7 @@ def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
             are_close = all(
                 _is_close(
                     _last_of(run, number, ends.lengths.sizes[i]),
-                    _whole(model, anatomy, ends.ids[i])[ends.starts[i] :],
+                    _alone(model, anatomy, ends.ids[i])[ends.starts[i] :],
                 )
                 for run, number, i in found
             )
@@ -416,15 +392,12 @@ def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
     return run.last_sums(run.sums)[run.row(torch.full_like(positions, sequence), positions)]
 
 
-def _whole(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
+def _alone(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
     """[T, d] the residual sums of the last block in a pass over one sequence."""
     given = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    norm = anatomy.norm_after_module(model, anatomy.last)
-    module = anatomy.block(model, anatomy.last) if norm is None else norm
-    with torch.no_grad(), hooks.captured(module) as calls:
+    with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as seen:
         model(input_ids=given, use_cache=False, return_dict=True)
-    found = calls[0].hidden if norm is None else calls[0].input
-    return found.reshape(len(ids), anatomy.width)
+    return seen().reshape(len(ids), anatomy.width)
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:

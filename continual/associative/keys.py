@@ -55,17 +55,15 @@ def _read(
     """[texts, ·] float32: what goes into a module of the block, or comes out, at the places."""
     encodings = [text.until_place() for text in texts]
     places = torch.tensor([text.place for text in texts])
-    found: Tensor | None = None
+    order: list[int] = []
+    found: list[Tensor] = []
     for batch in length_sorted(encodings):
         call = _last_call(site, [encodings[i] for i in batch], block, module)
         seen = call.input if takes_input else call.hidden
         rows = seen.reshape(len(batch), -1, seen.shape[-1])  # some blocks give their FFN flat rows
-        read = rows[torch.arange(len(batch)), places[batch]].float()
-        if found is None:
-            found = read.new_empty(len(texts), read.shape[1])
-        found[batch] = read
-    assert found is not None, "there is no text to read"
-    return found
+        found.append(rows[torch.arange(len(batch)), places[batch]].float())
+        order += batch
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 @torch.no_grad()

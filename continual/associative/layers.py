@@ -141,22 +141,21 @@ def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.
     found = rows.new_empty(*rows.shape[:-1], matrix.shape[1], dtype=dtype)
     parts = (some.flatten(0, -2).split(ROWS_MAX) for some in (rows, found))
     for part, into in zip(*parts, strict=True):
-        rounded = _rounded(part, matrix.dtype, filled_up(len(part)))
-        if into.dtype == matrix.dtype and len(rounded) == len(into):
-            _product_into(into, rounded, matrix, bias)
+        rounded = _rounded(part, matrix.dtype)
+        is_whole = into.dtype == matrix.dtype and len(into) == len(rounded)
+        product = into if is_whole else rounded.new_empty(len(rounded), matrix.shape[1])
+        if bias is None:
+            torch.mm(rounded, matrix, out=product)
         else:
-            into.copy_(_product_into(None, rounded, matrix, bias)[: len(into)])
+            torch.addmm(bias, rounded, matrix, out=product)
+        if not is_whole:
+            into.copy_(product[: len(into)])
     return found
 
 
-def _product_into(into: Tensor | None, rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is None:
-        return torch.mm(rows, matrix, out=into)
-    return torch.addmm(bias, rows, matrix, out=into)
-
-
-def _rounded(part: Tensor, dtype: torch.dtype, size: int) -> Tensor:
-    """So many rows in this type: the part, and zeros behind it."""
+def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """A part in this type; behind it zeros, where its size is not one of `packing.ROWS`."""
+    size = filled_up(len(part))
     if size == len(part):
         return part.to(dtype)
     rounded = part.new_empty(size, part.shape[1], dtype=dtype)

@@ -74,7 +74,7 @@ def test_rows_of_any_number_are_multiplied_and_no_more(count):
 
 
 def test_a_part_has_zeros_behind_it():
-    rounded = layers._rounded(torch.ones(3, 4), torch.bfloat16, 16)
+    rounded = layers._rounded(torch.ones(3, 4), torch.bfloat16)
     assert rounded.shape == (16, 4)
     assert rounded[:3].eq(1).all() and rounded[3:].eq(0).all()
 

@@ -184,10 +184,10 @@ def test_prefixes_that_are_read_wrongly_are_noticed(monkeypatch):
     model = tiny_model("gpt2")
     attention = suffix.attention
 
-    def wrong(query, key, value, packing, kept, told):
+    def wrong(asked, packing, kept):
         for one in kept:
             one.keys.add_(1.0)
-        return attention(query, key, value, packing, kept, told)
+        return attention(asked, packing, kept)
 
     monkeypatch.setattr(suffix, "attention", wrong)
     assert not keeps_prefixes(model, find_anatomy(model))
@@ -234,9 +234,9 @@ def test_two_models_are_run_at_once_each_by_its_own_attention():
     asked = []
 
     def attend_by(name):
-        def attend(_, query, key, value, told):
+        def attend(call):
             asked.append(name)
-            return query.transpose(1, 2)
+            return call.query.transpose(1, 2)
 
         return attend
 
