@@ -297,10 +297,25 @@ def _peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-RULES: dict[str, memit_loop.Rule] = {
-    "our steps": memit_loop.Normalised(MemitConfig().step, MemitConfig().step_decay),
-    "Adam": memit_loop.Adam(),
-}
+RULES = ("our steps", "Adam")
+
+
+def rule_of(name: str) -> memit_loop.Rule:
+    """The rule of a name: "Adam" alone is at the published rate, "Adam 3" at another."""
+    if name == "our steps":
+        return memit_loop.Normalised(MemitConfig().step, MemitConfig().step_decay)
+    kind, _, rate = name.partition(" ")
+    if kind != "Adam":
+        raise argparse.ArgumentTypeError(f"{name!r} is not 'our steps', 'Adam' or 'Adam RATE'")
+    try:
+        return memit_loop.Adam(float(rate)) if rate else memit_loop.Adam()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{rate!r} is not a rate") from None
+
+
+def rules_of(names: str) -> dict[str, memit_loop.Rule]:
+    """The rules of a list of names."""
+    return {name: rule_of(name) for name in names.split(",")}
 
 
 def measure(case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int) -> list[dict[str, Any]]:
@@ -335,7 +350,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000, help="on the atlas")
     parser.add_argument("--large-requests", type=int, default=20, help="at GPT-2-small's size")
     parser.add_argument(
-        "--rules", default=",".join(RULES), help="the steps of the loop: %(default)s"
+        "--rules",
+        type=rules_of,
+        default=",".join(RULES),
+        metavar="RULE,...",
+        help='the steps of the loop: "%(default)s", or "Adam RATE"',
     )
     parser.add_argument(
         "--chunk",
@@ -349,14 +368,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     counts = {"atlas": options.requests, "gpt2": options.large_requests}
-    rules = {name: RULES[name] for name in options.rules.split(",")}
     rows: list[dict[str, Any]] = []
     for name in options.sizes.split(","):
         with (
             tempfile.TemporaryDirectory() as folder,
             CASES[name](Path(folder), counts[name], options.device) as case,
         ):
-            rows += measure(case, rules, options.chunk)
+            rows += measure(case, options.rules, options.chunk)
     tables.show("One MEMIT batch: this engine and the straightforward loop", COLUMNS, rows)
     tables.write_json(options.json, "memit_speed", {"runs": rows})
 

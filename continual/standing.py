@@ -238,11 +238,9 @@ class Standing:
     def register(self, new: Sequence[NewProbes]) -> None:
         """Take in the probes of requests straight after their first attempt: they count for GR."""
         groups = [group for one in new for group in one.groups()]
-        if len(new) > 1:
-            parts = [rows for entries, rows in groups if entries and rows is not None]
-            groups = [([e for entries, _ in groups for e in entries], Rows.join(parts))]
-        for entries, rows in groups:
-            self.ledger.register(entries, rows)
+        entries = [entry for some, _ in groups for entry in some]
+        if entries:
+            self.ledger.register(entries, Rows.join(rows for _, rows in groups if rows is not None))
             self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
         for one in new:
             self._fresh += self._generality_of(one.candidate.id)

@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from continual.associative.config import AssociativeConfig
 from continual.associative.keys import read_states
@@ -209,7 +208,7 @@ class Bench:
         quick = self._layers if precision == "medium" else None
         if quick is not None and quick.are_rounded:
             precision = "highest"  # attention's products, which are too small to gain by it
-        with _rounded(precision, self._device), nullcontext() if quick is None else quick.on():
+        with products(precision), nullcontext() if quick is None else quick.on():
             yield
 
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
@@ -233,18 +232,6 @@ def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
         batches[-1].append(place)
         room -= size
     return batches
-
-
-@contextmanager
-def _rounded(precision: str, device: torch.device) -> Iterator[None]:
-    """Products of float32 matrices as `torch.set_float32_matmul_precision` has it.
-
-    With rounded products the fused attention of a CPU takes ten times as long, at the few tokens of
-    an end, as its plain form does.
-    """
-    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with plain, products(precision):
-        yield
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from continual import probing
 from continual.editing import OVER_BUDGET_MAX
 from continual.editors.memit import Memit
 from continual.inspection import details, difference
@@ -219,6 +220,26 @@ def test_auto_gives_to_tpatcher_what_has_no_subject(fresh):
     assert "Atlantis" in chosen[requests[4].id].notes["passed_by"]["memit"]
     assert "subject" in chosen[requests[0].id].notes["chosen_for"]
     assert len(step.revision.body["weight_blocks"]) == 1
+
+
+@pytest.mark.parametrize("chain", [("memit",), ("tpatcher",), ("memit", "tpatcher")])
+def test_probes_that_are_read_behind_an_edit_come_out_as_those_read_before_it(
+    folder, tmp_path, monkeypatch, chain
+):
+    requests = corrections(0, 10)
+    requests[2] = requests[2].model_copy(update={"subject": None})  # nothing for MEMIT
+    seen = []
+    for many in (1, len(requests) + 1):
+        monkeypatch.setattr(probing, "MANY", many)
+        shutil.copytree(folder / "store", tmp_path / str(many))
+        with open_session(tmp_path / str(many)) as session:
+            (step,) = apply(session, requests, *chain)
+            assert is_exact(session)
+            expected = [outcome.expected for outcome in step.outcomes]
+            outcomes = session.standing.ledger.outcomes()
+            seen.append((expected, outcomes, step.measured, session.edited.fingerprint))
+    assert len(seen[0][1]) > 4 * len(requests)  # of what is learned from, held out and near
+    assert seen[0] == seen[1]
 
 
 def drift_at_head(session: Session) -> float:
