@@ -189,7 +189,7 @@ def _random_request(draw: random.Random, vocabulary: int) -> Request:
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def time_ours(case: Case, contexts: Sequence[str], chunk: int) -> dict[str, Any]:
+def time_ours(case: Case, contexts: Sequence[str], chunk: int | None) -> dict[str, Any]:
     """One batch through the engine's own pipeline."""
     session, clock = case.session, Clock()
     as_loop = {"drift_max": UNBOUNDED, "place": "subject", "require_arrival": False}
@@ -318,7 +318,9 @@ def rules_of(names: str) -> dict[str, memit_loop.Rule]:
     return {name: rule_of(name) for name in names.split(",")}
 
 
-def measure(case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int) -> list[dict[str, Any]]:
+def measure(
+    case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int | None
+) -> list[dict[str, Any]]:
     """Ours, then the loop by each rule: peak memory only ever grows."""
     config = MemitConfig()
     generator = torch.Generator().manual_seed(0)
@@ -359,8 +361,8 @@ def main() -> None:
     parser.add_argument(
         "--chunk",
         type=int,
-        default=MemitConfig().chunk,
-        help="requests whose values are searched for together (default: %(default)s)",
+        metavar="N",
+        help="requests whose values are searched for together (default: the device's)",
     )
     parser.add_argument("--device", default="cpu", help="where the model is (default: cpu)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -128,12 +128,17 @@ def _invoke(arguments: list[str]) -> int:
 
 def _failed(error: Exception) -> int:
     """Say what went wrong. An error that is meant for people has an exit code of its own."""
+    from continual.shortage import is_shortage, told
+
     code = getattr(error, "exit_code", None)
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exception(error)
     if isinstance(code, int):
         _say(str(error))
         return code
+    if is_shortage(error):
+        _say(f"{told(error)}: it takes a machine or a device that has more of it free")
+        return 1
     _say(
         f"{type(error).__name__}: {error}: this is a bug "
         f"({TRACEBACK_VARIABLE}=1 shows where; please report it)"

@@ -41,6 +41,10 @@ class SharedPatch(EditError):
     """A request that cannot be taken out of a patch that it shares with others."""
 
 
+class OutOfMemory(CeditError):
+    """Work for which there is not enough memory. What was committed before is untouched."""
+
+
 class EncoderError(CeditError):
     """A text encoder that cannot be found, loaded or used."""
 

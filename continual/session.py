@@ -29,6 +29,7 @@ from continual.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.probe_sets import read_probes
 from continual.readers import read_record
 from continual.requests import Request
+from continual.shortage import shortage_told
 from continual.site import Site
 from continual.snapshots import States
 from continual.standing import Standing
@@ -289,8 +290,15 @@ class Session:
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
         """One step. One that breaks off may have moved what a run carries: that is built anew."""
+        size = len(batch.candidates)
+        smaller = f"in smaller batches than {size}, or " if size > 1 else ""
+        remedy = (
+            f"step {self.store.length} was not made, all before it are kept; "
+            f"apply the rest {smaller}where there is more memory"
+        )
         try:
-            step = pipeline.step(batch)
+            with shortage_told(remedy):
+                step = pipeline.step(batch)
         except BaseException:
             self.forget_standing()
             raise

@@ -18,6 +18,7 @@ from benchmarks import tables
 from benchmarks.faults import (
     damage,
     failing_disk,
+    failing_memory,
     histories,
     hostile,
     kills,
@@ -39,6 +40,7 @@ FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "power-loss": power_loss.find,
     "kills": kills.find,
     "failing-disk": failing_disk.find,
+    "failing-memory": failing_memory.find,
     "damage": damage.find,
     "many-processes": many_processes.find,
     "histories": histories.find,

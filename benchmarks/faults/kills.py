@@ -124,17 +124,17 @@ def of_apply(finding: Finding, kills: int, corrections: int, seed: int = 0) -> N
         whole = copied(commands.new_store(), root / "whole")
         done = commands.run("apply", str(stream), "--store", str(whole))
         assert done.code == 0, done.err
-        wanted = _lineage(whole)
+        wanted = lineage_of(whole)
         broken, killed = copied(commands.new_store(), root / "broken"), 0
         while killed < kills:
             if _kill_apply(stream, broken, draw):
                 killed += 1
-                finding.count(f"kill {killed}", _unlike(broken, wanted, is_whole=False))
+                finding.count(f"kill {killed}", unlike(broken, wanted, is_whole=False))
             else:
-                finding.count(f"before kill {killed + 1}", _unlike(broken, wanted, is_whole=True))
+                finding.count(f"before kill {killed + 1}", unlike(broken, wanted, is_whole=True))
                 broken = copied(commands.new_store(), root / "broken")
         commands.run("apply", str(stream), "--store", str(broken))
-        finding.count("the end", _unlike(broken, wanted, is_whole=True))
+        finding.count("the end", unlike(broken, wanted, is_whole=True))
 
 
 def _kill_apply(stream: Path, store: Path, draw: random.Random) -> bool:
@@ -146,13 +146,15 @@ def _kill_apply(stream: Path, store: Path, draw: random.Random) -> bool:
     return child.finish().signal is not None
 
 
-def _lineage(path: Path) -> list[tuple[str, str]]:
+def lineage_of(path: Path) -> list[tuple[str, str]]:
+    """Ids and fingerprints, from the beginning."""
     with Store.open(path) as store:
         return [(one.id, one.fingerprint) for one in store.lineage("head")]
 
 
-def _unlike(path: Path, wanted: Sequence[tuple[str, str]], is_whole: bool) -> list[str]:
-    found = _lineage(path)
+def unlike(path: Path, wanted: Sequence[tuple[str, str]], is_whole: bool) -> list[str]:
+    """What is wrong with a store whose lineage is to be this one, or the beginning of it."""
+    found = lineage_of(path)
     problems = [] if found == list(wanted[: len(found)]) else ["another lineage"]
     if is_whole and len(found) != len(wanted):
         problems.append(f"{len(found)} revisions of {len(wanted)}")

@@ -46,15 +46,22 @@ from continual.suffix import EndPass, Ends, PackedEnds, WholeSequences, keeps_pr
 
 @dataclass(frozen=True)
 class PassSize:
-    """What a pass of a search takes at once."""
+    """What a search takes at once, and a pass of it."""
 
-    tokens: int
+    requests: int  # of a search, where the settings do not say how many
+    tokens: int  # of a pass
     padded: float  # in attention: the longest end of a group, in the length of its shortest
 
+    @classmethod
+    def on(cls, device: torch.device) -> PassSize:
+        """What does best on a device."""
+        return ON_CPU if device.type == "cpu" else ACCELERATED
 
-ON_CPU = PassSize(2047, 1.6)
-ACCELERATED = PassSize(32_768, 4.0)
+
+ON_CPU = PassSize(128, 2047, 1.6)
+ACCELERATED = PassSize(1024, 32_768, 4.0)
 """On a device that waits for work rather than for memory."""
+KEPT_BYTES_MAX = 4 * 2**30  # of sums, keys and values that a search holds of its texts
 
 
 @dataclass(frozen=True)
@@ -102,13 +109,25 @@ class Look:
 def find_targets(
     site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
 ) -> Targets:
-    """z of each lesson at a block, in chunks that are searched together."""
+    """z of each lesson at a block, in chunks that are searched together: of at most so many lessons
+    as the settings say, or as is best on the device, and of what fits `KEPT_BYTES_MAX`."""
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
+    most = config.chunk or PassSize.on(site.edited.device).requests
+    kept = [_kept_bytes(site, lesson, block) for lesson in lessons]
     parts = [
-        _search(Bench(site, lessons[first : first + config.chunk], block, config, packs))
-        for first in range(0, len(lessons), config.chunk)
+        _search(Bench(site, [lessons[first + i] for i in chunk], block, config, packs))
+        for first in range(0, len(lessons), most)
+        for chunk in _in_order(kept[first : first + most], KEPT_BYTES_MAX)
     ]
     return Targets.joined(parts)
+
+
+def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:
+    """At most: the sums of a block, and the keys and values of those above it."""
+    anatomy, weight = site.edited.anatomy, site.edited.model.get_input_embeddings().weight
+    tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
+    states = 1 + 2 * (anatomy.last - block)
+    return int(tokens * states * anatomy.width * weight.element_size())
 
 
 def _search(bench: Bench) -> Targets:
@@ -213,7 +232,7 @@ class Bench:
 
     def _recorded(self, site: Site, block: int) -> list[_Pass]:
         placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
-        size = ON_CPU if self._device.type == "cpu" else ACCELERATED
+        size = PassSize.on(self._device)
         if self._packs:
             batches = _in_order([len(p.text.encoding) - p.text.place for p in placed], size.tokens)
             return [_Pass.packed(site, [placed[i] for i in b], block, size) for b in batches]
@@ -222,7 +241,7 @@ class Bench:
 
 
 def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Places in batches of at most so many tokens, or of one sequence, in their order."""
+    """Places in batches of at most so much together, or of one that is larger, in their order."""
     batches: list[list[int]] = []
     room = 0
     for place, size in enumerate(sizes):

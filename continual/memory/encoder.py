@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from continual.errors import EncoderError
+from continual.shortage import is_shortage
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -148,6 +149,8 @@ class SentenceEncoder:
                 model_kwargs={"use_safetensors": True},
             )
         except _UNLOADABLE as error:
+            if is_shortage(error):
+                raise
             raise EncoderError(
                 f"the encoder {self.folder} can't be loaded ({error}): name the folder of a "
                 "sentence-transformers model with safetensors weights"
@@ -158,7 +161,7 @@ class SentenceEncoder:
 def _sentence_transformer() -> Any:
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EncoderError(
             "the package sentence-transformers is missing: `pip install sentence-transformers`"
         ) from error

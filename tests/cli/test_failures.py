@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import cli.commands.status
 from store.lock import WriterLock
@@ -98,6 +99,27 @@ def test_what_nobody_foresaw_is_called_a_bug_in_one_line(
     assert ran.err.count("\n") == 1
     monkeypatch.setenv("CEDIT_TRACEBACK", "1")
     assert "Traceback" in cedit("status").err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "cedit: memory ran out: it takes"),
+        (OSError(12, "Cannot allocate memory"), "cedit: memory ran out ([Errno 12] Cannot"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "cedit: memory ran out (CUDA out of"),
+    ],
+)
+def test_a_shortage_of_memory_is_no_bug(
+    cedit: Cedit, store: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def starved(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.commands.status, "find_store", starved)
+    ran = cedit("status")
+    assert ran.code == 1
+    assert ran.err.startswith(said) and "bug" not in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_an_interruption_outside_of_a_run(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from continual.associative import targets as searching
 from continual.associative.config import AssociativeConfig, default_blocks
 from continual.associative.contexts import write_contexts
 from continual.associative.keys import read_keys, read_states
@@ -323,6 +324,29 @@ def test_requests_do_not_depend_on_each_other_or_on_the_chunk(case):
     apart = find_targets(case.site, case.lessons, 0, replace(config, chunk=1))
     assert relative_error(together.states, apart.states) < 1e-3
     assert together.steps == apart.steps
+
+
+@pytest.mark.parametrize(
+    ("chunk", "lessons_kept", "sizes"),
+    [(None, 100, [4]), (3, 100, [3, 1]), (None, 2, [2, 2]), (3, 2, [2, 1, 1]), (None, 0, [1] * 4)],
+)
+def test_a_search_holds_no_more_than_it_may(case, monkeypatch, chunk, lessons_kept, sizes):
+    """Of four lessons of one length: the sums of their tokens, and keys and values of one block."""
+    lesson = case.lessons[0]
+    tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
+    anatomy = case.site.edited.anatomy
+    assert anatomy.block_count == 2
+    kept = tokens * 3 * anatomy.width * 4
+    monkeypatch.setattr(searching, "KEPT_BYTES_MAX", lessons_kept * kept)
+    searched = []
+    search = searching._search
+    monkeypatch.setattr(
+        searching, "_search", lambda bench: searched.append(len(bench.before)) or search(bench)
+    )
+    config = replace(CONFIG, steps_max=1, chunk=chunk)
+    found = find_targets(case.site, [lesson] * 4, 0, config)
+    assert searched == sizes
+    assert len(found.states) == 4
 
 
 def test_a_request_stands_still_once_it_has_arrived():

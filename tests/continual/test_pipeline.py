@@ -7,7 +7,7 @@ import torch
 
 from continual.editors import Proposal
 from continual.editors.tpatcher import TPatcher
-from continual.errors import CeditError, StreamError
+from continual.errors import CeditError, OutOfMemory, StreamError
 from continual.ledger import EDIT
 from continual.metrics import Count
 from continual.patches import pack
@@ -273,6 +273,23 @@ def test_a_patch_that_breaks_an_earlier_edit_of_its_step_is_refused(bare, monkey
     (step,) = bare.apply(records, batch_size=2)
     assert [(o.outcome, o.attempt) for o in step.outcomes] == [("applied", 1), ("applied", 2)]
     assert answers(bare, records) == [True, True]
+
+
+@pytest.mark.parametrize(("size", "remedy"), [(1, "rest where"), (2, "smaller batches than 2")])
+def test_a_step_without_memory_leaves_all_before_it_and_the_next_goes_on(
+    bare, monkeypatch, size, remedy
+):
+    """PyTorch's own allocator refuses, in the middle of a step."""
+    records = [correction(country) for country in range(2 + size)]
+    bare.apply(records[:2])
+    before = bare.store.head, bare.edited.fingerprint
+    with monkeypatch.context() as starved:
+        starved.setattr(TPatcher, "edit", lambda *_: torch.empty(2**52))
+        with pytest.raises(OutOfMemory, match=rf"ran out .*: step 3 was not made.*{remedy}"):
+            bare.apply(records[2:], batch_size=size)
+    assert (bare.store.head, bare.edited.fingerprint) == before
+    bare.apply(records[2:], batch_size=size)
+    assert answers(bare, records) == [True] * len(records)
 
 
 # -- repair
