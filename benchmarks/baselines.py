@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.tables import Column
 from continual import atlas
-from continual.pipeline import Recheck, Step
-from continual.retention import APPLIED, ATTEMPTED
+from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.session import NewStore, Session, init
+from continual.step.pipeline import Recheck, Step
 from continual.streams import open_stream
 
 EDITORS = ("ft-last", "ft-all", "ft-last-kl", "ft-all-kl", "ft-l")

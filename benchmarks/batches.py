@@ -24,9 +24,9 @@ from benchmarks import plots, tables
 from benchmarks.capacity import EDITORS, UNBOUNDED, requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
-from continual.pipeline import Recheck, Step
 from continual.requests import Request
 from continual.session import NewStore, Session, init
+from continual.step.pipeline import Recheck, Step
 
 MARKS = (50, 100, 200, 300)
 MEASURED_EVERY = 5  # batches

@@ -26,8 +26,8 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.tables import Column
 from continual import atlas
-from continual.replaying import verify
-from continual.retention import outcomes_of
+from continual.history.replaying import verify
+from continual.recheck.retention import outcomes_of
 from continual.session import open_session
 from store import Revision, Store
 

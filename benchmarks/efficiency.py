@@ -30,8 +30,8 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
 from continual.editors.registry import EDITORS
-from continual.pipeline import Recheck, Step
 from continual.session import NewStore, Session, init
+from continual.step.pipeline import Recheck, Step
 
 BATCHES: Mapping[str, Sequence[int]] = {
     "memit": (50, 10, 1),

@@ -43,9 +43,9 @@ from continual.atlas.corpus import TERMINATOR
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.memit.config import MOMENT_SHARE
 from continual.model import BaseModel, EditedModel
-from continual.pipeline import Step
 from continual.requests import Request
 from continual.session import NewStore, Session, init
+from continual.step.pipeline import Step
 from continual.tasks import make_task
 from store import Store
 

@@ -30,9 +30,9 @@ from benchmarks.scope_data import UNSEEN_OF_ATLAS
 from benchmarks.scores import drawn, same_subject_locality
 from benchmarks.sequential import Made, run
 from benchmarks.tables import Column
-from continual.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
 from continual.memory.answers import Answers
 from continual.memory.recall import MemoryConfig, Recall
+from continual.recheck.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
 from continual.session import NewStore, Session, init
 
 QUERIES = 100  # of each kind, timed

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.requests import Request
 from continual.session import Session
 from continual.site import Site, length_sorted

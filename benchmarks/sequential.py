@@ -22,10 +22,10 @@ from typing import Any
 from benchmarks import plots, tables
 from benchmarks.tables import Column
 from continual import atlas
-from continual.metrics import Rates
-from continual.pipeline import Step
-from continual.retention import ATTEMPTED
+from continual.recheck.metrics import Rates
+from continual.recheck.retention import ATTEMPTED
 from continual.session import NewStore, Session, init
+from continual.step.pipeline import Step
 from continual.streams import open_stream
 
 MARKS = (100, 300, 1000)

@@ -33,15 +33,15 @@ from benchmarks.tables import Column
 from continual import atlas
 from continual.anatomy import find_anatomy
 from continual.atlas.facts import load_facts
-from continual.candidates import Candidate, encode
 from continual.model import BaseModel, EditedModel
-from continual.pipeline import Batch, Pipeline
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
 from continual.readers import read_record
+from continual.recheck.candidates import Candidate, encode
+from continual.recheck.retention import APPLIED
 from continual.requests import Request
-from continual.retention import APPLIED
 from continual.session import NewStore, Session, init
 from continual.site import Site
+from continual.step.pipeline import Batch, Pipeline
 from continual.tasks import Encoding, Question, make_task
 from store import Store
 

@@ -7,7 +7,7 @@ d → d_ff → d outside attention, and the tail is what runs behind the last FF
 otherwise than it is can be overridden by name.
 
 The *FFN site* of a block: the query is the input of its first ``up`` matrix; a patch is added to
-the output of ``down``. Running a model in parts is left to ``partial``.
+the output of ``down``. Running a model in parts is left to ``passes``.
 """
 
 from __future__ import annotations

@@ -56,9 +56,25 @@ class BaseModel:
 
     @property
     def context_tokens_max(self) -> int | None:
-        """How many tokens the model reads at once; None where its config does not say."""
+        """How many tokens the model reads at once; None where its config does not say.
+
+        RoBERTa and its kin count positions from behind the one that padding has.
+        """
         config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        most = getattr(config, "max_position_embeddings", None)
+        return None if most is None else int(most) - _first_position(self.model)
+
+
+def _first_position(model: Any) -> int:
+    """Where a model with learned positions begins to count them."""
+    tables = (
+        module
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+    )
+    return max(
+        (table.padding_idx + 1 for table in tables if table.padding_idx is not None), default=0
+    )
 
 
 @dataclass(frozen=True)

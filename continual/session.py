@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from continual import atlas
-from continual.candidates import encode
 from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
+from continual.history.snapshots import States
 from continual.memory.recall import MemoryConfig, Recall, recall_of
 from continual.memory.routing import Route
 from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
-from continual.partial import find_tail
+from continual.passes.partial import find_tail
 from continual.patches import Patch
-from continual.pipeline import Batch, Pipeline, Settings, Step, batches
-from continual.probe_sets import read_probes
 from continual.readers import read_record
+from continual.recheck.candidates import encode
+from continual.recheck.probe_sets import read_probes
+from continual.recheck.standing import Standing
 from continual.requests import Request
 from continual.shortage import shortage_told
 from continual.site import Site
-from continual.snapshots import States
-from continual.standing import Standing
 from continual.statistics import Statistics
+from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import DEFAULT_TASK, Question, Task, make_task
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
-    from continual.reverting import Reverted
+    from continual.history.reverting import Reverted
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NewStore:
     dtype: str = "float32"
     anatomy: Mapping[str, str] | None = None
     editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
-    origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
+    origin: Mapping[str, str] | None = None  # what the store was made from; see `history.rebasing`
 
 
 def init(path: Path, new: NewStore) -> Session:
@@ -326,8 +326,8 @@ class Session:
         return target
 
     def revert(self, request: str, *, resolve: bool = False) -> Reverted:
-        """Take one request out of the middle of the history; see `continual.reverting.revert`."""
-        from continual.reverting import revert
+        """Take one request out of the middle of the history; see `history.reverting`."""
+        from continual.history.reverting import revert
 
         return revert(self, request, resolve=resolve)
 

@@ -16,11 +16,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from continual.batching import by_length
 from continual.model import EditedModel
-from continual.partial import RowTail, find_tail, logits_of
+from continual.passes.batching import by_length
+from continual.passes.partial import RowTail, find_tail, logits_of
+from continual.passes.site_pass import SitePass
 from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
-from continual.site_pass import SitePass
 from continual.tasks import Encoding, Task
 
 PASS_TOKENS_MAX = 4096

@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from continual import hooks
 from continual.errors import CeditError, ModelError
 from continual.model import ATLAS, EditedModel
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.site import length_sorted
 from continual.tasks import Encoding, Question
 from continual.texts import AtlasTexts

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from continual import atlas
-from continual.pipeline import Step
+from continual.history.replaying import verify
 from continual.readers import read_record
-from continual.replaying import verify
 from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
+from continual.step.pipeline import Step
 from store.check import Problem
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

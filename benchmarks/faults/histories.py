@@ -28,8 +28,8 @@ from benchmarks.faults.kills import FAST
 from benchmarks.faults.processes import Say
 from benchmarks.faults.workload import Act
 from continual import atlas, session
-from continual.inspection import status
-from continual.replaying import rebuild
+from continual.history.inspection import status
+from continual.history.replaying import rebuild
 from store import Store, gc
 from store.check import verify
 

@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.protocol.settings import Setting
 from continual.errors import CeditError
-from continual.pipeline import Step
-from continual.retention import ATTEMPTED
+from continual.recheck.retention import ATTEMPTED
 from continual.session import NewStore, Session, init, open_session
+from continual.step.pipeline import Step
 from continual.streams import open_stream
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")

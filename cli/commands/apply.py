@@ -15,9 +15,9 @@ from cli.output import Output, counted, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
-    from continual.pipeline import Settings
-    from continual.reports import Tally
+    from continual.history.reports import Tally
     from continual.session import Session
+    from continual.step.pipeline import Settings
     from continual.streams import Stream
 
 PARTLY_DONE, INTERRUPTED = 3, 130
@@ -88,7 +88,7 @@ def apply_stream(
     session: Session, stream: Stream, settings: Settings, out: Output, limit: int | None
 ) -> Tally:
     """Apply a stream to an open store, with every step shown."""
-    from continual.reports import Tally, step_record
+    from continual.history.reports import Tally, step_record
 
     tally = Tally()
     state = session.store.stream(stream.name) or {"position": 0}
@@ -105,7 +105,7 @@ def apply_stream(
 def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
     """The store's settings with what was chosen on the command line."""
     from continual.editors.registry import chain_of
-    from continual.pipeline import Recheck
+    from continual.step.pipeline import Recheck
 
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "editor" in changes:

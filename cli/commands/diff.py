@@ -35,7 +35,7 @@ def command(out: Output, store: str | None, a: str, b: str, prompts: tuple[str, 
       cedit diff head~10 head
       cedit diff base head --ask "The capital of Australia is"
     """
-    from continual.inspection import difference
+    from continual.history.inspection import difference
     from store import Store
 
     path = find_store(store)

@@ -95,7 +95,7 @@ def _pairs(said: tuple[str, ...]) -> dict[str, str]:
 
 
 def _record(session: Session) -> dict[str, Any]:
-    from continual.inspection import base_accuracies
+    from continual.history.inspection import base_accuracies
 
     store = session.store
     return {

@@ -33,7 +33,7 @@ def command(
       cedit log --limit 20
       cedit log head~5..head
     """
-    from continual.inspection import entry
+    from continual.history.inspection import entry
     from store import Store
 
     if range_ and everything:

@@ -13,7 +13,7 @@ from cli.output import Output, counted, one_line, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
-    from continual.rebasing import Report
+    from continual.history.rebasing import Report
     from store import Store
 
 PARTLY_DONE = 3
@@ -40,9 +40,9 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
       cedit rebase --model ./gpt2-large
       cedit rebase --model ./gpt2-large corrections-large
     """
+    from continual.history.rebasing import groups, rebase, report
+    from continual.history.reports import step_record
     from continual.model import ATLAS
-    from continual.rebasing import groups, rebase, report
-    from continual.reports import step_record
     from store import Store
 
     path = find_store(store)
@@ -70,7 +70,7 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
 
 
 def _record(found: Report, rebased: Store) -> dict[str, Any]:
-    from continual.inspection import rates_at
+    from continual.history.inspection import rates_at
 
     return {
         "type": "rebase",

@@ -26,7 +26,7 @@ def command(out: Output, store: str | None) -> None:
     Example:
       cedit reembed
     """
-    from continual.inspection import rates_at
+    from continual.history.inspection import rates_at
     from continual.memory.reembedding import reembed
     from continual.session import open_session
 

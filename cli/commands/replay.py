@@ -12,7 +12,7 @@ from cli.options import common, find_store, ranges
 from cli.output import Output, counted, one_line, short
 
 if TYPE_CHECKING:
-    from continual.replaying import Rebuilt
+    from continual.history.replaying import Rebuilt
     from continual.session import Session
     from store import Revision
 
@@ -73,7 +73,7 @@ def _verdict(count: int, wrong: int, recompute: bool) -> str:
 
 def _rebuilt(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
     """Build the revisions, each on the one before it where that is its parent."""
-    from continual.replaying import rebuild
+    from continual.history.replaying import rebuild
 
     for made in rebuild(session, wanted, from_snapshots=True):
         _show(out, made)
@@ -81,7 +81,7 @@ def _rebuilt(out: Output, session: Session, wanted: Sequence[Revision]) -> Itera
 
 
 def _recomputed(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
-    from continual.rehearsing import recompute
+    from continual.history.rehearsing import recompute
 
     for made in recompute(session, wanted):
         revision = made.revision

@@ -11,7 +11,7 @@ from cli.options import common, find_store, request_ids
 from cli.output import Output, counted, one_line, rates, short
 
 if TYPE_CHECKING:
-    from continual.reverting import Reverted
+    from continual.history.reverting import Reverted
     from store import Store
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")

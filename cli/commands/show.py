@@ -30,7 +30,7 @@ def command(out: Output, store: str | None, revision: str) -> None:
       cedit show head
       cedit show head~3 --json
     """
-    from continual.inspection import details
+    from continual.history.inspection import details
     from store import Store
 
     with Store.open(find_store(store)) as opened:

@@ -21,7 +21,7 @@ def command(out: Output, store: str | None) -> None:
       cedit status
       cedit status --json
     """
-    from continual.inspection import status
+    from continual.history.inspection import status
     from store import Store
 
     with Store.open(find_store(store)) as opened:

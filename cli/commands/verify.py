@@ -44,7 +44,7 @@ def command(out: Output, store: str | None, repair: bool, yes: bool) -> int:
       cedit verify
       cedit verify --repair
     """
-    from continual.replaying import verify
+    from continual.history.replaying import verify
 
     path = find_store(store)
     if repair:
@@ -102,7 +102,7 @@ def _show(out: Output, chosen: Plan) -> None:
 
 
 def _give_up(out: Output, path: Path, chosen: Plan) -> None:
-    from continual.repairing import give_up
+    from continual.history.repairing import give_up
     from continual.session import open_session
 
     with open_session(path, at="base") as session:

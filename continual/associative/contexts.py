@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.site import Site
 from continual.tasks import Encoding, Question
 

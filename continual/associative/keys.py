@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from continual import hooks
 from continual.associative.lessons import Lesson, Text
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.site import Site, length_sorted
 from continual.tasks import Encoding
 

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
-from continual.packing import ROWS_MAX, filled_up
+from continual.passes.packing import ROWS_MAX, filled_up
 
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")

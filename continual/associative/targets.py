@@ -39,9 +39,9 @@ from continual.associative.config import AssociativeConfig
 from continual.associative.keys import read_states
 from continual.associative.layers import QuickLayers, products
 from continual.associative.lessons import Lesson, Text
-from continual.batching import by_length
+from continual.passes.batching import by_length
+from continual.passes.suffix import EndPass, Ends, PackedEnds, WholeSequences, keeps_prefixes
 from continual.site import Site
-from continual.suffix import EndPass, Ends, PackedEnds, WholeSequences, keeps_prefixes
 
 
 @dataclass(frozen=True)

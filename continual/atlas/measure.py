@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from continual import hooks
 from continual.atlas.corpus import in_context, subject_span
 from continual.atlas.facts import Fact, objects_of
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.requests import Probe
 from continual.site import Site, length_sorted
 from continual.tasks import Encoding

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from continual.patches import Patch
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
 from continual.requests import Request
 from continual.site import Rows, Site
 from continual.statistics import Statistics

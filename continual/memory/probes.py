@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from continual.growing import GrowingTensor
 from continual.memory.answers import Answers, Read
 from continual.memory.routing import NOBODY, Route, Routes
+from continual.queries.growing import GrowingTensor
 from continual.tasks import Encoding
 
 

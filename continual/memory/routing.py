@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.growing import GrowingTensor
 from continual.memory.index import Found, RecordIndex
 from continual.memory.records import Queries, Record
 from continual.memory.scope import Scope
 from continual.patches.memory import MemoryBank
+from continual.queries.growing import GrowingTensor
 
 NOBODY = -1  # in the place of a record
 NEAR = 1e-4  # float32 products of unit vectors are off by less

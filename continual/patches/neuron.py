@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
-from continual.coded_rows import CodedRows
 from continual.errors import EditError
-from continual.growing import GrowingTensor
 from continual.patches.owners import others_places, require_owners
+from continual.queries.coded_rows import CodedRows
+from continual.queries.growing import GrowingTensor
 
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from continual.reporting.walk import Visit
-from continual.retention import (
+from continual.recheck.retention import (
     APPLIED,
     ATTEMPTED,
     SUPERSEDED,
@@ -20,9 +19,10 @@ from continual.retention import (
     count_outcomes,
     reverted_by,
 )
+from continual.reporting.walk import Visit
 from store import Store
 
-EDIT = "edit"  # the role of an edit's own prompt in the ledger; `continual.ledger` needs torch
+EDIT = "edit"  # the role of an edit's own prompt, as in `recheck.ledger`, which needs torch
 COUNTED = ("attempted", "applied", "skipped", "superseded", "failed")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from continual.metrics import Rates
+from continual.recheck.metrics import Rates
+from continual.recheck.retention import reverted_by
 from continual.reporting.walk import Visit
-from continual.retention import reverted_by
 from store import Revision
 
 REVERT, ROLLBACK = "revert", "rollback"

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
-from continual.inspection import Record, retained_along
-from continual.metrics import Rates
+from continual.history.inspection import Record, retained_along
+from continual.recheck.metrics import Rates
+from continual.recheck.retention import Retention
 from continual.reporting.corrections import Corrections, corrections
 from continual.reporting.costs import (
     EditorCost,
@@ -21,7 +22,6 @@ from continual.reporting.costs import (
 )
 from continual.reporting.curves import Mark, Point, marks, points, rates_of
 from continual.reporting.walk import Visit, walk
-from continual.retention import Retention
 from store import Revision, Store
 
 

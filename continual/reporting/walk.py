@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.retention import APPLIED, Outcome, outcomes_of, reverted_later
+from continual.recheck.retention import APPLIED, Outcome, outcomes_of, reverted_later
 from store import Revision, Store
 
 

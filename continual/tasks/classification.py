@@ -36,7 +36,7 @@ class ClassificationTask:
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:
         """See `Task.of`. Raises ModelError for a model that does not choose between labels."""
-        from continual.partial import find_tail
+        from continual.passes.partial import find_tail
 
         config = base.model.config
         pooled = find_tail(base.model, base.anatomy).pooled

@@ -18,10 +18,10 @@ import transformers as hf
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.candidates import encode
 from continual.editors import Edit, Surroundings
 from continual.model import BaseModel, EditedModel
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
+from continual.recheck.candidates import encode
 from continual.requests import Request
 from continual.site import Site
 from continual.statistics import KeyStatistics

@@ -12,13 +12,13 @@ from torch import Tensor
 from continual.anatomy import find_anatomy
 from continual.errors import EditError, ModelError, SharedPatch
 from continual.model import BaseModel, EditedModel
-from continual.partial import capture_answers
+from continual.passes.partial import capture_answers
+from continual.passes.site_pass import TRACED_AFTER, SitePass
 from continual.patches import pack, unpack
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import Factors, LowRankPatch
 from continual.patches.weight_sums import ParameterSums, WeightSums, summed
 from continual.session import Session
-from continual.site_pass import TRACED_AFTER, SitePass
 from tests import tiny_language as language
 from tests.tiny_models import FFN_WIDTH, WIDTH, tiny_inputs, tiny_model
 

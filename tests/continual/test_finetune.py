@@ -18,10 +18,10 @@ from continual.editors.finetune.losses import anchored, divergence, look
 from continual.editors.finetune.training import Diverged, Lesson, Trained, train
 from continual.editors.registry import EDITORS, make_editor
 from continual.errors import CeditError, SharedPatch
+from continual.history.rehearsing import recompute
+from continual.history.replaying import verify
 from continual.patches.dense import DensePatch
 from continual.patches.weight_sums import ParameterSums
-from continual.rehearsing import recompute
-from continual.replaying import verify
 from continual.session import Session, open_session
 from continual.site import Site
 from continual.tasks import Encoding

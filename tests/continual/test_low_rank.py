@@ -11,13 +11,13 @@ from torch import Tensor
 
 from continual.anatomy import find_anatomy
 from continual.errors import EditError, ModelError
-from continual.ledger import Entry, Ledger
 from continual.model import BaseModel, EditedModel, load_base
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.patches import pack, unpack
 from continual.patches.low_rank import Factors, LowRankPatch
 from continual.patches.neuron import NeuronPatch
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
+from continual.recheck.ledger import Entry, Ledger
 from continual.site import Site
 from continual.tasks import make_task
 from tests import tiny_language as language
@@ -275,7 +275,7 @@ def test_probes_that_come_between_two_weight_edits_are_followed_too(knowing):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_rows_from_a_recorded_block_are_those_of_whole_passes(name):
-    from continual.partial import capture_site, record, rows_from
+    from continual.passes.partial import capture_site, record, rows_from
 
     model = edited(name)
     inputs = tiny_inputs(model.model, padded=True)

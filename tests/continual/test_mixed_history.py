@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from continual import probing
-from continual.editing import OVER_BUDGET_MAX
 from continual.editors.memit import Memit
-from continual.inspection import details, difference
-from continual.pipeline import Step
-from continual.replaying import rebuild, verify
+from continual.history.inspection import details, difference
+from continual.history.replaying import rebuild, verify
+from continual.recheck import probing
 from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
+from continual.step.editing import OVER_BUDGET_MAX
+from continual.step.pipeline import Step
 from tests import tiny_language as language
 from tests.continual.associative_bench import known, mediating_decoder
 from tests.continual.conftest import write_lines

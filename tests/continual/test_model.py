@@ -12,7 +12,7 @@ from continual.anatomy import find_anatomy
 from continual.errors import CeditError, ModelError
 from continual.hooks import captured
 from continual.model import BaseModel, EditedModel, directory_fingerprint, load_base, stand_at
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.patches import neuron, pack, unpack
 from continual.patches.neuron import NeuronPatch
 from tests import tiny_language as language
@@ -355,3 +355,14 @@ def test_what_is_no_model_directory_is_named(tmp_path):
 def test_an_unknown_number_format_is_named(random_model):
     with pytest.raises(ModelError):
         load_base(random_model, dtype="float31")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "bert-labels", "roberta-labels", "bart"])
+def test_a_model_reads_as_many_tokens_as_it_is_said_to(name):
+    """And no more: its table of positions ends there, wherever it begins."""
+    model = tiny_model(name)
+    most = BaseModel(model, None, find_anatomy(model), "").context_tokens_max
+    assert most is not None
+    model(**tiny_inputs(model, length=most))
+    with pytest.raises((IndexError, RuntimeError)):  # BERT: of its sizes, before it looks up
+        model(**tiny_inputs(model, length=most + 1))

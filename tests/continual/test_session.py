@@ -15,13 +15,13 @@ import torch
 import transformers as hf
 
 import continual
-from continual import standing
 from continual.editors.registry import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import WrongBaseModel
-from continual.partial import logits_of
-from continual.pipeline import Recheck
+from continual.passes.partial import logits_of
+from continual.recheck import standing
 from continual.session import NewStore, Session, init, open_session
+from continual.step.pipeline import Recheck
 from continual.streams import open_stream
 from store import StoreError
 from store.check import verify

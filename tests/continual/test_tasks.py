@@ -12,7 +12,7 @@ import torch
 
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import EditedModel, load_base
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.session import NewStore, Session, init
 from continual.site import Site
 from continual.streams import open_stream

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.candidates import encode
 from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, training
 from continual.editors.tpatcher import config as config_module
@@ -29,7 +28,8 @@ from continual.errors import CeditError
 from continual.model import BaseModel, EditedModel, load_base
 from continual.patches import neuron
 from continual.patches.neuron import NeuronPatch
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
+from continual.recheck.candidates import encode
 from continual.requests import Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question, make_task

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from continual.partial import logits_of
+from continual.passes.partial import logits_of
 from continual.site import Site, answer_logits, length_sorted, verdict_of
 from continual.tasks import Encoding
 

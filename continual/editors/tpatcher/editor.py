@@ -33,7 +33,7 @@ from continual.editors.tpatcher.training import (
 )
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
-from continual.query_memory import QueryMemory
+from continual.queries.memory import QueryMemory
 from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]

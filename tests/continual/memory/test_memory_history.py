@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from continual.errors import CeditError
-from continual.ledger import EDIT, HELD_OUT, LOCALITY
+from continual.history.rehearsing import recompute
+from continual.history.replaying import rebuild, verify
 from continual.memory.answers import Answers
 from continual.memory.recall import ScopeChanged
 from continual.memory.reembedding import reembed
-from continual.pipeline import Recheck, Step
-from continual.rehearsing import recompute
-from continual.replaying import rebuild, verify
+from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY
+from continual.recheck.retention import outcomes_of
+from continual.recheck.standing import Standing
 from continual.requests import Request
-from continual.retention import outcomes_of
 from continual.session import Session, open_session
-from continual.standing import Standing
+from continual.step.pipeline import Recheck, Step
 from tests import tiny_language as language
 from tests.continual.conftest import answers, outcomes, reopened
 from tests.tiny_language import CAPITALS, ask, capital
@@ -234,7 +234,7 @@ def test_a_step_that_breaks_off_behind_a_removal_leaves_the_record(reader, monke
 
     for place in (
         "continual.editors.tpatcher.TPatcher.edit",
-        "continual.planning.Planner._is_right",
+        "continual.step.planning.Planner._is_right",
     ):
         with monkeypatch.context() as patched:
             patched.setattr(place, fail)

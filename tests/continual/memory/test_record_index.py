@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from continual.inspection import status
+from continual.history.inspection import status
 from continual.memory import INDEX_FILE
 from continual.memory.index import RecordIndex
 from continual.memory.records import Queries, Record, Records

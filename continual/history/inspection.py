@@ -1,0 +1,242 @@
+"""What a history says of itself: status, log, one revision, and what lies between two.
+
+Reads records alone: no model, no tensors, no torch. Each answer is a JSON object; how it looks on a
+terminal is left to others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from continual.memory import INDEX_FILE
+from continual.recheck.metrics import Count, Rates
+from continual.recheck.retention import (
+    Outcome,
+    Retention,
+    count_outcomes,
+    outcomes_of,
+    reverted_by,
+    reverted_later,
+)
+from continual.requests import Request
+from store import BlobRef, Revision, Store
+from store.vectors import describe
+
+Record = dict[str, Any]  # a JSON object
+
+UNMEASURED = Rates().to_json()
+SHOWN = ("prompt", "target_new", "target_old", "subject", "relation", "case")  # of a request
+
+
+def status(store: Store) -> Record:
+    """Where the store stands: head, how many corrections are in force, and the metrics there."""
+    head = store.head
+    kept = retained_at(store, head)
+    return {
+        "type": "status",
+        "head": head.id,
+        "seq": head.seq,
+        "revisions": store.length,
+        "requests_active": kept.applied,
+        "requests_failed": len(kept.requests) - kept.applied,
+        "quarantined": sum(1 for _ in store.quarantined()),
+        "base": store.base.fingerprint,
+        "model": store.settings["model"]["path"],
+        "task": store.settings["task"]["name"],
+        "fingerprint": head.fingerprint,
+        **rates_at(store, head),
+        "streams": {name: state["position"] for name, state in store.streams().items()},
+        "index": _index(store, head),
+        "store": str(store.path),
+    }
+
+
+def _index(store: Store, head: Revision) -> Record | None:
+    """The vector index that is kept for this head: how many vectors it has, and how often it finds
+    the nearest of them; null: it compares an input with each."""
+    kept = describe(store.cache / INDEX_FILE)
+    if kept is None or (kept.seq, kept.revision) != (head.seq, head.id):
+        return None
+    return {"vectors": kept.count, "recall": kept.recall}
+
+
+def entry(store: Store, revision: Revision) -> Record:
+    """One line of the log."""
+    outcomes = outcomes_of(revision.body)
+    ledger = store.ledger(revision.seq) or {}
+    return {
+        "type": "revision",
+        "seq": revision.seq,
+        "revision": revision.id,
+        "parent": revision.parent,
+        "operation": revision.operation,
+        "editor": revision.body.get("editor"),
+        "requests": len(asked(outcomes)),
+        **count_outcomes(outcomes),
+        "quarantined": len(revision.body.get("quarantined", ())),
+        **rates_at(store, revision),
+        "patch_bytes": patch_bytes(revision),
+        "fingerprint": revision.fingerprint,
+        "measured_at": ledger.get("at"),
+        "target": revision.body.get("target"),
+        "reverted": [{"id": i, **_facts(store.request(i))} for i in reverted_by(revision.body)],
+        "first": _facts(store.request(outcomes[0].id)) if outcomes else None,
+        "tags": [tag for tag, identity in store.tags().items() if identity == revision.id],
+    }
+
+
+def details(store: Store, revision: Revision) -> Record:
+    """All that is known of one revision, its requests with their outcomes included."""
+    return {
+        **entry(store, revision),
+        "settings": revision.body.get("settings"),
+        "outcomes": [_outcome(store, outcome) for outcome in outcomes_of(revision.body)],
+        "quarantined_records": list(revision.body.get("quarantined", ())),
+        "streams": {n: s["position"] for n, s in revision.body.get("streams", {}).items()},
+        "patch": revision.patch.sha256 if revision.patch else None,
+        "previous": revision.previous,
+    }
+
+
+def difference(store: Store, older: Revision, newer: Revision) -> Record:
+    """What holds at one revision and not at the other: requests, patches, outcomes of probes."""
+    before, after = retained_at(store, older), retained_at(store, newer)
+    at_older, at_newer = _patches_at(store, older), _patches_at(store, newer)
+    return {
+        "type": "diff",
+        "from": older.id,
+        "to": newer.id,
+        "added": [_shown(i, after) for i in after.requests if i not in before],
+        "gone": [_shown(i, before) for i in before.requests if i not in after],
+        "patch_bytes_added": sum(ref.length for ref in (at_newer - at_older).elements()),
+        "patch_bytes_gone": sum(ref.length for ref in (at_older - at_newer).elements()),
+        "patches": [
+            *_named(at_newer - at_older, "added", newer, store),
+            *_named(at_older - at_newer, "gone", older, store),
+        ],
+        "turned": list(_turned(store, older, newer, {*before.requests} & {*after.requests})),
+        "rates": {"from": rates_at(store, older), "to": rates_at(store, newer)},
+    }
+
+
+# -- what the records hold
+
+
+def retained_at(store: Store, revision: Revision) -> Retention:
+    """The retention set at a revision."""
+    return retained_along(store, store.lineage(revision))
+
+
+def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
+    """The retention set at the end of a lineage (base first)."""
+    kept = Retention()
+    for ancestor, reverted in zip(lineage, reverted_later(lineage), strict=True):
+        for outcome in outcomes_of(ancestor.body):
+            request = Request.from_json(store.request(outcome.id))
+            kept.take(outcome, request, is_reverted=outcome.id in reverted)
+    return kept
+
+
+def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
+    """Patches with the revision in whose place they are."""
+    left = Counter(refs)
+    for layer in store.layers(at):
+        if layer.patch is not None and left[layer.patch] > 0:
+            left[layer.patch] -= 1
+            yield {
+                "change": change,
+                "revision": layer.revision.id,
+                "seq": layer.revision.seq,
+                "patch": layer.patch.sha256,
+                "bytes": layer.patch.length,
+            }
+
+
+def _patches_at(store: Store, revision: Revision) -> Counter[BlobRef]:
+    """The patches of a revision's state, and how many times each."""
+    return Counter(layer.patch for layer in store.layers(revision) if layer.patch is not None)
+
+
+def rates_at(store: Store, revision: Revision) -> dict[str, float | None]:
+    """The metrics in the ledger; all None where the revision was not re-checked."""
+    record = store.ledger(revision.seq)
+    return {**UNMEASURED, **(record["rates"] if record else {})}
+
+
+def base_accuracies(store: Store) -> dict[str, float | None]:
+    """The accuracies on the probe sets before the first edit, by the set's name."""
+    record = store.ledger(0)
+    counts = record["base"] if record else {}
+    return {role: Count(*count).rate for role, count in counts.items()}
+
+
+def asked(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes of what a stream asked for, without the repairs of earlier edits."""
+    return [outcome for outcome in outcomes if not outcome.repair]
+
+
+def patch_bytes(revision: Revision) -> int:
+    """The size of a revision's patch; 0 where it has none."""
+    return revision.patch.length if revision.patch else 0
+
+
+def _outcome(store: Store, outcome: Outcome) -> Record:
+    record = outcome.to_json()
+    record.pop("expected", None)  # token ids, of use to the engine alone
+    return {**_facts(store.request(outcome.id)), **record}
+
+
+def _shown(identity: str, kept: Retention) -> Record:
+    retained = kept.requests[identity]
+    facts = _facts(retained.request.to_json())
+    return {"id": identity, **facts, "outcome": "applied" if retained.applied else "failed"}
+
+
+def _facts(request: Mapping[str, Any]) -> Record:
+    return {key: request[key] for key in SHOWN if key in request}
+
+
+# -- probes that turned
+
+
+def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> Iterator[Record]:
+    """The probes that both revisions measure, and that are right at one of them only."""
+    sets = store.base.body["probes"]
+    before, after = _wrong_at(store, older), _wrong_at(store, newer)
+    for key in sorted(before ^ after):
+        owner, role, index = key.rsplit(":", 2)
+        if owner in kept or owner in sets:
+            yield {
+                "probe": key,
+                "role": role,
+                **_probe(store, owner, role, int(index)),
+                "right": {"from": key not in before, "to": key not in after},
+            }
+
+
+def _wrong_at(store: Store, revision: Revision) -> set[str]:
+    """The keys of the probes that are wrong at a revision, as far as the ledger has followed."""
+    outcomes: dict[str, bool] = {}
+    for ancestor in store.lineage(revision):
+        record = store.ledger(ancestor.seq)
+        outcomes.update(record["turned"] if record else {})
+    return {key for key, right in outcomes.items() if not right}
+
+
+def _probe(store: Store, owner: str, role: str, index: int) -> Record:
+    """The text of a probe that the ledger has by key."""
+    sets = store.base.body["probes"]
+    if owner in sets:
+        return dict(sets[owner][index])
+    request = Request.from_json(store.request(owner))
+    wordings = {
+        "edit": (request.prompt,),
+        "rephrase": request.rephrases,
+        "held_out": request.held_out_rephrases,
+    }
+    if role in wordings:
+        return {"prompt": wordings[role][index], "answer": request.target_new}
+    probe = (request.locality if role == "locality" else request.portability)[index]
+    return {"prompt": probe.prompt, "answer": probe.answer}

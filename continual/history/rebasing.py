@@ -1,0 +1,153 @@
+"""Rebasing: the requests of a history that are in force, applied to another base model.
+
+The new model gets a store of its own beside the old one, with the same task, probes and settings;
+the requests are applied in their order, in batches as large as before. A run that broke off goes on
+where it was. What the new model answers rightly by itself is not edited, so that the report says
+what still needed its correction.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from continual.errors import CeditError
+from continual.history.inspection import retained_at
+from continual.recheck import retention
+from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
+from continual.requests import Request
+from continual.session import NewStore, Session, init, open_session
+from continual.step.pipeline import Settings, Step
+from store import Revision, Store
+from store.config import exists
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that are applied with the same settings, one batch of them."""
+
+    requests: tuple[Request, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the requests on the new base, by their ids."""
+
+    needed: tuple[str, ...]  # applied
+    right_already: tuple[str, ...]
+    failed: Mapping[str, str]  # with the reasons
+
+
+def rebase(source: Store, path: Path, model: str) -> Iterator[Step]:
+    """Apply the requests in force at the source's head to another model, in a store at `path`.
+
+    One that is there must have been made by this, from the same head and for the same model: it is
+    then finished. Raises CeditError where it was not, and what `Session` raises.
+    """
+    with opened(source, path, model) as session:
+        done = _done(session.store)
+        for group in groups(source):
+            left = [request for request in group.requests if request.id not in done]
+            if left:
+                yield from session.apply_requests(left, group.settings)
+        session.settle()
+
+
+def report(source: Store, rebased: Store) -> Report:
+    """What became of each request in force at the source's head."""
+    wanted = retained_at(source, source.head).requests
+    last: dict[str, retention.Outcome] = {}
+    for revision in rebased.lineage("head"):
+        last.update({o.id: o for o in outcomes_of(revision.body) if o.id in wanted})
+    by = {name: [i for i in wanted if i in last and last[i].outcome == name] for name in _TOLD}
+    return Report(
+        needed=tuple(by[retention.APPLIED]),
+        right_already=tuple(by[SKIPPED] + by[retention.REPEATED]),
+        failed={i: str(last[i].reason) for i in by[retention.FAILED]},
+    )
+
+
+_TOLD = (retention.APPLIED, SKIPPED, retention.REPEATED, retention.FAILED)
+
+
+def groups(source: Store) -> Iterator[Group]:
+    """The requests in force, in order, in batches with the settings that they were applied with."""
+    made = _made_with(source.lineage("head"))
+    batch: list[Request] = []
+    settings: Settings | None = None
+    for identity, retained in retained_at(source, source.head).requests.items():
+        own = replace(Settings.from_json(made[identity].body["settings"]), force=False)
+        if settings is not None and (own != settings or len(batch) == settings.batch_size):
+            yield Group(tuple(batch), settings)
+            batch = []
+        settings = own
+        batch.append(retained.request)
+    if settings is not None:
+        yield Group(tuple(batch), settings)
+
+
+def _made_with(lineage: Sequence[Revision]) -> dict[str, Revision]:
+    """The step that attempted each request last, by the request's id."""
+    made: dict[str, Revision] = {}
+    for revision, gone in zip(lineage, reverted_later(lineage), strict=True):
+        if "settings" in revision.body:
+            outcomes = outcomes_of(revision.body)
+            attempted = [o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in gone]
+            made.update(dict.fromkeys(attempted, revision))
+    return made
+
+
+def _done(store: Store) -> set[str]:
+    """The requests that a store has an outcome for."""
+    return {o.id for revision in store.lineage("head") for o in outcomes_of(revision.body)}
+
+
+@contextmanager
+def opened(source: Store, path: Path, model: str) -> Iterator[Session]:
+    """The new store: made, or gone on with."""
+    origin = {"base": source.base.fingerprint, "head": source.head_id}
+    if exists(path):
+        with open_session(path) as session:
+            if session.store.base.body.get("origin") != origin:
+                raise CeditError(
+                    f"{path} is a store, and not one that a rebase of this history at "
+                    f"{source.head_id[:12]} began: choose another folder."
+                )
+            yield session
+        return
+    with _probe_files(source) as files, init(path, _new(source, files, model, origin)) as session:
+        yield session
+
+
+def _new(
+    source: Store, files: Mapping[str, Path], model: str, origin: Mapping[str, str]
+) -> NewStore:
+    settings = source.settings
+    return NewStore(
+        model=model,
+        task=settings["task"],
+        train_probes=files.get("train"),
+        test_probes=files.get("test"),
+        seed=int(settings.get("run", {}).get("seed", 0)),
+        device=settings["model"]["device"],
+        dtype=settings["model"]["dtype"],
+        editors=settings.get("editor"),
+        origin=origin,
+    )
+
+
+@contextmanager
+def _probe_files(source: Store) -> Iterator[dict[str, Path]]:
+    """The probe sets of a store, in files as `init` takes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Path] = {}
+        for name, probes in source.base.body["probes"].items():
+            files[name] = Path(folder) / f"{name}.jsonl"
+            lines = "".join(f"{json.dumps(probe)}\n" for probe in probes)
+            files[name].write_text(lines, encoding="utf-8")
+        yield files

@@ -1,0 +1,129 @@
+"""A step of the past made once more: the same requests, settings and seed, at the same state.
+
+Knows how a batch is found again in a revision's record. Writes nothing: what comes out is compared
+with what there is (`recompute`), or takes its place (`reverting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from continual.patches import Patch
+from continual.recheck import retention
+from continual.recheck.candidates import encode
+from continual.recheck.retention import Outcome, outcomes_of
+from continual.recheck.standing import Past, Standing
+from continual.requests import Request
+from continual.step.editing import Edited
+from continual.step.pipeline import Batch, Pipeline, Settings
+from store import Revision
+
+if TYPE_CHECKING:
+    from continual.session import Session
+
+EDIT = "edit"  # the operation of a step
+
+
+def batch_of(session: Session, revision: Revision, without: Collection[str] = ()) -> Batch:
+    """The requests of a step in an order that makes the same plan: first those that others of the
+    batch superseded, then repeats of what stood already, then what was edited or right, then
+    repeats of that."""
+    asked = [o for o in outcomes_of(revision.body) if not o.repair and o.id not in without]
+    planned = {o.id for o in asked if o.outcome in (*retention.ATTEMPTED, retention.SKIPPED)}
+
+    def turn(outcome: Outcome) -> int:
+        if outcome.outcome == retention.SUPERSEDED:
+            return 0
+        is_planned = outcome.id in planned
+        return (3 if is_planned else 1) if outcome.outcome == retention.REPEATED else 2
+
+    asked.sort(key=turn)
+    requests = [Request.from_json(session.store.request(outcome.id)) for outcome in asked]
+    return Batch(tuple(encode(request, session.task) for request in requests))
+
+
+def pipeline_at(session: Session, past: Past, settings: Settings) -> Pipeline:
+    """The pipeline as it was after a revision, whose state the model has to be in."""
+    standing = Standing(session.store, session.site, past)
+    return Pipeline(session.store, session.site, standing, settings, session.statistics)
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A step made again, beside the one on record."""
+
+    revision: Revision
+    difference: str | None  # the first; None where every tensor has the same bits
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the patch came out bit for bit as it was."""
+        return self.difference is None
+
+
+def recompute(session: Session, revisions: Iterable[Revision]) -> Iterator[Recomputed]:
+    """Make the steps among these revisions again, each from the state that is on record before it,
+    and compare the patches. What is no step of an editor is passed over. The model is left where
+    the last one ended. Raises EditError where an editor lacks what it needs."""
+    standing: Standing | None = None
+    on: str | None = None  # the revision after which model and standing are
+    for revision in revisions:
+        if revision.operation != EDIT or revision.parent is None:
+            continue
+        if standing is None or revision.parent != on:
+            session.stand_at(revision.parent)
+            parent = session.store.revision(revision.parent)
+            standing = Standing(session.store, session.site, Past(parent))
+        settings = settings_of(revision)
+        pipeline = Pipeline(session.store, session.site, standing, settings, session.statistics)
+        edited = rehearse(session, pipeline, revision)
+        found = difference(session.patches(revision.patch), edited.parts)
+        on = revision.id if found is None else None
+        yield Recomputed(revision, found)
+
+
+def difference(wanted: Sequence[Patch], found: Sequence[Patch]) -> str | None:
+    """The first difference between two patches, in words; None where there is none."""
+    if len(wanted) != len(found):
+        return f"{len(found)} parts instead of {len(wanted)}"
+    for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+        name = f"part {number} ({one.kind})"
+        if (one.kind, one.meta(), one.owners) != (other.kind, other.meta(), other.owners):
+            return f"{name} is another: {other.kind} {other.meta()}"
+        theirs = other.tensors()
+        for key, tensor in one.tensors().items():
+            if (said := _tensor_difference(tensor, theirs.get(key))) is not None:
+                return f"{name}, {key}: {said}"
+    return None
+
+
+def _tensor_difference(wanted: Tensor, found: Tensor | None) -> str | None:
+    if found is None or found.shape != wanted.shape:
+        return f"another shape, {None if found is None else tuple(found.shape)}"
+    found = found.cpu()
+    if torch.equal(wanted, found):
+        return None
+    apart = (wanted - found).abs()
+    return (
+        f"{int((apart > 0).sum())} of {wanted.numel()} numbers differ, by {apart.max():.3g} at most"
+    )
+
+
+def rehearse(
+    session: Session, pipeline: Pipeline, revision: Revision, without: Collection[str] = ()
+) -> Edited:
+    """What a revision's step comes to now, without some of its requests. The model, which stands
+    before it, is left behind it."""
+    batch = batch_of(session, revision, without)
+    is_due = session.store.ledger(revision.seq) is not None
+    return pipeline.rehearse(batch, revision.seq, is_due=is_due)
+
+
+def settings_of(revision: Revision) -> Settings:
+    """The settings of a step."""
+    return Settings.from_json(revision.body["settings"])

@@ -1,0 +1,73 @@
+"""A history that has lost patches goes on without them.
+
+A revision of operation "repair" says which patches are lost, and has nothing stand in their places:
+the state is base and all other patches. The requests of the steps that made them count no longer,
+and can be applied again. Healing the store's own files is left to `store.repair`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from continual.recheck.retention import ATTEMPTED, outcomes_of, reverted_later
+from store import BlobRef, Draft, Revision
+from store.check import REPAIR, lost_patches
+
+if TYPE_CHECKING:
+    from continual.session import Session
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """What a history went on without."""
+
+    revision: Revision
+    requests: tuple[str, ...]  # that were in force and are not any more
+
+
+def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
+    """Go on at head without these patches. The session stands at base, since head cannot be."""
+    store, edited = session.store, session.edited
+    head, digests = store.head, {ref.sha256 for ref in lost}
+    layers = store.layers(head)
+    gone = reverted_later([layer.revision for layer in layers])
+    requests: list[str] = []
+    blocks: set[int] = set()
+    edited.take_off(0)
+    replaces: dict[str, None] = {}
+    for layer, reverted in zip(layers, gone, strict=True):
+        if layer.patch is None or layer.patch.sha256 not in digests:
+            edited.put(session.patches(layer.patch))
+            edited.settle()
+            continue
+        replaces[layer.revision.id] = None
+        edited.put(())
+        blocks.update(layer.revision.body.get("weight_blocks", ()))
+        outcomes = outcomes_of(layer.revision.body)
+        requests += [o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in reverted]
+    body: dict[str, Any] = {"reverted": requests, "lost": sorted(digests)}
+    if blocks:
+        body["weight_blocks"] = sorted(blocks)
+    draft = Draft(REPAIR, head.id, edited.fingerprint, body, replaces=replaces)
+    revision = store.commit(draft)
+    session.forget_standing()
+    session.settle()
+    return GivenUp(revision, tuple(requests))
+
+
+def whole_revisions(session: Session) -> list[Revision]:
+    """The revisions whose states can be made: none of their patches is lost."""
+    revisions = list(session.store.revisions())
+    lost = lost_patches(revisions)
+    if not lost:
+        return revisions
+    return [
+        revision
+        for revision in revisions
+        if not any(
+            layer.patch is not None and layer.patch.sha256 in lost
+            for layer in session.store.layers(revision)
+        )
+    ]

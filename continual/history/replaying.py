@@ -1,0 +1,113 @@
+"""Rebuilding: every revision's state made again from base, and compared with what it says it is.
+
+Knows in which order patches go on; leaves reading the store's own records back to `store.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from continual.history.repairing import whole_revisions
+from continual.history.snapshots import Gathered, Snapshot
+from continual.session import Session, open_session
+from store import Layer, Revision, Segment
+from store.check import Problem, verify_path
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A revision, and the fingerprint that its patches give now."""
+
+    revision: Revision
+    fingerprint: str
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the model is bit for bit what it was."""
+        return self.fingerprint == self.revision.fingerprint
+
+
+def rebuild(
+    session: Session, revisions: Iterable[Revision], *, from_snapshots: bool = False
+) -> Iterator[Rebuilt]:
+    """Put the model at each revision in turn, from base; the model is left at the last of them.
+
+    Revisions that follow one another cost one patch each. With `from_snapshots` what lies before
+    the first of them is taken from there. Raises IntegrityError for a patch that cannot be read.
+    """
+    edited = session.edited
+    on: str | None = None  # the revision whose state the model is in
+    edited.take_off(0)
+    for revision in revisions:
+        if revision.parent != on or revision.replaces:
+            before = session.store.layers(revision)[:-1]
+            if from_snapshots:
+                session.states.build(before)
+            else:
+                _build(session, before)
+        edited.put(session.patches(revision.patch))
+        edited.settle()
+        on = revision.id
+        yield Rebuilt(revision, edited.fingerprint)
+
+
+def _build(session: Session, layers: Iterable[Layer]) -> None:
+    """Patch by patch, from base."""
+    session.edited.take_off(0)
+    for layer in layers:
+        session.edited.put(session.patches(layer.patch))
+        session.edited.settle()
+
+
+def verify(path: Path) -> list[Problem]:
+    """The store's own problems; and if it has none that harm, fingerprints that come out otherwise
+    and snapshots that are not what their patches come to.
+
+    Raises NoStore, FormatVersionError, WrongBaseModel.
+    """
+    problems = verify_path(path)
+    if not all(problem.harmless for problem in problems):
+        return problems
+    with open_session(path, writable=False, at="base") as session:
+        rebuilt = list(rebuild(session, whole_revisions(session)))
+        problems += [mismatch(made) for made in rebuilt if not made.is_same]
+        return problems + list(wrong_snapshots(session))
+
+
+def mismatch(made: Rebuilt) -> Problem:
+    """What is wrong where a state is not the one on record."""
+    return Problem(
+        f"revision {made.revision.id[:12]}",
+        f"its patches give the fingerprint {made.fingerprint[:12]}, "
+        f"it says {made.revision.fingerprint[:12]}",
+    )
+
+
+def wrong_snapshots(session: Session) -> Iterator[Problem]:
+    """The readable snapshots on the way to head or a tag that their patches do not come to."""
+    store, seen = session.store, set[str]()
+    if not any(store.snapshots.names()):
+        return
+    whole = {revision.id for revision in whole_revisions(session)}
+    for identity in dict.fromkeys([store.head_id, *store.tags().values()]):
+        if identity not in whole:
+            continue
+        session.edited.take_off(0)
+        layers = store.layers(identity)
+        for segment in store.segments(layers):
+            gathered = Gathered()
+            for layer in layers[segment.first : segment.last]:
+                session.edited.put(own := session.patches(layer.patch))
+                session.edited.settle()
+                gathered.take(own)
+            found = None if segment.name in seen else session.states.snapshot(segment)
+            seen.add(segment.name)
+            if found is not None and not found.is_same(Snapshot.of(gathered, session.edited)):
+                yield Problem(snapshot_label(segment), "is not what its patches come to")
+
+
+def snapshot_label(segment: Segment) -> str:
+    """How messages name a snapshot."""
+    return f"snapshots/{segment.name}.json"

@@ -1,0 +1,92 @@
+"""What a run says of itself: a record for each step, and a summary at its end.
+
+Knows the objects that `cedit apply --json` prints. Adds up what steps report and measures nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from continual.history.inspection import UNMEASURED, Record, asked, rates_at
+from continual.recheck.retention import count_outcomes
+from store import Store
+
+if TYPE_CHECKING:
+    from continual.step.pipeline import Step
+
+
+def step_record(step: Step) -> Record:
+    """What one step did."""
+    rates = step.measured.rates.to_json() if step.measured else UNMEASURED
+    return {
+        "type": "step",
+        "seq": step.revision.seq,
+        "revision": step.revision.id,
+        "editor": step.revision.body["editor"],
+        "requests": len(asked(step.outcomes)),
+        **count_outcomes(step.outcomes),
+        "repaired": sum(o.repair and o.outcome == "applied" for o in step.outcomes),
+        "quarantined": len(step.quarantined),
+        "position": _position(step),
+        **rates,
+        **_transitions(step),
+        "edit_s": step.edit_s,
+        "probe_s": step.probe_s,
+        "recheck_s": step.recheck_s,
+        "patch_bytes": step.patch_bytes,
+    }
+
+
+def _position(step: Step) -> int | None:
+    """How far into its stream the step has come, in records; None where that is not kept."""
+    states = step.revision.body["streams"].values()
+    return next((int(state["position"]) for state in states), None)
+
+
+def _transitions(step: Step) -> dict[str, int]:
+    """How many probes of earlier requests and of the probe sets turned, and to what."""
+    turned = step.measured.turned if step.measured else {}
+    new = {outcome.id for outcome in asked(step.outcomes)}
+    earlier = [right for key, right in turned.items() if key.split(":")[0] not in new]
+    return {"broke": earlier.count(False), "recovered": earlier.count(True)}
+
+
+@dataclass
+class Tally:
+    """What the steps of a run come to."""
+
+    started: float = field(default_factory=time.perf_counter)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def take(self, record: Record) -> None:
+        """Add what a step's record says."""
+        self.counts["steps"] += 1
+        self.counts["read"] += record["requests"] + record["quarantined"]
+        for name in ("attempted", "applied", "skipped", "superseded", "quarantined", "failed"):
+            self.counts[name] += record[name]
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.started
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something that was asked for is not in the model now."""
+        return bool(self.counts["failed"] or self.counts["quarantined"])
+
+    def summary(self, store: Store) -> Record:
+        """The run as a whole; the metrics are those on record at head."""
+        names = ("read", "attempted", "applied", "skipped", "superseded", "quarantined", "failed")
+        return {
+            "type": "summary",
+            **{name: self.counts[name] for name in names},
+            "steps": self.counts["steps"],
+            **rates_at(store, store.head),
+            "head": store.head.id,
+            "fingerprint": store.head.fingerprint,
+            "seconds": round(self.seconds, 3),
+        }

@@ -1,0 +1,214 @@
+"""Reverting: one request taken out of the middle of the history, which only grows by it.
+
+A revision of operation "revert" says which request went, and what stands in the place of the
+patches that had a part in it: the state is base and all other patches, in their old order and with
+their old bytes. What the request had superseded counts again. Nothing is erased: the request can be
+applied again, and a rollback leads to before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from continual.errors import CeditError
+from continual.history.inspection import rates_at, retained_at
+from continual.history.rehearsing import pipeline_at, rehearse, settings_of
+from continual.patches import Patch, pack
+from continual.recheck import retention
+from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
+from continual.recheck.standing import Past
+from store import Draft, Layer, Replacement, Revision, StoreError
+
+if TYPE_CHECKING:
+    from continual.session import Session
+
+OPERATION = "revert"
+PREFIX_LENGTH_MIN = 4  # digits of a request's id
+
+
+class UnknownRequest(CeditError):
+    """There is no such request to take out."""
+
+    exit_code = 2
+
+
+class RevertError(CeditError):
+    """A request of a patch that does not say what in it is whose."""
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """What a revert did, and what it cost."""
+
+    revision: Revision
+    request: str
+    rows: dict[str, int]  # neurons, columns, records or whole dense patches that went, by kind
+    resolved: tuple[Outcome, ...]  # of the other requests of batches that were solved again
+    before: dict[str, float | None]  # the metrics
+    after: dict[str, float | None]
+    turned: dict[str, bool]  # probes that are right now, or wrong, and were not
+
+
+def revert(session: Session, name: str, *, resolve: bool = False) -> Reverted:
+    """Take a request out of the history at head, and measure what that costs.
+
+    `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
+    patch are dropped, and those of the others of its batch stay as they were solved beside them;
+    with it, the batch is solved again without the request. A dense patch goes whole, or not at all.
+    Raises UnknownRequest, RevertError, SharedPatch.
+    """
+    store = session.store
+    before = store.head
+    lineage = store.lineage(before)
+    surgery = _Surgery(session, find(lineage, name), lineage, resolve)
+    try:
+        surgery.operate(store.layers(before))
+        revision = store.commit(surgery.draft(before, session.edited.fingerprint))
+    except BaseException:
+        session.forget_standing()
+        with suppress(StoreError):  # a store that a full disk has closed
+            session.stand_at("head")
+        raise
+    session.settle()
+    ledger = store.ledger(revision.seq) or {}
+    return Reverted(
+        revision,
+        surgery.request,
+        surgery.rows,
+        tuple(surgery.resolved.values()),
+        before=rates_at(store, before),
+        after=rates_at(store, revision),
+        turned=dict(ledger.get("turned", {})),
+    )
+
+
+def find(lineage: Sequence[Revision], name: str) -> str:
+    """The id of the request that a name stands for, among those that can be taken out.
+
+    Raises UnknownRequest.
+    """
+    known, standing = set[str](), set[str]()
+    for revision, gone in zip(lineage, reverted_later(lineage), strict=True):
+        outcomes = outcomes_of(revision.body)
+        known.update(o.id for o in outcomes)
+        standing.update(o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in gone)
+    if len(name) < PREFIX_LENGTH_MIN:
+        raise UnknownRequest(f"{name!r}: give {PREFIX_LENGTH_MIN} digits or more of its id.")
+    named = sorted(identity for identity in known if identity.startswith(name.lower()))
+    if not named:
+        raise UnknownRequest(
+            f"{name!r} is no request of this history: `cedit show` gives the ids of a revision's."
+        )
+    if len(named) > 1:
+        raise UnknownRequest(
+            f"{name!r} is the start of several requests: {', '.join(named[:5])}; give more of it."
+        )
+    if named[0] not in standing:
+        raise UnknownRequest(
+            f"Request {named[0]} has no part in the model: it was reverted, or never edited."
+        )
+    return named[0]
+
+
+@dataclass
+class _Surgery:
+    """The patches of a state, put on anew without one request."""
+
+    session: Session
+    request: str
+    lineage: Sequence[Revision]
+    resolve: bool
+    replaces: dict[str, Replacement | None] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    blocks: set[int] = field(default_factory=set)  # whose matrices change
+    resolved: dict[str, Outcome] = field(default_factory=dict)
+
+    def operate(self, layers: Sequence[Layer]) -> None:
+        """Put all layers on, those that the request has a part in without it."""
+        edited = self.session.edited
+        gone = reverted_later(self.lineage)
+        edited.take_off(0)
+        for layer, reverted in zip(layers, gone, strict=True):
+            parts = self.session.patches(layer.patch)
+            if not self._has_part(layer.revision, reverted):
+                edited.put(parts)
+                edited.settle()
+                continue
+            parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
+            owned = [part for part in parts if self.request in part.owners]
+            if self.resolve and any(part.weight_blocks for part in owned):
+                self._count(owned)
+                self._replace(layer.revision, self._solve_again(layer.revision, reverted))
+                edited.settle()
+                continue
+            if owned:
+                self._count(owned)
+                kept = (part.without(self.request) for part in parts)
+                parts = tuple(part for part in kept if part is not None)
+                self._replace(layer.revision, parts)
+            edited.put(parts)
+            edited.settle()
+
+    def draft(self, parent: Revision, fingerprint: str) -> Draft:
+        """The revision that says all this."""
+        body: dict[str, Any] = {
+            "reverted": [self.request],
+            "requests": [outcome.to_json() for outcome in self.resolved.values()],
+        }
+        if self.blocks:
+            body["weight_blocks"] = sorted(self.blocks)
+        return Draft(OPERATION, parent.id, fingerprint, body, replaces=self.replaces)
+
+    def _has_part(self, revision: Revision, reverted: frozenset[str]) -> bool:
+        """Whether a step edited the request, or solved for it, and that still stands."""
+        return self.request not in reverted and any(
+            outcome.id == self.request and outcome.outcome in ATTEMPTED
+            for outcome in outcomes_of(revision.body)
+        )
+
+    def _count(self, owned: Iterable[Patch]) -> None:
+        for part in owned:
+            count = part.owners.count(self.request)
+            self.rows[part.kind] = self.rows.get(part.kind, 0) + count
+            self.blocks.update(part.weight_blocks)
+
+    def _replace(self, revision: Revision, parts: Sequence[Patch]) -> None:
+        self.replaces[revision.id] = Replacement(*pack(parts)) if parts else None
+
+    def _solve_again(self, revision: Revision, reverted: frozenset[str]) -> tuple[Patch, ...]:
+        """The parts of a step whose batch lacks the request; they are on the model then."""
+        session = self.session
+        before = session.store.revision(revision.parent or "base")
+        without = reverted | {self.request}
+        pipeline = pipeline_at(session, Past(before, without), settings_of(revision))
+        edited = rehearse(session, pipeline, revision, without)
+        self.blocks.update(edited.weight_blocks)
+        kept = retained_at(session.store, self.lineage[-1]).requests
+        for outcome in edited.outcomes:
+            if outcome.id in kept:  # what was superseded since then stays so
+                self.resolved[outcome.id] = replace(outcome, repair=True, supersedes=())
+        return edited.parts
+
+
+def with_owners(part: Patch, revision: Revision, parts: Sequence[Patch]) -> Patch:
+    """The part, told whose its rows are. Older files do not say it: what became of the requests
+    does, where it leaves no doubt. Raises RevertError where it does."""
+    if part.owners:
+        return part
+    outcomes = [o for o in outcomes_of(revision.body) if o.outcome in ATTEMPTED]
+    owners: list[str] = []
+    if len(outcomes) == 1:
+        owners = [outcomes[0].id] * part.rows
+    elif len(parts) == 1:
+        for outcome in outcomes:
+            count = int(outcome.notes.get("neurons", "arrived" in outcome.notes))
+            owners += [outcome.id] * (count if outcome.outcome == retention.APPLIED else 0)
+    if len(owners) != part.rows:
+        raise RevertError(
+            f"The patch of revision {revision.id[:12]} was made by an older version, and does not "
+            "say which part of it is whose. Roll back to before it and apply the others again."
+        )
+    return part.owned_by(tuple(owners))

@@ -1,0 +1,161 @@
+"""The pass that shows sequences at the last FFN, made as cheap as it can be.
+
+In a decoder, what stands at a token depends on nothing behind it: padding at the end needs no mask,
+where a model is seen to keep to that. And small passes spend a third of their time on the way from
+module to module: after some dozens the pass is traced, and the trace takes over if it gives the
+very bits of the model's own modules, for batches of other shapes too. Weights that are edited in
+place act in both. A short pass is given its causal mask, which a model makes anew each time in some
+dozens of small steps.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from continual.anatomy import Anatomy, sample_inputs
+from continual.passes.partial import capture_answers, capture_site
+
+TRACED_AFTER = 32  # passes: tracing costs about as much as it spares in a hundred
+TRACED_SHAPE = (3, 12)  # sequences, tokens
+CHECKED_SHAPES = ((1, 1), (1, 2), (1, 7), (1, 31), (2, 5), (3, 16), (9, 8))
+SHORT = max(tokens for _, tokens in CHECKED_SHAPES)  # a model may look no further than a window
+TRACED_TOKENS_MAX = 512  # of a batch: larger ones spend their time in the matrices
+PADDED_LENGTHS = (9, 5)  # of the sequences that padding is tried on
+
+
+class SitePass:
+    """Query and residual sum at the last FFN, for some positions of a batch, without gradients."""
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        self._model, self._anatomy = model, anatomy
+        self._needs_mask: bool | None = None  # not known yet
+        self._short = _TracedLater(model, anatomy, (True, False))
+        self._long = _TracedLater(model, anatomy, (False,))
+
+    def __call__(self, inputs: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `capture_answers`, [n, d] each, for real positions; padding stands behind them."""
+        ids = inputs["input_ids"]
+        if "decoder_input_ids" in inputs:
+            return capture_answers(self._model, self._anatomy, inputs, rows)
+        if "attention_mask" in inputs:
+            if self._needs_mask is None:
+                self._needs_mask = needs_mask(self._model, self._anatomy)
+            if self._needs_mask:
+                return capture_answers(self._model, self._anatomy, inputs, rows)
+        if ids.numel() <= TRACED_TOKENS_MAX:
+            trace = (self._short if ids.shape[1] <= SHORT else self._long).once_more()
+            if trace is not None:
+                return trace(ids, rows)
+        return capture_answers(self._model, self._anatomy, {"input_ids": ids}, rows)
+
+
+def needs_mask(model: Any, anatomy: Anatomy) -> bool:
+    """Whether padding behind a sequence changes what is shown of it, unless a mask is given."""
+    longest, shortest = PADDED_LENGTHS
+    ids = sample_inputs(model, longest)["input_ids"].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, shortest:] = 0
+    last = anatomy.last
+    masked = capture_site(model, anatomy, {"input_ids": ids, "attention_mask": mask}, last)
+    bare = capture_site(model, anatomy, {"input_ids": ids}, last)
+    pairs = [(m[1, :shortest], b[1, :shortest]) for m, b in zip(masked, bare, strict=True)]
+    return not all(_is_close(found, expected) for found, expected in pairs)
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether both differ by rounding only: half of the digits agree."""
+    digits = math.sqrt(torch.finfo(expected.dtype).eps)
+    return bool((found - expected).abs().max() <= digits * expected.abs().max())
+
+
+class _TracedLater:
+    """A pass that is traced when it has been asked for some dozens of times."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, masked: tuple[bool, ...]) -> None:
+        """`masked`: whether the trace is given its mask, the better one first."""
+        self._model, self._anatomy, self._masked = model, anatomy, masked
+        self._passes = 0
+        self._trace: Trace | None = None
+
+    def once_more(self) -> Trace | None:
+        """The trace for one more pass, if there is one."""
+        self._passes += 1
+        if self._passes == TRACED_AFTER:
+            tried = (traced(self._model, self._anatomy, masked=m) for m in self._masked)
+            self._trace = next(filter(None, tried), None)
+        return self._trace
+
+
+class Trace:
+    """A traced pass."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, *, masked: bool) -> None:
+        """`masked`: it is given its causal mask."""
+        self._mask: Callable[[int], Tensor] | None = None
+        if masked:
+            like = next(model.parameters())
+            self._mask = cache(partial(_causal_mask, dtype=like.dtype, device=like.device))
+        captured = _Captured(model, anatomy).eval()
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # of what is constant in a trace: `traced` checks it
+            given = self._given(*_sample(model, *TRACED_SHAPE))
+            run = torch.jit.trace(captured, given, check_trace=False)
+            self._run = torch.jit.freeze(run)  # no look-ups of the weights, which stay the model's
+
+    def __call__(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As `SitePass`, for ids [B, T]."""
+        as_written = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.inference_mode(), as_written:
+            query, hidden = self._run(*self._given(ids, rows))
+        return query, hidden
+
+    def _given(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        return (ids, rows) if self._mask is None else (ids, rows, self._mask(ids.shape[1]))
+
+
+def traced(model: Any, anatomy: Anatomy, *, masked: bool) -> Trace | None:
+    """The traced pass, or None for a model that cannot be traced to the same bits."""
+    try:
+        trace = Trace(model, anatomy, masked=masked)
+        same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
+    except Exception:  # whatever a model does that the tracer does not know
+        return None
+    return trace if same else None
+
+
+class _Captured(nn.Module):
+    """The pass as a module, for the tracer."""
+
+    def __init__(self, model: Any, anatomy: Anatomy) -> None:
+        super().__init__()
+        self._model, self._anatomy = model, anatomy
+
+    def forward(
+        self, ids: Tensor, rows: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        inputs = {"input_ids": ids} if mask is None else {"input_ids": ids, "attention_mask": mask}
+        return capture_answers(self._model, self._anatomy, inputs, rows)
+
+
+def _causal_mask(tokens: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, 1, T, T] what is added to attention: -inf where a token would look at a later one."""
+    mask = torch.full((tokens, tokens), -torch.inf, dtype=dtype, device=device).triu(1)
+    return mask[None, None]
+
+
+def _sample(model: Any, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids [sequences, tokens] that are not all alike, and every third position or so."""
+    ids = sample_inputs(model, sequences * tokens)["input_ids"].view(sequences, tokens)
+    return ids, torch.arange(0, ids.numel(), 3, device=ids.device)
+
+
+def _is_same(trace: Trace, model: Any, anatomy: Anatomy, ids: Tensor, rows: Tensor) -> bool:
+    own = capture_answers(model, anatomy, {"input_ids": ids}, rows)
+    return all(map(torch.equal, own, trace(ids, rows)))

@@ -1,0 +1,406 @@
+"""Runs the ends of sequences, from a position of each on, with all before it kept.
+
+A decoder's states at a position depend on nothing behind it. What changes at one token therefore
+moves only that token and those behind it: the keys and values that attention has of the tokens
+before are kept, and only the ends go through the blocks, packed into one row without padding
+(`PackedEnds`). A model whose attention is not to be had that way is run over the whole of its
+sequences each time (`WholeSequences`).
+
+Knows how transformers' models are called; leaves what changes to its callers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.anatomy import Anatomy, sample_inputs
+from continual.errors import ModelError
+from continual.passes.batching import by_length
+from continual.passes.packing import Kept, Lengths, Packing, attend
+from continual.passes.partial import BlockCall, Recording, record, sums_from, sums_observed
+
+SAMPLE_TOKENS = 6
+WHOLE_TOKENS_MAX = 4095  # of a pass that is recorded, on a CPU
+ACCELERATED_TOKENS_MAX = 32_768
+WHOLE_PADDED_MAX = 1.25  # in attention, see `PackedEnds`
+ATTENTIONS = frozenset({"full_attention", "sliding_attention"})
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+"""What an attention function may be told that `attend` does not do."""
+TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Sequences of token ids, and the position in each where its end begins."""
+
+    ids: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    def __getitem__(self, chosen: Sequence[int]) -> Ends:
+        return Ends(tuple(self.ids[i] for i in chosen), tuple(self.starts[i] for i in chosen))
+
+    def end(self, sequence: int) -> tuple[Sequence[int], Sequence[int]]:
+        """The tokens of an end, and their positions in the sequence."""
+        ids, start = self.ids[sequence], self.starts[sequence]
+        return ids[start:], range(start, len(ids))
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of the ends, behind what is before them."""
+        sizes = (len(ids) - start for ids, start in zip(self.ids, self.starts, strict=True))
+        return Lengths(tuple(sizes), self.starts)
+
+
+class EndPass(ABC):
+    """The ends of some sequences, recorded at one block: a row for each token that is run."""
+
+    sums: Tensor  # [R, d] the residual sums of the block
+
+    def __init__(self, model: Any, anatomy: Anatomy, block: int) -> None:
+        self._model, self._anatomy, self._block = model, anatomy, block
+
+    @abstractmethod
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """The rows of tokens, by their sequences and their positions in the ends."""
+
+    @abstractmethod
+    def _above(self, hidden: Tensor) -> Tensor:
+        """[R, d] the residual sums of the last block, from the states that enter the one above."""
+
+    def last_sums(self, sums: Tensor) -> Tensor:
+        """[R, d] the residual sums of the last block, from those of the recorded one."""
+        if self._block == self._anatomy.last:
+            return sums
+        norm = self._anatomy.norm_after_module(self._model, self._block)
+        return self._above(sums if norm is None else norm(sums))
+
+    def answers(self, sums: Tensor, rows: Tensor) -> Tensor:
+        """[n, d] the same for some rows alone: the last FFN runs for these only, as nothing behind
+        it looks at any other."""
+        anatomy = self._anatomy
+        if self._block == anatomy.last:
+            return sums.index_select(0, rows)
+        entries = anatomy.up_modules(self._model, anatomy.last)
+        with hooks.narrowed(entries, anatomy.down_module(self._model, anatomy.last), rows):
+            return self.last_sums(sums).index_select(0, rows)
+
+
+class PackedEnds(EndPass):
+    """The ends in one row, behind keys and values that are kept."""
+
+    def __init__(
+        self, model: Any, anatomy: Anatomy, ends: Ends, block: int, padded_max: float
+    ) -> None:
+        """A pass over the whole of the sequences, without gradients; in attention those of like
+        lengths are padded to `padded_max` times the length of the shortest.
+
+        Raises ModelError for a model that does not tell what its attention is, or is not told where
+        tokens stand.
+        """
+        super().__init__(model, anatomy, block)
+        self.windows: set[int | None] = set()  # that attention was told of
+        self._ends = ends
+        self._blocks = _blocks_by_module(model, anatomy)
+        device = model.get_input_embeddings().weight.device
+        self._packing = Packing.of(ends.lengths, padded_max, device)
+        with torch.no_grad():
+            self._record(device)
+
+    def _record(self, device: torch.device) -> None:
+        ends, packing = self._ends, self._packing
+        whole = _Recorder(self._model, self._anatomy, self._block, self._blocks)
+        begin = whole.read(ends.ids, device) + torch.tensor(ends.starts)
+        self.sums, self._form = whole.sums()[packing.tokens(begin)], whole.form
+        places = [
+            (begin[chosen][:, None] + torch.arange(-group.room, 0)).clamp(min=0).to(device)
+            for group, chosen in packing.members()
+        ]
+        self._kept = {
+            block: [
+                Kept.of(keys, values, some, group)
+                for some, group in zip(places, packing.groups, strict=True)
+            ]
+            for block, keys, values in whole.kept()
+        }
+        self._calls = self._called()
+
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """See `EndPass`."""
+        return self._packing.row(sequences, positions)
+
+    def select(self, chosen: Sequence[int]) -> PackedEnds:
+        """The same for some of the sequences, none of them run again."""
+        some = copy.copy(self)
+        some._ends = self._ends[chosen]
+        some._packing, members = self._packing.select(chosen)
+        some.sums = self.sums[some._packing.tokens(self._packing.firsts(chosen))]
+        some._kept = {
+            block: list(_selected(kept, members, self._packing, some._packing))
+            for block, kept in self._kept.items()
+        }
+        some._calls = some._called()
+        return some
+
+    def _above(self, hidden: Tensor) -> Tensor:
+        above = self._block + 1
+        recording = Recording({}, self._calls, {above: hidden[None]}, None)
+        with hooks.attending(self._model, self._attend):
+            return sums_from(self._model, self._anatomy, recording, above).squeeze(0)
+
+    def _attend(self, asked: hooks.Asked) -> Tensor:
+        kept = self._kept[self._blocks[id(asked.module)]]
+        self.windows.add(asked.told.get("sliding_window"))
+        return attention(asked, self._packing, kept)
+
+    def _called(self) -> tuple[BlockCall, ...]:
+        """How the blocks are called for the ends; none of them is run."""
+        if self._form is None or self._block == self._anatomy.last:
+            return ()
+        calls: list[BlockCall] = []
+        every = {i: self._anatomy.block(self._model, i) for i in range(self._anatomy.block_count)}
+        form = self._form
+
+        def pass_on(*args: Any, **kwargs: Any) -> Any:
+            values = (*args, *kwargs.values())
+            return form.output(next(value for value in values if isinstance(value, Tensor)))
+
+        with (
+            torch.no_grad(),
+            ExitStack() as stack,
+            hooks.attending(self._model, self._attend),
+            hooks.watched(every, lambda _, call: calls.append(BlockCall.of(call))),
+            hooks.cut_short(every[self._anatomy.last]),
+        ):
+            for block in every.values():
+                stack.enter_context(hooks.bypassed(block, pass_on))
+            row = _Row.of([self._ends.end(i) for i in self._packing.order], self._packing.width)
+            hooks.run_until_cut(lambda: row.run(self._model))
+        return tuple(calls)
+
+
+def _selected(
+    kept: Sequence[Kept], members: Sequence[Sequence[int]], before: Packing, now: Packing
+) -> Iterator[Kept]:
+    """Of each group what some members have, where there are any."""
+    groups = iter(now.groups)
+    for one, group, places in zip(kept, before.groups, members, strict=True):
+        if places:
+            chosen = torch.tensor(places, device=one.keys.device)
+            yield one.select(chosen, group, next(groups))
+
+
+def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Tensor:
+    """[1, N, heads, d] for a row. Raises ModelError for what `attend` does not do."""
+    unknown = [name for name in UNKNOWN if asked.told.get(name) is not None]
+    if unknown or asked.told.get("dropout") or len(asked.query) != 1:
+        raise ModelError(f"Its attention is told of {', '.join(unknown) or 'more than one row'}.")
+    told = asked.told.get("scaling")
+    scaling = asked.query.shape[-1] ** -0.5 if told is None else float(told)
+    query, key, value = (_row_of(states) for states in (asked.query, asked.key, asked.value))
+    window = asked.told.get("sliding_window")
+    return attend(query, key, value, packing, kept, scaling, window).unsqueeze(0)
+
+
+def _row_of(states: Tensor) -> Tensor:
+    """[N, heads, d] of [1, heads, N, d]."""
+    return states.squeeze(0).transpose(0, 1)
+
+
+def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
+    """The block that a module, by its identity, is in."""
+    return {
+        id(module): index
+        for index in range(anatomy.block_count)
+        for module in anatomy.block(model, index).modules()
+    }
+
+
+class _Recorder:
+    """Whole sequences of N tokens, one behind another, as a model went through them: up to the last
+    attention that the states of ends depend on."""
+
+    form: BlockCall | None = None
+    """Of what a block returns, if one was gone through."""
+
+    def __init__(self, model: Any, anatomy: Anatomy, block: int, blocks: Mapping[int, int]) -> None:
+        self._model, self._anatomy, self._block, self._blocks = model, anatomy, block, blocks
+        above = range(block + 1, anatomy.block_count)
+        self._sums: list[Tensor] = []
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
+
+    def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """[B] where each of these begins, once they are gone through; on the CPU."""
+        firsts = torch.empty(len(sequences), dtype=torch.long)
+        total = 0
+        most = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
+        for batch in by_length([len(ids) for ids in sequences], most):
+            lengths = Lengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
+            packing = Packing.of(lengths, WHOLE_PADDED_MAX, device)
+            self._run(packing, [sequences[batch[place]] for place in packing.order])
+            firsts[batch] = total + packing.firsts(range(len(batch)))
+            total += packing.width
+        return firsts
+
+    def sums(self) -> Tensor:
+        """[N, d] the residual sums of the block."""
+        return torch.cat(self._sums)
+
+    def kept(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The keys and values [N, heads, d] of each block above it, one after another: those that
+        were taken are held no more."""
+        for index in list(self._kept):
+            keys, values = zip(*self._kept.pop(index), strict=True)
+            yield index, torch.cat(keys), torch.cat(values)
+
+    def _run(self, packing: Packing, sequences: Sequence[Sequence[int]]) -> None:
+        model, anatomy = self._model, self._anatomy
+        row = _Row.of([(ids, range(len(ids))) for ids in sequences], packing.width)
+        last_ffn = anatomy.up_modules(model, anatomy.last)[0]
+        end = anatomy.block(model, anatomy.last) if self._block == anatomy.last else last_ffn
+        with (
+            hooks.attending(model, partial(self._attend, packing)),
+            sums_observed(model, anatomy, self._block) as seen,
+            hooks.captured(anatomy.block(model, 0)) as first_block,
+            hooks.cut_short(end),
+        ):
+            hooks.run_until_cut(lambda: row.run(model))
+        self._sums.append(seen().reshape(-1, anatomy.width))
+        if first_block:
+            self.form = BlockCall.of(first_block[0])
+
+    def _attend(self, packing: Packing, asked: hooks.Asked) -> Tensor:
+        keys, values = _row_of(asked.key), _row_of(asked.value)
+        index = self._blocks[id(asked.module)]
+        if index > self._block:
+            self._kept[index].append((keys, values))
+        return attention(asked, packing, [Kept.none(keys, group) for group in packing.groups])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Tokens in one row, and their positions in their sequences."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> _Row:
+        """Of tokens and positions, filled up with the first of them."""
+        ids = [token for tokens, _ in sequences for token in tokens]
+        positions = [place for _, places in sequences for place in places]
+        rest = width - len(ids)
+        return cls((*ids, *[ids[0]] * rest), (*positions, *[0] * rest))
+
+    def run(self, model: Any) -> None:
+        """A pass over them. Raises ModelError for a model that isn't told where tokens stand."""
+        if "position_ids" not in inspect.signature(model.forward).parameters:
+            raise ModelError(f"{type(model).__name__} takes no position_ids.")
+        device = model.get_input_embeddings().weight.device
+        ids, places = (torch.tensor([some], device=device) for some in (self.ids, self.positions))
+        model(input_ids=ids, position_ids=places, use_cache=False, return_dict=True)
+
+
+class WholeSequences(EndPass):
+    """Sequences side by side, padded behind: their ends are the whole of them."""
+
+    def __init__(
+        self, model: Any, anatomy: Anatomy, ids: Sequence[Sequence[int]], block: int, pad: int
+    ) -> None:
+        """One pass over them, without gradients."""
+        super().__init__(model, anatomy, block)
+        device = model.get_input_embeddings().weight.device
+        self._size = max(map(len, ids))
+        padded = [[*some, *[pad] * (self._size - len(some))] for some in ids]
+        mask = [[1] * len(some) + [0] * (self._size - len(some)) for some in ids]
+        inputs = {
+            "input_ids": torch.tensor(padded, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+        }
+        with sums_observed(model, anatomy, block) as seen:
+            self._calls = record(model, anatomy, inputs, ()).calls
+        self.sums = seen().reshape(-1, anatomy.width)
+
+    def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
+        """See `EndPass`."""
+        return sequences * self._size + positions
+
+    def _above(self, hidden: Tensor) -> Tensor:
+        above = self._block + 1
+        whole = hidden.view(-1, self._size, self._anatomy.width)
+        recording = Recording({}, self._calls, {above: whole}, None)
+        found = sums_from(self._model, self._anatomy, recording, above)
+        return found.reshape(-1, self._anatomy.width)
+
+
+# --- whether a model can be run that way ----------------------------------------------------------
+
+
+def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the ends of a model's sequences, packed, come out as in passes over the whole, all of
+    them and some of them: seen on three."""
+    sample = tuple(sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist())
+    ends = Ends((sample, sample[1:-1], sample[2:]), (3, 1, 2))
+    chosen = [2, 0]
+    if not _has_known_attention(model):
+        return False
+    try:
+        every = PackedEnds(model, anatomy, ends, 0, padded_max=SAMPLE_TOKENS)
+        some = every.select(chosen)
+        with torch.no_grad():
+            found = [(every, i, i) for i in range(3)] + [(some, j, i) for j, i in enumerate(chosen)]
+            are_close = all(
+                _is_close(
+                    _last_of(run, number, ends.lengths.sizes[i]),
+                    _alone(model, anatomy, ends.ids[i])[ends.starts[i] :],
+                )
+                for run, number, i in found
+            )
+        return are_close and (not _has_window(model) or every.windows != {None})
+    except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, LookupError):
+        return False
+
+
+def _has_known_attention(model: Any) -> bool:
+    """Whether a token looks at all before it in all blocks, or at those in a window."""
+    config = model.config.get_text_config()
+    return ATTENTIONS.issuperset(getattr(config, "layer_types", None) or ())
+
+
+def _has_window(model: Any) -> bool:
+    """Whether some tokens may look at those in a window only: which is said to attention, or hidden
+    in a mask."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    has_one = getattr(config, "sliding_window", None) is not None
+    return has_one and (kinds is None or "sliding_attention" in kinds)
+
+
+def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
+    """[size, d] what one end comes to."""
+    positions = torch.arange(size, device=run.sums.device)
+    return run.last_sums(run.sums)[run.row(torch.full_like(positions, sequence), positions)]
+
+
+def _alone(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
+    """[T, d] the residual sums of the last block in a pass over one sequence."""
+    given = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as seen:
+        model(input_ids=given, use_cache=False, return_dict=True)
+    return seen().reshape(len(ids), anatomy.width)
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    error = (found.float() - expected.float()).abs().max()
+    roundings = 8 * torch.finfo(expected.dtype).eps
+    return bool(error <= max(TOLERANCE, roundings) * expected.float().abs().max())

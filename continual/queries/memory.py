@@ -1,0 +1,91 @@
+"""The queries on which a new neuron must stay silent: training inputs, and every edit before it.
+
+Knows queries at one FFN site and whose they are; nothing of patches or of the model.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from continual.queries.search import SearchedQueries
+
+
+class QueryMemory:
+    """Training queries, then the queries of the active edits in the order in which they came."""
+
+    def __init__(self, training: Tensor) -> None:
+        self._mean = training.mean(0)
+        self._training = SearchedQueries(training)
+        self._training.append(training)
+        self._places = list(range(len(training)))  # of the rows left, in the beginning
+        self._edits = SearchedQueries(training)
+        self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
+
+    @property
+    def training(self) -> Tensor:
+        """[m, d] the training queries that no edit has contradicted."""
+        return self._training.rows
+
+    @property
+    def edits(self) -> Tensor:
+        """[p, d] the queries of the active edits."""
+        return self._edits.rows
+
+    def contradict(self, rows: Iterable[int]) -> None:
+        """Drop training queries for good, by their places in the beginning: an edit asks the same
+        with another answer. Those dropped before are no error."""
+        for place in rows:
+            now = bisect_left(self._places, place)
+            if self._places[now : now + 1] == [place]:
+                del self._places[now]
+                self._training.cut(now, now + 1)
+
+    def recapture(self, training: Tensor, edits: Mapping[str, Tensor]) -> None:
+        """The queries as they are now that matrices were edited: all training queries, as in the
+        beginning, of which those that were contradicted stay out; and all edits', in order."""
+        self._mean = training.mean(0)
+        self._training.replace(training[self._places])
+        self._edits.replace(torch.cat([training[:0], *edits.values()]))
+        self._counts = {owner: len(queries) for owner, queries in edits.items()}
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The edits that have queries here, in order."""
+        return tuple(self._counts)
+
+    def remember(self, owner: str, queries: Tensor) -> None:
+        """Append an edit's queries [r, d]."""
+        self._edits.append(queries)
+        self._counts[owner] = len(queries)
+
+    def forget(self, owner: str) -> None:
+        """Drop an edit's queries; the others keep their order. Unknown owners are no error."""
+        if owner not in self._counts:
+            return
+        behind = takewhile(
+            lambda name: name != owner, reversed(self._counts)
+        )  # the latest go first
+        last = len(self._edits) - sum(self._counts[name] for name in behind)
+        self._edits.cut(last - self._counts.pop(owner), last)
+
+    def highest_scores(self, keys: Tensor) -> Tensor:
+        """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
+        return torch.maximum(self._training.highest(keys), self._edits.highest(keys))
+
+    def supporting(self, key: Tensor) -> Tensor:
+        """[r, d] one row of the training queries and one of the edits', where there are any: among
+        them is the one that a key [d] scores highest."""
+        return torch.cat([self._training.supporting(key), self._edits.supporting(key)])
+
+    def mean(self) -> Tensor:
+        """[d] the mean of the training queries; zero where there are none."""
+        return self._mean if len(self._training) else torch.zeros_like(self._mean)
+
+    def all(self) -> Tensor:
+        """[m + p, d]"""
+        return torch.cat([self.training, self.edits])

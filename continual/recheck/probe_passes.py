@@ -1,0 +1,67 @@
+"""Probes kept at the block where weight edits begin: what an edit there moves is run again from it.
+
+The probes stand in passes of nearly one length, each recorded where its hidden states enter the
+first edited block; below it nothing ever changes. Rows at the last FFN are then the recorded states
+taken through the blocks above, by the model's own code, so they equal those of whole passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from continual.passes.partial import Recording, record, rows_from
+from continual.site import Rows, Site, answer_rows, length_sorted
+from continual.tasks import Encoding
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Some probes, by their places among all, and their recorded pass."""
+
+    places: tuple[int, ...]
+    encodings: tuple[Encoding, ...]
+    recording: Recording
+
+
+class ProbePasses:
+    """Growing passes of probes, recorded at one block. Used within the model's `with` block."""
+
+    def __init__(self, site: Site, block: int) -> None:
+        self._site = site
+        self.block = block
+        self._passes: list[_Pass] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, encodings: Sequence[Encoding]) -> None:
+        """Take in probes behind those that are there."""
+        edited = self._site.edited
+        for batch in length_sorted(encodings):
+            chosen = tuple(encodings[i] for i in batch)
+            with edited.without_neurons():
+                inputs = self._site.inputs(chosen)
+                recording = record(edited.model, edited.anatomy, inputs, [self.block])
+            places = tuple(self._count + i for i in batch)
+            self._passes.append(_Pass(places, chosen, recording))
+        self._count += len(encodings)
+
+    def rows(self) -> Rows:
+        """The rows of all probes, in the order in which they came, as the model is now."""
+        found: dict[int, Rows] = {}
+        for one in self._passes:
+            rows = self._rows_of(one)
+            sizes = [len(encoding.targets) for encoding in one.encodings]
+            found.update(zip(one.places, rows.split(sizes), strict=True))
+        return Rows.join(found[place] for place in range(self._count))
+
+    @torch.inference_mode()
+    def _rows_of(self, one: _Pass) -> Rows:
+        edited = self._site.edited
+        with edited.without_neurons():
+            states = rows_from(edited.model, edited.anatomy, one.recording, self.block)
+        return answer_rows(one.encodings, *states)

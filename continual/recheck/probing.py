@@ -1,0 +1,97 @@
+"""The probes of requests that are attempted for the first time, besides what is learned from.
+
+They go through the model together, before the edit: those of many requests only where something has
+to be known by then, as an edit of matrices moves all rows. What is missing is read behind it.
+Knows what is expected of a probe; leaves outcomes to the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from continual.memory.answers import Answers
+from continual.recheck.candidates import Candidate, Expected
+from continual.recheck.ledger import LOCALITY, Entry
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+
+MANY = 8  # new requests: their probes fill passes, however they are divided
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The other probes of a request, as they are before its edit."""
+
+    expected: Expected  # what its locality prompts have to go on answering
+    rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`, if read by then
+
+
+@dataclass(frozen=True)
+class NewProbes:
+    """All probes of a request, and their rows as the model is now; None for those not yet read."""
+
+    candidate: Candidate
+    expected: Expected
+    learned: Rows | None
+    others: Rows | None
+
+    def groups(self) -> tuple[tuple[list[Entry], Rows | None], ...]:
+        """What it learns from, and the others."""
+        return (
+            (self.candidate.learned_entries(), self.learned),
+            (self.candidate.other_entries(self.expected), self.others),
+        )
+
+
+def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
+    """By request. A locality prompt that is answered otherwise than its request says is expected to
+    go on with the model's own answer, and measured with that, for as many tokens."""
+    said = [tuple(encoding.targets for encoding in c.locality) for c in new]
+    groups = [c.other_entries(s) for c, s in zip(new, said, strict=True)]
+    if is_later := len(new) >= MANY:
+        groups = [[entry for entry in group if entry.role == LOCALITY] for group in groups]
+    entries = [entry for group in groups for entry in group]
+    if not entries:
+        return {c.id: Probed(s, None) for c, s in zip(new, said, strict=True)}
+    encodings = [entry.encoding for entry in entries]
+    rows = answers.site.rows_in_passes(encodings)
+    near = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
+    answered = {place: encodings[place].targets for place in near}
+    moved: dict[int, Rows] = {}
+    right = answers.are_right(encodings, rows, near)
+    for place in (place for place, is_right in zip(near, right, strict=True) if not is_right):
+        answered[place] = answers.greedily(encodings[place])
+        if answered[place] != encodings[place].targets:
+            moved[place] = answers.site.rows([encodings[place].answered(answered[place])])
+    expected = iter(answered.values())
+    parts = _replaced(rows, encodings, moved).split([_row_count(group) for group in groups])
+    return {
+        c.id: Probed(tuple(islice(expected, len(s))), None if is_later else part)
+        for c, s, part in zip(new, said, parts, strict=True)
+    }
+
+
+def read(site: Site, new: Sequence[NewProbes]) -> list[NewProbes]:
+    """With the rows that are missing, by the matrices as they are now."""
+    groups = [group for one in new for group in one.groups()]
+    missing = [entries for entries, rows in groups if rows is None]
+    if not any(missing):
+        return list(new)
+    found = site.rows_in_passes([entry.encoding for entries in missing for entry in entries])
+    parts = iter(found.split([_row_count(entries) for entries in missing]))
+    rows = iter([next(parts) if rows is None else rows for _, rows in groups])
+    return [replace(one, learned=next(rows), others=next(rows)) for one in new]
+
+
+def _row_count(entries: Sequence[Entry]) -> int:
+    return sum(len(entry.encoding.targets) for entry in entries)
+
+
+def _replaced(rows: Rows, encodings: Sequence[Encoding], moved: Mapping[int, Rows]) -> Rows:
+    """The rows of some probes, with those of these places instead."""
+    if not moved:
+        return rows
+    parts = rows.split([len(encoding.targets) for encoding in encodings])
+    return Rows.join(moved.get(place, part) for place, part in enumerate(parts))

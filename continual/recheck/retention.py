@@ -1,0 +1,168 @@
+"""The retention set: which requests the model answers for at a revision.
+
+A fold over the revisions from base to head. Knows what the bodies of revisions say of requests;
+nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from continual.recheck.metrics import Count
+from continual.requests import Request
+from store import Revision
+
+APPLIED, FAILED, SKIPPED, REPEATED, SUPERSEDED = (
+    "applied",
+    "failed",
+    "skipped",
+    "repeated",
+    "superseded",
+)
+ATTEMPTED = (APPLIED, FAILED)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request in one step: an entry of a revision's body."""
+
+    id: str
+    outcome: str  # one of the words above
+    editor: str | None = None
+    attempt: int | None = None  # 1 for the first
+    reason: str | None = None
+    supersedes: tuple[str, ...] = ()
+    expected: tuple[tuple[int, ...], ...] = ()  # what its locality prompts were answered with
+    repair: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The non-empty fields."""
+        record = {
+            "id": self.id,
+            "outcome": self.outcome,
+            "editor": self.editor,
+            "attempt": self.attempt,
+            "reason": self.reason,
+            "supersedes": list(self.supersedes),
+            "expected": [list(tokens) for tokens in self.expected],
+            "repair": self.repair,
+            **self.notes,
+        }
+        return {key: value for key, value in record.items() if value}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Outcome:
+        """The entry read back."""
+        known = {"id", "outcome", "editor", "attempt", "reason", "supersedes", "expected", "repair"}
+        return cls(
+            id=record["id"],
+            outcome=record["outcome"],
+            editor=record.get("editor"),
+            attempt=record.get("attempt"),
+            reason=record.get("reason"),
+            supersedes=tuple(record.get("supersedes", ())),
+            expected=tuple(tuple(tokens) for tokens in record.get("expected", ())),
+            repair=bool(record.get("repair", False)),
+            notes={key: value for key, value in record.items() if key not in known},
+        )
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A request that counts, with what its locality prompts were answered with before its edit."""
+
+    request: Request
+    applied: bool
+    expected: tuple[tuple[int, ...], ...]
+
+
+class Retention:
+    """The attempted requests that no later one has superseded, in the order of their attempts."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Retained] = {}
+        self.attempts = Count()  # SR
+        self._by_key: dict[str, list[str]] = {}
+
+    def __contains__(self, identity: object) -> bool:
+        return identity in self.requests
+
+    @property
+    def applied(self) -> int:
+        """How many corrections are in force."""
+        return sum(retained.applied for retained in self.requests.values())
+
+    def competitors(self, request: Request) -> list[str]:
+        """Retained requests on the same fact, or the same prompt, with another target."""
+        found = dict.fromkeys(
+            identity for key in _keys(request) for identity in self._by_key.get(key, ())
+        )
+        return [i for i in found if self.requests[i].request.target_new != request.target_new]
+
+    def take(self, outcome: Outcome, request: Request, *, is_reverted: bool = False) -> None:
+        """Follow one entry of a revision's body. One that was reverted later was an attempt, and
+        nothing else."""
+        if is_reverted:
+            if outcome.outcome in ATTEMPTED and not outcome.repair:
+                self.attempts += Count(int(outcome.outcome == APPLIED), 1)
+            return
+        for identity in outcome.supersedes:
+            self._drop(identity)
+        if outcome.outcome not in ATTEMPTED:
+            return
+        applied = outcome.outcome == APPLIED
+        if not outcome.repair:
+            self.attempts += Count(int(applied), 1)
+        known = self.requests.pop(outcome.id, None)  # a repair comes last again
+        expected = known.expected if known else outcome.expected
+        self.requests[outcome.id] = Retained(request, applied, expected)
+        if known is None:
+            for key in _keys(request):
+                self._by_key.setdefault(key, []).append(outcome.id)
+
+    def _drop(self, identity: str) -> None:
+        retained = self.requests.pop(identity, None)
+        if retained is not None:
+            for key in _keys(retained.request):
+                self._by_key[key].remove(identity)
+
+
+def outcomes_of(body: Mapping[str, Any]) -> list[Outcome]:
+    """The entries of a revision's body."""
+    return [Outcome.from_json(record) for record in body.get("requests", ())]
+
+
+def reverted_by(body: Mapping[str, Any]) -> tuple[str, ...]:
+    """The requests that a revision takes out of the history before it."""
+    return tuple(body.get("reverted", ()))
+
+
+def reverted_later(lineage: Sequence[Revision]) -> list[frozenset[str]]:
+    """For each revision of a lineage, the requests that a later one of the lineage takes out."""
+    gone: frozenset[str] = frozenset()
+    found: list[frozenset[str]] = []
+    for revision in reversed(lineage):
+        found.append(gone)
+        if taken := reverted_by(revision.body):
+            gone = gone.union(taken)
+    return found[::-1]
+
+
+def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """Applied, skipped (repeats too), failed, superseded and attempted, as reports give them."""
+    every: Sequence[Outcome] = [outcome for outcome in outcomes if not outcome.repair]
+    of = {name: sum(o.outcome == name for o in every) for name in (APPLIED, FAILED, SUPERSEDED)}
+    return {
+        "attempted": of[APPLIED] + of[FAILED],
+        "applied": of[APPLIED],
+        "skipped": sum(o.outcome in (SKIPPED, REPEATED) for o in every),
+        "superseded": of[SUPERSEDED] + sum(len(o.supersedes) for o in every),
+        "failed": of[FAILED],
+    }
+
+
+def _keys(request: Request) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((request.key, request.prompt_key)))

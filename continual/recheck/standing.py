@@ -1,0 +1,277 @@
+"""Where a run stands: all that it carries in memory at head, rebuilt from the journal on opening.
+
+Retention set, ledger, query memory and the metrics are folds over the revisions from base to head;
+a run that was killed comes back to the same state. Knows how to build and to advance them; the
+stages of a step are in `step.pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from continual.editors import Taught
+from continual.queries.memory import QueryMemory
+from continual.recheck.candidates import encode
+from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
+from continual.recheck.metrics import Count, Rates, ratio
+from continual.recheck.probing import NewProbes
+from continual.recheck.retention import (
+    APPLIED,
+    ATTEMPTED,
+    Outcome,
+    Retention,
+    outcomes_of,
+    reverted_later,
+)
+from continual.requests import Probe, Request
+from continual.site import Rows, Site
+from continual.tasks import Encoding, Question
+from store import Revision, Store
+
+REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows held twice
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a re-check found: the metrics, and the probes that turned since the last record."""
+
+    rates: Rates
+    turned: Mapping[str, bool]
+    generality: Count  # of the edits since the last record
+    base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's record."""
+        record: dict[str, Any] = {
+            "rates": self.rates.to_json(),
+            "turned": dict(self.turned),
+            "GR": [self.generality.right, self.generality.total],
+        }
+        if self.base is not None:
+            record["base"] = {role: [c.right, c.total] for role, c in self.base.items()}
+        return record
+
+
+@dataclass(frozen=True)
+class Past:
+    """A revision to stand at as if some requests had never been made."""
+
+    revision: Revision
+    without: frozenset[str] = frozenset()
+
+
+class Standing:
+    """The state of a run at head. The model has head's patches on."""
+
+    def __init__(self, store: Store, site: Site, past: Past | None = None) -> None:
+        """`past` is where it stands instead of at head; nothing is then recorded."""
+        self._store = store
+        self._site = site
+        self.retention = Retention()
+        self.ledger = Ledger(site)
+        self._generality = Count()  # GR, as far as it is recorded
+        self._fresh = Count()  # GR of what came since the last record
+        self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
+        lineage = store.lineage("head" if past is None else past.revision)
+        without = frozenset[str]() if past is None else past.without
+        self._register_sets(lineage[0].body["probes"])
+        self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
+        self._taught = self._training_rows()
+        self._contradicted: set[Question] = set()  # questions of requests
+        fresh: list[str] = []  # attempted for the first time since the last record
+        moved: tuple[str, ...] = ()  # applied when matrices were edited last
+        since: set[str] = set()  # applied again or anew since then
+        for revision, reverted in zip(lineage, reverted_later(lineage), strict=True):
+            gone = reverted | without
+            fresh += self._retrace(revision, gone)
+            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - gone
+            if revision.body.get("weight_blocks"):
+                moved, since = self._applied(), set()
+            record = store.ledger(revision.seq)
+            if record is not None:
+                fresh.clear()
+                self._recorded.update(record["turned"])
+                self._generality += Count(*record["GR"])
+        self._register_retained(moved, since)
+        self._base = self._base_counts()
+        self._unrecorded = self._differences()
+        is_here = past is None and store.writable
+        if is_here and store.ledger(lineage[-1].seq) is None:
+            for identity in fresh:
+                self._fresh += self._generality_of(identity)
+            last = outcomes_of(lineage[-1].body)
+            measured = self.measure([o.id for o in last if o.outcome in ATTEMPTED])
+            store.record_ledger(lineage[-1].seq, measured.to_json())
+
+    # -- building
+
+    def _retrace(self, revision: Revision, reverted: Collection[str]) -> list[str]:
+        """Follow a revision's outcomes; the requests that it attempted for the first time. What was
+        reverted later is as if it had never been there."""
+        fresh = []
+        for outcome in outcomes_of(revision.body):
+            request = self._request(outcome.id)
+            if outcome.id in reverted:
+                self.retention.take(outcome, request, is_reverted=True)
+                continue
+            if outcome.outcome in ATTEMPTED and outcome.id not in self.retention:
+                fresh.append(outcome.id)
+            if outcome.outcome in ATTEMPTED:
+                self.contradict(encode(request, self._site.task).learned)
+            self.retention.take(outcome, request)
+        return fresh
+
+    def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
+        """The probe sets of the base revision: training and test."""
+        for name in (TRAIN, TEST):
+            read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
+            encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
+            self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
+
+    def _training_rows(self) -> dict[Question, range]:
+        """Where each question of the training probes has its rows in the memory."""
+        places: dict[Question, range] = {}
+        first = 0
+        for entry in self.ledger.entries:
+            if entry.role == TRAIN:
+                last = first + len(entry.encoding.targets)
+                places[entry.encoding.question] = range(first, last)
+                first = last
+        return places
+
+    def _register_retained(self, moved: Sequence[str], since: Collection[str]) -> None:
+        """The probes of the retained requests: what was learned in a pass for each, as when it was
+        edited, so that the rows have the same bits; all others together. The memory has what was
+        captured together when matrices were edited last, and what came since."""
+        learned: list[Entry] = []
+        others: list[Entry] = []
+        parts: list[Rows] = []
+        captured = self._captured(moved)
+        for retained in self.retention.requests.values():
+            candidate = encode(retained.request, self._site.task)
+            rows = self._site.rows(candidate.learned)
+            learned += candidate.learned_entries()
+            parts.append(rows)
+            if len(learned) >= REGISTERED_TOGETHER:
+                self.ledger.register(learned, Rows.join(parts))
+                learned, parts = [], []
+            if retained.applied:
+                is_old = candidate.id in captured and candidate.id not in since
+                query = captured[candidate.id] if is_old else rows.query
+                self.memory.remember(candidate.id, query)
+            others += candidate.other_entries(retained.expected)
+        if learned:
+            self.ledger.register(learned, Rows.join(parts))
+        self.ledger.register(others)
+
+    def _applied(self) -> tuple[str, ...]:
+        return tuple(i for i, retained in self.retention.requests.items() if retained.applied)
+
+    def _captured(
+        self, owners: Sequence[str], new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """The queries of these edits as the model stands, in passes over all of them together: the
+        same owners in the same order give the same bits. `new` are learned from and not stored."""
+        learned = {i: new.get(i) or self._learned(i) for i in owners}
+        if not learned:
+            return {}
+        rows = self._site.rows_in_passes([e for each in learned.values() for e in each])
+        sizes = [sum(len(e.targets) for e in each) for each in learned.values()]
+        parts = rows.split(sizes)
+        return {i: part.query for i, part in zip(learned, parts, strict=True)}
+
+    def _learned(self, identity: str) -> Sequence[Encoding]:
+        return encode(self._request(identity), self._site.task).learned
+
+    def _base_counts(self) -> dict[str, Count]:
+        record = self._store.ledger(0)
+        if record is not None:
+            return {role: Count(*count) for role, count in record["base"].items()}
+        return {role: self.ledger.count(role) for role in (TRAIN, TEST)}
+
+    def _request(self, identity: str) -> Request:
+        return Request.from_json(self._store.request(identity))
+
+    def _differences(self) -> dict[str, bool]:
+        """Outcomes found on opening that are not what the journal has (say, on other hardware)."""
+        found = self.ledger.outcomes()
+        return {k: now for k, now in found.items() if self._recorded.get(k, True) != now}
+
+    # -- advancing
+
+    def contradict(self, learned: Iterable[Encoding]) -> None:
+        """Take out of the memory what training said to the very questions that a request asks."""
+        for encoding in learned:
+            question = encoding.question
+            if question in self._taught:
+                self._contradicted.add(question)
+                self.memory.contradict(self._taught[question])
+
+    def taught(self) -> Taught:
+        """Training probes, and the prompts of the edits that the memory has queries of."""
+        training = tuple(e.encoding for e in self.ledger.entries if e.role == TRAIN)
+        gone = {i for i, e in enumerate(training) if e.question in self._contradicted}
+        places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
+        edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
+        return Taught(training, frozenset(gone), edits)
+
+    def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
+        """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""
+        taught = [e.encoding for e in self.ledger.entries if e.role == TRAIN]
+        training = self._site.rows_in_passes(taught).query if taught else self.memory.training
+        self.memory.recapture(training, self._captured(self.memory.owners, new))
+
+    def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
+        """Follow what a step did to the retention set."""
+        for outcome in outcomes:
+            for superseded in outcome.supersedes:
+                for key in self.ledger.retire(superseded):
+                    self._unrecorded.pop(key, None)
+                self.memory.forget(superseded)
+            self.retention.take(outcome, requests[outcome.id])
+
+    def register(self, new: Sequence[NewProbes]) -> None:
+        """Take in the probes of requests straight after their first attempt: they count for GR."""
+        groups = [group for one in new for group in one.groups()]
+        entries = [entry for some, _ in groups for entry in some]
+        if entries:
+            self.ledger.register(entries, Rows.join(rows for _, rows in groups if rows is not None))
+            self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
+        for one in new:
+            self._fresh += self._generality_of(one.candidate.id)
+
+    def note(self, turned: Mapping[str, bool]) -> None:
+        """Outcomes as they are now: those that are news join the next record."""
+        self._unrecorded.update(turned)
+
+    def measure(self, current: Sequence[str]) -> Measured:
+        """The metrics, where `current` are the requests of the step just done."""
+        self._generality += self._fresh
+        generality, self._fresh = self._fresh, Count()
+        edits = self.ledger.count(EDIT)
+        own = self.ledger.count(EDIT, current)
+        earlier = Count(edits.right - own.right, edits.total - own.total)
+        rates = Rates(
+            SR=self.retention.attempts.rate,
+            GR=self._generality.rate,
+            ER=earlier.rate,
+            ER_incl=edits.rate,
+            TrainR=ratio(self.ledger.count(TRAIN), self._base[TRAIN]),
+            TestR=ratio(self.ledger.count(TEST), self._base[TEST]),
+            Locality=self.ledger.count(LOCALITY).rate,
+        )
+        seen, self._unrecorded = self._unrecorded, {}
+        turned = {key: now for key, now in seen.items() if self._recorded.get(key, True) != now}
+        self._recorded.update(turned)
+        at_base = self._store.ledger(0) is None
+        return Measured(rates, turned, generality, self._base if at_base else None)
+
+    def _generality_of(self, owner: str) -> Count:
+        """Held-out rephrases where a request has any, else the rephrases that it learned from."""
+        held_out = self.ledger.count(HELD_OUT, [owner])
+        return held_out if held_out.total else self.ledger.count(REPHRASE, [owner])

@@ -1,0 +1,312 @@
+"""The edit and prove stages: each request goes from editor to editor until one gets it right.
+
+A proposal is put on the model and proved there: finite, of fitting shapes, inside its budget, and
+its requests right. A batch that is too large for its budget is halved, where the editor says that
+this helps. What fails is tried again on a larger budget, then by the next editor of the chain, and
+is failed, with the reason, when the chain ends. Where single edits are over the budget one after
+another, the editor is spared the rest of the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from continual.editors import Editor, Surroundings, Taught
+from continual.errors import EditError
+from continual.memory.answers import Answers
+from continual.patches import Patch
+from continual.patches.neuron import NeuronPatch
+from continual.queries.memory import QueryMemory
+from continual.recheck import retention
+from continual.recheck.retention import Outcome
+from continual.site import Site
+from continual.statistics import Statistics
+from continual.step.planning import PlannedEdit
+
+Group = list[PlannedEdit]
+OVER_BUDGET_MAX = 3
+"""Single edits in a row that are over an editor's budget: then the others of the step are, too."""
+
+
+@dataclass
+class _Progress:
+    """Where the edits of a step are. The patches proved so far are on the model."""
+
+    pending: dict[str, PlannedEdit]
+    state: str  # of the matrices, for which the memory holds
+    applied: dict[str, PlannedEdit] = field(default_factory=dict)
+    parts: list[Patch] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
+    over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
+
+    def refuse(self, identity: str, editor: str, reason: str) -> None:
+        """Record why an editor did not get an edit right."""
+        self.reasons.setdefault(identity, {})[editor] = reason
+
+    def accept(
+        self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]
+    ) -> None:
+        """Record that an edit is applied, and why earlier editors of the chain did not do it."""
+        self.applied[edit.id] = self.pending.pop(edit.id)
+        before = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
+        self.outcomes[edit.id] = Outcome(
+            edit.id,
+            retention.APPLIED,
+            editor=editor,
+            attempt=attempt,
+            supersedes=edit.supersedes,
+            repair=edit.repair,
+            notes={**notes, **({"passed_by": before} if before else {})},
+        )
+
+    def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:
+        """An edit that a later patch of the same step has broken has to be made again."""
+        self.pending[edit.id] = self.applied.pop(edit.id)
+        del self.outcomes[edit.id]
+        self.refuse(edit.id, editor, reason)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The proven parts of a step's patch, on the model as one, and the outcome of every edit."""
+
+    parts: tuple[Patch, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def weight_blocks(self) -> list[int]:
+        """The blocks whose matrices the step edits."""
+        return sorted({block for part in self.parts for block in part.weight_blocks})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What edits are made on, and what they have to mind."""
+
+    site: Site
+    memory: QueryMemory
+    recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
+    statistics: Statistics | None = None
+    taught: Callable[[], Taught] = Taught  # as it is known to the ledger
+
+
+class Workshop:
+    """Runs edits through a chain of editors, on the model at head."""
+
+    def __init__(self, bench: Bench, chain: Sequence[Editor], seed: int) -> None:
+        self._site, self._memory = bench.site, bench.memory
+        self._bench, self._chain, self._seed = bench, chain, seed
+        self._answers = Answers(bench.site)
+
+    def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
+        """All edits of step `seq`. The result is on the model; nothing else is.
+
+        `parts` are the beginning of the step's patch, put on last of all. Where an editor breaks
+        off, the model is as before the step; the memory is to be built anew.
+        """
+        model = self._site.edited
+        depth = model.depth - bool(parts)
+        progress = _Progress({edit.id: edit for edit in edits}, model.weights_state)
+        progress.parts += parts
+        try:
+            for editor in self._chain:
+                for attempt in range(editor.attempts):
+                    self._attempt(progress, editor, attempt, seq)
+        except BaseException:
+            model.take_off(depth)
+            raise
+        self._forget(progress)
+        if len(progress.parts) != 1:  # a single part is on as the step's patch already
+            model.take_off(depth)
+            model.put(progress.parts)
+        outcomes = {**progress.outcomes, **_failures(progress)}
+        return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
+
+    def _attempt(self, progress: _Progress, editor: Editor, attempt: int, seq: int) -> None:
+        """All pending edits together at first, or always for an editor of batches; else, and where
+        they crowd each other, each alone."""
+        pending = list(progress.pending.values())
+        groups: deque[Group] = deque()
+        together = attempt == 0 or editor.splits
+        if together:
+            groups.append(pending)
+        if not together or (editor.crowds and len(pending) > 1):
+            groups += [[edit] for edit in pending]
+        number = 0
+        while groups:
+            group = [edit for edit in groups.popleft() if edit.id in progress.pending]
+            if progress.over_budget[editor.name] >= OVER_BUDGET_MAX:
+                for edit in group:
+                    progress.reasons.setdefault(edit.id, {}).setdefault(editor.name, _FULL)
+            elif group:
+                seed = _derived_seed(self._seed, seq, editor.name, attempt, number)
+                generator = torch.Generator().manual_seed(seed)
+                around = Surroundings(
+                    self._site,
+                    self._memory,
+                    generator,
+                    attempt,
+                    self._bench.statistics,
+                    self._seed,
+                    partial(self._taught, progress),
+                )
+                groups.extendleft(reversed(self._try(progress, editor, around, group)))
+                number += 1
+
+    def _taught(self, progress: _Progress) -> Taught:
+        """What is known, with what this step has applied so far."""
+        taught = self._bench.taught()
+        new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
+        return replace(taught, edits={**taught.edits, **new})
+
+    def _try(
+        self, progress: _Progress, editor: Editor, around: Surroundings, group: Group
+    ) -> list[Group]:
+        """One proposal, kept if it is proved; else the groups worth another one."""
+        self._follow_matrices(progress)
+        group = [edit.standing_on(self._site) for edit in group]
+        proposal = editor.edit([edit.edit() for edit in group], around)
+        for identity, reason in proposal.failed.items():
+            progress.refuse(identity, editor.name, reason)
+        kept = [edit for edit in group if edit.id not in proposal.failed]
+        if not kept:
+            return []
+        objection = self._objection(proposal.patch, kept, editor, around)
+        if objection is not None:
+            for edit in kept:
+                progress.refuse(edit.id, editor.name, objection)
+            half = len(kept) // 2
+            progress.over_budget[editor.name] += editor.splits and not half
+            return [kept[:half], kept[half:]] if editor.splits and half else []
+        parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
+        wrong, broken = self._prove(progress, parts, kept)
+        for identity, reason in wrong.items():
+            progress.refuse(identity, editor.name, reason)
+        if len(wrong) + len(broken) > editor.tolerance * len(kept):
+            self._site.edited.take_off(self._site.edited.depth - 1)
+            if broken and not wrong:
+                for edit in kept:
+                    progress.refuse(edit.id, editor.name, _TAKES)
+                return []
+            return [[edit for edit in kept if edit.id not in wrong]]
+        progress.parts += parts
+        progress.over_budget[editor.name] = 0
+        for edit in broken:
+            self._memory.forget(edit.id)
+            progress.reopen(edit, editor.name, _TAKEN)
+        accepted = [edit for edit in kept if edit.id not in wrong]
+        for edit in accepted:
+            notes = proposal.notes.get(edit.id, {})
+            progress.accept(edit, editor.name, around.attempt + 1, notes)
+        if progress.pending:  # there is a rest of this step
+            for edit in accepted:
+                self._memory.remember(edit.id, edit.rows.query)
+        return []
+
+    def _forget(self, progress: _Progress) -> None:
+        """The edits of this step leave the memory, where they stand for the time of the step."""
+        for identity in progress.applied:
+            self._memory.forget(identity)
+
+    def _follow_matrices(self, progress: _Progress) -> None:
+        """What is remembered, as it is now, where matrices were edited since the last proposal."""
+        state = self._site.edited.weights_state
+        if progress.state == state:
+            return
+        progress.state = state
+        self._forget(progress)
+        self._bench.recapture()
+        for identity, edit in progress.applied.items():
+            self._memory.remember(identity, edit.standing_on(self._site).rows.query)
+
+    @staticmethod
+    def _objection(
+        patch: Patch | None, edits: Sequence[PlannedEdit], editor: Editor, around: Surroundings
+    ) -> str | None:
+        """Why a patch is not sound, or larger than it may be."""
+        if patch is None:
+            return None
+        try:
+            patch.check()
+        except EditError as error:
+            return str(error)
+        return editor.objection(patch, [edit.edit() for edit in edits], around)
+
+    def _prove(
+        self, progress: _Progress, parts: Sequence[Patch], edits: Group
+    ) -> tuple[dict[str, str], Group]:
+        """Put the parts on; reasons for the edits that are wrong with them, and the edits of this
+        step that they have broken."""
+        self._site.edited.put(parts)
+        touched = self._touched(list(progress.applied.values()), parts)
+        right = self._right([*edits, *touched])
+        wrong = {edit.id: _WRONG for edit in edits if not right[edit.id]}
+        return wrong, [edit for edit in touched if not right[edit.id]]
+
+    def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
+        """Of edits that were right, those that may not be with these parts, which are on: a neuron
+        leaves alone whatever it does not fire on."""
+        neurons = [part for part in parts if isinstance(part, NeuronPatch)]
+        if not applied or len(neurons) < len(parts):
+            return applied
+        state = self._site.edited.weights_state
+        standing = [edit for edit in applied if edit.state == state]
+        queries = [edit.rows.query[: len(edit.candidate.learned[0].targets)] for edit in standing]
+        fired = {edit.id for edit in applied if edit.state != state}
+        for part in neurons if standing else ():
+            fires = (part.firing(torch.cat(queries)).activations > 0).any(1)
+            rows = fires.split([len(query) for query in queries])
+            fired |= {e.id for e, own in zip(standing, rows, strict=True) if bool(own.any())}
+        return [edit for edit in applied if edit.id in fired]
+
+    def _right(self, edits: Group) -> dict[str, bool]:
+        """Which prompts are answered rightly as the model stands."""
+        state = self._site.edited.weights_state
+        moved = [edit for edit in edits if edit.state != state]
+        judged = self._answers.judge_in_full([edit.candidate.learned[0] for edit in moved])
+        outcomes = {edit.id: right for edit, right in zip(moved, judged, strict=True)}
+        for edit in edits:
+            if edit.state == state:
+                outcomes[edit.id] = self._answers.is_right(edit.candidate.learned[0], edit.rows)
+        return outcomes
+
+
+_FULL = "others of the same step were over the budget one by one: there is no room for more"
+_WRONG = "its own prompt is still not answered rightly with the patch on"
+_TAKES = "its patch takes the right answer from another request of the same step"
+_TAKEN = "a later patch of the same step took its right answer"
+
+
+def _failures(progress: _Progress) -> dict[str, Outcome]:
+    return {
+        identity: Outcome(
+            identity,
+            retention.FAILED,
+            reason=_told(progress.reasons.get(identity, {})),
+            supersedes=edit.supersedes,
+            repair=edit.repair,
+        )
+        for identity, edit in progress.pending.items()
+    }
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    """The reasons of every editor that had a try, with their names where there are several."""
+    if not reasons:
+        return "no editor proposed a patch for it"
+    if len(reasons) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{editor}: {reason}" for editor, reason in reasons.items())
+
+
+def _derived_seed(*parts: object) -> int:
+    """A seed of its own for every use, the same whenever the run is repeated or resumed."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

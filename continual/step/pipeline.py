@@ -1,0 +1,354 @@
+"""The step: a batch of requests in, one revision out.
+
+    read → plan → edit → prove → re-check → commit
+
+The patch is written to the disk while the earlier edits are measured again, and one transaction
+makes the revision durable, with what was measured.
+
+Knows the order of the stages, what each hands to the next, and what a step writes. Planning is in
+`planning`, editing and proving in `editing`, what a run carries along in `standing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from continual.editors.registry import make_chain
+from continual.errors import CeditError, RequestError, StreamError
+from continual.memory.answers import Answers
+from continual.patches import pack
+from continual.recheck import retention
+from continual.recheck.candidates import Candidate, encode
+from continual.recheck.probing import NewProbes, Probed, probed, read
+from continual.recheck.retention import Outcome
+from continual.recheck.standing import Measured, Standing
+from continual.site import Site
+from continual.statistics import Statistics
+from continual.step.editing import Bench, Edited, Workshop
+from continual.step.planning import Plan, Planner
+from continual.streams import STANDARD_INPUT, Item
+from store import BlobRef, Draft, Revision, Store
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """How and how often earlier edits are measured again."""
+
+    full: bool = False  # by forward passes of the whole model, not by what has changed
+    every: int = 1  # steps
+
+    @classmethod
+    def parse(cls, text: str) -> Recheck:
+        """From `exact`, `full` or `every=N`. Raises CeditError."""
+        if text in ("exact", "full"):
+            return cls(full=text == "full")
+        name, _, number = text.partition("=")
+        if name == "every" and number.isdecimal() and int(number) > 0:
+            return cls(every=int(number))
+        raise CeditError(f"recheck is exact, full or every=N with N at least 1, not {text!r}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How requests are applied."""
+
+    chain: tuple[str, ...]  # editors, tried in turn
+    batch_size: int = 1
+    seed: int = 0
+    recheck: Recheck = field(default_factory=Recheck)
+    repair: bool = False
+    strict: bool = False
+    force: bool = False
+    editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Settings:
+        """The settings that a revision was made with; how it was re-checked is not among them."""
+        return cls(
+            chain=tuple(record["chain"]),
+            batch_size=int(record["batch_size"]),
+            seed=int(record["seed"]),
+            repair=bool(record["repair"]),
+            force=bool(record["force"]),
+            editors=record["editors"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What a revision says of the settings that it was made with."""
+        tables = {name: dict(self.editors.get(name, {})) for name in self.chain}
+        return {
+            "chain": list(self.chain),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "force": self.force,
+            "repair": self.repair,
+            "editors": tables,
+        }
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Keys of probes are as in the ledger."""
+
+    revision: Revision
+    outcomes: tuple[Outcome, ...]
+    quarantined: tuple[Item, ...]
+    measured: Measured | None  # None where this step was not re-checked
+    edit_s: float  # plan, edit, prove, commit
+    commit_s: float  # of that, the commit: everything on disk
+    probe_s: float  # the first measurement of the new requests' own probes
+    recheck_s: float  # all earlier probes again, and the metrics
+    patch_bytes: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is made of: items of a stream, and the requests in them that are readable."""
+
+    candidates: tuple[Candidate, ...]
+    quarantined: tuple[Item, ...] = ()
+    source: str | None = None  # the stream's name
+    last: Item | None = None  # the last item: where the stream goes on
+
+    @property
+    def streams(self) -> dict[str, dict[str, Any]]:
+        """The stream's state after this batch."""
+        if self.source in (None, STANDARD_INPUT) or self.last is None:
+            return {}
+        return {str(self.source): {"position": self.last.position, "rolling": self.last.rolling}}
+
+
+@dataclass(frozen=True)
+class _Durations:
+    """How long a step took up to its commit, which is part of the record that the commit writes."""
+
+    edit_s: float  # plan, edit, prove
+    probe_s: float
+    recheck_s: float
+
+    def to_json(self) -> dict[str, float]:
+        """Seconds, to the microsecond."""
+        return {name: round(value, 6) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What a commit makes durable besides the outcomes."""
+
+    written: Future[BlobRef] | None  # the patch, on its way to the disk
+    measured: Measured | None
+    durations: _Durations
+
+    @property
+    def ledger(self) -> dict[str, Any] | None:
+        """The ledger's record of the step: what was measured, when, and how long it all took."""
+        if self.measured is None:
+            return None
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**self.measured.to_json(), "at": at, **self.durations.to_json()}
+
+
+def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
+    """Batches of `batch_size` requests (an item stays whole); a bad item joins one as it comes.
+
+    Raises StreamError at the first bad item where the settings are strict.
+    """
+    candidates: list[Candidate] = []
+    bad: list[Item] = []
+    last: Item | None = None
+    for item in items:
+        item, found = _encoded(item, site)
+        if item.reason is not None:
+            if settings.strict:
+                raise StreamError(f"{source}, record {item.number}: {item.reason}")
+            bad.append(item)
+        candidates += found
+        last = item
+        if len(candidates) >= settings.batch_size:
+            yield Batch(tuple(candidates), tuple(bad), source, last)
+            candidates, bad, last = [], [], None
+    if last is not None:
+        yield Batch(tuple(candidates), tuple(bad), source, last)
+
+
+def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
+    """The item with its requests as tokens; one that breaks a limit makes it a bad item."""
+    try:
+        return item, [encode(request, site.task) for request in item.requests]
+    except RequestError as error:
+        return replace(item, requests=(), reason=error.reason), []
+
+
+class Pipeline:
+    """Turns batches into revisions. The model stands at the store's head, before and after."""
+
+    def __init__(
+        self,
+        store: Store,
+        site: Site,
+        standing: Standing,
+        settings: Settings,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self._store, self._site, self._standing = store, site, standing
+        self._settings = settings
+        self._answers = Answers(site)
+        chain = make_chain(settings.chain, settings.editors, site.task.name)
+        self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
+        bench = Bench(site, standing.memory, standing.recapture, statistics, standing.taught)
+        self._workshop = Workshop(bench, chain, settings.seed)
+
+    def step(self, batch: Batch) -> Step:
+        """One step, durable when this returns. Raises StoreError where it cannot be written."""
+        started = time.perf_counter()
+        number = self._store.length
+        is_due = number % self._settings.recheck.every == 0
+        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        planned = time.perf_counter()
+        probes = self._probes(plan)
+        probed = time.perf_counter()
+        edited = self._edit(plan, probes, number)
+        written = self._write_ahead(edited)
+        proved = time.perf_counter()
+        self._follow(plan, edited, is_due)
+        advanced = time.perf_counter()
+        self._register(plan, probes)
+        registered = time.perf_counter()
+        measured = self._recheck(edited) if is_due else None
+        rechecked = time.perf_counter()
+        durations = _Durations(
+            edit_s=(planned - started) + (proved - probed),
+            probe_s=(probed - planned) + (registered - advanced),
+            recheck_s=(advanced - proved) + (rechecked - registered),
+        )
+        revision = self._commit(batch, plan, edited, _Results(written, measured, durations))
+        committed = time.perf_counter()
+        return Step(
+            revision,
+            (*edited.outcomes, *plan.outcomes),
+            batch.quarantined,
+            measured,
+            edit_s=durations.edit_s + (committed - rechecked),
+            commit_s=committed - rechecked,
+            probe_s=durations.probe_s,
+            recheck_s=durations.recheck_s,
+            patch_bytes=revision.patch.length if revision.patch else 0,
+        )
+
+    def rehearse(self, batch: Batch, number: int, *, is_due: bool) -> Edited:
+        """What step `number` makes of a batch. The model is left as the step leaves it, and nothing
+        is written; `is_due` says whether the ledger follows, as it did then."""
+        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        probes = self._probes(plan)
+        edited = self._edit(plan, probes, number)
+        self._follow(plan, edited, is_due)
+        self._register(plan, probes)
+        return edited
+
+    # -- edit and prove
+
+    def _edit(self, plan: Plan, probes: Mapping[str, Probed], number: int) -> Edited:
+        """The edits' queries leave the memory while they, or what supersedes them, are edited."""
+        memory = self._standing.memory
+        for outcome in plan.outcomes:
+            for identity in outcome.supersedes:
+                memory.forget(identity)
+        for edit in plan.edits:
+            self._standing.contradict(edit.candidate.learned)
+            for identity in (*edit.supersedes, edit.id):
+                memory.forget(identity)
+        edited = self._workshop.edit(plan.edits, number, plan.parts)
+        applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
+        for edit in plan.edits:
+            if edit.id in applied:
+                memory.remember(edit.id, edit.rows.query)
+        if edited.weight_blocks:
+            self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
+        outcomes = tuple(
+            replace(o, expected=probes[o.id].expected) if o.id in probes else o
+            for o in edited.outcomes
+        )
+        return Edited(edited.parts, outcomes)
+
+    # -- probes of new requests
+
+    def _probes(self, plan: Plan) -> dict[str, Probed]:
+        """The other probes of requests that are attempted for the first time, before the edit."""
+        kept = self._standing.retention
+        new = [edit.candidate for edit in plan.edits if edit.id not in kept]
+        return probed(self._answers, new)
+
+    def _register(self, plan: Plan, probes: Mapping[str, Probed]) -> None:
+        """Behind an edit of matrices all rows of the new requests have moved."""
+        state = self._site.edited.weights_state
+        new = []
+        for edit in plan.edits:
+            if (own := probes.get(edit.id)) is not None:
+                rows = (edit.rows, own.rows) if edit.state == state else (None, None)
+                new.append(NewProbes(edit.candidate, own.expected, *rows))
+        self._standing.register(read(self._site, new))
+
+    # -- commit
+
+    def _write_ahead(self, edited: Edited) -> Future[BlobRef] | None:
+        return self._store.write_ahead(*pack(edited.parts)) if edited.parts else None
+
+    def _commit(self, batch: Batch, plan: Plan, edited: Edited, results: _Results) -> Revision:
+        """Quarantine first, then patch and revision; the stream goes on behind this batch."""
+        self._quarantine(batch)
+        outcomes = (*edited.outcomes, *plan.outcomes)
+        body = {
+            "editor": self._settings.chain[0],
+            "settings": self._settings.to_json(),
+            "requests": [outcome.to_json() for outcome in outcomes],
+            "quarantined": [item.number for item in batch.quarantined],
+            "streams": batch.streams,
+        }
+        if edited.weight_blocks:
+            body["weight_blocks"] = edited.weight_blocks
+        return self._store.commit(
+            Draft(
+                operation="edit",
+                parent=self._store.head_id,
+                fingerprint=self._site.edited.fingerprint,
+                body=body,
+                written=results.written,
+                requests={c.id: c.request.content() for c in plan.candidates},
+                subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
+                streams=batch.streams,
+                ledger=results.ledger,
+            )
+        )
+
+    def _quarantine(self, batch: Batch) -> None:
+        if batch.quarantined:
+            self._store.quarantine(
+                {
+                    "stream": batch.source,
+                    "position": item.position,
+                    "rolling": item.rolling,
+                    **item.to_quarantine(),
+                }
+                for item in batch.quarantined
+            )
+
+    # -- re-check
+
+    def _follow(self, plan: Plan, edited: Edited, is_due: bool) -> None:
+        """The outcomes of the probes known before, after this step's patch and those before it
+        that no re-check has followed yet; not of requests that this step has superseded."""
+        requests = {c.id: c.request for c in plan.candidates}
+        self._standing.take((*edited.outcomes, *plan.outcomes), requests)
+        if is_due:
+            self._standing.note(self._standing.ledger.advance())
+
+    def _recheck(self, edited: Edited) -> Measured:
+        if self._settings.recheck.full:
+            self._standing.note(self._standing.ledger.remeasure())
+        current = [outcome.id for outcome in edited.outcomes]
+        return self._standing.measure(current)

@@ -1,0 +1,155 @@
+"""The plan stage: which requests of a batch are edited, and what becomes of the others.
+
+Drops exact repeats, lets a later request supersede earlier ones on the same fact, and skips what
+the model already answers rightly. Records in memory of what is superseded or edited again go before
+that is looked at. Measures nothing but the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from continual.editors import Edit
+from continual.memory.answers import Answers
+from continual.patches import Patch
+from continual.patches.memory import MemoryPatch
+from continual.recheck import retention
+from continual.recheck.candidates import Candidate, encode
+from continual.recheck.ledger import EDIT, Ledger
+from continual.recheck.retention import Outcome, Retention
+from continual.site import Rows, Site
+
+
+@dataclass(frozen=True)
+class PlannedEdit:
+    """A request to edit, with the rows of what it may learn from."""
+
+    candidate: Candidate
+    rows: Rows  # of the prompt and the rephrases, from one pass over them alone
+    state: str  # of the model's matrices, for which the rows hold
+    supersedes: tuple[str, ...] = ()
+    repair: bool = False
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.candidate.id
+
+    def standing_on(self, site: Site) -> PlannedEdit:
+        """The same with its rows as the model's matrices are now."""
+        if self.state == site.edited.weights_state:
+            return self
+        rows = site.rows(self.candidate.learned)
+        return replace(self, rows=rows, state=site.edited.weights_state)
+
+    def edit(self) -> Edit:
+        """The request as an editor sees it."""
+        sizes = [len(encoding.targets) for encoding in self.candidate.learned]
+        return Edit(self.candidate.request, self.candidate.learned, self.rows.split(sizes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to edit, and the outcomes of the requests that are not."""
+
+    edits: tuple[PlannedEdit, ...]
+    outcomes: tuple[Outcome, ...]
+    candidates: tuple[Candidate, ...]  # all of the batch, repairs included
+    parts: tuple[Patch, ...] = ()  # the beginning of the step's patch, which is on the model
+
+
+class Planner:
+    """Plans batches against what is retained."""
+
+    def __init__(self, site: Site, kept: Retention, ledger: Ledger, force: bool) -> None:
+        self._site, self._kept, self._ledger, self._force = site, kept, ledger, force
+        self._answers = Answers(site)
+
+    def plan(self, batch: Sequence[Candidate], repair: bool) -> Plan:
+        """The plan for a batch, in the order of its requests; repairs come first.
+
+        Records that go are off the model when this returns.
+        """
+        latest, outcomes = self._without_repeats(batch)
+        gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
+        repairs = list(self._broken(latest, gone)) if repair else []
+        parts = self._release((*repairs, *latest))
+        try:
+            edits, skipped = self._gate(repairs, latest)
+        except BaseException:
+            self._site.edited.take_off(self._site.edited.depth - len(parts))
+            raise
+        return Plan(tuple(edits), (*outcomes, *skipped), (*repairs, *batch), parts)
+
+    def _gate(
+        self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
+    ) -> tuple[list[PlannedEdit], list[Outcome]]:
+        """What is to be edited, and the outcomes of what the model answers rightly already."""
+        state = self._site.edited.weights_state
+        edits: list[PlannedEdit] = []
+        skipped: list[Outcome] = []
+        for candidate in repairs:
+            rows = self._site.rows(candidate.learned)
+            edits.append(PlannedEdit(candidate, rows, state, repair=True))
+        for candidate in latest:
+            supersedes = tuple(self._kept.competitors(candidate.request))
+            rows = self._site.rows(candidate.learned)
+            if not self._force and self._is_right(candidate, rows):
+                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
+            else:
+                edits.append(PlannedEdit(candidate, rows, state, supersedes))
+        return edits, skipped
+
+    def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
+        """Take out of the model's memory what these supersede, and their own earlier records."""
+        edited = self._site.edited
+        going: dict[str, str] = {}  # by id, the request that a record goes for
+        if len(edited.memory):
+            for candidate in candidates:
+                named = (candidate.id, *self._kept.competitors(candidate.request))
+                going |= {i: candidate.id for i in named if i in edited.memory}
+        if not going:
+            return ()
+        patch = MemoryPatch(removed=tuple(going), removed_for=tuple(going.values()))
+        edited.put([patch])
+        return (patch,)
+
+    def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
+        """The last word of the batch on each fact, and the outcomes of the others."""
+        latest: list[Candidate] = []
+        outcomes: list[Outcome] = []
+        for candidate in batch:
+            older = [c for c in latest if _compete(c, candidate)]
+            outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in older]
+            latest = [c for c in latest if c not in older]
+            if any(c.id == candidate.id for c in latest) or self._stands(candidate.id):
+                outcomes.append(Outcome(candidate.id, retention.REPEATED))
+            else:
+                latest.append(candidate)
+        return latest, outcomes
+
+    def _stands(self, identity: str) -> bool:
+        """Whether this very request was applied and is right now."""
+        retained = self._kept.requests.get(identity)
+        if retained is None or not retained.applied:
+            return False
+        return self._ledger.count(EDIT, [identity]).right == 1
+
+    def _broken(self, batch: Iterable[Candidate], gone: set[str]) -> Iterable[Candidate]:
+        """Applied requests that are wrong now, and not about to be superseded or edited anyway."""
+        busy = gone | {candidate.id for candidate in batch}
+        for identity, retained in self._kept.requests.items():
+            if retained.applied and identity not in busy and not self._stands(identity):
+                yield encode(retained.request, self._site.task)
+
+    def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
+        """Whether the model at head answers the prompt rightly."""
+        return self._answers.is_right(candidate.learned[0], rows)
+
+
+def _compete(one: Candidate, other: Candidate) -> bool:
+    """Whether two requests are about the same fact, or have the same prompt, and disagree."""
+    a, b = one.request, other.request
+    same = a.key == b.key or a.prompt_key == b.prompt_key
+    return same and a.target_new != b.target_new
