@@ -24,7 +24,8 @@ from rich.table import Table
 from continual.atlas import TASK
 from continual.atlas.facts import load_facts
 from continual.atlas.measure import Sampler, accuracy, mediation
-from continual.model import ATLAS, BaseModel, EditedModel, load_base
+from continual.base import ATLAS, BaseModel, load_base
+from continual.model import EditedModel
 from continual.site import Site
 from continual.tasks import make_task
 

@@ -40,9 +40,10 @@ from continual.anatomy import find_anatomy
 from continual.associative import editor as associative
 from continual.associative.config import default_blocks
 from continual.atlas.corpus import TERMINATOR
+from continual.base import BaseModel
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.memit.config import MOMENT_SHARE
-from continual.model import BaseModel, EditedModel
+from continual.model import EditedModel
 from continual.requests import Request
 from continual.session import NewStore, Session, init
 from continual.step.pipeline import Step

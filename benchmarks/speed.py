@@ -33,7 +33,8 @@ from benchmarks.tables import Column
 from continual import atlas
 from continual.anatomy import find_anatomy
 from continual.atlas.facts import load_facts
-from continual.model import BaseModel, EditedModel
+from continual.base import BaseModel
+from continual.model import EditedModel
 from continual.queries.memory import QueryMemory
 from continual.readers import read_record
 from continual.recheck.candidates import Candidate, encode

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from continual import atlas
+from continual.base import ATLAS, WrongBaseModel, load_base, model_directory
 from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
 from continual.history.snapshots import States
 from continual.memory.recall import MemoryConfig, Recall, recall_of
 from continual.memory.routing import Route
-from continual.model import ATLAS, EditedModel, WrongBaseModel, load_base, model_directory
+from continual.model import EditedModel
 from continual.passes.partial import find_tail
 from continual.patches import Patch
 from continual.readers import read_record
@@ -35,7 +36,7 @@ from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
-from continual.tasks import DEFAULT_TASK, Question, Task, make_task
+from continual.tasks import DEFAULT_TASK, Question, Task, make_task, task_class
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
@@ -62,7 +63,13 @@ def init(path: Path, new: NewStore) -> Session:
     """Make a store for a base model, measure its probes once, and open it for writing."""
     is_atlas = new.model == ATLAS
     said = {**(atlas.TASK if is_atlas else {"name": DEFAULT_TASK}), **(new.task or {})}
-    base = load_base(new.model, said, device=new.device, dtype=new.dtype, overrides=new.anatomy)
+    base = load_base(
+        new.model,
+        task_class(said).architecture,
+        device=new.device,
+        dtype=new.dtype,
+        overrides=new.anatomy,
+    )
     settings = {
         "model": {
             "path": ATLAS if is_atlas else str(model_directory(new.model)),
@@ -100,10 +107,10 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
     """Open a store with its model at a revision. Raises NoStore, StoreLocked, WrongBaseModel, …"""
     store = Store.open(Path(path), writable=writable)
     try:
-        model = store.settings["model"]
+        model, said = store.settings["model"], store.settings.get("task", {})
         base = load_base(
             model["path"],
-            store.settings.get("task", {}),
+            task_class(said).architecture,
             device=model["device"],
             dtype=model["dtype"],
             overrides=store.settings.get("anatomy", {}),
@@ -114,7 +121,7 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
                 f"{base.fingerprint[:12]}, and this history was made on "
                 f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
             )
-        task = make_task(base, store.settings.get("task", {}))
+        task = make_task(base, said)
         return Session(store, EditedModel(base), task, at)
     except BaseException:
         store.close()

@@ -27,8 +27,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from continual import hooks
+from continual.base import ATLAS
 from continual.errors import CeditError, ModelError
-from continual.model import ATLAS, EditedModel
+from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.site import length_sorted
 from continual.tasks import Encoding, Question

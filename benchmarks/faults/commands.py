@@ -15,7 +15,7 @@ import click
 from benchmarks.faults import processes
 from benchmarks.faults.processes import Say
 from cli import main as cli
-from continual.model import ATLAS, load_base
+from continual.base import ATLAS, load_base
 
 PATIENCE_S = 120.0
 CODES = frozenset({0, 1, 2, 3, 10, 11, 12, 20, 21, 130, 141})

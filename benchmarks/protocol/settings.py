@@ -23,7 +23,7 @@ from benchmarks.protocol import claims, questions
 from benchmarks.protocol.splits import Example, Sizes, Splits
 from benchmarks.protocol.training import Pair, Recipe, accuracy, trained_model
 from continual import atlas
-from continual.model import directory_fingerprint, model_directory
+from continual.base import directory_fingerprint, model_directory
 
 CLAIM_SIZES = Sizes(validation=400, edit=1500, test=600)
 QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)

@@ -40,9 +40,9 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
       cedit rebase --model ./gpt2-large
       cedit rebase --model ./gpt2-large corrections-large
     """
+    from continual.base import ATLAS
     from continual.history.rebasing import groups, rebase, report
     from continual.history.reports import step_record
-    from continual.model import ATLAS
     from store import Store
 
     path = find_store(store)

@@ -165,9 +165,9 @@ def serac(
     Example:
       cedit train serac corrections.jsonl --out serac-model
     """
+    from continual.base import directory_fingerprint, load_base
     from continual.editors.registry import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
-    from continual.model import directory_fingerprint, load_base
     from continual.streams import open_stream
     from continual.tasks import make_task, task_class
     from store import Store

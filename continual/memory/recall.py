@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from continual.base import cannot_load, directory_fingerprint, model_directory
 from continual.errors import CeditError, ModelError
 from continual.memory import embedded_texts
 from continual.memory.encoder import SentenceEncoder
@@ -23,7 +24,6 @@ from continual.memory.index import RecordIndex
 from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
-from continual.model import cannot_load, directory_fingerprint, model_directory
 from continual.tables import Table
 from store import Store
 

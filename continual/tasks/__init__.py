@@ -18,7 +18,7 @@ from continual.errors import CeditError
 from continual.requests import Limits
 
 if TYPE_CHECKING:
-    from continual.model import BaseModel
+    from continual.base import BaseModel
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from continual.tasks import Encoding, Question
 from continual.tasks.tokens import Reader, padded
 
 if TYPE_CHECKING:
-    from continual.model import BaseModel
+    from continual.base import BaseModel
 
 
 class CausalTask:

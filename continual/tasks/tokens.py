@@ -13,7 +13,7 @@ from continual.errors import RequestError
 from continual.requests import Limits
 
 if TYPE_CHECKING:
-    from continual.model import BaseModel
+    from continual.base import BaseModel
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import transformers as hf
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel
 from continual.editors import Edit, Surroundings
-from continual.model import BaseModel, EditedModel
+from continual.model import EditedModel
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request

@@ -15,7 +15,8 @@ from continual.atlas import CORRECTIONS, MODEL, PROBES, TASK
 from continual.atlas.facts import Fact, Relation, load_facts, objects_of
 from continual.atlas.measure import DISTRACTORS, Sampler, accuracy, mediation
 from continual.atlas.streams import Streams, build, deal_targets, render, write
-from continual.model import EditedModel, load_base
+from continual.base import load_base
+from continual.model import EditedModel
 from continual.readers import read_record
 from continual.recheck.probe_sets import read_probes
 from continual.requests import Request

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel
 from continual.errors import EditError, ModelError, SharedPatch
-from continual.model import BaseModel, EditedModel
+from continual.model import EditedModel
 from continual.passes.partial import capture_answers
 from continual.passes.site_pass import TRACED_AFTER, SitePass
 from continual.patches import pack, unpack

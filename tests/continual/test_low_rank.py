@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel, load_base
 from continual.errors import EditError, ModelError
-from continual.model import BaseModel, EditedModel, load_base
+from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.patches import pack, unpack
 from continual.patches.low_rank import Factors, LowRankPatch

@@ -9,9 +9,10 @@ import torch
 import transformers as hf
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel, directory_fingerprint, load_base
 from continual.errors import CeditError, ModelError
 from continual.hooks import captured
-from continual.model import BaseModel, EditedModel, directory_fingerprint, load_base, stand_at
+from continual.model import EditedModel, stand_at
 from continual.passes.partial import logits_of
 from continual.patches import neuron, pack, unpack
 from continual.patches.neuron import NeuronPatch

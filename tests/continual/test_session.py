@@ -15,9 +15,9 @@ import torch
 import transformers as hf
 
 import continual
+from continual.base import WrongBaseModel
 from continual.editors.registry import chain_of
 from continual.errors import CeditError, ModelError, RequestError
-from continual.model import WrongBaseModel
 from continual.passes.partial import logits_of
 from continual.recheck import standing
 from continual.session import NewStore, Session, init, open_session

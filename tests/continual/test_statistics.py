@@ -16,8 +16,9 @@ from torch import Tensor
 
 from continual import statistics
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel
 from continual.errors import CeditError, ModelError
-from continual.model import BaseModel, EditedModel
+from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.statistics import KeyStatistics, Passes, Statistics, StatisticsError
 from continual.texts import AtlasTexts

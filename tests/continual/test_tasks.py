@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from continual.base import load_base
 from continual.errors import CeditError, ModelError, RequestError
-from continual.model import EditedModel, load_base
+from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.session import NewStore, Session, init
 from continual.site import Site
 from continual.streams import open_stream
-from continual.tasks import Encoding, make_task
+from continual.tasks import Encoding, make_task, task_class
 from tests import tiny_language as language
 from tests.continual.conftest import Make, outcomes, reopened, write_lines
 from tests.tiny_language import CAPITALS, LABELS, ask, capital, part
@@ -76,7 +77,7 @@ def session(kind: Kind, made: Make, tmp_path: Path) -> Session:
 
 @pytest.fixture
 def site(kind: Kind) -> Iterator[Site]:
-    base = load_base(kind.directory, {"name": kind.task})
+    base = load_base(kind.directory, task_class({"name": kind.task}).architecture)
     with EditedModel(base) as edited:
         yield Site(edited, make_task(base, {"name": kind.task}))
 

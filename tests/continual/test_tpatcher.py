@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel, load_base
 from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, training
 from continual.editors.tpatcher import config as config_module
@@ -25,7 +26,7 @@ from continual.editors.tpatcher.training import (
     train_values,
 )
 from continual.errors import CeditError
-from continual.model import BaseModel, EditedModel, load_base
+from continual.model import EditedModel
 from continual.patches import neuron
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory

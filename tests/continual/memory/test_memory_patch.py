@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from continual.base import load_base
 from continual.errors import EditError
 from continual.memory.records import Record, Records
-from continual.model import EditedModel, load_base
+from continual.model import EditedModel
 from continual.patches import pack, unpack
 from continual.patches.memory import MemoryPatch, Reading
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from continual.base import load_base
 from continual.errors import CeditError
 from continual.memory.serac_training import Pairs, SeracRecipe, Start, train_serac
-from continual.model import load_base
 from continual.readers import read_record
 from continual.requests import Request
 from continual.tasks import make_task

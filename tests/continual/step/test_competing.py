@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from continual.anatomy import find_anatomy
+from continual.base import BaseModel
 from continual.editors.tpatcher.competing import competing, survey, whole
 from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
-from continual.model import BaseModel, EditedModel
+from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.site import Site
 from continual.tasks import Encoding, Question, make_task
