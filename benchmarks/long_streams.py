@@ -34,9 +34,9 @@ from continual.editors.registry import chain_of
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
+from continual.settings import DEFAULT_TASK
 from continual.step.pipeline import Recheck, Step
 from continual.streams import open_stream
-from continual.tasks import DEFAULT_TASK
 
 MARKS = (100, 300, 1000, 3000, 10_000)
 WINDOW = 25  # steps on either side of a mark, over which times are medians

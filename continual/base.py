@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import CeditError, ModelError
+from continual.shortage import is_shortage
 
 ATLAS = "atlas"
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
@@ -32,7 +34,7 @@ class BaseModel:
     anatomy: Anatomy
     fingerprint: str
 
-    @property
+    @cached_property
     def context_tokens_max(self) -> int | None:
         """How many tokens the model reads at once; None where its config does not say.
 
@@ -41,6 +43,24 @@ class BaseModel:
         config = self.model.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None)
         return None if most is None else int(most) - _first_position(self.model)
+
+    @cached_property
+    def pad(self) -> int:
+        """The token behind a shorter sequence of a batch: the tokenizer's own, if the model knows
+        it, as one that was added later may be unknown to it."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None or self.unknown_token([pad]) is not None else int(pad)
+
+    def unknown_token(self, ids: Sequence[int]) -> str | None:
+        """Among these tokens one that the tokenizer names and the model has no embedding for."""
+        last = max(ids, default=0)
+        if last < self._token_count:
+            return None
+        return str(self.tokenizer.convert_ids_to_tokens(last))
+
+    @cached_property
+    def _token_count(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
 
 def _first_position(model: Any) -> int:
@@ -92,6 +112,7 @@ def load_base(
     import transformers
 
     directory = model_directory(name)
+    place = usable_device(device)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
         model = getattr(transformers, architecture).from_pretrained(
@@ -99,10 +120,31 @@ def load_base(
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise cannot_load(directory, error) from error
-    model = model.to(device).eval().requires_grad_(False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up where there was none
+        raise ModelError(
+            f"The model in {directory} has no tokenizer: put its own there, with the tokenizer's "
+            "save_pretrained."
+        )
+    model = model.to(place).eval().requires_grad_(False)
     return BaseModel(
         model, tokenizer, find_anatomy(model, overrides), directory_fingerprint(directory)
     )
+
+
+def usable_device(name: str) -> torch.device:
+    """A device that tensors can be on here. Raises ModelError for any other."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # "meta" holds nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if is_shortage(error):
+            raise
+        raise ModelError(
+            f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}): choose cpu, or "
+            "cuda with a CUDA build of torch and a GPU; an existing store has it in cedit.toml, "
+            "under [model]."
+        ) from error
+    return device
 
 
 def cannot_load(directory: Path, error: Exception) -> ModelError:

@@ -31,12 +31,13 @@ from continual.recheck.candidates import encode
 from continual.recheck.probe_sets import read_probes
 from continual.recheck.standing import Standing
 from continual.requests import Request
+from continual.settings import DEFAULT_TASK, StoreSettings
 from continual.shortage import shortage_told
 from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
-from continual.tasks import DEFAULT_TASK, Question, Task, make_task, task_class
+from continual.tasks import Question, Task, make_task, task_class
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
@@ -107,21 +108,22 @@ def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -
     """Open a store with its model at a revision. Raises NoStore, StoreLocked, WrongBaseModel, …"""
     store = Store.open(Path(path), writable=writable)
     try:
-        model, said = store.settings["model"], store.settings.get("task", {})
+        settings = StoreSettings.of(store.settings)
+        model = settings.model
         base = load_base(
-            model["path"],
-            task_class(said).architecture,
-            device=model["device"],
-            dtype=model["dtype"],
-            overrides=store.settings.get("anatomy", {}),
+            model.path,
+            task_class(settings.task).architecture,
+            device=model.device,
+            dtype=model.dtype,
+            overrides=settings.anatomy,
         )
-        if base.fingerprint != model["fingerprint"]:
+        if base.fingerprint != model.fingerprint:
             raise WrongBaseModel(
-                f"The model in {model_directory(model['path'])} has fingerprint "
+                f"The model in {model_directory(model.path)} has fingerprint "
                 f"{base.fingerprint[:12]}, and this history was made on "
-                f"{model['fingerprint'][:12]}: put the right model back, or make a new store."
+                f"{model.fingerprint[:12]}: put the right model back, or make a new store."
             )
-        task = make_task(base, said)
+        task = make_task(base, settings.task)
         return Session(store, EditedModel(base), task, at)
     except BaseException:
         store.close()
@@ -159,7 +161,7 @@ class Session:
             raise
 
     def _recall(self) -> Recall:
-        config = MemoryConfig.of(self.store.settings.get("memory", {}))
+        config = MemoryConfig.of(StoreSettings.of(self.store.settings).memory)
         recall = Recall(self.edited, config, self.store)
         self._stack.callback(recall.close)
         return recall
@@ -226,10 +228,9 @@ class Session:
 
     def settings(self, **changes: Any) -> Settings:
         """The store's settings for a run, with changes."""
-        editors = self.store.settings.get("editor", {})
-        seed = int(self.store.settings.get("run", {}).get("seed", 0))
+        own = StoreSettings.of(self.store.settings)
         chain = default_chain(self.task.name)
-        return replace(Settings(chain, seed=seed, editors=editors), **changes)
+        return replace(Settings(chain, seed=own.run.seed, editors=own.editors), **changes)
 
     def steps(
         self, stream: Stream, settings: Settings, *, on_change: Callable[[str], None] = _ignore

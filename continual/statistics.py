@@ -31,9 +31,10 @@ from continual.base import ATLAS
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
+from continual.settings import StoreSettings
 from continual.site import length_sorted
 from continual.tasks import Encoding, Question
-from continual.texts import AtlasTexts
+from continual.texts import AtlasTexts, TextError
 from store import Store
 from store.cache import Cached
 from store.errors import IntegrityError
@@ -114,7 +115,7 @@ class Statistics:
     @classmethod
     def of(cls, store: Store, edited: EditedModel) -> Statistics:
         """The statistics of a store's base model: the atlas brings its own text."""
-        is_atlas = store.settings["model"]["path"] == ATLAS
+        is_atlas = StoreSettings.of(store.settings).model.path == ATLAS
         return cls(store, edited, AtlasTexts() if is_atlas else None)
 
     def get(self, block: int) -> KeyStatistics:
@@ -352,7 +353,7 @@ class _Moments:
 
     def _inputs(self, pieces: Sequence[Piece]) -> tuple[dict[str, Tensor], Tensor]:
         """A batch padded on the right, and which of its positions [B·T] are real."""
-        pad = self._edited.tokenizer.pad_token_id or 0
+        pad = self._edited.base.pad
         rows = [torch.tensor(piece) for piece in pieces]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
         lengths = torch.tensor([len(piece) for piece in pieces])
@@ -479,6 +480,11 @@ class _Collection:
 
     def _tokens(self, text: str) -> Piece:
         ids: list[int] = self._edited.tokenizer(text, verbose=False)["input_ids"]
+        if (token := self._edited.base.unknown_token(ids)) is not None:
+            raise TextError(
+                f"The model does not know the token {token!r}, which a text has: the tokenizer "
+                "names more than the model's embeddings hold. Leave that text out."
+            )
         return ids
 
 

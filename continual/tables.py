@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from continual.errors import CeditError
 
@@ -45,8 +46,11 @@ class Table:
 
 def _told(error: ValidationError) -> str:
     """Which keys are wrong, and how."""
-    problems = error.errors(include_url=False, include_context=False)
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg'].lower()}"
-        for problem in problems
-    )
+    return "; ".join(map(_problem, error.errors(include_url=False, include_context=False)))
+
+
+def _problem(found: ErrorDetails) -> str:
+    key = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} = {found['input']!r}: {found['msg'].lower()}"

@@ -375,7 +375,10 @@ def _fill(journal: Journal, member: Member, content: _Checked) -> None:
 def _point_to(aside: Path, model: str) -> None:
     """Let the settings name the base model's new place."""
     settings = config.read(aside)
-    config.write(aside, {**settings, "model": {**settings.get("model", {}), "path": model}})
+    table = settings.get("model", {})
+    if not isinstance(table, Mapping):
+        raise IntegrityError(config.FILE_NAME, f"has model = {table!r}, which is no table")
+    config.write(aside, {**settings, "model": {**table, "path": model}})
 
 
 def _require_sound(aside: Path, manifest: Mapping[str, Any]) -> None:

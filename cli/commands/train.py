@@ -168,15 +168,16 @@ def serac(
     from continual.base import directory_fingerprint, load_base
     from continual.editors.registry import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
+    from continual.settings import StoreSettings
     from continual.streams import open_stream
     from continual.tasks import make_task, task_class
     from store import Store
 
     with Store.open(find_store(store)) as opened:
-        settings = opened.settings
-    require_edits("serac", task_class(settings.get("task", {})).name)
-    base = load_base(start or settings["model"]["path"], device=settings["model"]["device"])
-    task = make_task(base, settings.get("task", {}))
+        settings = StoreSettings.of(opened.settings)
+    require_edits("serac", task_class(settings.task).name)
+    base = load_base(start or settings.model.path, device=settings.model.device)
+    task = make_task(base, settings.task)
     recipe = SeracRecipe(epochs=epochs, seed=seed)
     begin = Start(base.model, base.tokenizer, task)
     read = list(_requests(out, open_stream(str(requests))))

@@ -324,8 +324,7 @@ class _Pass:
         """Likewise, the whole of each text."""
         edited = site.edited
         ids = [p.text.encoding.ids for p in placed]
-        pad = edited.tokenizer.pad_token_id or 0
-        run = WholeSequences(edited.model, edited.anatomy, ids, block, pad)
+        run = WholeSequences(edited.model, edited.anatomy, ids, block, edited.base.pad)
         return cls(site, run, placed, [0] * len(placed))
 
     def focused(self, live: Tensor) -> _Pass | None:

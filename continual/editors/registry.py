@@ -64,7 +64,9 @@ def make_chain(
     names: Sequence[str], tables: Mapping[str, Mapping[str, Any]], task: str
 ) -> list[Editor]:
     """The editors of a chain, for the models of a task. Raises CeditError, as `make_editor` does,
-    and for one that does not edit them."""
+    and for one that does not edit them, or a table that is for no editor."""
+    for name in tables:
+        _require(name)
     for name in names:
         require_edits(name, task)
     return [make_editor(name, tables.get(name, {})) for name in names]

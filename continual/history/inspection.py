@@ -21,6 +21,7 @@ from continual.recheck.retention import (
     reverted_later,
 )
 from continual.requests import Request
+from continual.settings import StoreSettings
 from store import BlobRef, Revision, Store
 from store.vectors import describe
 
@@ -34,6 +35,7 @@ def status(store: Store) -> Record:
     """Where the store stands: head, how many corrections are in force, and the metrics there."""
     head = store.head
     kept = retained_at(store, head)
+    settings = StoreSettings.of(store.settings)
     return {
         "type": "status",
         "head": head.id,
@@ -43,8 +45,8 @@ def status(store: Store) -> Record:
         "requests_failed": len(kept.requests) - kept.applied,
         "quarantined": sum(1 for _ in store.quarantined()),
         "base": store.base.fingerprint,
-        "model": store.settings["model"]["path"],
-        "task": store.settings["task"]["name"],
+        "model": settings.model.path,
+        "task": settings.task_name,
         "fingerprint": head.fingerprint,
         **rates_at(store, head),
         "streams": {name: state["position"] for name, state in store.streams().items()},

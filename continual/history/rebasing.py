@@ -21,6 +21,7 @@ from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
 from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
+from continual.settings import StoreSettings
 from continual.step.pipeline import Settings, Step
 from store import Revision, Store
 from store.config import exists
@@ -127,16 +128,16 @@ def opened(source: Store, path: Path, model: str) -> Iterator[Session]:
 def _new(
     source: Store, files: Mapping[str, Path], model: str, origin: Mapping[str, str]
 ) -> NewStore:
-    settings = source.settings
+    settings = StoreSettings.of(source.settings)
     return NewStore(
         model=model,
-        task=settings["task"],
+        task=settings.task,
         train_probes=files.get("train"),
         test_probes=files.get("test"),
-        seed=int(settings.get("run", {}).get("seed", 0)),
-        device=settings["model"]["device"],
-        dtype=settings["model"]["dtype"],
-        editors=settings.get("editor"),
+        seed=settings.run.seed,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+        editors=settings.editors,
         origin=origin,
     )
 

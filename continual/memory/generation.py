@@ -83,9 +83,9 @@ def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
     named = (
         options.get("pad_token_id"),
         edited.model.generation_config.pad_token_id,
-        edited.tokenizer.pad_token_id,
+        edited.base.pad,
     )
-    return next((int(token) for token in named if token is not None), 0)
+    return next(int(token) for token in named if token is not None)
 
 
 def _routed(

@@ -22,6 +22,7 @@ from continual.reporting.costs import (
 )
 from continual.reporting.curves import Mark, Point, marks, points, rates_of
 from continual.reporting.walk import Visit, walk
+from continual.settings import StoreSettings
 from store import Revision, Store
 
 
@@ -95,13 +96,14 @@ def _title(
     store: Store, visits: Sequence[Visit], journal: Sequence[Revision], kept: Retention
 ) -> Title:
     head = visits[-1].revision
-    path = str(store.settings["model"]["path"])
+    settings = StoreSettings.of(store.settings)
+    path = settings.model.path
     times = [str(visit.ledger["at"]) for visit in visits if "at" in visit.ledger]
     return Title(
         store=str(store.path),
         model=PurePath(path).name or path,
         model_path=path,
-        task=str(store.settings.get("task", {}).get("name", "causal")),
+        task=settings.task_name,
         base=store.base.fingerprint,
         head=head.id,
         seq=head.seq,

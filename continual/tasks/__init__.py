@@ -16,6 +16,7 @@ from torch import Tensor
 
 from continual.errors import CeditError
 from continual.requests import Limits
+from continual.settings import DEFAULT_TASK
 
 if TYPE_CHECKING:
     from continual.base import BaseModel
@@ -89,8 +90,6 @@ TASKS: Mapping[str, str] = {
     "classification": "ClassificationTask",
 }
 """The class of each, in the module of its name."""
-
-DEFAULT_TASK = "causal"
 
 
 def task_class(settings: Mapping[str, Any]) -> type[Task]:

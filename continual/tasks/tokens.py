@@ -20,19 +20,28 @@ if TYPE_CHECKING:
 class Reader:
     """A tokenizer, and how much of a prompt and of an answer it may read."""
 
-    tokenizer: Any
+    base: BaseModel
     limits: Limits
-    context_tokens_max: int | None  # what the model reads at once
     pad: int  # the token behind a shorter sequence of a batch
 
     @classmethod
     def of(cls, base: BaseModel, limits: Limits) -> Reader:
         """The reader of a base model."""
-        pad = base.tokenizer.pad_token_id
-        return cls(base.tokenizer, limits, base.context_tokens_max, 0 if pad is None else int(pad))
+        return cls(base, limits, base.pad)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's."""
+        return self.base.tokenizer
+
+    @property
+    def context_tokens_max(self) -> int | None:
+        """What the model reads at once."""
+        return self.base.context_tokens_max
 
     def prompt(self, prompt: str) -> tuple[int, ...]:
-        """Tokens of a prompt. Raises RequestError for none, too many, and what is no text."""
+        """Tokens of a prompt. Raises RequestError for none, too many, what is no text, and what the
+        model does not know."""
         _require_text(prompt)
         ids = tuple(self.tokenizer(prompt)["input_ids"])
         if not ids:
@@ -42,17 +51,28 @@ class Reader:
                 f"The prompt {_short(prompt)} has {len(ids)} tokens, more than the "
                 f"{self.limits.prompt_tokens_max} allowed: shorten it."
             )
+        self._require_known(prompt, ids)
         self.require_context(prompt, len(ids))
         return ids
 
     def require_answer(self, answer: str, targets: Sequence[int]) -> None:
-        """Raises RequestError where an answer's tokens are none, or too many."""
+        """Raises RequestError where an answer's tokens are none, too many, or not the model's."""
         if not targets:
             raise RequestError(f"The answer {answer!r} has no tokens: give it a text.")
         if len(targets) > self.limits.target_tokens_max:
             raise RequestError(
                 f"The answer {_short(answer)} has {len(targets)} tokens, more than the "
                 f"{self.limits.target_tokens_max} allowed: shorten it."
+            )
+        self._require_known(answer, targets)
+
+    def _require_known(self, text: str, ids: Sequence[int]) -> None:
+        """Raises RequestError for tokens that the tokenizer names and the model has no embedding
+        for."""
+        if (token := self.base.unknown_token(ids)) is not None:
+            raise RequestError(
+                f"The model does not know the token {token!r} in {_short(text)}: the tokenizer "
+                "names more than the model's embeddings hold."
             )
 
     def require_context(self, prompt: str, count: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import continual.atlas
-import continual.model
+import continual.base
 from tests.cli.conftest import Cedit, request, write_lines
 
 
@@ -16,7 +16,7 @@ def atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny atlas: model, corrections and probes."""
     corrections = write_lines(tmp_path / "corrections.jsonl", [request(n) for n in range(9)])
     probes = write_lines(tmp_path / "probes.jsonl", [{"prompt": "a", "answer": "b"}])
-    monkeypatch.setattr(continual.model, "model_directory", lambda _: model)
+    monkeypatch.setattr(continual.base, "model_directory", lambda _: model)
     monkeypatch.setattr(continual.atlas, "CORRECTIONS", corrections)
     monkeypatch.setattr(continual.atlas, "PROBES", {"train": probes, "test": probes})
     monkeypatch.setattr(continual.atlas, "TASK", {"name": "causal"})

@@ -353,6 +353,14 @@ def test_what_is_no_model_directory_is_named(tmp_path):
         load_base(tmp_path)
 
 
+def test_a_model_without_a_tokenizer_is_named(random_model, tmp_path):
+    """Transformers makes one up for it, without a word."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((random_model / name).read_bytes())
+    with pytest.raises(ModelError, match="has no tokenizer: put its own there"):
+        load_base(tmp_path)
+
+
 def test_an_unknown_number_format_is_named(random_model):
     with pytest.raises(ModelError):
         load_base(random_model, dtype="float31")
@@ -367,3 +375,9 @@ def test_a_model_reads_as_many_tokens_as_it_is_said_to(name):
     model(**tiny_inputs(model, length=most))
     with pytest.raises((IndexError, RuntimeError)):  # BERT: of its sizes, before it looks up
         model(**tiny_inputs(model, length=most + 1))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", ""])
+def test_a_device_that_is_not_here_is_named(random_model, device):
+    with pytest.raises(ModelError, match=f"Device '{device}' cannot be used here .*cedit.toml"):
+        load_base(random_model, device=device)

@@ -390,6 +390,28 @@ def test_a_store_can_be_made_on_a_gated_decoder(made, tmp_path):
 # -- from Python
 
 
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_named(made, tmp_path):
+    """As it is often done for padding: then others pad, and the rest is as it was."""
+    directory = language.save_decoder(tmp_path / "model")
+    tokenizer = language.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["quokka"])
+    tokenizer.save_pretrained(directory)
+    session = made(directory)
+    records = [correction(1), correction(2, f"{CAPITALS[2]} {CAPITALS[3]}")]
+    session.apply(records, batch_size=2)
+    assert answers(session, records) == [True] * 2
+    strange = [{**correction(3), "prompt": "quokka"}, correction(4, "quokka"), correction(5)]
+    (step,) = session.apply(write_lines(tmp_path / "stream.jsonl", strange), batch_size=3)
+    reasons = [str(item.reason) for item in step.quarantined]
+    assert len(reasons) == 2 and all("not know the token 'quokka'" in why for why in reasons)
+    assert answers(session, records) == [True] * 2
+    with pytest.raises(RequestError, match="quokka"):
+        session.ask("quokka")
+    with pytest.raises(CeditError, match="token 'quokka', which a text has"):
+        list(session.statistics.collect(["quokka " * 40], [0]))
+
+
 def test_the_api_of_the_front_page(made, random_model):
     """As it stands in the package's own docstring."""
     store = made(random_model)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from continual.editors.registry import EDITORS, make_editor
+from continual.editors.registry import EDITORS, make_chain, make_editor
 from continual.errors import CeditError
 from continual.memory.recall import MemoryConfig
+from continual.settings import StoreSettings
 
 
 @pytest.mark.parametrize("name", EDITORS)
@@ -46,3 +47,38 @@ def test_rules_of_a_method_are_told_with_its_table():
         make_editor("tpatcher", {"margin": 1.5})
     with pytest.raises(CeditError, match=r"\[editor\.memit\] blocks are one or more"):
         make_editor("memit", {"blocks": [1, 0]})
+
+
+STORE = {"model": {"path": "atlas", "fingerprint": "f0"}, "task": {"name": "causal"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"fingerprint": "f0"}}, r"\[model\] path is missing"),
+        ({"model": {"path": 7}}, r"\[model\] path = 7: input should be a valid string"),
+        ({"model": {"path": "x", "dtype": "int8"}}, r"\[model\] dtype = 'int8': .*bfloat16"),
+        ({"model": {"path": "x", "devise": "cpu"}}, r"\[model\] has no setting devise: .*device"),
+        ({"model": "atlas"}, r"model = 'atlas' is no table: write \[model\]"),
+        ({"run": {"seed": "x"}}, r"\[run\] seed = 'x': input should be a valid integer"),
+        ({"run": {"seed": 1.5}}, r"\[run\] seed = 1.5"),
+        ({"task": 3}, r"task = 3 is no table"),
+        ({"editor": {"memit": 3}}, r"editor.memit = 3 is no table: write \[editor.memit\]"),
+        ({"editors": {}, "modell": {}}, "says editors, modell, which nothing reads: .* editor, "),
+    ],
+)
+def test_a_stores_settings_are_read_as_input(change, said):
+    with pytest.raises(CeditError, match=said):
+        StoreSettings.of({**STORE, **change})
+
+
+def test_what_a_store_leaves_out_has_its_default():
+    settings = StoreSettings.of(STORE)
+    assert (settings.model.device, settings.model.dtype, settings.run.seed) == ("cpu", "float32", 0)
+    assert (settings.task_name, dict(settings.editors)) == ("causal", {})
+    assert StoreSettings.of({"model": STORE["model"]}).task_name == "causal"
+
+
+def test_a_table_for_no_editor_is_named():
+    with pytest.raises(CeditError, match="Unknown editor 'mimit': choose one of"):
+        make_chain(("tpatcher",), {"mimit": {}}, "causal")

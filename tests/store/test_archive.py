@@ -104,6 +104,14 @@ def test_the_base_model_may_lie_elsewhere(archive, tmp_path):
         assert opened.settings["model"] == {"path": "/elsewhere"}
 
 
+def test_a_store_whose_settings_name_no_model_is_not_pointed_to_one(tmp_path):
+    with Store.init(tmp_path / "store", {"model": "m"}, {}, "f0") as opened:
+        export(opened, tmp_path / "history.tar")
+    with pytest.raises(IntegrityError, match=r"cedit.toml.*model = 'm', which is no table"):
+        restore(tmp_path / "history.tar", tmp_path / "other", model="/elsewhere")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_damaged_store_is_not_exported(full, tmp_path):
     blob = full.blobs.path(full.revision("@3").patch.sha256)
     blob.write_bytes(blob.read_bytes()[:-1])

@@ -1,0 +1,83 @@
+"""What a store's `cedit.toml` says to the engine. People may change it, so it is read as input.
+
+Knows which tables there are, and what those of the model and of a run hold; what a task, an editor
+or the memory is told is checked where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from continual.errors import CeditError
+from continual.tables import Table
+
+DEFAULT_TASK = "causal"
+TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory")
+
+
+@dataclass(frozen=True)
+class ModelSettings(Table):
+    """The `[model]` table: which base model, and how it is loaded."""
+
+    table: ClassVar[str] = "model"
+
+    path: str
+    fingerprint: str = ""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
+class RunSettings(Table):
+    """The `[run]` table."""
+
+    table: ClassVar[str] = "run"
+
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """All tables of a store."""
+
+    model: ModelSettings
+    run: RunSettings
+    task: Mapping[str, Any]
+    anatomy: Mapping[str, Any]
+    memory: Mapping[str, Any]
+    editors: Mapping[str, Mapping[str, Any]]  # [editor.NAME]
+
+    @property
+    def task_name(self) -> str:
+        """The task, or the one that is taken where none is named."""
+        return str(self.task.get("name", DEFAULT_TASK))
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """From the file as it was read. Raises CeditError for what is no table or unknown, and for
+        a value that does not do, as `Table.of` does."""
+        if unknown := sorted(set(settings) - set(TABLES)):
+            raise CeditError(
+                f"cedit.toml says {', '.join(unknown)}, which nothing reads: its tables are "
+                f"{', '.join(TABLES)}."
+            )
+        editors = _table(settings, "editor")
+        return cls(
+            ModelSettings.of(_table(settings, "model")),
+            RunSettings.of(_table(settings, "run")),
+            _table(settings, "task"),
+            _table(settings, "anatomy"),
+            _table(settings, "memory"),
+            {name: _table(editors, name, "editor.") for name in editors},
+        )
+
+
+def _table(settings: Mapping[str, Any], name: str, above: str = "") -> Mapping[str, Any]:
+    """A table; empty where there is none."""
+    found = settings.get(name, {})
+    if not isinstance(found, Mapping):
+        place = f"{above}{name}"
+        raise CeditError(f"cedit.toml: {place} = {found!r} is no table: write [{place}].")
+    return found
