@@ -33,10 +33,10 @@ class Run:
 
 
 LONG = (
-    Run("tpatcher", 1, 6, range(40, 300, 20)),
-    Run("memit", 20, 60, range(200, 900, 50)),
-    Run("ft-last", 1, 4, range(200, 600, 40)),
-    Run("serac", 1, 4, range(200, 560, 40)),
+    Run("tpatcher", 1, 4, range(60, 300, 40)),
+    Run("memit", 20, 40, range(200, 900, 100)),
+    Run("ft-last", 1, 3, range(260, 600, 60)),
+    Run("serac", 1, 3, range(200, 560, 80)),
 )
 SHORT = (Run("ft-last", 1, 2, (420,)),)
 
