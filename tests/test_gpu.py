@@ -13,8 +13,13 @@ import pytest
 import torch
 
 from continual import atlas
+from continual.associative.lessons import lesson_of
+from continual.associative.targets import Targets, find_targets
+from continual.editors import Edit
+from continual.editors.memit import MemitConfig
 from continual.history.replaying import verify
 from continual.readers import read_record
+from continual.recheck.candidates import encode
 from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
 from continual.step.pipeline import Step
@@ -102,3 +107,21 @@ def test_the_outcomes_on_a_gpu_are_those_on_a_cpu(tmp_path):
             steps = apply(session, "tpatcher", COUNT)
             found[device] = [step.measured.rates.to_json() for step in steps]
     assert found["cuda"] == found["cpu"]
+
+
+def test_the_values_found_on_a_gpu_are_those_on_a_cpu(tmp_path):
+    """By full products: the search goes through attention of the engine's own, packed."""
+    found = {device: values_on(device, tmp_path) for device in ("cpu", "cuda")}
+    assert found["cuda"].steps == found["cpu"].steps
+    assert found["cuda"].arrived == found["cpu"].arrived
+    error = (found["cuda"].states.cpu() - found["cpu"].states).norm()
+    assert error < 1e-3 * found["cpu"].states.norm()
+
+
+def values_on(device: str, tmp_path: Path) -> Targets:
+    config = MemitConfig(precision="highest", steps_max=4)
+    with init(tmp_path / device, NewStore(device=device)) as session:
+        candidates = [encode(request, session.task) for request in corrections(COUNT)]
+        edits = [Edit(c.request, c.learned, ()) for c in candidates]
+        lessons = [lesson_of(edit, ("", "It is said that "), session.site) for edit in edits]
+        return find_targets(session.site, lessons, 0, config)
