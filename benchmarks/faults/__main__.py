@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults [--short] [--only NAME,...] [--json OUT]
 
-The full form takes about twenty minutes on two cores. Exits with 1 where something acknowledged was
+The full form takes about half an hour on two cores. Exits with 1 where something acknowledged was
 lost, something damaged went unnoticed, an error had no name, or a control noticed nothing.
 """
 
