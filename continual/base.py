@@ -140,14 +140,18 @@ def usable_device(name: str) -> torch.device:
         if is_shortage(error):
             raise
         raise ModelError(
-            f"Device {name!r} cannot be used here ({str(error).splitlines()[0]}): choose cpu, or "
-            "cuda with a CUDA build of torch and a GPU; an existing store has it in cedit.toml, "
-            "under [model]."
+            f"Device {name!r} cannot be used here ({_first_line(error)}): choose cpu, or cuda "
+            "with a CUDA build of torch and a GPU; an existing store has it in cedit.toml, under "
+            "[model]."
         ) from error
     return device
 
 
 def cannot_load(directory: Path, error: Exception) -> ModelError:
     """What transformers says of a directory, without its lists of everything that there is."""
-    said = str(error).replace("\\n", "\n").splitlines() or [type(error).__name__]
-    return ModelError(f"The model in {directory} cannot be loaded: {said[0]}")
+    return ModelError(f"The model in {directory} cannot be loaded: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """Of what it says; the error's name, where it says nothing."""
+    return (str(error).replace("\\n", "\n").splitlines() or [type(error).__name__])[0]

@@ -123,7 +123,7 @@ def find_targets(
 
 
 def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:
-    """At most: the sums of a block, and the keys and values of those above it."""
+    """About: the sums of a block, and the keys and values of those above it."""
     anatomy, weight = site.edited.anatomy, site.edited.model.get_input_embeddings().weight
     tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
     states = 1 + 2 * (anatomy.last - block)

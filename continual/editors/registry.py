@@ -65,8 +65,11 @@ def make_chain(
 ) -> list[Editor]:
     """The editors of a chain, for the models of a task. Raises CeditError, as `make_editor` does,
     and for one that does not edit them, or a table that is for no editor."""
-    for name in tables:
-        _require(name)
+    if strangers := sorted(set(tables) - set(EDITORS)):
+        raise CeditError(
+            f"[editor.{strangers[0]}] in cedit.toml is for no editor: there are "
+            f"{', '.join(EDITORS)}."
+        )
     for name in names:
         require_edits(name, task)
     return [make_editor(name, tables.get(name, {})) for name in names]

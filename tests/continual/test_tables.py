@@ -80,5 +80,8 @@ def test_what_a_store_leaves_out_has_its_default():
 
 
 def test_a_table_for_no_editor_is_named():
-    with pytest.raises(CeditError, match="Unknown editor 'mimit': choose one of"):
+    with pytest.raises(
+        CeditError,
+        match=r"\[editor\.mimit\] in cedit\.toml is for no editor: there are tpatcher, memit",
+    ):
         make_chain(("tpatcher",), {"mimit": {}}, "causal")
