@@ -100,7 +100,7 @@ def stats(
     """
     from continual.session import open_session
     from continual.statistics import OWN_TOKENS, Statistics
-    from continual.texts import TextFiles
+    from continual.statistics.texts import TextFiles
 
     with open_session(find_store(store), writable=False, at="base") as session:
         statistics = Statistics.of(session.store, session.edited)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual import statistics
 from continual.anatomy import find_anatomy
 from continual.base import BaseModel
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
-from continual.statistics import KeyStatistics, Passes, Statistics, StatisticsError
-from continual.texts import AtlasTexts
+from continual.statistics import KeyStatistics, Passes, Statistics, StatisticsError, moments
+from continual.statistics import kept as keeping
+from continual.statistics.texts import AtlasTexts
 from store import Store
 from store.errors import StoreFull
 from tests import tiny_language as language
@@ -139,7 +139,7 @@ def test_padding_has_no_part_in_them(make: Make) -> None:
 def test_they_are_symmetric_to_the_last_bit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, tiled = make("whole"), make("tiled")
     collect(whole, texts())
-    monkeypatch.setattr(statistics, "_TILE", 37)
+    monkeypatch.setattr(moments, "_TILE", 37)
     collect(tiled, texts())
     moment = tiled.get(0).second_moment
     assert torch.equal(moment, moment.T)
@@ -513,7 +513,7 @@ def test_those_of_another_block_are_refused(make: Make) -> None:
 def test_the_atlas_collects_its_own_when_they_are_asked_for(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "OWN_TOKENS", 700)
+    monkeypatch.setattr(keeping, "OWN_TOKENS", 700)
     asked = make("asked", path="atlas").get(1)
     told = make("told", path="m")
     collect(told, AtlasTexts(), passes=Passes(), tokens_max=700)
@@ -524,7 +524,7 @@ def test_the_atlas_collects_its_own_when_they_are_asked_for(
 def test_the_atlas_collects_them_once_and_again_where_they_are_damaged(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "OWN_TOKENS", 700)
+    monkeypatch.setattr(keeping, "OWN_TOKENS", 700)
     first = make(path="atlas").get(0)
     written = first.path.stat().st_mtime_ns
     assert make(path="atlas").get(0).path.stat().st_mtime_ns == written

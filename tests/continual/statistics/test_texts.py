@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from continual import texts
 from continual.atlas.facts import load_facts
-from continual.texts import AtlasTexts, TextError, TextFiles
+from continual.statistics import texts
+from continual.statistics.texts import AtlasTexts, TextError, TextFiles
 
 Write = Callable[..., Path]
 

@@ -1,0 +1,155 @@
+"""A run: text through the model, sums to the disk now and then, statistics in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from continual.errors import CeditError, ModelError
+from continual.model import EditedModel
+from continual.passes.batching import by_length
+from continual.statistics.moments import Moments
+from continual.statistics.texts import TextError
+from continual.statistics.windows import Passes, Piece, Place, Window, skip, windows
+from store import Store
+from store.cache import Cached
+from store.errors import IntegrityError
+
+_PARTIAL = "statistics/partial"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be collected. ``made_for`` is whose keys."""
+
+    blocks: tuple[int, ...]
+    tokens_max: int | None
+    passes: Passes
+    made_for: Mapping[str, Any]
+
+    def identity(self, dtype: torch.dtype) -> dict[str, Any]:
+        """What must be the same for a run to go on where another was interrupted."""
+        cut = asdict(self.passes)
+        del cut["checkpoint_seconds"]
+        return {"made_for": dict(self.made_for), "dtype": str(dtype), "passes": cut}
+
+
+class Collection:
+    """One run: text through the model, sums to the disk now and then, statistics in the end."""
+
+    def __init__(self, store: Store, edited: EditedModel, job: Job) -> None:
+        if edited.anatomy.encoder is not None:
+            raise ModelError("Key statistics are collected for decoders only: choose one.")
+        self._store = store
+        self._edited = edited
+        self._job = job
+        self._moments = Moments(edited, job.blocks)
+        self._identity = job.identity(next(edited.model.parameters()).dtype)
+
+    def run(self, texts: Iterable[str], on_change: Callable[[str], None]) -> Iterator[Progress]:
+        """All of it, shown pass by pass."""
+        job = self._job
+        documents, place = self._begin(texts, on_change)
+        due = self._next_checkpoint()
+        for window in windows(documents, place, self._tokens, job.passes, job.tokens_max):
+            yield from self._add(window, place)
+            place = window.place
+            if window.is_whole and time.monotonic() >= due:
+                meta = {"identity": self._identity, "place": asdict(place)}
+                self._store.put_cached(_PARTIAL, self._moments.tensors(), meta)
+                due = self._next_checkpoint()
+        self._keep(place)
+
+    def _add(self, window: Window, start: Place) -> Iterator[Progress]:
+        tokens, pass_tokens = start.tokens, self._job.passes.pass_tokens_max
+        for half, pieces in enumerate((window.even, window.odd)):
+            for places in by_length([len(piece) for piece in pieces], pass_tokens):
+                batch = [pieces[place] for place in places]
+                self._moments.add(half, batch)
+                tokens += sum(map(len, batch))
+                yield Progress(start.documents, tokens)
+        self._moments.require_finite()
+
+    def _keep(self, place: Place) -> None:
+        """Put the statistics of every block in the place of what was there."""
+        if not place.tokens:
+            raise CeditError("The text has no tokens: key statistics need some.")
+        made_for = self._job.made_for
+        for block, site in zip(self._job.blocks, made_for["sites"], strict=True):
+            moment, convergence = self._moments.mean(block)
+            meta = {
+                "made_for": {**made_for, "sites": [site]},
+                "dtype": self._identity["dtype"],
+                "text": place.rolling,
+                "documents": place.documents,
+                "count": place.tokens,
+                "convergence": convergence,
+            }
+            self._store.put_cached(name_of(block), {"second_moment": moment}, meta)
+        self._store.drop_cached(_PARTIAL)
+
+    # -- going on
+
+    def _begin(
+        self, texts: Iterable[str], on_change: Callable[[str], None]
+    ) -> tuple[Iterator[str], Place]:
+        """The documents still to be read, and the place behind those that are summed already."""
+        partial = self._interrupted(on_change)
+        if partial is None:
+            return iter(texts), Place()
+        place = Place(**partial.meta["place"])
+        documents = iter(texts)
+        if skip(documents, place.documents) != place.rolling:
+            on_change(
+                "The text is not the one that the interrupted run has read: begun from its start."
+            )
+            return iter(texts), Place()
+        self._moments.restore(partial.tensors)
+        return documents, place
+
+    def _interrupted(self, on_change: Callable[[str], None]) -> Cached | None:
+        """What an interrupted run has left, where this run can go on with it."""
+        try:
+            partial = self._store.cached(_PARTIAL)
+        except IntegrityError as error:
+            on_change(f"What an interrupted run has left is damaged, begun anew: {error}")
+            return None
+        if partial is None:
+            return None
+        tokens, wanted = partial.meta["place"]["tokens"], self._job.tokens_max
+        if partial.meta["identity"] != self._identity:
+            on_change("An interrupted run over other blocks or another model is given up.")
+        elif wanted is not None and tokens > wanted:
+            on_change(f"An interrupted run over {tokens} tokens, more than wanted, is given up.")
+        else:
+            return partial
+        return None
+
+    def _next_checkpoint(self) -> float:
+        return time.monotonic() + self._job.passes.checkpoint_seconds
+
+    def _tokens(self, text: str) -> Piece:
+        ids: list[int] = self._edited.tokenizer(text, verbose=False)["input_ids"]
+        if (token := self._edited.base.unknown_token(ids)) is not None:
+            raise TextError(
+                f"The model does not know the token {token!r}, which a text has: the tokenizer "
+                "names more than the model's embeddings hold. Leave that text out."
+            )
+        return ids
+
+
+def name_of(block: int) -> str:
+    """Where a block's statistics lie in the cache."""
+    return f"statistics/block-{block}"

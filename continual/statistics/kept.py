@@ -1,0 +1,163 @@
+"""The key statistics of one base model, as they are kept in a store's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.base import ATLAS
+from continual.errors import CeditError, ModelError
+from continual.model import EditedModel
+from continual.settings import StoreSettings
+from continual.statistics.collecting import Collection, Job, Progress, name_of
+from continual.statistics.texts import AtlasTexts
+from continual.statistics.windows import Passes
+from store import Store
+from store.cache import Cached
+from store.errors import IntegrityError
+
+OWN_TOKENS = 2**16
+"""What is collected of a model's own text. The atlas: over a statement of every fact, 32·d_ff."""
+
+_REMEDY = "run `cedit train stats --text FILE`"
+
+
+class StatisticsError(CeditError):
+    """Key statistics that are not there, or not to be used."""
+
+    def __init__(self, block: int, cause: str) -> None:
+        super().__init__(f"The key statistics of block {block} {cause}: {_REMEDY}.")
+        self.block = block
+
+
+@dataclass(frozen=True)
+class KeyStatistics:
+    """The second moment of the keys of one block."""
+
+    block: int
+    count: int  # keys seen
+    second_moment: Tensor  # [d_ff, d_ff] float64, symmetric: the mean of k kᵀ
+    convergence: float
+    """‖A − B‖ / ‖C₀‖ (Frobenius), A and B the second moments over every other piece of text.
+
+    Where pieces are independent, C₀ is about half as far from that of endless such text. 1 where
+    there was only one piece.
+    """
+    path: Path  # the file that holds them
+    digest: str  # SHA-256 of that file: which statistics an edit was made with
+
+    def __post_init__(self) -> None:
+        if not bool(self.second_moment.isfinite().all()):
+            raise StatisticsError(self.block, "hold NaN or infinity")
+
+
+def _ignore(_: str) -> None:
+    """A notice, unheard."""
+
+
+class Statistics:
+    """The key statistics of one base model, in a store's cache.
+
+    ``texts`` is the model's own text, if it has any: statistics that are not there are collected
+    from it when they are asked for. Without it they are an error.
+    """
+
+    def __init__(
+        self, store: Store, edited: EditedModel, texts: Iterable[str] | None = None
+    ) -> None:
+        self._store = store
+        self._edited = edited
+        self.texts = texts
+
+    @classmethod
+    def of(cls, store: Store, edited: EditedModel) -> Statistics:
+        """The statistics of a store's base model: the atlas brings its own text."""
+        is_atlas = StoreSettings.of(store.settings).model.path == ATLAS
+        return cls(store, edited, AtlasTexts() if is_atlas else None)
+
+    def get(self, block: int) -> KeyStatistics:
+        """The statistics of a block, read from the disk. Raises StatisticsError without any."""
+        try:
+            return self._kept(block)
+        except StatisticsError:
+            if self.texts is None:
+                raise
+        for _ in self.collect(self.texts, [block], tokens_max=OWN_TOKENS):
+            pass
+        return self._kept(block)
+
+    def collect(
+        self,
+        texts: Iterable[str],
+        blocks: Iterable[int] | None = None,
+        *,
+        tokens_max: int | None = None,
+        passes: Passes | None = None,
+        on_change: Callable[[str], None] = _ignore,
+    ) -> Iterator[Progress]:
+        """Sum up the keys of some blocks, all unless named, in one pass over the text, and keep
+        the statistics of each when the text ends or ``tokens_max`` tokens are seen.
+
+        A run that was interrupted is gone on with, to the same bits, where model, blocks and text
+        are the same; ``on_change`` is told where they are not. ``texts`` gives the same documents
+        each time that it is iterated, one by one: it is never held whole. Memory and checkpoints
+        take 2·d_ff² float64 numbers for each block.
+
+        Raises ModelError for keys that are not finite, CeditError for a text without tokens.
+        """
+        if isinstance(texts, Iterator):
+            raise TypeError("texts may be read from its beginning twice: give no iterator")
+        named = range(self._edited.anatomy.block_count) if blocks is None else blocks
+        wanted = tuple(sorted(set(named)))
+        job = Job(wanted, tokens_max, self._fitting(passes or Passes()), self._made_for(wanted))
+        return Collection(self._store, self._edited, job).run(texts, on_change)
+
+    def _fitting(self, passes: Passes) -> Passes:
+        """Pieces that the model can read."""
+        context = self._edited.base.context_tokens_max or passes.piece_tokens_max
+        return replace(passes, piece_tokens_max=min(passes.piece_tokens_max, context))
+
+    # -- what is kept
+
+    def _kept(self, block: int) -> KeyStatistics:
+        found = self._found(block)
+        return KeyStatistics(
+            block,
+            found.meta["count"],
+            found.tensors["second_moment"],
+            found.meta["convergence"],
+            found.path,
+            found.digest,
+        )
+
+    def _found(self, block: int) -> Cached:
+        """What is cached for a block, once it is seen to be of this model and whole."""
+        made_for = self._made_for([block])
+        try:
+            found = self._store.cached(name_of(block))
+        except IntegrityError as error:
+            cause = f"are damaged (cache/{error.object}: {error.problem})"
+            raise StatisticsError(block, cause) from error
+        if found is None:
+            raise StatisticsError(block, f"are not in {self._store.cache / 'statistics'}")
+        if found.meta.get("made_for") != made_for:
+            raise StatisticsError(block, "were made for another base model or another FFN")
+        moment = found.tensors.get("second_moment")
+        width = self._edited.anatomy.ffn_width
+        if moment is None or moment.shape != (width, width) or moment.dtype != torch.float64:
+            raise StatisticsError(block, f"are damaged (no float64 matrix [{width}, {width}])")
+        return found
+
+    def _made_for(self, blocks: Sequence[int]) -> dict[str, Any]:
+        """Whose keys these are. Raises ModelError for a block that the model has not."""
+        anatomy = self._edited.anatomy
+        for block in blocks:
+            if not 0 <= block <= anatomy.last:
+                raise ModelError(f"The model has no block {block}: choose of 0 to {anatomy.last}.")
+        sites = [anatomy.path(block, anatomy.down) for block in blocks]
+        return {"base": self._edited.base.fingerprint, "sites": sites}

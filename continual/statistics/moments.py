@@ -1,0 +1,113 @@
+"""Σ k kᵀ of a model's keys, pass by pass, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from continual import hooks
+from continual.errors import ModelError
+from continual.model import EditedModel
+from continual.passes.partial import logits_of
+from continual.statistics.windows import Piece
+
+_TILE = 512  # rows of a moment that are summed at once
+
+
+class Moments:
+    """Σ k kᵀ over the even and over the odd pieces, for some blocks of one model.
+
+    Of every sum only the upper triangle counts; below it stands what fell into a tile.
+    """
+
+    def __init__(self, edited: EditedModel, blocks: Sequence[int]) -> None:
+        self._edited = edited
+        anatomy, width = edited.anatomy, edited.anatomy.ffn_width
+        self._downs = {block: anatomy.down_module(edited.model, block) for block in blocks}
+        self._sums = {  # [2, d_ff, d_ff]
+            block: torch.zeros(2, width, width, dtype=torch.float64, device=_summing_device(down))
+            for block, down in self._downs.items()
+        }
+        self._counts = [0, 0]
+
+    @torch.inference_mode()
+    def add(self, half: int, pieces: Sequence[Piece]) -> None:
+        """One pass over some pieces, which ends behind the last block wanted."""
+        inputs, real = self._inputs(pieces)
+
+        def see(block: int, call: hooks.Call) -> None:
+            keys = call.input.flatten(0, -2)[real.to(call.input.device)]
+            _add_squares(self._sums[block][half], keys)
+
+        with (
+            self._edited.bare(),
+            hooks.watched(self._downs, see),
+            hooks.cut_short(self._downs[max(self._downs)]),
+        ):
+            hooks.run_until_cut(lambda: logits_of(self._edited.model, inputs))
+        self._counts[half] += int(real.sum())
+
+    def require_finite(self) -> None:
+        """Raises ModelError for sums that a key with NaN or infinity has gone into."""
+        for block, sums in self._sums.items():
+            if not bool(sums.diagonal(dim1=-2, dim2=-1).isfinite().all()):
+                raise ModelError(
+                    f"The keys of block {block} hold NaN or infinity: the model's numbers "
+                    "overflow in this text. Make the store with --dtype float32 or bfloat16."
+                )
+
+    def mean(self, block: int) -> tuple[Tensor, float]:
+        """The second moment of a block, and its convergence; see ``KeyStatistics``."""
+        even, odd = (_symmetric(half) for half in self._sums[block].cpu())
+        whole = (even + odd).div_(sum(self._counts))
+        distance = even.div_(max(1, self._counts[0])).sub_(odd.div_(max(1, self._counts[1])))
+        norm = whole.norm().item()
+        return whole, distance.norm().item() / norm if norm else 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of the state."""
+        sums = {_tensor_name(block): sums for block, sums in self._sums.items()}
+        return {**sums, "counts": torch.tensor(self._counts)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to a state that `tensors` gave."""
+        for block, sums in self._sums.items():
+            sums.copy_(tensors[_tensor_name(block)])
+        self._counts = tensors["counts"].tolist()
+
+    def _inputs(self, pieces: Sequence[Piece]) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch padded on the right, and which of its positions [B·T] are real."""
+        pad = self._edited.base.pad
+        rows = [torch.tensor(piece) for piece in pieces]
+        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+        lengths = torch.tensor([len(piece) for piece in pieces])
+        real = torch.arange(ids.shape[1]) < lengths[:, None]
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        device = self._edited.device
+        return {name: tensor.to(device) for name, tensor in inputs.items()}, real.flatten()
+
+
+def _summing_device(down: torch.nn.Module) -> torch.device:
+    """Where the keys are, if float64 is known there."""
+    device = next(down.parameters()).device
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _add_squares(total: Tensor, keys: Tensor) -> None:
+    """Add k kᵀ of keys [n, d_ff] to the upper triangle of a sum, in float64."""
+    wide = keys.to(total.device).double()
+    for first in range(0, len(total), _TILE):
+        rows = wide[:, first : first + _TILE]
+        total[first : first + _TILE, first:].addmm_(rows.T, wide[:, first:])
+
+
+def _symmetric(total: Tensor) -> Tensor:
+    """A sum of which the upper triangle is given."""
+    return total.triu() + total.triu(1).T
+
+
+def _tensor_name(block: int) -> str:
+    return f"block-{block}"
