@@ -28,6 +28,7 @@ from continual.passes.partial import find_tail
 from continual.patches import Patch
 from continual.readers import read_record
 from continual.recheck.candidates import encode
+from continual.recheck.general_rows import BODY
 from continual.recheck.probe_sets import read_probes
 from continual.recheck.standing import Standing
 from continual.requests import Request
@@ -35,13 +36,21 @@ from continual.settings import DEFAULT_TASK, StoreSettings
 from continual.shortage import shortage_told
 from continual.site import Site
 from continual.statistics import Statistics
+from continual.statistics.texts import TextFiles
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Question, Task, make_task, task_class
+from continual.watch import general
+from continual.watch.config import WatchConfig
+from continual.watch.general import GeneralText
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
     from continual.history.reverting import Reverted
+
+
+def _unseen(_done: int, _total: int) -> None:
+    """Progress, unseen."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,17 @@ class NewStore:
     anatomy: Mapping[str, str] | None = None
     editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
     origin: Mapping[str, str] | None = None  # what the store was made from; see `history.rebasing`
+    watch: Mapping[str, Any] | None = None  # the [watch] table
+    text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
 
 
-def init(path: Path, new: NewStore) -> Session:
-    """Make a store for a base model, measure its probes once, and open it for writing."""
+def init(
+    path: Path, new: NewStore, *, on_progress: Callable[[int, int], None] = _unseen
+) -> Session:
+    """Make a store for a base model, measure its probes once, and open it for writing.
+
+    `on_progress` is told the general texts written and their number.
+    """
     is_atlas = new.model == ATLAS
     said = {**(atlas.TASK if is_atlas else {"name": DEFAULT_TASK}), **(new.task or {})}
     base = load_base(
@@ -96,12 +112,29 @@ def init(path: Path, new: NewStore) -> Session:
     }
     if new.editors:
         settings["editor"] = {name: dict(table) for name, table in new.editors.items()}
+    if new.watch:
+        settings["watch"] = dict(new.watch)
     if new.origin:
         body["origin"] = dict(new.origin)
+    edited = EditedModel(base)
+    with edited:
+        text = _general_text(Site(edited, task), new, on_progress)
+    if text.passages:
+        body[BODY] = text.to_json()
     store = Store.init(path, settings, body, base.fingerprint)
-    session = Session(store, EditedModel(base), task)
+    session = Session(store, edited, task)
     session.standing  # noqa: B018  measures the base, so that its accuracies are on record
     return session
+
+
+def _general_text(
+    site: Site, new: NewStore, on_progress: Callable[[int, int], None]
+) -> GeneralText:
+    """The general text of a new store: of files, or as the base writes it."""
+    config = WatchConfig.of(new.watch or {})
+    if new.text:
+        return general.take(site, TextFiles(new.text), config)
+    return general.write(site, config, new.seed, on_progress)
 
 
 def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -> Session:
@@ -230,7 +263,36 @@ class Session:
         """The store's settings for a run, with changes."""
         own = StoreSettings.of(self.store.settings)
         chain = default_chain(self.task.name)
-        return replace(Settings(chain, seed=own.run.seed, editors=own.editors), **changes)
+        watch = WatchConfig.of(own.watch)
+        settings = Settings(chain, seed=own.run.seed, editors=own.editors, watch=watch)
+        return replace(settings, **changes)
+
+    def watch(
+        self, files: Sequence[Path] = (), on_progress: Callable[[int, int], None] = _unseen
+    ) -> Revision | None:
+        """Give a history its general text: of files, or as the base writes it. From here on edits
+        leave it alone, and Watch is measured. None where there is none to give."""
+        config = WatchConfig.of(StoreSettings.of(self.store.settings).watch)
+        self._stand_at_head()
+        if files:
+            text = general.take(self.site, TextFiles(tuple(files)), config)
+        else:
+            seed = StoreSettings.of(self.store.settings).run.seed
+            text = general.write(self.site, config, seed, on_progress)
+        if not text.passages:
+            return None
+        head = self.store.head
+        revision = self.store.commit(
+            Draft("watch", head.id, head.fingerprint, {BODY: text.to_json()})
+        )
+        self.forget_standing()
+        return revision
+
+    def _require_watch(self) -> None:
+        """Give an older history its general text before its next edit."""
+        config = WatchConfig.of(StoreSettings.of(self.store.settings).watch)
+        if config.texts and all(BODY not in r.body for r in self.store.lineage("head")):
+            self.watch()
 
     def steps(
         self, stream: Stream, settings: Settings, *, on_change: Callable[[str], None] = _ignore
@@ -269,6 +331,8 @@ class Session:
 
     def _pipeline(self, settings: Settings) -> Pipeline:
         self._stand_at_head()
+        if settings.watch is not None:
+            self._require_watch()
         return Pipeline(self.store, self.site, self.standing, settings, self.statistics)
 
     def apply(

@@ -14,7 +14,7 @@ from continual.errors import CeditError
 from continual.tables import Table
 
 DEFAULT_TASK = "causal"
-TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory")
+TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory", "watch")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class StoreSettings:
     anatomy: Mapping[str, Any]
     memory: Mapping[str, Any]
     editors: Mapping[str, Mapping[str, Any]]  # [editor.NAME]
+    watch: Mapping[str, Any]
 
     @property
     def task_name(self) -> str:
@@ -71,6 +72,7 @@ class StoreSettings:
             _table(settings, "anatomy"),
             _table(settings, "memory"),
             {name: _table(editors, name, "editor.") for name in editors},
+            _table(settings, "watch"),
         )
 
 

@@ -21,9 +21,10 @@ from continual.passes.batching import by_length
 from continual.passes.partial import RowTail, find_tail, logits_of
 from continual.passes.site_pass import SitePass
 from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
-from continual.tasks import Encoding, Task
+from continual.tasks import Encoding, Task, sequences
 
 PASS_TOKENS_MAX = 4096
+PASS_LOGITS_MAX = 2**28  # of a pass that shows the logits of all tokens
 LOGITS_MAX = 2**24
 ROWS_REMEMBERED_MAX = 64
 SUMS_REMEMBERED = 16
@@ -194,8 +195,11 @@ class Site:
         edited = self.edited
         with edited.without_neurons():
             inputs = self.inputs(encodings)
-            size = max(len(encoding.ids) for encoding in encodings)
-            places = [i * size + p for i, e in enumerate(encodings) for p in e.positions]
+            read, owners = sequences(encodings)
+            size = max(len(encoding.ids) for encoding in read)
+            places = [
+                i * size + p for i, e in zip(owners, encodings, strict=True) for p in e.positions
+            ]
             device = inputs["input_ids"].device
             query, hidden = self._pass(inputs, torch.tensor(places, device=device))
         targets = [target for encoding in encodings for target in encoding.targets]
@@ -318,7 +322,8 @@ class Site:
     def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
         """Which probes are right, by forward passes of the whole edited model, or another one."""
         outcomes: dict[int, bool] = {}
-        for batch in length_sorted(encodings):
+        tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
+        for batch in length_sorted(encodings, tokens_max):
             chosen = [encodings[i] for i in batch]
             logits = logits_of(model or self.edited.model, self.inputs(chosen))
             answered, targets = answer_logits(chosen, logits)
@@ -354,7 +359,7 @@ class Site:
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
         """The model's inputs for a pass over these probes, on its device."""
-        inputs = self.task.inputs(encodings)
+        inputs = self.task.inputs(sequences(encodings)[0])
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
 
 
@@ -387,12 +392,19 @@ def verdict_of(logits: Tensor, targets: Tensor, tie: float) -> Verdict:
 def length_sorted(
     encodings: Sequence[Encoding], tokens_max: int = PASS_TOKENS_MAX
 ) -> list[list[int]]:
-    """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens."""
-    return by_length([len(encoding) for encoding in encodings], tokens_max)
+    """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens; the
+    beginnings of one text stay together."""
+    read, owners = sequences(encodings)
+    members: list[list[int]] = [[] for _ in read]
+    for index, owner in enumerate(owners):
+        members[owner].append(index)
+    batches = by_length([len(encoding) for encoding in read], tokens_max)
+    return [[index for owner in batch for index in members[owner]] for batch in batches]
 
 
 def _places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:
     """(sequence, position) of every answer row in the batch."""
-    places = [(i, p) for i, encoding in enumerate(encodings) for p in encoding.positions]
+    _, owners = sequences(encodings)
+    places = [(i, p) for i, e in zip(owners, encodings, strict=True) for p in e.positions]
     sequence, position = torch.tensor(places, device=device).T
     return sequence, position

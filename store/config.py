@@ -17,7 +17,7 @@ from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
-FORMAT = 2
+FORMAT = 3
 _MARK = b"# sha256 "  # before the digest of all lines above
 _MARKED = re.compile(_MARK + rb"[0-9a-f]{64}\n\Z")
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}

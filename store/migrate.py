@@ -2,9 +2,10 @@
 
     1  the first
     2  a revision can put other patches in the place of earlier ones (`replaces`)
+    3  a revision can bring general text that is watched, and edits have neighbours (`watch`)
 
-A version 1 reader would pass over `replaces` and take the state for damaged, hence the number. A
-step leaves the old files as they are until all that it needs is written; `cedit.toml` says the new
+A version 1 reader would pass over `replaces` and take the state for damaged, a version 2 reader
+would edit without what is watched, hence the numbers. A step leaves the old files as they are until all that it needs is written; `cedit.toml` says the new
 number last. The settings and the journal from before are kept in `backup/`. A newer format is
 refused by name: only the version that wrote it knows what it means.
 """
@@ -70,6 +71,7 @@ def _nothing(_: Path) -> None:
 
 STEPS: Mapping[int, Step] = {
     2: Step("a revision can put other patches in the place of earlier ones", _nothing),
+    3: Step("a revision can bring general text that is watched", _nothing),
 }
 """By the format that a step leads to."""
 

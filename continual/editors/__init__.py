@@ -60,6 +60,7 @@ class Surroundings:
     statistics: Statistics | None = None  # of the base model's keys
     seed: int = 0  # the store's: for what is drawn once and is the same at every step
     taught: Callable[[], Taught] = Taught
+    narrow: int = 0  # earlier proposals of these edits that changed too much of what is held out
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from store.vectors import describe
 Record = dict[str, Any]  # a JSON object
 
 UNMEASURED = Rates().to_json()
+WATCHED_ROLES = ("watch", "neighbour", "continuation")
 SHOWN = ("prompt", "target_new", "target_old", "subject", "relation", "case")  # of a request
 
 
@@ -186,7 +187,8 @@ def patch_bytes(revision: Revision) -> int:
 
 def _outcome(store: Store, outcome: Outcome) -> Record:
     record = outcome.to_json()
-    record.pop("expected", None)  # token ids, of use to the engine alone
+    for name in ("expected", "neighbours"):  # token ids, of use to the engine alone
+        record.pop(name, None)
     return {**_facts(store.request(outcome.id)), **record}
 
 
@@ -209,6 +211,8 @@ def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> I
     before, after = _wrong_at(store, older), _wrong_at(store, newer)
     for key in sorted(before ^ after):
         owner, role, index = key.rsplit(":", 2)
+        if role in WATCHED_ROLES:
+            continue  # token ids: `show` has their words
         if owner in kept or owner in sets:
             yield {
                 "probe": key,

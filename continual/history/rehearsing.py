@@ -121,7 +121,8 @@ def rehearse(
     before it, is left behind it."""
     batch = batch_of(session, revision, without)
     is_due = session.store.ledger(revision.seq) is not None
-    return pipeline.rehearse(batch, revision.seq, is_due=is_due)
+    recorded = {outcome.id: outcome for outcome in outcomes_of(revision.body)}
+    return pipeline.rehearse(batch, revision.seq, recorded, is_due=is_due)
 
 
 def settings_of(revision: Revision) -> Settings:

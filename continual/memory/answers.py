@@ -76,6 +76,11 @@ class Answers:
             reads, dict(enumerate(self.site.are_right(encodings, rows, chosen)))
         )
 
+    def with_own(self, encodings: Sequence[Encoding], own: Sequence[bool]) -> list[bool]:
+        """Which probes are right, where the model's own outcomes are known: only what a record
+        answers is judged."""
+        return self._with_readers(self._routed(encodings), dict(enumerate(own)))
+
     def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
         """Which probes are right, by full forward passes of whoever answers them."""
         reads = self._routed(encodings)

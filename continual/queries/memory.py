@@ -6,7 +6,8 @@ Knows queries at one FFN site and whose they are; nothing of patches or of the m
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 
 import torch
@@ -24,6 +25,7 @@ class QueryMemory:
         self._training.append(training)
         self._places = list(range(len(training)))  # of the rows left, in the beginning
         self._edits = SearchedQueries(training)
+        self._near = SearchedQueries(training)  # for the time of an edit; see `beside`
         self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
 
     @property
@@ -73,19 +75,32 @@ class QueryMemory:
         last = len(self._edits) - sum(self._counts[name] for name in behind)
         self._edits.cut(last - self._counts.pop(owner), last)
 
+    @contextmanager
+    def beside(self, queries: Tensor) -> Iterator[None]:
+        """Remember more queries [r, d] for as long as this lasts: the neighbours of an edit."""
+        before = self._near
+        try:
+            self._near = SearchedQueries(queries)
+            self._near.append(queries)
+            yield
+        finally:
+            self._near = before
+
     def highest_scores(self, keys: Tensor) -> Tensor:
         """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
-        return torch.maximum(self._training.highest(keys), self._edits.highest(keys))
+        scores = torch.maximum(self._training.highest(keys), self._edits.highest(keys))
+        return torch.maximum(scores, self._near.highest(keys)) if len(self._near) else scores
 
     def supporting(self, key: Tensor) -> Tensor:
-        """[r, d] one row of the training queries and one of the edits', where there are any: among
-        them is the one that a key [d] scores highest."""
-        return torch.cat([self._training.supporting(key), self._edits.supporting(key)])
+        """[r, d] one row of each part of the memory, where there are any: among them is the one
+        that a key [d] scores highest."""
+        parts = (self._training, self._edits, self._near)
+        return torch.cat([part.supporting(key) for part in parts])
 
     def mean(self) -> Tensor:
         """[d] the mean of the training queries; zero where there are none."""
         return self._mean if len(self._training) else torch.zeros_like(self._mean)
 
     def all(self) -> Tensor:
-        """[m + p, d]"""
-        return torch.cat([self.training, self.edits])
+        """[m + p + r, d]"""
+        return torch.cat([self.training, self.edits, self._near.rows])

@@ -29,6 +29,11 @@ class Candidate:
         """The request's id."""
         return self.request.id
 
+    @property
+    def judged(self) -> tuple[Encoding, ...]:
+        """The encodings that have to be right for the edit to be."""
+        return self.learned[:1]
+
     def learned_entries(self) -> list[Entry]:
         """The prompt and the rephrases, as probes."""
         edit = Entry(self.id, EDIT, 0, self.learned[0])

@@ -29,7 +29,9 @@ from continual.tasks import Encoding
 
 EDIT, REPHRASE, HELD_OUT = "edit", "rephrase", "held_out"
 LOCALITY, PORTABILITY, TRAIN, TEST = "locality", "portability", "train", "test"
-ROLES = (EDIT, REPHRASE, HELD_OUT, LOCALITY, PORTABILITY, TRAIN, TEST)
+WATCH, NEIGHBOUR, CONTINUATION = "watch", "neighbour", "continuation"
+WATCHED = (WATCH, NEIGHBOUR, CONTINUATION)
+ROLES = (EDIT, REPHRASE, HELD_OUT, LOCALITY, PORTABILITY, TRAIN, TEST, *WATCHED)
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,57 @@ class Ledger:
             self._routed = RoutedProbes(Answers(self._site))
         self._routed.add([entry.encoding for entry in self.entries[len(self._routed) :]])
 
+    def would_break(self, roles: Sequence[str]) -> list[Entry]:
+        """Active entries of these roles that are right in the ledger, and wrong with the patches
+        that are on the model but not followed yet. The ledger itself stays as it is."""
+        numbers = torch.tensor([ROLES.index(role) for role in roles])
+        wanted = self._active.rows & torch.isin(self._role.rows, numbers) & self._outcomes
+        places = wanted.nonzero().squeeze(-1)
+        if not len(places):
+            return []
+        own = self._own_preview(places)
+        if self._site.edited.memory.size:
+            own = self._routed_preview(places, own)
+        return [self.entries[place] for place in places[~own].tolist()]
+
+    def _own_preview(self, places: Tensor) -> Tensor:
+        """[n] bool: the model's own outcomes at these places, as it stands now."""
+        if self._state != self._site.edited.weights_state:
+            encodings = [self.entries[place].encoding for place in places.tolist()]
+            return torch.tensor(self._site.judge_in_full(encodings), dtype=torch.bool)
+        own = self._own.rows.clone()
+        bank = self._site.bank
+        fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :]).cpu()
+        is_asked = torch.zeros_like(own)
+        is_asked[places] = True
+        rows = fired[is_asked[self._probe.rows[fired]]]
+        if len(rows):
+            verdict = self._site.judge(self.rows[rows])
+            right, close = self._right.rows.clone(), self._close.rows.clone()
+            right[rows], close[rows] = verdict.right.cpu(), verdict.close.cpu()
+            probes = self._probe.rows[rows].unique()
+            own[probes] = self._all_of_probe(right, probes)
+            for place in probes[~self._all_of_probe(~close, probes)].tolist():
+                own[place] = self._site.judge_alone(self.entries[place].encoding)
+        return own[places]
+
+    def _routed_preview(self, places: Tensor, own: Tensor) -> Tensor:
+        """[n] bool: the outcomes at these places by whoever answers now."""
+        answers = Answers(self._site)
+        encodings = [self.entries[place].encoding for place in places.tolist()]
+        return torch.tensor(answers.with_own(encodings, own.tolist()), dtype=torch.bool)
+
     def retire(self, owner: str) -> list[str]:
         """Count an owner's entries no longer: another request has superseded it. Their keys."""
         places = [place for role in ROLES for place in self._places.pop((owner, role), ())]
         if places:
             self._active[torch.tensor(places)] = False
         return [self.entries[place].key for place in places]
+
+    def drop(self, places: Sequence[int]) -> None:
+        """Count these entries no longer; their owner's others stay."""
+        if places:
+            self._active[torch.tensor(places)] = False
 
     def advance(self) -> dict[str, bool]:
         """Follow what was put on since the last time: the outcomes that turned.

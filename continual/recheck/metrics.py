@@ -7,6 +7,13 @@
     TestR   the same for the test probes
     Locality  share of the locality probes whose answer is still what it was before their edit
 
+and those of the watch set, which needs no user (`continual.watch`):
+
+    Watch         share of held-out general positions with the next token of the base
+    Neighbours    share of the edits' held-out neighbours answered as before their edit
+    Continuation  share of positions behind the edits' answers that go on as before their edit
+    Fluency       entropy of the n-grams of the edits' free continuations over that of the base's
+
 A rate is None where there was nothing to measure.
 """
 
@@ -42,6 +49,10 @@ class Rates:
     TrainR: float | None = None
     TestR: float | None = None
     Locality: float | None = None
+    Watch: float | None = None
+    Neighbours: float | None = None
+    Continuation: float | None = None
+    Fluency: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
         """By name, in the order above."""

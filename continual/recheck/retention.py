@@ -7,7 +7,7 @@ nothing of models.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from continual.recheck.metrics import Count
@@ -36,6 +36,7 @@ class Outcome:
     supersedes: tuple[str, ...] = ()
     expected: tuple[tuple[int, ...], ...] = ()  # what its locality prompts were answered with
     repair: bool = False
+    neighbours: Mapping[str, Any] = field(default_factory=dict)  # see `watch.neighbours`
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,6 +50,7 @@ class Outcome:
             "supersedes": list(self.supersedes),
             "expected": [list(tokens) for tokens in self.expected],
             "repair": self.repair,
+            "neighbours": dict(self.neighbours),
             **self.notes,
         }
         return {key: value for key, value in record.items() if value}
@@ -56,7 +58,7 @@ class Outcome:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Outcome:
         """The entry read back."""
-        known = {"id", "outcome", "editor", "attempt", "reason", "supersedes", "expected", "repair"}
+        known = {field.name for field in fields(cls)} - {"notes"}
         return cls(
             id=record["id"],
             outcome=record["outcome"],
@@ -66,6 +68,7 @@ class Outcome:
             supersedes=tuple(record.get("supersedes", ())),
             expected=tuple(tuple(tokens) for tokens in record.get("expected", ())),
             repair=bool(record.get("repair", False)),
+            neighbours=record.get("neighbours", {}),
             notes={key: value for key, value in record.items() if key not in known},
         )
 
@@ -77,6 +80,7 @@ class Retained:
     request: Request
     applied: bool
     expected: tuple[tuple[int, ...], ...]
+    neighbours: Mapping[str, Any] = field(default_factory=dict)  # as its outcome has them
 
 
 class Retention:
@@ -118,7 +122,8 @@ class Retention:
             self.attempts += Count(int(applied), 1)
         known = self.requests.pop(outcome.id, None)  # a repair comes last again
         expected = known.expected if known else outcome.expected
-        self.requests[outcome.id] = Retained(request, applied, expected)
+        neighbours = outcome.neighbours or (known.neighbours if known else {})
+        self.requests[outcome.id] = Retained(request, applied, expected, neighbours)
         if known is None:
             for key in _keys(request):
                 self._by_key.setdefault(key, []).append(outcome.id)

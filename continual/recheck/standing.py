@@ -9,15 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from continual.editors import Taught
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
-from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY, REPHRASE, TEST, TRAIN, Entry, Ledger
+from continual.recheck.general_rows import GeneralRows
+from continual.recheck.ledger import (
+    CONTINUATION,
+    EDIT,
+    HELD_OUT,
+    LOCALITY,
+    NEIGHBOUR,
+    REPHRASE,
+    TEST,
+    TRAIN,
+    WATCH,
+    Entry,
+    Ledger,
+)
 from continual.recheck.metrics import Count, Rates, ratio
 from continual.recheck.probing import NewProbes
 from continual.recheck.retention import (
@@ -28,9 +43,11 @@ from continual.recheck.retention import (
     outcomes_of,
     reverted_later,
 )
-from continual.requests import Probe, Request
+from continual.requests import Probe, Request, normalised
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
+from continual.watch.neighbours import Neighbourhood
+from continual.watch.stating import CorrectedFact
 from store import Revision, Store
 
 REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows held twice
@@ -80,8 +97,11 @@ class Standing:
         lineage = store.lineage("head" if past is None else past.revision)
         without = frozenset[str]() if past is None else past.without
         self._register_sets(lineage[0].body["probes"])
-        self.memory = QueryMemory(self.ledger.rows_of(TRAIN, TRAIN).query)
+        self.general = GeneralRows.at(store, site, lineage)
+        self.ledger.register(*self.general.held_out())
         self._taught = self._training_rows()
+        self.memory = QueryMemory(self._training_queries())
+        self.fluency: dict[str, float] = {}  # of requests whose continuation is not as it was
         self._contradicted: set[Question] = set()  # questions of requests
         fresh: list[str] = []  # attempted for the first time since the last record
         moved: tuple[str, ...] = ()  # applied when matrices were edited last
@@ -94,6 +114,7 @@ class Standing:
                 moved, since = self._applied(), set()
             record = store.ledger(revision.seq)
             if record is not None:
+                self.fluency.update(record.get("fluency", {}))
                 fresh.clear()
                 self._recorded.update(record["turned"])
                 self._generality += Count(*record["GR"])
@@ -123,6 +144,8 @@ class Standing:
                 fresh.append(outcome.id)
             if outcome.outcome in ATTEMPTED:
                 self.contradict(encode(request, self._site.task).learned)
+                if outcome.neighbours:
+                    self.set_aside(Neighbourhood.from_json(outcome.neighbours).fact(request))
             self.retention.take(outcome, request)
         return fresh
 
@@ -132,6 +155,11 @@ class Standing:
             read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
             encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
             self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
+
+    def _training_queries(self) -> Tensor:
+        """[m, d] the memory that no edit made: training probes, then general text."""
+        taught = self.ledger.rows_of(TRAIN, TRAIN).query
+        return torch.cat([taught, self.general.queries()]) if self.general.text.memory else taught
 
     def _training_rows(self) -> dict[Question, range]:
         """Where each question of the training probes has its rows in the memory."""
@@ -165,6 +193,8 @@ class Standing:
                 query = captured[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
             others += candidate.other_entries(retained.expected)
+            if retained.applied and retained.neighbours:
+                others += watched_entries(candidate.id, Neighbourhood.from_json(retained.neighbours))
         if learned:
             self.ledger.register(learned, Rows.join(parts))
         self.ledger.register(others)
@@ -212,6 +242,34 @@ class Standing:
                 self._contradicted.add(question)
                 self.memory.contradict(self._taught[question])
 
+    def set_aside(self, fact: CorrectedFact) -> None:
+        """Take out of the memory, and out of what is measured, whatever states a corrected fact."""
+        if not fact.answers:
+            return
+        general = self._taught_count
+        places = [general + place for place in self.general.stated_in_memory(fact)]
+        for text, token, rows in self._taught_texts:
+            if token in fact.answers and fact.is_about(text):
+                places += rows
+        self.memory.contradict(places)
+        held_out = self.ledger.places(WATCH, WATCH)
+        self.ledger.drop([held_out[index] for index in self.general.stated_in_held_out(fact)])
+
+    @cached_property
+    def _taught_count(self) -> int:
+        """How many rows of the memory are training probes'; general text stands behind them."""
+        return sum(len(rows) for rows in self._taught.values())
+
+    @cached_property
+    def _taught_texts(self) -> list[tuple[str, int, range]]:
+        """The training probes as they are compared: text, first token of the answer, places."""
+        decode = self._site.edited.tokenizer.decode
+        return [
+            (normalised(decode(list(e.encoding.question.ids))), e.encoding.targets[0], places)
+            for e in self.ledger.entries
+            if e.role == TRAIN and (places := self._taught.get(e.encoding.question))
+        ]
+
     def taught(self) -> Taught:
         """Training probes, and the prompts of the edits that the memory has queries of."""
         training = tuple(e.encoding for e in self.ledger.entries if e.role == TRAIN)
@@ -223,7 +281,11 @@ class Standing:
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""
         taught = [e.encoding for e in self.ledger.entries if e.role == TRAIN]
-        training = self._site.rows_in_passes(taught).query if taught else self.memory.training
+        training = self.memory.training[:0]
+        if taught:
+            training = self._site.rows_in_passes(taught).query
+        if self.general.text.memory:
+            training = torch.cat([training, self.general.queries()])
         self.memory.recapture(training, self._captured(self.memory.owners, new))
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
@@ -245,6 +307,12 @@ class Standing:
         for one in new:
             self._fresh += self._generality_of(one.candidate.id)
 
+    def watch_over(self, identity: str, neighbourhood: Neighbourhood) -> None:
+        """Take in the held-out neighbours of an edit that was just applied."""
+        entries = watched_entries(identity, neighbourhood)
+        self.ledger.register(entries)
+        self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
+
     def note(self, turned: Mapping[str, bool]) -> None:
         """Outcomes as they are now: those that are news join the next record."""
         self._unrecorded.update(turned)
@@ -264,6 +332,9 @@ class Standing:
             TrainR=ratio(self.ledger.count(TRAIN), self._base[TRAIN]),
             TestR=ratio(self.ledger.count(TEST), self._base[TEST]),
             Locality=self.ledger.count(LOCALITY).rate,
+            Watch=self.ledger.count(WATCH).rate,
+            Neighbours=self.ledger.count(NEIGHBOUR).rate,
+            Continuation=self.ledger.count(CONTINUATION).rate,
         )
         seen, self._unrecorded = self._unrecorded, {}
         turned = {key: now for key, now in seen.items() if self._recorded.get(key, True) != now}
@@ -275,3 +346,14 @@ class Standing:
         """Held-out rephrases where a request has any, else the rephrases that it learned from."""
         held_out = self.ledger.count(HELD_OUT, [owner])
         return held_out if held_out.total else self.ledger.count(REPHRASE, [owner])
+
+
+def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[Entry]:
+    """The probes of a neighbourhood: its held-out prompts, and each position behind the answer."""
+    near = [passage.encoding() for passage in neighbourhood.held_out]
+    behind = [encoding for passage in neighbourhood.behind for encoding in passage.positions()]
+    return [
+        Entry(identity, role, index, encoding)
+        for role, encodings in ((NEIGHBOUR, near), (CONTINUATION, behind))
+        for index, encoding in enumerate(encodings)
+    ]

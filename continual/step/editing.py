@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,10 +25,12 @@ from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory
 from continual.recheck import retention
+from continual.recheck.ledger import Ledger
 from continual.recheck.retention import Outcome
 from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
+from continual.step.watching import Watch
 
 Group = list[PlannedEdit]
 OVER_BUDGET_MAX = 3
@@ -45,6 +48,7 @@ class _Progress:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
     over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
+    narrowed: Counter[str] = field(default_factory=Counter)  # refusals for harm, by request
 
     def refuse(self, identity: str, editor: str, reason: str) -> None:
         """Record why an editor did not get an edit right."""
@@ -95,6 +99,8 @@ class Bench:
     recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
     statistics: Statistics | None = None
     taught: Callable[[], Taught] = Taught  # as it is known to the ledger
+    ledger: Ledger | None = None
+    watch: Watch | None = None  # None: nothing is watched
 
 
 class Workshop:
@@ -156,6 +162,7 @@ class Workshop:
                     self._bench.statistics,
                     self._seed,
                     partial(self._taught, progress),
+                    max(progress.narrowed[edit.id] for edit in group),
                 )
                 groups.extendleft(reversed(self._try(progress, editor, around, group)))
                 number += 1
@@ -172,7 +179,8 @@ class Workshop:
         """One proposal, kept if it is proved; else the groups worth another one."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
-        proposal = editor.edit([edit.edit() for edit in group], around)
+        with self._beside(group):
+            proposal = editor.edit([edit.edit() for edit in group], around)
         for identity, reason in proposal.failed.items():
             progress.refuse(identity, editor.name, reason)
         kept = [edit for edit in group if edit.id not in proposal.failed]
@@ -196,12 +204,19 @@ class Workshop:
                     progress.refuse(edit.id, editor.name, _TAKES)
                 return []
             return [[edit for edit in kept if edit.id not in wrong]]
+        accepted = [edit for edit in kept if edit.id not in wrong]
+        if (harm := self._harm(accepted)) is not None:
+            self._site.edited.take_off(self._site.edited.depth - 1)
+            for edit in accepted:
+                progress.refuse(edit.id, editor.name, harm)
+                progress.narrowed[edit.id] += 1
+            half = len(accepted) // 2
+            return [accepted[:half], accepted[half:]] if half else []
         progress.parts += parts
         progress.over_budget[editor.name] = 0
         for edit in broken:
             self._memory.forget(edit.id)
             progress.reopen(edit, editor.name, _TAKEN)
-        accepted = [edit for edit in kept if edit.id not in wrong]
         for edit in accepted:
             notes = proposal.notes.get(edit.id, {})
             progress.accept(edit, editor.name, around.attempt + 1, notes)
@@ -209,6 +224,27 @@ class Workshop:
             for edit in accepted:
                 self._memory.remember(edit.id, edit.rows.query)
         return []
+
+    @contextmanager
+    def _beside(self, group: Group) -> Iterator[None]:
+        """The neighbours of these edits are in memory for as long as this lasts."""
+        watch = self._bench.watch
+        near = [edit.neighbourhood for edit in group if edit.neighbourhood is not None]
+        queries = [] if watch is None else [watch.silent_queries(n) for n in near]
+        silent = [part for part in queries if part is not None]
+        if not silent:
+            yield
+            return
+        with self._memory.beside(torch.cat(silent)):
+            yield
+
+    def _harm(self, edits: Group) -> str | None:
+        """Why the patch that was put on last changes too much of what is held out."""
+        watch, ledger = self._bench.watch, self._bench.ledger
+        if watch is None or ledger is None or not edits:
+            return None
+        near = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
+        return watch.objection(near, ledger)
 
     def _forget(self, progress: _Progress) -> None:
         """The edits of this step leave the memory, where they stand for the time of the step."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from continual.editors.registry import make_chain
@@ -31,7 +32,10 @@ from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.editing import Bench, Edited, Workshop
 from continual.step.planning import Plan, Planner
+from continual.step.watching import Watch
 from continual.streams import STANDARD_INPUT, Item
+from continual.watch.config import WatchConfig
+from continual.watch.neighbours import Asked, Neighbourhood
 from store import BlobRef, Draft, Revision, Store
 
 
@@ -65,6 +69,7 @@ class Settings:
     strict: bool = False
     force: bool = False
     editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
+    watch: WatchConfig | None = None  # None: nothing is watched, as before there was a watch set
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Settings:
@@ -76,6 +81,7 @@ class Settings:
             repair=bool(record["repair"]),
             force=bool(record["force"]),
             editors=record["editors"],
+            watch=WatchConfig.of(record["watch"]) if "watch" in record else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -88,6 +94,7 @@ class Settings:
             "force": self.force,
             "repair": self.repair,
             "editors": tables,
+            **({} if self.watch is None else {"watch": self.watch.to_json()}),
         }
 
 
@@ -200,7 +207,17 @@ class Pipeline:
         self._answers = Answers(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
-        bench = Bench(site, standing.memory, standing.recapture, statistics, standing.taught)
+        config = settings.watch
+        self._watch = None if config is None else Watch(site, config, settings.seed)
+        bench = Bench(
+            site,
+            standing.memory,
+            standing.recapture,
+            statistics,
+            standing.taught,
+            standing.ledger,
+            self._watch,
+        )
         self._workshop = Workshop(bench, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:
@@ -210,6 +227,7 @@ class Pipeline:
         is_due = number % self._settings.recheck.every == 0
         plan = self._planner.plan(batch.candidates, self._settings.repair)
         planned = time.perf_counter()
+        plan = self._watched(plan)
         probes = self._probes(plan)
         probed = time.perf_counter()
         edited = self._edit(plan, probes, number)
@@ -217,7 +235,7 @@ class Pipeline:
         proved = time.perf_counter()
         self._follow(plan, edited, is_due)
         advanced = time.perf_counter()
-        self._register(plan, probes)
+        self._register(plan, probes, edited)
         registered = time.perf_counter()
         measured = self._recheck(edited) if is_due else None
         rechecked = time.perf_counter()
@@ -240,14 +258,18 @@ class Pipeline:
             patch_bytes=revision.patch.length if revision.patch else 0,
         )
 
-    def rehearse(self, batch: Batch, number: int, *, is_due: bool) -> Edited:
+    def rehearse(
+        self, batch: Batch, number: int, recorded: Mapping[str, Outcome], *, is_due: bool
+    ) -> Edited:
         """What step `number` makes of a batch. The model is left as the step leaves it, and nothing
-        is written; `is_due` says whether the ledger follows, as it did then."""
+        is written; `is_due` says whether the ledger follows, as it did then, and `recorded` has the
+        neighbours that each request had, by its id."""
         plan = self._planner.plan(batch.candidates, self._settings.repair)
+        plan = self._watched(plan, recorded)
         probes = self._probes(plan)
         edited = self._edit(plan, probes, number)
         self._follow(plan, edited, is_due)
-        self._register(plan, probes)
+        self._register(plan, probes, edited)
         return edited
 
     # -- edit and prove
@@ -260,6 +282,8 @@ class Pipeline:
                 memory.forget(identity)
         for edit in plan.edits:
             self._standing.contradict(edit.candidate.learned)
+            if edit.neighbourhood is not None:
+                self._standing.set_aside(edit.neighbourhood.fact(edit.candidate.request))
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
         edited = self._workshop.edit(plan.edits, number, plan.parts)
@@ -269,11 +293,33 @@ class Pipeline:
                 memory.remember(edit.id, edit.rows.query)
         if edited.weight_blocks:
             self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
+        near = {edit.id: edit.neighbourhood for edit in plan.edits}
         outcomes = tuple(
-            replace(o, expected=probes[o.id].expected) if o.id in probes else o
+            replace(
+                o,
+                expected=probes[o.id].expected if o.id in probes else o.expected,
+                neighbours=n.to_json() if (n := near[o.id]) is not None else {},
+            )
             for o in edited.outcomes
         )
         return Edited(edited.parts, outcomes)
+
+    # -- neighbours
+
+    def _watched(self, plan: Plan, recorded: Mapping[str, Outcome] = MappingProxyType({})) -> Plan:
+        """The plan with the neighbourhood of every edit: as it is on record, or written now."""
+        if self._watch is None:
+            return plan
+        kept = self._standing.retention.requests
+        on_record = {i: r.neighbours for i, r in kept.items() if r.neighbours}
+        on_record |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
+        new = [edit for edit in plan.edits if edit.id not in on_record]
+        asked = [Asked(e.candidate.request, e.candidate.judged, e.rows) for e in new]
+        subjects = [s for r in kept.values() if (s := r.request.subject)]
+        found = self._watch.neighbourhoods(asked, subjects) if asked else {}
+        found |= {e.id: Neighbourhood.from_json(on_record[e.id]) for e in plan.edits if e not in new}
+        edits = [replace(edit, neighbourhood=found[edit.id]) for edit in plan.edits]
+        return replace(plan, edits=tuple(edits))
 
     # -- probes of new requests
 
@@ -283,7 +329,7 @@ class Pipeline:
         new = [edit.candidate for edit in plan.edits if edit.id not in kept]
         return probed(self._answers, new)
 
-    def _register(self, plan: Plan, probes: Mapping[str, Probed]) -> None:
+    def _register(self, plan: Plan, probes: Mapping[str, Probed], edited: Edited) -> None:
         """Behind an edit of matrices all rows of the new requests have moved."""
         state = self._site.edited.weights_state
         new = []
@@ -292,6 +338,10 @@ class Pipeline:
                 rows = (edit.rows, own.rows) if edit.state == state else (None, None)
                 new.append(NewProbes(edit.candidate, own.expected, *rows))
         self._standing.register(read(self._site, new))
+        applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
+        for edit in plan.edits:
+            if edit.id in applied and edit.neighbourhood is not None and edit.id in probes:
+                self._standing.watch_over(edit.id, edit.neighbourhood)
 
     # -- commit
 

@@ -19,6 +19,7 @@ from continual.recheck.candidates import Candidate, encode
 from continual.recheck.ledger import EDIT, Ledger
 from continual.recheck.retention import Outcome, Retention
 from continual.site import Rows, Site
+from continual.watch.neighbours import Neighbourhood
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PlannedEdit:
     state: str  # of the model's matrices, for which the rows hold
     supersedes: tuple[str, ...] = ()
     repair: bool = False
+    neighbourhood: Neighbourhood | None = None  # None: nothing is watched
 
     @property
     def id(self) -> str:

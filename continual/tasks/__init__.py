@@ -40,6 +40,7 @@ class Encoding:
     question: Question
     positions: tuple[int, ...]  # among `ids`: where the answer's tokens are predicted
     targets: tuple[int, ...]  # the tokens wanted there, terminator included
+    within: tuple[int, ...] = ()  # a text with these positions, which goes in whole instead
 
     def __len__(self) -> int:
         """How many tokens go in."""
@@ -47,12 +48,30 @@ class Encoding:
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
-        """What the edited blocks read: the question's, and all of the answer but its last token."""
-        return self.question.ids + self.targets[:-1]
+        """What the edited blocks read: the question's, and all of the answer but its last token;
+        or the text that they stand in."""
+        return self.within or self.question.ids + self.targets[:-1]
 
     def answered(self, answer: tuple[int, ...]) -> Encoding:
         """The same question with another answer of as many tokens."""
         return replace(self, targets=answer)
+
+
+def sequences(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]:
+    """Find the sequences that show all of these probes, and each probe's place among them.
+
+    A probe is a sequence of its own, unless it stands in a text: then all probes of the text are
+    read off one sequence, as nothing in a decoder depends on later tokens.
+    """
+    found: list[Encoding] = []
+    texts: dict[tuple[int, ...], int] = {}
+    places: list[int] = []
+    for encoding in encodings:
+        place = texts.setdefault(encoding.within, len(found)) if encoding.within else len(found)
+        if place == len(found):
+            found.append(Encoding(Question(encoding.within), (), ()) if encoding.within else encoding)
+        places.append(place)
+    return found, places
 
 
 class Task(Protocol):

@@ -1,0 +1,123 @@
+"""The general text of a history as rows at the last FFN: memory for editors, probes for the ledger.
+
+Reading it through the base takes long, so its rows are kept in the store's cache as long as no
+matrix is edited. Knows rows and their texts; `watch.general` knows where the text is from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from continual.recheck.ledger import WATCH, Entry
+from continual.requests import normalised
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+from continual.watch.general import NONE, GeneralText
+from continual.watch.passages import UNSAID, Passage
+from continual.watch.stating import CorrectedFact
+from store import Revision, Store, StoreError
+
+CACHE = "watch/general"
+BODY = "watch"
+"""The key of the general text in a revision's body."""
+
+
+@dataclass(frozen=True)
+class GeneralRows:
+    """General text, and where it stands at the last FFN."""
+
+    store: Store
+    site: Site
+    text: GeneralText
+
+    @classmethod
+    def at(cls, store: Store, site: Site, lineage: Sequence[Revision]) -> GeneralRows:
+        """The latest general text of a lineage, base first."""
+        bodies = [r.body[BODY] for r in lineage if BODY in r.body]
+        return cls(store, site, GeneralText.from_json(bodies[-1]) if bodies else NONE)
+
+    # -- memory
+
+    def queries(self) -> Tensor:
+        """[m, d] the queries of all positions in memory, as the matrices are now."""
+        return self._rows("memory", self.text.memory).query
+
+    def stated_in_memory(self, fact: CorrectedFact) -> Iterator[int]:
+        """The places in memory whose next token states a fact."""
+        first = 0
+        for passage, text in zip(self.text.memory, self._texts(self.text.memory), strict=True):
+            if not fact.answers.isdisjoint(passage.said) and fact.is_about(text):
+                yield from (first + i for i, t in enumerate(passage.said) if t in fact.answers)
+            first += passage.rows
+
+    # -- held out
+
+    def held_out(self) -> tuple[list[Entry], Rows]:
+        """The probes of the held-out positions, and their rows."""
+        passages = self.text.held_out
+        encodings = [e for passage in passages for e in passage.positions()]
+        expected = [t != UNSAID for passage in passages for t in passage.said]
+        rows = self._rows("held-out", passages)
+        wanted = [place for place, is_expected in enumerate(expected) if is_expected]
+        entries = [Entry(WATCH, WATCH, i, encoding) for i, encoding in enumerate(encodings)]
+        return entries, rows[rows.targets.new_tensor(wanted)]
+
+    def stated_in_held_out(self, fact: CorrectedFact) -> Iterator[int]:
+        """The held-out probes, by their index, whose token states a fact."""
+        index = 0
+        for passage, text in zip(self.text.held_out, self._texts(self.text.held_out), strict=True):
+            is_about = not fact.answers.isdisjoint(passage.said) and fact.is_about(text)
+            for token in passage.said:
+                if token != UNSAID:
+                    if is_about and token in fact.answers:
+                        yield index
+                    index += 1
+
+    # -- rows
+
+    def _texts(self, passages: Sequence[Passage]) -> list[str]:
+        decode = self.site.edited.tokenizer.decode
+        return [normalised(decode(list(passage.ids))) for passage in passages]
+
+    def _rows(self, name: str, passages: Sequence[Passage]) -> Rows:
+        encodings = [passage.encoding() for passage in passages]
+        if not encodings:
+            width = self.site.edited.anatomy.width
+            empty = next(self.site.edited.model.parameters()).new_empty(0, width).float()
+            return Rows(empty, empty, empty.new_empty(0, dtype=int))
+        if self.site.edited.weights_state != self.site.edited.base.fingerprint:
+            return self.site.rows_in_passes(encodings)
+        return self._cached(name, encodings) or self._read(name, encodings)
+
+    def _cached(self, name: str, encodings: Sequence[Encoding]) -> Rows | None:
+        """The rows that were read before, of this very text by this very model."""
+        try:
+            cached = self.store.cached(f"{CACHE}-{name}")
+        except StoreError:
+            return None
+        if cached is None or cached.meta.get("made_for") != self._made_for(encodings):
+            return None
+        device = self.site.edited.device
+        parts = (cached.tensors[key].to(device) for key in ("query", "hidden", "targets"))
+        return Rows(*parts)
+
+    def _read(self, name: str, encodings: Sequence[Encoding]) -> Rows:
+        rows = self.site.rows_in_passes(encodings)
+        if self.store.writable:
+            tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
+            self.store.put_cached(f"{CACHE}-{name}", tensors, {"made_for": self._made_for(encodings)})
+        return rows
+
+    def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:
+        texts = json.dumps([[e.within, e.positions, e.targets] for e in encodings])
+        edited = self.site.edited
+        return {
+            "base": edited.base.fingerprint,
+            "texts": hashlib.sha256(texts.encode()).hexdigest(),
+            "dtype": str(self.site.dtype),
+        }

@@ -1,0 +1,98 @@
+"""The watch set of a run: neighbourhoods written before an edit, and its patch weighed against them.
+
+Knows the site, the ledger and the budget; leaves the order of the stages to `step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from continual.memory.answers import Answers
+from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Entry, Ledger
+from continual.site import Site
+from continual.watch import neighbours
+from continual.watch.config import WatchConfig
+from continual.watch.neighbours import Asked, Neighbourhood
+from continual.watch.passages import Passage
+
+SHOWN_CHARACTERS = 60  # of a text that a reason repeats
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run watches, and how much an edit may change of it."""
+
+    site: Site
+    config: WatchConfig
+    seed: int
+
+    def neighbourhoods(
+        self, asked: Sequence[Asked], known: Sequence[str]
+    ) -> dict[str, Neighbourhood]:
+        """Write the neighbourhood of each request, by its id, as the model stands; `known` are
+        subjects of the history. Held-out prompts that a record answers otherwise are left away."""
+        written = neighbours.write(self.site, asked, known, self.config, self.seed)
+        return {
+            one.request.id: self._measurable(neighbourhood)
+            for one, neighbourhood in zip(asked, written, strict=True)
+        }
+
+    def _measurable(self, neighbourhood: Neighbourhood) -> Neighbourhood:
+        held_out = neighbourhood.held_out
+        right = self._are_right(held_out)
+        kept = tuple(p for p, is_right in zip(held_out, right, strict=True) if is_right)
+        return replace(neighbourhood, held_out=kept)
+
+    def _are_right(self, passages: Sequence[Passage]) -> list[bool]:
+        """Tell which passages go on as expected, by whoever answers them."""
+        if not passages:
+            return []
+        encodings = [passage.encoding() for passage in passages]
+        rows = self.site.rows_in_passes(encodings)
+        return Answers(self.site).are_right(encodings, rows, range(len(encodings)))
+
+    def silent_queries(self, neighbourhood: Neighbourhood) -> Tensor | None:
+        """[r, d] the queries of the passages that the edit itself stays silent on, in a pass over
+        them alone; None where there are none."""
+        encodings = [passage.encoding() for passage in neighbourhood.silent]
+        return self.site.rows(encodings).query if encodings else None
+
+    def objection(
+        self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger
+    ) -> str | None:
+        """Say why the patches that are on, and that the ledger has not followed yet, change too
+        much of what is held out; None where they are inside the budget."""
+        broken = ledger.would_break(WATCHED)
+        general = [entry for entry in broken if entry.role == WATCH]
+        total = ledger.count(WATCH).total
+        if total and len(general) > self.config.watch_max * total:
+            return (
+                f"it changes {len(general)} of {total} general positions that are held out, over "
+                f"watch_max = {self.config.watch_max}: {self._told(general[0])}"
+            )
+        near = [p for n in neighbourhoods.values() for p in n.held_out]
+        own = [p for p, right in zip(near, self._are_right(near), strict=True) if not right]
+        others = [entry for entry in broken if entry.role == NEIGHBOUR]
+        count = len(own) + len(others)
+        if near and count > self.config.neighbours_max * len(near):
+            shown = self._shown(own[0]) if own else self._told(others[0])
+            return (
+                f"it changes {count} of {len(near)} neighbours that are held out, over "
+                f"neighbours_max = {self.config.neighbours_max}: {shown}"
+            )
+        return None
+
+    def _told(self, entry: Entry) -> str:
+        encoding = entry.encoding
+        return self._text(encoding.question.ids, encoding.targets)
+
+    def _shown(self, passage: Passage) -> str:
+        return self._text(passage.ids[: passage.first + 1], passage.said)
+
+    def _text(self, question: Sequence[int], said: Sequence[int]) -> str:
+        decode = self.site.edited.tokenizer.decode
+        before = str(decode(list(question)))[-SHOWN_CHARACTERS:]
+        return f"{before!r} no longer goes on with {decode(list(said))!r}"

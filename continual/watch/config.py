@@ -1,0 +1,47 @@
+"""The settings of the watch set: the store's `[watch]` table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from continual.tables import Table
+
+ROWS_MIN = 500
+"""Rows of memory below which an edit hardly knows what to leave alone."""
+
+
+@dataclass(frozen=True)
+class WatchConfig(Table):
+    """How much is watched, and how much an edit may change of it.
+
+    The budgets count held-out passages alone: `watch_max` is the share of the general positions
+    whose next token an edit may change, `neighbours_max` the share of an edit's own neighbours that
+    it may answer otherwise than before.
+    """
+
+    table: ClassVar[str] = "watch"
+
+    texts: int = 256  # general texts, written once for a base model; 0: no general text
+    tokens: int = 24  # of each
+    neighbours: int = 24  # of each request, half of them held out; 0: none are made
+    said: int = 4  # tokens of a neighbour's answer
+    behind: int = 12  # tokens behind an answer
+    watch_max: float = 0.0005
+    neighbours_max: float = 0.1
+
+    def __post_init__(self) -> None:
+        counts = ("texts", "tokens", "neighbours", "said", "behind")
+        if wrong := [name for name in counts if getattr(self, name) < 0]:
+            raise self.refused(f"{wrong[0]} = {getattr(self, wrong[0])} is below 0")
+        if self.texts and self.tokens < 2:
+            raise self.refused(f"tokens = {self.tokens} is too few for a text: give at least 2")
+        if self.neighbours and self.said < 1:
+            raise self.refused(f"said = {self.said} leaves neighbours without an answer")
+        for name in ("watch_max", "neighbours_max"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise self.refused(f"{name} = {getattr(self, name)} is no share from 0 to 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as a revision records them."""
+        return asdict(self)

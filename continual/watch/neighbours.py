@@ -1,0 +1,282 @@
+"""The neighbourhood of a request: prompts near it that an edit has to answer as before.
+
+Nobody gives them. The model writes openings about the subject and lists of other subjects; the
+request's prompt is put to these, as a plain text and in a chat turn, and its target is asked about
+from the other side. Each prompt goes on with the model's own answer as it stands before the edit.
+Half of the prompts is memory of this one edit, the other half is held out and measured. The words
+behind the answer belong to the neighbourhood, too: the model goes on there as if it had always
+given that answer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from continual.errors import RequestError
+from continual.requests import Request, normalised
+from continual.site import Rows, Site
+from continual.tasks import Encoding
+from continual.watch import names
+from continual.watch.config import WatchConfig
+from continual.watch.general import expected
+from continual.watch.passages import UNSAID, Passage
+from continual.watch.stating import CorrectedFact
+from continual.watch.turns import in_user_turn
+from continual.watch.writing import continued
+
+OPENINGS, LISTS = 6, 2
+"""Texts that the model writes about a subject, and lists of others that it begins with it."""
+WRITTEN = 16  # tokens of each
+OPENING_TOKENS_MAX = 6  # of a text about the subject that a question is made of
+HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
+CHAT_QUESTIONS = 2
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What one edit has to leave alone."""
+
+    memory: tuple[Passage, ...] = ()
+    held_out: tuple[Passage, ...] = ()
+    behind: tuple[Passage, ...] = ()  # behind the answer: one text for each form of the request
+    answers: tuple[int, ...] = ()  # tokens with which the model began its answer before the edit
+
+    @property
+    def silent(self) -> list[Passage]:
+        """The passages that the edit's own neurons stay silent on."""
+        return [*self.memory, *self.behind]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a revision's body."""
+        parts = {"memory": self.memory, "held_out": self.held_out, "behind": self.behind}
+        passages = {n: [passage.to_json() for passage in part] for n, part in parts.items()}
+        return {**passages, "answers": list(self.answers)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read it back."""
+        parts = (record.get(name, ()) for name in ("memory", "held_out", "behind"))
+        passages = [tuple(map(Passage.from_json, part)) for part in parts]
+        return cls(*passages, answers=tuple(record.get("answers", ())))
+
+    def fact(self, request: Request) -> CorrectedFact:
+        """The request's fact as it stood before the edit."""
+        return CorrectedFact.of(request.prompt, request.subject, self.answers)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request with the tokens that its answer is judged by."""
+
+    request: Request
+    encodings: tuple[Encoding, ...]  # of each form that has to be right; the prompt's first
+    rows: Rows  # of the prompt's encoding at the least, as the model stands
+
+
+@dataclass
+class _Draft:
+    """A neighbourhood in the making."""
+
+    asked: Asked
+    answers: tuple[int, ...]
+    rng: random.Random
+    questions: list[tuple[int, ...]] = field(default_factory=list)
+    openings: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # ids, first
+
+    @property
+    def fact(self) -> CorrectedFact:
+        """The request's fact."""
+        request = self.asked.request
+        return CorrectedFact.of(request.prompt, request.subject, self.answers)
+
+
+def write(
+    site: Site,
+    asked: Sequence[Asked],
+    known: Sequence[str],
+    config: WatchConfig,
+    seed: int,
+) -> list[Neighbourhood]:
+    """Write the neighbourhoods of these requests; `known` are subjects of the store's history."""
+    if site.task.name != "causal" or not config.neighbours:
+        return [Neighbourhood() for _ in asked]
+    drafts = [_draft(site, one, seed) for one in asked]
+    _write_openings(site, drafts, known, config, seed)
+    questions = [question for draft in drafts for question in draft.questions]
+    answers = _answers(site, questions, config.said)
+    behind = [_behind(encoding) for draft in drafts for encoding in draft.asked.encodings]
+    ends = _answers(site, behind, config.behind)
+    return _gathered(site, drafts, iter(answers), iter(ends), config)
+
+
+def _draft(site: Site, asked: Asked, seed: int) -> _Draft:
+    """Begin with the answer that the model gives now."""
+    request, encoding = asked.request, asked.encodings[0]
+    count = len(encoding.targets)
+    hidden = site.patched(asked.rows)[:count]
+    answers = {int(site.logits(hidden).argmax(-1)[0])} - {encoding.targets[0]}
+    if request.target_old:
+        answers |= _first_token(site, request.prompt, request.target_old)
+    return _Draft(asked, tuple(sorted(answers)), random.Random(f"{seed}|{request.id}"))
+
+
+def _first_token(site: Site, prompt: str, answer: str) -> set[int]:
+    try:
+        return {site.task.encode(prompt, answer).targets[0]}
+    except RequestError:
+        return set()
+
+
+def _write_openings(
+    site: Site, drafts: Sequence[_Draft], known: Sequence[str], config: WatchConfig, seed: int
+) -> None:
+    """Let the model write about each subject and its target, and list others; then ask."""
+    starts = [_starts(site, draft.asked.request) for draft in drafts]
+    flat = [start for own in starts for start in own]
+    written = iter(continued(site.edited, flat, WRITTEN, seed=seed) if flat else ())
+    for draft, own in zip(drafts, starts, strict=True):
+        texts = [(start, next(written)) for start in own]
+        lists = texts[:LISTS] if draft.asked.request.subject else []
+        for start, text in texts[len(lists) :]:
+            draft.openings.append(((*start, *text), max(0, len(start) - 1)))
+        listed = [name for _, text in lists for name in _listed(site, draft, text)]
+        _ask(site, draft, _others(draft, listed, known, config), config)
+
+
+def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
+    """The beginnings of texts: lists and openings about the subject, else the prompt's beginning;
+    and texts about the new answer."""
+    if request.subject:
+        texts = [*[f"{request.subject},"] * LISTS, *[request.subject] * OPENINGS]
+    else:
+        words = request.prompt.split()
+        cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
+        texts = [" ".join(words[:cut]) for cut in cuts]
+    texts += [request.target_new.strip()] * 2
+    tokenized = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
+    return [ids for ids in tokenized if ids]
+
+
+def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
+    """The names of a list; the last one may be cut off, and is left away."""
+    decoded: str = site.edited.tokenizer.decode(list(text), skip_special_tokens=True)
+    return names.listed(decoded, draft.asked.request.subject or "")[:-1]
+
+
+def _others(
+    draft: _Draft, listed: Iterable[str], known: Sequence[str], config: WatchConfig
+) -> list[str]:
+    """Other subjects: of the store's history, and as the model lists them."""
+    subject = draft.asked.request.subject or ""
+    count = config.neighbours // 2
+    drawn = names.drawn(known, subject, int(HISTORY_SHARE * count), draft.rng.getrandbits(32))
+    own = [name for name in dict.fromkeys(listed) if name not in drawn]
+    return [*drawn, *own][:count]
+
+
+def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) -> None:
+    """Put the questions: the prompt about others, the openings cut short, chat turns, yes or no."""
+    request, tokenizer = draft.asked.request, site.edited.tokenizer
+    prompts = names.put_in(request.prompt, request.subject, others) if request.subject else []
+    questions = [_question(site, prompt) for prompt in prompts if prompt != request.prompt]
+    for ids, first in draft.openings:
+        length = first + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
+        questions.append(ids[:length] if length < len(ids) else None)
+    claim = f"{request.prompt} {request.target_new.strip()}?"
+    questions.append(_question(site, claim))
+    turns = [claim, *prompts[-CHAT_QUESTIONS:]]
+    questions += [in_user_turn(tokenizer, prompt) for prompt in turns]
+    own = {encoding.question.ids for encoding in draft.asked.encodings}
+    usable = [q for q in dict.fromkeys(questions) if q and q not in own and _fits(site, q, config)]
+    draft.rng.shuffle(usable)
+    draft.questions = usable[: config.neighbours]
+
+
+def _question(site: Site, prompt: str) -> tuple[int, ...] | None:
+    try:
+        return site.task.question(prompt).ids
+    except RequestError:
+        return None
+
+
+def _fits(site: Site, question: tuple[int, ...], config: WatchConfig) -> bool:
+    room = site.edited.base.context_tokens_max
+    return room is None or len(question) + config.said <= room
+
+
+def _behind(encoding: Encoding) -> tuple[int, ...]:
+    """A prompt with its answer."""
+    return (*encoding.question.ids, *encoding.targets)
+
+
+def _answers(
+    site: Site, questions: Sequence[tuple[int, ...]], tokens: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """Each question with the model's own answer behind it, and where the answer is predicted."""
+    room = site.edited.base.context_tokens_max
+    asked = [q for q in questions if room is None or len(q) + tokens <= room]
+    written = iter(continued(site.edited, asked, tokens) if asked and tokens else ())
+    fits = set(asked)
+    return [
+        ((*q, *next(written)[:-1]), len(q) - 1) if tokens and q in fits else (q, len(q) - 1)
+        for q in questions
+    ]
+
+
+def _gathered(
+    site: Site,
+    drafts: Sequence[_Draft],
+    answers: Iterable[tuple[tuple[int, ...], int]],
+    ends: Iterable[tuple[tuple[int, ...], int]],
+    config: WatchConfig,
+) -> list[Neighbourhood]:
+    """Read all passages of each request in a pass of its own, and say what is expected of them."""
+    answered, ended = iter(answers), iter(ends)
+    found = []
+    for draft in drafts:
+        asked = [next(answered) for _ in draft.questions]
+        behind = [next(ended) for _ in draft.asked.encodings]
+        whole = [*asked, *draft.openings, *behind]
+        blank = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in whole]
+        said = expected(site, blank, site.rows([passage.encoding() for passage in blank]))
+        found.append(_parted(site, draft, said, len(asked), len(behind), config))
+    return found
+
+
+def _parted(
+    site: Site,
+    draft: _Draft,
+    passages: Sequence[Passage],
+    asked: int,
+    behind: int,
+    config: WatchConfig,
+) -> Neighbourhood:
+    """Every other question is held out; what states the corrected fact is left away."""
+    questions = [_sure(passage) for passage in passages[:asked]]
+    free = [q for q in questions if q.rows and not _states(site, draft.fact, q)]
+    openings = passages[asked : len(passages) - behind]
+    silent = [part for passage in openings for part in _unstated(site, draft.fact, passage)]
+    ends = [_sure(passage) for passage in passages[len(passages) - behind :]]
+    kept = tuple(p for p in ends if p.rows) if config.behind else ()
+    return Neighbourhood((*free[1::2], *silent), tuple(free[::2]), kept, draft.answers)
+
+
+def _sure(passage: Passage) -> Passage:
+    """The positions before the first at which no token is expected."""
+    said = passage.said
+    return passage.cut(said.index(UNSAID)) if UNSAID in said else passage
+
+
+def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:
+    text = normalised(site.edited.tokenizer.decode(list(passage.ids[: passage.first + 1])))
+    return fact.is_stated(text, passage.said[0])
+
+
+def _unstated(site: Site, fact: CorrectedFact, passage: Passage) -> list[Passage]:
+    """A text about the subject up to where it states the fact."""
+    place = next((i for i, token in enumerate(passage.said) if token in fact.answers), None)
+    cut = passage if place is None else passage.cut(place)
+    return [cut] if cut.rows else []

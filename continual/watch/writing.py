@@ -1,0 +1,82 @@
+"""Texts that a model writes itself: each start goes on with the likeliest tokens, or sampled ones.
+
+Knows starts and tokens; leaves the choice of starts to `general` and `neighbours`. A model's own
+generation settings (temperature, penalties) take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from continual.model import EditedModel
+from continual.passes.batching import by_length
+
+BATCH_TOKENS_MAX = 2048
+"""Tokens of one batch, those to come included."""
+
+
+@torch.no_grad()
+def continued(
+    edited: EditedModel, starts: Sequence[tuple[int, ...]], tokens: int, *, seed: int | None = None
+) -> list[tuple[int, ...]]:
+    """Continue each start by up to `tokens` tokens, without the model's memory of records.
+
+    A continuation ends early behind a token that ends a text. With a seed the tokens are sampled at
+    temperature 1, otherwise they are the likeliest ones; the same starts, seed and machine give the
+    same tokens.
+    """
+    lengths = [len(start) + tokens for start in starts]
+    found: dict[int, tuple[int, ...]] = {}
+    devices = [edited.device] if edited.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for batch in by_length(lengths, BATCH_TOKENS_MAX):
+            written = _generated(edited, [starts[i] for i in batch], tokens, seed is not None)
+            found.update(zip(batch, written, strict=True))
+    return [found[i] for i in range(len(starts))]
+
+
+def _generated(
+    edited: EditedModel, starts: Sequence[tuple[int, ...]], tokens: int, sampled: bool
+) -> list[tuple[int, ...]]:
+    """One batch, padded on the left."""
+    from transformers import GenerationConfig
+
+    pad, size = edited.base.pad, max(map(len, starts))
+    ids = torch.tensor([[pad] * (size - len(start)) + list(start) for start in starts])
+    mask = torch.tensor([[0] * (size - len(start)) + [1] * len(start) for start in starts])
+    ends = text_ends(edited)
+    config = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=sampled,
+        top_k=0 if sampled else None,
+        pad_token_id=pad,
+        eos_token_id=list(ends) or None,
+        bos_token_id=edited.tokenizer.bos_token_id,
+    )
+    model = edited.model
+    written = type(model).generate(
+        model,
+        input_ids=ids.to(edited.device),
+        attention_mask=mask.to(edited.device),
+        generation_config=config,
+    )
+    return [_ended(row, ends) for row in written[:, size:].tolist()]
+
+
+def text_ends(edited: EditedModel) -> frozenset[int]:
+    """The tokens that end a text, as the model's generation settings and its tokenizer say."""
+    said = getattr(edited.model.generation_config, "eos_token_id", None)
+    named = list(said) if isinstance(said, list | tuple) else [said]
+    return frozenset(
+        int(token) for token in (*named, edited.tokenizer.eos_token_id) if token is not None
+    )
+
+
+def _ended(row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
+    """The tokens up to the first that ends a text, which belongs to it."""
+    last = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+    return tuple(row[: last + 1])
