@@ -45,7 +45,9 @@ class Plan:
     edits: int  # attempted in each fold, at most
     seed: int
     train_probes: int = 40_000  # the paper's memory; at most all of D_train
-    held_out: str = "test"  # what TestR is of: test, or validation, to choose settings by
+    held_out: str = "test"
+    """What TestR is of: test; or validation, to choose settings by, for which streams come from
+    their ends: so that their edits are others than those of the test."""
     editor_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -145,7 +147,8 @@ class Protocol:
         held_out = splits.test if plan.held_out == "test" else splits.validation
         self._write_lines("test.jsonl", (example.probe() for example in held_out))
         for fold, examples in enumerate(splits.folds(plan.folds, plan.seed)):
-            self._write_lines(f"fold-{fold}.jsonl", (example.request() for example in examples))
+            stream = examples if plan.held_out == "test" else examples[::-1]
+            self._write_lines(f"fold-{fold}.jsonl", (example.request() for example in stream))
 
     def _write_lines(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         path = self.output / name

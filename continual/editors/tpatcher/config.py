@@ -20,12 +20,18 @@ class TPatcherConfig(Table):
     highest score in memory (0: the most general) to its own lowest score (1: the most specific).
     In these units that is the paper's `beta`; see `beta`. Among many neurons the margin is larger;
     see `among`.
+
+    With `copies`, key and bias are made for the prompt and for copies of it behind a few foreign
+    words, so that the neuron fires on other wordings; see `copies`. Where these do not all lie on
+    one side of a plane, and the memory on the other, the prompt alone has to do.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
 
     margin: float = 0.5
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
+    copies: int = 0  # of the prompt, among which those count that are answered as it is
+    copies_margin: float = 0.8  # in the place of `margin` for a neuron that has any
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
@@ -49,6 +55,10 @@ class TPatcherConfig(Table):
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin < 1.0:
             raise self.refused(f"margin = {self.margin} is not in [0, 1)")
+        if not 0.0 <= self.copies_margin < 1.0:
+            raise self.refused(f"copies_margin = {self.copies_margin} is not in [0, 1)")
+        if self.copies < 0:
+            raise self.refused(f"copies = {self.copies} is less than 0")
         if not 0.0 <= self.crowding <= 1.0:
             raise self.refused(f"crowding = {self.crowding} is not in [0, 1]")
         if self.neurons_max < 1 or self.value_steps_max < 1:
@@ -62,7 +72,15 @@ class TPatcherConfig(Table):
         `CROWDED_FROM` on, to the power of `crowding`: 0.25 halves it among 16 times as many.
         """
         room = max(1.0, neurons / CROWDED_FROM) ** -self.crowding
-        return replace(self, margin=1.0 - (1.0 - self.margin) * room)
+        return replace(
+            self,
+            margin=1.0 - (1.0 - self.margin) * room,
+            copies_margin=1.0 - (1.0 - self.copies_margin) * room,
+        )
+
+    def among_copies(self) -> TPatcherConfig:
+        """The settings for a neuron that has copies among its own rows."""
+        return replace(self, margin=self.copies_margin)
 
     @property
     def beta(self) -> float:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from continual.editors.tpatcher.competing import (
     whole,
 )
 from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
 from continual.editors.tpatcher.training import (
     Highest,
     Neurons,
     Slots,
+    at_the_weakest,
     closed_form,
     scores,
     sealed,
@@ -47,6 +50,12 @@ class _Plan:
     before: Survey  # of the rows
     own: tuple[tuple[int, ...], ...]  # rows of each slot
     owner: tuple[int, ...]  # the edit of each slot
+    reached: Tensor | None = None  # [slots, r, d] own queries at which values have to do, if others
+
+    @property
+    def value_slots(self) -> Slots:
+        """The slots as values are trained on them."""
+        return self.slots if self.reached is None else replace(self.slots, query=self.reached)
 
     @cached_property
     def slots(self) -> Slots:
@@ -62,7 +71,18 @@ class _Plan:
     def chosen(self, slots: Sequence[int]) -> _Plan:
         """These slots; the rows of all edits stay."""
         own = tuple(self.own[slot] for slot in slots)
-        return replace(self, own=own, owner=tuple(self.owner[slot] for slot in slots))
+        owner = tuple(self.owner[slot] for slot in slots)
+        reached = None if self.reached is None else self.reached[list(slots)]
+        return replace(self, own=own, owner=owner, reached=reached)
+
+    def places(self, edits: Sequence[Edit]) -> tuple[int, ...]:
+        """The answer position that each slot is for."""
+        sizes = [sum(map(len, edit.rows)) for edit in edits]
+        starts = list(accumulate(sizes, initial=0))
+        return tuple(
+            (own[0] - starts[number]) % len(edits[number].encodings[0].targets)
+            for own, number in zip(self.own, self.owner, strict=True)
+        )
 
     def rivals(self) -> Tensor | None:
         """The tokens that were in the running in any slot, where they were surveyed."""
@@ -87,6 +107,7 @@ class TPatcher:
 
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
+        self._prefixes = Prefixes()
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
@@ -96,7 +117,8 @@ class TPatcher:
             edits = [edit.alone() for edit in edits]
         plan, failed = _plan(edits, around.site, config)
         if plan.own:
-            plan, neurons, lost = _whole(plan, *self._separate(plan, around, config))
+            copies = self._copies(plan, edits, around, config)
+            plan, neurons, lost = _whole(*self._separate(plan, copies, around, config))
             failed |= {edits[number].id: _NOT_SEPARATE for number in lost}
         if plan.own:
             plan, neurons, lost = _whole(plan, *self._train(plan, neurons, around, config))
@@ -125,6 +147,7 @@ class TPatcher:
             return config
         return replace(
             config,
+            copies=0,
             neurons_max=64,
             reach=1.0,
             centred=False,
@@ -134,21 +157,35 @@ class TPatcher:
             separation=self.config.separation / 10**attempt,
         )
 
+    def _copies(
+        self, plan: _Plan, edits: Sequence[Edit], around: Surroundings, config: TPatcherConfig
+    ) -> Slots | None:
+        """Further own rows of the slots, for their keys alone; None where none are asked for."""
+        if not config.copies:
+            return None
+        answers = answers_of(around.site, plan.before.hidden[[own[0] for own in plan.own]])
+        originals = Originals(edits, plan.owner, plan.places(edits), answers)
+        return copied(originals, self._prefixes, config.copies, around)
+
     def _separate(
-        self, plan: _Plan, around: Surroundings, config: TPatcherConfig
-    ) -> tuple[Neurons, Tensor]:
+        self, plan: _Plan, copies: Slots | None, around: Surroundings, config: TPatcherConfig
+    ) -> tuple[_Plan, Neurons, Tensor]:
         """Keys and biases, and which of them [n] tell their own rows from all others."""
         silent = _Silent(plan, around.memory)
-        neurons, separate = _separated(plan.slots, silent, config)
+        if copies is None:
+            neurons, separate = _separated(plan.slots, silent, config)
+        else:
+            neurons, separate, reached = _separated_with(copies, plan.slots, silent, config)
+            plan = replace(plan, reached=reached)
         if around.attempt == self.attempts - 1 and not bool(separate.all()):
-            return _retrain(plan.slots, around, config, silent.highest)
-        return neurons, separate
+            return plan, *_retrain(plan.slots, around, config, silent.highest)
+        return plan, neurons, separate
 
     def _train(
         self, plan: _Plan, neurons: Neurons, around: Surroundings, config: TPatcherConfig
     ) -> tuple[Neurons, Tensor]:
         """Their values, and which of them [n] make their own rows right."""
-        slots, rivals = plan.slots, plan.rivals()
+        slots, rivals = plan.value_slots, plan.rivals()
         done = torch.zeros_like(neurons.bias, dtype=torch.bool)
         few = None if rivals is None else competing(around.site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
@@ -203,13 +240,47 @@ class _Silent:
 def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
     """Neurons in the closed form; those that it does not separate with the widest margin, if they
     have one row of their own: a plane around several takes in too much else."""
-    centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
-    neurons, separate = closed_form(slots, centre, silent.highest, config)
-    if bool(separate.all()):
-        return neurons, separate
+    neurons, separate = _closed(slots, silent, config)
     wanted = ~separate & (slots.real.sum(1) == 1)
+    return _widened(slots, silent, config, (neurons, separate), wanted)
+
+
+def _separated_with(
+    copies: Slots, slots: Slots, silent: _Silent, config: TPatcherConfig
+) -> tuple[Neurons, Tensor, Tensor]:
+    """Likewise with copies among the own rows, where there is a plane around them at all: its
+    margin leaves out what it would take in too much. And the queries [slots, r, d] at which the
+    values of the own rows have to do.
+    """
+    among, all_rows = config.among_copies(), slots.joined(copies)
+    has_copies = copies.real.any(1)
+    neurons, separate = _closed(all_rows, silent, among)
+    start = neurons, separate & has_copies
+    neurons, separate = _widened(all_rows, silent, among, start, has_copies & ~separate)
+    neurons, weakest = at_the_weakest(neurons, all_rows)
+    reached = torch.where(separate[:, None, None], weakest[:, None], slots.query)
+    if bool(separate.all()):
+        return neurons, separate, reached
+    alone, are_separate = _separated(slots, silent, config)
+    return alone.but(neurons, separate), separate | are_separate, reached
+
+
+def _closed(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+    centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
+    return closed_form(slots, centre, silent.highest, config)
+
+
+def _widened(
+    slots: Slots,
+    silent: _Silent,
+    config: TPatcherConfig,
+    start: tuple[Neurons, Tensor],
+    wanted: Tensor,
+) -> tuple[Neurons, Tensor]:
+    """The neurons and which of them separate, with the widest margin for the slots `wanted` [n]."""
+    neurons, separate = start
     if not bool(wanted.any()):
-        return neurons, separate
+        return start
     supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
     wide, is_wide = widened(slots, neurons.keys, wanted, supports, silent.highest, config)
     return neurons.but(wide, wanted), separate | (wanted & is_wide)

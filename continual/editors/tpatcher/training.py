@@ -56,6 +56,15 @@ class Slots:
     def __getitem__(self, index: Tensor) -> Slots:
         return Slots(self.query[index], self.hidden[index], self.targets[index], self.real[index])
 
+    def joined(self, more: Slots) -> Slots:
+        """The same neurons with more own rows."""
+        return Slots(
+            torch.cat([self.query, more.query], 1),
+            torch.cat([self.hidden, more.hidden], 1),
+            torch.cat([self.targets, more.targets], 1),
+            torch.cat([self.real, more.real], 1),
+        )
+
 
 @dataclass(frozen=True)
 class Neurons:
@@ -174,6 +183,16 @@ def sealed(
     scale = 1.0 / torch.where(separate, own[:, 0] - threshold, torch.ones_like(threshold))
     neurons = Neurons(keys * scale[:, None], -threshold * scale, torch.zeros_like(keys))
     return neurons, separate
+
+
+def at_the_weakest(neurons: Neurons, slots: Slots) -> tuple[Neurons, Tensor]:
+    """The neurons scaled to fire at 1 on the own row on which they fire least, and these rows'
+    queries [n, d]. Silent ones stay as they are."""
+    activations = neurons.activations(slots.query).masked_fill(~slots.real, torch.inf)
+    least, place = activations.min(1)
+    scale = 1.0 / torch.where(least > 0, least, torch.ones_like(least))
+    weakest = slots.query[torch.arange(len(place), device=place.device), place]
+    return Neurons(neurons.keys * scale[:, None], neurons.bias * scale, neurons.values), weakest
 
 
 # --- values alone ---------------------------------------------------------------------------------

@@ -1,0 +1,268 @@
+"""Copies of a prompt behind foreign words: which are kept, and what a neuron makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual.base import load_base
+from continual.editors import Edit, Surroundings, Taught
+from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
+from continual.editors.tpatcher.competing import whole
+from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
+from continual.editors.tpatcher.training import Slots, closed_form, train_values
+from continual.errors import CeditError
+from continual.model import EditedModel
+from continual.queries.memory import QueryMemory
+from continual.recheck.candidates import encode
+from continual.requests import Request
+from continual.site import Site
+from continual.tasks import Encoding, make_task, task_class
+from tests import tiny_language as language
+from tests.tiny_language import CAPITALS, KNOWN, LABELS, ask, capital, correction, part
+
+TASKS = ("causal", "seq2seq", "classification")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "causal": language.save_decoder(folder / "causal", language.trained_decoder()),
+        "seq2seq": language.save_answering(folder / "seq2seq", "t5"),
+        "classification": language.save_classifier(folder / "labels", "bert"),
+    }
+
+
+@pytest.fixture(params=TASKS)
+def site(request: pytest.FixtureRequest, models: dict[str, Path]) -> Iterator[Site]:
+    table = {"name": request.param}
+    base = load_base(models[request.param], task_class(table).architecture)
+    with EditedModel(base) as edited:
+        yield Site(edited, make_task(base, table))
+
+
+def answer(site: Site, country: int) -> str:
+    """What the model has learned to say."""
+    return part(country) if site.task.name == "classification" else capital(country)
+
+
+def wrong(site: Site, country: int) -> str:
+    """Another answer."""
+    if site.task.name == "classification":
+        return LABELS[(LABELS.index(part(country)) + 1) % len(LABELS)]
+    return CAPITALS[(7 * country + 4) % len(CAPITALS)]
+
+
+def edit_of(site: Site, country: int, **more: object) -> Edit:
+    request = Request.from_json(correction(country, wrong(site, country), **more))
+    encodings = encode(request, site.task).learned
+    sizes = [len(encoding.targets) for encoding in encodings]
+    return Edit(request, encodings, site.rows(encodings).split(sizes))
+
+
+def training(site: Site) -> tuple[Encoding, ...]:
+    """What is in memory: countries 10 to 29 in all phrasings."""
+    return tuple(
+        site.task.encode(ask(c, p), answer(site, c)) for c in range(10, KNOWN) for p in range(4)
+    )
+
+
+def around(site: Site, seed: int = 0, step: int = 0, attempt: int = 0) -> Surroundings:
+    known = training(site)
+    return Surroundings(
+        site,
+        QueryMemory(site.rows_in_passes(known).query),
+        torch.Generator().manual_seed(step),
+        attempt,
+        seed=seed,
+        taught=lambda: Taught(known),
+    )
+
+
+def own_copies(site: Site, edit: Edit, surroundings: Surroundings, count: int = 16) -> Slots:
+    """The copies of an edit's first answer position."""
+    hidden = site.patched(edit.rows[0])
+    originals = Originals([edit], [0], [0], answers_of(site, hidden)[:1])
+    return copied(originals, Prefixes(), count, surroundings)
+
+
+def tensors(proposal) -> list[Tensor]:
+    return [proposal.patch.keys, proposal.patch.bias, proposal.patch.values]
+
+
+def fires(patch, queries: Tensor) -> Tensor:
+    """[n queries] whether any neuron of the patch fires, in float64."""
+    return (queries.double() @ patch.keys.double().T + patch.bias.double() > 0).any(1)
+
+
+def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
+    """The closed form of the prompts' rows; and no prefix is asked for."""
+    monkeypatch.setattr(copies, "_make_pool", None)
+    edits, surroundings = [edit_of(site, country) for country in range(3)], around(site)
+    config = TPatcherConfig(copies=0)
+    proposal = TPatcher(config).edit(edits, surroundings)
+    plan, _ = editor._plan(edits, site, config)
+    silent, centre = editor._Silent(plan, surroundings.memory), surroundings.memory.mean()
+    expected, separate = closed_form(plan.slots, centre, silent.highest, config)
+    assert bool(separate.all())
+    assert torch.equal(proposal.patch.keys, expected.keys)
+    assert torch.equal(proposal.patch.bias, expected.bias)
+    expected, done = train_values(plan.slots, expected, whole(site), config)
+    assert bool(done.all())
+    assert torch.equal(proposal.patch.values, expected.values)
+
+
+def test_a_retry_has_no_copies(site):
+    edits = [edit_of(site, 0)]
+    without, having = (
+        TPatcher(TPatcherConfig(copies=count)).edit(edits, around(site, attempt=1))
+        for count in (0, 16)
+    )
+    assert all(map(torch.equal, tensors(without), tensors(having)))
+
+
+def test_copies_are_the_same_when_they_are_made_again(site):
+    edit = edit_of(site, 0)
+    config = TPatcherConfig(copies=8)
+    first, again = (TPatcher(config).edit([edit], around(site, seed=3)) for _ in range(2))
+    assert all(map(torch.equal, tensors(first), tensors(again)))
+    late = TPatcher(config)  # whose prefixes were made for another edit, on an edited model
+    site.edited.put([late.edit([edit_of(site, 5)], around(site, seed=3, step=1)).patch])
+    site.edited.take_off(0)
+    assert all(map(torch.equal, tensors(first), tensors(late.edit([edit], around(site, seed=3)))))
+
+
+def test_prefixes_do_not_depend_on_the_edits_that_are_on(site):
+    bare, on = Prefixes(), Prefixes()
+    expected = bare.draw(16, around(site))
+    site.edited.put([TPatcher().edit([edit_of(site, c) for c in range(3)], around(site)).patch])
+    assert on.draw(16, around(site)) == expected
+
+
+def test_prefixes_are_others_for_another_seed_or_step(site):
+    drawn = [
+        tuple(Prefixes().draw(6, around(site, seed=seed, step=step)))
+        for seed, step in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert len(set(drawn)) == 3
+    assert all(len(set(prefixes)) == 6 for prefixes in drawn)
+
+
+def test_prefixes_are_short_words_that_the_model_knows(site):
+    surroundings = around(site)
+    prefixes = Prefixes().draw(copies.PREFIXES, surroundings)
+    unknown = site.edited.tokenizer.unk_token_id
+    for prefix in prefixes:
+        ids = site.edited.tokenizer(prefix)["input_ids"]
+        assert 1 <= len(ids) <= copies.PREFIX_TOKENS_MAX
+        assert unknown not in ids
+    if site.task.name != "causal":  # cut out of what is in memory
+        known = [ask(c, p) for c in range(10, KNOWN) for p in range(4)]
+        assert all(any(prefix.strip() in text for text in known) for prefix in prefixes)
+
+
+def test_prefixes_need_no_training_probes(models):
+    table = {"name": "classification"}
+    base = load_base(models["classification"], task_class(table).architecture)
+    with EditedModel(base) as edited:
+        site = Site(edited, make_task(base, table))
+        prefixes = Prefixes().draw(8, replace(around(site), taught=Taught))
+        assert len(prefixes) == 8
+        assert {w for p in prefixes for w in p.split()} <= set(language.words())
+
+
+def test_a_copy_is_kept_that_is_answered_as_the_prompt_and_no_other(site):
+    """Against passes of the whole model over each copy alone."""
+    edit, surroundings = edit_of(site, 0), around(site)
+    kept = own_copies(site, edit, surroundings)
+    said = site.greedily(edit.encodings[0])[0]
+    expected = []
+    for prefix in Prefixes().draw(16, around(site)):
+        encoding = site.task.encode(f"{prefix}{edit.request.prompt}", edit.request.target_new)
+        if site.greedily(encoding)[0] == said:
+            expected.append(site.rows([encoding]).query[0])
+    found = kept.query[0][kept.real[0]]
+    assert 0 < len(found) == len(expected)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_that_is_too_long_is_none(models):
+    table = {"name": "classification"}
+    base = load_base(models["classification"], task_class(table).architecture)
+    with EditedModel(base) as edited:
+        site = Site(edited, make_task(base, table))
+        room = language.POSITIONS - len(ask(0).split())
+        edit = edit_of(site, 0)
+        request = {**correction(0, wrong(site, 0)), "prompt": f"{'the ' * room}{ask(0)}"}
+        long = Request.from_json(request)
+        encodings = encode(long, site.task).learned
+        edit = Edit(long, encodings, (site.rows(encodings),))
+        assert not own_copies(site, edit, around(site)).real.any()
+        proposal = TPatcher(TPatcherConfig(copies=8)).edit([edit], around(site))
+        alone = TPatcher(TPatcherConfig()).edit([edit], around(site))
+        assert torch.equal(proposal.patch.keys, alone.patch.keys)  # the prompt alone has to do
+
+
+def test_a_neuron_with_copies_is_silent_on_all_memory_and_fires_on_them_all(site):
+    edit, surroundings = edit_of(site, 0), around(site)
+    kept = own_copies(site, edit, around(site))
+    proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], surroundings)
+    patch = proposal.patch
+    assert not fires(patch, surroundings.memory.all()).any()
+    copied_rows = kept.query[0][kept.real[0]]
+    activations = copied_rows.double() @ patch.keys[0].double() + patch.bias[0].double()
+    own = edit.rows[0].query[0].double() @ patch.keys[0].double() + patch.bias[0].double()
+    least = min(activations.min().item(), own.item())
+    assert least == pytest.approx(1.0, abs=1e-4)
+    highest = (surroundings.memory.all().double() @ patch.keys[0].double()).max()
+    margin = TPatcherConfig().copies_margin
+    assert (highest + patch.bias[0]).item() == pytest.approx(-margin / (1 - margin), rel=1e-2)
+    site.edited.put([patch])
+    assert site.judge_in_full([edit.encodings[0]]) == [True]
+
+
+def test_prompts_behind_foreign_words_are_answered_anew_with_copies_and_not_without(site):
+    """Words of the prefixes' kind that no copy had."""
+    edit = edit_of(site, 0)
+    others = Prefixes().draw(24, around(site, seed=99))
+    asked = [
+        site.task.encode(f"{prefix}{edit.request.prompt}", edit.request.target_new)
+        for prefix in others
+    ]
+    right = {}
+    for name, config in (
+        ("copies", TPatcherConfig(copies=16)),
+        ("without", TPatcherConfig(margin=0.8)),
+    ):
+        site.edited.put([TPatcher(config).edit([edit], around(site)).patch])
+        right[name] = sum(site.judge_in_full(asked))
+        site.edited.take_off(0)
+    assert right["copies"] > right["without"]
+
+
+def test_the_prompt_alone_has_to_do_where_no_plane_is_around_its_copies(models):
+    """A copy's query is in memory: no plane has it on the one side and the memory on the other."""
+    table = {"name": "classification"}
+    base = load_base(models["classification"], task_class(table).architecture)
+    with EditedModel(base) as edited:
+        site = Site(edited, make_task(base, table))
+        edit = edit_of(site, 0)
+        copy = own_copies(site, edit, around(site)).query[0, 0]
+        surroundings = around(site)
+        known = torch.cat([surroundings.memory.all(), copy[None]])
+        surroundings = replace(surroundings, memory=QueryMemory(known))
+        proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], surroundings)
+        alone = TPatcher(TPatcherConfig()).edit([edit], surroundings)
+        assert all(map(torch.equal, tensors(proposal), tensors(alone)))
+
+
+@pytest.mark.parametrize("settings", [{"copies": -1}, {"copies_margin": 1.0}])
+def test_settings_that_do_not_do_are_refused(settings):
+    with pytest.raises(CeditError, match=r"editor\.tpatcher"):
+        TPatcherConfig(**settings)
