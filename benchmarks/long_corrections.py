@@ -20,7 +20,8 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.scope_data import DATA
 from continual.atlas.facts import load_facts
 from continual.readers import pararel
-from continual.requests import Request, normalised
+from continual.naming import normalised
+from continual.requests import Request
 
 WORDINGS_MIN = 3  # a prompt, one to learn from, one held out
 LEARNED_MAX = 2

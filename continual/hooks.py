@@ -1,6 +1,7 @@
 """The one place where a model is hooked: hooks are context managers, none outlives its block.
 
 - ``watched``   sees every call of chosen modules, as a ``Call``
+- ``entered``   sees the arguments of a module's calls before it runs
 - ``captured``  the calls of one module, as a list
 - ``altered``   changes the hidden state that a module returns
 - ``added``     adds to it
@@ -72,6 +73,22 @@ def watched(modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None]) 
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def entered(
+    module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]
+) -> Iterator[None]:
+    """Shows ``see`` the arguments of each call of the module, before it runs."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(args, kwargs)
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from continual.patches import Patch
 from continual.patches.edited_weight import EditedWeight
 from continual.patches.memory import MemoryBank
 from continual.patches.neuron import NeuronBank
+from continual.reading import RunningText, decoder
 
 if TYPE_CHECKING:
     from continual.memory.recall import Recall
@@ -62,6 +63,8 @@ class EditedModel:
         self._weights: dict[str, EditedWeight] = {}
         self.memory = MemoryBank()
         self.recall: Recall | None = None  # how records are found and read
+        self.decode = decoder(base.tokenizer)
+        self._running = RunningText(self.decode)
         self._marks = [_Mark({}, {}, 0, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
         self._is_bare = False
@@ -92,6 +95,8 @@ class EditedModel:
             return self
         self._hooks = ExitStack()
         self._hooks.enter_context(hooks.standing_in(self.model, "generate", self.generate))
+        if hasattr(self.model, "prepare_inputs_for_generation"):
+            self._hooks.enter_context(self._running.followed(self.model))
         for block, bank in self._banks.items():
             self._attach(block, bank)
         for weight in self._weights.values():
@@ -299,7 +304,7 @@ class EditedModel:
         assert self._hooks is not None
         query = self.anatomy.query_module(self.model, block)
         down = self.anatomy.down_module(self.model, block)
-        self._hooks.enter_context(bank.attached(query, down))
+        self._hooks.enter_context(bank.attached(query, down, self._running.texts))
 
     @contextmanager
     def without_neurons(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from continual.errors import RequestError
+from continual.naming import names, normalised
 
 PROMPT_CHARACTERS_MAX = 8192
 TARGET_CHARACTERS_MAX = 2048
@@ -138,9 +138,20 @@ class Request(BaseModel):
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy; its ``id`` is that of its own content."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("id", "key", "prompt_key"):
+        for name in ("id", "key", "prompt_key", "named_subject"):
             copied.__dict__.pop(name, None)  # what ``cached_property`` kept
         return copied
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt and the rephrases that may be learned from."""
+        return (self.prompt, *self.rephrases)
+
+    @cached_property
+    def named_subject(self) -> str:
+        """The subject as texts are compared; empty where the prompt does not name it."""
+        subject = normalised(self.subject or "")
+        return subject if subject and names(self.prompt_key, subject) else ""
 
     @cached_property
     def id(self) -> str:
@@ -178,15 +189,6 @@ class Request(BaseModel):
             return cls.model_validate(dict(record))
         except ValidationError as error:
             raise RequestError(explain(error)) from None
-
-
-def normalised(text: str) -> str:
-    """The text as it is compared: compatibility forms, case and whitespace make no difference.
-
-    This is Unicode's compatibility caseless matching (definition D146), then single spaces.
-    """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
-    return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())
 
 
 def explain(error: ValidationError) -> str:

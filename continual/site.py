@@ -21,6 +21,7 @@ from continual.passes.batching import by_length
 from continual.passes.partial import RowTail, find_tail, logits_of
 from continual.passes.site_pass import SitePass
 from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
+from continual.reading import RowTexts
 from continual.tasks import Encoding, Task, sequences
 
 PASS_TOKENS_MAX = 4096
@@ -42,12 +43,14 @@ class Rows:
     query: Tensor  # [n, d] float32
     hidden: Tensor  # [n, d] float32: residual + FFN output
     targets: Tensor  # [n] the token wanted
+    texts: RowTexts | None = None  # [n] what was read up to there, where it is known
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: Tensor | slice) -> Rows:
-        return Rows(self.query[index], self.hidden[index], self.targets[index])
+        texts = None if self.texts is None else self.texts.take(index)
+        return Rows(self.query[index], self.hidden[index], self.targets[index], texts)
 
     def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
         """Consecutive parts of these sizes."""
@@ -61,11 +64,12 @@ class Rows:
         """All of them, one after another."""
         every = list(rows)
         if len(every) == 1:
-            return cls(every[0].query, every[0].hidden, every[0].targets)
+            return cls(every[0].query, every[0].hidden, every[0].targets, every[0].texts)
         return cls(
             torch.cat([r.query for r in every]),
             torch.cat([r.hidden for r in every]),
             torch.cat([r.targets for r in every]),
+            RowTexts.join([r.texts for r in every]),
         )
 
 
@@ -98,8 +102,13 @@ class _Summed:
         """Whether these are the first of the rows, or all of them."""
         if mark != self.mark:
             return False
-        own = self.rows[slice(len(rows))]
-        return torch.equal(rows.query, own.query) and torch.equal(rows.hidden, own.hidden)
+        own, count = self.rows, len(rows)
+        if own.texts is not None and rows.texts is not None:
+            same = list(rows.texts.prefixes) == list(own.texts.prefixes[:count])
+        else:
+            same = own.texts is rows.texts
+        is_query = torch.equal(rows.query, own.query[:count])
+        return same and is_query and torch.equal(rows.hidden, own.hidden[:count])
 
 
 @dataclass(frozen=True)
@@ -204,7 +213,12 @@ class Site:
             query, hidden = self._pass(inputs, torch.tensor(places, device=device))
         targets = [target for encoding in encodings for target in encoding.targets]
         rows = (query.clone().float(), hidden.clone().float())  # such as autograd can use
-        return Rows(*rows, torch.tensor(targets, device=device))
+        return Rows(*rows, torch.tensor(targets, device=device), self.texts(encodings))
+
+    def texts(self, encodings: Sequence[Encoding]) -> RowTexts:
+        """What was read up to the rows of these probes."""
+        read = [(e.ids, place + 1) for e in encodings for place in e.positions]
+        return RowTexts(self.edited.decode, read)
 
     def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
         """The rows of many probes: passes of nearly one length, rows in the probes' order."""
@@ -238,7 +252,7 @@ class Site:
         mark = _mark(rows.hidden)
         known = next((summed for summed in self._summed if summed.begins_with(rows, mark)), None)
         firing = self._firing(rows, known)
-        more = patch.firing(rows.query)
+        more = patch.firing(rows.query, rows.texts)
         if not len(more):
             return rows.hidden + self.bank.summed(firing) if len(firing) else rows.hidden
         activations = torch.cat([firing.activations, more.activations], 1)
@@ -249,12 +263,12 @@ class Site:
         """The neurons that fire on a few rows; only those that came since they were known."""
         bank = self.bank
         if known is None or not self.edited.has_passed(known.state, self.block, known.neurons):
-            return bank.firing(rows.query)
+            return bank.firing(rows.query, texts=rows.texts)
         before = known.firing.of_first(len(rows))
-        return before.followed_by(bank.firing(rows.query, known.neurons))
+        return before.followed_by(bank.firing(rows.query, known.neurons, rows.texts))
 
     def _with_neurons(self, rows: Rows) -> Tensor:
-        extra = self.bank.contribution(rows.query)
+        extra = self.bank.contribution(rows.query, rows.texts)
         return rows.hidden if extra is None else rows.hidden + extra
 
     def logits(self, hidden: Tensor) -> Tensor:

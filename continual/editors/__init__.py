@@ -29,6 +29,7 @@ class Edit:
     request: Request
     encodings: tuple[Encoding, ...]
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
+    near: Rows | None = None  # of its neighbours in memory; None where nothing is watched
 
     @cached_property
     def id(self) -> str:
@@ -60,6 +61,8 @@ class Surroundings:
     statistics: Statistics | None = None  # of the base model's keys
     seed: int = 0  # the store's: for what is drawn once and is the same at every step
     taught: Callable[[], Taught] = Taught
+    naming: Callable[[Edit], QueryMemory] | None = None
+    """The memory of a neuron that asks for an edit's subject; None where nothing is watched."""
     narrow: int = 0  # earlier proposals of these edits that changed too much of what is held out
 
 

@@ -10,7 +10,7 @@ the order in which they came, and is what the model is run with.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, Self
@@ -23,6 +23,7 @@ from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 from continual.queries.coded_rows import CodedRows
 from continual.queries.growing import GrowingTensor
+from continual.reading import RowTexts, named_in
 
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
@@ -52,6 +53,7 @@ class NeuronPatch:
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
     owners: tuple[str, ...] = ()  # [n] the request that each neuron is for, where it is known
+    subjects: tuple[str, ...] = ()  # [n] normalised; where one is not empty, the text has to name it
 
     @property
     def rows(self) -> int:
@@ -68,14 +70,20 @@ class NeuronPatch:
         return {"keys": self.keys, "bias": self.bias, "values": self.values}
 
     def meta(self) -> dict[str, Any]:
-        """The block."""
-        return {"block": self.block}
+        """The block, and the subjects of neurons that ask for one."""
+        return {"block": self.block, **({"subjects": self.subjects} if any(self.subjects) else {})}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
         try:
-            return cls(int(meta["block"]), tensors["keys"], tensors["bias"], tensors["values"])
+            return cls(
+                int(meta["block"]),
+                tensors["keys"],
+                tensors["bias"],
+                tensors["values"],
+                subjects=tuple(meta.get("subjects", ())),
+            )
         except KeyError as error:
             raise EditError(
                 f"A neuron patch has no {error}: its file is not one of ours."
@@ -95,10 +103,12 @@ class NeuronPatch:
         blocks = dict.fromkeys(part.block for part in parts)
         return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
 
-    def firing(self, queries: Tensor) -> Firing:
-        """Its neurons that fire on one of the queries [r, d]; places count from its first."""
+    def firing(self, queries: Tensor, texts: RowTexts | None = None) -> Firing:
+        """Its neurons that fire on one of the queries [r, d], which stand behind these texts; places
+        count from its first."""
         places = torch.arange(len(self.keys), device=queries.device)
-        return _firing(queries.to(self.keys.dtype), places, self.keys, self.bias)
+        firing = _firing(queries.to(self.keys.dtype), places, self.keys, self.bias)
+        return _asked(firing, self.subjects, texts)
 
     def without(self, request_id: str) -> NeuronPatch | None:
         """See `Patch.without`."""
@@ -113,6 +123,7 @@ class NeuronPatch:
             bias=self.bias[kept],
             values=self.values[kept],
             owners=tuple(self.owners[place] for place in kept),
+            subjects=tuple(self.subjects[place] for place in kept) if self.subjects else (),
         )
 
     def owned_by(self, owners: tuple[str, ...]) -> NeuronPatch:
@@ -128,6 +139,11 @@ class NeuronPatch:
                 f"A neuron patch does not fit together: keys {tuple(self.keys.shape)}, bias "
                 f"{tuple(self.bias.shape)}, values {tuple(self.values.shape)}."
             )
+        if self.subjects and len(self.subjects) != len(self.keys):
+            raise EditError(
+                f"A neuron patch has {len(self.subjects)} subjects for {len(self.keys)} neurons: "
+                "its file is not one of ours."
+            )
         for name, tensor in self.tensors().items():
             if tensor.dtype != torch.float32 or not _is_finite(tensor):
                 raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
@@ -139,11 +155,13 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
+    subjects = tuple(s for part in parts for s in part.subjects or ("",) * len(part.keys))
     return NeuronPatch(
         parts[0].block,
         torch.cat([part.keys for part in parts]),
         torch.cat([part.bias for part in parts]),
         torch.cat([part.values for part in parts]),
+        subjects=subjects if any(subjects) else (),
     )
 
 
@@ -186,6 +204,28 @@ def _firing(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Firi
     return Firing(places[fires], torch.relu(scores[:, fires]).to(queries.dtype))
 
 
+def _asked(firing: Firing, subjects: Sequence[str], texts: RowTexts | None) -> Firing:
+    """The neurons that fire where the text names the subject that they ask for; `subjects` are those
+    of all neurons of the bank, or none."""
+    if not subjects or not len(firing):
+        return firing
+    wanted = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]
+    activations = firing.activations
+    for column, subject in wanted:
+        if subject:
+            rows = (activations[:, column] > 0).nonzero().flatten()
+            named = torch.tensor(named_in(texts, rows.tolist(), subject), dtype=torch.bool)
+            activations = activations.clone()
+            activations[rows[~named.to(rows.device)], column] = 0.0
+    fires = (activations > 0).any(0)
+    return Firing(firing.places[fires], activations[:, fires])
+
+
+def _unread(_rows: int) -> RowTexts | None:
+    """No texts: for neurons that ask for no subject."""
+    return None
+
+
 class NeuronBank:
     """All neurons at one block. Growing costs what is added; going back is cutting the end off."""
 
@@ -193,6 +233,7 @@ class NeuronBank:
         rows = torch.empty(0, width, device=device)
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._bias = GrowingTensor(rows[:, 0])
+        self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
         self._longest = 0.0  # of all keys that there ever were
         self._codes: CodedRows | None = None
 
@@ -231,6 +272,8 @@ class NeuronBank:
             self._longest = max(self._longest, float(lengths.max()))
             if self._codes is not None:
                 self._codes.append(patch.keys)
+        del self._subjects[self.size :]
+        self._subjects += patch.subjects or ("",) * len(patch.keys)
         return (
             self._keys.append(patch.keys),
             self._bias.append(patch.bias),
@@ -244,13 +287,21 @@ class NeuronBank:
         if self._codes is not None:
             self._codes.truncate(size)
 
-    def firing(self, queries: Tensor, first: int = 0) -> Firing:
-        """The neurons, from `first` on, that fire on one of the queries [r, d]."""
+    @property
+    def subjects(self) -> Sequence[str]:
+        """[size] the subject that each neuron asks for; empty for none. They stay in their places
+        while neurons are silenced for a time, and are written over when others come."""
+        return self._subjects[: self.size]
+
+    def firing(self, queries: Tensor, first: int = 0, texts: RowTexts | None = None) -> Firing:
+        """The neurons, from `first` on, that fire on one of the queries [r, d], which stand behind
+        these texts. Raises ValueError for queries without texts where a neuron asks for one."""
         asked = queries.to(self.keys.dtype)
         near = self._nearly_firing(asked.detach(), first)
         if not len(near):
             return Firing(near, asked[:, :0])
-        return _firing(asked, near, self.keys[near], self.bias[near])
+        firing = _firing(asked, near, self.keys[near], self.bias[near])
+        return _asked(firing, self._subjects, texts)
 
     def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
         """The neurons, from `first` on, that may fire, by a product in float32 or of codes; all of
@@ -271,7 +322,7 @@ class NeuronBank:
             self._codes.append(self.keys)
         return self._codes.bounds(queries)[:, first:]
 
-    def contribution(self, queries: Tensor) -> Tensor | None:
+    def contribution(self, queries: Tensor, texts: RowTexts | None = None) -> Tensor | None:
         """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
 
         Only neurons that fire enter the sum, in their order.
@@ -282,7 +333,11 @@ class NeuronBank:
         most = ACTIVATIONS_MAX if is_cpu else ACCELERATED_ACTIVATIONS_MAX
         rows = max(1, most // self.size)
         parts = queries.flatten(0, -2).split(rows)
-        found = [self.firing(part) for part in parts]
+        firsts = range(0, rows * len(parts), rows)
+        found = [
+            self.firing(part, texts=None if texts is None else texts.take(slice(i, i + rows)))
+            for i, part in zip(firsts, parts, strict=True)
+        ]
         if not any(len(firing) for firing in found):
             return None
         return torch.cat([self.summed(firing) for firing in found]).view(queries.shape)
@@ -292,15 +347,23 @@ class NeuronBank:
         return firing.activations @ self.values[firing.places]
 
     @contextmanager
-    def attached(self, query_module: nn.Module, down_module: nn.Module) -> Iterator[None]:
-        """The block's FFN runs with the neurons while this lasts."""
+    def attached(
+        self,
+        query_module: nn.Module,
+        down_module: nn.Module,
+        read: Callable[[int], RowTexts | None] = _unread,
+    ) -> Iterator[None]:
+        """The block's FFN runs with the neurons while this lasts; `read` gives the texts behind
+        which the rows of the pass under way stand, by their number."""
         queries: list[Tensor] = []
 
         def see(_: int, call: hooks.Call) -> None:
             queries[:] = [call.input]
 
         def add(output: Tensor) -> Tensor:
-            extra = self.contribution(queries[0])
+            asks = any(self.subjects)
+            texts = read(queries[0].shape[:-1].numel()) if asks else None
+            extra = self.contribution(queries[0], texts)
             return output if extra is None else output + extra.to(output.dtype)
 
         with ExitStack() as stack:

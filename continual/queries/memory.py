@@ -6,7 +6,7 @@ Knows queries at one FFN site and whose they are; nothing of patches or of the m
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import takewhile
 
@@ -74,6 +74,21 @@ class QueryMemory:
         )  # the latest go first
         last = len(self._edits) - sum(self._counts[name] for name in behind)
         self._edits.cut(last - self._counts.pop(owner), last)
+
+    def part(self, training: Iterable[int], owners: Collection[str], near: Tensor) -> QueryMemory:
+        """A memory of some of the training queries, by their places in the beginning, of these
+        owners' queries, and of some more [r, d]. Its mean is that of the whole."""
+        wanted = set(training)
+        rows = [row for row, place in enumerate(self._places) if place in wanted]
+        memory = QueryMemory(self.training if len(rows) == len(self._places) else self.training[rows])
+        memory._mean = self._mean
+        first = 0
+        for owner, count in self._counts.items():
+            if owner in owners:
+                memory.remember(owner, self.edits[first : first + count])
+            first += count
+        memory._near.append(near)
+        return memory
 
     @contextmanager
     def beside(self, queries: Tensor) -> Iterator[None]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from continual.recheck.ledger import WATCH, Entry
-from continual.requests import normalised
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 from continual.watch.general import NONE, GeneralText
@@ -42,6 +41,11 @@ class GeneralRows:
         return cls(store, site, GeneralText.from_json(bodies[-1]) if bodies else NONE)
 
     # -- memory
+
+    @property
+    def memory_rows(self) -> int:
+        """Count the positions in memory."""
+        return sum(passage.rows for passage in self.text.memory)
 
     def queries(self) -> Tensor:
         """[m, d] the queries of all positions in memory, as the matrices are now."""
@@ -81,8 +85,7 @@ class GeneralRows:
     # -- rows
 
     def _texts(self, passages: Sequence[Passage]) -> list[str]:
-        decode = self.site.edited.tokenizer.decode
-        return [normalised(decode(list(passage.ids))) for passage in passages]
+        return [self.site.edited.decode(passage.ids) for passage in passages]
 
     def _rows(self, name: str, passages: Sequence[Passage]) -> Rows:
         encodings = [passage.encoding() for passage in passages]
@@ -104,7 +107,7 @@ class GeneralRows:
             return None
         device = self.site.edited.device
         parts = (cached.tensors[key].to(device) for key in ("query", "hidden", "targets"))
-        return Rows(*parts)
+        return Rows(*parts, self.site.texts(encodings))
 
     def _read(self, name: str, encodings: Sequence[Encoding]) -> Rows:
         rows = self.site.rows_in_passes(encodings)

@@ -22,6 +22,7 @@ from continual.memory.probes import RoutedProbes
 from continual.memory.routing import Route
 from continual.queries.growing import GrowingTensor
 from continual.queries.search import SearchedQueries
+from continual.reading import RowTexts
 from continual.recheck.metrics import Count
 from continual.recheck.probe_passes import ProbePasses
 from continual.site import Rows, Site
@@ -81,6 +82,20 @@ class Ledger:
         """The rows of all entries, one after another."""
         return Rows(self._query.rows, self._hidden.rows, self._target.rows)
 
+    def _rows_at(self, index: Tensor) -> Rows:
+        """The rows at these places, with their texts."""
+        probes = self._probe.rows[index].tolist()
+        offsets = (index - self._first_rows.rows[self._probe.rows[index]]).tolist()
+        read = [
+            (encoding.ids, encoding.positions[offset] + 1)
+            for probe, offset in zip(probes, offsets, strict=True)
+            for encoding in (self.entries[probe].encoding,)
+        ]
+        texts = RowTexts(self._site.edited.decode, read)
+        return Rows(
+            self._query.rows[index], self._hidden.rows[index], self._target.rows[index], texts
+        )
+
     def is_right(self, entry: Entry) -> bool:
         """Whether a registered probe is right now."""
         place = self.places(entry.owner, entry.role)[entry.index]
@@ -112,7 +127,7 @@ class Ledger:
     def rows_of(self, owner: str, role: str) -> Rows:
         """The rows of an owner's entries of a role."""
         wanted = torch.isin(self._probe.rows, torch.tensor(self.places(owner, role)))
-        return self.rows[wanted.nonzero().squeeze(-1)]
+        return self._rows_at(wanted.nonzero().squeeze(-1))
 
     @property
     def _outcomes(self) -> Tensor:
@@ -181,7 +196,7 @@ class Ledger:
         is_asked[places] = True
         rows = fired[is_asked[self._probe.rows[fired]]]
         if len(rows):
-            verdict = self._site.judge(self.rows[rows])
+            verdict = self._site.judge(self._rows_at(rows))
             right, close = self._right.rows.clone(), self._close.rows.clone()
             right[rows], close[rows] = verdict.right.cpu(), verdict.close.cpu()
             probes = self._probe.rows[rows].unique()
@@ -266,7 +281,7 @@ class Ledger:
         """Judge these rows anew, and the probes that they belong to."""
         if len(rows) == 0:
             return
-        verdict = self._site.judge(self.rows[rows])
+        verdict = self._site.judge(self._rows_at(rows))
         self._right[rows] = verdict.right.cpu()
         self._close[rows] = verdict.close.cpu()
         probes = self._probe.rows[rows].unique()

@@ -43,7 +43,8 @@ from continual.recheck.retention import (
     outcomes_of,
     reverted_later,
 )
-from continual.requests import Probe, Request, normalised
+from continual.naming import names, normalised
+from continual.requests import Probe, Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
 from continual.watch.neighbours import Neighbourhood
@@ -75,6 +76,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class _Neighbour:
+    """A held-out neighbour in the ledger, as facts are looked for in it."""
+
+    owner: str
+    place: int
+    text: str  # of the question, as it is compared
+    said: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Past:
     """A revision to stand at as if some requests had never been made."""
 
@@ -103,6 +114,8 @@ class Standing:
         self.memory = QueryMemory(self._training_queries())
         self.fluency: dict[str, float] = {}  # of requests whose continuation is not as it was
         self._contradicted: set[Question] = set()  # questions of requests
+        self._corrected: dict[str, CorrectedFact] = {}  # facts of the lineage, in their order
+        self._near: list[_Neighbour] = []  # held-out neighbours in the ledger
         fresh: list[str] = []  # attempted for the first time since the last record
         moved: tuple[str, ...] = ()  # applied when matrices were edited last
         since: set[str] = set()  # applied again or anew since then
@@ -145,7 +158,9 @@ class Standing:
             if outcome.outcome in ATTEMPTED:
                 self.contradict(encode(request, self._site.task).learned)
                 if outcome.neighbours:
-                    self.set_aside(Neighbourhood.from_json(outcome.neighbours).fact(request))
+                    fact = Neighbourhood.from_json(outcome.neighbours).fact(request)
+                    self._set_aside_in_general(fact)
+                    self._corrected[outcome.id] = fact
             self.retention.take(outcome, request)
         return fresh
 
@@ -193,11 +208,38 @@ class Standing:
                 query = captured[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
             others += candidate.other_entries(retained.expected)
-            if retained.applied and retained.neighbours:
-                others += watched_entries(candidate.id, Neighbourhood.from_json(retained.neighbours))
         if learned:
             self.ledger.register(learned, Rows.join(parts))
         self.ledger.register(others)
+        self._register_neighbours()
+
+    def _register_neighbours(self) -> None:
+        """The held-out neighbours of the edits in force; those go that state the fact of an edit
+        behind theirs."""
+        entries: list[Entry] = []
+        for identity, retained in self.retention.requests.items():
+            if retained.applied and retained.neighbours:
+                near = Neighbourhood.from_json(retained.neighbours)
+                entries += watched_entries(identity, near)
+        self.ledger.register(entries)
+        self._note_neighbours(entries)
+        turns = {identity: turn for turn, identity in enumerate(self._corrected)}
+        for identity, fact in self._corrected.items():
+            earlier = [n for n in self._near if turns.get(n.owner, -1) < turns[identity]]
+            self._drop_stating(fact, earlier)
+
+    def _note_neighbours(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if entry.role == NEIGHBOUR:
+                place = self.ledger.places(entry.owner, NEIGHBOUR)[entry.index]
+                text = self._site.edited.decode(entry.encoding.question.ids)
+                said = frozenset(entry.encoding.targets)
+                self._near.append(_Neighbour(entry.owner, place, text, said))
+
+    def _drop_stating(self, fact: CorrectedFact, near: Iterable[_Neighbour]) -> None:
+        """Count no longer the neighbours that state a fact."""
+        stating = [n for n in near if not fact.answers.isdisjoint(n.said) and fact.is_about(n.text)]
+        self.ledger.drop([neighbour.place for neighbour in stating])
 
     def _applied(self) -> tuple[str, ...]:
         return tuple(i for i, retained in self.retention.requests.items() if retained.applied)
@@ -242,8 +284,15 @@ class Standing:
                 self._contradicted.add(question)
                 self.memory.contradict(self._taught[question])
 
-    def set_aside(self, fact: CorrectedFact) -> None:
-        """Take out of the memory, and out of what is measured, whatever states a corrected fact."""
+    def set_aside(self, identity: str, fact: CorrectedFact) -> None:
+        """Take out of the memory, and out of what is measured, whatever states the fact that a
+        request corrects."""
+        self._set_aside_in_general(fact)
+        self._corrected[identity] = fact
+        self._drop_stating(fact, (n for n in self._near if n.owner != identity))
+
+    def _set_aside_in_general(self, fact: CorrectedFact) -> None:
+        """The same for training probes and general text."""
         if not fact.answers:
             return
         general = self._taught_count
@@ -255,6 +304,19 @@ class Standing:
         held_out = self.ledger.places(WATCH, WATCH)
         self.ledger.drop([held_out[index] for index in self.general.stated_in_held_out(fact)])
 
+    def memory_naming(self, subject: str, near: Tensor) -> QueryMemory:
+        """The memory of a neuron that asks for a normalised subject: general text, whatever else
+        names the subject, and the queries [r, d] of its neighbours."""
+        general = range(self._taught_count, self._taught_count + self.general.memory_rows)
+        taught = [row for text, _, rows in self._taught_texts if names(text, subject) for row in rows]
+        owners = {
+            owner
+            for owner in self.memory.owners
+            if (kept := self.retention.requests.get(owner)) is None
+            or any(names(normalised(p), subject) for p in kept.request.prompts)
+        }
+        return self.memory.part([*taught, *general], owners, near)
+
     @cached_property
     def _taught_count(self) -> int:
         """How many rows of the memory are training probes'; general text stands behind them."""
@@ -263,9 +325,9 @@ class Standing:
     @cached_property
     def _taught_texts(self) -> list[tuple[str, int, range]]:
         """The training probes as they are compared: text, first token of the answer, places."""
-        decode = self._site.edited.tokenizer.decode
+        decode = self._site.edited.decode
         return [
-            (normalised(decode(list(e.encoding.question.ids))), e.encoding.targets[0], places)
+            (decode(e.encoding.question.ids), e.encoding.targets[0], places)
             for e in self.ledger.entries
             if e.role == TRAIN and (places := self._taught.get(e.encoding.question))
         ]
@@ -311,6 +373,7 @@ class Standing:
         """Take in the held-out neighbours of an edit that was just applied."""
         entries = watched_entries(identity, neighbourhood)
         self.ledger.register(entries)
+        self._note_neighbours(entries)
         self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
 
     def note(self, turned: Mapping[str, bool]) -> None:

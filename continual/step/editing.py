@@ -12,22 +12,23 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 
-from continual.editors import Editor, Surroundings, Taught
+from continual.editors import Edit, Editor, Surroundings, Taught
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory
+from continual.reading import named_in
 from continual.recheck import retention
 from continual.recheck.ledger import Ledger
 from continual.recheck.retention import Outcome
-from continual.site import Site
+from continual.site import Rows, Site
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
 from continual.step.watching import Watch
@@ -101,6 +102,8 @@ class Bench:
     taught: Callable[[], Taught] = Taught  # as it is known to the ledger
     ledger: Ledger | None = None
     watch: Watch | None = None  # None: nothing is watched
+    naming: Callable[[str, torch.Tensor], QueryMemory] | None = None
+    """The memory that names a subject; see `Standing.memory_naming`."""
 
 
 class Workshop:
@@ -110,6 +113,7 @@ class Workshop:
         self._site, self._memory = bench.site, bench.memory
         self._bench, self._chain, self._seed = bench, chain, seed
         self._answers = Answers(bench.site)
+        self._near_rows: dict[tuple[str, str], Rows | None] = {}
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
         """All edits of step `seq`. The result is on the model; nothing else is.
@@ -129,6 +133,7 @@ class Workshop:
             model.take_off(depth)
             raise
         self._forget(progress)
+        self._near_rows.clear()
         if len(progress.parts) != 1:  # a single part is on as the step's patch already
             model.take_off(depth)
             model.put(progress.parts)
@@ -179,8 +184,11 @@ class Workshop:
         """One proposal, kept if it is proved; else the groups worth another one."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
-        with self._beside(group):
-            proposal = editor.edit([edit.edit() for edit in group], around)
+        edits = [edit.edit(self._near(edit)) for edit in group]
+        if self._bench.watch is not None:
+            around = replace(around, naming=partial(self._naming, edits))
+        with self._beside(edits):
+            proposal = editor.edit(edits, around)
         for identity, reason in proposal.failed.items():
             progress.refuse(identity, editor.name, reason)
         kept = [edit for edit in group if edit.id not in proposal.failed]
@@ -225,18 +233,32 @@ class Workshop:
                 self._memory.remember(edit.id, edit.rows.query)
         return []
 
-    @contextmanager
-    def _beside(self, group: Group) -> Iterator[None]:
-        """The neighbours of these edits are in memory for as long as this lasts."""
+    def _near(self, edit: PlannedEdit) -> Rows | None:
+        """The rows of an edit's neighbours in memory, as the matrices are now."""
         watch = self._bench.watch
-        near = [edit.neighbourhood for edit in group if edit.neighbourhood is not None]
-        queries = [] if watch is None else [watch.silent_queries(n) for n in near]
-        silent = [part for part in queries if part is not None]
-        if not silent:
+        if watch is None or edit.neighbourhood is None:
+            return None
+        key = edit.id, self._site.edited.weights_state
+        if key not in self._near_rows:
+            self._near_rows = {key: watch.silent_rows(edit.neighbourhood), **self._near_rows}
+        return self._near_rows[key]
+
+    @contextmanager
+    def _beside(self, edits: Sequence[Edit]) -> Iterator[None]:
+        """The neighbours of these edits are in memory for as long as this lasts."""
+        near = [edit.near.query for edit in edits if edit.near is not None]
+        with self._memory.beside(torch.cat(near)) if near else nullcontext():
             yield
-            return
-        with self._memory.beside(torch.cat(silent)):
-            yield
+
+    def _naming(self, edits: Sequence[Edit], edit: Edit) -> QueryMemory:
+        """The memory of a neuron that asks for an edit's subject: what names it in the history,
+        among the edit's neighbours, and among the others of its group."""
+        assert self._bench.naming is not None
+        subject = edit.request.named_subject
+        rows = [edit.near, *(part for e in edits if e is not edit for part in e.rows)]
+        near = [_rows_naming(part, subject) for part in rows if part is not None]
+        empty = edit.rows[0].query[:0]
+        return self._bench.naming(subject, torch.cat([empty, *near]))
 
     def _harm(self, edits: Group) -> str | None:
         """Why the patch that was put on last changes too much of what is held out."""
@@ -294,11 +316,11 @@ class Workshop:
             return applied
         state = self._site.edited.weights_state
         standing = [edit for edit in applied if edit.state == state]
-        queries = [edit.rows.query[: len(edit.candidate.learned[0].targets)] for edit in standing]
+        rows_of = [edit.rows[: len(edit.candidate.learned[0].targets)] for edit in standing]
         fired = {edit.id for edit in applied if edit.state != state}
         for part in neurons if standing else ():
-            fires = (part.firing(torch.cat(queries)).activations > 0).any(1)
-            rows = fires.split([len(query) for query in queries])
+            fires = _fires(part, Rows.join(rows_of))
+            rows = fires.split([len(own) for own in rows_of])
             fired |= {e.id for e, own in zip(standing, rows, strict=True) if bool(own.any())}
         return [edit for edit in applied if edit.id in fired]
 
@@ -312,6 +334,17 @@ class Workshop:
             if edit.state == state:
                 outcomes[edit.id] = self._answers.is_right(edit.candidate.learned[0], edit.rows)
         return outcomes
+
+
+def _fires(part: NeuronPatch, rows: Rows) -> torch.Tensor:
+    """[n] bool: on which rows a neuron of the patch fires."""
+    return (part.firing(rows.query, rows.texts).activations > 0).any(1)
+
+
+def _rows_naming(rows: Rows, subject: str) -> torch.Tensor:
+    """[r, d] the queries of the rows whose text names a subject."""
+    named = named_in(rows.texts, range(len(rows)), subject)
+    return rows.query[torch.tensor(named, dtype=torch.bool, device=rows.query.device)]
 
 
 _FULL = "others of the same step were over the budget one by one: there is no room for more"

@@ -69,7 +69,13 @@ class Settings:
     strict: bool = False
     force: bool = False
     editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
-    watch: WatchConfig | None = None  # None: nothing is watched, as before there was a watch set
+    watch: WatchConfig | None = None  # None: as before there was a watch set
+
+    @property
+    def watched(self) -> WatchConfig | None:
+        """The settings of the watch set; None where nothing is watched."""
+        config = self.watch
+        return config if config is not None and (config.texts or config.neighbours) else None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Settings:
@@ -94,7 +100,7 @@ class Settings:
             "force": self.force,
             "repair": self.repair,
             "editors": tables,
-            **({} if self.watch is None else {"watch": self.watch.to_json()}),
+            **({} if self.watched is None else {"watch": self.watched.to_json()}),
         }
 
 
@@ -207,7 +213,7 @@ class Pipeline:
         self._answers = Answers(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
         self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
-        config = settings.watch
+        config = settings.watched
         self._watch = None if config is None else Watch(site, config, settings.seed)
         bench = Bench(
             site,
@@ -217,6 +223,7 @@ class Pipeline:
             standing.taught,
             standing.ledger,
             self._watch,
+            standing.memory_naming,
         )
         self._workshop = Workshop(bench, chain, settings.seed)
 
@@ -283,7 +290,8 @@ class Pipeline:
         for edit in plan.edits:
             self._standing.contradict(edit.candidate.learned)
             if edit.neighbourhood is not None:
-                self._standing.set_aside(edit.neighbourhood.fact(edit.candidate.request))
+                fact = edit.neighbourhood.fact(edit.candidate.request)
+                self._standing.set_aside(edit.id, fact)
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
         edited = self._workshop.edit(plan.edits, number, plan.parts)

@@ -45,10 +45,10 @@ class PlannedEdit:
         rows = site.rows(self.candidate.learned)
         return replace(self, rows=rows, state=site.edited.weights_state)
 
-    def edit(self) -> Edit:
-        """The request as an editor sees it."""
+    def edit(self, near: Rows | None = None) -> Edit:
+        """The request as an editor sees it, with the rows of its neighbours in memory."""
         sizes = [len(encoding.targets) for encoding in self.candidate.learned]
-        return Edit(self.candidate.request, self.candidate.learned, self.rows.split(sizes))
+        return Edit(self.candidate.request, self.candidate.learned, self.rows.split(sizes), near)
 
 
 @dataclass(frozen=True)

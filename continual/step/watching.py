@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from continual.memory.answers import Answers
 from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Entry, Ledger
-from continual.site import Site
+from continual.site import Rows, Site
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
@@ -54,11 +52,11 @@ class Watch:
         rows = self.site.rows_in_passes(encodings)
         return Answers(self.site).are_right(encodings, rows, range(len(encodings)))
 
-    def silent_queries(self, neighbourhood: Neighbourhood) -> Tensor | None:
-        """[r, d] the queries of the passages that the edit itself stays silent on, in a pass over
-        them alone; None where there are none."""
+    def silent_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
+        """The rows of the passages that the edit itself stays silent on, in a pass over them alone;
+        None where there are none."""
         encodings = [passage.encoding() for passage in neighbourhood.silent]
-        return self.site.rows(encodings).query if encodings else None
+        return self.site.rows(encodings) if encodings else None
 
     def objection(
         self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from continual.errors import RequestError
-from continual.requests import Request, normalised
+from continual.requests import Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding
 from continual.watch import names
@@ -53,7 +53,8 @@ class Neighbourhood:
         """The entry of a revision's body."""
         parts = {"memory": self.memory, "held_out": self.held_out, "behind": self.behind}
         passages = {n: [passage.to_json() for passage in part] for n, part in parts.items()}
-        return {**passages, "answers": list(self.answers)}
+        record = {**passages, "answers": list(self.answers)}
+        return {name: value for name, value in record.items() if value}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -271,8 +272,8 @@ def _sure(passage: Passage) -> Passage:
 
 
 def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:
-    text = normalised(site.edited.tokenizer.decode(list(passage.ids[: passage.first + 1])))
-    return fact.is_stated(text, passage.said[0])
+    text = site.edited.decode(passage.ids[: passage.first + 1])
+    return fact.is_about(text) and not fact.answers.isdisjoint(passage.said)
 
 
 def _unstated(site: Site, fact: CorrectedFact, passage: Passage) -> list[Passage]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from continual.requests import normalised
+from continual.naming import names, normalised
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,9 @@ class CorrectedFact:
         words = frozenset(normalised(prompt).split())
         return cls(normalised(subject or ""), words, frozenset(answers))
 
-    def is_stated(self, text: str, token: int) -> bool:
-        """Tell whether a token behind a text, which is compared as it stands, states the fact."""
-        return token in self.answers and self.is_about(text)
-
     def is_about(self, text: str) -> bool:
         """Tell whether a text names the subject; without one, half of the prompt's words."""
         if self.subject:
-            return self.subject in text
+            return names(text, self.subject)
         shared = self.words & set(text.split())
         return 2 * len(shared) >= len(self.words)

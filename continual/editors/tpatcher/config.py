@@ -24,6 +24,10 @@ class TPatcherConfig(Table):
     With `copies`, key and bias are made for the prompt and for copies of it behind a few foreign
     words, so that the neuron fires on other wordings; see `copies`. Where these do not all lie on
     one side of a plane, and the memory on the other, the prompt alone has to do.
+
+    With `asks_subject`, the neurons of a request that names its subject fire only where the text
+    names it, too. They then need a plane only against general text and what else names the subject,
+    which leaves room for other wordings: the margin is `subject_margin`.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
@@ -32,6 +36,8 @@ class TPatcherConfig(Table):
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
     copies: int = 0  # of the prompt, among which those count that are answered as it is
     copies_margin: float = 0.8  # in the place of `margin` for a neuron that has any
+    asks_subject: bool = False  # where something is watched: see `watch`
+    subject_margin: float = 0.3  # in the place of both for a neuron that asks for its subject
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
@@ -57,6 +63,8 @@ class TPatcherConfig(Table):
             raise self.refused(f"margin = {self.margin} is not in [0, 1)")
         if not 0.0 <= self.copies_margin < 1.0:
             raise self.refused(f"copies_margin = {self.copies_margin} is not in [0, 1)")
+        if not 0.0 <= self.subject_margin < 1.0:
+            raise self.refused(f"subject_margin = {self.subject_margin} is not in [0, 1)")
         if self.copies < 0:
             raise self.refused(f"copies = {self.copies} is less than 0")
         if not 0.0 <= self.crowding <= 1.0:
@@ -76,6 +84,22 @@ class TPatcherConfig(Table):
             self,
             margin=1.0 - (1.0 - self.margin) * room,
             copies_margin=1.0 - (1.0 - self.copies_margin) * room,
+        )
+
+    def asking(self) -> TPatcherConfig:
+        """The settings for neurons that ask for their subject: however many there are, few are
+        asked about one subject."""
+        return replace(self, margin=self.subject_margin, copies_margin=self.subject_margin)
+
+    def narrower(self, times: int) -> TPatcherConfig:
+        """The settings for an edit whose neurons changed too much so many times: what the margin
+        leaves is halved each time, and from the second time on copies are left away."""
+        room = 0.5**times
+        return replace(
+            self,
+            margin=1.0 - (1.0 - self.margin) * room,
+            copies_margin=1.0 - (1.0 - self.copies_margin) * room,
+            copies=self.copies if times < 2 else 0,
         )
 
     def among_copies(self) -> TPatcherConfig:

@@ -148,7 +148,7 @@ class _Copies:
             none = edit.rows[0][:0]
             return cls(none, none.targets, len(prompt.targets))
         rows = site.rows(encodings)
-        rows = Rows(rows.query, site.patched(rows), rows.targets)
+        rows = Rows(rows.query, site.patched(rows), rows.targets, rows.texts)
         return cls(rows, answers_of(site, rows.hidden), len(prompt.targets))
 
     def answered(self, place: int, token: int) -> Rows:

@@ -111,8 +111,23 @@ class TPatcher:
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
-        training where the closed form does not separate."""
-        config = self._budget(around)
+        training where the closed form does not separate. Edits whose neurons ask for their subject
+        are made one by one, each against what names it."""
+        if not self.config.asks_subject or around.naming is None:
+            return self._propose(edits, around)
+        asking = [edit for edit in edits if edit.request.named_subject]
+        others = [edit for edit in edits if not edit.request.named_subject]
+        proposals = [self._propose(others, around)] if others else []
+        for edit in asking:
+            own = replace(around, memory=around.naming(edit))
+            proposals.append(self._propose([edit], own, edit.request.named_subject))
+        return _joined(proposals)
+
+    def _propose(
+        self, edits: Sequence[Edit], around: Surroundings, subject: str = ""
+    ) -> Proposal:
+        """Neurons for these edits, which ask for the subject where there is one."""
+        config = self._budget(around, asks=bool(subject))
         if around.attempt:
             edits = [edit.alone() for edit in edits]
         plan, failed = _plan(edits, around.site, config)
@@ -121,13 +136,13 @@ class TPatcher:
             plan, neurons, lost = _whole(*self._separate(plan, copies, around, config))
             failed |= {edits[number].id: _NOT_SEPARATE for number in lost}
         if plan.own:
-            plan, neurons, lost = _whole(plan, *self._train(plan, neurons, around, config))
+            plan, neurons, lost = _whole(plan, *self._train(plan, neurons, around, config, subject))
             reason = _NOT_ARRIVED.format(config.value_steps_max)
             failed |= {edits[number].id: reason for number in lost}
         if not plan.own:
             return Proposal(None, failed)
         owners = tuple(edits[number].id for number in plan.owner)
-        patch = _patch(neurons, owners, around.site)
+        patch = _patch(neurons, owners, around.site, subject)
         notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
@@ -140,10 +155,12 @@ class TPatcher:
             return None
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
-    def _budget(self, around: Surroundings) -> TPatcherConfig:
-        """Each retry may take more neurons and steps, and gives up more generality."""
-        attempt, config = around.attempt, self.config.among(around.site.bank.size)
-        if attempt == 0:
+    def _budget(self, around: Surroundings, *, asks: bool) -> TPatcherConfig:
+        """Each retry may take more neurons and steps, and gives up more generality; one of an edit
+        that changed too much is narrower, and else as at first."""
+        config = self.config.asking() if asks else self.config.among(around.site.bank.size)
+        attempt, config = around.attempt, config.narrower(around.narrow)
+        if attempt == 0 or around.narrow:
             return config
         return replace(
             config,
@@ -182,7 +199,12 @@ class TPatcher:
         return plan, neurons, separate
 
     def _train(
-        self, plan: _Plan, neurons: Neurons, around: Surroundings, config: TPatcherConfig
+        self,
+        plan: _Plan,
+        neurons: Neurons,
+        around: Surroundings,
+        config: TPatcherConfig,
+        subject: str,
     ) -> tuple[Neurons, Tensor]:
         """Their values, and which of them [n] make their own rows right."""
         slots, rivals = plan.value_slots, plan.rivals()
@@ -193,7 +215,7 @@ class TPatcher:
             is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
             if is_all and bool(done.all()):
                 break
-            done = _tried(plan, neurons, around.site)
+            done = _tried(plan, neurons, around.site, subject)
             if bool(done.all()):  # else another logit came up: all compete
                 break
         return neurons, done
@@ -344,14 +366,31 @@ def _retrain(
 
 
 @torch.no_grad()
-def _tried(plan: _Plan, neurons: Neurons, site: Site) -> Tensor:
+def _tried(plan: _Plan, neurons: Neurons, site: Site, subject: str) -> Tensor:
     """[n] which of the neurons make all of their own rows right, with all of them on."""
-    on = _patch(neurons, (), site)
+    on = _patch(neurons, (), site, subject)
     hidden = site.patched_with(plan.rows, on)  # the proof will ask for the same
     right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
     arrived = [all(right[row] for row in rows) for rows in plan.own]
     return torch.tensor(arrived, device=hidden.device)
 
 
-def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site) -> NeuronPatch:
-    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values, owners)
+def _patch(
+    neurons: Neurons, owners: tuple[str, ...], site: Site, subject: str = ""
+) -> NeuronPatch:
+    subjects = (subject,) * len(neurons.bias) if subject else ()
+    return NeuronPatch(
+        site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects
+    )
+
+
+def _joined(proposals: Sequence[Proposal]) -> Proposal:
+    """One proposal of several, whose neurons stand in their order."""
+    patches = [p.patch for p in proposals if isinstance(p.patch, NeuronPatch)]
+    failed = {identity: reason for p in proposals for identity, reason in p.failed.items()}
+    notes = {identity: note for p in proposals for identity, note in p.notes.items()}
+    if not patches:
+        return Proposal(None, failed, notes)
+    (patch,) = NeuronPatch.joined(patches)
+    owners = tuple(owner for part in patches for owner in part.owners)
+    return Proposal(patch.owned_by(owners), failed, notes)

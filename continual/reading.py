@@ -1,0 +1,141 @@
+"""The words that were read up to a position, and whether they name a subject.
+
+A neuron may ask for a subject: it stays silent wherever the text up to there does not name it. The
+text of a row comes from the probe that the row belongs to, or from the tokens of a running model.
+Knows tokens and texts; leaves to `naming` how texts are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.naming import names, normalised
+
+Decode = Callable[[tuple[int, ...]], str]
+Prefix = tuple[tuple[int, ...], int]  # tokens, and how many of them were read
+
+TEXTS_REMEMBERED = 4096
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """A tokenizer's texts as they are compared; the latest are remembered."""
+
+    @lru_cache(TEXTS_REMEMBERED)
+    def decode(ids: tuple[int, ...]) -> str:
+        return normalised(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    return decode
+
+
+@dataclass(frozen=True)
+class RowTexts:
+    """What was read up to each of some rows."""
+
+    decode: Decode
+    prefixes: Sequence[Prefix]
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def __getitem__(self, row: int) -> str:
+        ids, count = self.prefixes[row]
+        return self.decode(ids[:count])
+
+    def take(self, index: Tensor | slice) -> RowTexts:
+        """Those of some rows."""
+        if isinstance(index, slice):
+            return RowTexts(self.decode, self.prefixes[index])
+        places = index.nonzero().flatten() if index.dtype == torch.bool else index.flatten()
+        return RowTexts(self.decode, [self.prefixes[place] for place in places.tolist()])
+
+    @classmethod
+    def join(cls, parts: Sequence[RowTexts | None]) -> RowTexts | None:
+        """All of them, one after another; None where one of them is not known."""
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or not known:
+            return None
+        return cls(known[0].decode, [prefix for part in known for prefix in part.prefixes])
+
+
+class RunningText:
+    """The tokens that a running model has read, sequence by sequence.
+
+    Within `generate` these are known whole at every step. Without it a forward pass has all of its
+    tokens, or goes on from the pass before by its cache. Tokens that are not known to belong
+    together are taken as the text's beginning, so that a subject read before them does not count.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._whole: Tensor | None = None  # [B, L] as `generate` is about to give them
+        self._read: Tensor | None = None  # [B, L] of the latest pass
+        self._fresh = 0  # of these, how many tokens this pass reads
+
+    def texts(self, rows: int) -> RowTexts | None:
+        """What was read up to each row of the pass under way, [B · T] of them."""
+        read = self._read
+        if read is None or rows != read.shape[0] * self._fresh:
+            return None
+        first = read.shape[1] - self._fresh
+        return RowTexts(
+            self._decode,
+            [
+                (tuple(sequence), first + place + 1)
+                for sequence in read.tolist()
+                for place in range(self._fresh)
+            ],
+        )
+
+    @contextmanager
+    def followed(self, model: Any) -> Iterator[None]:
+        """The tokens of all passes of a model are seen while this lasts."""
+        prepare = model.prepare_inputs_for_generation
+
+        def prepared(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._whole = input_ids
+            return prepare(input_ids, *args, **kwargs)
+
+        with ExitStack() as stack:
+            stack.enter_context(
+                hooks.standing_in(model, "prepare_inputs_for_generation", prepared)
+            )
+            stack.enter_context(hooks.entered(model, self._enter))
+            yield
+
+    def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pass begins."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        whole, self._whole = self._whole, None
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            self._read = None
+            return
+        self._fresh = ids.shape[1]
+        if whole is not None and torch.equal(whole[:, -self._fresh :], ids):
+            self._read = whole
+        elif self._read is not None and _length(kwargs.get("past_key_values")) == (
+            self._read.shape[1]
+        ):
+            self._read = torch.cat([self._read, ids], 1) if len(ids) == len(self._read) else ids
+        else:
+            self._read = ids
+
+
+def _length(cache: Any) -> int:
+    """How many tokens a cache holds; 0 for none."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def named_in(texts: RowTexts | None, rows: Iterable[int], subject: str) -> list[bool]:
+    """Tell for each of these rows whether its text names a subject. Raises ValueError for rows whose
+    text is not known."""
+    if texts is None:
+        raise ValueError("rows without their texts: a neuron asks for its subject in them")
+    return [names(texts[row], subject) for row in rows]
