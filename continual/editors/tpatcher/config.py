@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from continual.tables import Table
 
@@ -27,6 +28,9 @@ class TPatcherConfig(Table):
     """
 
     table: ClassVar[str] = "editor.tpatcher"
+    new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0}
+    }
 
     margin: float = 0.5
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
