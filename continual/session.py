@@ -18,7 +18,7 @@ import torch
 
 from continual import atlas
 from continual.base import ATLAS, WrongBaseModel, load_base, model_directory
-from continual.editors.registry import chain_of, default_chain
+from continual.editors.registry import chain_of, default_chain, new_tables
 from continual.errors import StreamChanged
 from continual.history.snapshots import States
 from continual.memory.recall import MemoryConfig, Recall, recall_of
@@ -110,10 +110,13 @@ def init(
             n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()
         }
     }
-    if new.editors:
-        settings["editor"] = {name: dict(table) for name, table in new.editors.items()}
     if new.watch:
         settings["watch"] = dict(new.watch)
+    editors = new.editors or {}
+    if not new.origin:  # else they are the other store's, as they are
+        editors = new_tables(editors, task.name)
+    if editors:
+        settings["editor"] = {name: dict(table) for name, table in editors.items()}
     if new.origin:
         body["origin"] = dict(new.origin)
     edited = EditedModel(base)

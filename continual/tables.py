@@ -22,6 +22,9 @@ class Table:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
     table: ClassVar[str]
+    new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """By task, the settings that a new store writes down. The defaults stay as older stores, which
+    say nothing of them, have them."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:

@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.protocol.settings import Setting
+from continual.editors.registry import new_tables
 from continual.errors import CeditError
 from continual.recheck.retention import ATTEMPTED
 from continual.session import NewStore, Session, init, open_session
@@ -166,14 +167,25 @@ class Protocol:
         if not path.exists():
             return None
         run = _read(path)
-        self._require_settings(path, editor, run.settings)
+        self._require_settings(path, editor, run.settings, self._table(editor))
         return run if run.exhausted or run.edits >= self.plan.edits else None
 
     def _table(self, editor: str) -> dict[str, Any]:
         return dict(self.plan.editor_tables.get(editor, {}))
 
-    def _require_settings(self, where: Path, editor: str, found: Mapping[str, Any]) -> None:
-        if found != self._table(editor):
+    def _whole_table(self, editor: str) -> Mapping[str, Any]:
+        """The same with what a new store writes down by itself."""
+        task = str(self.setting.engine_task["name"])
+        return new_tables({editor: self._table(editor)}, task)[editor]
+
+    def _require_settings(
+        self,
+        where: Path,
+        editor: str,
+        found: Mapping[str, Any],
+        wanted: Mapping[str, Any],
+    ) -> None:
+        if found != wanted:
             raise ProtocolError(
                 f"{where} was made with other settings of {editor}: {json.dumps(found)}. "
                 "Name another --output, or remove the run's store and result."
@@ -199,7 +211,7 @@ class Protocol:
         if place.exists():
             session = open_session(place)
             own = session.store.settings.get("editor", {}).get(editor, {})
-            self._require_settings(place, editor, own)
+            self._require_settings(place, editor, own, self._whole_table(editor))
             return session
         new = NewStore(
             str(self.setting.model),

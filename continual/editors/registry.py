@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from continual.editors import Editor
 from continual.errors import CeditError
+from continual.tables import Table
 
 EDITORS: Mapping[str, str] = {
     "tpatcher": "tpatcher.TPatcher",
@@ -89,13 +90,24 @@ def require_edits(name: str, task: str) -> None:
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
     """The editor of this name, set up from its `[editor.NAME]` table. Raises CeditError."""
     _require(name)
-    editor = _class_of(name)
-    config = getattr(_folder_of(name), f"{editor.__name__}Config")
-    return cast(Editor, editor(config.of(settings)))
+    return cast(Editor, _class_of(name)(_config_of(name).of(settings)))
+
+
+def new_tables(given: Mapping[str, Mapping[str, Any]], task: str) -> dict[str, Mapping[str, Any]]:
+    """The `[editor.NAME]` tables of a new store: the settings that the editors of the default chain
+    have for its task, and those given, which take precedence."""
+    written = {name: _config_of(name).new_stores.get(task, {}) for name in default_chain(task)}
+    names = [*given, *(name for name, table in written.items() if table and name not in given)]
+    return {name: {**written.get(name, {}), **given.get(name, {})} for name in names}
 
 
 def _class_of(name: str) -> Any:
     return getattr(_folder_of(name), EDITORS[name].partition(".")[2])
+
+
+def _config_of(name: str) -> type[Table]:
+    """The class of an editor's settings."""
+    return cast(type[Table], getattr(_folder_of(name), f"{_class_of(name).__name__}Config"))
 
 
 def _folder_of(name: str) -> ModuleType:

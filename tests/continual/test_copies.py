@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from continual.editors import Edit, Surroundings, Taught
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
 from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
-from continual.editors.tpatcher.training import Slots, closed_form, train_values
+from continual.editors.tpatcher.training import Slots, closed_form, train_values, widened
 from continual.errors import CeditError
 from continual.model import EditedModel
 from continual.queries.memory import QueryMemory
@@ -102,7 +103,8 @@ def fires(patch, queries: Tensor) -> Tensor:
 
 
 def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
-    """The closed form of the prompts' rows; and no prefix is asked for."""
+    """The closed form of the prompts' rows, or where it does not separate them the widest margin;
+    and no prefix is asked for."""
     monkeypatch.setattr(copies, "_make_pool", None)
     edits, surroundings = [edit_of(site, country) for country in range(3)], around(site)
     config = TPatcherConfig(copies=0)
@@ -110,7 +112,14 @@ def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
     plan, _ = editor._plan(edits, site, config)
     silent, centre = editor._Silent(plan, surroundings.memory), surroundings.memory.mean()
     expected, separate = closed_form(plan.slots, centre, silent.highest, config)
-    assert bool(separate.all())
+    assert bool(separate.all()) == (site.task.name != "classification")
+    if not separate.all():
+        supports = [partial(silent.highest_row, slot) for slot in range(len(separate))]
+        wide, is_wide = widened(
+            plan.slots, expected.keys, ~separate, supports, silent.highest, config
+        )
+        assert bool(is_wide[~separate].all())
+        expected = expected.but(wide, ~separate)
     assert torch.equal(proposal.patch.keys, expected.keys)
     assert torch.equal(proposal.patch.bias, expected.bias)
     expected, done = train_values(plan.slots, expected, whole(site), config)

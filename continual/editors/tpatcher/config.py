@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from continual.tables import Table
 
@@ -31,6 +32,10 @@ class TPatcherConfig(Table):
     """
 
     table: ClassVar[str] = "editor.tpatcher"
+    new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "causal": {"asks_subject": True, "copies": 8},
+        "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0}
+    }
 
     margin: float = 0.5
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all

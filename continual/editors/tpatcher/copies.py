@@ -175,7 +175,7 @@ def answers_of(site: Site, hidden: Tensor) -> Tensor:
 def _padded(rows: Sequence[Rows]) -> Slots:
     """The rows of each slot, to one length."""
     widest = max(map(len, rows))
-    real = torch.tensor([[i < len(own) for i in range(widest)] for own in rows])
+    real = torch.tensor([[i < len(own) for i in range(widest)] for own in rows], dtype=torch.bool)
 
     def stacked(tensors: Sequence[Tensor]) -> Tensor:
         padded = [torch.cat([t, t.new_zeros(widest - len(t), *t.shape[1:])]) for t in tensors]
