@@ -1,8 +1,8 @@
 """A pretrained model after a stream of CounterFact's corrections, seen from outside.
 
     python -m benchmarks.real_model --model DIR [--edits 100] [--output DIR] [--data DIR]
-        [--editors tpatcher,memit,serac,ike,default] [--settings JSON] [--openings N] [--seed N]
-        [--cache DIR] [--threads 1] [--examples N]
+        [--editors tpatcher,memit,serac,ike,default] [--settings JSON] [--around N] [--openings N]
+        [--seed N] [--cache DIR] [--threads 1] [--examples N]
 
 Corrections are records that the model does not answer with the target already. An editor is given
 the prompt, the target, the subject and the relation: no probes and no rephrases. The base and the
@@ -29,6 +29,7 @@ import torch
 from benchmarks import tables
 from benchmarks.counterfact_model import data_folder, default_cache
 from benchmarks.real_model import examples
+from benchmarks.real_model.questions import Survey
 from benchmarks.real_model.runs import Case, Plan, run
 from benchmarks.tables import Column
 from continual.errors import CeditError
@@ -107,8 +108,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--edits", type=int, default=Plan.edits, metavar="N")
     made.add_argument("--editors", default=EDITORS, metavar="NAME,…")
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
-    made.add_argument("--openings", type=int, default=Plan.openings, metavar="N")
-    made.add_argument("--seed", type=int, default=Plan.seed, metavar="N")
+    made.add_argument("--around", type=int, default=Survey.around, metavar="N")
+    made.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
+    made.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
     made.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
     made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     made.add_argument("--output", type=Path, default=Path("runs/real-model"), metavar="DIR")
@@ -125,8 +127,7 @@ def measure(options: argparse.Namespace) -> None:
         options.cache,
         options.output,
         options.edits,
-        options.seed,
-        options.openings,
+        Survey(options.around, options.openings, options.seed),
     )
     rows: list[dict[str, Any]] = []
     routings: list[dict[str, Any]] = []

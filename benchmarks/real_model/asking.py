@@ -1,8 +1,8 @@
 """Answers by free greedy generation, as a user of the open session gets them.
 
-Prompts of equally many tokens are asked together, so that none is padded. The base is asked the
-same questions in the same batches as the model behind the stream: rounding can't tell them apart.
-Its answers are kept in files that the fingerprint of the model and the questions name.
+Prompts of like lengths are asked together, padded on the left. The base is asked the same questions
+in the same batches as the model behind the stream, so that rounding can't tell them apart. Its
+answers are kept in files that the fingerprint of the model and the questions name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from continual.session import Session
 from continual.site import answer_logits
 from continual.tasks import Encoding
 
-ROWS = 16  # of a batch, at most
-NOTED_EVERY = 25  # batches
+ROWS = 32  # of a batch, at most
+NOTED_EVERY = 5  # batches
 CHOSEN_AT_ONCE = 32  # facts
 
 Tokens = tuple[int, ...]
@@ -41,16 +41,16 @@ class Outside:
 
     def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
         """The answer to each prompt, cut off where the model ends it."""
-        groups: defaultdict[tuple[int, int], list[tuple[Asked, Tokens]]] = defaultdict(list)
+        prompts: defaultdict[int, list[tuple[Asked, Tokens]]] = defaultdict(list)
         for prompt, tokens in dict.fromkeys(questions):
-            ids = self.session.task.question(prompt).ids
-            groups[len(ids), tokens].append(((prompt, tokens), ids))
-        answers: dict[Asked, Tokens] = {}
+            prompts[tokens].append(((prompt, tokens), self.session.task.question(prompt).ids))
         batches = [
-            (group[first : first + ROWS], tokens)
-            for (_, tokens), group in sorted(groups.items())
-            for first in range(0, len(group), ROWS)
+            (by_length[first : first + ROWS], tokens)
+            for tokens, group in sorted(prompts.items())
+            for by_length in [sorted(group, key=lambda entry: len(entry[1]))]
+            for first in range(0, len(by_length), ROWS)
         ]
+        answers: dict[Asked, Tokens] = {}
         for number, (batch, tokens) in enumerate(batches, start=1):
             generated = self._generate([ids for _, ids in batch], tokens)
             answers |= zip((question for question, _ in batch), generated, strict=True)
@@ -86,15 +86,19 @@ class Outside:
 
     @torch.no_grad()
     def _generate(self, batch: Sequence[Tokens], tokens: int) -> list[Tokens]:
-        ids = torch.tensor(batch, device=self.session.edited.device)
+        device, pad = self.session.edited.device, self.session.edited.base.pad
+        longest = max(map(len, batch))
+        missing = [longest - len(row) for row in batch]
+        rows = [[*[pad] * count, *row] for row, count in zip(batch, missing, strict=True)]
+        mask = [[*[0] * count, *[1] * (longest - count)] for count in missing]
         generated = self.session.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             max_new_tokens=tokens,
             do_sample=False,
-            pad_token_id=self.session.edited.base.pad,
+            pad_token_id=pad,
         )
-        return [self._ended(row) for row in generated[:, ids.shape[1] :].tolist()]
+        return [self._ended(row) for row in generated[:, longest:].tolist()]
 
     def _ended(self, row: Sequence[int]) -> Tokens:
         """The tokens before the first that ends an answer."""

@@ -16,9 +16,9 @@ from typing import Any
 EDIT, PARAPHRASE, NEIGHBOUR = "edit", "paraphrase", "neighbour"
 SUBJECT, GENERAL, CONTINUATION, FLUENCY = "subject", "general", "continuation", "fluency"
 
-NEIGHBOURS = 4  # questions a record
-TEMPLATES, FRAMES = 2, 2  # questions about its subject, of each sort
+AROUND = 4  # questions a record about its neighbours, and about its subject
 OPENINGS = 200  # articles
+FLUENCY_TEXTS = 30  # in all: they are long
 OPENING_WORDS = 8
 ARTICLE_WORDS_MIN = 24  # shorter articles are stubs
 ANSWER_TOKENS, FLUENCY_TOKENS = 8, 40
@@ -115,46 +115,52 @@ def correction(fact: Fact) -> dict[str, Any]:
     }
 
 
-def questions(
-    facts: Sequence[Fact], every: Sequence[Fact], openings: Iterable[str], seed: int
-) -> list[Question]:
-    """All questions of a stream: about each fact, next to it, and far from all of them.
+@dataclass(frozen=True)
+class Survey:
+    """How many questions are asked of each kind, and the seed that chooses them."""
 
-    `every` has the facts that templates of other relations are taken from.
-    """
-    templates = _templates_by_relation(every)
-    subjects = [fact.subject for fact in facts]
-    asked = [q for fact in facts for q in _around(fact, templates, subjects, seed)]
-    return [*asked, *(Question(GENERAL, opening) for opening in openings)]
+    around: int = AROUND
+    openings: int = OPENINGS
+    seed: int = 0
 
+    def questions(self, facts: Sequence[Fact], every: Sequence[Fact], data: Path) -> list[Question]:
+        """All questions of a stream: about each fact, next to it, and far from all of them.
 
-def _around(
-    fact: Fact, templates: Mapping[str, Sequence[str]], subjects: Sequence[str], seed: int
-) -> Iterator[Question]:
-    draw = random.Random(f"{seed}:{fact.case}")
-    case, target = fact.case, fact.target
-    yield Question(EDIT, fact.prompt, case, target)
-    for prompt in fact.paraphrases:
-        yield Question(PARAPHRASE, prompt, case, target)
-    untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
-    for prompt in draw.sample(untouched, min(NEIGHBOURS, len(untouched))):
-        yield Question(NEIGHBOUR, prompt, case)
-    for template in _other_templates(fact, templates, draw):
-        yield Question(SUBJECT, template.replace("{}", fact.subject, 1), case)
-    yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
-    if fact.descriptions:
-        yield Question(FLUENCY, draw.choice(fact.descriptions), case)
+        `every` has the facts that templates of other relations are taken from.
+        """
+        templates = _templates_by_relation(every)
+        subjects = [fact.subject for fact in facts]
+        asked = [q for fact in facts for q in self._around(fact, templates, subjects)]
+        described = [f for f in facts if f.descriptions][:FLUENCY_TEXTS]
+        asked += [Question(FLUENCY, f.descriptions[0], f.case) for f in described]
+        far = openings(data, self.seed, self.openings)
+        return [*asked, *(Question(GENERAL, opening) for opening in far)]
 
+    def _around(
+        self, fact: Fact, templates: Mapping[str, Sequence[str]], subjects: Sequence[str]
+    ) -> Iterator[Question]:
+        draw = random.Random(f"{self.seed}:{fact.case}")
+        case, target = fact.case, fact.target
+        yield Question(EDIT, fact.prompt, case, target)
+        for prompt in fact.paraphrases:
+            yield Question(PARAPHRASE, prompt, case, target)
+        for template in self._other_templates(fact, templates, draw):
+            yield Question(SUBJECT, template.replace("{}", fact.subject, 1), case)
+        untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
+        for prompt in draw.sample(untouched, min(self.around, len(untouched))):
+            yield Question(NEIGHBOUR, prompt, case)
+        yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
 
-def _other_templates(
-    fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random
-) -> list[str]:
-    """Prompts about the subject that ask for anything but the corrected relation."""
-    kind = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
-    others = [name for name in kind if name != fact.relation and name in templates]
-    relations = draw.sample(others, min(TEMPLATES, len(others)))
-    frames = draw.sample(SUBJECT_FRAMES, FRAMES)
-    return [*(draw.choice(templates[name]) for name in relations), *frames]
+    def _other_templates(
+        self, fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random
+    ) -> list[str]:
+        """Prompts about the subject that do not ask for the corrected relation: half of them in
+        the words of other relations of its kind, the others in frames for any subject."""
+        kind = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
+        others = [name for name in kind if name != fact.relation and name in templates]
+        relations = draw.sample(others, min(self.around // 2, len(others)))
+        frames = draw.sample(SUBJECT_FRAMES, self.around - self.around // 2)
+        return [*(draw.choice(templates[name]) for name in relations), *frames]
 
 
 def _templates_by_relation(facts: Iterable[Fact]) -> dict[str, list[str]]:
@@ -164,7 +170,7 @@ def _templates_by_relation(facts: Iterable[Fact]) -> dict[str, list[str]]:
     return {relation: list(templates) for relation, templates in found.items()}
 
 
-def openings(data: Path, seed: int, count: int = OPENINGS) -> list[str]:
+def openings(data: Path, seed: int, count: int) -> list[str]:
     """The first words of so many articles of an encyclopedia."""
     articles = (data / "text" / "simplewiki.jsonl").read_text(encoding="utf-8").splitlines()
     words = (json.loads(line)["text"].split() for line in articles)

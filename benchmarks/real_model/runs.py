@@ -22,18 +22,18 @@ from benchmarks.real_model.questions import (
     CONTINUATION,
     Fact,
     Question,
+    Survey,
     correction,
     load_facts,
-    openings,
-    questions,
     shuffled,
 )
 from continual.associative.config import default_blocks
-from continual.editors.registry import DEFAULT_CHAIN, chain_of
+from continual.editors.registry import chain_of, default_chain
 from continual.session import NewStore, Session, init, open_session
 from continual.streams import open_stream
 
 DEFAULT = "default"  # the chain of a new store
+TASK = "causal"
 BATCHED = {"memit": 50, "emmet": 50, "alphaedit": 50}
 """Requests in a step, for the editors that take many at once; one for all others."""
 WITH_STATISTICS = frozenset({"memit", "rome", "emmet", "alphaedit"})
@@ -50,8 +50,7 @@ class Plan:
     cache: Path
     output: Path
     edits: int = 100
-    seed: int = 0
-    openings: int = 200
+    survey: Survey = field(default_factory=Survey)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Case:
     @property
     def chain(self) -> tuple[str, ...]:
         """The editors, tried in turn."""
-        return DEFAULT_CHAIN if self.editors == DEFAULT else chain_of(self.editors, "causal")
+        return default_chain(TASK) if self.editors == DEFAULT else chain_of(self.editors, TASK)
 
     @property
     def batch_size(self) -> int:
@@ -151,9 +150,8 @@ def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
 def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
     """The corrections that the base needs, and all questions around them."""
     every = load_facts(plan.data)
-    facts = wrong_facts(base, shuffled(every, plan.seed), plan.edits)
-    far = openings(plan.data, plan.seed, plan.openings)
-    return facts, questions(facts, every, far, plan.seed)
+    facts = wrong_facts(base, shuffled(every, plan.survey.seed), plan.edits)
+    return facts, plan.survey.questions(facts, every, plan.data)
 
 
 def _apply(session: Session, case: Case, facts: Sequence[Fact], stream: Path) -> None:

@@ -32,10 +32,10 @@ from benchmarks.real_model.questions import (
     SUBJECT,
     Fact,
     Question,
+    Survey,
     correction,
     load_facts,
     openings,
-    questions,
     shuffled,
 )
 from benchmarks.real_model.runs import ANSWERS, COSTS, Case, Plan, run
@@ -50,6 +50,8 @@ from tests.tiny_language import (
     save_decoder,
     trained_decoder,
 )
+from tests.tiny_language import correction as tiny_correction
+from tests.tiny_memories import WordScope
 
 EDITS = 3
 
@@ -93,7 +95,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plan(model: Path, data: Path, tmp_path: Path) -> Plan:
-    return Plan(model, data, tmp_path / "cache", tmp_path / "runs", EDITS, 0, 4)
+    return Plan(model, data, tmp_path / "cache", tmp_path / "runs", EDITS, Survey(openings=4))
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_an_editor_is_told_the_correction_and_nothing_around_it(data: Path) -> N
 def test_neighbours_are_about_no_subject_of_the_stream(data: Path) -> None:
     every = load_facts(data)
     facts = every[:5]
-    around = questions(facts, every, [], 0)
+    around = Survey().questions(facts, every, data)
     prompts = [q.prompt for q in around if q.kind == NEIGHBOUR]
     assert prompts
     assert not any(fact.subject in prompt for fact in facts for prompt in prompts)
@@ -131,7 +133,7 @@ def test_neighbours_are_about_no_subject_of_the_stream(data: Path) -> None:
 def test_other_questions_about_the_subject_ask_for_other_relations(data: Path) -> None:
     every = load_facts(data)
     elsewhere = replace(every[0], case=99, relation="P17", template="{} lies in", subject="Nuton")
-    around = questions(every[:1], [*every, elsewhere], [], 0)
+    around = Survey().questions(every[:1], [*every, elsewhere], data)
     asked_about = [q.prompt for q in around if q.kind == SUBJECT]
     assert f"{every[0].subject} lies in" in asked_about
     assert len(asked_about) == 3  # one relation of the kind, and two frames
@@ -140,7 +142,7 @@ def test_other_questions_about_the_subject_ask_for_other_relations(data: Path) -
 
 
 def test_openings_are_the_first_words_of_long_articles(data: Path) -> None:
-    chosen = openings(data, 0)
+    chosen = openings(data, 0, 100)
     assert len(chosen) == 6
     assert all(len(opening.split()) == 8 for opening in chosen)
 
@@ -151,7 +153,9 @@ def test_openings_are_the_first_words_of_long_articles(data: Path) -> None:
 def comparison(kind: str, base: str, head: str, **more: Any) -> Comparison:
     """Words as tokens."""
     target, record = more.pop("target", None), more.pop("record", None)
-    answers = (Answer(tuple(map(hash, t.split())), t, " ".join(t.split()[:3])) for t in (base, head))
+    answers = (
+        Answer(tuple(map(hash, t.split())), t, " ".join(t.split()[:3])) for t in (base, head)
+    )
     question = Question(kind, more.pop("prompt", "?"), more.pop("case", 1), target)
     return Comparison(question, *answers, record, **more)
 
@@ -228,6 +232,22 @@ def test_answers_are_those_of_the_session_whatever_they_are_asked_with(session: 
         assert outside.text(answers[prompt, 8]).strip() == session.ask(prompt, 8)
 
 
+def test_routed_and_other_prompts_of_a_batch_are_answered_as_alone(
+    reading_model: Path, scope: WordScope, tmp_path: Path
+) -> None:
+    with init(tmp_path / "store", NewStore(str(reading_model))) as session:
+        session.apply([tiny_correction(country) for country in range(3)], editor="serac")
+        outside = Outside(session)
+        prompts = [ask(country, phrasing) for country in range(8) for phrasing in range(4)]
+        answers = outside.answers((prompt, 4) for prompt in prompts)
+        routes = [session.route(session.task.question(prompt)) for prompt in prompts]
+        assert 0 < sum(route is not None for route in routes) < len(prompts)
+        for prompt in prompts:
+            assert outside.text(answers[prompt, 4]).strip() == session.ask(prompt, 4)
+        agreements = [outside.agreement(prompt, answers[prompt, 4]) for prompt in prompts]
+        assert set(agreements) == {1.0}
+
+
 def test_the_base_is_asked_once_and_without_the_patches(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,21 +298,19 @@ def test_a_run_has_the_view_from_outside_and_the_costs(plan: Plan, editors: str)
     assert finished.routing(editors) is None
 
 
-def test_the_memory_says_what_it_answers(plan: Plan, scope: Any) -> None:
-    finished = run(Case("serac"), plan)
-    row = finished.routing("serac")
-    if finished.costs["records"]:
-        assert row is not None and row["records"] == finished.costs["records"]
-        edits = [c for c in finished.comparisons if c.question.kind == EDIT]
-        read = [c for c in edits if c.record is not None]
-        assert len(read) >= finished.costs["records"]
-    else:
-        assert row is None
-
-
-def test_a_finished_run_is_read_from_its_files(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+def test_what_the_memory_answers_is_counted(
+    plan: Plan, reading_model: Path, scope: WordScope
 ) -> None:
+    finished = run(Case("serac"), replace(plan, model=reading_model))
+    row = finished.routing("serac")
+    assert finished.costs["records"] == EDITS
+    assert row is not None and row["records"] == EDITS
+    edits = [c for c in finished.comparisons if c.question.kind == EDIT]
+    assert [c.record for c in edits] == [c.question.prompt for c in edits]
+    assert finished.row("serac")["edits_right"] == 1.0
+
+
+def test_a_finished_run_is_read_from_its_files(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(Case("tpatcher"), plan)
     monkeypatch.setattr(Session, "steps", None)
     assert run(Case("tpatcher"), plan) == first
