@@ -106,10 +106,10 @@ class Case:
             settings = session.settings(
                 chain=(self.editor,), batch_size=self.batch_size, recheck=self.recheck
             )
-            disk, memory = _bytes_on_disk(place), _memory_mb("VmRSS")
-            _forget_peak()
+            disk, memory = _bytes_on_disk(place), memory_mb("VmRSS")
+            forget_peak()
             steps = list(session.apply_requests(requests, settings))
-            peak = _memory_mb("VmHWM")
+            peak = memory_mb("VmHWM")
             session.settle()
             applied = max(1, session.standing.retention.applied)
             return {
@@ -166,13 +166,13 @@ def _bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_blocks * BLOCK_BYTES for path in kept)
 
 
-def _memory_mb(name: str) -> float:
+def memory_mb(name: str) -> float:
     """A number of this process's memory, as the kernel names it."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """The kernel counts the most memory held from now on."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -62,6 +62,14 @@ def write_json(path: Path | None, name: str, record: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_whole(path: Path, content: Any) -> None:
+    """Write JSON to a file that is either there in full or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
 def earlier(files: Sequence[Path], key: str) -> list[dict[str, Any]]:
     """The rows under a key in what `write_json` wrote in other runs."""
     found: list[dict[str, Any]] = []

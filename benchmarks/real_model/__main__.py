@@ -1,0 +1,195 @@
+"""A pretrained model after a stream of CounterFact's corrections, seen from outside.
+
+    python -m benchmarks.real_model --model DIR [--edits 100] [--output DIR] [--data DIR]
+        [--editors tpatcher,memit,serac,ike,default] [--settings JSON] [--around N] [--openings N]
+        [--seed N] [--cache DIR] [--threads 1] [--examples N]
+
+Corrections are records that the model does not answer with the target already. An editor is given
+the prompt, the target, the subject and the relation: no probes and no rephrases. The base and the
+edited model are then asked the same questions by greedy generation, through the `generate` of the
+open session: the corrected prompts, their paraphrases, neighbours (the same relation of another
+subject), other questions about the edited subjects, and openings of articles. The last table sets
+cedit's own metrics beside the same things seen from outside. `+` joins the editors of a chain,
+`default` is the chain of a new store. A finished run is read from --output, an interrupted one
+goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import tables
+from benchmarks.counterfact_model import data_folder, default_cache
+from benchmarks.real_model import examples
+from benchmarks.real_model.questions import Survey
+from benchmarks.real_model.runs import Case, Plan, run
+from benchmarks.tables import Column
+from continual.errors import CeditError
+
+EDITORS = "tpatcher,memit,serac,ike,default"
+TITLE = "asked by free greedy generation, beside the base's answers"
+COLUMNS = (
+    Column("editor", "editor"),
+    Column("attempted", "attempted", "d"),
+    Column("applied", "applied", "d"),
+    Column("edits right", "edits_right", ".2f"),
+    Column("paraphrases right", "paraphrases_right", ".2f"),
+    *(
+        Column(heading, f"{kind}_{measure}", ".2f")
+        for kind in ("neighbours", "subject", "general")
+        for heading, measure in (
+            (f"{kind} changed", "changed"),
+            ("from the start", "start"),
+            ("leaks", "leaks"),
+        )
+    ),
+    Column("continuation, given", "continuation_given", ".2f"),
+    Column("free", "continuation_free", ".2f"),
+    Column("fluency", "fluency", ".3f"),
+)
+COST_COLUMNS = (
+    Column("editor", "editor"),
+    Column("first edit, s", "first_s", ".1f"),
+    Column("an edit, s", "edit_s", ".1f"),
+    Column("a re-check, s", "recheck_s", ".2f"),
+    Column("peak, MB", "peak_mb", ",.0f"),
+)
+ROUTING_COLUMNS = (
+    Column("editor", "editor"),
+    Column("records", "records", "d"),
+    Column("paraphrases to their record", "paraphrases_own", ".2f"),
+    Column("to another", "paraphrases_other", ".2f"),
+    Column("right where to their own", "own_right", ".2f"),
+    Column("neighbours routed", "neighbours_routed", ".2f"),
+    Column("subject routed", "subject_routed", ".2f"),
+    Column("general routed", "general_routed", ".2f"),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A metric of cedit's, and the column that has the same thing seen from outside."""
+
+    metric: str
+    key: str
+    heading: str
+    is_rest: bool = False  # one minus the column
+
+    def outside(self, row: Mapping[str, Any]) -> float | None:
+        """The value from outside."""
+        share: float | None = row[self.key]
+        return share if share is None or not self.is_rest else 1 - share
+
+
+PAIRS = (
+    Pair("ER_incl", "edits_right", "edits right"),
+    Pair("GR", "paraphrases_right", "paraphrases right"),
+    Pair("Neighbours", "neighbours_changed", "neighbours unchanged", is_rest=True),
+    Pair("Watch", "general_changed", "general unchanged", is_rest=True),
+    Pair("Continuation", "continuation_given", "continuation, given"),
+    Pair("Fluency", "fluency", "fluency"),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_model", description=(__doc__ or "").splitlines()[0]
+    )
+    made.add_argument("--model", type=Path, required=True, metavar="DIR")
+    made.add_argument("--edits", type=int, default=Plan.edits, metavar="N")
+    made.add_argument("--editors", default=EDITORS, metavar="NAME,…")
+    made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
+    made.add_argument("--around", type=int, default=Survey.around, metavar="N")
+    made.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
+    made.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
+    made.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
+    made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
+    made.add_argument("--output", type=Path, default=Path("runs/real-model"), metavar="DIR")
+    made.add_argument("--examples", type=int, default=0, metavar="N", help="of each fault")
+    made.add_argument("--threads", type=int, default=1, metavar="N")
+    return made
+
+
+def measure(options: argparse.Namespace) -> None:
+    """All runs, and their tables. Raises CeditError."""
+    plan = Plan(
+        options.model,
+        options.data,
+        options.cache,
+        options.output,
+        options.edits,
+        Survey(options.around, options.openings, options.seed),
+    )
+    rows: list[dict[str, Any]] = []
+    routings: list[dict[str, Any]] = []
+    for editors in filter(None, options.editors.split(",")):
+        case = Case(editors.replace("+", ","), options.settings)
+        finished = run(case, plan)
+        rows.append(finished.row(case.name))
+        if (routing := finished.routing(case.name)) is not None:
+            routings.append(routing)
+        examples.show(case.name, finished, options.examples)
+    show(rows, routings)
+    tables.write_json(
+        options.output / "table.json", "real_model", {"rows": rows, "routing": routings}
+    )
+
+
+def show(rows: Sequence[Mapping[str, Any]], routings: Sequence[Mapping[str, Any]]) -> None:
+    """All tables."""
+    tables.show(f"{rows[0]['attempted']} corrections, {TITLE}", COLUMNS, rows)
+    tables.show("Costs", COST_COLUMNS, rows)
+    if routings:
+        tables.show("Questions that the memory answers", ROUTING_COLUMNS, routings)
+    rates = list(dict.fromkeys(name for row in rows for name in row["rates"]))
+    own = [{"editor": row["editor"], **row["rates"]} for row in rows]
+    columns = [Column("editor", "editor"), *(Column(name, name, ".3f") for name in rates)]
+    tables.show("cedit's own metrics behind the last step", columns, own)
+    tables.show("cedit's own metrics and the same from outside", *beside(rows))
+
+
+def beside(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[Sequence[Column], Sequence[Mapping[str, Any]]]:
+    """Columns and rows of what is measured from both sides."""
+    pairs = [p for p in PAIRS if any(row["rates"].get(p.metric) is not None for row in rows)]
+    columns = [Column("editor", "editor")]
+    for pair in pairs:
+        columns += [
+            Column(pair.metric, pair.metric, ".3f"),
+            Column(pair.heading, f"outside {pair.metric}", ".3f"),
+        ]
+    compared = [
+        {
+            "editor": row["editor"],
+            **{pair.metric: row["rates"].get(pair.metric) for pair in pairs},
+            **{f"outside {pair.metric}": pair.outside(row) for pair in pairs},
+        }
+        for row in rows
+    ]
+    return columns, compared
+
+
+def main() -> int:
+    """The command line. A failure is one line on standard error."""
+    options = parser().parse_args()
+    torch.set_num_threads(options.threads)
+    try:
+        measure(options)
+    except CeditError as error:
+        print(f"real_model: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Answers that went wrong, to be read: one table for each fault of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from benchmarks import tables
+from benchmarks.real_model.measures import UNEDITED, Comparison
+from benchmarks.real_model.questions import EDIT, PARAPHRASE
+from benchmarks.real_model.runs import Finished
+from benchmarks.tables import Column
+
+COLUMNS = (
+    Column("asked", "prompt"),
+    Column("base", "base"),
+    Column("behind the stream", "head"),
+    Column("target", "target"),
+    Column("record read", "record"),
+)
+
+
+def faults(targets: list[str]) -> Mapping[str, Callable[[Comparison], bool]]:
+    """What can be wrong with an answer, by name."""
+    wrong = {
+        f"{kind} not right": lambda c, kind=kind: c.question.kind == kind and not c.is_right
+        for kind in (EDIT, PARAPHRASE)
+    }
+    changed = {
+        f"{name} changed": lambda c, kind=kind: c.question.kind == kind and c.is_changed
+        for kind, name in UNEDITED.items()
+    }
+    return {**wrong, **changed}
+
+
+def show(name: str, finished: Finished, count: int) -> None:
+    """The first `count` answers with each fault."""
+    for fault, has_it in faults(finished.targets).items():
+        found = [c for c in finished.comparisons if has_it(c)][:count]
+        if found:
+            tables.show(f"{name}: {fault}", COLUMNS, [_row(c) for c in found])
+
+
+def _row(comparison: Comparison) -> dict[str, str | None]:
+    return {
+        "prompt": comparison.question.prompt,
+        "base": comparison.base.text.replace("\n", "⏎"),
+        "head": comparison.head.text.replace("\n", "⏎"),
+        "target": comparison.question.target,
+        "record": comparison.record,
+    }

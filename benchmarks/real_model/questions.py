@@ -1,0 +1,178 @@
+"""Records of CounterFact as corrections, and the questions that are asked around them.
+
+Knows texts alone. Every choice follows from a seed and the record's own case number, so a longer
+stream begins with the corrections of a shorter one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EDIT, PARAPHRASE, NEIGHBOUR = "edit", "paraphrase", "neighbour"
+SUBJECT, GENERAL, CONTINUATION, FLUENCY = "subject", "general", "continuation", "fluency"
+
+AROUND = 4  # questions a record about its neighbours, and about its subject
+OPENINGS = 200  # articles
+FLUENCY_TEXTS = 30  # in all: they are long
+OPENING_WORDS = 8
+ARTICLE_WORDS_MIN = 24  # shorter articles are stubs
+ANSWER_TOKENS, FLUENCY_TOKENS = 8, 40
+
+SUBJECT_FRAMES = (
+    "The history of {} began",
+    "{} is known for",
+    "In the encyclopedia, {} is described as",
+    "When people talk about {}, they mention",
+    "An interesting fact about {} is that",
+)
+PEOPLE = "P19 P20 P27 P39 P101 P103 P106 P108 P136 P140 P413 P463 P937 P1303 P1412"
+PLACES = "P17 P30 P36 P37 P131 P190 P276"
+WORKS = "P364 P407 P449 P495"
+PRODUCTS = "P127 P138 P159 P176 P178 P740"
+RELATION_KINDS = tuple(kind.split() for kind in (PEOPLE, PLACES, WORKS, PRODUCTS))
+"""Relations whose subjects are of one kind; the makers of products count as products."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A record of CounterFact: the rewrite and the prompts that come with it."""
+
+    case: int
+    template: str  # the prompt with {} for the subject
+    subject: str
+    relation: str
+    target: str
+    paraphrases: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    descriptions: tuple[str, ...]  # openings of a text about the subject
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that is corrected."""
+        return self.template.replace("{}", self.subject, 1)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Fact:
+        """A record in CounterFact's original schema."""
+        rewrite = record["requested_rewrite"]
+        return cls(
+            int(record["case_id"]),
+            rewrite["prompt"],
+            rewrite["subject"],
+            rewrite["relation_id"],
+            rewrite["target_new"]["str"],
+            tuple(dict.fromkeys(record["paraphrase_prompts"])),
+            tuple(dict.fromkeys(record["neighborhood_prompts"])),
+            tuple(dict.fromkeys(record["generation_prompts"])),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to be asked before the stream and behind it."""
+
+    kind: str
+    prompt: str
+    case: int | None = None  # of the correction that it is about or next to
+    target: str | None = None  # the right answer, where the correction has it
+
+    @property
+    def tokens(self) -> int:
+        """The length of the answer."""
+        return FLUENCY_TOKENS if self.kind == FLUENCY else ANSWER_TOKENS
+
+
+def load_facts(data: Path) -> list[Fact]:
+    """The records of the full-format file, one for each subject and prompt."""
+    text = (data / "counterfact" / "counterfact-full-format.json").read_text(encoding="utf-8")
+    facts: dict[str, Fact] = {}
+    for fact in map(Fact.of, json.loads(text)):
+        facts.setdefault(fact.subject.casefold(), fact)
+    return list(facts.values())
+
+
+def shuffled(facts: Sequence[Fact], seed: int) -> list[Fact]:
+    """The facts in the order in which a stream takes them."""
+    order = list(facts)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def correction(fact: Fact) -> dict[str, Any]:
+    """The request of a fact: no probes, and no rephrases but those held out."""
+    return {
+        "prompt": fact.prompt,
+        "target_new": fact.target,
+        "subject": fact.subject,
+        "relation": fact.relation,
+        "held_out_rephrases": list(fact.paraphrases),
+        "case": str(fact.case),
+    }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How many questions are asked of each kind, and the seed that chooses them."""
+
+    around: int = AROUND
+    openings: int = OPENINGS
+    seed: int = 0
+
+    def questions(self, facts: Sequence[Fact], every: Sequence[Fact], data: Path) -> list[Question]:
+        """All questions of a stream: about each fact, next to it, and far from all of them.
+
+        `every` has the facts that templates of other relations are taken from.
+        """
+        templates = _templates_by_relation(every)
+        subjects = [fact.subject for fact in facts]
+        asked = [q for fact in facts for q in self._around(fact, templates, subjects)]
+        described = [f for f in facts if f.descriptions][:FLUENCY_TEXTS]
+        asked += [Question(FLUENCY, f.descriptions[0], f.case) for f in described]
+        far = openings(data, self.seed, self.openings)
+        return [*asked, *(Question(GENERAL, opening) for opening in far)]
+
+    def _around(
+        self, fact: Fact, templates: Mapping[str, Sequence[str]], subjects: Sequence[str]
+    ) -> Iterator[Question]:
+        draw = random.Random(f"{self.seed}:{fact.case}")
+        case, target = fact.case, fact.target
+        yield Question(EDIT, fact.prompt, case, target)
+        for prompt in fact.paraphrases:
+            yield Question(PARAPHRASE, prompt, case, target)
+        for template in self._other_templates(fact, templates, draw):
+            yield Question(SUBJECT, template.replace("{}", fact.subject, 1), case)
+        untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
+        for prompt in draw.sample(untouched, min(self.around, len(untouched))):
+            yield Question(NEIGHBOUR, prompt, case)
+        yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
+
+    def _other_templates(
+        self, fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random
+    ) -> list[str]:
+        """Prompts about the subject that do not ask for the corrected relation: half of them in
+        the words of other relations of its kind, the others in frames for any subject."""
+        kind = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
+        others = [name for name in kind if name != fact.relation and name in templates]
+        relations = draw.sample(others, min(self.around // 2, len(others)))
+        frames = draw.sample(SUBJECT_FRAMES, self.around - self.around // 2)
+        return [*(draw.choice(templates[name]) for name in relations), *frames]
+
+
+def _templates_by_relation(facts: Iterable[Fact]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for fact in facts:
+        found.setdefault(fact.relation, {})[fact.template] = None
+    return {relation: list(templates) for relation, templates in found.items()}
+
+
+def openings(data: Path, seed: int, count: int) -> list[str]:
+    """The first words of so many articles of an encyclopedia."""
+    articles = (data / "text" / "simplewiki.jsonl").read_text(encoding="utf-8").splitlines()
+    words = (json.loads(line)["text"].split() for line in articles)
+    every = [" ".join(w[:OPENING_WORDS]) for w in words if len(w) >= ARTICLE_WORDS_MIN]
+    return random.Random(seed).sample(every, min(count, len(every)))

@@ -1,0 +1,201 @@
+"""A run: a stream of corrections through one chain of editors, asked about before and behind it.
+
+Each run has a folder with its store, its stream, the answers, and its costs. One that was
+interrupted goes on in its store; of one that is finished, the row is read from its files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks import tables
+from benchmarks.efficiency import forget_peak, memory_mb
+from benchmarks.real_model import own_text
+from benchmarks.real_model.asking import BaseAnswers, Outside, asked, wrong_facts
+from benchmarks.real_model.measures import Answer, Comparison, measures, routing
+from benchmarks.real_model.questions import (
+    CONTINUATION,
+    Fact,
+    Question,
+    Survey,
+    correction,
+    load_facts,
+    shuffled,
+)
+from continual.associative.config import default_blocks
+from continual.editors.registry import chain_of, default_chain
+from continual.session import NewStore, Session, init, open_session
+from continual.streams import open_stream
+
+DEFAULT = "default"  # the chain of a new store
+TASK = "causal"
+BATCHED = {"memit": 50, "emmet": 50, "alphaedit": 50}
+"""Requests in a step, for the editors that take many at once; one for all others."""
+WITH_STATISTICS = frozenset({"memit", "rome", "emmet", "alphaedit"})
+ANSWERS, COSTS, STREAM, STORE = "answers.json", "costs.json", "stream.jsonl", "store"
+START_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs of a command have in common."""
+
+    model: Path
+    data: Path
+    cache: Path
+    output: Path
+    edits: int = 100
+    survey: Survey = field(default_factory=Survey)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: the editors of its chain, and their settings."""
+
+    editors: str  # joined by commas, or a chain by its name
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME]
+    label: str | None = None  # of its row, where it is not `editors`
+
+    @property
+    def name(self) -> str:
+        """Of its row and its folder."""
+        return self.label or self.editors.replace(",", "+")
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The editors, tried in turn."""
+        return default_chain(TASK) if self.editors == DEFAULT else chain_of(self.editors, TASK)
+
+    @property
+    def batch_size(self) -> int:
+        """Requests in a step."""
+        return BATCHED.get(self.chain[0], 1)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's answers and its costs."""
+
+    comparisons: tuple[Comparison, ...]
+    costs: Mapping[str, Any]
+
+    @property
+    def targets(self) -> list[str]:
+        """Of the stream."""
+        return list(dict.fromkeys(q.target for c in self.comparisons if (q := c.question).target))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Seen from outside, with cedit's own rates under `rates`."""
+        return {"editor": name, **self.costs, **measures(self.comparisons, self.targets)}
+
+    def routing(self, name: str) -> dict[str, Any] | None:
+        """Shares of questions that the memory answers; None for a run that keeps nothing there."""
+        if not self.costs["records"]:
+            return None
+        return {"editor": name, "records": self.costs["records"], **routing(self.comparisons)}
+
+
+def run(case: Case, plan: Plan) -> Finished:
+    """A run, from its files if it is finished."""
+    folder = plan.output / case.name
+    if not (folder / COSTS).exists():
+        tables.note(case.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _session(plan, folder / STORE) as session:
+            _made(session, case, plan, folder)
+    entries = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
+    costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
+    return Finished(tuple(map(Comparison.from_json, entries)), costs)
+
+
+def _session(plan: Plan, store: Path) -> Session:
+    if store.exists():
+        return open_session(store)
+    return init(store, NewStore(str(plan.model)))
+
+
+def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
+    """Take the stream and ask; the costs are written last, when everything else is there."""
+    outside = Outside(session)
+    base = BaseAnswers(outside, plan.cache)
+    facts, around = _asked(base, plan)
+    before = base.answers(asked(around))
+    if WITH_STATISTICS & set(case.chain):
+        own_text.collect(outside, plan.cache, default_blocks(session.edited.anatomy.block_count))
+    forget_peak()
+    _apply(session, case, facts, folder / STREAM)
+    peak = memory_mb("VmHWM")
+    after = outside.answers(asked(around))
+    comparisons = [
+        Comparison(
+            question,
+            _answer(outside, before[key]),
+            _answer(outside, after[key]),
+            _record(session, question),
+            outside.agreement(question.prompt, before[key])
+            if question.kind == CONTINUATION
+            else None,
+        )
+        for question, key in zip(around, asked(around), strict=True)
+    ]
+    tables.write_whole(folder / ANSWERS, [comparison.to_json() for comparison in comparisons])
+    tables.write_whole(folder / COSTS, {**_costs(session), "peak_mb": peak})
+
+
+def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
+    """The corrections that the base needs, and all questions around them."""
+    every = load_facts(plan.data)
+    facts = wrong_facts(base, shuffled(every, plan.survey.seed), plan.edits)
+    return facts, plan.survey.questions(facts, every, plan.data)
+
+
+def _apply(session: Session, case: Case, facts: Sequence[Fact], stream: Path) -> None:
+    """The stream from its beginning, or from where the store is in it."""
+    if not stream.exists():
+        lines = [json.dumps(correction(fact)) + "\n" for fact in facts]
+        stream.write_text("".join(lines), encoding="utf-8")
+    settings = session.settings(
+        chain=case.chain, batch_size=case.batch_size, editors=dict(case.settings)
+    )
+    for step in session.steps(open_stream(str(stream)), settings):
+        outcomes = ", ".join(f"{o.outcome} {o.editor or ''}".strip() for o in step.outcomes[:3])
+        tables.note(f"step {step.revision.seq}: {outcomes}, {step.edit_s:.1f} s")
+
+
+def _answer(outside: Outside, tokens: tuple[int, ...]) -> Answer:
+    return Answer(tokens, outside.text(tokens), outside.text(tokens[:START_TOKENS]))
+
+
+def _record(session: Session, question: Question) -> str | None:
+    """The prompt of the record that a question is about."""
+    route = session.route(session.task.question(question.prompt))
+    return None if route is None else route.record.prompt
+
+
+def _costs(session: Session) -> dict[str, Any]:
+    """Seconds and outcomes from the store's journal, and cedit's own rates behind the last step."""
+    ledgers = list(_ledgers(session))
+    attempts = session.standing.retention.attempts
+    later = ledgers[1:] or ledgers
+    return {
+        "attempted": attempts.total,
+        "applied": attempts.right,
+        "records": len(session.edited.memory),
+        "first_s": ledgers[0]["edit_s"],
+        "edit_s": fmean(ledger["edit_s"] for ledger in later),
+        "recheck_s": fmean(ledger["recheck_s"] for ledger in later),
+        "rates": ledgers[-1]["rates"],
+    }
+
+
+def _ledgers(session: Session) -> Iterator[Mapping[str, Any]]:
+    """The records of the steps, in their order."""
+    for revision in session.store.lineage("head"):
+        ledger = session.store.ledger(revision.seq)
+        if revision.operation == "edit" and ledger is not None:
+            yield ledger
