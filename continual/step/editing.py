@@ -258,7 +258,7 @@ class Workshop:
             return applied
         state = self._site.edited.weights_state
         standing = [edit for edit in applied if edit.state == state]
-        queries = [edit.rows.query[: len(edit.candidate.learned[0].targets)] for edit in standing]
+        queries = [edit.rows.query[: edit.candidate.required_rows] for edit in standing]
         fired = {edit.id for edit in applied if edit.state != state}
         for part in neurons if standing else ():
             fires = (part.firing(torch.cat(queries)).activations > 0).any(1)
@@ -267,14 +267,18 @@ class Workshop:
         return [edit for edit in applied if edit.id in fired]
 
     def _right(self, edits: Group) -> dict[str, bool]:
-        """Which prompts are answered rightly as the model stands."""
+        """Which prompts are answered rightly as the model stands, in each of their forms."""
         state = self._site.edited.weights_state
         moved = [edit for edit in edits if edit.state != state]
-        judged = self._answers.judge_in_full([edit.candidate.learned[0] for edit in moved])
-        outcomes = {edit.id: right for edit, right in zip(moved, judged, strict=True)}
+        asked = [(edit.id, form) for edit in moved for form in edit.candidate.required]
+        outcomes = {edit.id: True for edit in moved}
+        judged = self._answers.judge_in_full([form for _, form in asked])
+        for (identity, _), right in zip(asked, judged, strict=True):
+            outcomes[identity] &= right
         for edit in edits:
             if edit.state == state:
-                outcomes[edit.id] = self._answers.is_right(edit.candidate.learned[0], edit.rows)
+                learned, forms = edit.candidate.learned, edit.candidate.forms
+                outcomes[edit.id] = self._answers.are_all_right(learned, forms, edit.rows)
         return outcomes
 
 

@@ -38,6 +38,9 @@ from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]
 
+RETRIED_NEURONS_MAX = 512
+"""Neurons of one request on a retry: more than any answer of the usual length has tokens."""
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -125,7 +128,7 @@ class TPatcher:
             return config
         return replace(
             config,
-            neurons_max=64,
+            neurons_max=max(config.neurons_max, RETRIED_NEURONS_MAX),
             reach=1.0,
             centred=False,
             margin=config.margin / 2**attempt,
@@ -162,6 +165,9 @@ class TPatcher:
         return neurons, done
 
 
+_TOO_MANY = (
+    "{} of its tokens are wrong, and it has {} neurons: raise neurons_max under [editor.tpatcher]"
+)
 _NOT_SEPARATE = "its query cannot be told from one that has to keep its answer"
 _NOT_ARRIVED = "its values did not arrive in {} steps"
 
@@ -232,10 +238,9 @@ def _plan(
             starts.append(first)
             first += len(part)
         slots = _wrong_positions(edit, starts, wrong)
-        if len(slots) > config.neurons_max:
-            failed[edit.id] = (
-                f"{len(slots)} of its tokens are wrong, and it has {config.neurons_max} neurons"
-            )
+        neurons_max = config.neurons_max * edit.forms
+        if len(slots) > neurons_max:
+            failed[edit.id] = _TOO_MANY.format(len(slots), neurons_max)
             continue
         own += slots
         owner += [number] * len(slots)
@@ -247,15 +252,18 @@ def _wrong_positions(
 ) -> list[tuple[int, ...]]:
     """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
 
-    Rephrases whose answer is tokenised otherwise have no such row.
+    Each form of the prompt whose answer is tokenised otherwise has positions of its own. Rephrases
+    whose answer is tokenised as in no form have no such row.
     """
-    alike = [
-        start
-        for start, encoding in zip(starts, edit.encodings, strict=True)
-        if encoding.targets == edit.encodings[0].targets
-    ]
-    positions = range(len(edit.encodings[0].targets))
-    columns = [tuple(start + position for start in alike) for position in positions]
+    answers = dict.fromkeys(encoding.targets for encoding in edit.encodings[: edit.forms])
+    columns: list[tuple[int, ...]] = []
+    for targets in answers:
+        alike = [
+            start
+            for start, encoding in zip(starts, edit.encodings, strict=True)
+            if encoding.targets == targets
+        ]
+        columns += [tuple(start + place for start in alike) for place in range(len(targets))]
     return [column for column in columns if any(wrong[row] for row in column)]
 
 
