@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.capacity import requests_of_atlas
 from benchmarks.scope_data import DATA
 from continual.atlas.facts import load_facts
+from continual.prompts import normalised
 from continual.readers import pararel
-from continual.naming import normalised
 from continual.requests import Request
 
 WORDINGS_MIN = 3  # a prompt, one to learn from, one held out

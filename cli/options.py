@@ -87,13 +87,14 @@ def _known_names(store: str | None) -> list[str]:
 
 def _known_requests(store: str | None) -> dict[str, str]:
     """Prompts by id, the latest first; none where there is no store to read."""
+    from continual.prompts import shown_prompt
     from store import Store, StoreError
 
     try:
         with Store.open(find_store(store)) as opened:
             latest = list(opened.revisions(max(0, opened.length - RECENT)))
             ids = [r["id"] for revision in latest[::-1] for r in revision.body.get("requests", ())]
-            return {identity: opened.request(identity)["prompt"] for identity in ids}
+            return {identity: shown_prompt(opened.request(identity)) for identity in ids}
     except StoreError:
         return {}
 

@@ -1,8 +1,6 @@
-"""Texts as they are compared, and whether one names a subject. Knows texts alone."""
+"""Whether a text names a subject. Knows normalised texts alone."""
 
 from __future__ import annotations
-
-import unicodedata
 
 _WITHOUT_BLANKS = (  # scripts that put no blanks between words
     ("\u0e00", "\u0eff"),  # Thai, Lao
@@ -33,12 +31,3 @@ def _continues(neighbour: str, edge: str) -> bool:
 
 def _is_bare(character: str) -> bool:
     return any(first <= character <= last for first, last in _WITHOUT_BLANKS)
-
-
-def normalised(text: str) -> str:
-    """The text as it is compared: compatibility forms, case and whitespace make no difference.
-
-    This is Unicode's compatibility caseless matching (definition D146), then single spaces.
-    """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
-    return " ".join(unicodedata.normalize("NFKC", folded.casefold()).split())

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from continual import hooks
-from continual.naming import names, normalised
+from continual.naming import names
+from continual.prompts import normalised
 
 Decode = Callable[[tuple[int, ...]], str]
 Prefix = tuple[tuple[int, ...], int]  # tokens, and how many of them were read
@@ -104,9 +105,7 @@ class RunningText:
             return prepare(input_ids, *args, **kwargs)
 
         with ExitStack() as stack:
-            stack.enter_context(
-                hooks.standing_in(model, "prepare_inputs_for_generation", prepared)
-            )
+            stack.enter_context(hooks.standing_in(model, "prepare_inputs_for_generation", prepared))
             stack.enter_context(hooks.entered(model, self._enter))
             yield
 
@@ -120,8 +119,9 @@ class RunningText:
         self._fresh = ids.shape[1]
         if whole is not None and torch.equal(whole[:, -self._fresh :], ids):
             self._read = whole
-        elif self._read is not None and _length(kwargs.get("past_key_values")) == (
-            self._read.shape[1]
+        elif (
+            self._read is not None
+            and _length(kwargs.get("past_key_values")) == (self._read.shape[1])
         ):
             self._read = torch.cat([self._read, ids], 1) if len(ids) == len(self._read) else ids
         else:

@@ -9,79 +9,95 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    PlainSerializer,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from continual.errors import RequestError
-from continual.naming import names, normalised
+from continual.errors import CeditError, RequestError
+from continual.naming import names
+from continual.prompts import (
+    KEY_SEPARATOR,
+    Chat,
+    Prompt,
+    compared,
+    filled_text,
+    normalised,
+    prompt_json,
+    read_prompt,
+    storable_text,
+)
 
-PROMPT_CHARACTERS_MAX = 8192
-TARGET_CHARACTERS_MAX = 2048
+SUBJECT_CHARACTERS_MAX = 8192
 LABEL_CHARACTERS_MAX = 512  # relations, names of probe groups, identifiers of the source
 PROBES_MAX = 256  # rephrases, locality and portability of one request, together
 
 ID_HEX_DIGITS = 32
-KEY_SEPARATOR = "\x1f"  # counts as whitespace, so no normalised text can hold it
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+PLAIN, CHAT = "plain", "chat"
+FORMS = (PLAIN, CHAT)
+"""The forms in which a request's prompt may be asked: as a text that goes on, and as the turn of a
+user."""
+
 _NAMED_MAX = 40  # characters of a foreign name that a message repeats
 _PROBLEMS_MAX = 3  # problems that one message lists
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of anything a request may bring; the token limits are held by the tasks."""
+    """How much of anything a request may bring. Those of prompts and targets are held by the tasks,
+    and are settings of a store's `[task]` table by the same names."""
 
     line_bytes_max: int = 1_000_000
+    prompt_characters_max: int = 8192
+    target_characters_max: int = 4096
     prompt_tokens_max: int = 512
-    target_tokens_max: int = 64
+    target_tokens_max: int = 512
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The limits that a `[task]` table names, and the usual ones. Raises CeditError for what is
+        no number of characters or tokens."""
+        names = [field.name for field in fields(cls) if field.name != "line_bytes_max"]
+        named_limits = {name: settings[name] for name in names if name in settings}
+        for name, limit in named_limits.items():
+            if type(limit) is not int or limit < 1:
+                raise CeditError(f"[task] {name} = {limit!r}: it is a whole number from 1 on.")
+        return cls(**named_limits)
 
 
 def _clean(value: str, characters_max: int) -> str:
     """The text without its surrounding whitespace."""
-    if "\0" in value:
-        raise ValueError("holds a NUL character")
-    if _SURROGATE.search(value):
-        raise ValueError("holds an unpaired surrogate, which has no UTF-8 form")
-    text = value.strip()
-    if len(text) > characters_max:
-        raise ValueError(f"has {len(text)} characters, more than the {characters_max} allowed")
-    return text
-
-
-def _filled(value: str, characters_max: int) -> str:
-    text = _clean(value, characters_max)
-    if not text:
-        raise ValueError("is empty")
-    return text
+    return storable_text(value.strip(), characters_max)
 
 
 def _absent_if_blank(value: str | None, characters_max: int) -> str | None:
     return None if value is None else _clean(value, characters_max) or None
 
 
-Prompt = Annotated[str, AfterValidator(partial(_filled, characters_max=PROMPT_CHARACTERS_MAX))]
-Target = Annotated[str, AfterValidator(partial(_filled, characters_max=TARGET_CHARACTERS_MAX))]
+def _filled_or_absent(value: str | None) -> str | None:
+    return value if value is not None and storable_text(value).strip() else None
+
+
+AnyPrompt = Annotated[Prompt, PlainValidator(read_prompt), PlainSerializer(prompt_json)]
+Target = Annotated[str, AfterValidator(filled_text)]
 Label = Annotated[str, AfterValidator(partial(_clean, characters_max=LABEL_CHARACTERS_MAX))]
 OptionalSubject = Annotated[
-    str | None, AfterValidator(partial(_absent_if_blank, characters_max=PROMPT_CHARACTERS_MAX))
+    str | None, AfterValidator(partial(_absent_if_blank, characters_max=SUBJECT_CHARACTERS_MAX))
 ]
-OptionalTarget = Annotated[
-    str | None, AfterValidator(partial(_absent_if_blank, characters_max=TARGET_CHARACTERS_MAX))
-]
+OptionalTarget = Annotated[str | None, AfterValidator(_filled_or_absent)]
 OptionalLabel = Annotated[
     str | None, AfterValidator(partial(_absent_if_blank, characters_max=LABEL_CHARACTERS_MAX))
 ]
@@ -92,14 +108,25 @@ class Probe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Prompt
+    prompt: AnyPrompt
     answer: Target
     name: Label = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_messages(cls, record: object) -> object:
+        return _with_prompt(record)
+
+    def to_json(self) -> dict[str, object]:
+        """The non-empty fields, ready for ``json.dumps``."""
+        return _non_empty(self.model_dump(mode="json"))
 
 
 class Request(BaseModel):
     """One correction: a prompt, the new target, and what is known around it.
 
+    A prompt is a text, or a chat, which JSON has under ``messages``. ``forms`` says how a text is
+    asked: as it is, as the turn of a user, or both, and then the correction holds for both.
     ``rephrases`` are other ways to ask that an editor may learn from; ``held_out_rephrases`` are
     measured and never learned from. ``locality`` must stay as it is, ``portability`` must follow.
     ``case`` is the source's own identifier and takes no part in the request's identity.
@@ -107,20 +134,35 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Prompt
+    prompt: AnyPrompt
     target_new: Target
     subject: OptionalSubject = None
     relation: OptionalLabel = None
     target_old: OptionalTarget = None
-    rephrases: tuple[Prompt, ...] = ()
-    held_out_rephrases: tuple[Prompt, ...] = ()
+    forms: tuple[Literal["plain", "chat"], ...] = ()  # none said: plain
+    rephrases: tuple[AnyPrompt, ...] = ()
+    held_out_rephrases: tuple[AnyPrompt, ...] = ()
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     case: OptionalLabel = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_messages(cls, record: object) -> object:
+        return _with_form(_with_prompt(record))
+
+    @field_validator("forms")
+    @classmethod
+    def _each_form_once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """In the order of ``FORMS``; plain alone is not said."""
+        forms = tuple(form for form in FORMS if form in given)
+        return () if forms == (PLAIN,) else forms
+
     @field_validator("rephrases", "held_out_rephrases")
     @classmethod
-    def _only_other_wordings(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _only_other_wordings(
+        cls, given: tuple[Prompt, ...], info: ValidationInfo
+    ) -> tuple[Prompt, ...]:
         """Each wording once, in its order, and none that is the prompt or is learned from."""
         known = {info.data.get("prompt"), *info.data.get("rephrases", ())}
         return tuple(dict.fromkeys(wording for wording in given if wording not in known))
@@ -138,14 +180,14 @@ class Request(BaseModel):
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy; its ``id`` is that of its own content."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("id", "key", "prompt_key", "named_subject"):
+        for name in ("id", "key", "prompt_key", "asked", "named_subject"):
             copied.__dict__.pop(name, None)  # what ``cached_property`` kept
         return copied
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """The prompt and the rephrases that may be learned from."""
-        return (self.prompt, *self.rephrases)
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompt in its forms, and the rephrases that may be learned from."""
+        return (*self.asked, *self.rephrases)
 
     @cached_property
     def named_subject(self) -> str:
@@ -159,9 +201,21 @@ class Request(BaseModel):
         return hashlib.sha256(_canonical(self.content())).hexdigest()[:ID_HEX_DIGITS]
 
     @cached_property
+    def asked(self) -> tuple[Prompt, ...]:
+        """The prompt in each form that the correction holds for."""
+        if CHAT not in self.forms or isinstance(self.prompt, Chat):
+            return (self.prompt,)
+        return (self.prompt, Chat.asking(self.prompt))
+
+    @cached_property
     def prompt_key(self) -> str:
         """The normalised prompt."""
-        return normalised(self.prompt)
+        return compared(self.prompt)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What makes requests compete: two of them do that share one of these."""
+        return tuple(dict.fromkeys((self.key, *map(compared, self.asked))))
 
     @cached_property
     def key(self) -> str:
@@ -221,9 +275,39 @@ def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
     return f"{where}: {message[:1].lower()}{message[1:]}"
 
 
+def _with_prompt(record: object) -> object:
+    """The record with its ``messages``, where it has them, as the prompt."""
+    if not isinstance(record, Mapping) or "messages" not in record:
+        return record
+    if "prompt" in record:
+        raise ValueError("has a 'prompt' and 'messages': give one of them")
+    try:
+        chat = Chat.from_json(record["messages"])
+    except ValueError as error:
+        raise ValueError(f"has 'messages' that cannot be read: it {error}") from None
+    return {"prompt": chat, **{key: value for key, value in record.items() if key != "messages"}}
+
+
+def _with_form(record: object) -> object:
+    """The record with a prompt that is to be asked in a chat alone as that chat."""
+    if not isinstance(record, Mapping) or not record.get("forms"):
+        return record
+    prompt, forms = record.get("prompt"), record["forms"]
+    if isinstance(prompt, Chat):
+        raise ValueError("has 'forms' and 'messages': forms are of a prompt that is a text")
+    if not isinstance(prompt, str) or list(forms) != [CHAT]:
+        return record
+    return {**record, "prompt": Chat.asking(filled_text(prompt)), "forms": ()}
+
+
 def _non_empty(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields that say something, with the same done to the probes inside."""
-    return {key: _bare(value) for key, value in fields.items() if value not in (None, "", [])}
+    """The fields that say something, with the same done to the probes inside; a prompt that is a
+    chat stands under ``messages``."""
+    return {
+        "messages" if key == "prompt" and isinstance(value, list) else key: _bare(value)
+        for key, value in fields.items()
+        if value not in (None, "", [])
+    }
 
 
 def _bare(value: object) -> object:

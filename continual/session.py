@@ -26,6 +26,7 @@ from continual.memory.routing import Route
 from continual.model import EditedModel
 from continual.passes.partial import find_tail
 from continual.patches import Patch
+from continual.prompts import Prompt
 from continual.readers import read_record
 from continual.recheck.candidates import encode
 from continual.recheck.general_rows import BODY
@@ -39,7 +40,7 @@ from continual.statistics import Statistics
 from continual.statistics.texts import TextFiles
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
-from continual.tasks import Question, Task, make_task, task_class
+from continual.tasks import Question, Task, make_task, new_settings, task_class
 from continual.watch import general
 from continual.watch.config import WatchConfig
 from continual.watch.general import GeneralText
@@ -94,11 +95,11 @@ def init(
             "device": new.device,
             "dtype": new.dtype,
         },
-        "task": said,
+        "task": new_settings(base, said),
         "anatomy": dict(new.anatomy or {}),
         "run": {"seed": new.seed},
     }
-    task = make_task(base, said)
+    task = make_task(base, settings["task"])
     find_tail(base.model, base.anatomy)  # a model that cannot be edited gets no store
     given = {"train": new.train_probes, "test": new.test_probes}
     if is_atlas:
@@ -107,7 +108,7 @@ def init(
     settings["probes"] = {name: len(found) for name, found in probes.items()}
     body: dict[str, Any] = {
         "probes": {
-            n: [p.model_dump(include={"prompt", "answer"}) for p in f] for n, f in probes.items()
+            n: [p.model_copy(update={"name": ""}).to_json() for p in f] for n, f in probes.items()
         }
     }
     if new.watch:
@@ -198,7 +199,7 @@ class Session:
 
     def _recall(self) -> Recall:
         config = MemoryConfig.of(StoreSettings.of(self.store.settings).memory)
-        recall = Recall(self.edited, config, self.store)
+        recall = Recall(self.edited, config, self.store, self.task.tokens)
         self._stack.callback(recall.close)
         return recall
 
@@ -413,12 +414,12 @@ class Session:
 
     # -- asking
 
-    def ask(self, prompt: str, tokens_max: int = 32) -> str:
+    def ask(self, prompt: Prompt, tokens_max: int = 32) -> str:
         """The model's answer to a prompt, at the revision where it stands."""
         return self.answer(prompt, tokens_max).text
 
     @torch.no_grad()
-    def answer(self, prompt: str, tokens_max: int = 32) -> Answer:
+    def answer(self, prompt: Prompt, tokens_max: int = 32) -> Answer:
         """The model's answer to a prompt, and where it is from."""
         question = self.task.question(prompt)
         answer = self.task.answer(self.model, question, tokens_max)

@@ -95,7 +95,7 @@ def _examples(session: Session) -> list[Request]:
 
 
 def _wordings(request: Request) -> list[str]:
-    return [request.prompt, *request.held_out_rephrases[:1]]
+    return [str(prompt) for prompt in (request.prompt, *request.held_out_rephrases[:1])]
 
 
 def _go_back(session: Session, out: Output) -> None:

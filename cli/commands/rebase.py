@@ -88,5 +88,8 @@ def _record(found: Report, rebased: Store) -> dict[str, Any]:
 
 
 def _failures(found: Report, source: Store) -> Iterator[dict[str, Any]]:
+    from continual.prompts import shown_prompt
+
     for identity, reason in found.failed.items():
-        yield {**source.request(identity), "reason": reason}
+        request = source.request(identity)
+        yield {**request, "prompt": shown_prompt(request), "reason": reason}

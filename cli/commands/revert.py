@@ -49,13 +49,15 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
 
 
 def _record(done: Reverted, store: Store) -> dict[str, Any]:
+    from continual.prompts import shown_prompt
+
     request = store.request(done.request)
     return {
         "type": "revert",
         "revision": done.revision.id,
         "seq": done.revision.seq,
         "request": done.request,
-        "prompt": request["prompt"],
+        "prompt": shown_prompt(request),
         "target_new": request["target_new"],
         "removed": done.rows,
         "resolved": [{"id": o.id, "outcome": o.outcome} for o in done.resolved],

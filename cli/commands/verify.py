@@ -103,11 +103,12 @@ def _show(out: Output, chosen: Plan) -> None:
 
 def _give_up(out: Output, path: Path, chosen: Plan) -> None:
     from continual.history.repairing import give_up
+    from continual.prompts import shown_prompt
     from continual.session import open_session
 
     with open_session(path, at="base") as session:
         done = give_up(session, chosen.lost)
-        prompts = [session.store.request(identity)["prompt"] for identity in done.requests]
+        prompts = [shown_prompt(session.store.request(identity)) for identity in done.requests]
     out.text(f"{counted(len(prompts), 'correction')} no longer in force:")
     for prompt in prompts:
         out.text(one_line(f"  {prompt}"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from continual.associative.subjects import subject_position
 from continual.editors import Edit
 from continual.errors import RequestError
+from continual.prompts import Prompt
 from continual.site import Site
 from continual.tasks import Encoding, Question
 
@@ -61,37 +62,53 @@ def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:
     Contexts behind which the prompt is too long are left out. Raises SubjectMissing.
     """
     request = edit.request
-    tokenizer = site.edited.tokenizer
-    prompt = Text(edit.encodings[0], subject_position(tokenizer, request.prompt, request.subject))
+    forms, others = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
+    asked = [
+        Text(encoding, _subject_place(prompt, request.subject, site))
+        for prompt, encoding in zip(request.asked, forms, strict=True)
+    ]
     assert request.subject is not None
     rephrased = [
-        Text(encoding, subject_position(tokenizer, rephrase, request.subject))
-        for rephrase, encoding in zip(request.rephrases, edit.encodings[1:], strict=False)
-        if request.subject in rephrase
+        Text(encoding, _subject_place(rephrase, request.subject, site))
+        for rephrase, encoding in zip(request.rephrases, others, strict=False)
+        if request.subject in str(rephrase)
     ]
     behind = tuple(_in_contexts(edit, contexts, site))
-    weights = [*[1.0] * (1 + len(rephrased)), *[1.0 / len(behind) for _ in behind]]
+    weights = [*[1.0] * (len(asked) + len(rephrased)), *[1.0 / len(behind) for _ in behind]]
     shares = tuple(weight / sum(weights) for weight in weights)
     anchors = tuple(_anchors(edit, request.subject, site))
-    return Lesson(edit.id, (prompt, *rephrased, *behind), shares, anchors)
+    return Lesson(edit.id, (*asked, *rephrased, *behind), shares, anchors)
+
+
+def _subject_place(prompt: Prompt, subject: str | None, site: Site, before: str = "") -> int:
+    """The position of the subject's last token among the tokens of a prompt. Raises
+    SubjectMissing."""
+    asked = site.task.asked(prompt)
+    return subject_position(
+        site.edited.tokenizer, asked.text, subject, before, is_whole=asked.is_whole
+    )
 
 
 def _in_contexts(edit: Edit, contexts: Sequence[str], site: Site) -> Iterator[Text]:
-    request, tokenizer = edit.request, site.edited.tokenizer
+    """A plain prompt behind each context; a turn of a chat begins where it begins."""
+    request, asked = edit.request, site.task.asked(edit.request.prompt)
+    if asked.is_whole:
+        return
+    prompt = asked.text
     for context in filter(None, contexts):
         try:
-            encoding = site.task.encode(context + request.prompt, request.target_new)
+            encoding = site.task.encode(context + prompt, request.target_new)
         except RequestError:  # too long for the model, or for the task's limits
             continue
-        yield Text(encoding, subject_position(tokenizer, request.prompt, request.subject, context))
+        yield Text(encoding, _subject_place(prompt, request.subject, site, context))
 
 
 def _anchors(edit: Edit, subject: str, site: Site) -> Iterator[Text]:
-    kept = [probe.prompt for probe in edit.request.locality if subject in probe.prompt]
+    kept = [probe.prompt for probe in edit.request.locality if subject in str(probe.prompt)]
     for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *kept]):
         try:
             question = site.task.question(prompt)
         except RequestError:
             continue
-        place = subject_position(site.edited.tokenizer, prompt, subject)
+        place = _subject_place(prompt, subject, site)
         yield Text(Encoding(question, (len(question) - 1,), ()), place)

@@ -27,33 +27,44 @@ class SubjectMissing(EditError):
         self.prompt, self.subject = prompt, subject
 
 
-def subject_position(tokenizer: Any, prompt: str, subject: str | None, before: str = "") -> int:
+def subject_position(
+    tokenizer: Any,
+    prompt: str,
+    subject: str | None,
+    before: str = "",
+    *,
+    is_whole: bool = False,
+) -> int:
     """The position of the subject's last token among the tokens of `before` + `prompt`.
 
-    A subject in `before` does not count. Raises SubjectMissing.
+    A subject in `before` does not count; a text that `is_whole` has its special tokens in it.
+    Raises SubjectMissing.
     """
     if not subject or subject not in prompt:
         raise SubjectMissing(prompt, subject)
     start = len(before) + prompt.index(subject)
     end = start + len(subject)
     if getattr(tokenizer, "is_fast", False):
-        return _by_offsets(tokenizer, before + prompt, start, end)
-    return _by_beginning(tokenizer, before + prompt, end)
+        return _by_offsets(tokenizer, before + prompt, (start, end), is_whole)
+    return _by_beginning(tokenizer, before + prompt, end, is_whole)
 
 
-def _by_offsets(tokenizer: Any, text: str, start: int, end: int) -> int:
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+def _by_offsets(tokenizer: Any, text: str, span: tuple[int, int], is_whole: bool) -> int:
+    start, end = span
+    special = not is_whole
+    read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    offsets = read["offset_mapping"]
     return max(i for i, (a, b) in enumerate(offsets) if b > start and a < end)
 
 
-def _by_beginning(tokenizer: Any, text: str, end: int) -> int:
+def _by_beginning(tokenizer: Any, text: str, end: int, is_whole: bool) -> int:
     """For tokenizers that do not say where tokens come from: by encoding the text up to there.
 
     Where that is tokenised otherwise at its end, a token reaches over the end of the subject: it is
     the first that is not the same.
     """
-    whole = list(tokenizer(text)["input_ids"])
-    part = list(tokenizer(text[:end])["input_ids"])
+    whole = list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
+    part = list(tokenizer(text[:end], add_special_tokens=not is_whole)["input_ids"])
     while part and part[-1] in tokenizer.all_special_ids:
         part.pop()
     same = 0

@@ -133,7 +133,7 @@ def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
         for fact in split.test
         for prompts in (fact.trained_prompts, fact.held_out_prompts)
     )
-    taken = {probe.prompt for probe in train}
+    taken = {str(probe.prompt) for probe in train}
     around = Surroundings(facts, split.train + split.test, taken, rng)
     targets = deal_targets(split.corrected, objects_of(facts), rng)
     requests = [_request(f, t, around, rng) for f, t in zip(split.corrected, targets, strict=True)]

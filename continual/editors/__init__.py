@@ -24,11 +24,13 @@ from continual.tasks import Encoding
 
 @dataclass(frozen=True)
 class Edit:
-    """A request as an editor sees it: the prompt first, then the rephrases it may learn from."""
+    """A request as an editor sees it: the prompt in its forms first, then the rephrases it may
+    learn from."""
 
     request: Request
     encodings: tuple[Encoding, ...]
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
+    forms: int = 1  # the first encodings, so many: each of them must come out right
     near: Rows | None = None  # of its neighbours in memory; None where nothing is watched
 
     @cached_property
@@ -37,8 +39,8 @@ class Edit:
         return self.request.id
 
     def alone(self) -> Edit:
-        """The same with the prompt only."""
-        return replace(self, encodings=self.encodings[:1], rows=self.rows[:1])
+        """The same with the prompt only, in its forms."""
+        return replace(self, encodings=self.encodings[: self.forms], rows=self.rows[: self.forms])
 
 
 @dataclass(frozen=True)

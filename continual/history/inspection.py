@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from continual.memory import INDEX_FILE
+from continual.prompts import shown_prompt
 from continual.recheck.metrics import Count, Rates
 from continual.recheck.retention import (
     Outcome,
@@ -20,7 +21,7 @@ from continual.recheck.retention import (
     reverted_by,
     reverted_later,
 )
-from continual.requests import Request
+from continual.requests import Probe, Request
 from continual.settings import StoreSettings
 from store import BlobRef, Revision, Store
 from store.vectors import describe
@@ -29,7 +30,17 @@ Record = dict[str, Any]  # a JSON object
 
 UNMEASURED = Rates().to_json()
 WATCHED_ROLES = ("watch", "neighbour", "continuation")
-SHOWN = ("prompt", "target_new", "target_old", "subject", "relation", "case")  # of a request
+SHOWN = (  # of a request or a probe
+    "prompt",
+    "messages",
+    "forms",
+    "target_new",
+    "target_old",
+    "answer",
+    "subject",
+    "relation",
+    "case",
+)
 
 
 def status(store: Store) -> Record:
@@ -199,7 +210,9 @@ def _shown(identity: str, kept: Retention) -> Record:
 
 
 def _facts(request: Mapping[str, Any]) -> Record:
-    return {key: request[key] for key in SHOWN if key in request}
+    """Of a request or a probe; a chat stands under its messages, and as a text under `prompt`."""
+    facts = {key: request[key] for key in SHOWN if key in request}
+    return {"prompt": shown_prompt(request), **facts}
 
 
 # -- probes that turned
@@ -235,14 +248,15 @@ def _probe(store: Store, owner: str, role: str, index: int) -> Record:
     """The text of a probe that the ledger has by key."""
     sets = store.base.body["probes"]
     if owner in sets:
-        return dict(sets[owner][index])
+        return _facts(sets[owner][index])
     request = Request.from_json(store.request(owner))
     wordings = {
-        "edit": (request.prompt,),
+        "edit": request.asked,
         "rephrase": request.rephrases,
         "held_out": request.held_out_rephrases,
     }
     if role in wordings:
-        return {"prompt": wordings[role][index], "answer": request.target_new}
+        asked = Probe(prompt=wordings[role][index], answer=request.target_new)
+        return _facts(asked.to_json())
     probe = (request.locality if role == "locality" else request.portability)[index]
-    return {"prompt": probe.prompt, "answer": probe.answer}
+    return _facts(probe.to_json())

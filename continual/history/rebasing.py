@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from continual.errors import CeditError
 from continual.history.inspection import retained_at
@@ -23,6 +24,7 @@ from continual.requests import Request
 from continual.session import NewStore, Session, init, open_session
 from continual.settings import StoreSettings
 from continual.step.pipeline import Settings, Step
+from continual.tasks.joining import SPACED
 from store import Revision, Store
 from store.config import exists
 
@@ -131,7 +133,7 @@ def _new(
     settings = StoreSettings.of(source.settings)
     return NewStore(
         model=model,
-        task=settings.task,
+        task=_task(settings.task),
         train_probes=files.get("train"),
         test_probes=files.get("test"),
         seed=settings.run.seed,
@@ -140,6 +142,12 @@ def _new(
         editors=settings.editors,
         origin=origin,
     )
+
+
+def _task(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The `[task]` table without what it says of the former model; what joins prompts and answers
+    stays as it was."""
+    return {"joining": SPACED, **{k: v for k, v in table.items() if k != "template"}}
 
 
 @contextmanager

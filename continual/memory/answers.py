@@ -66,6 +66,12 @@ class Answers:
         (read,) = self._routed([encoding])
         return self.site.is_right(encoding, rows) if read is None else self.judge_read([read])[0]
 
+    def are_all_right(self, encodings: Sequence[Encoding], count: int, rows: Rows) -> bool:
+        """Whether the first `count` of some probes are right, from the rows of all."""
+        if count == 1:
+            return self.is_right(encodings[0], rows)
+        return all(self.are_right(encodings, rows, range(count)))
+
     def are_right(
         self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
     ) -> list[bool]:

@@ -39,7 +39,7 @@ def context(form: str, prompt: str, target: str) -> str:
 def demonstrations(form: str, request: Request) -> dict[str, list[str]]:
     """What a request shows of using a new fact, by kind: `copy` asks its own prompt, `update` a
     rephrase of it, `retain` something else, which stays as it is."""
-    before = context(form, request.prompt, request.target_new)
+    before = context(form, str(request.prompt), request.target_new)
     retained = [f"{probe.prompt} {probe.answer}" for probe in request.locality]
     return {
         "copy": [f"{before}{request.prompt} {request.target_new}"],

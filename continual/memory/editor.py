@@ -76,4 +76,4 @@ _NO_ROOM = "the correction and its prompt together are longer than the model rea
 
 def _record(edit: Edit) -> Record:
     request = edit.request
-    return Record(edit.id, request.prompt, request.target_new, request.subject)
+    return Record(edit.id, str(request.prompt), request.target_new, request.subject)

@@ -89,10 +89,13 @@ class Recall:
         edited: EditedModel,
         config: MemoryConfig | None = None,
         store: Store | None = None,
+        tokens: Callable[[str], tuple[int, ...]] | None = None,
     ) -> None:
-        """`store` is where what was embedded is kept for the next time."""
+        """`store` is where what was embedded is kept for the next time; `tokens` are the task's of
+        a text, where the tokenizer's own will not do."""
         self._edited, self._store = edited, store
         self.config = config or MemoryConfig()
+        self._tokens = tokens
         self._index = RecordIndex(edited.memory, is_exact=self.config.exact)
         self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             SERAC: self._counterfactual,
@@ -155,6 +158,8 @@ class Recall:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """A text as the model reads it."""
+        if self._tokens is not None:
+            return self._tokens(text)
         return tuple(self._edited.tokenizer(text)["input_ids"])
 
     def room(self, question: Sequence[int]) -> int:

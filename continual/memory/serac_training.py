@@ -22,6 +22,7 @@ from torch import Tensor
 
 from continual.errors import CeditError, RequestError
 from continual.memory.contexts import FORM, context, require_form
+from continual.prompts import Prompt
 from continual.requests import Request
 from continual.site import length_sorted
 from continual.tasks import Encoding, Task
@@ -49,9 +50,9 @@ class SeracRecipe:
             raise CeditError("epochs is at least 1, and held_out_share in [0, 1).")
         require_form(self.form, "editor.serac")
 
-    def text(self, edit: Request, prompt: str) -> str:
+    def text(self, edit: Request, prompt: Prompt) -> str:
         """An edit and an input as h reads them."""
-        return context(self.form, edit.prompt, edit.target_new) + prompt
+        return context(self.form, str(edit.prompt), edit.target_new) + str(prompt)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def wordings(requests: Sequence[Request], generator: Generator, swaps: int) -> I
     """Every text that is learned from."""
     for place, request in enumerate(requests):
         yield from (Wording(text, place, True) for text in _asked(request))
-        yield from (Wording(probe.prompt, place, False) for probe in request.locality)
+        yield from (Wording(str(probe.prompt), place, False) for probe in request.locality)
     yield from _swapped(requests, generator, swaps)
 
 
@@ -118,7 +118,8 @@ def _may_ask(wording: Wording, other: Request) -> bool:
 
 
 def _asked(request: Request) -> tuple[str, ...]:
-    return (request.prompt, *(request.rephrases or request.held_out_rephrases))
+    asked = (request.prompt, *(request.rephrases or request.held_out_rephrases))
+    return tuple(map(str, asked))
 
 
 def _swapped(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
@@ -182,7 +183,9 @@ def _pairs(
 def _records(requests: Sequence[Request], generator: Generator, nameless: float) -> list[Record]:
     without = (torch.rand(len(requests), generator=generator) < nameless).tolist()
     return [
-        Record(request.id, request.prompt, request.target_new, None if bare else request.subject)
+        Record(
+            request.id, str(request.prompt), request.target_new, None if bare else request.subject
+        )
         for request, bare in zip(requests, without, strict=True)
     ]
 

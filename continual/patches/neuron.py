@@ -53,7 +53,9 @@ class NeuronPatch:
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
     owners: tuple[str, ...] = ()  # [n] the request that each neuron is for, where it is known
-    subjects: tuple[str, ...] = ()  # [n] normalised; where one is not empty, the text has to name it
+    subjects: tuple[
+        str, ...
+    ] = ()  # [n] normalised; where one is not empty, the text has to name it
 
     @property
     def rows(self) -> int:
@@ -104,8 +106,8 @@ class NeuronPatch:
         return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
 
     def firing(self, queries: Tensor, texts: RowTexts | None = None) -> Firing:
-        """Its neurons that fire on one of the queries [r, d], which stand behind these texts; places
-        count from its first."""
+        """Its neurons that fire on one of the queries [r, d] behind these texts; places count from
+        its first."""
         places = torch.arange(len(self.keys), device=queries.device)
         firing = _firing(queries.to(self.keys.dtype), places, self.keys, self.bias)
         return _asked(firing, self.subjects, texts)
@@ -205,8 +207,8 @@ def _firing(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Firi
 
 
 def _asked(firing: Firing, subjects: Sequence[str], texts: RowTexts | None) -> Firing:
-    """The neurons that fire where the text names the subject that they ask for; `subjects` are those
-    of all neurons of the bank, or none."""
+    """The neurons that fire where the text names the subject that they ask for, of `subjects` by
+    their places; none where no neuron asks for one."""
     if not subjects or not len(firing):
         return firing
     wanted = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]

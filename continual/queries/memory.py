@@ -80,7 +80,9 @@ class QueryMemory:
         owners' queries, and of some more [r, d]. Its mean is that of the whole."""
         wanted = set(training)
         rows = [row for row, place in enumerate(self._places) if place in wanted]
-        memory = QueryMemory(self.training if len(rows) == len(self._places) else self.training[rows])
+        memory = QueryMemory(
+            self.training if len(rows) == len(self._places) else self.training[rows]
+        )
         memory._mean = self._mean
         first = 0
         for owner, count in self._counts.items():

@@ -12,13 +12,13 @@ from continual.requests import Request
 
 NAME = "plain"
 OWN_KEYS = frozenset(
-    {"relation", "target_old", "rephrases", "held_out_rephrases", "case"}
+    {"relation", "target_old", "rephrases", "held_out_rephrases", "case", "messages", "forms"}
 )  # keys that no other format with a prompt and a new target has
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record has a prompt and a new target."""
-    return "prompt" in record and "target_new" in record
+    """Whether the record has a prompt, or messages, and a new target."""
+    return bool({"prompt", "messages"} & record.keys()) and "target_new" in record
 
 
 def read(record: Mapping[str, object]) -> list[Request]:

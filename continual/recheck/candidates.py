@@ -19,25 +19,37 @@ class Candidate:
     """A request whose every text fits the task's limits."""
 
     request: Request
-    learned: tuple[Encoding, ...]  # the prompt, then the rephrases
+    learned: tuple[Encoding, ...]  # the prompt in each of its forms, then the rephrases
     held_out: tuple[Encoding, ...]
     locality: tuple[Encoding, ...]  # with the answers that the request gives
     portability: tuple[Encoding, ...]
+
+    @property
+    def forms(self) -> int:
+        """How many of `learned`, from the first, must be right for the request to be."""
+        return len(self.request.asked)
+
+    @property
+    def required(self) -> tuple[Encoding, ...]:
+        """The prompt in each of its forms: all of them are right, or the request is not."""
+        return self.learned[: self.forms]
+
+    @property
+    def required_rows(self) -> int:
+        """How many rows these have, the first of all that is learned from."""
+        return sum(len(encoding.targets) for encoding in self.required)
 
     @cached_property
     def id(self) -> str:
         """The request's id."""
         return self.request.id
 
-    @property
-    def judged(self) -> tuple[Encoding, ...]:
-        """The encodings that have to be right for the edit to be."""
-        return self.learned[:1]
-
     def learned_entries(self) -> list[Entry]:
-        """The prompt and the rephrases, as probes."""
-        edit = Entry(self.id, EDIT, 0, self.learned[0])
-        return [edit, *self._entries(REPHRASE, self.learned[1:])]
+        """The prompt in its forms and the rephrases, as probes."""
+        return [
+            *self._entries(EDIT, self.required),
+            *self._entries(REPHRASE, self.learned[self.forms :]),
+        ]
 
     def other_entries(self, expected: Expected) -> list[Entry]:
         """All other probes; the locality prompts must go on being answered as expected."""
@@ -60,7 +72,7 @@ def encode(request: Request, task: Task) -> Candidate:
     target = request.target_new
     return Candidate(
         request,
-        learned=tuple(task.encode(p, target) for p in (request.prompt, *request.rephrases)),
+        learned=tuple(task.encode(p, target) for p in (*request.asked, *request.rephrases)),
         held_out=tuple(task.encode(p, target) for p in request.held_out_rephrases),
         locality=tuple(task.encode(p.prompt, p.answer) for p in request.locality),
         portability=tuple(task.encode(p.prompt, p.answer) for p in request.portability),

@@ -106,14 +106,18 @@ class GeneralRows:
         if cached is None or cached.meta.get("made_for") != self._made_for(encodings):
             return None
         device = self.site.edited.device
-        parts = (cached.tensors[key].to(device) for key in ("query", "hidden", "targets"))
-        return Rows(*parts, self.site.texts(encodings))
+        query, hidden, targets = (
+            cached.tensors[key].to(device) for key in ("query", "hidden", "targets")
+        )
+        return Rows(query, hidden, targets, self.site.texts(encodings))
 
     def _read(self, name: str, encodings: Sequence[Encoding]) -> Rows:
         rows = self.site.rows_in_passes(encodings)
         if self.store.writable:
             tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
-            self.store.put_cached(f"{CACHE}-{name}", tensors, {"made_for": self._made_for(encodings)})
+            self.store.put_cached(
+                f"{CACHE}-{name}", tensors, {"made_for": self._made_for(encodings)}
+            )
         return rows
 
     def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:

@@ -74,6 +74,7 @@ class Ledger:
         self._own = GrowingTensor(flags)  # of entries: the model's own outcomes
         self._routed: RoutedProbes | None = None  # of all entries, once the model remembers edits
         self._places: dict[tuple[str, str], list[int]] = {}
+        self._in_forms: set[str] = set()  # owners whose prompt is asked in several forms
 
     # -- what is known
 
@@ -117,12 +118,25 @@ class Ledger:
         return self._places.get((owner, role), ())
 
     def count(self, role: str, owners: Iterable[str] | None = None) -> Count:
-        """How many active entries of a role are right: all of them, or only these owners'."""
+        """How many active entries of a role are right: all of them, or only these owners'. An edit
+        counts once, and is right where its prompt is in each of its forms."""
         if owners is not None:
+            owners = list(owners)
             places = [place for owner in owners for place in self.places(owner, role)]
-            return Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
-        counted = self._active.rows & (self._role.rows == ROLES.index(role))
-        return Count(int((counted & self._outcomes).sum()), int(counted.sum()))
+            found = Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
+        else:
+            counted = self._active.rows & (self._role.rows == ROLES.index(role))
+            found = Count(int((counted & self._outcomes).sum()), int(counted.sum()))
+        return self._once(found, owners) if role == EDIT and self._in_forms else found
+
+    def _once(self, edits: Count, owners: Iterable[str] | None) -> Count:
+        """A count of edits' entries, with one for each edit that has several."""
+        for owner in self._in_forms if owners is None else self._in_forms & {*owners}:
+            outcomes = self._outcomes[list(self.places(owner, EDIT))]
+            right, total = int(outcomes.sum()), len(outcomes)
+            whole = Count(int(right == total), 1)
+            edits = Count(edits.right - right + whole.right, edits.total - total + whole.total)
+        return edits
 
     def rows_of(self, owner: str, role: str) -> Rows:
         """The rows of an owner's entries of a role."""
@@ -160,6 +174,8 @@ class Ledger:
         for place, entry in enumerate(entries, start=first_place):
             self.entries.append(entry)
             self._places.setdefault((entry.owner, entry.role), []).append(place)
+            if entry.role == EDIT and entry.index:
+                self._in_forms.add(entry.owner)
         self._measure(torch.arange(first_row, len(self._probe)))
         self._route_new()
 
@@ -213,6 +229,7 @@ class Ledger:
 
     def retire(self, owner: str) -> list[str]:
         """Count an owner's entries no longer: another request has superseded it. Their keys."""
+        self._in_forms.discard(owner)
         places = [place for role in ROLES for place in self._places.pop((owner, role), ())]
         if places:
             self._active[torch.tensor(places)] = False

@@ -1,4 +1,5 @@
-"""Probe files: JSON Lines of {"prompt", "answer"}, or {"prompt", "label"} for a classifier."""
+"""Probe files: JSON Lines of {"prompt", "answer"}, with "messages" in the place of "prompt" for a
+chat, and "label" in the place of "answer" for a classifier."""
 
 from __future__ import annotations
 

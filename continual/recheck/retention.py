@@ -170,4 +170,4 @@ def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
 
 
 def _keys(request: Request) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((request.key, request.prompt_key)))
+    return request.keys

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from continual.editors import Taught
+from continual.naming import names
+from continual.prompts import compared
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.recheck.general_rows import GeneralRows
@@ -43,7 +45,6 @@ from continual.recheck.retention import (
     outcomes_of,
     reverted_later,
 )
-from continual.naming import names, normalised
 from continual.requests import Probe, Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
@@ -308,12 +309,14 @@ class Standing:
         """The memory of a neuron that asks for a normalised subject: general text, whatever else
         names the subject, and the queries [r, d] of its neighbours."""
         general = range(self._taught_count, self._taught_count + self.general.memory_rows)
-        taught = [row for text, _, rows in self._taught_texts if names(text, subject) for row in rows]
+        taught = [
+            row for text, _, rows in self._taught_texts if names(text, subject) for row in rows
+        ]
         owners = {
             owner
             for owner in self.memory.owners
             if (kept := self.retention.requests.get(owner)) is None
-            or any(names(normalised(p), subject) for p in kept.request.prompts)
+            or any(names(compared(p), subject) for p in kept.request.prompts)
         }
         return self.memory.part([*taught, *general], owners, near)
 

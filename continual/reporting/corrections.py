@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from continual.prompts import shown_prompt
 from continual.recheck.retention import (
     APPLIED,
     ATTEMPTED,
@@ -20,6 +21,7 @@ from continual.recheck.retention import (
     reverted_by,
 )
 from continual.reporting.walk import Visit
+from continual.requests import FORMS
 from store import Store
 
 EDIT = "edit"  # the role of an edit's own prompt, as in `recheck.ledger`, which needs torch
@@ -163,9 +165,15 @@ class _Trail:
         """An edit's own prompt. One that no editor got right was never whole, so cannot break."""
         if not right:
             if self.latest[owner][0].outcome == APPLIED:
-                self.broke[owner] = visit.seq
-        elif owner in self.broke:
+                self.broke.setdefault(owner, visit.seq)
+        elif owner in self.broke and self.edit_wrong_since(owner) is None:
             self.mended[owner] = (self.broke.pop(owner), visit.seq, _by(visit, outcome))
+
+    def edit_wrong_since(self, owner: str) -> int | None:
+        """The entry since which an edit's own prompt is wrong, in one of its forms; None where it
+        is right in all of them."""
+        keys = (f"{owner}:{EDIT}:{index}" for index in range(len(FORMS)))
+        return min((self.wrong[key] for key in keys if key in self.wrong), default=None)
 
     def wrong_by_role(self, owners: Iterable[str]) -> dict[str, int]:
         """How many probes of these owners are wrong now."""
@@ -185,7 +193,7 @@ class _Asking:
         if identity not in self._known:
             record = self._store.request(identity)
             self._known[identity] = Asked(
-                identity, record["prompt"], record["target_new"], record.get("target_old")
+                identity, shown_prompt(record), record["target_new"], record.get("target_old")
             )
         return self._known[identity]
 
@@ -208,7 +216,7 @@ def _counts(visits: Iterable[Visit]) -> dict[str, int]:
 
 def _broken(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Broken]:
     for identity, retained in kept.requests.items():
-        since = trail.wrong.get(f"{identity}:{EDIT}:0")
+        since = trail.edit_wrong_since(identity)
         if retained.applied and since is not None and identity in trail.latest:
             outcome, seq = trail.latest[identity]
             yield Broken(ask(identity), outcome.editor, seq, since)
@@ -217,7 +225,8 @@ def _broken(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Broken]:
 def _repaired(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Repaired]:
     for identity, (broke, mended, by) in trail.mended.items():
         retained = kept.requests.get(identity)
-        if retained is not None and retained.applied and f"{identity}:{EDIT}:0" not in trail.wrong:
+        is_right = trail.edit_wrong_since(identity) is None
+        if retained is not None and retained.applied and is_right:
             yield Repaired(ask(identity), broke, mended, by)
 
 

@@ -167,7 +167,7 @@ class Workshop:
                     self._bench.statistics,
                     self._seed,
                     partial(self._taught, progress),
-                    max(progress.narrowed[edit.id] for edit in group),
+                    narrow=max(progress.narrowed[edit.id] for edit in group),
                 )
                 groups.extendleft(reversed(self._try(progress, editor, around, group)))
                 number += 1
@@ -316,7 +316,7 @@ class Workshop:
             return applied
         state = self._site.edited.weights_state
         standing = [edit for edit in applied if edit.state == state]
-        rows_of = [edit.rows[: len(edit.candidate.learned[0].targets)] for edit in standing]
+        rows_of = [edit.rows[: edit.candidate.required_rows] for edit in standing]
         fired = {edit.id for edit in applied if edit.state != state}
         for part in neurons if standing else ():
             fires = _fires(part, Rows.join(rows_of))
@@ -325,14 +325,18 @@ class Workshop:
         return [edit for edit in applied if edit.id in fired]
 
     def _right(self, edits: Group) -> dict[str, bool]:
-        """Which prompts are answered rightly as the model stands."""
+        """Which prompts are answered rightly as the model stands, in each of their forms."""
         state = self._site.edited.weights_state
         moved = [edit for edit in edits if edit.state != state]
-        judged = self._answers.judge_in_full([edit.candidate.learned[0] for edit in moved])
-        outcomes = {edit.id: right for edit, right in zip(moved, judged, strict=True)}
+        asked = [(edit.id, form) for edit in moved for form in edit.candidate.required]
+        outcomes = {edit.id: True for edit in moved}
+        judged = self._answers.judge_in_full([form for _, form in asked])
+        for (identity, _), right in zip(asked, judged, strict=True):
+            outcomes[identity] &= right
         for edit in edits:
             if edit.state == state:
-                outcomes[edit.id] = self._answers.is_right(edit.candidate.learned[0], edit.rows)
+                learned, forms = edit.candidate.learned, edit.candidate.forms
+                outcomes[edit.id] = self._answers.are_all_right(learned, forms, edit.rows)
         return outcomes
 
 

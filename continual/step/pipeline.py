@@ -322,10 +322,12 @@ class Pipeline:
         on_record = {i: r.neighbours for i, r in kept.items() if r.neighbours}
         on_record |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
         new = [edit for edit in plan.edits if edit.id not in on_record]
-        asked = [Asked(e.candidate.request, e.candidate.judged, e.rows) for e in new]
+        asked = [Asked(e.candidate.request, e.candidate.required, e.rows) for e in new]
         subjects = [s for r in kept.values() if (s := r.request.subject)]
         found = self._watch.neighbourhoods(asked, subjects) if asked else {}
-        found |= {e.id: Neighbourhood.from_json(on_record[e.id]) for e in plan.edits if e not in new}
+        found |= {
+            e.id: Neighbourhood.from_json(on_record[e.id]) for e in plan.edits if e not in new
+        }
         edits = [replace(edit, neighbourhood=found[edit.id]) for edit in plan.edits]
         return replace(plan, edits=tuple(edits))
 

@@ -48,7 +48,9 @@ class PlannedEdit:
     def edit(self, near: Rows | None = None) -> Edit:
         """The request as an editor sees it, with the rows of its neighbours in memory."""
         sizes = [len(encoding.targets) for encoding in self.candidate.learned]
-        return Edit(self.candidate.request, self.candidate.learned, self.rows.split(sizes), near)
+        rows = self.rows.split(sizes)
+        candidate = self.candidate
+        return Edit(candidate.request, candidate.learned, rows, candidate.forms, near)
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,12 @@ class Planner:
                 yield encode(retained.request, self._site.task)
 
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
-        """Whether the model at head answers the prompt rightly."""
-        return self._answers.is_right(candidate.learned[0], rows)
+        """Whether the model at head answers the prompt rightly, in each of its forms."""
+        return self._answers.are_all_right(candidate.learned, candidate.forms, rows)
 
 
 def _compete(one: Candidate, other: Candidate) -> bool:
     """Whether two requests are about the same fact, or have the same prompt, and disagree."""
     a, b = one.request, other.request
-    same = a.key == b.key or a.prompt_key == b.prompt_key
+    same = not set(a.keys).isdisjoint(b.keys)
     return same and a.target_new != b.target_new

@@ -58,9 +58,7 @@ class Watch:
         encodings = [passage.encoding() for passage in neighbourhood.silent]
         return self.site.rows(encodings) if encodings else None
 
-    def objection(
-        self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger
-    ) -> str | None:
+    def objection(self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger) -> str | None:
         """Say why the patches that are on, and that the ledger has not followed yet, change too
         much of what is held out; None where they are inside the budget."""
         broken = ledger.would_break(WATCHED)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 from torch import Tensor
 
 from continual.errors import CeditError
+from continual.prompts import Prompt
 from continual.requests import Limits
 from continual.settings import DEFAULT_TASK
+from continual.tasks.joining import IN_PLACE
 
 if TYPE_CHECKING:
     from continual.base import BaseModel
@@ -69,9 +71,19 @@ def sequences(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]
     for encoding in encodings:
         place = texts.setdefault(encoding.within, len(found)) if encoding.within else len(found)
         if place == len(found):
-            found.append(Encoding(Question(encoding.within), (), ()) if encoding.within else encoding)
+            found.append(
+                Encoding(Question(encoding.within), (), ()) if encoding.within else encoding
+            )
         places.append(place)
     return found, places
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A prompt as the text that its tokens are of."""
+
+    text: str
+    is_whole: bool  # its special tokens stand in it, and it gets no others
 
 
 class Task(Protocol):
@@ -86,11 +98,21 @@ class Task(Protocol):
         """The task for a base model, from the store's `[task]` table. Raises CeditError where they
         do not fit."""
 
-    def encode(self, prompt: str, answer: str) -> Encoding:
-        """Tokens of a probe. Raises RequestError where they are too many or none."""
+    def settings(self) -> dict[str, Any]:
+        """The lines that a new store's `[task]` table gets beside those that were given."""
 
-    def question(self, prompt: str) -> Question:
+    def encode(self, prompt: Prompt, answer: str) -> Encoding:
+        """Tokens of a probe. Raises RequestError where they are too many or none, and for a chat
+        that the model cannot be asked in."""
+
+    def question(self, prompt: Prompt) -> Question:
         """Tokens of a prompt alone, to be answered. Raises RequestError."""
+
+    def asked(self, prompt: Prompt) -> PromptText:
+        """A prompt as the text that its tokens are of. Raises RequestError."""
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that an answer comes behind, however long it is."""
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """Model inputs of a batch, padded on the right to the longest `ids` and the longest source,
@@ -122,4 +144,11 @@ def task_class(settings: Mapping[str, Any]) -> type[Task]:
 
 def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
     """The task that a store's `[task]` table names, for a base model. Raises CeditError."""
-    return task_class(settings).of(base, settings, Limits())
+    return task_class(settings).of(base, settings, Limits.of(settings))
+
+
+def new_settings(base: BaseModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The `[task]` table of a new store: as given, with today's way of joining prompts and answers,
+    and what the task has to say of the model. Raises CeditError."""
+    table = {"joining": IN_PLACE, **settings}
+    return {**table, **make_task(base, table).settings()}

@@ -6,47 +6,86 @@ if and only if the target token is the arg-max at every one of its positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from continual.errors import CeditError
+from continual.prompts import Chat, Prompt
 from continual.requests import Limits
-from continual.tasks import Encoding, Question
+from continual.tasks import Encoding, PromptText, Question
+from continual.tasks.chat import ChatTemplate, Turn
+from continual.tasks.joining import AUTO, blank_between, blank_setting
 from continual.tasks.tokens import Reader, padded
 
 if TYPE_CHECKING:
     from continual.base import BaseModel
 
 
+ANCHORS = ("\n", ":", "0", ".", "a", "(", ";")
+"""Texts behind which an answer is tokenised that shares a token with its own prompt: in front of
+all others some tokenizers put a blank of their own."""
+
+
 class CausalTask:
-    """Prompt, a space, the answer, and the terminator where the store sets one."""
+    """A plain prompt, a blank where there is one, the answer, and the terminator where the store
+    sets one; or a chat, the answer, and the mark that ends the turn."""
 
     name: ClassVar[str] = "causal"
     architecture: ClassVar[str] = "AutoModelForCausalLM"
 
-    def __init__(self, reader: Reader, terminator: str = "") -> None:
+    def __init__(self, reader: Reader, terminator: str = "", blank: str = AUTO) -> None:
         self._reader, self._tokenizer = reader, reader.tokenizer
-        self._terminator = terminator
+        self._terminator, self._blank = terminator, blank
+        self._template = ChatTemplate(reader.tokenizer)
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
-        """See `Task.of`; `terminator` is a text that ends every answer."""
-        return cls(Reader.of(base, limits), str(settings.get("terminator", "")))
+        """See `Task.of`; `terminator` is a text that ends every answer to a plain prompt, `joining`
+        and `blank` are as in `joining`, `template` is the digest of the chat template. Raises
+        CeditError where the tokenizer has another template."""
+        reader = Reader.of(base, settings, limits)
+        terminator = str(settings.get("terminator", ""))
+        task = cls(reader, terminator, blank_setting(settings))
+        recorded = settings.get("template")
+        if recorded is not None and recorded != task._template.digest:
+            raise CeditError(
+                "The model's chat template is not the one that this store was made with ([task] "
+                f"template = {recorded}): put that one back, or make a new store."
+            )
+        return task
 
-    def encode(self, prompt: str, answer: str) -> Encoding:
+    def settings(self) -> dict[str, Any]:
+        """See `Task.settings`: the digest of the chat template, where there is one."""
+        digest = self._template.digest
+        return {} if digest is None else {"template": digest}
+
+    def encode(self, prompt: Prompt, answer: str) -> Encoding:
         """Tokens of a probe; see `Task.encode`."""
-        question = self._reader.prompt(prompt)
-        targets = self._answer_ids(prompt, question, answer)
+        turn = self._turn(prompt)
+        asked = self._asked(prompt, turn)
+        question = self._ids(asked)
+        literal = self._reader.literal(answer)
+        targets = self._answer_ids(asked, question, self._tail(asked, turn, literal))
         self._reader.require_answer(answer, targets)
-        self._reader.require_context(prompt, len(question) + len(targets) - 1)
+        self._reader.require_context(asked.text, len(question) + len(targets) - 1)
         first = len(question) - 1
         positions = tuple(range(first, first + len(targets)))
         return Encoding(Question(question), positions, targets)
 
-    def question(self, prompt: str) -> Question:
+    def question(self, prompt: Prompt) -> Question:
         """Tokens of a prompt; see `Task.question`."""
-        return Question(self._reader.prompt(prompt))
+        return Question(self._ids(self.asked(prompt)))
+
+    def asked(self, prompt: Prompt) -> PromptText:
+        """A prompt as text; see `Task.asked`."""
+        return self._asked(prompt, self._turn(prompt))
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text; see `Task.tokens`."""
+        return self._reader.ids(text, ends=not self._reader.is_in_place)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T]; see `Task.inputs`."""
@@ -63,19 +102,88 @@ class CausalTask:
             max_new_tokens=max(1, room),
             do_sample=False,
             pad_token_id=self._reader.pad,
+            **self._ends(model),
         )
         return tuple(generated[0, len(question.ids) :].tolist())
 
     def text(self, answer: Sequence[int]) -> str:
-        """The words up to the terminator."""
-        text: str = self._tokenizer.decode(list(answer), skip_special_tokens=True)
+        """The words up to the terminator, or up to the end of the turn."""
+        ids = list(answer)
+        if self._end_token is not None and self._end_token in ids:
+            ids = ids[: ids.index(self._end_token)]
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.split(self._terminator)[0].strip() if self._terminator else text.strip()
 
-    def _answer_ids(self, prompt: str, question: tuple[int, ...], answer: str) -> tuple[int, ...]:
+    # -- prompts
+
+    def _turn(self, prompt: Prompt) -> Turn | None:
+        """The turn in which a chat is answered, or a text that the chat template made; None for
+        plain text."""
+        if isinstance(prompt, Chat):
+            return self._template.turn(prompt)
+        return self._template.turn_of_text(prompt) if self._reader.is_in_place else None
+
+    def _asked(self, prompt: Prompt, turn: Turn | None) -> PromptText:
+        if turn is not None:
+            return PromptText(turn.prompt, is_whole=True)
+        return PromptText(self._reader.text(prompt), is_whole=False)
+
+    def _ids(self, asked: PromptText) -> tuple[int, ...]:
+        ends = not self._reader.is_in_place
+        return self._reader.prompt(asked.text, is_whole=asked.is_whole, ends=ends)
+
+    # -- answers
+
+    def _tail(self, asked: PromptText, turn: Turn | None, answer: str) -> str:
+        """The text behind a prompt: its answer, and what belongs to it on both sides."""
+        if turn is not None:
+            lead = "" if answer[:1].isspace() else turn.lead
+            return lead + answer + ("" if answer.endswith(turn.end) else turn.end)
+        return self._blank_between(asked.text, answer) + answer + self._terminator
+
+    def _blank_between(self, prompt: str, answer: str) -> str:
+        if not self._reader.is_in_place:
+            return "" if prompt[-1].isspace() else " "
+        if prompt.endswith(self._template.special_texts):
+            return ""
+        return blank_between(prompt, answer, self._blank)
+
+    def _answer_ids(
+        self, asked: PromptText, question: tuple[int, ...], tail: str
+    ) -> tuple[int, ...]:
         """The answer's tokens behind the prompt: as tokenised together where the prompt's own
         tokens stay the same, else on its own."""
-        tail = f"{'' if prompt[-1].isspace() else ' '}{answer}{self._terminator}"
-        together = tuple(self._tokenizer(prompt + tail)["input_ids"])
+        ends = not self._reader.is_in_place
+        together = self._reader.ids(asked.text + tail, is_whole=asked.is_whole, ends=ends)
         if together[: len(question)] == question:
             return together[len(question) :]
-        return tuple(self._tokenizer(tail, add_special_tokens=False)["input_ids"])
+        alone = self._reader.ids(tail, is_whole=True)
+        return self._anchored(tail, alone) if self._reader.is_in_place else alone
+
+    def _anchored(self, tail: str, alone: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens of a text in the middle of another: behind the first anchor that keeps its own
+        tokens there; `alone` where none does."""
+        for anchor in ANCHORS:
+            before = self._reader.ids(anchor, is_whole=True)
+            both = self._reader.ids(anchor + tail, is_whole=True)
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return alone
+
+    # -- where answers end
+
+    @cached_property
+    def _end_token(self) -> int | None:
+        """The special token that ends a turn; None where there is none."""
+        end = self._template.turn_end
+        if not self._reader.is_in_place or not end.endswith(self._template.special_texts):
+            return None
+        return self._reader.ids(end, is_whole=True)[-1]
+
+    def _ends(self, model: Any) -> dict[str, Any]:
+        """The tokens at which `generate` stops, where the model's own lack the end of a turn."""
+        own = model.generation_config.eos_token_id
+        known = [] if own is None else own if isinstance(own, list) else [own]
+        if self._end_token is None or self._end_token in known:
+            return {}
+        return {"eos_token_id": [*known, self._end_token]}

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError, RequestError
+from continual.prompts import Prompt
 from continual.requests import Limits, named
-from continual.tasks import Encoding, Question
+from continual.tasks import Encoding, PromptText, Question
 from continual.tasks.tokens import Reader, padded
 
 if TYPE_CHECKING:
@@ -49,19 +50,31 @@ class ClassificationTask:
                 "pad_token_id: set it and save the model again."
             )
         labels = [str(config.id2label[index]) for index in range(config.num_labels)]
-        reader = Reader.of(base, limits)
+        reader = Reader.of(base, settings, limits)
         if pooled < 0:  # the model tells padding by its own token
             reader = replace(reader, pad=config.pad_token_id)
         return cls(reader, labels, pooled)
 
-    def encode(self, prompt: str, answer: str) -> Encoding:
+    def settings(self) -> dict[str, Any]:
+        """See `Task.settings`: none."""
+        return {}
+
+    def encode(self, prompt: Prompt, answer: str) -> Encoding:
         """Tokens of a probe; see `Task.encode`. The answer is a label's name, in any case."""
         question = self.question(prompt)
         return Encoding(question, (self._pooled % len(question.ids),), (self._label(answer),))
 
-    def question(self, prompt: str) -> Question:
+    def question(self, prompt: Prompt) -> Question:
         """Tokens of a prompt; see `Task.question`."""
-        return Question(self._reader.prompt(prompt))
+        return Question(self._reader.prompt(self._reader.text(prompt)))
+
+    def asked(self, prompt: Prompt) -> PromptText:
+        """A prompt as text; see `Task.asked`."""
+        return PromptText(self._reader.text(prompt), is_whole=False)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text; see `Task.tokens`."""
+        return self._reader.ids(text)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T]; see `Task.inputs`."""
@@ -78,6 +91,7 @@ class ClassificationTask:
         return self._labels[answer[0]]
 
     def _label(self, answer: str) -> int:
+        answer = answer.strip()
         if answer in self._labels:
             return self._labels.index(answer)
         folded = [label.casefold() for label in self._labels]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError
+from continual.prompts import Prompt
 from continual.requests import Limits
-from continual.tasks import Encoding, Question
+from continual.tasks import Encoding, PromptText, Question
 from continual.tasks.tokens import Reader, padded
 
 if TYPE_CHECKING:
@@ -48,20 +49,32 @@ class Seq2SeqTask:
             )
         forced = getattr(base.model.generation_config, "forced_bos_token_id", None)
         start = (int(first),) if forced is None else (int(first), int(forced))
-        return cls(Reader.of(base, limits), start, int(end))
+        return cls(Reader.of(base, settings, limits), start, int(end))
 
-    def encode(self, prompt: str, answer: str) -> Encoding:
+    def settings(self) -> dict[str, Any]:
+        """See `Task.settings`: none."""
+        return {}
+
+    def encode(self, prompt: Prompt, answer: str) -> Encoding:
         """Tokens of a probe; see `Task.encode`."""
         question = self.question(prompt)
-        targets = self._answer_ids(answer)
+        targets = self._answer_ids(self._reader.literal(answer))
         self._reader.require_answer(answer, targets[:-1])
-        self._reader.require_context(prompt, len(self._start) + len(targets) - 1)
+        self._reader.require_context(self._reader.text(prompt), len(self._start) + len(targets) - 1)
         first = len(self._start) - 1
         return Encoding(question, tuple(range(first, first + len(targets))), targets)
 
-    def question(self, prompt: str) -> Question:
+    def question(self, prompt: Prompt) -> Question:
         """Tokens of a prompt; see `Task.question`."""
-        return Question(self._start, self._reader.prompt(prompt))
+        return Question(self._start, self._reader.prompt(self._reader.text(prompt)))
+
+    def asked(self, prompt: Prompt) -> PromptText:
+        """A prompt as text; see `Task.asked`."""
+        return PromptText(self._reader.text(prompt), is_whole=False)
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text; see `Task.tokens`."""
+        return self._reader.ids(text)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]; see

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from continual.errors import RequestError
+from continual.prompts import Chat, Prompt
 from continual.requests import Limits
+from continual.tasks.joining import is_in_place
 
 if TYPE_CHECKING:
     from continual.base import BaseModel
@@ -23,11 +26,12 @@ class Reader:
     base: BaseModel
     limits: Limits
     pad: int  # the token behind a shorter sequence of a batch
+    is_in_place: bool = True  # texts to the letter; else without their outer whitespace
 
     @classmethod
-    def of(cls, base: BaseModel, limits: Limits) -> Reader:
-        """The reader of a base model."""
-        return cls(base, limits, base.pad)
+    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Reader:
+        """The reader of a base model, by the store's `[task]` table."""
+        return cls(base, limits, base.pad, is_in_place(settings))
 
     @property
     def tokenizer(self) -> Any:
@@ -39,32 +43,75 @@ class Reader:
         """What the model reads at once."""
         return self.base.context_tokens_max
 
-    def prompt(self, prompt: str) -> tuple[int, ...]:
-        """Tokens of a prompt. Raises RequestError for none, too many, what is no text, and what the
-        model does not know."""
+    def literal(self, text: str) -> str:
+        """A prompt or an answer as the store takes it."""
+        return text if self.is_in_place else text.strip()
+
+    def text(self, prompt: Prompt) -> str:
+        """A prompt that is a text. Raises RequestError for a chat."""
+        if isinstance(prompt, Chat):
+            raise RequestError(
+                "messages are for models that go on with a text (the causal task): give the prompt "
+                "as a text"
+            )
+        return self.literal(prompt)
+
+    def prompt(self, prompt: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
+        """Tokens of a prompt; see `ids`. Raises RequestError for none, too many, what is no text,
+        and what the model does not know."""
         _require_text(prompt)
-        ids = tuple(self.tokenizer(prompt)["input_ids"])
+        self._require_characters("prompt", prompt)
+        ids = self.ids(prompt, is_whole=is_whole, ends=ends)
         if not ids:
             raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
-        if len(ids) > self.limits.prompt_tokens_max:
-            raise RequestError(
-                f"The prompt {_short(prompt)} has {len(ids)} tokens, more than the "
-                f"{self.limits.prompt_tokens_max} allowed: shorten it."
-            )
+        self._require_few("prompt", prompt, len(ids))
         self._require_known(prompt, ids)
         self.require_context(prompt, len(ids))
         return ids
 
+    def ids(self, text: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
+        """Tokens of a text. One that `is_whole` has its special tokens in it, and gets no others;
+        `ends` says whether it keeps those that the tokenizer puts behind a text."""
+        ids = tuple(self.tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
+        appended = () if is_whole or ends else self._appended
+        return ids[: -len(appended)] if appended and ids[-len(appended) :] == appended else ids
+
+    @cached_property
+    def _appended(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer puts behind a text."""
+        whole = tuple(self.tokenizer("a")["input_ids"])
+        bare = tuple(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        for first in range(len(whole) - len(bare) + 1 if bare else 0):
+            if whole[first : first + len(bare)] == bare:
+                return whole[first + len(bare) :]
+        return ()
+
     def require_answer(self, answer: str, targets: Sequence[int]) -> None:
         """Raises RequestError where an answer's tokens are none, too many, or not the model's."""
+        self._require_characters("target", answer)
         if not targets:
             raise RequestError(f"The answer {answer!r} has no tokens: give it a text.")
-        if len(targets) > self.limits.target_tokens_max:
-            raise RequestError(
-                f"The answer {_short(answer)} has {len(targets)} tokens, more than the "
-                f"{self.limits.target_tokens_max} allowed: shorten it."
-            )
+        self._require_few("target", answer, len(targets))
         self._require_known(answer, targets)
+
+    def _require_characters(self, kind: str, text: str) -> None:
+        """Raises RequestError for a text that is longer than the store allows."""
+        allowed = getattr(self.limits, f"{kind}_characters_max")
+        if len(text) > allowed:
+            raise RequestError(
+                f"The {_NOUNS[kind]} {_short(text)} has {len(text)} characters, more than the "
+                f"{allowed} allowed: shorten it, or raise {kind}_characters_max under [task] in "
+                "cedit.toml."
+            )
+
+    def _require_few(self, kind: str, text: str, count: int) -> None:
+        """Raises RequestError for more tokens than the store allows."""
+        allowed = getattr(self.limits, f"{kind}_tokens_max")
+        if count > allowed:
+            raise RequestError(
+                f"The {_NOUNS[kind]} {_short(text)} has {count} tokens, more than the {allowed} "
+                f"allowed: shorten it, or raise {kind}_tokens_max under [task] in cedit.toml."
+            )
 
     def _require_known(self, text: str, ids: Sequence[int]) -> None:
         """Raises RequestError for tokens that the tokenizer names and the model has no embedding
@@ -82,6 +129,9 @@ class Reader:
                 f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
                 f"{self.context_tokens_max} that the model reads: shorten it."
             )
+
+
+_NOUNS = {"prompt": "prompt", "target": "answer"}
 
 
 def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@
                  about other subjects, and the words behind its answer
     stating      passages that state the very fact that an edit corrects
     fluency      entropy of n-grams of a continuation
-    turns        a prompt in a chat turn
 
 Memory is for editors: they stay silent on it. Held-out passages are never shown to an editor; the
 ledger measures them after every step, and `step.watching` refuses an edit that changes too many.

@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import torch
 
-from continual.errors import CeditError
+from continual.errors import CeditError, RequestError
+from continual.prompts import Chat
 from continual.site import LOGITS_MAX, Rows, Site
 from continual.statistics.texts import TextFiles
-from continual.watch.turns import user_turn
 from continual.watch.config import WatchConfig
 from continual.watch.passages import UNSAID, Passage
 from continual.watch.writing import continued, text_ends
@@ -26,6 +26,7 @@ CHAT_SHARE = 4
 """One text in so many begins as a user's turn, where the tokenizer has a chat template."""
 DOCUMENT_CHARACTERS_MAX = 4096  # of a given text: a passage is taken from its beginning
 WRITTEN_TOGETHER = 32  # texts
+_WORD = "cedit"  # stands for a user's words
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def take(site: Site, files: TextFiles, config: WatchConfig) -> GeneralText:
 def _starts(site: Site, count: int) -> Iterable[tuple[tuple[int, ...], bool]]:
     """Tokens before each text, and whether a user's prompt would have them, too."""
     tokenizer = site.edited.tokenizer
-    turn = user_turn(tokenizer)
+    turn = _user_turn(site)
     opening = tuple(tokenizer("")["input_ids"])
     bare = [token for token in opening if token not in text_ends(site.edited)]
     named = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -113,6 +114,16 @@ def _starts(site: Site, count: int) -> Iterable[tuple[tuple[int, ...], bool]]:
             yield document, bool(bare)
         else:
             yield (_ordinary(site, number),), True
+
+
+def _user_turn(site: Site) -> tuple[int, ...] | None:
+    """The tokens before a user's words; None for a tokenizer without a usable chat template."""
+    try:
+        text = site.task.asked(Chat.asking(_WORD)).text
+    except RequestError:
+        return None
+    before = text[: text.rfind(_WORD)] if text.count(_WORD) == 1 else ""
+    return tuple(site.edited.tokenizer(before, add_special_tokens=False)["input_ids"]) or None
 
 
 def _ordinary(site: Site, number: int) -> int:
@@ -150,6 +161,4 @@ def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage,
         close = site.verdict(hidden[first : first + size], leading).close
         said += torch.where(close, UNSAID, leading).tolist()
     tokens = iter(said)
-    return tuple(
-        Passage(p.ids, p.first, tuple(islice(tokens, p.rows))) for p in blank
-    )
+    return tuple(Passage(p.ids, p.first, tuple(islice(tokens, p.rows))) for p in blank)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 CHARACTERS_MAX, WORDS_MAX = 48, 5
 _SEPARATORS = re.compile("[,;、，\n/|·•]")
@@ -28,8 +28,3 @@ def drawn(known: Sequence[str], subject: str, count: int, seed: int) -> list[str
     """Draw up to `count` of the known subjects, none of which holds the subject or stands in it."""
     others = [name for name in dict.fromkeys(known) if name not in subject and subject not in name]
     return random.Random(seed).sample(others, min(count, len(others)))
-
-
-def put_in(prompt: str, subject: str, others: Iterable[str]) -> list[str]:
-    """The prompt about each of these subjects in the place of its own."""
-    return [prompt.replace(subject, other) for other in others]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from continual.errors import RequestError
+from continual.prompts import Chat, Message, Prompt
 from continual.requests import Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding
@@ -24,7 +25,6 @@ from continual.watch.config import WatchConfig
 from continual.watch.general import expected
 from continual.watch.passages import UNSAID, Passage
 from continual.watch.stating import CorrectedFact
-from continual.watch.turns import in_user_turn
 from continual.watch.writing import continued
 
 OPENINGS, LISTS = 6, 2
@@ -59,9 +59,12 @@ class Neighbourhood:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Read it back."""
-        parts = (record.get(name, ()) for name in ("memory", "held_out", "behind"))
-        passages = [tuple(map(Passage.from_json, part)) for part in parts]
-        return cls(*passages, answers=tuple(record.get("answers", ())))
+
+        def passages(name: str) -> tuple[Passage, ...]:
+            return tuple(map(Passage.from_json, record.get(name, ())))
+
+        answers = tuple(record.get("answers", ()))
+        return cls(passages("memory"), passages("held_out"), passages("behind"), answers)
 
     def fact(self, request: Request) -> CorrectedFact:
         """The request's fact as it stood before the edit."""
@@ -124,7 +127,7 @@ def _draft(site: Site, asked: Asked, seed: int) -> _Draft:
     return _Draft(asked, tuple(sorted(answers)), random.Random(f"{seed}|{request.id}"))
 
 
-def _first_token(site: Site, prompt: str, answer: str) -> set[int]:
+def _first_token(site: Site, prompt: Prompt, answer: str) -> set[int]:
     try:
         return {site.task.encode(prompt, answer).targets[0]}
     except RequestError:
@@ -153,7 +156,7 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
     if request.subject:
         texts = [*[f"{request.subject},"] * LISTS, *[request.subject] * OPENINGS]
     else:
-        words = request.prompt.split()
+        words = str(request.prompt).split()
         cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
         texts = [" ".join(words[:cut]) for cut in cuts]
     texts += [request.target_new.strip()] * 2
@@ -179,24 +182,36 @@ def _others(
 
 
 def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) -> None:
-    """Put the questions: the prompt about others, the openings cut short, chat turns, yes or no."""
-    request, tokenizer = draft.asked.request, site.edited.tokenizer
-    prompts = names.put_in(request.prompt, request.subject, others) if request.subject else []
-    questions = [_question(site, prompt) for prompt in prompts if prompt != request.prompt]
+    """Put the questions: the prompt about others, the openings cut short, and in chat turns the
+    prompt about others and whether the new answer is true."""
+    request = draft.asked.request
+    about_others: list[Prompt] = []
+    if request.subject:
+        about_others = [_about(request.prompt, request.subject, other) for other in others]
+    questions = [_question(site, p) for p in about_others if p != request.prompt]
     for ids, first in draft.openings:
         length = first + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
         questions.append(ids[:length] if length < len(ids) else None)
-    claim = f"{request.prompt} {request.target_new.strip()}?"
-    questions.append(_question(site, claim))
-    turns = [claim, *prompts[-CHAT_QUESTIONS:]]
-    questions += [in_user_turn(tokenizer, prompt) for prompt in turns]
+    if isinstance(request.prompt, str):
+        turns = [f"{request.prompt} {request.target_new.strip()}?"]
+        turns += [p for p in about_others[-CHAT_QUESTIONS:] if isinstance(p, str)]
+        questions += [_question(site, Chat.asking(turn)) for turn in turns]
     own = {encoding.question.ids for encoding in draft.asked.encodings}
     usable = [q for q in dict.fromkeys(questions) if q and q not in own and _fits(site, q, config)]
     draft.rng.shuffle(usable)
     draft.questions = usable[: config.neighbours]
 
 
-def _question(site: Site, prompt: str) -> tuple[int, ...] | None:
+def _about(prompt: Prompt, subject: str, other: str) -> Prompt:
+    """The prompt about another subject in the place of its own."""
+    if isinstance(prompt, str):
+        return prompt.replace(subject, other)
+    turns = (Message(m.role, m.content.replace(subject, other)) for m in prompt.messages)
+    return Chat(tuple(turns))
+
+
+def _question(site: Site, prompt: Prompt) -> tuple[int, ...] | None:
+    """A prompt's tokens; None where a limit or the template forbids it."""
     try:
         return site.task.question(prompt).ids
     except RequestError:

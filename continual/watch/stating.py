@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from continual.naming import names, normalised
+from continual.naming import names
+from continual.prompts import Prompt, compared, normalised
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class CorrectedFact:
     answers: frozenset[int]  # tokens with which the model began its answer, or the old target does
 
     @classmethod
-    def of(cls, prompt: str, subject: str | None, answers: Sequence[int]) -> CorrectedFact:
+    def of(cls, prompt: Prompt, subject: str | None, answers: Sequence[int]) -> CorrectedFact:
         """The fact of a prompt, its subject where it is known, and the old answer's tokens."""
-        words = frozenset(normalised(prompt).split())
+        words = frozenset(compared(prompt).split())
         return cls(normalised(subject or ""), words, frozenset(answers))
 
     def is_about(self, text: str) -> bool:

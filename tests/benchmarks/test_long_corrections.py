@@ -8,7 +8,7 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.long_corrections import is_of_atlas, long_stream
 from benchmarks.scope_data import DATA
 from continual.atlas.facts import load_facts
-from continual.naming import normalised
+from continual.prompts import normalised
 from continual.requests import Request
 
 pytestmark = pytest.mark.skipif(

@@ -58,7 +58,10 @@ class FineTuneEditor(ABC, Generic[Config]):
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A request that is still wrong in the end fails; where others are right
         they keep the patch, which it then has a part in."""
-        texts = [edit.encodings if self.config.rephrases else edit.encodings[:1] for edit in edits]
+        texts = [
+            edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
+            for edit in edits
+        ]
         paths = tuple(self.paths(around.site.edited))
         flat = tuple(encoding for own in texts for encoding in own)
         lesson = Lesson(flat, paths, self.restraint(around), self.bound)

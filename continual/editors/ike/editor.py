@@ -46,7 +46,7 @@ class Ike(MemoryEditor):
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
         """Demonstrations and the new fact."""
         form, recall = self.config.form, answers.recall
-        last = [context(form, e.request.prompt, e.request.target_new) for e in edits]
+        last = [context(form, str(e.request.prompt), e.request.target_new) for e in edits]
         count = self.config.count >> attempt
         if not self._requests or not count:
             return last
@@ -65,7 +65,7 @@ class Ike(MemoryEditor):
 
     def _shown(self, recall: Recall) -> _Shown:
         if self._embedded is None:
-            records = [Record(r.id, r.prompt, r.target_new, r.subject) for r in self._requests]
+            records = [Record(r.id, str(r.prompt), r.target_new, r.subject) for r in self._requests]
             embeddings = recall.require_scope().records(records).embeddings
             self._embedded = _Shown(self._requests, embeddings)
         return self._embedded
@@ -73,7 +73,7 @@ class Ike(MemoryEditor):
     def _nearest(self, request: Request, count: int, recall: Recall) -> list[str]:
         """Demonstrations of every kind, the nearest first; none is about the request's own fact."""
         shown = self._shown(recall)
-        near = recall.scope.queries([request.prompt]).similarity(shown.embeddings)[0]
+        near = recall.scope.queries([str(request.prompt)]).similarity(shown.embeddings)[0]
         order = near.argsort(descending=True, stable=True).tolist()
         ranked = [shown.requests[i] for i in order if shown.requests[i].key != request.key]
         wanted = self.config.kinds(count)

@@ -23,4 +23,4 @@ class Serac(MemoryEditor):
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
         """The new fact alone."""
         form = self.config.form
-        return [context(form, e.request.prompt, e.request.target_new) for e in edits]
+        return [context(form, str(e.request.prompt), e.request.target_new) for e in edits]

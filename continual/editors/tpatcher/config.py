@@ -34,7 +34,7 @@ class TPatcherConfig(Table):
     table: ClassVar[str] = "editor.tpatcher"
     new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "causal": {"asks_subject": True, "copies": 8},
-        "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0}
+        "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0},
     }
 
     margin: float = 0.5

@@ -41,6 +41,9 @@ from continual.site import Rows, Site
 
 __all__ = ["TPatcher", "total_loss"]
 
+RETRIED_NEURONS_MAX = 512
+"""Neurons of one request on a retry: more than any answer of the usual length has tokens."""
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -123,9 +126,7 @@ class TPatcher:
             proposals.append(self._propose([edit], own, edit.request.named_subject))
         return _joined(proposals)
 
-    def _propose(
-        self, edits: Sequence[Edit], around: Surroundings, subject: str = ""
-    ) -> Proposal:
+    def _propose(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Proposal:
         """Neurons for these edits, which ask for the subject where there is one."""
         config = self._budget(around, asks=bool(subject))
         if around.attempt:
@@ -165,7 +166,7 @@ class TPatcher:
         return replace(
             config,
             copies=0,
-            neurons_max=64,
+            neurons_max=max(config.neurons_max, RETRIED_NEURONS_MAX),
             reach=1.0,
             centred=False,
             margin=config.margin / 2**attempt,
@@ -221,6 +222,9 @@ class TPatcher:
         return neurons, done
 
 
+_TOO_MANY = (
+    "{} of its tokens are wrong, and it has {} neurons: raise neurons_max under [editor.tpatcher]"
+)
 _NOT_SEPARATE = "its query cannot be told from one that has to keep its answer"
 _NOT_ARRIVED = "its values did not arrive in {} steps"
 
@@ -325,10 +329,9 @@ def _plan(
             starts.append(first)
             first += len(part)
         slots = _wrong_positions(edit, starts, wrong)
-        if len(slots) > config.neurons_max:
-            failed[edit.id] = (
-                f"{len(slots)} of its tokens are wrong, and it has {config.neurons_max} neurons"
-            )
+        neurons_max = config.neurons_max * edit.forms
+        if len(slots) > neurons_max:
+            failed[edit.id] = _TOO_MANY.format(len(slots), neurons_max)
             continue
         own += slots
         owner += [number] * len(slots)
@@ -340,15 +343,18 @@ def _wrong_positions(
 ) -> list[tuple[int, ...]]:
     """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
 
-    Rephrases whose answer is tokenised otherwise have no such row.
+    Each form of the prompt whose answer is tokenised otherwise has positions of its own. Rephrases
+    whose answer is tokenised as in no form have no such row.
     """
-    alike = [
-        start
-        for start, encoding in zip(starts, edit.encodings, strict=True)
-        if encoding.targets == edit.encodings[0].targets
-    ]
-    positions = range(len(edit.encodings[0].targets))
-    columns = [tuple(start + position for start in alike) for position in positions]
+    answers = dict.fromkeys(encoding.targets for encoding in edit.encodings[: edit.forms])
+    columns: list[tuple[int, ...]] = []
+    for targets in answers:
+        alike = [
+            start
+            for start, encoding in zip(starts, edit.encodings, strict=True)
+            if encoding.targets == targets
+        ]
+        columns += [tuple(start + place for start in alike) for place in range(len(targets))]
     return [column for column in columns if any(wrong[row] for row in column)]
 
 
@@ -375,13 +381,9 @@ def _tried(plan: _Plan, neurons: Neurons, site: Site, subject: str) -> Tensor:
     return torch.tensor(arrived, device=hidden.device)
 
 
-def _patch(
-    neurons: Neurons, owners: tuple[str, ...], site: Site, subject: str = ""
-) -> NeuronPatch:
+def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site, subject: str = "") -> NeuronPatch:
     subjects = (subject,) * len(neurons.bias) if subject else ()
-    return NeuronPatch(
-        site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects
-    )
+    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects)
 
 
 def _joined(proposals: Sequence[Proposal]) -> Proposal:
