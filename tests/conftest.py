@@ -9,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command does, before it is too late
 
+from continual.watch.config import WatchConfig
 from tests import tiny_language as language
 from tests.tiny_memories import WordScope
 from tests.tiny_readers import reading_decoder
@@ -18,6 +19,16 @@ from tests.tiny_readers import reading_decoder
 def reading_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a decoder that answers by what it is told."""
     return language.save_decoder(tmp_path_factory.mktemp("models") / "reading", reading_decoder())
+
+
+@pytest.fixture(autouse=True)
+def _unwatched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is watched but in tests marked `watched`: a tiny model has few words to go on with,
+    and most tests are about something else."""
+    if request.node.get_closest_marker("watched") is None:
+        given = WatchConfig.of
+        off = {"texts": 0, "neighbours": 0}
+        monkeypatch.setattr(WatchConfig, "of", lambda table: given({**off, **table}))
 
 
 @pytest.fixture
