@@ -2,7 +2,8 @@
 
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
-        [--held-out test|validation] [--start DIR | --model DIR] [--cache DIR] --output DIR
+        [--held-out test|validation] [--start DIR [--epochs N] | --model DIR] [--cache DIR]
+        --output DIR
         [--beside DIR …] [--plots DIR]
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--train-probes", type=int, default=Plan.train_probes, metavar="N")
     made.add_argument("--held-out", choices=("test", "validation"), default=Plan.held_out)
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
+    made.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning what --start names")
     begin = made.add_mutually_exclusive_group()
     begin.add_argument("--start", type=Path, metavar="DIR", help="fine-tune this on D_train")
     begin.add_argument("--model", type=Path, metavar="DIR", help="an initial model that is there")
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> None:
         raise CeditError(f"{options.task} has {' or '.join(known)}, not {architecture}.")
     if options.start and options.task == "counterfact":
         raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
+    if options.epochs is not None and not options.start:
+        raise CeditError("--epochs is of fine-tuning: name what to start from with --start.")
     asked = settings.Asked(
         architecture,
         data=data_folder(),
@@ -71,6 +75,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         model=options.model,
         start=options.start,
+        epochs=options.epochs,
     )
     setting = settings.TASKS[options.task](asked)
     settings.note_of(setting)

@@ -66,6 +66,7 @@ class Asked:
     seed: int
     model: Path | None = None  # an initial model that is there
     start: Path | None = None  # a pretrained model, to be fine-tuned on D_train
+    epochs: int | None = None  # of fine-tuning, where they are not the recipe's
 
 
 def fever(asked: Asked) -> Setting:
@@ -127,6 +128,8 @@ def _trained_on(splits: Splits, asked: Asked) -> Path:
     pairs = [pair for example in splits.train for pair in _pairs(example)]
     start = None if asked.start is None else model_directory(asked.start)
     made_by = replace(FINE_TUNING if start else RECIPES[asked.architecture], seed=asked.seed)
+    if asked.epochs is not None:
+        made_by = replace(made_by, epochs=asked.epochs)
     watch = partial(_watched, splits)
     return trained_model(asked.architecture, pairs, made_by, asked.cache, watch, start)
 

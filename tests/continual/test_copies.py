@@ -18,6 +18,7 @@ from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
 from continual.editors.tpatcher.training import Slots, closed_form, train_values, widened
 from continual.errors import CeditError
+from continual.history.rehearsing import recompute
 from continual.model import EditedModel
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
@@ -25,6 +26,7 @@ from continual.requests import Request
 from continual.site import Site
 from continual.tasks import Encoding, make_task, task_class
 from tests import tiny_language as language
+from tests.continual.conftest import reopened, write_lines
 from tests.tiny_language import CAPITALS, KNOWN, LABELS, ask, capital, correction, part
 
 TASKS = ("causal", "seq2seq", "classification")
@@ -48,20 +50,20 @@ def site(request: pytest.FixtureRequest, models: dict[str, Path]) -> Iterator[Si
         yield Site(edited, make_task(base, table))
 
 
-def answer(site: Site, country: int) -> str:
-    """What the model has learned to say."""
-    return part(country) if site.task.name == "classification" else capital(country)
+def right_answer(task: str, country: int) -> str:
+    """What the task's model has learned to say."""
+    return part(country) if task == "classification" else capital(country)
 
 
-def wrong(site: Site, country: int) -> str:
+def wrong_answer(task: str, country: int) -> str:
     """Another answer."""
-    if site.task.name == "classification":
+    if task == "classification":
         return LABELS[(LABELS.index(part(country)) + 1) % len(LABELS)]
     return CAPITALS[(7 * country + 4) % len(CAPITALS)]
 
 
 def edit_of(site: Site, country: int, **more: object) -> Edit:
-    request = Request.from_json(correction(country, wrong(site, country), **more))
+    request = Request.from_json(correction(country, wrong_answer(site.task.name, country), **more))
     encodings = encode(request, site.task).learned
     sizes = [len(encoding.targets) for encoding in encodings]
     return Edit(request, encodings, site.rows(encodings).split(sizes))
@@ -70,7 +72,9 @@ def edit_of(site: Site, country: int, **more: object) -> Edit:
 def training(site: Site) -> tuple[Encoding, ...]:
     """What is in memory: countries 10 to 29 in all phrasings."""
     return tuple(
-        site.task.encode(ask(c, p), answer(site, c)) for c in range(10, KNOWN) for p in range(4)
+        site.task.encode(ask(c, p), right_answer(site.task.name, c))
+        for c in range(10, KNOWN)
+        for p in range(4)
     )
 
 
@@ -208,7 +212,10 @@ def test_a_copy_that_is_too_long_is_none(models):
         site = Site(edited, make_task(base, table))
         room = language.POSITIONS - len(ask(0).split())
         edit = edit_of(site, 0)
-        request = {**correction(0, wrong(site, 0)), "prompt": f"{'the ' * room}{ask(0)}"}
+        request = {
+            **correction(0, wrong_answer(site.task.name, 0)),
+            "prompt": f"{'the ' * room}{ask(0)}",
+        }
         long = Request.from_json(request)
         encodings = encode(long, site.task).learned
         edit = Edit(long, encodings, (site.rows(encodings),))
@@ -269,6 +276,46 @@ def test_the_prompt_alone_has_to_do_where_no_plane_is_around_its_copies(models):
         proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], surroundings)
         alone = TPatcher(TPatcherConfig()).edit([edit], surroundings)
         assert all(map(torch.equal, tensors(proposal), tensors(alone)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_with_copies_come_out_the_same_when_they_are_made_again(made, models, tmp_path, task):
+    """Also in the middle of a history: what the prefixes are made of does not move."""
+    probes = [{"prompt": ask(c, 1), "answer": right_answer(task, c)} for c in range(10, 20)]
+    session = made(
+        models[task],
+        task={"name": task},
+        train_probes=write_lines(tmp_path / "train.jsonl", probes),
+        editors={"tpatcher": {"copies": 8}},
+    )
+    session.apply([correction(c, wrong_answer(task, c)) for c in range(4)], editor="tpatcher")
+    session = reopened(session)
+    with session:
+        steps = session.store.lineage("head")[1:]
+        assert [step.body["requests"][0]["outcome"] for step in steps] == ["applied"] * 4
+        for chosen in (steps[2:], steps):
+            again = list(recompute(session, chosen))
+            assert len(again) == len(chosen) and all(made.is_same for made in again)
+
+
+def test_a_new_store_of_a_classifier_has_copies(made, models):
+    own = TPatcherConfig.new_stores["classification"]
+    table = {"name": "classification"}
+    session = made(models["classification"], "plain", task=table)
+    assert session.store.settings["editor"] == {"tpatcher": own}
+    given = {"tpatcher": {"copies": 3}, "ft-l": {"learning_rate": 0.1}}
+    session = made(models["classification"], "given", task=table, editors=given)
+    expected = {"tpatcher": {**own, "copies": 3}, "ft-l": {"learning_rate": 0.1}}
+    assert session.store.settings["editor"] == expected
+
+
+@pytest.mark.parametrize("task", ["causal", "seq2seq"])
+def test_a_new_store_of_another_model_says_nothing_of_them(made, models, task):
+    assert "editor" not in made(models[task], task={"name": task}).store.settings
+
+
+def test_a_store_that_says_nothing_of_copies_has_none():
+    assert TPatcherConfig.of({}).copies == 0
 
 
 @pytest.mark.parametrize("settings", [{"copies": -1}, {"copies_margin": 1.0}])
