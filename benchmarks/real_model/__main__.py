@@ -101,22 +101,22 @@ PAIRS = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    made = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m benchmarks.real_model", description=(__doc__ or "").splitlines()[0]
     )
-    made.add_argument("--model", type=Path, required=True, metavar="DIR")
-    made.add_argument("--edits", type=int, default=Plan.edits, metavar="N")
-    made.add_argument("--editors", default=EDITORS, metavar="NAME,…")
-    made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
-    made.add_argument("--around", type=int, default=Survey.around, metavar="N")
-    made.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
-    made.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
-    made.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
-    made.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
-    made.add_argument("--output", type=Path, default=Path("runs/real-model"), metavar="DIR")
-    made.add_argument("--examples", type=int, default=0, metavar="N", help="of each fault")
-    made.add_argument("--threads", type=int, default=1, metavar="N")
-    return made
+    options.add_argument("--model", type=Path, required=True, metavar="DIR")
+    options.add_argument("--edits", type=int, default=Plan.edits, metavar="N")
+    options.add_argument("--editors", default=EDITORS, metavar="NAME,…")
+    options.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
+    options.add_argument("--around", type=int, default=Survey.around, metavar="N")
+    options.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
+    options.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
+    options.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
+    options.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
+    options.add_argument("--output", type=Path, default=Path("runs/real-model"), metavar="DIR")
+    options.add_argument("--examples", type=int, default=0, metavar="N", help="of each fault")
+    options.add_argument("--threads", type=int, default=1, metavar="N")
+    return options
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -160,7 +160,7 @@ def show(rows: Sequence[Mapping[str, Any]], routings: Sequence[Mapping[str, Any]
 def beside(
     rows: Sequence[Mapping[str, Any]],
 ) -> tuple[Sequence[Column], Sequence[Mapping[str, Any]]]:
-    """Columns and rows of what is measured from both sides."""
+    """Columns and rows of the metrics that are measured from both sides."""
     pairs = [p for p in PAIRS if any(row["rates"].get(p.metric) is not None for row in rows)]
     columns = [Column("editor", "editor")]
     for pair in pairs:

@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def faults(targets: list[str]) -> Mapping[str, Callable[[Comparison], bool]]:
-    """What can be wrong with an answer, by name."""
+    """Tests for each fault of an answer, by the fault's name."""
     wrong = {
         f"{kind} not right": lambda c, kind=kind: c.question.kind == kind and not c.is_right
         for kind in (EDIT, PARAPHRASE)

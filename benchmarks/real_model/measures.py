@@ -51,17 +51,17 @@ class Comparison:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer begins with the correction's target."""
+        """True if the answer begins with the correction's target."""
         return says(self.head.text, self.question.target or "")
 
     @property
     def is_changed(self) -> bool:
-        """Whether any token differs."""
+        """True if any token differs."""
         return self.head.tokens != self.base.tokens
 
     @property
     def starts_otherwise(self) -> bool:
-        """Whether the first tokens spell another text."""
+        """True if the first tokens spell another text."""
         return self.head.start != self.base.start
 
     @property
@@ -94,12 +94,12 @@ class Comparison:
 
 
 def says(answer: str, target: str) -> bool:
-    """Whether an answer begins with the target."""
+    """True if an answer begins with the target."""
     return answer.strip().startswith(target.strip())
 
 
 def names(answer: str, target: str) -> bool:
-    """Whether an answer has the target among its words."""
+    """True if an answer has the target among its words."""
     return re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", answer) is not None
 
 

@@ -117,7 +117,7 @@ def correction(fact: Fact) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Survey:
-    """How many questions are asked of each kind, and the seed that chooses them."""
+    """The number of questions of each kind, and the seed that chooses them."""
 
     around: int = AROUND
     openings: int = OPENINGS

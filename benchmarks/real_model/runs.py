@@ -6,6 +6,7 @@ interrupted goes on in its store; of one that is finished, the row is read from 
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ START_TOKENS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs of a command have in common."""
+    """The model, the data, the folders and the questions that all runs of a command share."""
 
     model: Path
     data: Path
@@ -108,6 +109,8 @@ def run(case: Case, plan: Plan) -> Finished:
         folder.mkdir(parents=True, exist_ok=True)
         with _session(plan, folder / STORE) as session:
             _made(session, case, plan, folder)
+        del session
+        gc.collect()  # a session and its model name each other, and the next run brings its own
     entries = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
     costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
     return Finished(tuple(map(Comparison.from_json, entries)), costs)
