@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 

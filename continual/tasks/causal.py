@@ -87,6 +87,10 @@ class CausalTask:
         """Tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text, ends=not self._reader.is_in_place)
 
+    def readable(self, ids: Sequence[int]) -> str:
+        """The text of tokens to the letter, marks of turns included; see `Task.readable`."""
+        return self._reader.letters(ids) if self._reader.is_in_place else self._reader.words(ids)
+
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T]; see `Task.inputs`."""
         return padded([encoding.ids for encoding in batch], self._reader.pad)
