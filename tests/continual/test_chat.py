@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from continual.patches.neuron import NeuronPatch
 from continual.prompts import Chat
 from continual.session import Session
 from tests.continual.conftest import Make, reopened, write_lines
@@ -98,20 +100,39 @@ def test_a_correction_that_holds_in_one_form_of_two_is_made_in_the_other(
     assert outcome(session, record | {"case": "again"}) == "repeated"
 
 
-def test_an_edit_counts_as_right_when_all_of_its_forms_are(session: Session) -> None:
+def test_an_edit_is_wrong_when_one_of_its_forms_is(session: Session) -> None:
     record = {"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}
-    session.apply([record])
-    assert session.standing.ledger.count("edit").rate == 1.0
-    assert outcome(session, in_chat(0) | {"target_new": other(1)}, force=True) == "applied"
-    (step,) = session.apply([in_chat(1)])
-    assert step.measured is not None
-    assert len(session.standing.retention.requests) == 2  # the later one has taken its place
+    (first,) = session.apply([record])
+    identity, ledger = first.outcomes[-1].id, session.standing.ledger
+    assert ledger.count("edit").rate == 1.0
+    session.edited.put([against(session, templated(0), other(0))])
+    ledger.advance()
+    found = ledger.outcomes()
+    assert (found[f"{identity}:edit:0"], found[f"{identity}:edit:1"]) == (True, False)
+    count = ledger.count("edit", [identity])
+    assert (count.right, count.total) == (0, 1)
+    assert ledger.count("edit").rate == 0.0
+
+
+def against(session: Session, prompt: str, answer: str) -> NeuronPatch:
+    """A neuron that takes an answer's first token from one prompt."""
+    rows = session.site.rows([session.task.encode(prompt, answer)])
+    query, token = rows.query[:1], int(rows.targets[0])
+    away = session.model.lm_head.weight[token : token + 1]
+    bias = torch.tensor([-0.9])
+    return NeuronPatch(
+        session.site.block, query / query.square().sum(), bias, -1000.0 * away, ("against",)
+    )
+
+
+def test_a_later_correction_in_one_form_takes_the_place_of_one_in_both(session: Session) -> None:
+    session.apply([{"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}])
+    assert outcome(session, {"messages": turn(0), "target_new": other(1)}) == "applied"
+    assert len(session.standing.retention.requests) == 1
 
 
 @pytest.mark.parametrize("editor", ["ft-l", "memit"])
-def test_other_editors_answer_for_both_forms_or_fail(
-    session: Session, editor: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_editors_answer_for_both_forms_or_fail(session: Session, editor: str) -> None:
     record = {
         "prompt": ask(0),
         "target_new": other(0),
