@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from continual.base import WrongBaseModel
 from continual.patches.neuron import NeuronPatch
 from continual.prompts import Chat
-from continual.session import Session
+from continual.session import Session, open_session
+from continual.tasks.chat import ChatTemplate
 from tests.continual.conftest import Make, reopened, write_lines
 from tests.tiny_chat import END, KNOWN, save_chat_model, templated, turn
 from tests.tiny_language import CAPITALS, ask, capital
@@ -54,6 +57,27 @@ def outcome(session: Session, record: Mapping[str, Any], **settings: Any) -> str
 
 def test_probes_in_a_chat_are_right_before_the_first_edit(session: Session) -> None:
     assert session.standing.ledger.count("train").rate == 1.0
+
+
+def test_a_new_store_names_its_joining_and_its_template(session: Session) -> None:
+    digest = ChatTemplate(session.tokenizer).digest
+    assert session.store.settings["task"] == {
+        "joining": "in-place",
+        "name": "causal",
+        "template": digest,
+    }
+
+
+def test_a_store_whose_template_has_changed_is_not_opened(
+    chat_model: Path, made: Make, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(chat_model, tmp_path / "model")
+    session = made(directory)
+    session.close()
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "model"))
+    with pytest.raises(WrongBaseModel, match="template is not the one that this store was made"):
+        open_session(session.store.path)
 
 
 def test_a_correction_in_a_chat_is_generated_without_a_blank_and_ends_its_turn(
