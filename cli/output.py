@@ -53,6 +53,11 @@ class Output:
         """Something beside the result."""
         self.errors.print(text, style="dim")
 
+    def warn(self, warnings: Iterable[str]) -> None:
+        """What a person should know before going on, loudly."""
+        for text in warnings:
+            self.errors.print(f"warning: {text}", style="bold yellow")
+
     def _print(self, part: RenderableType) -> None:
         """A table is padded to its width, of which only a terminal should see anything."""
         if self.console.is_terminal:

@@ -225,6 +225,11 @@ class Request(BaseModel):
         fact = ("subject", normalised(self.subject), normalised(self.relation))
         return KEY_SEPARATOR.join(fact)
 
+    def disagrees_with(self, other: Request) -> bool:
+        """Whether two requests that share a key give it other targets, whatever whitespace is
+        around them."""
+        return self.target_new.strip() != other.target_new.strip()
+
     def to_json(self) -> dict[str, object]:
         """The non-empty fields, ready for ``json.dumps``; ``from_json`` gives the same request."""
         return _non_empty(self.model_dump(mode="json"))

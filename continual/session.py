@@ -199,7 +199,7 @@ class Session:
 
     def _recall(self) -> Recall:
         config = MemoryConfig.of(StoreSettings.of(self.store.settings).memory)
-        recall = Recall(self.edited, config, self.store, self.task.tokens)
+        recall = Recall(self.edited, config, self.store, self.task)
         self._stack.callback(recall.close)
         return recall
 

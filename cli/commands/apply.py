@@ -62,18 +62,24 @@ def command(
     goes to the store's quarantine.jsonl; exit code 3 says that something failed or was
     quarantined.
 
+    A correction has a prompt that is a text, or messages, a list of {"role", "content"}, for a
+    model that chats; "forms": ["plain", "chat"] makes it hold for the prompt as it is and as a
+    user's turn. Prompts and targets are taken to the letter.
+
     \b
     Example:
       cedit apply corrections.jsonl
       cedit apply corrections.jsonl --editor auto --batch-size 50 --repair
       tail -f news.jsonl | cedit apply - --editor tpatcher --json
     """
+    from continual.history.warnings import store_warnings
     from continual.session import open_session
     from continual.streams import open_stream
 
     stop = threading.Event()
     stream = open_stream(source, follow=follow, stop=stop)
     with open_session(find_store(store)) as session:
+        out.warn(store_warnings(session.store))
         settings = _settings(session, chosen)
         with stopping(stop, reads_input=source == "-"):
             tally = apply_stream(session, stream, settings, out, limit)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +13,24 @@ from cli.output import Output, one_line, short
 
 if TYPE_CHECKING:
     from continual.memory.routing import Route
+    from continual.prompts import Prompt
 
 
 @click.command("ask")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option(
+    "--messages",
+    metavar="FILE|JSON",
+    help='A chat in the place of PROMPT: a list of {"role", "content"}, or a file with one.',
+)
+@click.option(
+    "--tokens",
+    "tokens_max",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="How long an answer may be.",
+)
 @click.option(
     "--at",
     metavar="REVISION",
@@ -23,7 +39,14 @@ if TYPE_CHECKING:
     help="The revision (default: head).",
 )
 @common
-def command(out: Output, store: str | None, prompt: str, at: str) -> None:
+def command(
+    out: Output,
+    store: str | None,
+    prompt: str | None,
+    messages: str | None,
+    tokens_max: int,
+    at: str,
+) -> None:
     """Ask the edited model, at any revision.
 
     Where the answer is read from an edit in memory (serac, ike), the edit and its score are said on
@@ -34,16 +57,20 @@ def command(out: Output, store: str | None, prompt: str, at: str) -> None:
     Example:
       cedit ask "The capital of Australia is"
       cedit ask "The capital of Australia is" --at base
+      cedit ask --messages '[{"role": "user", "content": "What is the capital of Australia?"}]'
     """
+    from continual.prompts import Chat
     from continual.session import open_session
 
+    asked = _asked(prompt, messages)
     with open_session(find_store(store), writable=False, at=at) as session:
-        answer = session.answer(prompt)
+        answer = session.answer(asked, tokens_max)
         revision = session.store.revision(at)
         memory = None if answer.route is None else _told(answer.route)
     record = {
         "type": "answer",
-        "prompt": prompt,
+        "prompt": str(asked),
+        **({"messages": asked.to_json()} if isinstance(asked, Chat) else {}),
         "answer": answer.text,
         "revision": revision.id,
         "seq": revision.seq,
@@ -55,6 +82,23 @@ def command(out: Output, store: str | None, prompt: str, at: str) -> None:
             f"from memory: {one_line(memory['prompt'])} → {one_line(memory['target'])} "
             f"({memory['method']}, request {short(memory['request'])}, score {memory['score']:.3f})"
         )
+
+
+def _asked(prompt: str | None, messages: str | None) -> Prompt:
+    """The text or the chat that is asked."""
+    if (prompt is None) == (messages is None):
+        raise click.UsageError("Ask one thing: a PROMPT, or a chat with --messages.")
+    if messages is None:
+        return str(prompt)
+    from continual.prompts import Chat
+
+    is_json = messages.lstrip().startswith(("[", "{"))
+    try:
+        told = json.loads(messages if is_json else Path(messages).read_text(encoding="utf-8"))
+        return Chat.from_json(told["messages"] if isinstance(told, dict) else told)
+    except (OSError, ValueError, KeyError) as error:
+        place = "" if is_json else f" {messages}"
+        raise click.UsageError(f"--messages{place} cannot be read: {error}.") from None
 
 
 def _told(route: Route) -> dict[str, Any]:

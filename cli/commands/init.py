@@ -26,8 +26,18 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="What the model does: causal unless said otherwise.",
 )
 @click.option("--terminator", help="Text that ends every answer, such as a newline.")
-@click.option("--train-probes", type=File, help="JSON Lines of prompt and answer, for TrainR.")
-@click.option("--test-probes", type=File, help="JSON Lines of prompt and answer, for TestR.")
+@click.option(
+    "--blank",
+    type=click.Choice(["auto", "always", "never"]),
+    help="Between a plain prompt and its answer: auto, unless said, puts one where plain text has "
+    "one, and none in code, in a chat and in scripts without blanks.",
+)
+@click.option(
+    "--train-probes", type=File, help="JSON Lines of prompt (or messages) and answer, for TrainR."
+)
+@click.option(
+    "--test-probes", type=File, help="JSON Lines of prompt (or messages) and answer, for TestR."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
 @click.option(
@@ -50,6 +60,7 @@ def command(
     folder: str | None,
     task: str | None,
     terminator: str | None,
+    blank: str | None,
     anatomy: tuple[str, ...],
     **told: Any,
 ) -> None:
@@ -65,10 +76,13 @@ def command(
     """
     from continual.session import NewStore, init
 
-    new = NewStore(task=_task(task, terminator), anatomy=_pairs(anatomy), **told)
+    new = NewStore(
+        task=_task(name=task, terminator=terminator, blank=blank), anatomy=_pairs(anatomy), **told
+    )
     with init(_place(folder, store), new) as session:
         record = _record(session)
     out.result(record, *_text(record))
+    out.warn(record["warnings"])
 
 
 def _place(folder: str | None, store: str | None) -> Path:
@@ -79,9 +93,8 @@ def _place(folder: str | None, store: str | None) -> Path:
     return Path(folder or store or os.environ.get(ENVIRONMENT_VARIABLE) or FOLDER_NAME)
 
 
-def _task(name: str | None, terminator: str | None) -> dict[str, str]:
-    """What was said of the `[task]` table; the rest is left to the model."""
-    said = {"name": name, "terminator": terminator}
+def _task(**said: str | None) -> dict[str, str]:
+    """The lines given for the `[task]` table; the rest is left to the model."""
     return {key: value for key, value in said.items() if value is not None}
 
 
@@ -96,6 +109,7 @@ def _pairs(said: tuple[str, ...]) -> dict[str, str]:
 
 def _record(session: Session) -> dict[str, Any]:
     from continual.history.inspection import base_accuracies
+    from continual.history.warnings import store_warnings
 
     store = session.store
     return {
@@ -106,6 +120,7 @@ def _record(session: Session) -> dict[str, Any]:
         "base": store.base.fingerprint,
         "probes": store.settings["probes"],
         "accuracy": base_accuracies(store),
+        "warnings": store_warnings(store),
     }
 
 

@@ -64,6 +64,8 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
 def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield f"{outcome['outcome']:<11}  {one_line(outcome['prompt'])}"
     yield f"             → {one_line(outcome['target_new'])}  ({outcome['id']})"
+    if outcome.get("forms"):
+        yield f"             asked in these forms: {', '.join(outcome['forms'])}"
     told = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
     if told:
         yield f"             {one_line(told)}"

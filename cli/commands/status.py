@@ -27,6 +27,7 @@ def command(out: Output, store: str | None) -> None:
     with Store.open(find_store(store)) as opened:
         record = status(opened)
     out.result(record, *_text(record))
+    out.warn(record["warnings"])
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:

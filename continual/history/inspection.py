@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from continual.history.warnings import store_warnings
 from continual.memory import INDEX_FILE
 from continual.prompts import shown_prompt
 from continual.recheck.metrics import Count, Rates
@@ -64,6 +65,7 @@ def status(store: Store) -> Record:
         "streams": {name: state["position"] for name, state in store.streams().items()},
         "index": _index(store, head),
         "store": str(store.path),
+        "warnings": store_warnings(store),
     }
 
 

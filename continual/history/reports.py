@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from continual.history.inspection import UNMEASURED, Record, asked, rates_at
+from continual.history.warnings import store_warnings
 from continual.recheck.retention import count_outcomes
 from store import Store
 
@@ -89,4 +90,5 @@ class Tally:
             "head": store.head.id,
             "fingerprint": store.head.fingerprint,
             "seconds": round(self.seconds, 3),
+            "warnings": store_warnings(store),
         }

@@ -53,7 +53,7 @@ class Answers:
         """A probe that is about the record at a place; None where the context leaves it no room,
         so that the model answers by itself."""
         recall = self.recall
-        question = recall.question(place, self.text(encoding))
+        question = recall.question(place, encoding.question.ids)
         if not recall.room(question):
             return None
         method = self.site.edited.memory.readings[place].method

@@ -57,7 +57,7 @@ class MemoryEditor(ABC):
         reads = [
             Read(
                 self.name,
-                recall.tokens(context + answers.text(edit.encodings[0])),
+                recall.behind(context, edit.encodings[0].question.ids),
                 edit.encodings[0].targets,
             )
             for edit, context in zip(edits, contexts, strict=True)

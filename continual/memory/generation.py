@@ -96,7 +96,7 @@ def _routed(
     found: dict[int, tuple[str, tuple[int, ...]]] = {}
     for index, route in enumerate(recall.routes(texts)):
         if route is not None:
-            question = recall.question(route.place, texts[index])
+            question = recall.question(route.place, batch.row(index))
             if recall.room(question):
                 found[index] = (edited.memory.readings[route.place].method, question)
     return found

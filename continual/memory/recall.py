@@ -29,6 +29,7 @@ from store import Store
 
 if TYPE_CHECKING:
     from continual.model import EditedModel
+    from continual.tasks import Task
 
 SERAC, IKE = "serac", "ike"
 UNTRAINED = "threshold"
@@ -89,13 +90,13 @@ class Recall:
         edited: EditedModel,
         config: MemoryConfig | None = None,
         store: Store | None = None,
-        tokens: Callable[[str], tuple[int, ...]] | None = None,
+        task: Task | None = None,
     ) -> None:
-        """`store` is where what was embedded is kept for the next time; `tokens` are the task's of
-        a text, where the tokenizer's own will not do."""
+        """`store` is where what was embedded is kept for the next time; `task` says how an input
+        is read behind a context, where it is not as the tokenizer has it."""
         self._edited, self._store = edited, store
         self.config = config or MemoryConfig()
-        self._tokens = tokens
+        self._task = task
         self._index = RecordIndex(edited.memory, is_exact=self.config.exact)
         self._readers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             SERAC: self._counterfactual,
@@ -152,14 +153,19 @@ class Recall:
         )
         return text.strip()
 
-    def question(self, place: int, text: str) -> tuple[int, ...]:
+    def question(self, place: int, ids: Sequence[int]) -> tuple[int, ...]:
         """The tokens that are read for an input that is about the record at a place."""
-        return self.tokens(self._edited.memory.readings[place].context + text)
+        return self.behind(self._edited.memory.readings[place].context, ids)
+
+    def behind(self, context: str, ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens of a context and of an input behind it."""
+        text = self.text(ids) if self._task is None else self._task.readable(ids)
+        return self.tokens(context + text)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """A text as the model reads it."""
-        if self._tokens is not None:
-            return self._tokens(text)
+        if self._task is not None:
+            return self._task.tokens(text)
         return tuple(self._edited.tokenizer(text)["input_ids"])
 
     def room(self, question: Sequence[int]) -> int:

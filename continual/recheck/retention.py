@@ -104,7 +104,7 @@ class Retention:
         found = dict.fromkeys(
             identity for key in _keys(request) for identity in self._by_key.get(key, ())
         )
-        return [i for i in found if self.requests[i].request.target_new != request.target_new]
+        return [i for i in found if self.requests[i].request.disagrees_with(request)]
 
     def take(self, outcome: Outcome, request: Request, *, is_reverted: bool = False) -> None:
         """Follow one entry of a revision's body. One that was reverted later was an attempt, and

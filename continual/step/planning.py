@@ -155,5 +155,4 @@ class Planner:
 def _compete(one: Candidate, other: Candidate) -> bool:
     """Whether two requests are about the same fact, or have the same prompt, and disagree."""
     a, b = one.request, other.request
-    same = not set(a.keys).isdisjoint(b.keys)
-    return same and a.target_new != b.target_new
+    return not set(a.keys).isdisjoint(b.keys) and a.disagrees_with(b)

@@ -114,6 +114,9 @@ class Task(Protocol):
     def tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that an answer comes behind, however long it is."""
 
+    def readable(self, ids: Sequence[int]) -> str:
+        """A prompt's tokens as a text that another may stand in front of."""
+
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """Model inputs of a batch, padded on the right to the longest `ids` and the longest source,
         with an attention_mask where one is; padding changes nothing at real positions."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from continual.errors import CeditError
+from continual.base import WrongBaseModel
 from continual.prompts import Chat, Prompt
 from continual.requests import Limits
 from continual.tasks import Encoding, PromptText, Question
@@ -45,13 +45,13 @@ class CausalTask:
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
         """See `Task.of`; `terminator` is a text that ends every answer to a plain prompt, `joining`
         and `blank` are as in `joining`, `template` is the digest of the chat template. Raises
-        CeditError where the tokenizer has another template."""
+        WrongBaseModel where the tokenizer has another template."""
         reader = Reader.of(base, settings, limits)
         terminator = str(settings.get("terminator", ""))
         task = cls(reader, terminator, blank_setting(settings))
         recorded = settings.get("template")
         if recorded is not None and recorded != task._template.digest:
-            raise CeditError(
+            raise WrongBaseModel(
                 "The model's chat template is not the one that this store was made with ([task] "
                 f"template = {recorded}): put that one back, or make a new store."
             )
@@ -86,6 +86,10 @@ class CausalTask:
     def tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text, ends=not self._reader.is_in_place)
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """The text of tokens to the letter, marks of turns included; see `Task.readable`."""
+        return self._reader.letters(ids) if self._reader.is_in_place else self._reader.words(ids)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T]; see `Task.inputs`."""

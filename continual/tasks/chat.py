@@ -23,7 +23,7 @@ TODAY = datetime(2024, 7, 26)
 """The date that a template gets which asks for the day's: a history reads the same tomorrow."""
 
 _TODAY_ASKED = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_WORD = "cedit"  # stands for an answer
+_WORD = "ceditanswer"  # stands for an answer
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ChatTemplate:
         """The model's turn behind a question of the user; None where there is no template."""
         if self.text is None:
             return None
-        chat = Chat.asking(_WORD)
+        chat = Chat.asking("Hello")
         try:
             turn = self.turn(chat)
             asked = self._rendered(chat.messages, opens_turn=False)

@@ -76,6 +76,10 @@ class ClassificationTask:
         """Tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text)
 
+    def readable(self, ids: Sequence[int]) -> str:
+        """The text of tokens; see `Task.readable`."""
+        return self._reader.words(ids)
+
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """input_ids and attention_mask [B, T]; see `Task.inputs`."""
         return padded([encoding.ids for encoding in batch], self._reader.pad)

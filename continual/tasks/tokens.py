@@ -73,18 +73,36 @@ class Reader:
         """Tokens of a text. One that `is_whole` has its special tokens in it, and gets no others;
         `ends` says whether it keeps those that the tokenizer puts behind a text."""
         ids = tuple(self.tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
-        appended = () if is_whole or ends else self._appended
+        appended = () if is_whole or ends else self._around[1]
         return ids[: -len(appended)] if appended and ids[-len(appended) :] == appended else ids
 
+    def words(self, ids: Sequence[int]) -> str:
+        """The text of tokens without special ones, and without outer whitespace."""
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.strip()
+
+    def letters(self, ids: Sequence[int]) -> str:
+        """The text of tokens to the letter, without those that the tokenizer puts around it."""
+        before, behind = self._around
+        inner = list(ids)
+        if before and inner[: len(before)] == list(before):
+            inner = inner[len(before) :]
+        if behind and inner[-len(behind) :] == list(behind):
+            inner = inner[: -len(behind)]
+        text: str = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
+        return text
+
     @cached_property
-    def _appended(self) -> tuple[int, ...]:
-        """The tokens that the tokenizer puts behind a text."""
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the tokenizer puts in front of a text, and behind it."""
         whole = tuple(self.tokenizer("a")["input_ids"])
         bare = tuple(self.tokenizer("a", add_special_tokens=False)["input_ids"])
         for first in range(len(whole) - len(bare) + 1 if bare else 0):
             if whole[first : first + len(bare)] == bare:
-                return whole[first + len(bare) :]
-        return ()
+                return whole[:first], whole[first + len(bare) :]
+        return (), ()
 
     def require_answer(self, answer: str, targets: Sequence[int]) -> None:
         """Raises RequestError where an answer's tokens are none, too many, or not the model's."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from continual.base import WrongBaseModel
+from continual.patches.neuron import NeuronPatch
 from continual.prompts import Chat
-from continual.session import Session
+from continual.session import Session, open_session
+from continual.tasks.chat import ChatTemplate
 from tests.continual.conftest import Make, reopened, write_lines
 from tests.tiny_chat import END, KNOWN, save_chat_model, templated, turn
 from tests.tiny_language import CAPITALS, ask, capital
@@ -52,6 +57,27 @@ def outcome(session: Session, record: Mapping[str, Any], **settings: Any) -> str
 
 def test_probes_in_a_chat_are_right_before_the_first_edit(session: Session) -> None:
     assert session.standing.ledger.count("train").rate == 1.0
+
+
+def test_a_new_store_names_its_joining_and_its_template(session: Session) -> None:
+    digest = ChatTemplate(session.tokenizer).digest
+    assert session.store.settings["task"] == {
+        "joining": "in-place",
+        "name": "causal",
+        "template": digest,
+    }
+
+
+def test_a_store_whose_template_has_changed_is_not_opened(
+    chat_model: Path, made: Make, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(chat_model, tmp_path / "model")
+    session = made(directory)
+    session.close()
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("assistant", "model"))
+    with pytest.raises(WrongBaseModel, match="template is not the one that this store was made"):
+        open_session(session.store.path)
 
 
 def test_a_correction_in_a_chat_is_generated_without_a_blank_and_ends_its_turn(
@@ -98,20 +124,39 @@ def test_a_correction_that_holds_in_one_form_of_two_is_made_in_the_other(
     assert outcome(session, record | {"case": "again"}) == "repeated"
 
 
-def test_an_edit_counts_as_right_when_all_of_its_forms_are(session: Session) -> None:
+def test_an_edit_is_wrong_when_one_of_its_forms_is(session: Session) -> None:
     record = {"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}
-    session.apply([record])
-    assert session.standing.ledger.count("edit").rate == 1.0
-    assert outcome(session, in_chat(0) | {"target_new": other(1)}, force=True) == "applied"
-    (step,) = session.apply([in_chat(1)])
-    assert step.measured is not None
-    assert len(session.standing.retention.requests) == 2  # the later one has taken its place
+    (first,) = session.apply([record])
+    identity, ledger = first.outcomes[-1].id, session.standing.ledger
+    assert ledger.count("edit").rate == 1.0
+    session.edited.put([against(session, templated(0), other(0))])
+    ledger.advance()
+    found = ledger.outcomes()
+    assert (found[f"{identity}:edit:0"], found[f"{identity}:edit:1"]) == (True, False)
+    count = ledger.count("edit", [identity])
+    assert (count.right, count.total) == (0, 1)
+    assert ledger.count("edit").rate == 0.0
+
+
+def against(session: Session, prompt: str, answer: str) -> NeuronPatch:
+    """A neuron that takes an answer's first token from one prompt."""
+    rows = session.site.rows([session.task.encode(prompt, answer)])
+    query, token = rows.query[:1], int(rows.targets[0])
+    away = session.model.lm_head.weight[token : token + 1]
+    bias = torch.tensor([-0.9])
+    return NeuronPatch(
+        session.site.block, query / query.square().sum(), bias, -1000.0 * away, ("against",)
+    )
+
+
+def test_a_later_correction_in_one_form_takes_the_place_of_one_in_both(session: Session) -> None:
+    session.apply([{"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}])
+    assert outcome(session, {"messages": turn(0), "target_new": other(1)}) == "applied"
+    assert len(session.standing.retention.requests) == 1
 
 
 @pytest.mark.parametrize("editor", ["ft-l", "memit"])
-def test_other_editors_answer_for_both_forms_or_fail(
-    session: Session, editor: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_editors_answer_for_both_forms_or_fail(session: Session, editor: str) -> None:
     record = {
         "prompt": ask(0),
         "target_new": other(0),

@@ -84,6 +84,11 @@ def test_prompts_and_targets_are_kept_to_the_letter():
     assert spaced.id != request().id
 
 
+def test_outer_whitespace_makes_no_other_target_of_a_fact():
+    assert not request(target_new=" Canberra").disagrees_with(request())
+    assert request(target_new="canberra").disagrees_with(request())
+
+
 def test_outer_whitespace_makes_no_other_fact():
     spaced = request(prompt=" The capital of Australia is\n")
     assert (spaced.key, spaced.prompt_key) == (request().key, request().prompt_key)

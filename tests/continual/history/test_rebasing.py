@@ -94,3 +94,16 @@ def test_another_store_is_not_written_to(source, other_model, knowing_model, mad
         list(rebase(old, tmp_path / "taken", str(other_model)))
     with Store.open(tmp_path / "taken") as taken:
         assert taken.length == 1
+
+
+def test_a_rebased_store_joins_prompts_and_answers_as_the_old_one(
+    other_model, knowing_model, tmp_path, made
+):
+    session = made(other_model, "old", task={"joining": "spaced"})
+    session.apply([correction(6)])
+    session.close()
+    with Store.open(session.store.path) as old:
+        list(rebase(old, tmp_path / "new", str(knowing_model)))
+        with Store.open(tmp_path / "new") as new:
+            assert new.settings["task"] == old.settings["task"]
+            assert new.settings["task"]["joining"] == "spaced"

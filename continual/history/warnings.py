@@ -1,0 +1,50 @@
+"""Warnings: what a person should know of a store before more is edited, each with a remedy.
+
+One function for each cause, and its line in CAUSES. Reads records alone; `init`, `status` and
+`apply` say them on the terminal, and have them as `warnings` in their JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from continual.recheck.metrics import Count
+from store import Store
+
+PROBES_MIN = 20  # of a set: fewer say nothing
+RIGHT_SHARE_MIN = 0.1
+
+
+def store_warnings(store: Store) -> list[str]:
+    """All warnings of a store, as sentences for people."""
+    return [warning for cause in CAUSES for warning in cause(store)]
+
+
+def unanswered_probes(store: Store) -> Iterator[str]:
+    """Probe sets that the base model answers hardly any of: edits would be judged by nothing."""
+    record = store.ledger(0)
+    for name, counted in (record["base"] if record else {}).items():
+        count = Count(*counted)
+        if count.total >= PROBES_MIN and count.right < RIGHT_SHARE_MIN * count.total:
+            yield (
+                f"The base model answers {count.right} of its {count.total} {name} probes, so "
+                "they cannot show what an edit breaks. Either it does not know these facts, or it "
+                f"is not asked as it is used: {_likely_reason(store, name)}. Compare `cedit ask` "
+                "with the probes' answers, and make a new store with probes that it answers."
+            )
+
+
+def _likely_reason(store: Store, name: str) -> str:
+    task = store.settings.get("task", {})
+    in_chat = any("messages" in probe for probe in store.base.body["probes"].get(name, ()))
+    if task.get("template") and not in_chat:
+        return "it has a chat template, so its probes may have to be `messages`"
+    if in_chat:
+        return "its whole turn counts as the answer, so a longer one than the probe's is wrong"
+    if task.get("terminator"):
+        return f"its answers may not end in the store's terminator {task['terminator']!r}"
+    return "a blank may be missing between prompt and answer, or be one too many"
+
+
+CAUSES: tuple[Callable[[Store], Iterator[str]], ...] = (unanswered_probes,)
+"""Each looks at a store, and yields its warnings."""
