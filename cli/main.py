@@ -18,6 +18,7 @@ from click.shell_completion import shell_complete
 NAME = "cedit"
 COMMANDS = (
     "init",
+    "watch",
     "apply",
     "ask",
     "status",

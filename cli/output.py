@@ -98,6 +98,9 @@ def _console(file: TextIO) -> Console:
 
 # -- how things read
 
+WATCHED = ("Watch", "Neighbours", "Continuation", "Fluency")
+"""The metrics of the watch set."""
+
 
 def columns(names: Sequence[str], rows: Iterable[Iterable[object]], right: str = "") -> Table:
     """A table without lines; the columns named in `right` (space between) are aligned there."""

@@ -5,7 +5,7 @@ Knows which steps are worth a row; what a row holds comes from the steps' record
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,20 @@ def watching(out: Output, done: int, total: int | None) -> Iterator[Watch]:
             yield watch
     finally:
         watch.close()
+
+
+@contextmanager
+def writing(out: Output) -> Iterator[Callable[[int, int], None]]:
+    """Show how many general texts the base has written, on a terminal."""
+    if not out.is_live:
+        yield lambda _done, _total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    parts = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
+    with Progress(*parts, console=out.errors, transient=True) as progress:
+        task = progress.add_task("the base writes its general text", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def row(count: int, record: Mapping[str, Any]) -> str:

@@ -134,8 +134,8 @@ def _length(cache: Any) -> int:
 
 
 def named_in(texts: RowTexts | None, rows: Iterable[int], subject: str) -> list[bool]:
-    """Tell for each of these rows whether its text names a subject. Raises ValueError for rows whose
-    text is not known."""
+    """Tell for each of these rows whether its text names a subject. Raises ValueError for rows
+    without a known text."""
     if texts is None:
         raise ValueError("rows without their texts: a neuron asks for its subject in them")
     return [names(texts[row], subject) for row in rows]

@@ -29,7 +29,7 @@ from continual.patches import Patch
 from continual.prompts import Prompt
 from continual.readers import read_record
 from continual.recheck.candidates import encode
-from continual.recheck.general_rows import BODY
+from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
 from continual.recheck.standing import Standing
 from continual.requests import Request
@@ -43,7 +43,7 @@ from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Question, Task, make_task, new_settings, task_class
 from continual.watch import general
 from continual.watch.config import WatchConfig
-from continual.watch.general import GeneralText
+from continual.watch.general import ReadText
 from store import BlobRef, Draft, Revision, Store
 
 if TYPE_CHECKING:
@@ -122,18 +122,17 @@ def init(
         body["origin"] = dict(new.origin)
     edited = EditedModel(base)
     with edited:
-        text = _general_text(Site(edited, task), new, on_progress)
-    if text.passages:
-        body[BODY] = text.to_json()
+        read = _general_text(Site(edited, task), new, on_progress)
+    if read.text.passages:
+        body[BODY] = read.text.to_json()
     store = Store.init(path, settings, body, base.fingerprint)
+    GeneralRows.keep(store, Site(edited, task), read)
     session = Session(store, edited, task)
     session.standing  # noqa: B018  measures the base, so that its accuracies are on record
     return session
 
 
-def _general_text(
-    site: Site, new: NewStore, on_progress: Callable[[int, int], None]
-) -> GeneralText:
+def _general_text(site: Site, new: NewStore, on_progress: Callable[[int, int], None]) -> ReadText:
     """The general text of a new store: of files, or as the base writes it."""
     config = WatchConfig.of(new.watch or {})
     if new.text:
@@ -279,16 +278,18 @@ class Session:
         config = WatchConfig.of(StoreSettings.of(self.store.settings).watch)
         self._stand_at_head()
         if files:
-            text = general.take(self.site, TextFiles(tuple(files)), config)
+            read = general.take(self.site, TextFiles(tuple(files)), config)
         else:
             seed = StoreSettings.of(self.store.settings).run.seed
-            text = general.write(self.site, config, seed, on_progress)
-        if not text.passages:
+            read = general.write(self.site, config, seed, on_progress)
+        if not read.text.passages:
             return None
         head = self.store.head
         revision = self.store.commit(
-            Draft("watch", head.id, head.fingerprint, {BODY: text.to_json()})
+            Draft("watch", head.id, head.fingerprint, {BODY: read.text.to_json()})
         )
+        if self.edited.weights_state == self.edited.base.fingerprint:
+            GeneralRows.keep(self.store, self.site, read)
         self.forget_standing()
         return revision
 

@@ -5,9 +5,10 @@
     3  a revision can bring general text that is watched, and edits have neighbours (`watch`)
 
 A version 1 reader would pass over `replaces` and take the state for damaged, a version 2 reader
-would edit without what is watched, hence the numbers. A step leaves the old files as they are until all that it needs is written; `cedit.toml` says the new
-number last. The settings and the journal from before are kept in `backup/`. A newer format is
-refused by name: only the version that wrote it knows what it means.
+would edit without what is watched, hence the numbers. A step leaves the old files as they are until
+all that it needs is written; `cedit.toml` says the new number last. The settings and the journal
+from before are kept in `backup/`. A newer format is refused by name: only the version that wrote it
+knows what it means.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import click
 
 from cli.interruption import stopping
 from cli.options import common, editor_names, find_store
-from cli.output import Output, counted, rates, short
+from cli.output import WATCHED, Output, counted, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"{summary['read']} read: {counts} in {summary['seconds']:.1f} s",
         rates(summary, "SR", "GR", "ER", "TrainR", "TestR", "Locality"),
+        rates(summary, *WATCHED),
         f"head {short(summary['head'])}  fingerprint {short(summary['fingerprint'])}",
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cli.options import common, find_store, revision_names
-from cli.output import Output, one_line, rates, short, size
+from cli.output import ID_DIGITS, WATCHED, Output, one_line, rates, short, size
 
 _PLACE = {"from": "A", "to": "B"}
 
@@ -63,6 +63,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     for place, letter in _PLACE.items():
         measured = rates(record["rates"][place], "SR", "GR", "ER", "TrainR", "TestR")
         yield f"{letter} {short(record[place])}  {measured}"
+        yield f"  {' ' * ID_DIGITS}  {rates(record['rates'][place], *WATCHED)}"
     yield f"patches +{size(record['patch_bytes_added'])} -{size(record['patch_bytes_gone'])}"
     for patch in record["patches"]:
         sign = "+" if patch["change"] == "added" else "-"

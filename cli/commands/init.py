@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.commands.watch import watch_line, watch_record
 from cli.options import common
 from cli.output import DASH, Output, short
+from cli.watching import writing
 
 if TYPE_CHECKING:
     from continual.session import Session
@@ -37,6 +40,12 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option(
     "--test-probes", type=File, help="JSON Lines of prompt (or messages) and answer, for TestR."
+)
+@click.option(
+    "--text",
+    type=File,
+    multiple=True,
+    help="General text that edits leave alone, in the place of what the base writes itself.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
@@ -67,7 +76,8 @@ def command(
     """Make a store for a base model.
 
     The store is a folder, .cedit unless named. The model's accuracy on the probe sets is
-    measured once; TrainR and TestR compare with it.
+    measured once; TrainR and TestR compare with it. The base writes some general text, which
+    edits leave alone; [watch] in cedit.toml says how much.
 
     \b
     Example:
@@ -79,8 +89,12 @@ def command(
     new = NewStore(
         task=_task(name=task, terminator=terminator, blank=blank), anatomy=_pairs(anatomy), **told
     )
-    with init(_place(folder, store), new) as session:
-        record = _record(session)
+    began = time.perf_counter()
+    with (
+        writing(out) as on_progress,
+        init(_place(folder, store), new, on_progress=on_progress) as session,
+    ):
+        record = _record(session, time.perf_counter() - began)
     out.result(record, *_text(record))
     out.warn(record["warnings"])
 
@@ -107,7 +121,7 @@ def _pairs(said: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _record(session: Session) -> dict[str, Any]:
+def _record(session: Session, seconds: float) -> dict[str, Any]:
     from continual.history.inspection import base_accuracies
     from continual.history.warnings import store_warnings
 
@@ -120,6 +134,7 @@ def _record(session: Session) -> dict[str, Any]:
         "base": store.base.fingerprint,
         "probes": store.settings["probes"],
         "accuracy": base_accuracies(store),
+        "watch": watch_record(session, seconds),
         "warnings": store_warnings(store),
     }
 
@@ -135,4 +150,5 @@ def _text(record: dict[str, Any]) -> list[str]:
         lines.append(f"{count} {name} probes, {share} right before the first edit.")
     if not record["probes"]:
         lines.append("No probe sets: TrainR and TestR will not be measured.")
+    lines.append(watch_line(record["watch"]))
     return [*lines, "Next: cedit apply corrections.jsonl"]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.options import common, find_store, revision_names
-from cli.output import Output, one_line, rates, short, size
+from cli.output import WATCHED, Output, one_line, rates, short, size
 
 _TOLD = (
     *("editor", "attempt", "neurons", "records", "steps", "loss", "condition", "residual"),
@@ -50,6 +50,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     if record["patch"]:
         yield f"patch        {short(record['patch'])}, {size(record['patch_bytes'])}"
     yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR', 'Locality')}"
+    yield f"             {rates(record, *WATCHED)}"
     for request in record["reverted"]:
         yield one_line(f"without      {request['prompt']} → {request['target_new']}")
     for name, position in record["streams"].items():
@@ -59,6 +60,12 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     for outcome in record["outcomes"]:
         yield ""
         yield from _outcome(outcome)
+    if record["changed"]:
+        yield ""
+        yield "Changed, and should not have been:"
+    for change in record["changed"]:
+        prompt, before, after = (one_line(change[name]) for name in ("prompt", "before", "after"))
+        yield f"  ({change['role']})  {prompt} → {before} | now {after}"
 
 
 def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
@@ -71,6 +78,8 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
         yield f"             {one_line(told)}"
     if "chosen_for" in outcome:
         yield f"             chosen for it: {one_line(outcome['chosen_for'])}"
+    if "answered_by" in outcome:
+        yield f"             right before its edit, by that of {short(outcome['answered_by'])}"
     for editor, reason in outcome.get("passed_by", {}).items():
         yield f"             not by {editor}: {one_line(reason)}"
     for identity in outcome.get("supersedes", ()):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.options import common, find_store
-from cli.output import Output, counted, rates, short
+from cli.output import WATCHED, Output, counted, rates, short
 
 
 @click.command("status")
@@ -37,7 +37,8 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"head         {short(record['head'])} (@{record['seq']})"
     yield f"fingerprint  {short(record['fingerprint'])}"
     yield f"in force     {active}, {record['requests_failed']} failed"
-    yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR')}"
+    yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR', 'Locality')}"
+    yield f"             {rates(record, *WATCHED)}"
     if record["index"]:
         yield f"index        {_index_text(record['index'])}"
     for name, position in record["streams"].items():

@@ -42,6 +42,10 @@ MEANINGS = {
     "TrainR": "training probes, now over base",
     "TestR": "test probes, now over base",
     "Locality": "neighbouring facts as before their edit",
+    "Watch": "held-out general text, as the base goes on",
+    "Neighbours": "held-out neighbours as before their edit",
+    "Continuation": "behind the answers, as before their edit",
+    "Fluency": "entropy of free continuations, over the base's",
 }
 ROLES = {
     "edit": "prompts",
@@ -51,6 +55,9 @@ ROLES = {
     "portability": "portability probes",
     "train": "training probes",
     "test": "test probes",
+    "watch": "positions of general text",
+    "neighbour": "neighbours",
+    "continuation": "positions behind answers",
 }
 
 

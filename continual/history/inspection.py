@@ -111,6 +111,7 @@ def details(store: Store, revision: Revision) -> Record:
         "outcomes": [_outcome(store, outcome) for outcome in outcomes_of(revision.body)],
         "quarantined_records": list(revision.body.get("quarantined", ())),
         "streams": {n: s["position"] for n, s in revision.body.get("streams", {}).items()},
+        "changed": (store.ledger(revision.seq) or {}).get("changed", []),
         "patch": revision.patch.sha256 if revision.patch else None,
         "previous": revision.previous,
     }

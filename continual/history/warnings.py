@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from continual.recheck.metrics import Count
+from continual.settings import StoreSettings
+from continual.watch.config import ROWS_MIN
 from store import Store
 
 PROBES_MIN = 20  # of a set: fewer say nothing
@@ -46,5 +48,23 @@ def _likely_reason(store: Store, name: str) -> str:
     return "a blank may be missing between prompt and answer, or be one too many"
 
 
-CAUSES: tuple[Callable[[Store], Iterator[str]], ...] = (unanswered_probes,)
+def little_memory(store: Store) -> Iterator[str]:
+    """Few positions that tell an edit what to leave alone: it may change anything else."""
+    if StoreSettings.of(store.settings).task_name != "causal":
+        return
+    texts = [r.body["watch"]["passages"] for r in store.lineage("head") if "watch" in r.body]
+    general = sum(len(said) for _, _, said in texts[-1][::2]) if texts else 0
+    taught = len(store.base.body["probes"].get("train", ()))
+    if general + taught < ROWS_MIN:
+        yield (
+            f"{general + taught} rows tell an edit what to leave alone, and fewer than {ROWS_MIN} "
+            "are too few: what nobody names, an edit may change. Give general text with `cedit "
+            "watch`, or training probes with `cedit init --train-probes`."
+        )
+
+
+CAUSES: tuple[Callable[[Store], Iterator[str]], ...] = (
+    unanswered_probes,
+    little_memory,
+)
 """Each looks at a store, and yields its warnings."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from continual.memory.recall import Recall, recall_of
+from continual.memory.routing import Route
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
 
@@ -58,6 +59,12 @@ class Answers:
             return None
         method = self.site.edited.memory.readings[place].method
         return Read(method, question, encoding.targets)
+
+    def routes(self, encodings: Sequence[Encoding]) -> list[Route | None]:
+        """The record that each of these probes is about; None where the model itself answers."""
+        if not self.is_routed:
+            return [None] * len(encodings)
+        return self.recall.routes([self.text(encoding) for encoding in encodings])
 
     # -- whether probes are right
 
@@ -131,8 +138,7 @@ class Answers:
         """The probes that a record answers; None for the others."""
         if not self.is_routed:
             return [None] * len(encodings)
-        routes = self.recall.routes([self.text(encoding) for encoding in encodings])
         return [
             None if route is None else self.read(route.place, encoding)
-            for route, encoding in zip(routes, encodings, strict=True)
+            for route, encoding in zip(self.routes(encodings), encodings, strict=True)
         ]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from continual.recheck.ledger import WATCH, Entry
 from continual.site import Rows, Site
 from continual.tasks import Encoding
-from continual.watch.general import NONE, GeneralText
+from continual.watch.general import NONE, GeneralText, ReadText
 from continual.watch.passages import UNSAID, Passage
 from continual.watch.stating import CorrectedFact
 from store import Revision, Store, StoreError
@@ -40,12 +40,31 @@ class GeneralRows:
         bodies = [r.body[BODY] for r in lineage if BODY in r.body]
         return cls(store, site, GeneralText.from_json(bodies[-1]) if bodies else NONE)
 
+    @classmethod
+    def keep(cls, store: Store, site: Site, read: ReadText) -> None:
+        """Keep the rows of text that was just read, so that it is not read again."""
+        general = cls(store, site, read.text)
+        halves = {"memory": (read.text.memory, read.memory)}
+        halves["held-out"] = (read.text.held_out, read.held_out)
+        for name, (passages, rows) in halves.items():
+            if rows is not None:
+                encodings = [passage.encoding() for passage in passages]
+                targets = [token for encoding in encodings for token in encoding.targets]
+                general._keep(
+                    name, encodings, replace(rows, targets=rows.targets.new_tensor(targets))
+                )
+
     # -- memory
 
     @property
     def memory_rows(self) -> int:
         """Count the positions in memory."""
         return sum(passage.rows for passage in self.text.memory)
+
+    def size(self) -> int:
+        """Count the bytes of its rows, which the store's cache keeps and a run holds."""
+        rows = self.memory_rows + sum(passage.rows for passage in self.text.held_out)
+        return rows * 2 * self.site.edited.anatomy.width * 4
 
     def queries(self) -> Tensor:
         """[m, d] the queries of all positions in memory, as the matrices are now."""
@@ -113,12 +132,14 @@ class GeneralRows:
 
     def _read(self, name: str, encodings: Sequence[Encoding]) -> Rows:
         rows = self.site.rows_in_passes(encodings)
+        self._keep(name, encodings, rows)
+        return rows
+
+    def _keep(self, name: str, encodings: Sequence[Encoding], rows: Rows) -> None:
         if self.store.writable:
             tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
-            self.store.put_cached(
-                f"{CACHE}-{name}", tensors, {"made_for": self._made_for(encodings)}
-            )
-        return rows
+            made_for = {"made_for": self._made_for(encodings)}
+            self.store.put_cached(f"{CACHE}-{name}", tensors, made_for)
 
     def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:
         texts = json.dumps([[e.within, e.positions, e.targets] for e in encodings])

@@ -102,6 +102,12 @@ class Ledger:
         place = self.places(entry.owner, entry.role)[entry.index]
         return bool(self._outcomes[place])
 
+    def entry(self, key: str) -> Entry | None:
+        """The registered probe of this name; None where its owner is retired."""
+        owner, role, index = key.rsplit(":", 2)
+        places = self.places(owner, role)
+        return self.entries[places[int(index)]] if int(index) < len(places) else None
+
     def route(self, entry: Entry) -> Route | None:
         """The record that answers a registered probe; None where the model itself does."""
         place = self.places(entry.owner, entry.role)[entry.index]

@@ -8,8 +8,9 @@ stages of a step are in `step.pipeline`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from continual.editors import Taught
+from continual.memory.answers import Answers
 from continual.naming import names
 from continual.prompts import compared
 from continual.queries.memory import QueryMemory
@@ -32,6 +34,7 @@ from continual.recheck.ledger import (
     TEST,
     TRAIN,
     WATCH,
+    WATCHED,
     Entry,
     Ledger,
 )
@@ -48,10 +51,14 @@ from continual.recheck.retention import (
 from continual.requests import Probe, Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding, Question
+from continual.watch import fluency
 from continual.watch.neighbours import Neighbourhood
 from continual.watch.stating import CorrectedFact
 from store import Revision, Store
 
+KEPT = (LOCALITY, TRAIN, TEST, *WATCHED)
+"""The roles of probes that no edit should turn."""
+CHANGES_TOLD_MAX = 20  # of a step, in words
 REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows held twice
 
 
@@ -62,6 +69,8 @@ class Measured:
     rates: Rates
     turned: Mapping[str, bool]
     generality: Count  # of the edits since the last record
+    changed: tuple[Mapping[str, str], ...] = ()  # what should have stayed: prompt, before, after
+    fluency: Mapping[str, float] = field(default_factory=dict)  # of requests where it is news
     base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +80,10 @@ class Measured:
             "turned": dict(self.turned),
             "GR": [self.generality.right, self.generality.total],
         }
+        if self.changed:
+            record["changed"] = [dict(change) for change in self.changed]
+        if self.fluency:
+            record["fluency"] = dict(self.fluency)
         if self.base is not None:
             record["base"] = {role: [c.right, c.total] for role, c in self.base.items()}
         return record
@@ -401,12 +414,61 @@ class Standing:
             Watch=self.ledger.count(WATCH).rate,
             Neighbours=self.ledger.count(NEIGHBOUR).rate,
             Continuation=self.ledger.count(CONTINUATION).rate,
+            Fluency=None,
         )
         seen, self._unrecorded = self._unrecorded, {}
         turned = {key: now for key, now in seen.items() if self._recorded.get(key, True) != now}
         self._recorded.update(turned)
-        at_base = self._store.ledger(0) is None
-        return Measured(rates, turned, generality, self._base if at_base else None)
+        news = self._follow_fluency(turned)
+        rates = replace(rates, Fluency=self._mean_fluency())
+        base = self._base if self._store.ledger(0) is None else None
+        return Measured(rates, turned, generality, self._changed(turned), news, base)
+
+    # -- words
+
+    def _changed(self, turned: Mapping[str, bool]) -> tuple[Mapping[str, str], ...]:
+        """The probes that should have stayed right and did not, in words; the first of many."""
+        broken = (self.ledger.entry(key) for key, right in turned.items() if not right)
+        harmed = (entry for entry in broken if entry is not None and entry.role in KEPT)
+        return tuple(self._in_words(entry) for entry in islice(harmed, CHANGES_TOLD_MAX))
+
+    def _in_words(self, entry: Entry) -> Mapping[str, str]:
+        text, encoding = self._site.task.text, entry.encoding
+        answers = Answers(self._site)
+        return {
+            "role": entry.role,
+            "prompt": answers.text(encoding),
+            "before": text(encoding.targets),
+            "after": text(answers.greedily(encoding)),
+        }
+
+    # -- fluency
+
+    def _follow_fluency(self, turned: Mapping[str, bool]) -> dict[str, float]:
+        """Measure the free continuations of requests behind whose answer a position turned. Where
+        none is wrong the text goes on as the base's, word for word, and fluency is 1."""
+        owners = {key.rsplit(":", 2)[0] for key in turned if f":{CONTINUATION}:" in key}
+        found = {owner: self._fluency_of(owner) for owner in owners if owner in self.retention}
+        self.fluency.update(found)
+        return found
+
+    def _fluency_of(self, owner: str) -> float:
+        places = self.ledger.places(owner, CONTINUATION)
+        count = self.ledger.count(CONTINUATION, [owner])
+        if not places or count.right == count.total:
+            return 1.0
+        asked = self.ledger.entries[self.ledger.places(owner, EDIT)[0]].encoding
+        start = len(asked.question.ids)
+        base = self.ledger.entries[places[0]].encoding.ids[start:]
+        said = self._site.task.answer(self._site.edited.model, asked.question, len(base))
+        return fluency.share_kept(said, base)
+
+    def _mean_fluency(self) -> float | None:
+        """The mean over the edits in force that have a continuation."""
+        owners = [o for o in self.retention.requests if self.ledger.places(o, CONTINUATION)]
+        if not owners:
+            return None
+        return sum(self.fluency.get(owner, 1.0) for owner in owners) / len(owners)
 
     def _generality_of(self, owner: str) -> Count:
         """Held-out rephrases where a request has any, else the rephrases that it learned from."""

@@ -31,7 +31,7 @@ from continual.recheck.standing import Measured, Standing
 from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.editing import Bench, Edited, Workshop
-from continual.step.planning import Plan, Planner
+from continual.step.planning import Plan, PlannedEdit, Planner
 from continual.step.watching import Watch
 from continual.streams import STANDARD_INPUT, Item
 from continual.watch.config import WatchConfig
@@ -197,6 +197,18 @@ def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
         return replace(item, requests=(), reason=error.reason), []
 
 
+def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Outcome:
+    """The outcome with what was known of its request before the edit."""
+    notes = {"answered_by": edit.answered_by} if edit.answered_by else {}
+    near = edit.neighbourhood
+    return replace(
+        outcome,
+        expected=outcome.expected if probed is None else probed.expected,
+        neighbours={} if near is None else near.to_json(),
+        notes={**outcome.notes, **notes},
+    )
+
+
 class Pipeline:
     """Turns batches into revisions. The model stands at the store's head, before and after."""
 
@@ -212,8 +224,14 @@ class Pipeline:
         self._settings = settings
         self._answers = Answers(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
-        self._planner = Planner(site, standing.retention, standing.ledger, settings.force)
         config = settings.watched
+        self._planner = Planner(
+            site,
+            standing.retention,
+            standing.ledger,
+            force=settings.force,
+            sees_spills=config is not None,
+        )
         self._watch = None if config is None else Watch(site, config, settings.seed)
         bench = Bench(
             site,
@@ -301,16 +319,9 @@ class Pipeline:
                 memory.remember(edit.id, edit.rows.query)
         if edited.weight_blocks:
             self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
-        near = {edit.id: edit.neighbourhood for edit in plan.edits}
-        outcomes = tuple(
-            replace(
-                o,
-                expected=probes[o.id].expected if o.id in probes else o.expected,
-                neighbours=n.to_json() if (n := near[o.id]) is not None else {},
-            )
-            for o in edited.outcomes
-        )
-        return Edited(edited.parts, outcomes)
+        plans = {edit.id: edit for edit in plan.edits}
+        outcomes = (_with_plan(o, plans[o.id], probes.get(o.id)) for o in edited.outcomes)
+        return Edited(edited.parts, tuple(outcomes))
 
     # -- neighbours
 

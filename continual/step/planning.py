@@ -32,6 +32,7 @@ class PlannedEdit:
     supersedes: tuple[str, ...] = ()
     repair: bool = False
     neighbourhood: Neighbourhood | None = None  # None: nothing is watched
+    answered_by: str | None = None  # another edit, which spilt over to this prompt
 
     @property
     def id(self) -> str:
@@ -66,8 +67,12 @@ class Plan:
 class Planner:
     """Plans batches against what is retained."""
 
-    def __init__(self, site: Site, kept: Retention, ledger: Ledger, force: bool) -> None:
+    def __init__(
+        self, site: Site, kept: Retention, ledger: Ledger, *, force: bool, sees_spills: bool
+    ) -> None:
+        """`sees_spills`: a prompt that another edit answers rightly does not count as known."""
         self._site, self._kept, self._ledger, self._force = site, kept, ledger, force
+        self._sees_spills = sees_spills
         self._answers = Answers(site)
 
     def plan(self, batch: Sequence[Candidate], repair: bool) -> Plan:
@@ -99,10 +104,12 @@ class Planner:
         for candidate in latest:
             supersedes = tuple(self._kept.competitors(candidate.request))
             rows = self._site.rows(candidate.learned)
-            if not self._force and self._is_right(candidate, rows):
-                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
-            else:
+            if self._force or not self._is_right(candidate, rows):
                 edits.append(PlannedEdit(candidate, rows, state, supersedes))
+            elif (other := self._spilt_from(candidate, rows)) is not None:
+                edits.append(PlannedEdit(candidate, rows, state, supersedes, answered_by=other))
+            else:
+                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
         return edits, skipped
 
     def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
@@ -150,6 +157,25 @@ class Planner:
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
         """Whether the model at head answers the prompt rightly, in each of its forms."""
         return self._answers.are_all_right(candidate.learned, candidate.forms, rows)
+
+    def _spilt_from(self, candidate: Candidate, rows: Rows) -> str | None:
+        """The edit of another request that a prompt owes its right answer to; None where the model
+        knows it without any neuron or record."""
+        if not self._sees_spills:
+            return None
+        routes = self._answers.routes(candidate.required)
+        owners = {route.record.id for route in routes if route is not None}
+        own = rows[slice(candidate.required_rows)]
+        bare = self._site.verdict(own.hidden, own.targets)
+        if not owners and bool(bare.right.all()):
+            return None
+        target = candidate.request.target_new
+        applied = (i for i, kept in self._kept.requests.items() if kept.applied)
+        alike = [i for i in applied if self._kept.requests[i].request.target_new == target]
+        return next(iter([*sorted(owners), *alike]), UNKNOWN)
+
+
+UNKNOWN = "an earlier edit"
 
 
 def _compete(one: Candidate, other: Candidate) -> bool:

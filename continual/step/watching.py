@@ -1,4 +1,4 @@
-"""The watch set of a run: neighbourhoods written before an edit, and its patch weighed against them.
+"""The watch set of a run: neighbourhoods written before an edit, its patch weighed against them.
 
 Knows the site, the ledger and the budget; leaves the order of the stages to `step`.
 """

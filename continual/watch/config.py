@@ -22,7 +22,7 @@ class WatchConfig(Table):
 
     table: ClassVar[str] = "watch"
 
-    texts: int = 256  # general texts, written once for a base model; 0: no general text
+    texts: int = 128  # general texts, written once for a base model; 0: no general text
     tokens: int = 24  # of each
     neighbours: int = 24  # of each request, half of them held out; 0: none are made
     said: int = 4  # tokens of a neighbour's answer

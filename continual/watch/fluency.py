@@ -25,7 +25,7 @@ def _entropy_of(ids: Sequence[int], count: int) -> float:
     return -sum(n / total * math.log2(n / total) for n in grams.values())
 
 
-def kept(ids: Sequence[int], base: Sequence[int]) -> float:
+def share_kept(ids: Sequence[int], base: Sequence[int]) -> float:
     """The entropy of a continuation as a share of the base's, at most 1."""
     before = entropy(base)
     return min(1.0, entropy(ids) / before) if before else 1.0

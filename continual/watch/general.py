@@ -7,9 +7,10 @@ are held out. All of it stands in the journal, so that a history is whole withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, zip_longest
 from typing import Any, Self
 
 import torch
@@ -26,6 +27,13 @@ CHAT_SHARE = 4
 """One text in so many begins as a user's turn, where the tokenizer has a chat template."""
 DOCUMENT_CHARACTERS_MAX = 4096  # of a given text: a passage is taken from its beginning
 WRITTEN_TOGETHER = 32  # texts
+TOKENS_MIN = 4  # of a text that the base wrote: a shorter one is begun in another way
+SPREAD = 7919  # between the tokens of the vocabulary that texts begin with
+
+Start = tuple[tuple[int, ...], bool]
+"""Tokens before a text, and whether a prompt would have them, too."""
+Beginning = tuple[tuple[int, ...], bool, tuple[int, ...]]
+"""The same with the text."""
 _WORD = "cedit"  # stands for a user's words
 
 
@@ -60,28 +68,45 @@ class GeneralText:
 NONE = GeneralText((), "none")
 
 
+@dataclass(frozen=True)
+class ReadText:
+    """General text as it was just read through the base; None for a half without passages."""
+
+    text: GeneralText
+    memory: Rows | None
+    held_out: Rows | None
+
+
 def _ignore(_done: int, _total: int) -> None:
     """Progress, unseen."""
 
 
 def write(
     site: Site, config: WatchConfig, seed: int, on_progress: Callable[[int, int], None] = _ignore
-) -> GeneralText:
+) -> ReadText:
     """Let the base write its general text; `on_progress` is told the texts written and their
     number. A model that does not continue text has none."""
     if not config.texts or site.task.name != "causal":
-        return NONE
+        return ReadText(NONE, None, None)
     with site.edited.bare():
-        starts = list(_starts(site, config.texts))
-        texts: list[tuple[int, ...]] = []
-        for first in range(0, len(starts), WRITTEN_TOGETHER):
-            part = [ids for ids, _ in starts[first : first + WRITTEN_TOGETHER]]
-            texts += continued(site.edited, part, config.tokens, seed=seed + first)
-            on_progress(len(texts), len(starts))
-        return GeneralText(_passages(site, starts, texts), "base")
+        written: dict[int, Beginning] = {}
+        kinds = _kinds_of_start(site)
+        for turn, kind in enumerate(kinds):
+            least = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
+            left = [number for number in range(config.texts) if number not in written]
+            for first in range(0, len(left), WRITTEN_TOGETHER):
+                numbers = left[first : first + WRITTEN_TOGETHER]
+                starts = [kind(number) for number in numbers]
+                ids = [start for start, _ in starts]
+                texts = continued(site.edited, ids, config.tokens, seed=seed + turn + first)
+                for number, start, text in zip(numbers, starts, texts, strict=True):
+                    if len(text) >= least:
+                        written[number] = (*start, text)
+                on_progress(len(written), config.texts)
+        return _read(site, [written[n] for n in sorted(written)], "base")
 
 
-def take(site: Site, files: TextFiles, config: WatchConfig) -> GeneralText:
+def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:
     """Take general text from files. Raises CeditError for files without text."""
     if site.task.name != "causal":
         raise CeditError(f"General text is for causal models, and this one is {site.task.name}.")
@@ -94,26 +119,40 @@ def take(site: Site, files: TextFiles, config: WatchConfig) -> GeneralText:
             texts.append(tuple(ids))
     if not texts:
         raise CeditError(f"No text in {', '.join(map(str, files.paths))}: give files with text.")
+    source = ", ".join(path.name for path in files.paths)
     with site.edited.bare():
-        passages = _passages(site, [((), False)] * len(texts), texts)
-    return GeneralText(passages, ", ".join(path.name for path in files.paths))
+        return _read(site, [((), False, text) for text in texts], source)
 
 
-def _starts(site: Site, count: int) -> Iterable[tuple[tuple[int, ...], bool]]:
-    """Tokens before each text, and whether a user's prompt would have them, too."""
+def _kinds_of_start(site: Site) -> list[Callable[[int], Start]]:
+    """Ways to begin a text by its number, in turn: a text that ends at once is begun in the next.
+
+    First behind a token that begins a text, every fourth pair as a user's turn where there is a
+    chat template; then behind one that ends a text; then with an ordinary token.
+    """
     tokenizer = site.edited.tokenizer
-    turn = _user_turn(site)
-    opening = tuple(tokenizer("")["input_ids"])
-    bare = [token for token in opening if token not in text_ends(site.edited)]
-    named = tokenizer.bos_token_id, tokenizer.eos_token_id
-    document = tuple(bare) or tuple(token for token in named if token is not None)[:1]
-    for number in range(count):
+    turn, ends = _user_turn(site), text_ends(site.edited)
+    opening = tuple(token for token in tokenizer("")["input_ids"] if token not in ends)
+    generation = getattr(site.edited.model, "generation_config", None)
+    named = (
+        tokenizer.bos_token_id,
+        getattr(generation, "bos_token_id", None),
+        tokenizer.eos_token_id,
+    )
+    marks = list(dict.fromkeys(int(token) for token in named if token is not None))
+
+    def in_turn(number: int) -> Start:
         if turn is not None and number // 2 % CHAT_SHARE == CHAT_SHARE - 1:
-            yield turn, True
-        elif document:
-            yield document, bool(bare)
-        else:
-            yield (_ordinary(site, number),), True
+            return turn, True
+        return (opening, True) if opening else ((marks[0],), False)
+
+    kinds: list[Callable[[int], Start]] = [in_turn] if opening or marks else []
+    kinds += [partial(_behind_mark, mark) for mark in marks[1:]]
+    return [*kinds, partial(_ordinary, site)]
+
+
+def _behind_mark(mark: int, _number: int) -> Start:
+    return (mark,), False
 
 
 def _user_turn(site: Site) -> tuple[int, ...] | None:
@@ -126,27 +165,32 @@ def _user_turn(site: Site) -> tuple[int, ...] | None:
     return tuple(site.edited.tokenizer(before, add_special_tokens=False)["input_ids"]) or None
 
 
-def _ordinary(site: Site, number: int) -> int:
-    """A token to begin with, where a tokenizer names none."""
+def _ordinary(site: Site, number: int) -> Start:
+    """A token of the vocabulary, another one for each text."""
     special = set(site.edited.tokenizer.all_special_ids)
-    tokens = [i for i in range(site.choices) if i not in special]
-    return tokens[number * 7919 % len(tokens)]
+    count = len(site.edited.model.get_input_embeddings().weight)
+    tokens = [i for i in range(min(count, len(site.edited.tokenizer))) if i not in special]
+    return (tokens[number * SPREAD % len(tokens)],), True
 
 
-def _passages(
-    site: Site,
-    starts: Sequence[tuple[tuple[int, ...], bool]],
-    texts: Sequence[tuple[int, ...]],
-) -> tuple[Passage, ...]:
+def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
     """Texts with the base's next token at each of their positions. A start that no prompt has is
     left away: a text then begins as a prompt does."""
-    whole: list[tuple[tuple[int, ...], int]] = []
-    for (start, stays), text in zip(starts, texts, strict=True):
-        ids = (*start, *text) if stays else text
-        whole.append((ids, max(0, len(start) - 1) if stays else 0))
+    whole = [
+        ((*start, *text), max(0, len(start) - 1)) if stays else (text, 0)
+        for start, stays, text in texts
+    ]
     blank = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in whole if len(ids) > 1]
+    halves = [_read_half(site, blank[half::2]) for half in (0, 1)]
+    passages = [p for pair in zip_longest(*(half for half, _ in halves)) for p in pair if p]
+    return ReadText(GeneralText(tuple(passages), source), *(rows for _, rows in halves))
+
+
+def _read_half(site: Site, blank: Sequence[Passage]) -> tuple[tuple[Passage, ...], Rows | None]:
+    if not blank:
+        return (), None
     rows = site.rows_in_passes([passage.encoding() for passage in blank])
-    return expected(site, blank, rows)
+    return expected(site, blank, rows), rows
 
 
 @torch.no_grad()

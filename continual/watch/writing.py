@@ -68,12 +68,13 @@ def _generated(
 
 
 def text_ends(edited: EditedModel) -> frozenset[int]:
-    """The tokens that end a text, as the model's generation settings and its tokenizer say."""
+    """The tokens that end a text, as the model's generation settings and its tokenizer say; one
+    that begins a text or pads it ends the text before it, too."""
     said = getattr(edited.model.generation_config, "eos_token_id", None)
     named = list(said) if isinstance(said, list | tuple) else [said]
-    return frozenset(
-        int(token) for token in (*named, edited.tokenizer.eos_token_id) if token is not None
-    )
+    tokenizer = edited.tokenizer
+    others = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    return frozenset(int(token) for token in (*named, *others) if token is not None)
 
 
 def _ended(row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:

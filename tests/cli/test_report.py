@@ -240,7 +240,7 @@ def test_a_long_table_says_how_many_more_there_are(
     assert "and 5 more: " in shown.texts
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_golden_stores_have_a_page(
     cedit: Cedit, tmp_path: Path, page: Any, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

@@ -48,6 +48,9 @@ def fill(store: Store) -> None:
     store.quarantine([{"stream": "news.jsonl", "position": 4, "rolling": "x", "line": "bad"}])
     if config.FORMAT >= 2:
         store.commit(Draft("revert", target.id, "f0", replaces={target.id: None}))
+    if config.FORMAT >= 3:
+        text = {"source": "base", "passages": [[[5, 6], 0, [7, 8]], [[6, 5], 0, [8, -1]]]}
+        store.commit(Draft("watch", store.head.id, "f0", {"watch": text}))
     store.put_cached("statistics/block-0", {"moment": torch.eye(2)}, {"count": 2})
 
 

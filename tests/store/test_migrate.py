@@ -41,11 +41,13 @@ def test_a_store_of_any_format_has_all_that_was_put_there(number, tmp_path):
     with Store.open(path, writable=True) as store:
         assert [p for p in verify(store) if not p.harmless] == []
         operations = [r.operation for r in store.revisions()]
-        newer = ["revert"] if number >= 2 else []
+        newer = ["revert", "watch"][: number - 1]
         assert operations == ["base", "edit", "edit", "edit", "rollback", *newer]
         assert store.head.fingerprint == ("f0" if newer else "f1")
         assert store.revision("release").fingerprint == "f2"
         assert [layer.patch is None for layer in store.layers("head")][1:2] == [bool(newer)]
+        watched = store.head.body.get("watch", {})
+        assert bool(watched.get("passages")) == (number >= 3)
         assert store.streams() == {"news.jsonl": {"position": 3, "rolling": f"{3:032x}"}}
         assert store.ledger(2)["rates"] == {"SR": 1.0}
         assert store.requests_about("subject 1") == [f"{1:032x}", f"{3:032x}"]
@@ -86,7 +88,7 @@ def test_what_was_there_is_kept_and_what_people_wrote_stays(old):
     assert done.backup == old / "backup" / "format-1"
     assert (done.backup / "cedit.toml").read_bytes() == before[0]
     assert (done.backup / "data.mdb").read_bytes() == before[1]
-    assert toml.read_text().startswith("# ours\nformat = 2\n")
+    assert toml.read_text().startswith(f"# ours\nformat = {config.FORMAT}\n")
     assert "\n# format = 1 it was\n# sha256 " in toml.read_text()
     assert "cedit.toml" not in {problem.object for problem in verify_path(old)}
 

@@ -1,0 +1,210 @@
+"""A store on the atlas that watches general text and neighbours, as a new one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from continual import atlas
+from continual.editors import Edit, Proposal, Surroundings
+from continual.editors.registry import EDITORS
+from continual.editors.tpatcher import TPatcher
+from continual.errors import CeditError
+from continual.history.inspection import details, rates_at
+from continual.history.rehearsing import recompute
+from continual.patches.neuron import NeuronPatch
+from continual.recheck.ledger import WATCHED, Ledger
+from continual.recheck.retention import outcomes_of
+from continual.session import NewStore, Session, init, open_session
+from continual.watch.neighbours import Neighbourhood
+from tests.continual.conftest import write_lines
+
+pytestmark = pytest.mark.watched
+FEW = {"texts": 16, "tokens": 12, "neighbours": 12}
+ONE = {"prompt": "The capital of France is", "target_new": "Lima", "subject": "France"}
+
+
+def corrections(count: int) -> list[dict[str, Any]]:
+    with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in islice(lines, count)]
+
+
+def made(path: Path, **new: Any) -> Session:
+    return init(path, NewStore(watch=FEW, **new))
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    with made(tmp_path / "store") as opened:
+        yield opened
+
+
+def watched_outcomes(ledger: Ledger) -> dict[str, bool]:
+    roles = {f":{role}:" for role in WATCHED}
+    return {k: v for k, v in ledger.outcomes().items() if any(role in k for role in roles)}
+
+
+def neighbourhoods(session: Session) -> list[Neighbourhood]:
+    return [
+        Neighbourhood.from_json(outcome.neighbours)
+        for revision in session.store.lineage("head")
+        for outcome in outcomes_of(revision.body)
+    ]
+
+
+def test_the_base_writes_the_same_text_with_the_same_seed(tmp_path: Path) -> None:
+    bodies = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        with made(tmp_path / name, seed=seed) as opened:
+            bodies.append(opened.store.base.body["watch"])
+    assert bodies[0] == bodies[1] != bodies[2]
+    assert len(bodies[0]["passages"]) == FEW["texts"]
+
+
+def test_what_is_expected_is_what_the_base_says(session: Session) -> None:
+    for passage in session.standing.general.text.held_out:
+        ids = torch.tensor([passage.ids])
+        said = session.model(input_ids=ids).logits[0, passage.first :].argmax(-1).tolist()
+        assert all(t in (s, -1) for t, s in zip(passage.said, said, strict=True))
+
+
+def test_a_new_store_measures_all_of_the_watch_set(session: Session) -> None:
+    session.apply(corrections(4))
+    rates = rates_at(session.store, session.store.head)
+    assert rates["ER_incl"] == 1.0
+    for name in ("Watch", "Neighbours", "Continuation", "Fluency"):
+        assert rates[name] is not None
+    assert rates["Watch"] == 1.0  # every neuron asks for its subject
+
+
+def test_neighbours_do_not_state_the_fact_and_are_held_apart(session: Session) -> None:
+    session.apply([ONE])
+    (near,) = neighbourhoods(session)
+    assert near.memory and near.held_out and near.behind
+    questions = {p.ids[: p.first + 1] for p in near.held_out}
+    assert questions.isdisjoint(p.ids[: p.first + 1] for p in near.memory)
+    decode = session.tokenizer.decode
+    stated = [p for p in near.held_out if "France" in decode(p.ids) and "Paris" in decode(p.said)]
+    assert stated == []
+
+
+def test_a_full_recheck_agrees_probe_by_probe(session: Session) -> None:
+    session.apply(corrections(6))
+    ledger = session.standing.ledger
+    before = ledger.outcomes()
+    assert len(watched_outcomes(ledger)) > 100
+    assert ledger.remeasure() == {}
+    assert ledger.outcomes() == before
+
+
+def test_a_store_that_is_opened_again_stands_where_it_stood(tmp_path: Path) -> None:
+    with made(tmp_path / "store") as opened:
+        opened.apply(corrections(6))
+        before = opened.standing.ledger.outcomes()
+        memory = opened.standing.memory.all()
+    with open_session(tmp_path / "store") as again:
+        assert again.standing.ledger.outcomes() == before
+        assert torch.equal(again.standing.memory.all(), memory)
+
+
+def test_steps_are_recomputed_to_the_same_bits(session: Session) -> None:
+    session.apply(corrections(4))
+    made_again = list(recompute(session, session.store.lineage("head")))
+    assert [step.difference for step in made_again] == [None] * 4
+
+
+class Loud(TPatcher):
+    """An editor whose neurons fire on everything."""
+
+    name = "tpatcher"
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        patch = super().edit(edits, around).patch
+        assert isinstance(patch, NeuronPatch)
+        everywhere = torch.zeros_like(patch.keys), torch.ones_like(patch.bias)
+        return Proposal(NeuronPatch(patch.block, *everywhere, 10 * patch.values, patch.owners))
+
+
+def test_an_edit_that_changes_general_text_is_refused_with_the_reason(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Loud)
+    assert EDITORS["tpatcher"] == "tpatcher.TPatcher"
+    before = session.edited.fingerprint
+    (step,) = session.apply([ONE], editor="tpatcher")
+    (outcome,) = step.outcomes
+    assert outcome.outcome == "failed"
+    assert "general positions that are held out, over watch_max" in str(outcome.reason)
+    assert session.edited.fingerprint == before
+    assert rates_at(session.store, session.store.head)["Watch"] == 1.0
+
+
+def test_what_changed_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Loud)
+    free = {**FEW, "watch_max": 1.0, "neighbours_max": 1.0}
+    with init(tmp_path / "store", NewStore(watch=free)) as opened:
+        opened.apply([ONE], editor="tpatcher")
+        record = details(opened.store, opened.store.head)
+        assert record["Watch"] < 0.5
+        assert record["Fluency"] < 0.5
+        change = record["changed"][0]
+        assert change.keys() == {"role", "prompt", "before", "after"}
+        assert change["before"] != change["after"]
+
+
+def test_a_request_that_another_edit_answers_is_followed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Loud)
+    free = {**FEW, "watch_max": 1.0, "neighbours_max": 1.0}
+    with init(tmp_path / "store", NewStore(watch=free)) as opened:
+        (first,) = opened.apply([ONE], editor="tpatcher")
+        spilt = {"prompt": "The capital of Spain is", "target_new": "Lima", "subject": "Spain"}
+        (second,) = opened.apply([spilt], editor="tpatcher")
+        (outcome,) = second.outcomes
+        assert (outcome.outcome, outcome.notes["answered_by"]) == (
+            "applied",
+            first.outcomes[0].id,
+        )
+
+
+def test_text_of_a_user_takes_the_place_of_the_bases(tmp_path: Path) -> None:
+    texts = [{"text": f"The capital of country number {n} is a city."} for n in range(20)]
+    file = write_lines(tmp_path / "own.jsonl", texts)
+    with init(tmp_path / "store", NewStore(watch=FEW, text=(file,))) as opened:
+        assert opened.standing.general.text.source == "own.jsonl"
+        revision = opened.watch()
+        assert revision is not None
+        assert opened.standing.general.text.source == "base"
+        opened.apply(corrections(2))
+        assert rates_at(opened.store, opened.store.head)["Watch"] == 1.0
+
+
+def test_files_without_text_are_an_error(tmp_path: Path, session: Session) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    with pytest.raises(CeditError, match="text"):
+        session.watch([empty])
+
+
+def test_an_older_store_gets_its_text_before_the_next_edit(tmp_path: Path) -> None:
+    with init(tmp_path / "store", NewStore(watch={"texts": 0, "neighbours": 0})) as opened:
+        opened.apply(corrections(2))
+        assert rates_at(opened.store, opened.store.head)["Watch"] is None
+    toml = tmp_path / "store" / "cedit.toml"
+    lines = toml.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(("[watch]", "texts", "neighbours"))]
+    toml.write_text("".join(kept))
+    with open_session(tmp_path / "store") as opened:
+        opened.apply(corrections(3))
+        operations = [revision.operation for revision in opened.store.lineage("head")]
+        assert operations == ["base", "edit", "edit", "watch", "edit"]
+        assert rates_at(opened.store, opened.store.head)["Watch"] == 1.0
+        made_again = recompute(opened, opened.store.lineage("head"))
+        assert [step.difference for step in made_again] == [None] * 3
