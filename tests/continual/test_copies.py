@@ -205,24 +205,22 @@ def test_a_copy_is_kept_that_is_answered_as_the_prompt_and_no_other(site):
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_a_copy_that_is_too_long_is_none(models):
-    table = {"name": "classification"}
-    base = load_base(models["classification"], task_class(table).architecture)
+@pytest.mark.parametrize("task", ["causal", "classification"])
+def test_a_copy_that_is_too_long_is_none(models, task):
+    base = load_base(models[task], task_class({"name": task}).architecture)
     with EditedModel(base) as edited:
-        site = Site(edited, make_task(base, table))
-        room = language.POSITIONS - len(ask(0).split())
-        edit = edit_of(site, 0)
-        request = {
-            **correction(0, wrong_answer(site.task.name, 0)),
-            "prompt": f"{'the ' * room}{ask(0)}",
-        }
-        long = Request.from_json(request)
-        encodings = encode(long, site.task).learned
-        edit = Edit(long, encodings, (site.rows(encodings),))
+        site = Site(edited, make_task(base, {"name": task}))
+        target = " ".join(CAPITALS[7:9]) if task == "causal" else wrong_answer(task, 0)
+        room = language.POSITIONS - len(ask(0).split()) - len(target.split()) + 1
+        prompt = f"{'the ' * room}{ask(0)}"
+        request = Request.from_json({**correction(0, target), "prompt": prompt})
+        encodings = encode(request, site.task).learned
+        edit = Edit(request, encodings, (site.rows(encodings),))
         assert not own_copies(site, edit, around(site)).real.any()
         proposal = TPatcher(TPatcherConfig(copies=8)).edit([edit], around(site))
         alone = TPatcher(TPatcherConfig()).edit([edit], around(site))
-        assert torch.equal(proposal.patch.keys, alone.patch.keys)  # the prompt alone has to do
+        assert len(alone.patch.keys) == len(target.split())
+        assert all(map(torch.equal, tensors(proposal), tensors(alone)))  # the prompt has to do
 
 
 def test_a_neuron_with_copies_is_silent_on_all_memory_and_fires_on_them_all(site):

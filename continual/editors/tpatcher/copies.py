@@ -153,8 +153,8 @@ class _Copies:
 
     def answered(self, place: int, token: int) -> Rows:
         """The rows at one answer position, of the copies that are answered with this token."""
-        at = torch.arange(place, len(self.rows), self.positions, device=self.answers.device)
-        return self.rows[at[self.answers[at] == token]]
+        at = slice(place, None, self.positions)
+        return self.rows[at][self.answers[at] == token]
 
 
 def _encoded(edit: Edit, prefix: str, site: Site) -> Encoding | None:
