@@ -36,7 +36,7 @@ def join(fact: Mapping[str, object], patterns: Sequence[str], relation: str) -> 
     """The request for a fact, asked by the ``patterns`` (with [X] and [Y]) of its relation."""
     subject = fields.text(fact, "sub_label")
     wordings = tuple(
-        _OBJECT_AT_END.sub("", pattern).replace(SUBJECT_SLOT, subject)
+        _OBJECT_AT_END.sub("", pattern).rstrip().replace(SUBJECT_SLOT, subject)
         for pattern in patterns
         if SUBJECT_SLOT in pattern and _OBJECT_AT_END.search(pattern)
     )

@@ -453,8 +453,8 @@ def test_a_chain_is_named_by_its_editors_or_by_a_choice():
 def test_a_record_that_cannot_be_read_stops_a_list_before_anything_is_done(bare):
     with pytest.raises(RequestError, match="target_new"):
         bare.apply([correction(1), {"prompt": "x", "target_new": ""}])
-    with pytest.raises(RequestError, match="70 tokens"):
-        bare.apply([correction(1), correction(2, " ".join(["is"] * 70))])
+    with pytest.raises(RequestError, match="520 tokens"):
+        bare.apply([correction(1), correction(2, " ".join(["is"] * 520))])
     assert bare.store.length == 1
 
 

@@ -379,7 +379,7 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(bare, tmp_path):
         correction(1),
         "{not json",
         "",
-        correction(2, target=" ".join(["is"] * 70)),
+        correction(2, target=" ".join(["is"] * 520)),
         {"prompt": "", "target_new": "x"},
         {"prompt": long_prompt, "target_new": CAPITALS[1]},
         correction(3),
@@ -389,7 +389,7 @@ def test_bad_lines_go_to_quarantine_with_their_numbers(bare, tmp_path):
     bare.apply(stream, batch_size=2)
     found = {entry["line"]: entry["reason"] for entry in bare.store.quarantined()}
     assert sorted(found) == [2, 4, 5, 6, 8]
-    assert "not JSON" in found[2] and "70 tokens" in found[4] and "600 tokens" in found[6]
+    assert "not JSON" in found[2] and "520 tokens" in found[4] and "600 tokens" in found[6]
     assert answers(bare, [correction(1), correction(3)]) == [True, True]
     numbers = [n for r in bare.store.lineage("head") for n in r.body.get("quarantined", ())]
     assert numbers == [2, 4, 5, 6, 8]
