@@ -81,9 +81,11 @@ class Pieces:
     def __init__(self, *, ends: bool = False) -> None:
         self.ends, self.known = ends, {}
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
         pieces = [word[i : i + 3] for word in text.split() for i in range(0, len(word), 3)]
         ids = [self.known.setdefault(piece, len(self.known) + 2) for piece in pieces]
+        if not add_special_tokens:
+            return {"input_ids": ids}
         return {"input_ids": [0, *ids, *([1] if self.ends else [])]}
 
 
@@ -94,6 +96,7 @@ def test_without_offsets_the_beginning_of_the_text_tells_where_the_subject_ends(
     assert subject_position(read, "the river Danube flows", "Dan") == 4
     assert subject_position(read, "the river Danube flows", "Danub") == 5  # inside a token
     assert subject_position(read, "the river Danube flows", "river", "a Danube ") == 6
+    assert subject_position(read, "the river Danube flows", "Danube", is_whole=True) == 4
 
 
 # -- contexts
