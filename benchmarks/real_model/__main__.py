@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_model --model DIR [--edits 100] [--output DIR] [--data DIR]
         [--editors tpatcher,memit,serac,ike,default] [--settings JSON] [--around N] [--openings N]
-        [--seed N] [--cache DIR] [--threads 1] [--examples N]
+        [--chat] [--seed N] [--cache DIR] [--threads 1] [--examples N]
 
 Corrections are records that the model does not answer with the target already. An editor is given
 the prompt, the target, the subject and the relation: no probes and no rephrases. The base and the
@@ -110,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
     options.add_argument("--around", type=int, default=Survey.around, metavar="N")
     options.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
+    options.add_argument("--chat", action="store_true", help="every prompt is a user's turn")
     options.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
     options.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
     options.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
@@ -127,7 +128,7 @@ def measure(options: argparse.Namespace) -> None:
         options.cache,
         options.output,
         options.edits,
-        Survey(options.around, options.openings, options.seed),
+        Survey(options.around, options.openings, options.seed, options.chat),
     )
     rows: list[dict[str, Any]] = []
     routings: list[dict[str, Any]] = []

@@ -18,12 +18,14 @@ import torch
 
 from benchmarks import tables
 from benchmarks.real_model.measures import says
-from benchmarks.real_model.questions import ANSWER_TOKENS, Fact, Question
+from benchmarks.real_model.questions import ANSWER_TOKENS, Fact
+from benchmarks.real_model.questions import Question as Survey
 from continual.memory.answers import Answers
 from continual.passes.partial import logits_of
+from continual.prompts import Chat
 from continual.session import Session
 from continual.site import answer_logits
-from continual.tasks import Encoding
+from continual.tasks import Encoding, Question
 
 ROWS = 32  # of a batch, at most
 NOTED_EVERY = 5  # batches
@@ -38,12 +40,17 @@ class Outside:
     """An open session, seen by its model's own `generate`."""
 
     session: Session
+    chat: bool = False  # prompts are a user's turns
+
+    def question(self, prompt: str) -> Question:
+        """A prompt's tokens, as they are asked."""
+        return self.session.task.question(Chat.asking(prompt) if self.chat else prompt)
 
     def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
         """The answer to each prompt, cut off where the model ends it."""
         prompts: defaultdict[int, list[tuple[Asked, Tokens]]] = defaultdict(list)
         for prompt, tokens in dict.fromkeys(questions):
-            prompts[tokens].append(((prompt, tokens), self.session.task.question(prompt).ids))
+            prompts[tokens].append(((prompt, tokens), self.question(prompt).ids))
         batches = [
             (by_length[first : first + ROWS], tokens)
             for tokens, group in sorted(prompts.items())
@@ -69,7 +76,7 @@ class Outside:
         None for an empty answer."""
         if not answer:
             return None
-        question = self.session.task.question(prompt)
+        question = self.question(prompt)
         first = len(question.ids) - 1
         encoding = Encoding(question, tuple(range(first, first + len(answer))), answer)
         answers, route = Answers(self.session.site), self.session.route(question)
@@ -129,12 +136,12 @@ class BaseAnswers:
         return self._outside.text(answer)
 
     def _file(self, asked: Sequence[Asked]) -> Path:
-        digest = hashlib.sha256(json.dumps([ROWS, asked]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([ROWS, self._outside.chat, asked]).encode()).hexdigest()
         base = self._outside.session.edited.base.fingerprint
         return self._folder / f"real-model-{base[:16]}" / f"answers-{digest[:16]}.json"
 
 
-def asked(questions: Iterable[Question]) -> list[Asked]:
+def asked(questions: Iterable[Survey]) -> list[Asked]:
     """Prompts and lengths."""
     return [(question.prompt, question.tokens) for question in questions]
 

@@ -103,16 +103,21 @@ def shuffled(facts: Sequence[Fact], seed: int) -> list[Fact]:
     return order
 
 
-def correction(fact: Fact) -> dict[str, Any]:
-    """The request of a fact: no probes, and no rephrases but those held out."""
+def correction(fact: Fact, *, chat: bool = False) -> dict[str, Any]:
+    """The request of a fact: no probes, and no rephrases but those held out. In a chat each prompt
+    is a user's turn."""
     return {
-        "prompt": fact.prompt,
+        **({"messages": _turn(fact.prompt)} if chat else {"prompt": fact.prompt}),
         "target_new": fact.target,
         "subject": fact.subject,
         "relation": fact.relation,
-        "held_out_rephrases": list(fact.paraphrases),
+        "held_out_rephrases": [_turn(p) if chat else p for p in fact.paraphrases],
         "case": str(fact.case),
     }
+
+
+def _turn(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Survey:
     around: int = AROUND
     openings: int = OPENINGS
     seed: int = 0
+    chat: bool = False  # no words stand behind an answer in a turn of its own
 
     def questions(self, facts: Sequence[Fact], every: Sequence[Fact], data: Path) -> list[Question]:
         """All questions of a stream: about each fact, next to it, and far from all of them.
@@ -149,7 +155,8 @@ class Survey:
         untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
         for prompt in draw.sample(untouched, min(self.around, len(untouched))):
             yield Question(NEIGHBOUR, prompt, case)
-        yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
+        if not self.chat:
+            yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
 
     def _other_templates(
         self, fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random

@@ -124,14 +124,15 @@ def _session(plan: Plan, store: Path) -> Session:
 
 def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
     """Take the stream and ask; the costs are written last, when everything else is there."""
-    outside = Outside(session)
+    outside = Outside(session, plan.survey.chat)
     base = BaseAnswers(outside, plan.cache)
     facts, around = _asked(base, plan)
     before = base.answers(asked(around))
     if WITH_STATISTICS & set(case.chain):
         own_text.collect(outside, plan.cache, default_blocks(session.edited.anatomy.block_count))
     forget_peak()
-    _apply(session, case, facts, folder / STREAM)
+    corrections = [correction(fact, chat=plan.survey.chat) for fact in facts]
+    _apply(session, case, corrections, folder / STREAM)
     peak = memory_mb("VmHWM")
     after = outside.answers(asked(around))
     comparisons = [
@@ -139,7 +140,7 @@ def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
             question,
             _answer(outside, before[key]),
             _answer(outside, after[key]),
-            _record(session, question),
+            _record(outside, question),
             outside.agreement(question.prompt, before[key])
             if question.kind == CONTINUATION
             else None,
@@ -157,14 +158,17 @@ def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
     return facts, plan.survey.questions(facts, every, plan.data)
 
 
-def _apply(session: Session, case: Case, facts: Sequence[Fact], stream: Path) -> None:
+def _apply(
+    session: Session, case: Case, corrections: Sequence[Mapping[str, Any]], stream: Path
+) -> None:
     """The stream from its beginning, or from where the store is in it."""
     if not stream.exists():
-        lines = [json.dumps(correction(fact)) + "\n" for fact in facts]
+        lines = [json.dumps(correction) + "\n" for correction in corrections]
         stream.write_text("".join(lines), encoding="utf-8")
-    settings = session.settings(
-        chain=case.chain, batch_size=case.batch_size, editors=dict(case.settings)
-    )
+    own = session.settings().editors
+    names = {*own, *case.settings}
+    editors = {name: {**own.get(name, {}), **case.settings.get(name, {})} for name in names}
+    settings = session.settings(chain=case.chain, batch_size=case.batch_size, editors=editors)
     for step in session.steps(open_stream(str(stream)), settings):
         outcomes = ", ".join(f"{o.outcome} {o.editor or ''}".strip() for o in step.outcomes[:3])
         tables.note(f"step {step.revision.seq}: {outcomes}, {step.edit_s:.1f} s")
@@ -174,10 +178,10 @@ def _answer(outside: Outside, tokens: tuple[int, ...]) -> Answer:
     return Answer(tokens, outside.text(tokens), outside.text(tokens[:START_TOKENS]))
 
 
-def _record(session: Session, question: Question) -> str | None:
+def _record(outside: Outside, question: Question) -> str | None:
     """The prompt of the record that a question is about."""
-    route = session.route(session.task.question(question.prompt))
-    return None if route is None else route.record.prompt
+    route = outside.session.route(outside.question(question.prompt))
+    return None if route is None else str(route.record.prompt)
 
 
 def _costs(session: Session) -> dict[str, Any]:

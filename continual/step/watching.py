@@ -39,10 +39,13 @@ class Watch:
         }
 
     def _measurable(self, neighbourhood: Neighbourhood) -> Neighbourhood:
-        held_out = neighbourhood.held_out
-        right = self._are_right(held_out)
-        kept = tuple(p for p, is_right in zip(held_out, right, strict=True) if is_right)
-        return replace(neighbourhood, held_out=kept)
+        """The neighbourhood without held-out prompts that are answered otherwise than written: by
+        a record, or where two tokens are too close."""
+        return replace(neighbourhood, held_out=self._right_among(neighbourhood.held_out))
+
+    def _right_among(self, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+        right = self._are_right(passages)
+        return tuple(p for p, is_right in zip(passages, right, strict=True) if is_right)
 
     def _are_right(self, passages: Sequence[Passage]) -> list[bool]:
         """Tell which passages go on as expected, by whoever answers them."""

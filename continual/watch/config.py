@@ -24,9 +24,9 @@ class WatchConfig(Table):
 
     texts: int = 128  # general texts, written once for a base model; 0: no general text
     tokens: int = 24  # of each
-    neighbours: int = 24  # of each request, half of them held out; 0: none are made
+    neighbours: int = 16  # of each request, half of them held out; 0: none are made
     said: int = 4  # tokens of a neighbour's answer
-    behind: int = 12  # tokens behind an answer
+    behind: int = 8  # tokens behind an answer
     watch_max: float = 0.0005
     neighbours_max: float = 0.1
 

@@ -11,7 +11,7 @@ given that answer.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -23,13 +23,14 @@ from continual.tasks import Encoding
 from continual.watch import names
 from continual.watch.config import WatchConfig
 from continual.watch.general import expected
-from continual.watch.passages import UNSAID, Passage
+from continual.watch.passages import Passage
 from continual.watch.stating import CorrectedFact
 from continual.watch.writing import continued
 
-OPENINGS, LISTS = 6, 2
-"""Texts that the model writes about a subject, and lists of others that it begins with it."""
-WRITTEN = 16  # tokens of each
+OPENINGS, LISTS, TARGETS = 5, 1, 1
+"""Texts that the model writes about a subject, lists of others that it begins with the subject, and
+texts about the new answer."""
+WRITTEN = 12  # tokens of each
 OPENING_TOKENS_MAX = 6  # of a text about the subject that a question is made of
 HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
 CHAT_QUESTIONS = 2
@@ -110,10 +111,10 @@ def write(
     drafts = [_draft(site, one, seed) for one in asked]
     _write_openings(site, drafts, known, config, seed)
     questions = [question for draft in drafts for question in draft.questions]
-    answers = _answers(site, questions, config.said)
     behind = [_behind(encoding) for draft in drafts for encoding in draft.asked.encodings]
-    ends = _answers(site, behind, config.behind)
-    return _gathered(site, drafts, iter(answers), iter(ends), config)
+    answers = _answers(site, [*questions, *behind], max(config.said, config.behind))
+    answered, ends = iter(answers[: len(questions)]), iter(answers[len(questions) :])
+    return [_neighbourhood(site, draft, answered, ends, config) for draft in drafts]
 
 
 def _draft(site: Site, asked: Asked, seed: int) -> _Draft:
@@ -159,7 +160,7 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
         words = str(request.prompt).split()
         cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
         texts = [" ".join(words[:cut]) for cut in cuts]
-    texts += [request.target_new.strip()] * 2
+    texts += [request.target_new.strip()] * TARGETS
     tokenized = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
     return [ids for ids in tokenized if ids]
 
@@ -228,62 +229,37 @@ def _behind(encoding: Encoding) -> tuple[int, ...]:
     return (*encoding.question.ids, *encoding.targets)
 
 
-def _answers(
-    site: Site, questions: Sequence[tuple[int, ...]], tokens: int
-) -> list[tuple[tuple[int, ...], int]]:
-    """Each question with the model's own answer behind it, and where the answer is predicted."""
+def _answers(site: Site, questions: Sequence[tuple[int, ...]], tokens: int) -> list[Passage]:
+    """Each question with the model's own answer behind it; without one where there is no room."""
     room = site.edited.base.context_tokens_max
     asked = [q for q in questions if room is None or len(q) + tokens <= room]
-    written = iter(continued(site.edited, asked, tokens) if asked and tokens else ())
-    fits = set(asked)
+    written = dict(zip(asked, continued(site.edited, asked, tokens), strict=True)) if asked else {}
     return [
-        ((*q, *next(written)[:-1]), len(q) - 1) if tokens and q in fits else (q, len(q) - 1)
+        Passage((*q, *said[:-1]), len(q) - 1, said)
         for q in questions
+        for said in (written.get(q, ()),)
     ]
 
 
-def _gathered(
-    site: Site,
-    drafts: Sequence[_Draft],
-    answers: Iterable[tuple[tuple[int, ...], int]],
-    ends: Iterable[tuple[tuple[int, ...], int]],
-    config: WatchConfig,
-) -> list[Neighbourhood]:
-    """Read all passages of each request in a pass of its own, and say what is expected of them."""
-    answered, ended = iter(answers), iter(ends)
-    found = []
-    for draft in drafts:
-        asked = [next(answered) for _ in draft.questions]
-        behind = [next(ended) for _ in draft.asked.encodings]
-        whole = [*asked, *draft.openings, *behind]
-        blank = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in whole]
-        said = expected(site, blank, site.rows([passage.encoding() for passage in blank]))
-        found.append(_parted(site, draft, said, len(asked), len(behind), config))
-    return found
-
-
-def _parted(
+def _neighbourhood(
     site: Site,
     draft: _Draft,
-    passages: Sequence[Passage],
-    asked: int,
-    behind: int,
+    answered: Iterator[Passage],
+    ends: Iterator[Passage],
     config: WatchConfig,
 ) -> Neighbourhood:
-    """Every other question is held out; what states the corrected fact is left away."""
-    questions = [_sure(passage) for passage in passages[:asked]]
+    """Every other question is held out; what states the corrected fact is left away. What is
+    expected in the openings is read in a pass over them; a question's answer is written already."""
+    questions = [next(answered).cut(config.said) for _ in draft.questions]
+    behind = [next(ends).cut(config.behind) for _ in draft.asked.encodings]
     free = [q for q in questions if q.rows and not _states(site, draft.fact, q)]
-    openings = passages[asked : len(passages) - behind]
-    silent = [part for passage in openings for part in _unstated(site, draft.fact, passage)]
-    ends = [_sure(passage) for passage in passages[len(passages) - behind :]]
-    kept = tuple(p for p in ends if p.rows) if config.behind else ()
+    read = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in draft.openings]
+    if read:
+        rows = site.rows([passage.encoding() for passage in read])
+        read = list(expected(site, read, rows))
+    silent = [part for passage in read for part in _unstated(draft.fact, passage)]
+    kept = tuple(passage for passage in behind if passage.rows)
     return Neighbourhood((*free[1::2], *silent), tuple(free[::2]), kept, draft.answers)
-
-
-def _sure(passage: Passage) -> Passage:
-    """The positions before the first at which no token is expected."""
-    said = passage.said
-    return passage.cut(said.index(UNSAID)) if UNSAID in said else passage
 
 
 def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:
@@ -291,7 +267,7 @@ def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:
     return fact.is_about(text) and not fact.answers.isdisjoint(passage.said)
 
 
-def _unstated(site: Site, fact: CorrectedFact, passage: Passage) -> list[Passage]:
+def _unstated(fact: CorrectedFact, passage: Passage) -> list[Passage]:
     """A text about the subject up to where it states the fact."""
     place = next((i for i, token in enumerate(passage.said) if token in fact.answers), None)
     cut = passage if place is None else passage.cut(place)
