@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -39,6 +40,7 @@ from benchmarks.real_model.questions import (
     shuffled,
 )
 from benchmarks.real_model.runs import ANSWERS, COSTS, Case, Plan, run
+from continual.model import EditedModel
 from continual.readers import read_record
 from continual.session import NewStore, Session, init
 from tests.tiny_language import (
@@ -365,3 +367,14 @@ def test_a_model_that_is_not_there_is_one_line(
 def test_questions_are_asked_by_prompt_and_length() -> None:
     of_both = [Question(EDIT, "a"), Question(FLUENCY, "a")]
     assert asked(of_both) == [("a", 8), ("a", 40)]
+
+
+def test_a_finished_run_leaves_no_model_in_memory(plan: Plan) -> None:
+    before = _models()
+    run(Case("tpatcher"), plan)
+    assert _models() <= before
+
+
+def _models() -> set[int]:
+    """The edited models that are alive, without looking for garbage."""
+    return {id(thing) for thing in gc.get_objects() if isinstance(thing, EditedModel)}
