@@ -50,6 +50,7 @@ class Taught:
     training: tuple[Encoding, ...] = ()  # the training probes, all of them in their order
     contradicted: frozenset[int] = frozenset()  # of which an edit answers the question otherwise
     edits: Mapping[str, Encoding] = field(default_factory=dict)  # prompts of those in force
+    general: tuple[tuple[int, ...], ...] = ()  # general texts in memory, as tokens
 
 
 @dataclass(frozen=True)

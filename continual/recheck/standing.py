@@ -354,7 +354,8 @@ class Standing:
         gone = {i for i, e in enumerate(training) if e.question in self._contradicted}
         places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
         edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
-        return Taught(training, frozenset(gone), edits)
+        general = tuple(passage.ids for passage in self.general.text.memory)
+        return Taught(training, frozenset(gone), edits, general)
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""

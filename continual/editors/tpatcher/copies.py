@@ -49,15 +49,19 @@ class Prefixes:
 
 
 def _make_pool(around: Surroundings, generator: torch.Generator) -> tuple[str, ...]:
-    """Distinct prefixes: a decoder writes them, in its base state; for other models they are cut
-    out of the training probes' inputs, or drawn from the vocabulary where there are none."""
-    site = around.site
-    if site.task.name == "causal":
+    """Distinct prefixes: cut out of the general text that a decoder wrote, or written by it in its
+    base state where there is none; for other models they are cut out of the training probes'
+    inputs, or drawn from the vocabulary."""
+    site, taught = around.site, around.taught()
+    if taught.general:
+        closed = (f"{text.rstrip()}. " for text in _cut_out(taught.general, site, generator))
+        texts = list(closed)
+    elif site.task.name == "causal":
         with site.edited.bare():
             texts = _written(site, generator)
     else:
-        training = around.taught().training
-        texts = _cut_out(training, site, generator) if training else _drawn(site, generator)
+        inputs = [e.question.source or e.question.ids for e in taught.training]
+        texts = _cut_out(inputs, site, generator) if inputs else _drawn(site, generator)
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
@@ -67,12 +71,11 @@ def _written(site: Site, generator: torch.Generator) -> list[str]:
     return [text for pool in pools for text in pool]
 
 
-def _cut_out(training: Sequence[Encoding], site: Site, generator: torch.Generator) -> list[str]:
+def _cut_out(inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator) -> list[str]:
     """Consecutive tokens of inputs."""
     texts = []
     for _ in range(PREFIXES):
-        question = training[_below(len(training), generator)].question
-        ids = _ordinary(question.source or question.ids, site)
+        ids = _ordinary(inputs[_below(len(inputs), generator)], site)
         size = 1 + _below(PREFIX_TOKENS_MAX, generator)
         first = _below(max(1, len(ids) - size + 1), generator)
         texts.append(_text(ids[first : first + size], site))
