@@ -28,12 +28,13 @@ class TPatcherConfig(Table):
 
     With `asks_subject`, the neurons of a request that names its subject fire only where the text
     names it, too. They then need a plane only against general text and what else names the subject,
-    which leaves room for other wordings: the margin is `subject_margin`.
+    which leaves room for other wordings: `subject_margin`, `subject_copies`, `subject_reach` and
+    `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
     new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "causal": {"asks_subject": True, "copies": 8},
+        "causal": {"asks_subject": True},
         "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0},
     }
 
@@ -42,7 +43,10 @@ class TPatcherConfig(Table):
     copies: int = 0  # of the prompt, among which those count that are answered as it is
     copies_margin: float = 0.8  # in the place of `margin` for a neuron that has any
     asks_subject: bool = False  # where something is watched: see `watch`
-    subject_margin: float = 0.3  # in the place of both for a neuron that asks for its subject
+    subject_margin: float = 0.15
+    subject_copies: int = 8
+    subject_reach: float = 0.1
+    subject_norm_max: float = 32.0
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
@@ -70,8 +74,9 @@ class TPatcherConfig(Table):
             raise self.refused(f"copies_margin = {self.copies_margin} is not in [0, 1)")
         if not 0.0 <= self.subject_margin < 1.0:
             raise self.refused(f"subject_margin = {self.subject_margin} is not in [0, 1)")
-        if self.copies < 0:
-            raise self.refused(f"copies = {self.copies} is less than 0")
+        for name in ("copies", "subject_copies"):
+            if getattr(self, name) < 0:
+                raise self.refused(f"{name} = {getattr(self, name)} is less than 0")
         if not 0.0 <= self.crowding <= 1.0:
             raise self.refused(f"crowding = {self.crowding} is not in [0, 1]")
         if self.neurons_max < 1 or self.value_steps_max < 1:
@@ -94,7 +99,14 @@ class TPatcherConfig(Table):
     def asking(self) -> TPatcherConfig:
         """The settings for neurons that ask for their subject: however many there are, few are
         asked about one subject."""
-        return replace(self, margin=self.subject_margin, copies_margin=self.subject_margin)
+        return replace(
+            self,
+            margin=self.subject_margin,
+            copies_margin=self.subject_margin,
+            copies=self.subject_copies,
+            reach=self.subject_reach,
+            norm_max=self.subject_norm_max,
+        )
 
     def narrower(self, times: int) -> TPatcherConfig:
         """The settings for an edit whose neurons changed too much so many times: what the margin

@@ -151,7 +151,9 @@ class TPatcher:
         """A value may be `norm_max` times as long as the edits' residual sums are on average, with
         the neurons that are on; twice that at each retry."""
         hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))
-        budget = self.config.norm_max * 2.0**around.attempt * float(hidden.norm(dim=1).mean())
+        asks = isinstance(patch, NeuronPatch) and any(patch.subjects)
+        norm_max = self.config.asking().norm_max if asks else self.config.norm_max
+        budget = norm_max * 2.0**around.attempt * float(hidden.norm(dim=1).mean())
         if patch.norm() <= budget:
             return None
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
