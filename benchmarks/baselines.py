@@ -22,6 +22,7 @@ from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.session import NewStore, Session, init
 from continual.step.pipeline import Recheck, Step
 from continual.streams import open_stream
+from continual.watch.config import UNWATCHED
 
 EDITORS = ("ft-last", "ft-all", "ft-last-kl", "ft-all-kl", "ft-l")
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")
@@ -40,7 +41,7 @@ def run(editor: str, edits: int, every: int) -> Iterator[dict[str, Any]]:
     """A row of the table for each `every` edits that were attempted, in a store of their own."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        init(Path(folder) / "store", NewStore()) as session,
+        init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
     ):
         for count in range(every, edits + 1, every):
             yield _row(session, editor, count, _attempts(session, editor, every))

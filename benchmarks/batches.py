@@ -27,6 +27,7 @@ from benchmarks.tables import Column
 from continual.requests import Request
 from continual.session import NewStore, Session, init
 from continual.step.pipeline import Recheck, Step
+from continual.watch.config import UNWATCHED
 
 MARKS = (50, 100, 200, 300)
 MEASURED_EVERY = 5  # batches
@@ -100,7 +101,7 @@ def main() -> None:
     for editor in filter(None, options.editors.split(",")):
         with (
             tempfile.TemporaryDirectory() as folder,
-            init(Path(folder) / "store", NewStore()) as session,
+            init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
         ):
             rows += run(session, requests, editor, options.batch_size)
     marked = [row for row in rows if row["edits"] in MARKS or row["edits"] == len(requests)]

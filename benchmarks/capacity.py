@@ -32,6 +32,7 @@ from continual.associative.drift import drift_of
 from continual.readers import read_record
 from continual.requests import Request
 from continual.session import NewStore, Session, init
+from continual.watch.config import UNWATCHED
 
 SIZES = (10, 30, 50, 100, 300, 1000)
 EDITORS = ("memit", "emmet", "alphaedit", "rome")
@@ -138,7 +139,7 @@ def main() -> None:
     editors = list(filter(None, options.editors.split(",")))
     with (
         tempfile.TemporaryDirectory() as folder,
-        init(Path(folder) / "store", NewStore()) as session,
+        init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
     ):
         for run in runs(editors, options.sizes, options.weights):
             rows.append(measure(session, requests, run))

@@ -46,7 +46,7 @@ def cedit(*arguments: str) -> list[str]:
 
 def apply_whole(stream: Path, store: Path) -> None:
     """One run that nothing interrupts."""
-    subprocess.run(cedit("init", str(store)), check=True, capture_output=True)
+    subprocess.run(cedit("init", str(store), "--no-watch"), check=True, capture_output=True)
     subprocess.run(
         cedit("apply", str(stream), "--store", str(store)), check=True, capture_output=True
     )
@@ -54,7 +54,7 @@ def apply_whole(stream: Path, store: Path) -> None:
 
 def apply_killed(stream: Path, store: Path, kills: int, draw: random.Random) -> int:
     """The same run, killed and given again until it ends; how many times it was killed."""
-    subprocess.run(cedit("init", str(store)), check=True, capture_output=True)
+    subprocess.run(cedit("init", str(store), "--no-watch"), check=True, capture_output=True)
     killed = 0
     while True:
         command = cedit("apply", str(stream), "--store", str(store))

@@ -32,6 +32,7 @@ from benchmarks.tables import Column
 from continual.editors.registry import EDITORS
 from continual.session import NewStore, Session, init
 from continual.step.pipeline import Recheck, Step
+from continual.watch.config import UNWATCHED
 
 BATCHES: Mapping[str, Sequence[int]] = {
     "memit": (50, 10, 1),
@@ -100,7 +101,7 @@ class Case:
         requests = drawn(requests_of_atlas(), self.edits)
         with (
             tempfile.TemporaryDirectory() as folder,
-            init(Path(folder) / "store", NewStore()) as session,
+            init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
         ):
             place = Path(folder) / "store"
             settings = session.settings(

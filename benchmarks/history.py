@@ -30,6 +30,7 @@ from benchmarks.tables import Column
 from continual.patches import pack
 from continual.patches.neuron import NeuronPatch
 from continual.session import NewStore, Session, init, open_session
+from continual.watch.config import UNWATCHED
 from store import Draft, Revision, Store
 from store.history import History
 from store.journal import Put
@@ -183,7 +184,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All rows."""
     rows = []
     if options.revisions:
-        with init(folder / "patched", NewStore()) as session:
+        with init(folder / "patched", NewStore(watch=UNWATCHED)) as session:
             commit_patches(session, options.revisions)
         for size in options.segments:
             rows += measure_segments(folder / "patched", size, options)

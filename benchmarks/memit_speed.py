@@ -48,6 +48,7 @@ from continual.requests import Request
 from continual.session import NewStore, Session, init
 from continual.step.pipeline import Step
 from continual.tasks import make_task
+from continual.watch.config import UNWATCHED
 from store import Store
 
 RATIO_WANTED = 20.0
@@ -117,7 +118,7 @@ def _wait() -> None:
 @contextmanager
 def atlas_case(folder: Path, count: int, device: str) -> Iterator[Case]:
     """The embedded model and its own corrections."""
-    with init(folder / "atlas", NewStore(device=device)) as session:
+    with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:
         chosen = drawn(requests_of_atlas(), count)
         yield Case("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
 

@@ -34,6 +34,7 @@ from continual.memory.answers import Answers
 from continual.memory.recall import MemoryConfig, Recall
 from continual.recheck.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
 from continual.session import NewStore, Session, init
+from continual.watch.config import UNWATCHED
 
 QUERIES = 100  # of each kind, timed
 ALL = 1_000_000
@@ -71,7 +72,7 @@ def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
     requests, rest = every[:UNSEEN_OF_ATLAS], every[UNSEEN_OF_ATLAS:]
     with (
         tempfile.TemporaryDirectory() as folder,
-        init(Path(folder) / "store", NewStore()) as session,
+        init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
     ):
         shown = Path(folder) / "shown.jsonl"
         shown.write_text("".join(f"{json.dumps(r.to_json())}\n" for r in rest), encoding="utf-8")

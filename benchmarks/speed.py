@@ -44,6 +44,7 @@ from continual.session import NewStore, Session, init
 from continual.site import Site
 from continual.step.pipeline import Batch, Pipeline
 from continual.tasks import Encoding, Question, make_task
+from continual.watch.config import UNWATCHED
 from store import Store
 
 MEMORY = 40_000
@@ -102,7 +103,7 @@ def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
     lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:edits]
     read = [request for line in lines for request in read_record(json.loads(line))]
     requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
-    with init(folder / "atlas", NewStore(device=device)) as session:
+    with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:
         candidates = tuple(encode(request, session.task) for request in requests)
         yield Case("atlas, 4 x 192", session, candidates, _atlas_memory(session, requests))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command does, before it is too late
 
-from continual.watch.config import WatchConfig
+from continual.watch.config import UNWATCHED, WatchConfig
 from tests import tiny_language as language
 from tests.tiny_memories import WordScope
 from tests.tiny_readers import reading_decoder
@@ -21,14 +23,22 @@ def reading_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return language.save_decoder(tmp_path_factory.mktemp("models") / "reading", reading_decoder())
 
 
+_of = WatchConfig.of
+
+
+def _watching_nothing(table: Mapping[str, Any]) -> WatchConfig:
+    """A tiny model has few words to go on with, and most tests are about something else."""
+    return _of({**UNWATCHED, **table})
+
+
+WatchConfig.of = _watching_nothing  # type: ignore[method-assign, assignment]
+
+
 @pytest.fixture(autouse=True)
-def _unwatched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is watched but in tests marked `watched`: a tiny model has few words to go on with,
-    and most tests are about something else."""
-    if request.node.get_closest_marker("watched") is None:
-        given = WatchConfig.of
-        off = {"texts": 0, "neighbours": 0}
-        monkeypatch.setattr(WatchConfig, "of", lambda table: given({**off, **table}))
+def _watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `watched` have stores as new ones are: general text and neighbours."""
+    if request.node.get_closest_marker("watched") is not None:
+        monkeypatch.setattr(WatchConfig, "of", _of)
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def _home() -> tempfile.TemporaryDirectory[str]:
 def new_store() -> Path:
     """A new store on the embedded model, made once in a process; to be copied."""
     path = Path(_home().name) / "store"
-    made = run("init", str(path))
+    made = run("init", str(path), "--no-watch")
     assert made.code == 0, made.err
     return path
 

@@ -47,6 +47,11 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
     multiple=True,
     help="General text that edits leave alone, in the place of what the base writes itself.",
 )
+@click.option(
+    "--no-watch",
+    is_flag=True,
+    help="Watch nothing: edits leave alone what probes name, and no more.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
 @click.option(
@@ -71,6 +76,7 @@ def command(
     terminator: str | None,
     blank: str | None,
     anatomy: tuple[str, ...],
+    no_watch: bool,
     **told: Any,
 ) -> None:
     """Make a store for a base model.
@@ -85,9 +91,13 @@ def command(
       cedit init corrections --model ./gpt2 --train-probes train.jsonl --test-probes test.jsonl
     """
     from continual.session import NewStore, init
+    from continual.watch.config import UNWATCHED
 
     new = NewStore(
-        task=_task(name=task, terminator=terminator, blank=blank), anatomy=_pairs(anatomy), **told
+        task=_task(name=task, terminator=terminator, blank=blank),
+        anatomy=_pairs(anatomy),
+        watch=UNWATCHED if no_watch else None,
+        **told,
     )
     began = time.perf_counter()
     with (

@@ -10,6 +10,9 @@ from continual.tables import Table
 ROWS_MIN = 500
 """Rows of memory below which an edit hardly knows what to leave alone."""
 
+UNWATCHED = {"texts": 0, "neighbours": 0}
+"""The table of a store that watches nothing: edits leave alone what probes name, and no more."""
+
 
 @dataclass(frozen=True)
 class WatchConfig(Table):
