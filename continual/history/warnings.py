@@ -49,13 +49,15 @@ def _likely_reason(store: Store, name: str) -> str:
 
 
 def little_memory(store: Store) -> Iterator[str]:
-    """Few positions that tell an edit what to leave alone: it may change anything else."""
-    if StoreSettings.of(store.settings).task_name != "causal":
+    """Few positions that tell an edit what to leave alone: it may change anything else. A store
+    that was told to watch no text knows."""
+    settings = StoreSettings.of(store.settings)
+    if settings.task_name != "causal" or settings.watch.get("texts") == 0:
         return
     texts = [r.body["watch"]["passages"] for r in store.lineage("head") if "watch" in r.body]
     general = sum(len(said) for _, _, said in texts[-1][::2]) if texts else 0
     taught = len(store.base.body["probes"].get("train", ()))
-    if general + taught < ROWS_MIN:
+    if texts and general + taught < ROWS_MIN:
         yield (
             f"{general + taught} rows tell an edit what to leave alone, and fewer than {ROWS_MIN} "
             "are too few: what nobody names, an edit may change. Give general text with `cedit "

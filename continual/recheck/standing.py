@@ -58,6 +58,7 @@ from store import Revision, Store
 
 KEPT = (LOCALITY, TRAIN, TEST, *WATCHED)
 """The roles of probes that no edit should turn."""
+NAMING_MIN = 4  # training probes about a subject
 CHANGES_TOLD_MAX = 20  # of a step, in words
 REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows held twice
 
@@ -332,6 +333,11 @@ class Standing:
             or any(names(compared(p), subject) for p in kept.request.prompts)
         }
         return self.memory.part([*taught, *general], owners, near)
+
+    def names_enough(self, subject: str) -> bool:
+        """Tell whether the training probes say by themselves what else there is about a subject."""
+        naming = (1 for text, _, _ in self._taught_texts if subject and names(text, subject))
+        return sum(islice(naming, NAMING_MIN)) == NAMING_MIN
 
     @cached_property
     def _taught_count(self) -> int:

@@ -333,7 +333,7 @@ class Pipeline:
         on_record = {i: r.neighbours for i, r in kept.items() if r.neighbours}
         on_record |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
         new = [edit for edit in plan.edits if edit.id not in on_record]
-        asked = [Asked(e.candidate.request, e.candidate.required, e.rows) for e in new]
+        asked = [self._asked(edit) for edit in new]
         subjects = [s for r in kept.values() if (s := r.request.subject)]
         found = self._watch.neighbourhoods(asked, subjects) if asked else {}
         found |= {
@@ -341,6 +341,11 @@ class Pipeline:
         }
         edits = [replace(edit, neighbourhood=found[edit.id]) for edit in plan.edits]
         return replace(plan, edits=tuple(edits))
+
+    def _asked(self, edit: PlannedEdit) -> Asked:
+        candidate = edit.candidate
+        is_known = self._standing.names_enough(candidate.request.named_subject)
+        return Asked(candidate.request, candidate.required, edit.rows, is_known)
 
     # -- probes of new requests
 

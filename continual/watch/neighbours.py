@@ -79,6 +79,7 @@ class Asked:
     request: Request
     encodings: tuple[Encoding, ...]  # of each form that has to be right; the prompt's first
     rows: Rows  # of the prompt's encoding at the least, as the model stands
+    is_known: bool = False  # training probes name the subject: nothing has to be written about it
 
 
 @dataclass
@@ -139,6 +140,7 @@ def _write_openings(
     site: Site, drafts: Sequence[_Draft], known: Sequence[str], config: WatchConfig, seed: int
 ) -> None:
     """Let the model write about each subject and its target, and list others; then ask."""
+    drafts = [draft for draft in drafts if not draft.asked.is_known]
     starts = [_starts(site, draft.asked.request) for draft in drafts]
     flat = [start for own in starts for start in own]
     written = iter(continued(site.edited, flat, WRITTEN, seed=seed) if flat else ())
