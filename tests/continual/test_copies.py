@@ -309,7 +309,8 @@ def test_a_new_store_of_a_classifier_has_copies(made, models):
 
 @pytest.mark.parametrize("task", ["causal", "seq2seq"])
 def test_a_new_store_of_another_model_says_nothing_of_them(made, models, task):
-    assert "editor" not in made(models[task], task={"name": task}).store.settings
+    tables = made(models[task], task={"name": task}).store.settings.get("editor", {})
+    assert "copies" not in tables.get("tpatcher", {})
 
 
 def test_a_store_that_says_nothing_of_copies_has_none():

@@ -23,6 +23,7 @@ from continual.recheck import standing
 from continual.session import NewStore, Session, init, open_session
 from continual.step.pipeline import Recheck
 from continual.streams import open_stream
+from continual.watch.config import UNWATCHED
 from store import StoreError
 from store.check import verify
 from store.errors import NoStore, StoreLocked, UnknownRevision
@@ -135,7 +136,7 @@ def told(store: Path) -> dict[str, Any]:
 def test_a_run_killed_at_random_times_ends_where_an_uninterrupted_one_does(
     knowing_model, probe_files, tmp_path, size
 ):
-    new = NewStore(str(knowing_model), **probe_files)
+    new = NewStore(str(knowing_model), watch=UNWATCHED, **probe_files)
     stream = write_lines(tmp_path / "stream.jsonl", lines())
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     for path in (straight, broken):

@@ -38,6 +38,10 @@ def test_rates_are_given_by_name_with_null_for_what_was_not_measured():
         "TrainR": None,
         "TestR": None,
         "Locality": None,
+        "Watch": None,
+        "Neighbours": None,
+        "Continuation": None,
+        "Fluency": None,
     }
 
 
