@@ -115,7 +115,10 @@ def init(
         settings["watch"] = dict(new.watch)
     editors = new.editors or {}
     if not new.origin:  # else they are the other store's, as they are
-        editors = new_tables(editors, task.name)
+        own = atlas.EDITORS if is_atlas else {}
+        names = {*own, *editors}
+        told = {name: {**own.get(name, {}), **editors.get(name, {})} for name in sorted(names)}
+        editors = new_tables(told, task.name)
     if editors:
         settings["editor"] = {name: dict(table) for name, table in editors.items()}
     if new.origin:

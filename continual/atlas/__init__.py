@@ -11,3 +11,13 @@ MODEL = _FOLDER / "model"
 CORRECTIONS = _FOLDER / "corrections.jsonl"
 PROBES = {"train": _FOLDER / "train_probes.jsonl", "test": _FOLDER / "test_probes.jsonl"}
 TASK = {"name": "causal", "terminator": "\n"}
+EDITORS = {
+    "tpatcher": {
+        "subject_margin": 0.5,
+        "subject_copies": 0,
+        "subject_reach": 0.5,
+        "subject_norm_max": 4.0,
+    }
+}
+"""Settings that a new store of the atlas writes down. Its queries hardly change with the wording,
+so a neuron needs no copies; its subjects have many other facts, which a wide gate would take in."""
