@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -139,7 +140,8 @@ class GeneralRows:
         if self.store.writable:
             tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
             made_for = {"made_for": self._made_for(encodings)}
-            self.store.put_cached(f"{CACHE}-{name}", tensors, made_for)
+            with suppress(StoreError):  # nothing depends on it: it is read again
+                self.store.put_cached(f"{CACHE}-{name}", tensors, made_for)
 
     def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:
         texts = json.dumps([[e.within, e.positions, e.targets] for e in encodings])
