@@ -119,7 +119,7 @@ class Case:
                 **_rates(session),
                 **_seconds(steps),
                 "peak_mb": peak,
-                "edits_mb": peak - memory,
+                "edits_mb": max(0.0, peak - memory),  # the kernel counts pages a little late
                 "patch_bytes": sum(step.patch_bytes for step in steps) / applied,
                 "store_bytes": (_bytes_on_disk(place) - disk) / applied,
             }

@@ -42,7 +42,8 @@ def command(out: Output, store: str | None, output: Path | None, force: bool) ->
     "steps":{"total","timed","seconds","times":[{"seq","revision","editors","edits","edit_s",
     "probe_s","recheck_s","patch_bytes",…}],"slowest":[…]},"corrections":{"counts","wrong",
     "broken","repaired","failed","superseded","reverted","quarantined"},"editors":[{"editors",
-    "steps","edits","timed_edits","edit_s","patch_bytes"}],"sizes":{…},"settings":{…}}.
+    "steps","edits","timed_edits","edit_s","patch_bytes"}],"sizes":{…},"settings":{…},
+    "warnings":["…"]}.
     A place is the number of steps from base; a seq is that of the journal.
 
     \b

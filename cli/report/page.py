@@ -79,6 +79,8 @@ def page(report: HistoryReport, version: str) -> str:
 
 def _parts(report: HistoryReport) -> Iterator[Markup]:
     yield _header(report.title)
+    if report.warnings:
+        yield _warnings(report.warnings)
     yield _figures(report.rates.to_json())
     yield _curves(report)
     yield _corrections(report.corrections)
@@ -118,6 +120,10 @@ def _fact(name: str, value: Markup | str) -> Markup:
 def _footer(title: Title, version: str) -> Markup:
     where = join("cedit ", version, " made this page of ", told(title.store))
     return element("footer", where, f", {moment(title.made_at)}.")
+
+
+def _warnings(warnings: Sequence[str]) -> Markup:
+    return element("section", *(element("p", warning) for warning in warnings), class_="warnings")
 
 
 # -- how good it is

@@ -17,6 +17,7 @@ EDITORS = {
         "subject_copies": 0,
         "subject_reach": 0.5,
         "subject_norm_max": 4.0,
+        "subject_whitening": 0.0,
     }
 }
 """Settings that a new store of the atlas writes down. Its queries hardly change with the wording,

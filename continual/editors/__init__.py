@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from continual.patches import Patch
+from continual.prompts import Prompt
 from continual.queries.memory import QueryMemory
 from continual.requests import Request
 from continual.site import Rows, Site
@@ -32,6 +33,7 @@ class Edit:
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
     forms: int = 1  # the first encodings, so many: each of them must come out right
     near: Rows | None = None  # of its neighbours in memory; None where nothing is watched
+    wordings: tuple[Prompt, ...] = ()  # as others of its relation are asked: nobody gave them
 
     @cached_property
     def id(self) -> str:

@@ -392,10 +392,13 @@ class Standing:
         for one in new:
             self._fresh += self._generality_of(one.candidate.id)
 
-    def watch_over(self, identity: str, neighbourhood: Neighbourhood) -> None:
-        """Take in the held-out neighbours of an edit that was just applied."""
+    def watch_over(
+        self, identity: str, neighbourhood: Neighbourhood, rows: Rows | None = None
+    ) -> None:
+        """Take in the held-out neighbours of an edit that was just applied; `rows` where they are
+        known already."""
         entries = watched_entries(identity, neighbourhood)
-        self.ledger.register(entries)
+        self.ledger.register(entries, rows)
         self._note_neighbours(entries)
         self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
 

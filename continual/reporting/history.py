@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from continual.history.inspection import Record, retained_along
+from continual.history.warnings import store_warnings
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import Retention
 from continual.reporting.corrections import Corrections, corrections
@@ -62,6 +63,7 @@ class HistoryReport:
     editors: tuple[EditorCost, ...]
     sizes: StoreSizes
     settings: Mapping[str, Any]  # the tables of cedit.toml
+    warnings: tuple[str, ...]  # what to know before more is edited, each with a remedy
 
     def to_json(self) -> Record:
         """One JSON object with the fields of these classes; ids whole, times in seconds."""
@@ -89,6 +91,7 @@ def report_on(store: Store) -> HistoryReport:
             editors=editor_costs(timed.times),
             sizes=store_sizes(store, journal),
             settings=store.settings,
+            warnings=tuple(store_warnings(store)),
         )
 
 

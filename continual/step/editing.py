@@ -34,6 +34,9 @@ from continual.step.planning import PlannedEdit
 from continual.step.watching import Watch
 
 Group = list[PlannedEdit]
+NARROWER_MAX = 4
+"""Retries of a single edit, each narrower than the one before, that changed too much of what is
+held out; the editor's other attempts go on from there."""
 OVER_BUDGET_MAX = 3
 """Single edits in a row that are over an editor's budget: then the others of the step are, too."""
 
@@ -219,7 +222,10 @@ class Workshop:
                 progress.refuse(edit.id, editor.name, harm)
                 progress.narrowed[edit.id] += 1
             half = len(accepted) // 2
-            return [accepted[:half], accepted[half:]] if half else []
+            if half:
+                return [accepted[:half], accepted[half:]]
+            is_last = progress.narrowed[accepted[0].id] > NARROWER_MAX
+            return [] if is_last else [accepted]
         progress.parts += parts
         progress.over_budget[editor.name] = 0
         for edit in broken:

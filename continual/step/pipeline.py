@@ -334,8 +334,8 @@ class Pipeline:
         on_record |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
         new = [edit for edit in plan.edits if edit.id not in on_record]
         asked = [self._asked(edit) for edit in new]
-        subjects = [s for r in kept.values() if (s := r.request.subject)]
-        found = self._watch.neighbourhoods(asked, subjects) if asked else {}
+        latest = (kept[identity].request for identity in reversed(kept))
+        found = self._watch.neighbourhoods(asked, latest) if asked else {}
         found |= {
             e.id: Neighbourhood.from_json(on_record[e.id]) for e in plan.edits if e not in new
         }
@@ -366,8 +366,9 @@ class Pipeline:
         self._standing.register(read(self._site, new))
         applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
-            if edit.id in applied and edit.neighbourhood is not None and edit.id in probes:
-                self._standing.watch_over(edit.id, edit.neighbourhood)
+            near = edit.neighbourhood
+            if edit.id in applied and edit.id in probes and self._watch and near is not None:
+                self._standing.watch_over(edit.id, near, self._watch.probe_rows(near))
 
     # -- commit
 

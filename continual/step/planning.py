@@ -51,7 +51,9 @@ class PlannedEdit:
         sizes = [len(encoding.targets) for encoding in self.candidate.learned]
         rows = self.rows.split(sizes)
         candidate = self.candidate
-        return Edit(candidate.request, candidate.learned, rows, candidate.forms, near)
+        wordings = () if self.neighbourhood is None else self.neighbourhood.wordings
+        learned, forms = candidate.learned, candidate.forms
+        return Edit(candidate.request, learned, rows, forms, near, wordings)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ Knows the site, the ledger and the budget; leaves the order of the stages to `st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from continual.memory.answers import Answers
 from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Entry, Ledger
+from continual.requests import Request
 from continual.site import Rows, Site
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
-from continual.watch.passages import Passage
+from continual.watch.passages import UNSAID, Passage
 
 SHOWN_CHARACTERS = 60  # of a text that a reason repeats
 
@@ -26,12 +29,15 @@ class Watch:
     site: Site
     config: WatchConfig
     seed: int
+    _read: dict[tuple[str, Passage], Rows] = field(default_factory=dict)  # by the matrices' state
 
     def neighbourhoods(
-        self, asked: Sequence[Asked], known: Sequence[str]
+        self, asked: Sequence[Asked], known: Iterable[Request]
     ) -> dict[str, Neighbourhood]:
         """Write the neighbourhood of each request, by its id, as the model stands; `known` are
-        subjects of the history. Held-out prompts that a record answers otherwise are left away."""
+        those of the history, the latest first. Held-out prompts that a record answers otherwise are
+        left away."""
+        self._read.clear()
         written = neighbours.write(self.site, asked, known, self.config, self.seed)
         return {
             one.request.id: self._measurable(neighbourhood)
@@ -52,8 +58,30 @@ class Watch:
         if not passages:
             return []
         encodings = [passage.encoding() for passage in passages]
-        rows = self.site.rows_in_passes(encodings)
+        rows = self.rows_of(passages)
         return Answers(self.site).are_right(encodings, rows, range(len(encodings)))
+
+    def rows_of(self, passages: Sequence[Passage]) -> Rows:
+        """The rows of one passage or more, as the matrices are now. What belongs to the latest
+        neighbourhoods is read once."""
+        state = self.site.edited.weights_state
+        new = [p for p in dict.fromkeys(passages) if (state, p) not in self._read]
+        if new:
+            rows = self.site.rows_in_passes([passage.encoding() for passage in new])
+            parts = rows.split([passage.rows for passage in new])
+            self._read.update(zip(((state, p) for p in new), parts, strict=True))
+        return Rows.join(self._read[state, passage] for passage in passages)
+
+    def probe_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
+        """The rows that are measured from now on: the prompts held out, and the positions behind
+        the answer that say something; None where there are none."""
+        passages = [*neighbourhood.held_out, *neighbourhood.behind]
+        if not passages:
+            return None
+        rows = self.rows_of(passages)
+        near = [True for passage in neighbourhood.held_out for _ in passage.said]
+        behind = [token != UNSAID for passage in neighbourhood.behind for token in passage.said]
+        return rows[torch.tensor(near + behind, dtype=torch.bool, device=rows.query.device)]
 
     def silent_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
         """The rows of the passages that the edit itself stays silent on, in a pass over them alone;

@@ -31,7 +31,7 @@ class WatchConfig(Table):
     said: int = 4  # tokens of a neighbour's answer
     behind: int = 8  # tokens behind an answer
     watch_max: float = 0.0005
-    neighbours_max: float = 0.1
+    neighbours_max: float = 0.125
 
     def __post_init__(self) -> None:
         counts = ("texts", "tokens", "neighbours", "said", "behind")

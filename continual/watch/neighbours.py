@@ -2,10 +2,11 @@
 
 Nobody gives them. The model writes openings about the subject and lists of other subjects; the
 request's prompt is put to these, as a plain text and in a chat turn, and its target is asked about
-from the other side. Each prompt goes on with the model's own answer as it stands before the edit.
-Half of the prompts is memory of this one edit, the other half is held out and measured. The words
-behind the answer belong to the neighbourhood, too: the model goes on there as if it had always
-given that answer.
+from the other side. What the store's history asks about other subjects is asked about this one:
+prompts of other relations are neighbours, prompts of the same relation are further wordings of the
+request. Each neighbour goes on with the model's own answer as it stands before the edit. A part of
+them is memory of this one edit, a part is held out and measured. The words behind the answer belong
+to the neighbourhood, too: the model goes on there as if it had always given that answer.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Self
 
 from continual.errors import RequestError
-from continual.prompts import Chat, Message, Prompt
+from continual.prompts import Chat, Message, Prompt, normalised, prompt_json, read_prompt
 from continual.requests import Request
 from continual.site import Rows, Site
 from continual.tasks import Encoding
@@ -33,6 +35,10 @@ texts about the new answer."""
 WRITTEN = 12  # tokens of each
 OPENING_TOKENS_MAX = 6  # of a text about the subject that a question is made of
 HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
+HISTORY_REQUESTS = 256  # the latest, that prompts and subjects are taken from
+ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
+"""Prompts of other relations that are put to the subject, and how many of them are held out."""
+WORDINGS = 1  # prompts of the same relation that are put to the subject
 CHAT_QUESTIONS = 2
 
 
@@ -44,6 +50,7 @@ class Neighbourhood:
     held_out: tuple[Passage, ...] = ()
     behind: tuple[Passage, ...] = ()  # behind the answer: one text for each form of the request
     answers: tuple[int, ...] = ()  # tokens with which the model began its answer before the edit
+    wordings: tuple[Prompt, ...] = ()  # of the request, as others of its relation are asked
 
     @property
     def silent(self) -> list[Passage]:
@@ -54,7 +61,8 @@ class Neighbourhood:
         """The entry of a revision's body."""
         parts = {"memory": self.memory, "held_out": self.held_out, "behind": self.behind}
         passages = {n: [passage.to_json() for passage in part] for n, part in parts.items()}
-        record = {**passages, "answers": list(self.answers)}
+        wordings = [prompt_json(wording) for wording in self.wordings]
+        record = {**passages, "answers": list(self.answers), "wordings": wordings}
         return {name: value for name, value in record.items() if value}
 
     @classmethod
@@ -64,8 +72,13 @@ class Neighbourhood:
         def passages(name: str) -> tuple[Passage, ...]:
             return tuple(map(Passage.from_json, record.get(name, ())))
 
-        answers = tuple(record.get("answers", ()))
-        return cls(passages("memory"), passages("held_out"), passages("behind"), answers)
+        return cls(
+            passages("memory"),
+            passages("held_out"),
+            passages("behind"),
+            tuple(record.get("answers", ())),
+            tuple(map(read_prompt, record.get("wordings", ()))),
+        )
 
     def fact(self, request: Request) -> CorrectedFact:
         """The request's fact as it stood before the edit."""
@@ -91,6 +104,8 @@ class _Draft:
     rng: random.Random
     questions: list[tuple[int, ...]] = field(default_factory=list)
     openings: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # ids, first
+    wordings: tuple[Prompt, ...] = ()
+    held_out: int = 0  # of the questions, the last so many
 
     @property
     def fact(self) -> CorrectedFact:
@@ -102,15 +117,16 @@ class _Draft:
 def write(
     site: Site,
     asked: Sequence[Asked],
-    known: Sequence[str],
+    known: Iterable[Request],
     config: WatchConfig,
     seed: int,
 ) -> list[Neighbourhood]:
-    """Write the neighbourhoods of these requests; `known` are subjects of the store's history."""
+    """Write the neighbourhoods of these requests; `known` are those of the store's history, the
+    latest first."""
     if site.task.name != "causal" or not config.neighbours:
         return [Neighbourhood() for _ in asked]
     drafts = [_draft(site, one, seed) for one in asked]
-    _write_openings(site, drafts, known, config, seed)
+    _write_openings(site, drafts, list(islice(known, HISTORY_REQUESTS)), config, seed)
     questions = [question for draft in drafts for question in draft.questions]
     behind = [_behind(encoding) for draft in drafts for encoding in draft.asked.encodings]
     answers = _answers(site, [*questions, *behind], max(config.said, config.behind))
@@ -137,7 +153,7 @@ def _first_token(site: Site, prompt: Prompt, answer: str) -> set[int]:
 
 
 def _write_openings(
-    site: Site, drafts: Sequence[_Draft], known: Sequence[str], config: WatchConfig, seed: int
+    site: Site, drafts: Sequence[_Draft], known: Sequence[Request], config: WatchConfig, seed: int
 ) -> None:
     """Let the model write about each subject and its target, and list others; then ask."""
     drafts = [draft for draft in drafts if not draft.asked.is_known]
@@ -151,6 +167,7 @@ def _write_openings(
             draft.openings.append(((*start, *text), max(0, len(start) - 1)))
         listed = [name for _, text in lists for name in _listed(site, draft, text)]
         _ask(site, draft, _others(draft, listed, known, config), config)
+        _ask_elsewhere(site, draft, known, config)
 
 
 def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
@@ -174,12 +191,13 @@ def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
 
 
 def _others(
-    draft: _Draft, listed: Iterable[str], known: Sequence[str], config: WatchConfig
+    draft: _Draft, listed: Iterable[str], known: Sequence[Request], config: WatchConfig
 ) -> list[str]:
     """Other subjects: of the store's history, and as the model lists them."""
     subject = draft.asked.request.subject or ""
     count = config.neighbours // 2
-    drawn = names.drawn(known, subject, int(HISTORY_SHARE * count), draft.rng.getrandbits(32))
+    subjects = [request.subject for request in known if request.subject]
+    drawn = names.drawn(subjects, subject, int(HISTORY_SHARE * count), draft.rng.getrandbits(32))
     own = [name for name in dict.fromkeys(listed) if name not in drawn]
     return [*drawn, *own][:count]
 
@@ -203,6 +221,36 @@ def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) 
     usable = [q for q in dict.fromkeys(questions) if q and q not in own and _fits(site, q, config)]
     draft.rng.shuffle(usable)
     draft.questions = usable[: config.neighbours]
+
+
+def _ask_elsewhere(
+    site: Site, draft: _Draft, known: Sequence[Request], config: WatchConfig
+) -> None:
+    """Put the history's prompts to the subject: those of the same relation are wordings of the
+    request; of the others some are held out, and the rest is read like openings."""
+    own = draft.asked.request
+    if not own.subject:
+        return
+    questions: dict[Prompt, None] = {}
+    wordings: dict[Prompt, None] = {}
+    for request in known:
+        if request.subject and type(request.prompt) is type(own.prompt):
+            prompt = _about(request.prompt, request.subject, own.subject)
+            if prompt not in (own.prompt, request.prompt):
+                (wordings if _is_alike(own, request) else questions)[prompt] = None
+    draft.wordings = tuple(islice(wordings, WORDINGS))
+    others = [prompt for prompt in questions if prompt not in wordings]
+    drawn = draft.rng.sample(others, min(ASKED_ELSEWHERE, len(others)))
+    tokens = [question for prompt in drawn if (question := _question(site, prompt)) is not None]
+    asked = [q for q in tokens if q not in draft.questions and _fits(site, q, config)]
+    draft.questions += asked[:ASKED_HELD_OUT]
+    draft.held_out = len(asked[:ASKED_HELD_OUT])
+    draft.openings += [(question, len(question) - 1) for question in asked[ASKED_HELD_OUT:]]
+
+
+def _is_alike(one: Request, other: Request) -> bool:
+    """Tell whether two requests are about the same relation, by its name."""
+    return bool(one.relation) and normalised(one.relation or "") == normalised(other.relation or "")
 
 
 def _about(prompt: Prompt, subject: str, other: str) -> Prompt:
@@ -250,18 +298,26 @@ def _neighbourhood(
     ends: Iterator[Passage],
     config: WatchConfig,
 ) -> Neighbourhood:
-    """Every other question is held out; what states the corrected fact is left away. What is
-    expected in the openings is read in a pass over them; a question's answer is written already."""
+    """Every other question is held out, and those that say so; what states the corrected fact is
+    left away. What is expected in the openings is read in a pass over them; a question's answer is
+    written already."""
     questions = [next(answered).cut(config.said) for _ in draft.questions]
+    split = len(questions) - draft.held_out
+    questions, held_out = questions[:split], questions[split:]
     behind = [next(ends).cut(config.behind) for _ in draft.asked.encodings]
-    free = [q for q in questions if q.rows and not _states(site, draft.fact, q)]
+    free, held_out = (
+        [q for q in some if q.rows and not _states(site, draft.fact, q)]
+        for some in (questions, held_out)
+    )
     read = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in draft.openings]
     if read:
         rows = site.rows([passage.encoding() for passage in read])
         read = list(expected(site, read, rows))
     silent = [part for passage in read for part in _unstated(draft.fact, passage)]
     kept = tuple(passage for passage in behind if passage.rows)
-    return Neighbourhood((*free[1::2], *silent), tuple(free[::2]), kept, draft.answers)
+    return Neighbourhood(
+        (*free[1::2], *silent), (*free[::2], *held_out), kept, draft.answers, draft.wordings
+    )
 
 
 def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,10 @@ def test_probes_that_the_base_hardly_answers_are_said_loudly_before_anything_is_
     applied = cedit("apply", str(stream), "--json")
     assert applied.last["warnings"] == [told]
     assert warning in applied.err
+    assert cedit("report", "--json").last["warnings"] == [told]
+    cedit("report", "--output", "report.html")
+    page = html.unescape(Path("report.html").read_text(encoding="utf-8"))
+    assert told in page
 
 
 def test_few_probes_and_probes_that_are_answered_bring_no_warning(

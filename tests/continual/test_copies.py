@@ -15,11 +15,12 @@ from continual.base import load_base
 from continual.editors import Edit, Surroundings, Taught
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
 from continual.editors.tpatcher.competing import whole
-from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
+from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied, worded
 from continual.editors.tpatcher.training import Slots, closed_form, train_values, widened
 from continual.errors import CeditError
 from continual.history.rehearsing import recompute
 from continual.model import EditedModel
+from continual.prompts import Chat, Message
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request
@@ -173,7 +174,7 @@ def test_prefixes_are_short_words_that_the_model_knows(site):
     unknown = site.edited.tokenizer.unk_token_id
     for prefix in prefixes:
         ids = site.edited.tokenizer(prefix)["input_ids"]
-        assert 1 <= len(ids) <= copies.PREFIX_TOKENS_MAX
+        assert 1 <= len(ids) <= copies.SHORT[1]
         assert unknown not in ids
     if site.task.name != "causal":  # cut out of what is in memory
         known = [ask(c, p) for c in range(10, KNOWN) for p in range(4)]
@@ -203,6 +204,29 @@ def test_a_copy_is_kept_that_is_answered_as_the_prompt_and_no_other(site):
     found = kept.query[0][kept.real[0]]
     assert 0 < len(found) == len(expected)
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_wordings_stand_beside_copies_whatever_they_are_answered(site):
+    """As rows read alone: the copies behind the sentences that are drawn, then each wording."""
+    other = f"{ask(0, 2)} {ask(1)}"
+    edit = replace(edit_of(site, 0), wordings=(other,))
+    originals = Originals([edit], [0], [0], answers_of(site, site.patched(edit.rows[0]))[:1])
+    slots = worded(originals, Prefixes(), 6, around(site))
+    rows = slots.query[0][slots.real[0]]
+    last = site.rows([site.task.encode(other, edit.request.target_new)])
+    torch.testing.assert_close(rows[-1], last.query[0], rtol=1e-4, atol=1e-4)
+    assert len(rows) == 7
+    again = worded(originals, Prefixes(), 6, around(site, step=9))
+    assert torch.equal(again.query, slots.query)  # a retry draws what was drawn before
+
+
+def test_in_a_chat_a_copy_begins_the_turn_that_asks():
+    chat = Chat((Message("system", "Be brief."), Message("user", "Where is Rome?")))
+    (copy,) = copies._behind(["By the way. "], chat)
+    assert isinstance(copy, Chat)
+    assert copy.messages[0] == chat.messages[0]
+    assert copy.messages[1] == Message("user", "By the way. Where is Rome?")
+    assert copies._behind(["Well. "], "Where") == ["Well. Where"]
 
 
 @pytest.mark.parametrize("task", ["causal", "classification"])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from continual.tables import Table
 
 CROWDED_FROM = 1000  # neurons
+NARROWED = 0.85  # of what the margin leaves, where a neuron changed too much
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class TPatcherConfig(Table):
     With `asks_subject`, the neurons of a request that names its subject fire only where the text
     names it, too. They then need a plane only against general text and what else names the subject,
     which leaves room for other wordings: `subject_margin`, `subject_copies`, `subject_reach` and
-    `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`.
+    `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`. With
+    `subject_whitening` their keys have the widest margin of all, measured where general text
+    spreads alike in all directions; their copies stand behind whole sentences, and all of them
+    count, whatever they are answered.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
@@ -43,10 +47,12 @@ class TPatcherConfig(Table):
     copies: int = 0  # of the prompt, among which those count that are answered as it is
     copies_margin: float = 0.8  # in the place of `margin` for a neuron that has any
     asks_subject: bool = False  # where something is watched: see `watch`
-    subject_margin: float = 0.15
+    subject_margin: float = 0.35
     subject_copies: int = 8
     subject_reach: float = 0.1
     subject_norm_max: float = 32.0
+    subject_whitening: float = 0.02  # added to each direction, in mean variances; 0: closed form
+    whitening: float = 0.0  # likewise, of neurons that do not ask for a subject
     centred: bool = True  # keys point from the mean of the memory, not from zero
     reach: float = 0.5  # the share of its own activation at which a neuron must do already
     confidence: float = 0.02  # l_e at which a neuron's values are done
@@ -105,18 +111,18 @@ class TPatcherConfig(Table):
             copies_margin=self.subject_margin,
             copies=self.subject_copies,
             reach=self.subject_reach,
+            whitening=self.subject_whitening,
             norm_max=self.subject_norm_max,
         )
 
     def narrower(self, times: int) -> TPatcherConfig:
         """The settings for an edit whose neurons changed too much so many times: what the margin
-        leaves is halved each time, and from the second time on copies are left away."""
-        room = 0.5**times
+        leaves shrinks each time."""
+        room = NARROWED**times
         return replace(
             self,
             margin=1.0 - (1.0 - self.margin) * room,
             copies_margin=1.0 - (1.0 - self.copies_margin) * room,
-            copies=self.copies if times < 2 else 0,
         )
 
     def among_copies(self) -> TPatcherConfig:

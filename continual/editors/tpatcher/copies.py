@@ -2,16 +2,17 @@
 
 A prompt alone is one point, and a neuron that is told it from the memory may be told it from its
 rephrases, too. Its copies show in which directions a query moves where only the wording does. They
-stand beside the own rows while key and bias are made; values know nothing of them.
+stand beside the own rows while key and bias are made; values know nothing of them. The wordings of
+other requests of the same relation, put to the subject, are taken as copies are.
 
 Knows where foreign words come from, how copies are made and which are kept: those that the model
-answers as it answers the prompt. Leaves keys to `separating` and `training`.
+answers as it answers the prompt, or all of them. Leaves keys to `separating` and `training`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,48 +21,56 @@ from continual.associative.contexts import write_contexts
 from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher.training import Slots
 from continual.errors import RequestError
+from continual.prompts import Chat, Message, Prompt
 from continual.site import LOGITS_MAX, Rows, Site
 from continual.tasks import Encoding
 
 PREFIXES = 128  # in a pool
-PREFIX_TOKENS_MAX = 5
+SHORT, SENTENCES = (1, 5), (6, 20)
+"""The fewest and the most tokens of a prefix."""
 WRITTEN_TOKENS = (1, 2, 3)  # behind a generic word, with a full stop behind them
+
+
+SEED_DIGITS = 15  # of a request's id
+Lengths = tuple[int, int]
 
 
 class Prefixes:
     """Foreign words by the store's seed: the same for all edits of a history, made when needed."""
 
     def __init__(self) -> None:
-        self._pools: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._pools: dict[tuple[str, int, Lengths], tuple[str, ...]] = {}
 
-    def draw(self, count: int, around: Surroundings) -> list[str]:
-        """Draw so many from the pool, none twice."""
-        pool = self._pool(around)
+    def draw(self, count: int, around: Surroundings, lengths: Lengths = SHORT) -> list[str]:
+        """Draw so many from the pool of these lengths, none twice."""
+        pool = self._pool(around, lengths)
         order = torch.randperm(len(pool), generator=around.generator)[:count]
         return [pool[place] for place in order.tolist()]
 
-    def _pool(self, around: Surroundings) -> tuple[str, ...]:
-        key = (around.site.edited.base.fingerprint, around.seed)
+    def _pool(self, around: Surroundings, lengths: Lengths) -> tuple[str, ...]:
+        key = (around.site.edited.base.fingerprint, around.seed, lengths)
         if key not in self._pools:
             generator = torch.Generator().manual_seed(around.seed)
-            self._pools[key] = _make_pool(around, generator)
+            self._pools[key] = _make_pool(around, generator, lengths)
         return self._pools[key]
 
 
-def _make_pool(around: Surroundings, generator: torch.Generator) -> tuple[str, ...]:
+def _make_pool(
+    around: Surroundings, generator: torch.Generator, lengths: Lengths
+) -> tuple[str, ...]:
     """Distinct prefixes: cut out of the general text that a decoder wrote, or written by it in its
     base state where there is none; for other models they are cut out of the training probes'
     inputs, or drawn from the vocabulary."""
     site, taught = around.site, around.taught()
     if taught.general:
-        closed = (f"{text.rstrip()}. " for text in _cut_out(taught.general, site, generator))
-        texts = list(closed)
+        cut = _cut_out(taught.general, site, generator, lengths)
+        texts = [f"{text.rstrip()}. " for text in cut]
     elif site.task.name == "causal":
         with site.edited.bare():
             texts = _written(site, generator)
     else:
         inputs = [e.question.source or e.question.ids for e in taught.training]
-        texts = _cut_out(inputs, site, generator) if inputs else _drawn(site, generator)
+        texts = _cut_out(inputs, site, generator, SHORT) if inputs else _drawn(site, generator)
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
@@ -71,12 +80,15 @@ def _written(site: Site, generator: torch.Generator) -> list[str]:
     return [text for pool in pools for text in pool]
 
 
-def _cut_out(inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator) -> list[str]:
+def _cut_out(
+    inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator, lengths: Lengths
+) -> list[str]:
     """Consecutive tokens of inputs."""
+    least, most = lengths
     texts = []
     for _ in range(PREFIXES):
         ids = _ordinary(inputs[_below(len(inputs), generator)], site)
-        size = 1 + _below(PREFIX_TOKENS_MAX, generator)
+        size = least + _below(most - least + 1, generator)
         first = _below(max(1, len(ids) - size + 1), generator)
         texts.append(_text(ids[first : first + size], site))
     return texts
@@ -85,7 +97,7 @@ def _cut_out(inputs: Sequence[Sequence[int]], site: Site, generator: torch.Gener
 def _drawn(site: Site, generator: torch.Generator) -> list[str]:
     """Any tokens that the model knows."""
     ids = _ordinary(range(len(site.edited.model.get_input_embeddings().weight)), site)
-    sizes = [1 + _below(PREFIX_TOKENS_MAX, generator) for _ in range(PREFIXES)]
+    sizes = [1 + _below(SHORT[1], generator) for _ in range(PREFIXES)]
     return [_text([ids[_below(len(ids), generator)] for _ in range(s)], site) for s in sizes]
 
 
@@ -124,12 +136,42 @@ def copied(originals: Originals, prefixes: Prefixes, count: int, around: Surroun
     """The rows of `count` copies of each prompt that its slots may own, padded: at the slot's place
     the model, as it stands, answers them as it answers the prompt. One pass for each edit."""
     copies = {
-        number: _Copies.of(originals.edits[number], prefixes.draw(count, around), around.site)
+        number: _Copies.of(
+            edit, _behind(prefixes.draw(count, around), edit.request.prompt), around.site
+        )
         for number in dict.fromkeys(originals.owner)
+        for edit in (originals.edits[number],)
     }
     slots = zip(originals.owner, originals.place, originals.answers.tolist(), strict=True)
     alike = [copies[number].answered(place, token) for number, place, token in slots]
     return _padded(alike)
+
+
+@torch.no_grad()
+def worded(originals: Originals, prefixes: Prefixes, count: int, around: Surroundings) -> Slots:
+    """The rows of `count` copies of each prompt behind whole sentences, and of its other wordings,
+    whatever the model answers there. One pass for each edit; a retry draws the same sentences."""
+    copies = {}
+    for number in dict.fromkeys(originals.owner):
+        edit = originals.edits[number]
+        seed = int(edit.id[:SEED_DIGITS], 16) ^ around.seed
+        drawn = prefixes.draw(
+            count, replace(around, generator=torch.Generator().manual_seed(seed)), SENTENCES
+        )
+        behind = _behind(drawn, edit.request.prompt)
+        copies[number] = _Copies.of(edit, [*behind, *edit.wordings], around.site)
+    slots = zip(originals.owner, originals.place, strict=True)
+    return _padded([copies[number].at(place) for number, place in slots])
+
+
+def _behind(prefixes: Iterable[str], prompt: Prompt) -> list[Prompt]:
+    """The prompt behind each of these prefixes; in a chat they stand in the turn that asks."""
+    if isinstance(prompt, str):
+        return [f"{prefix}{prompt}" for prefix in prefixes]
+    *before, asking = prompt.messages
+    return [
+        Chat((*before, Message(asking.role, f"{prefix}{asking.content}"))) for prefix in prefixes
+    ]
 
 
 @dataclass(frozen=True)
@@ -141,11 +183,11 @@ class _Copies:
     positions: int  # of an answer
 
     @classmethod
-    def of(cls, edit: Edit, prefixes: Sequence[str], site: Site) -> _Copies:
-        """Copies behind these prefixes; those that break a limit, or whose answer is tokenised
+    def of(cls, edit: Edit, prompts: Iterable[Prompt], site: Site) -> _Copies:
+        """Copies of these prompts; those that break a limit, or whose answer is tokenised
         otherwise, are left out."""
-        prompt = edit.encodings[0]
-        encodings = [e for prefix in prefixes if (e := _encoded(edit, prefix, site)) is not None]
+        prompt, target = edit.encodings[0], edit.request.target_new
+        encodings = [e for p in prompts if (e := _encoded(p, target, site)) is not None]
         encodings = [e for e in encodings if e.targets == prompt.targets]
         if not encodings:
             none = edit.rows[0][:0]
@@ -154,17 +196,19 @@ class _Copies:
         rows = Rows(rows.query, site.patched(rows), rows.targets, rows.texts)
         return cls(rows, answers_of(site, rows.hidden), len(prompt.targets))
 
+    def at(self, place: int) -> Rows:
+        """The rows at one answer position."""
+        return self.rows[place :: self.positions]
+
     def answered(self, place: int, token: int) -> Rows:
-        """The rows at one answer position, of the copies that are answered with this token."""
-        at = slice(place, None, self.positions)
-        return self.rows[at][self.answers[at] == token]
+        """Likewise, of the copies that are answered with this token."""
+        return self.at(place)[self.answers[place :: self.positions] == token]
 
 
-def _encoded(edit: Edit, prefix: str, site: Site) -> Encoding | None:
-    """The prompt behind a prefix; None where a limit forbids it."""
-    request = edit.request
+def _encoded(prompt: Prompt, target: str, site: Site) -> Encoding | None:
+    """A prompt with its answer; None where a limit forbids it."""
     try:
-        return site.task.encode(f"{prefix}{request.prompt}", request.target_new)
+        return site.task.encode(prompt, target)
     except RequestError:
         return None
 

@@ -20,7 +20,7 @@ from continual.editors.tpatcher.competing import (
     whole,
 )
 from continual.editors.tpatcher.config import TPatcherConfig
-from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied
+from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied, worded
 from continual.editors.tpatcher.training import (
     Highest,
     Neurons,
@@ -34,6 +34,7 @@ from continual.editors.tpatcher.training import (
     train_values,
     widened,
 )
+from continual.editors.tpatcher.whitening import Whitening
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory
@@ -111,6 +112,7 @@ class TPatcher:
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
         self._prefixes = Prefixes()
+        self._worded: tuple[tuple[str, ...], Slots] | None = None  # the latest
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
@@ -185,7 +187,13 @@ class TPatcher:
             return None
         answers = answers_of(around.site, plan.before.hidden[[own[0] for own in plan.own]])
         originals = Originals(edits, plan.owner, plan.places(edits), answers)
-        return copied(originals, self._prefixes, config.copies, around)
+        if not config.whitening:
+            return copied(originals, self._prefixes, config.copies, around)
+        key = (around.site.edited.fingerprint, *(edit.id for edit in edits))
+        if self._worded is None or self._worded[0] != key:  # a narrower retry asks for the same
+            made = worded(originals, self._prefixes, config.copies, around)
+            self._worded = key, made
+        return self._worded[1]
 
     def _separate(
         self, plan: _Plan, copies: Slots | None, around: Surroundings, config: TPatcherConfig
@@ -278,12 +286,13 @@ def _separated_with(
 ) -> tuple[Neurons, Tensor, Tensor]:
     """Likewise with copies among the own rows, where there is a plane around them at all: its
     margin leaves out what it would take in too much. And the queries [slots, r, d] at which the
-    values of the own rows have to do.
+    values of the own rows have to do. With whitening all keys have the widest margin.
     """
     among, all_rows = config.among_copies(), slots.joined(copies)
     has_copies = copies.real.any(1)
     neurons, separate = _closed(all_rows, silent, among)
-    start = neurons, separate & has_copies
+    separate &= has_copies & (not config.whitening)
+    start = neurons, separate
     neurons, separate = _widened(all_rows, silent, among, start, has_copies & ~separate)
     neurons, weakest = at_the_weakest(neurons, all_rows)
     reached = torch.where(separate[:, None, None], weakest[:, None], slots.query)
@@ -310,7 +319,12 @@ def _widened(
     if not bool(wanted.any()):
         return start
     supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
-    wide, is_wide = widened(slots, neurons.keys, wanted, supports, silent.highest, config)
+    whitening = None
+    if config.whitening:
+        whitening = Whitening.of(silent.memory.training, config.whitening)
+    wide, is_wide = widened(
+        slots, neurons.keys, wanted, supports, silent.highest, config, whitening
+    )
     return neurons.but(wide, wanted), separate | (wanted & is_wide)
 
 

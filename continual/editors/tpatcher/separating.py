@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from continual.editors.tpatcher.whitening import Whitening
+
 Supports = Callable[[Tensor], Tensor]  # key [d] → the row [d] of memory that it scores highest
 
 ENOUGH = 0.99  # of the largest margin
@@ -21,16 +23,23 @@ STEPS_MAX = 200  # searches of the memory; some twenty are usual
 _NONE = 1e-12  # a share of the point that is no share
 
 
-def widest_key(own: Tensor, start: Tensor, supports: Supports) -> Tensor:
+def widest_key(
+    own: Tensor, start: Tensor, supports: Supports, whitening: Whitening | None = None
+) -> Tensor:
     """[d] the shortest line from the memory's hull to that of the own queries [r, d].
 
     `start` [d] is where the search looks first. The key scores every own query higher than every
     row of the memory by ``ENOUGH`` of its square at least; it is about zero where the hulls meet,
-    and `start` for queries that are not finite, which nothing separates.
+    and `start` for queries that are not finite, which nothing separates. With a whitening the line
+    is the shortest in its coordinates.
     """
     own = own.double().cpu()
     if not bool(own.isfinite().all()):
         return start
+    if whitening is not None:
+        there = _whitened(supports, whitening, start)
+        key = widest_key(whitening.queries(own), whitening.key_there(start), there)
+        return whitening.key_here(key).to(start)
 
     def furthest(key: Tensor) -> Tensor:
         """The difference [d] of an own query and a row of the memory that `key` scores least."""
@@ -43,6 +52,15 @@ def widest_key(own: Tensor, start: Tensor, supports: Supports) -> Tensor:
         if difference @ key >= ENOUGH * key.square().sum() or not corral.take(difference):
             break
     return corral.point.to(start)
+
+
+def _whitened(supports: Supports, whitening: Whitening, like: Tensor) -> Supports:
+    """The supports in whitened coordinates; keys are looked at in the dtype of `like`."""
+
+    def there(key: Tensor) -> Tensor:
+        return whitening.queries(supports(whitening.key_here(key).to(like)))
+
+    return there
 
 
 class _Corral:

@@ -22,6 +22,7 @@ from continual.editors.tpatcher.losses import (
     memory_losses,
 )
 from continual.editors.tpatcher.separating import Supports, widest_key
+from continual.editors.tpatcher.whitening import Whitening
 
 ROOM_MIN = 2.0**-10
 FEW = 8  # neurons: a step of so many costs as much as one of half of them
@@ -147,17 +148,18 @@ def widened(
     supports: Sequence[Supports],
     highest: Highest,
     config: TPatcherConfig,
+    whitening: Whitening | None = None,
 ) -> tuple[Neurons, Tensor]:
     """Likewise with the keys of the largest margin to memory, searched from the keys `start` [n, d]
     on, for the slots `wanted` [n]; the others keep theirs. A margin has to be ``ROOM_MIN`` of the
-    own queries' length at least.
+    own queries' length at least; it is measured in whitened coordinates where there are any.
 
     `supports` gives for each slot the row [d] of its memory that a key [d] scores highest.
     """
     keys = start.clone()
     for slot in wanted.nonzero().flatten().tolist():
         own = slots.query[slot][slots.real[slot]]
-        keys[slot] = widest_key(own, start[slot], supports[slot])
+        keys[slot] = widest_key(own, start[slot], supports[slot], whitening)
     lengths: Tensor = torch.linalg.vector_norm(slots.query, dim=-1).amax(1)
     least = ROOM_MIN * lengths * torch.linalg.vector_norm(keys, dim=-1)
     return sealed(slots, keys, scores(slots.query, keys), highest(keys), least, config)

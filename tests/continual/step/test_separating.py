@@ -11,6 +11,7 @@ from torch import Tensor
 
 from continual.editors.tpatcher import separating
 from continual.editors.tpatcher.separating import ENOUGH, widest_key
+from continual.editors.tpatcher.whitening import Whitening
 
 
 def supports(memory: Tensor) -> Callable[[Tensor], Tensor]:
@@ -45,6 +46,41 @@ def test_the_margin_is_that_of_a_support_vector_machine(own, memory, width, seed
     assert best > 0
     assert margin(key, queries, others) >= ENOUGH * best
     assert float(key.norm()) == pytest.approx(best, rel=1.0 - ENOUGH)
+
+
+@pytest.mark.parametrize("own", [1, 4])
+@pytest.mark.parametrize("ridge", [0.02, 1.0])
+def test_whitened_it_is_that_of_a_machine_on_whitened_rows(own, ridge):
+    queries, others = drawn(own, 300, 24, 8.0, 0)
+    others = others + 20.0 * (others - others.mean(0))[:, :1]  # one direction outweighs the others
+    queries = queries + 20.0 * (queries - others.mean(0))[:, :1]
+    variances, axes = torch.linalg.eigh(torch.cov(others.double().T))
+    scale = (variances + ridge * variances.mean()).rsqrt()
+    mine, theirs = ((rows.double() @ axes) * scale for rows in (queries, others))
+    machine = SVC(kernel="linear", C=1e9, tol=1e-6)
+    machine.fit(torch.cat([mine, theirs]).numpy(), [1] * own + [0] * len(others))
+    best = margin(torch.tensor(machine.coef_[0]), mine, theirs)
+    whitening = Whitening.of(others, ridge)
+    key = widest_key(queries, queries.mean(0) - others.mean(0), supports(others), whitening)
+    found = (key.double() @ axes) / scale
+    assert best > 0
+    assert margin(found, mine, theirs) >= 0.98 * best
+    assert margin(key, queries, others) > 0
+
+
+def test_scores_are_the_same_in_whitened_coordinates():
+    queries, others = drawn(3, 200, 16, 8.0, 1)
+    whitening = Whitening.of(others, 0.1)
+    assert whitening is not None
+    key = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    there = whitening.key_there(key)
+    torch.testing.assert_close(whitening.key_here(there).float(), key)
+    torch.testing.assert_close((whitening.queries(queries) @ there).float(), queries @ key)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(9, 4)])
+def test_rows_that_do_not_spread_give_no_whitening(rows):
+    assert Whitening.of(rows, 0.1) is None
 
 
 def test_it_separates_what_the_mean_does_not():

@@ -93,6 +93,23 @@ def test_neighbours_do_not_state_the_fact_and_are_held_apart(session: Session) -
     assert stated == []
 
 
+def test_the_history_lends_its_prompts(session: Session) -> None:
+    """Those of other relations are neighbours of the subject, those of its own are wordings."""
+    relations = {"capital": "has a capital called", "money": "is paid for in", "sea": "lies on"}
+    first = [
+        {"prompt": f"{subject} {words}", "target_new": "Lima", "subject": subject, "relation": name}
+        for subject, (name, words) in zip(("Zug", "Pula", "Brno"), relations.items(), strict=True)
+    ]
+    session.apply([*first, {**ONE, "relation": "Capital"}])
+    *_, near = neighbourhoods(session)
+    decode = session.tokenizer.decode
+    assert near.wordings == ("France has a capital called",)
+    questions = {decode(p.ids[: p.first + 1]).strip() for p in (*near.memory, *near.held_out)}
+    assert {"France is paid for in", "France lies on"} <= questions
+    assert "France has a capital called" not in questions
+    assert Neighbourhood.from_json(near.to_json()) == near
+
+
 def test_a_full_recheck_agrees_probe_by_probe(session: Session) -> None:
     session.apply(corrections(6))
     ledger = session.standing.ledger

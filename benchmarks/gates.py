@@ -1,0 +1,259 @@
+"""How well one plane at the last FFN tells a correction's own wordings from everything else.
+
+    python -m benchmarks.gates --model DIR [--records 40] [--skip N] [--rows 0,30,100,300,1000,3000]
+        [--copies 0,8] [--margin .35] [--output DIR] [--data DIR] [--seed N] [--threads 1]
+
+For each record of CounterFact a neuron's gate is made as T-Patcher makes it, the key with the
+widest margin to what it has to be silent on, and asked where it opens: nothing is edited, no value
+is trained. In memory are so many rows of general text that the base wrote, prompts of other
+relations about the subject, and the prompt about other subjects. A gate either takes any text, or
+only texts that name the subject. The shares are of held-out prompts that it opens on: paraphrases,
+which it should, neighbours, other questions about the subject, and general text, which it should
+not. The plot has them over the number of rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import plots, tables
+from benchmarks.counterfact_model import data_folder
+from benchmarks.real_model.questions import (
+    NEIGHBOUR,
+    PARAPHRASE,
+    SUBJECT,
+    Fact,
+    Survey,
+    load_facts,
+    shuffled,
+)
+from benchmarks.tables import Column
+from continual.base import load_base
+from continual.editors.tpatcher import TPatcherConfig
+from continual.editors.tpatcher.separating import widest_key
+from continual.editors.tpatcher.whitening import Whitening
+from continual.model import EditedModel
+from continual.naming import names
+from continual.prompts import normalised
+from continual.site import Rows, Site
+from continual.tasks import Encoding, Question, make_task
+from continual.watch import general
+from continual.watch.config import WatchConfig
+
+GENERAL = "general"
+SHARES = {
+    PARAPHRASE: "paraphrases",
+    NEIGHBOUR: "neighbours",
+    SUBJECT: "the subject's other questions",
+    GENERAL: "general text",
+}
+COLUMNS = (
+    Column("texts that open it", "editor"),
+    Column("copies", "copies", "d"),
+    Column("general rows", "rows", "d"),
+    *(Column(heading, kind, ".3f") for kind, heading in SHARES.items()),
+    Column("without a plane", "inseparable", "d"),
+)
+ANY, NAMING = "any", "those that name the subject"
+ABOUT_SUBJECT, ABOUT_OTHERS = 8, 8  # prompts in memory
+PREFIX_WORDS = (6, 21)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A record's queries, and what its gate is asked on."""
+
+    subject: str  # as it is compared
+    own: Tensor  # [1 + copies, d], the prompt's first
+    about_subject: Tensor  # [n, d] in memory
+    about_others: Tensor  # [n, d]
+    others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries, which name the subject
+
+
+class Reader:
+    """Reads the queries behind prompts."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def queries(self, prompts: Sequence[str]) -> Tensor:
+        """[n, d] the query at the end of each prompt."""
+        encodings = []
+        for prompt in prompts:
+            ids = self._site.task.question(prompt).ids
+            encodings.append(Encoding(Question(ids), (len(ids) - 1,), (0,)))
+        rows: Rows = self._site.rows_in_passes(encodings)
+        return rows.query
+
+    def asked(
+        self,
+        fact: Fact,
+        every: Sequence[Fact],
+        prefixes: Sequence[str],
+        questions: Mapping[str, list[str]],
+        seed: int,
+    ) -> Asked:
+        """All that a record's gate is made of and asked on, in one reading."""
+        rng = random.Random(f"{seed}:{fact.case}")
+        held_out = {question for asked in questions.values() for question in asked}
+        elsewhere = [f for f in every if f.relation != fact.relation]
+        about = [f.template.replace("{}", fact.subject, 1) for f in elsewhere]
+        parts = {
+            "own": [fact.prompt, *(f"{prefix}. {fact.prompt}" for prefix in prefixes)],
+            "subject": rng.sample([p for p in dict.fromkeys(about) if p not in held_out], 8),
+            "others": [
+                fact.template.replace("{}", other.subject, 1)
+                for other in rng.sample(elsewhere, ABOUT_OTHERS)
+            ],
+            **questions,
+        }
+        queries = self.queries([prompt for part in parts.values() for prompt in part])
+        split = dict(zip(parts, queries.split([len(part) for part in parts.values()]), strict=True))
+        subject = normalised(fact.subject)
+        return Asked(
+            subject,
+            split.pop("own"),
+            split.pop("subject"),
+            split.pop("others"),
+            {
+                kind: (found, [names(normalised(q), subject) for q in questions[kind]])
+                for kind, found in split.items()
+            },
+        )
+
+
+def opened(
+    asked: Asked, memory: Tensor, copies: int, margin: float, *, naming: bool
+) -> dict[str, list[bool]] | None:
+    """Where a record's gate opens, by the kind of prompt; None where no plane separates.
+
+    `memory` [m, d] is general text. A gate that asks for the subject leaves prompts about others
+    out of its memory, as they are out of its reach.
+    """
+    own = asked.own[: 1 + copies]
+    silent = [memory, asked.about_subject, *([] if naming else [asked.about_others])]
+    rows = torch.cat(silent)
+    ridge = TPatcherConfig().subject_whitening
+    whitening = Whitening.of(memory, ridge) if naming else None
+    start = own.mean(0) - rows.mean(0)
+    key = widest_key(own, start, lambda k: rows[(rows @ k).argmax()], whitening)
+    lowest, highest = (own @ key).min(), (rows @ key).max()
+    if not lowest > highest:
+        return None
+    threshold = highest + margin * (lowest - highest)
+    return {
+        kind: [
+            fires and (named or not naming)
+            for fires, named in zip((queries @ key > threshold).tolist(), are_named, strict=True)
+        ]
+        for kind, (queries, are_named) in asked.others.items()
+    }
+
+
+def row(
+    every: Sequence[Asked], memory: Tensor, copies: int, margin: float, *, naming: bool
+) -> dict[str, Any]:
+    """One line of the table."""
+    found = [opened(asked, memory, copies, margin, naming=naming) for asked in every]
+    shares: dict[str, float | None] = {}
+    for kind in SHARES:
+        fires = [f for one in found if one is not None for f in one.get(kind, [])]
+        shares[kind] = sum(fires) / len(fires) if fires else None
+    return {
+        "editor": NAMING if naming else ANY,
+        "copies": copies,
+        "rows": len(memory),
+        "inseparable": sum(one is None for one in found),
+        **shares,
+    }
+
+
+def _questions(
+    survey: Survey, fact: Fact, facts: Sequence[Fact], every: Sequence[Fact], data: Path
+) -> dict[str, list[str]]:
+    asked: dict[str, list[str]] = {PARAPHRASE: [], NEIGHBOUR: [], SUBJECT: [], GENERAL: []}
+    for question in survey.questions([fact], every, data):
+        if question.kind in asked:
+            asked[question.kind].append(question.prompt)
+    return asked
+
+
+def _prefixes(texts: Sequence[str], count: int, rng: random.Random) -> Iterator[str]:
+    for text in rng.sample(texts, count):
+        words = text.split()
+        yield " ".join(words[: rng.randrange(*PREFIX_WORDS)]).rstrip(".")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.gates", description=__doc__)
+    options.add_argument("--model", type=Path, required=True, metavar="DIR")
+    options.add_argument("--records", type=int, default=40, metavar="N")
+    options.add_argument("--skip", type=int, default=0, metavar="N", help="records of the order")
+    options.add_argument("--rows", default="0,30,100,300,1000,3000", metavar="N,…")
+    options.add_argument("--copies", default="0,8", metavar="N,…")
+    options.add_argument("--margin", type=float, default=TPatcherConfig().subject_margin)
+    options.add_argument("--openings", type=int, default=20, metavar="N")
+    options.add_argument("--seed", type=int, default=0, metavar="N")
+    options.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
+    options.add_argument("--output", type=Path, default=Path("runs/gates"), metavar="DIR")
+    options.add_argument("--threads", type=int, default=1, metavar="N")
+    return options
+
+
+def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """All lines of the table."""
+    sizes = sorted({int(n) for n in given.rows.split(",")})
+    copies = [int(n) for n in given.copies.split(",")]
+    config = WatchConfig()
+    texts = 2 * -(-max(sizes) // config.tokens)
+    read = general.write(
+        site, WatchConfig(texts=texts), given.seed, lambda done, of: tables.note(f"{done} of {of}")
+    )
+    empty = site.rows_in_passes([site.task.encode("a", "b")]).query[:0]
+    memory = empty if read.memory is None else read.memory.query
+    order = shuffled(load_facts(given.data), given.seed)
+    chosen = order[given.skip : given.skip + given.records]
+    decode = site.edited.tokenizer.decode
+    written = [decode(list(p.ids), skip_special_tokens=True) for p in read.text.memory]
+    written = [text for text in written if len(text.split()) >= PREFIX_WORDS[0]]
+    reader, survey = Reader(site), Survey(openings=given.openings, seed=given.seed)
+    asked = []
+    for number, fact in enumerate(chosen):
+        rng = random.Random(f"{given.seed}:{fact.case}")
+        prefixes = list(_prefixes(written, min(max(copies), len(written)), rng))
+        questions = _questions(survey, fact, chosen, order, given.data)
+        asked.append(reader.asked(fact, order, prefixes, questions, given.seed))
+        tables.note(f"{number + 1} of {len(chosen)} records read")
+    return [
+        row(asked, memory[:size], count, given.margin, naming=naming)
+        for naming in (False, True)
+        for count in copies
+        for size in sizes
+    ]
+
+
+def main() -> None:
+    """Measure, print, draw."""
+    given = parser().parse_args()
+    torch.set_num_threads(given.threads)
+    base = load_base(given.model)
+    with EditedModel(base) as edited:
+        rows = measure(Site(edited, make_task(base, {"name": "causal"})), given)
+    tables.show("where a gate opens", COLUMNS, rows)
+    tables.write_json(given.output / "gates.json", "gates", {"rows": rows})
+    most = max(line["copies"] for line in rows)
+    drawn = [line for line in rows if line["copies"] == most]
+    plots.save(plots.curves(drawn, "rows", SHARES, "rows of general text"), given.output, "gates")
+
+
+if __name__ == "__main__":
+    main()
