@@ -99,7 +99,7 @@ def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str
 def drift(session: Session) -> float:
     """How far the matrices are from the base's, as the budget counts it: the largest."""
     moved = []
-    for block in session.edited.edited_blocks:
+    for block in sorted(session.edited.reach.blocks):
         weight = session.edited.weight(block)
         moment = session.statistics.get(block).second_moment.float()
         moved.append(drift_of(weight.base.float(), weight.sum - weight.base, moment))

@@ -14,37 +14,38 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from continual import hooks
 from continual.base import BaseModel
+from continual.effects import NOTHING, Effect, Reach
+from continual.effects.gated import NeuronBank, Place
+from continual.effects.parameters import EditedWeight
+from continual.effects.records import MemoryBank
 from continual.errors import ModelError
 from continual.patches import Patch
-from continual.patches.edited_weight import EditedWeight
-from continual.patches.memory import MemoryBank
-from continual.patches.neuron import NeuronBank
 from continual.reading import RunningText, decoder
 
 if TYPE_CHECKING:
     from continual.memory.recall import Recall
 
 PASSED_MAX = 8  # states that are looked at
+AnyEffect = TypeVar("AnyEffect", bound=Effect)
 
 
 @dataclass(frozen=True)
 class _Mark:
     """The state after one patch: enough to come back to it by cutting off what came later."""
 
-    sizes: Mapping[int, int]  # neurons by block
-    weights: Mapping[str, int]  # patches by the path of the parameter that they edit
-    memory: int  # patches of the memory
+    sizes: Mapping[str, int]  # of each effect, by its name
     fingerprint: str
-    weights_state: str  # the fingerprint at which a parameter was last edited
+    rows_state: str  # the fingerprint at which rows at the last FFN last moved
 
 
 class EditedModel:
@@ -59,13 +60,12 @@ class EditedModel:
         self.model = base.model
         self.tokenizer = base.tokenizer
         self.anatomy = base.anatomy
-        self._banks: dict[int, NeuronBank] = {}
-        self._weights: dict[str, EditedWeight] = {}
         self.memory = MemoryBank()
+        self._effects: dict[str, Effect] = {"records": self.memory}
         self.recall: Recall | None = None  # how records are found and read
         self.decode = decoder(base.tokenizer)
         self._running = RunningText(self.decode)
-        self._marks = [_Mark({}, {}, 0, base.fingerprint, base.fingerprint)]
+        self._marks = [_Mark({}, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
         self._is_bare = False
         self._entered = 0  # the `with` blocks that are open
@@ -97,10 +97,8 @@ class EditedModel:
         self._hooks.enter_context(hooks.standing_in(self.model, "generate", self.generate))
         if hasattr(self.model, "prepare_inputs_for_generation"):
             self._hooks.enter_context(self._running.followed(self.model))
-        for block, bank in self._banks.items():
-            self._attach(block, bank)
-        for weight in self._weights.values():
-            self._show(weight)
+        for effect in self._effects.values():
+            self._hooks.enter_context(effect.attached())
         return self
 
     def __exit__(
@@ -129,24 +127,30 @@ class EditedModel:
         return self._marks[-1].fingerprint
 
     @property
-    def weights_state(self) -> str:
-        """The name of the state that the parameters are in: neurons put on later leave it as it is.
+    def rows_state(self) -> str:
+        """The name of the state that rows at the last FFN are in: neurons put on there later leave
+        it as it is.
 
         Queries, residual sums and what is read from these hold as long as it does.
         """
-        return self.base.fingerprint if self._is_bare else self._marks[-1].weights_state
+        return self.base.fingerprint if self._is_bare else self._marks[-1].rows_state
 
     @property
-    def edited_blocks(self) -> list[int]:
-        """The blocks whose parameters are edited, as the model stands; what lies in front of the
-        blocks or behind them counts as the first or the last."""
-        return sorted({self.block_of(path) for path in self._marks[-1].weights})
+    def reach(self) -> Reach:
+        """What the patches that are on may have changed. For parameters in front of the blocks, or
+        behind them, it names the first or the last."""
+        return self._reach_since(self._marks[0])
+
+    def _reach_since(self, mark: _Mark) -> Reach:
+        sizes = mark.sizes
+        found = (effect.reach(sizes.get(n, 0)) for n, effect in self._effects.items())
+        return reduce(or_, found, NOTHING)
 
     def has_passed(self, state: str, block: int, neurons: int) -> bool:
         """Whether a state with so many neurons at a block was one of the last on the way to this
         one: those neurons are then the first that are on."""
-        return self._banks[block].size >= neurons and any(
-            mark.fingerprint == state and mark.sizes.get(block, 0) == neurons
+        return self.bank(block).size >= neurons and any(
+            mark.fingerprint == state and mark.sizes.get(_neurons_at(block), 0) == neurons
             for mark in self._marks[-PASSED_MAX:]
         )
 
@@ -169,20 +173,20 @@ class EditedModel:
             raise
         self._mark(chain.hexdigest() if parts else self.fingerprint)
 
-    def put_many(self, parts: Sequence[Patch], fingerprint: str, weights_state: str) -> None:
+    def put_many(self, parts: Sequence[Patch], fingerprint: str, rows_state: str) -> None:
         """Put on what the patches of many steps come to, as one; the names are those of the state
         that they lead to, by steps."""
         for part in parts:
             part.put_on(self)
-        self._mark(fingerprint, weights_state)
+        self._mark(fingerprint, rows_state)
 
-    def _mark(self, fingerprint: str, weights_state: str | None = None) -> None:
+    def _mark(self, fingerprint: str, rows_state: str | None = None) -> None:
         """Keep the way back to here."""
-        weights = {path: weight.size for path, weight in self._weights.items() if weight.size}
-        is_same = weights == self._marks[-1].weights
-        sizes = {block: bank.size for block, bank in self._banks.items()}
-        state = weights_state or (self.weights_state if is_same else fingerprint)
-        self._marks.append(_Mark(sizes, weights, self.memory.size, fingerprint, state))
+        before = self._marks[-1]
+        moved = self._reach_since(before).moves(self.anatomy.last)
+        state = rows_state or (fingerprint if moved else before.rows_state)
+        sizes = {name: effect.size for name, effect in self._effects.items()}
+        self._marks.append(_Mark(sizes, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
         """Go back to the state in which the first `depth` steps' patches were on.
@@ -191,36 +195,44 @@ class EditedModel:
         """
         if not 0 <= depth <= self.depth:
             raise ValueError(f"{depth} patches cannot be kept of {self.depth}")
-        mark = self._marks[depth]
-        sizes = {path: mark.weights.get(path, 0) for path in self._weights}
-        for path, size in sizes.items():
-            self._weights[path].require_way_back(size)
+        sizes = self._marks[depth].sizes
+        for name, effect in self._effects.items():
+            effect.require_way_back(sizes.get(name, 0))
         del self._marks[depth + 1 :]
-        for block, bank in self._banks.items():
-            bank.truncate(mark.sizes.get(block, 0))
-        for path, size in sizes.items():
-            self._weights[path].truncate(size)
-        self.memory.truncate(mark.memory)
+        for name, effect in self._effects.items():
+            effect.truncate(sizes.get(name, 0))
 
     def settle(self) -> None:
         """What is on stays on until all of it is taken off: dense differences are let go.
 
         A way back to a state between base and here may then be refused; see `take_off`.
         """
-        for weight in self._weights.values():
-            weight.settle()
+        for effect in self._effects.values():
+            effect.settle()
 
     def bank(self, block: int) -> NeuronBank:
         """The neurons at a block: made, and attached, when first asked for."""
-        if block not in self._banks:
-            self._require_block(block)
-            bank = NeuronBank(
-                self.anatomy.width, self.anatomy.down_weight(self.model, block).device
-            )
-            self._banks[block] = bank
-            if self._hooks is not None:
-                self._attach(block, bank)
-        return self._banks[block]
+        known = self._effects.get(_neurons_at(block))
+        if isinstance(known, NeuronBank):
+            return known
+        self._require_block(block)
+        query = self.anatomy.query_module(self.model, block)
+        down = self.anatomy.down_module(self.model, block)
+        device = self.anatomy.down_weight(self.model, block).device
+        width, read = self.anatomy.width, self._running.texts
+        return self._add(
+            _neurons_at(block),
+            NeuronBank(
+                Place(block, width, device, (query, down), read, block == self.anatomy.last)
+            ),
+        )
+
+    def _add(self, name: str, effect: AnyEffect) -> AnyEffect:
+        """Take in an effect without pieces."""
+        self._effects[name] = effect
+        if self._hooks is not None:
+            self._hooks.enter_context(effect.attached())
+        return effect
 
     def weight(self, block: int) -> EditedWeight:
         """The FFN's output matrix of a block as [d_ff, d], with what was added to it."""
@@ -233,24 +245,23 @@ class EditedModel:
         Raises ModelError where there is none.
         """
         name = self._names(path)[0]
-        if name not in self._weights:
-            weight = self._seen(name)
-            self._weights[name] = weight
-            if self._hooks is not None:
-                self._show(weight)
-        return self._weights[name]
+        known = self._effects.get(_sum_of(name))
+        if isinstance(known, EditedWeight):
+            return known
+        return self._add(_sum_of(name), self._seen(name))
 
     def block_of(self, path: str) -> int:
         """The first block whose output depends on the parameter at a path."""
         return self.anatomy.lowest_block(self._names(path))
 
     def _seen(self, name: str) -> EditedWeight:
+        block = self.block_of(name)
         downs = {self.anatomy.down_path(b): b for b in range(self.anatomy.block_count)}
         for other in self._names(name):
             if other in downs:
                 view = self.anatomy.down_weight(self.model, downs[other])
-                return EditedWeight(view, is_turned=not self.anatomy.transposed)
-        return EditedWeight(self.model.get_parameter(name))
+                return EditedWeight(view, block, is_turned=not self.anatomy.transposed)
+        return EditedWeight(self.model.get_parameter(name), block)
 
     def _names(self, path: str) -> Sequence[str]:
         """All names of the parameter at a path: tied ones have several."""
@@ -295,43 +306,33 @@ class EditedModel:
                 f"{self.anatomy.last}: it was made on another model."
             )
 
-    def _show(self, weight: EditedWeight) -> None:
-        assert self._hooks is not None
-        weight.show()
-        self._hooks.callback(weight.hide)
-
-    def _attach(self, block: int, bank: NeuronBank) -> None:
-        assert self._hooks is not None
-        query = self.anatomy.query_module(self.model, block)
-        down = self.anatomy.down_module(self.model, block)
-        self._hooks.enter_context(bank.attached(query, down, self._running.texts))
-
     @contextmanager
-    def without_neurons(self) -> Iterator[None]:
-        """The model with its neurons silenced, for as long as this lasts."""
-        sizes = {block: bank.size for block, bank in self._banks.items()}
-        try:
-            for bank in self._banks.values():
-                bank.truncate(0)
+    def without_neurons(self, block: int) -> Iterator[None]:
+        """The model with the neurons of a block silenced, for as long as this lasts."""
+        with self.bank(block).silenced():
             yield
-        finally:
-            for block, size in sizes.items():
-                self._banks[block].truncate(size)
 
     @contextmanager
     def bare(self) -> Iterator[None]:
         """The base model, without memory too, for as long as this lasts."""
-        shown = list(self._weights.values()) if self._hooks is not None else []
         was_bare, self._is_bare = self._is_bare, True
         try:
-            for weight in shown:
-                weight.hide()
-            with self.without_neurons():
+            with ExitStack() as stack:
+                for effect in self._effects.values():
+                    stack.enter_context(effect.silenced())
                 yield
         finally:
             self._is_bare = was_bare
-            for weight in shown:
-                weight.show()
+
+
+def _neurons_at(block: int) -> str:
+    """The name of the effect of a block's neurons."""
+    return f"neurons at {block}"
+
+
+def _sum_of(path: str) -> str:
+    """The name of the effect of what is added to a parameter."""
+    return f"sum of {path}"
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:

@@ -291,7 +291,7 @@ class Session:
         revision = self.store.commit(
             Draft("watch", head.id, head.fingerprint, {BODY: read.text.to_json()})
         )
-        if self.edited.weights_state == self.edited.base.fingerprint:
+        if self.edited.rows_state == self.edited.base.fingerprint:
             GeneralRows.keep(self.store, self.site, read)
         self.forget_standing()
         return revision

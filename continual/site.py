@@ -16,11 +16,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from continual.effects.gated import Firing, NeuronBank
 from continual.model import EditedModel
 from continual.passes.batching import by_length
 from continual.passes.partial import RowTail, find_tail, logits_of
 from continual.passes.site_pass import SitePass
-from continual.patches.neuron import Firing, NeuronBank, NeuronPatch
+from continual.patches.neuron import NeuronPatch
 from continual.reading import RowTexts
 from continual.tasks import Encoding, Task, sequences
 
@@ -202,7 +203,7 @@ class Site:
         The same probes in the same order give the same bits.
         """
         edited = self.edited
-        with edited.without_neurons():
+        with edited.without_neurons(self.block):
             inputs = self.inputs(encodings)
             read, owners = sequences(encodings)
             size = max(len(encoding.ids) for encoding in read)
@@ -285,7 +286,7 @@ class Site:
 
     def _answered(self, hidden: Tensor) -> _Asked:
         """What a few rows answer: remembered, or found."""
-        state, mark = self.edited.weights_state, _mark(hidden)
+        state, mark = self.edited.rows_state, _mark(hidden)
         known = next((asked for asked in self._asked if asked.answers(state, hidden, mark)), None)
         if known is None:
             known = _Asked(state, mark, hidden, self._logits(hidden), self.tie)

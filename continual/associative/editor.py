@@ -25,10 +25,10 @@ from continual.associative.solves import Solution, Unsolvable
 from continual.associative.subjects import SubjectMissing
 from continual.associative.targets import Targets
 from continual.editors import Edit, Proposal, Surroundings
+from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
-from continual.patches.edited_weight import EditedWeight
 from continual.patches.low_rank import Factors, LowRankPatch
 
 FULL = 0.95
@@ -127,7 +127,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def _full(self, around: Surroundings) -> str | None:
         """Why no request is worth a search: so little of the budget is left."""
-        for block in sorted({*self._blocks(around)} & {*around.site.edited.edited_blocks}):
+        for block in sorted({*self._blocks(around)} & around.site.edited.reach.blocks):
             drift = self._drift(block, around)
             if drift > FULL * self.config.drift_max:
                 return self._over(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from continual.effects import MOVED
 from continual.recheck.retention import ATTEMPTED, outcomes_of, reverted_later
 from store import BlobRef, Draft, Revision
 from store.check import REPAIR, lost_patches
@@ -34,7 +35,7 @@ def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
     layers = store.layers(head)
     gone = reverted_later([layer.revision for layer in layers])
     requests: list[str] = []
-    blocks: set[int] = set()
+    moved: dict[str, set[int]] = {}
     edited.take_off(0)
     replaces: dict[str, None] = {}
     for layer, reverted in zip(layers, gone, strict=True):
@@ -44,12 +45,12 @@ def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
             continue
         replaces[layer.revision.id] = None
         edited.put(())
-        blocks.update(layer.revision.body.get("weight_blocks", ()))
+        for name in MOVED:
+            moved.setdefault(name, set()).update(layer.revision.body.get(name, ()))
         outcomes = outcomes_of(layer.revision.body)
         requests += [o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in reverted]
     body: dict[str, Any] = {"reverted": requests, "lost": sorted(digests)}
-    if blocks:
-        body["weight_blocks"] = sorted(blocks)
+    body |= {name: sorted(blocks) for name, blocks in moved.items() if blocks}
     draft = Draft(REPAIR, head.id, edited.fingerprint, body, replaces=replaces)
     revision = store.commit(draft)
     session.forget_standing()

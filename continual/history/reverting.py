@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from continual.effects import NOTHING, Reach, moved_blocks
 from continual.errors import CeditError
 from continual.history.inspection import rates_at, retained_at
 from continual.history.rehearsing import pipeline_at, rehearse, settings_of
@@ -123,7 +124,7 @@ class _Surgery:
     resolve: bool
     replaces: dict[str, Replacement | None] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
-    blocks: set[int] = field(default_factory=set)  # whose matrices change
+    reach: Reach = NOTHING  # of what changes
     resolved: dict[str, Outcome] = field(default_factory=dict)
 
     def operate(self, layers: Sequence[Layer]) -> None:
@@ -139,7 +140,7 @@ class _Surgery:
                 continue
             parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
             owned = [part for part in parts if self.request in part.owners]
-            if self.resolve and any(part.weight_blocks for part in owned):
+            if self.resolve and any(part.reach.blocks for part in owned):
                 self._count(owned)
                 self._replace(layer.revision, self._solve_again(layer.revision, reverted))
                 edited.settle()
@@ -158,8 +159,7 @@ class _Surgery:
             "reverted": [self.request],
             "requests": [outcome.to_json() for outcome in self.resolved.values()],
         }
-        if self.blocks:
-            body["weight_blocks"] = sorted(self.blocks)
+        body |= moved_blocks(self.reach, self.session.site.block)
         return Draft(OPERATION, parent.id, fingerprint, body, replaces=self.replaces)
 
     def _has_part(self, revision: Revision, reverted: frozenset[str]) -> bool:
@@ -173,7 +173,7 @@ class _Surgery:
         for part in owned:
             count = part.owners.count(self.request)
             self.rows[part.kind] = self.rows.get(part.kind, 0) + count
-            self.blocks.update(part.weight_blocks)
+            self.reach |= part.reach
 
     def _replace(self, revision: Revision, parts: Sequence[Patch]) -> None:
         self.replaces[revision.id] = Replacement(*pack(parts)) if parts else None
@@ -185,7 +185,7 @@ class _Surgery:
         without = reverted | {self.request}
         pipeline = pipeline_at(session, Past(before, without), settings_of(revision))
         edited = rehearse(session, pipeline, revision, without)
-        self.blocks.update(edited.weight_blocks)
+        self.reach |= edited.reach
         kept = retained_at(session.store, self.lineage[-1]).requests
         for outcome in edited.outcomes:
             if outcome.id in kept:  # what was superseded since then stays so

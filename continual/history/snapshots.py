@@ -60,12 +60,12 @@ class Snapshot:
 
     parts: tuple[Patch, ...]
     fingerprint: str
-    weights_state: str
+    rows_state: str
 
     @classmethod
     def of(cls, gathered: Gathered, edited: EditedModel) -> Snapshot:
         """Of a segment's patches, all of which are on the model, and nothing behind them."""
-        return cls(gathered.joined(edited), edited.fingerprint, edited.weights_state)
+        return cls(gathered.joined(edited), edited.fingerprint, edited.rows_state)
 
     def is_same(self, other: Snapshot) -> bool:
         """Whether both have the same bits and names."""
@@ -84,7 +84,7 @@ class Snapshot:
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and meta."""
         tensors, meta = pack(self.parts)
-        names = {"fingerprint": self.fingerprint, "weights_state": self.weights_state}
+        names = {"fingerprint": self.fingerprint, "weights_state": self.rows_state}
         return tensors, {**meta, **names}
 
 
@@ -160,7 +160,7 @@ class States:
         reached = layers[segments[count - 1].last - 1]
         if reached.is_waypoint and reached.revision.fingerprint != last.fingerprint:
             return 0
-        self._edited.put_many(parts, last.fingerprint, last.weights_state)
+        self._edited.put_many(parts, last.fingerprint, last.rows_state)
         self._edited.settle()
         return count
 

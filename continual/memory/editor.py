@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from continual.editors import Edit, Proposal, Surroundings
+from continual.effects.records import Reading
 from continual.memory.answers import Answers, Read
 from continual.memory.records import Record
 from continual.patches import Patch
-from continual.patches.memory import MemoryPatch, Reading
+from continual.patches.memory import MemoryPatch
 
 
 class MemoryEditor(ABC):

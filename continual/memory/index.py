@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from continual.effects.records import MemoryBank
 from continual.memory import INDEX_FILE
 from continual.memory.records import Queries
-from continual.patches.memory import MemoryBank
 from store import Store
 from store.errors import StoreError
 from store.vectors import CROSSOVER, Stamp, VectorIndex

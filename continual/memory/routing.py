@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from continual.effects.records import MemoryBank
 from continual.memory.index import Found, RecordIndex
 from continual.memory.records import Queries, Record
 from continual.memory.scope import Scope
-from continual.patches.memory import MemoryBank
 from continual.queries.growing import GrowingTensor
 
 NOBODY = -1  # in the place of a record

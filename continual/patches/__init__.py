@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from continual.effects import Reach
 from continual.errors import CeditError
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import LowRankPatch
@@ -34,9 +35,8 @@ class Patch(Protocol):
         """The request that each of its rows is for, in their order; empty where it is not known."""
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """The blocks whose matrices it edits, of what is in front of them the first, of what is
-        behind them the last; none for a patch that leaves all parameters alone."""
+    def reach(self) -> Reach:
+        """What it may change."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.effects import Reach
+from continual.effects.parameters import Delta, EditedWeight
 from continual.errors import EditError, SharedPatch
-from continual.patches.edited_weight import Delta, EditedWeight
 
 
 class Tunable(Protocol):
@@ -41,9 +42,9 @@ class DensePatch:
         return len(self.owners)
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """See `Patch.weight_blocks`."""
-        return tuple(sorted(set(self.blocks.values())))
+    def reach(self) -> Reach:
+        """See `Patch.reach`."""
+        return Reach(blocks=frozenset(self.blocks.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The differences by path."""

@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.effects import Reach
+from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
-from continual.patches.edited_weight import EditedWeight
 from continual.patches.owners import others_places, require_owners
 
 
@@ -89,9 +90,9 @@ class LowRankPatch:
         return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """In the order of their edits."""
-        return tuple(self.factors)
+    def reach(self) -> Reach:
+        """See `Patch.reach`."""
+        return Reach(blocks=frozenset(self.factors))
 
     def tensors(self) -> dict[str, Tensor]:
         """`B.left`, `B.right` and, where there are any, `B.keys` for block B."""

@@ -1,8 +1,7 @@
 """Memory patches: edits kept as texts beside the model (SERAC, IKE); no weight is touched.
 
 A patch adds records, with their embeddings and how each is to be read, and takes away records that
-no longer hold. `MemoryPatch` is what a step adds; `MemoryBank` is what a model remembers, and
-comes back to any earlier state exactly. Which record an input is about is not decided here.
+no longer hold. `MemoryPatch` is what a step adds; `effects.records` is what a model remembers.
 """
 
 from __future__ import annotations
@@ -15,20 +14,13 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.effects import Reach
+from continual.effects.records import MemoryBank, Reading
 from continual.errors import EditError
 from continual.memory.records import Record, Records
 from continual.patches.owners import others_places, require_owners
-from continual.queries.growing import GrowingTensor
 
 _NOTHING = Records((), torch.empty(0, 0))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How an input that is about a record is answered: who reads it, and behind which words."""
-
-    method: str  # serac or ike
-    context: str  # stands in front of the input
 
 
 class Remembering(Protocol):
@@ -64,9 +56,9 @@ class MemoryPatch:
         return (*(record.id for record in self.records.records), *self.removed_for)
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """None."""
-        return ()
+    def reach(self) -> Reach:
+        """See `Patch.reach`."""
+        return Reach(records=bool(self.rows))
 
     def tensors(self) -> dict[str, Tensor]:
         """embeddings [n, d]."""
@@ -177,123 +169,3 @@ def _to_json(record: Record, reading: Reading) -> dict[str, str]:
         "method": reading.method,
         "context": reading.context,
     }
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What a patch changed: enough to undo it."""
-
-    first: int  # the place of its first record
-    removed: tuple[int, ...]  # places
-
-
-class MemoryBank:
-    """All that a model remembers. Every record keeps its place, also when it is removed; growing
-    costs what is added, going back what is cut off."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []  # by place, removed ones too
-        self.readings: list[Reading] = []
-        self._scopes: list[str] = []
-        self._embeddings: GrowingTensor | None = None  # their width comes with the first record
-        self._active = GrowingTensor(torch.empty(0, dtype=torch.bool))
-        self._places: dict[str, int] = {}  # of the active records, by id
-        self._turns: list[_Turn] = []
-        self._changes = 0
-
-    def __len__(self) -> int:
-        """How many records are active."""
-        return len(self._places)
-
-    def __contains__(self, identity: object) -> bool:
-        """Whether a request has an active record."""
-        return identity in self._places
-
-    @property
-    def size(self) -> int:
-        """How many patches are on."""
-        return len(self._turns)
-
-    @property
-    def state(self) -> int:
-        """Another number whenever anything has come, gone or been taken back."""
-        return self._changes
-
-    @property
-    def active(self) -> Tensor:
-        """[places] bool."""
-        return self._active.rows
-
-    @property
-    def embeddings(self) -> Tensor:
-        """[places, d]"""
-        return torch.empty(0, 0) if self._embeddings is None else self._embeddings.rows
-
-    @property
-    def scopes(self) -> set[str]:
-        """The fingerprints of what made the active records' embeddings."""
-        return {self._scopes[place] for place in self._places.values()}
-
-    def places(self) -> list[int]:
-        """Of the active records, in the order in which they came."""
-        return list(self._places.values())
-
-    def chosen(self, places: Sequence[int]) -> Records:
-        """The records at some places."""
-        return Records(tuple(self.records[i] for i in places), self.embeddings[list(places)])
-
-    def extend(self, patch: MemoryPatch) -> Tensor:
-        """Take records away, and others in; returns the new embeddings as they now stand.
-
-        A record takes the place of an earlier one of the same request. One that is to go and is not
-        there is no error: what had put it there may have been reverted. Raises EditError for
-        embeddings of another width.
-        """
-        self._require_width(patch)
-        self._changes += 1
-        going = (*patch.removed, *(record.id for record in patch.records.records))
-        removed = tuple(self._places.pop(i) for i in going if i in self._places)
-        if removed:
-            self._active[torch.tensor(removed)] = False
-        self._turns.append(_Turn(len(self.records), removed))
-        return self._append(patch)
-
-    def _append(self, patch: MemoryPatch) -> Tensor:
-        kept = patch.records
-        if not len(kept):
-            return kept.embeddings
-        for place, record in enumerate(kept.records, start=len(self.records)):
-            self._places[record.id] = place
-        self.records += kept.records
-        self.readings += patch.readings
-        self._scopes += [patch.scope] * len(kept)
-        self._active.append(torch.ones(len(kept), dtype=torch.bool))
-        if self._embeddings is None:
-            self._embeddings = GrowingTensor(kept.embeddings)
-        return self._embeddings.append(kept.embeddings)
-
-    def _require_width(self, patch: MemoryPatch) -> None:
-        width = self.embeddings.shape[1]
-        if len(patch.records) and width not in (0, patch.records.embeddings.shape[1]):
-            raise EditError(
-                f"A memory patch has embeddings of {patch.records.embeddings.shape[1]} numbers, "
-                f"the memory has {width}: another encoder made them."
-            )
-
-    def truncate(self, size: int) -> None:
-        """Be as after the first `size` patches."""
-        if size == self.size:
-            return
-        self._changes += 1
-        while len(self._turns) > size:
-            turn = self._turns.pop()
-            del self.records[turn.first :], self.readings[turn.first :], self._scopes[turn.first :]
-            self._active.truncate(turn.first)
-            if self._embeddings is not None:
-                self._embeddings.truncate(turn.first)
-            if turn.removed:
-                self._active[torch.tensor(turn.removed)] = True
-        if not self.records:
-            self._embeddings = None
-        active = self._active.rows.nonzero().squeeze(-1).tolist()
-        self._places = {self.records[place].id: place for place in active}

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.effects import Reach
+from continual.effects.parameters import EditedWeight, Total
 from continual.errors import EditError
-from continual.patches.edited_weight import EditedWeight, Total
 from continual.patches.low_rank import LowRankPatch
 from continual.patches.owners import require_owners
 
@@ -120,9 +121,9 @@ class WeightSums(_Sums):
     owners: tuple[str, ...] = ()
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """See `Patch.weight_blocks`."""
-        return tuple(self.sums)
+    def reach(self) -> Reach:
+        """See `Patch.reach`."""
+        return Reach(blocks=frozenset(self.sums))
 
     def tensors(self) -> dict[str, Tensor]:
         """`B.sum` and, where there are any, `B.keys` for block B."""
@@ -167,9 +168,9 @@ class ParameterSums(_Sums):
     owners: tuple[str, ...] = ()
 
     @property
-    def weight_blocks(self) -> tuple[int, ...]:
-        """See `Patch.weight_blocks`."""
-        return tuple(sorted(set(self.blocks.values())))
+    def reach(self) -> Reach:
+        """See `Patch.reach`."""
+        return Reach(blocks=frozenset(self.blocks.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by path."""

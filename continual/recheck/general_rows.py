@@ -113,7 +113,7 @@ class GeneralRows:
             width = self.site.edited.anatomy.width
             empty = next(self.site.edited.model.parameters()).new_empty(0, width).float()
             return Rows(empty, empty, empty.new_empty(0, dtype=int))
-        if self.site.edited.weights_state != self.site.edited.base.fingerprint:
+        if self.site.edited.rows_state != self.site.edited.base.fingerprint:
             return self.site.rows_in_passes(encodings)
         return self._cached(name, encodings) or self._read(name, encodings)
 

@@ -61,7 +61,7 @@ class Ledger:
         self._query, self._hidden = SearchedQueries(width), GrowingTensor(width)
         self._target = GrowingTensor(width.new_empty(0, dtype=torch.long))
         self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
-        self._state = site.edited.weights_state  # of the matrices, for which the rows hold
+        self._state = site.edited.rows_state  # of the model, for which the rows hold
         self._passes: ProbePasses | None = None
         flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
         self._probe = GrowingTensor(numbers)  # the entry that a row belongs to
@@ -208,7 +208,7 @@ class Ledger:
 
     def _own_preview(self, places: Tensor) -> Tensor:
         """[n] bool: the model's own outcomes at these places, as it stands now."""
-        if self._state != self._site.edited.weights_state:
+        if self._state != self._site.edited.rows_state:
             encodings = [self.entries[place].encoding for place in places.tolist()]
             return torch.tensor(self._site.judge_in_full(encodings), dtype=torch.bool)
         own = self._own.rows.clone()
@@ -262,7 +262,7 @@ class Ledger:
     def _follow(self) -> None:
         """The model's own outcomes, as it is now."""
         bank = self._site.bank
-        if self._state != self._site.edited.weights_state:
+        if self._state != self._site.edited.rows_state:
             self._recapture()
             self._measure(torch.arange(len(self._probe)))
             self._followed = bank.size
@@ -274,10 +274,10 @@ class Ledger:
     def _recapture(self) -> None:
         """All rows anew, from the lowest edited block upward."""
         edited = self._site.edited
-        self._state = edited.weights_state
+        self._state = edited.rows_state
         if not self.entries:
             return
-        lowest = min(edited.edited_blocks, default=0)
+        lowest = edited.reach.lowest(self._site.block) or 0
         encodings = [entry.encoding for entry in self.entries]
         if lowest == 0:  # there is nothing below it to spare
             self._passes = None

@@ -43,7 +43,7 @@ class ProbePasses:
         edited = self._site.edited
         for batch in length_sorted(encodings):
             chosen = tuple(encodings[i] for i in batch)
-            with edited.without_neurons():
+            with edited.without_neurons(self._site.block):
                 inputs = self._site.inputs(chosen)
                 recording = record(edited.model, edited.anatomy, inputs, [self.block])
             places = tuple(self._count + i for i in batch)
@@ -62,6 +62,6 @@ class ProbePasses:
     @torch.inference_mode()
     def _rows_of(self, one: _Pass) -> Rows:
         edited = self._site.edited
-        with edited.without_neurons():
+        with edited.without_neurons(self._site.block):
             states = rows_from(edited.model, edited.anatomy, one.recording, self.block)
         return answer_rows(one.encodings, *states)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from continual.editors import Taught
+from continual.effects import has_moved
 from continual.memory.answers import Answers
 from continual.naming import names
 from continual.prompts import compared
@@ -138,7 +139,7 @@ class Standing:
             gone = reverted | without
             fresh += self._retrace(revision, gone)
             since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - gone
-            if revision.body.get("weight_blocks"):
+            if has_moved(revision.body):
                 moved, since = self._applied(), set()
             record = store.ledger(revision.seq)
             if record is not None:

@@ -14,11 +14,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 import torch
 
 from continual.editors import Edit, Editor, Surroundings, Taught
+from continual.effects import NOTHING, Reach
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
@@ -89,9 +91,9 @@ class Edited:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def weight_blocks(self) -> list[int]:
-        """The blocks whose matrices the step edits."""
-        return sorted({block for part in self.parts for block in part.weight_blocks})
+    def reach(self) -> Reach:
+        """What the step may change."""
+        return reduce(or_, (part.reach for part in self.parts), NOTHING)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Workshop:
         """
         model = self._site.edited
         depth = model.depth - bool(parts)
-        progress = _Progress({edit.id: edit for edit in edits}, model.weights_state)
+        progress = _Progress({edit.id: edit for edit in edits}, model.rows_state)
         progress.parts += parts
         try:
             for editor in self._chain:
@@ -244,7 +246,7 @@ class Workshop:
         watch = self._bench.watch
         if watch is None or edit.neighbourhood is None:
             return None
-        key = edit.id, self._site.edited.weights_state
+        key = edit.id, self._site.edited.rows_state
         if key not in self._near_rows:
             self._near_rows = {key: watch.silent_rows(edit.neighbourhood), **self._near_rows}
         return self._near_rows[key]
@@ -281,7 +283,7 @@ class Workshop:
 
     def _follow_matrices(self, progress: _Progress) -> None:
         """What is remembered, as it is now, where matrices were edited since the last proposal."""
-        state = self._site.edited.weights_state
+        state = self._site.edited.rows_state
         if progress.state == state:
             return
         progress.state = state
@@ -320,7 +322,7 @@ class Workshop:
         neurons = [part for part in parts if isinstance(part, NeuronPatch)]
         if not applied or len(neurons) < len(parts):
             return applied
-        state = self._site.edited.weights_state
+        state = self._site.edited.rows_state
         standing = [edit for edit in applied if edit.state == state]
         rows_of = [edit.rows[: edit.candidate.required_rows] for edit in standing]
         fired = {edit.id for edit in applied if edit.state != state}
@@ -332,7 +334,7 @@ class Workshop:
 
     def _right(self, edits: Group) -> dict[str, bool]:
         """Which prompts are answered rightly as the model stands, in each of their forms."""
-        state = self._site.edited.weights_state
+        state = self._site.edited.rows_state
         moved = [edit for edit in edits if edit.state != state]
         asked = [(edit.id, form) for edit in moved for form in edit.candidate.required]
         outcomes = {edit.id: True for edit in moved}

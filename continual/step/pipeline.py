@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from continual.editors.registry import make_chain
+from continual.effects import moved_blocks
 from continual.errors import CeditError, RequestError, StreamError
 from continual.memory.answers import Answers
 from continual.patches import pack
@@ -317,7 +318,7 @@ class Pipeline:
         for edit in plan.edits:
             if edit.id in applied:
                 memory.remember(edit.id, edit.rows.query)
-        if edited.weight_blocks:
+        if edited.reach.moves(self._site.block):
             self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
         plans = {edit.id: edit for edit in plan.edits}
         outcomes = (_with_plan(o, plans[o.id], probes.get(o.id)) for o in edited.outcomes)
@@ -357,7 +358,7 @@ class Pipeline:
 
     def _register(self, plan: Plan, probes: Mapping[str, Probed], edited: Edited) -> None:
         """Behind an edit of matrices all rows of the new requests have moved."""
-        state = self._site.edited.weights_state
+        state = self._site.edited.rows_state
         new = []
         for edit in plan.edits:
             if (own := probes.get(edit.id)) is not None:
@@ -385,9 +386,8 @@ class Pipeline:
             "requests": [outcome.to_json() for outcome in outcomes],
             "quarantined": [item.number for item in batch.quarantined],
             "streams": batch.streams,
+            **moved_blocks(edited.reach, self._site.block),
         }
-        if edited.weight_blocks:
-            body["weight_blocks"] = edited.weight_blocks
         return self._store.commit(
             Draft(
                 operation="edit",

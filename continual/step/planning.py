@@ -41,10 +41,10 @@ class PlannedEdit:
 
     def standing_on(self, site: Site) -> PlannedEdit:
         """The same with its rows as the model's matrices are now."""
-        if self.state == site.edited.weights_state:
+        if self.state == site.edited.rows_state:
             return self
         rows = site.rows(self.candidate.learned)
-        return replace(self, rows=rows, state=site.edited.weights_state)
+        return replace(self, rows=rows, state=site.edited.rows_state)
 
     def edit(self, near: Rows | None = None) -> Edit:
         """The request as an editor sees it, with the rows of its neighbours in memory."""
@@ -97,7 +97,7 @@ class Planner:
         self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
     ) -> tuple[list[PlannedEdit], list[Outcome]]:
         """What is to be edited, and the outcomes of what the model answers rightly already."""
-        state = self._site.edited.weights_state
+        state = self._site.edited.rows_state
         edits: list[PlannedEdit] = []
         skipped: list[Outcome] = []
         for candidate in repairs:

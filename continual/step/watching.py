@@ -64,7 +64,7 @@ class Watch:
     def rows_of(self, passages: Sequence[Passage]) -> Rows:
         """The rows of one passage or more, as the matrices are now. What belongs to the latest
         neighbourhoods is read once."""
-        state = self.site.edited.weights_state
+        state = self.site.edited.rows_state
         new = [p for p in dict.fromkeys(passages) if (state, p) not in self._read]
         if new:
             rows = self.site.rows_in_passes([passage.encoding() for passage in new])

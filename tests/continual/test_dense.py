@@ -165,15 +165,15 @@ def test_a_parameter_counts_for_the_first_block_that_it_has_an_effect_on(name, p
 def test_the_state_is_named_by_the_patches_and_goes_back_with_them():
     model = edited()
     with model:
-        states = [(model.fingerprint, model.weights_state, model.edited_blocks)]
+        states = [(model.fingerprint, model.rows_state, model.reach.blocks)]
         for patch in (dense(model, DOWN), dense(model, "transformer.wpe.weight"), dense(model)):
             model.put([patch])
-            states.append((model.fingerprint, model.weights_state, model.edited_blocks))
+            states.append((model.fingerprint, model.rows_state, model.reach.blocks))
         assert len({state[0] for state in states}) == len({state[1] for state in states}) == 4
-        assert [state[2] for state in states] == [[], [1], [0, 1], [0, 1, 2]]
+        assert [sorted(state[2]) for state in states] == [[], [1], [0, 1], [0, 1, 2]]
         for depth in (2, 1, 0):
             model.take_off(depth)
-            assert (model.fingerprint, model.weights_state, model.edited_blocks) == states[depth]
+            assert (model.fingerprint, model.rows_state, model.reach.blocks) == states[depth]
 
 
 def test_the_bare_model_is_the_base_and_then_the_edited_one_again():
@@ -184,7 +184,7 @@ def test_the_bare_model_is_the_base_and_then_the_edited_one_again():
         now = weights(model)
         with model.bare():
             assert same(weights(model), before)
-            assert model.weights_state == "base"
+            assert model.rows_state == "base"
         assert same(weights(model), now)
 
 
@@ -239,9 +239,9 @@ def test_a_snapshot_has_the_sums_and_leads_to_the_same_bits():
         assert [type(part) for part in found] == [LowRankPatch, WeightSums, ParameterSums]
         assert list(found[1].tensors()) == ["1.sum"]  # the matrix that both kinds are in
         assert list(found[2].tensors()) == ["transformer.wpe.weight"]
-        other.put_many(unpack(*pack(found)), model.fingerprint, model.weights_state)
+        other.put_many(unpack(*pack(found)), model.fingerprint, model.rows_state)
         assert same(weights(other), weights(model))
-        assert other.edited_blocks == model.edited_blocks
+        assert other.reach.blocks == model.reach.blocks
 
 
 # --- files and errors -----------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def test_it_comes_back_from_its_file_as_it_was():
     assert isinstance(found, DensePatch)
     assert (found.owners, found.blocks, found.rows) == (("one", "two"), given.blocks, 2)
     assert all(torch.equal(found.deltas[path], delta) for path, delta in given.deltas.items())
-    assert found.weight_blocks == (0, 1) and found.norm() == given.norm()
+    assert found.reach.blocks == {0, 1} and found.norm() == given.norm()
 
 
 def test_it_is_one_owners_or_cannot_be_taken_apart():

@@ -138,17 +138,17 @@ def _one_neuron() -> tuple[Tensor, Tensor, Tensor]:
     return torch.ones(1, WIDTH), torch.ones(1), torch.ones(1, WIDTH)
 
 
-def test_the_weights_state_changes_with_matrices_alone():
+def test_the_rows_state_changes_with_matrices_alone():
     model = edited()
-    states = [model.weights_state]
+    states = [model.rows_state]
     for part in (patch(1), NeuronPatch(2, *_one_neuron()), patch(2)):
         model.put([part])
-        states.append(model.weights_state)
+        states.append(model.rows_state)
     assert states[0] != states[1] == states[2] != states[3]
     model.take_off(2)
-    assert model.weights_state == states[1] and model.edited_blocks == [0]
+    assert model.rows_state == states[1] and model.reach.blocks == {0}
     model.take_off(0)
-    assert model.weights_state == states[0] and model.edited_blocks == []
+    assert model.rows_state == states[0] and not model.reach.blocks
 
 
 def test_the_keys_that_come_with_patches_come_and_go_with_them():
@@ -171,7 +171,7 @@ def test_it_comes_back_from_its_file():
     given = LowRankPatch({2: factors(1), 0: factors(2)}, {2: torch.ones(4, FFN_WIDTH)})
     (found,) = unpack(*pack([given]))
     assert isinstance(found, LowRankPatch)
-    assert found.weight_blocks == (2, 0)
+    assert found.reach.blocks == {2, 0}
     assert found.meta() == given.meta()
     assert {n: t.tolist() for n, t in found.tensors().items()} == {
         n: t.tolist() for n, t in given.tensors().items()

@@ -10,11 +10,12 @@ import transformers as hf
 
 from continual.anatomy import find_anatomy
 from continual.base import BaseModel, directory_fingerprint, load_base
+from continual.effects import gated
 from continual.errors import CeditError, ModelError
 from continual.hooks import captured
 from continual.model import EditedModel, stand_at
 from continual.passes.partial import logits_of
-from continual.patches import neuron, pack, unpack
+from continual.patches import pack, unpack
 from continual.patches.neuron import NeuronPatch
 from tests import tiny_language as language
 from tests.tiny_models import BLOCKS, TINY, WIDTH, tiny_inputs, tiny_model
@@ -195,7 +196,7 @@ def test_what_neurons_add_is_the_same_in_parts(monkeypatch):
     model.put([neurons(200, seed=1, bias=-4.0)])
     queries = torch.randn(5, 9, WIDTH, generator=torch.Generator().manual_seed(0))
     whole = model.bank(BLOCKS - 1).contribution(queries)
-    monkeypatch.setattr(neuron, "ACTIVATIONS_MAX", 7 * 200)  # seven queries at a time
+    monkeypatch.setattr(gated, "ACTIVATIONS_MAX", 7 * 200)  # seven queries at a time
     parts = model.bank(BLOCKS - 1).contribution(queries)
     torch.testing.assert_close(parts, whole)
     assert whole.abs().max() > 1
@@ -208,7 +209,7 @@ def test_a_state_is_known_to_have_been_passed_as_long_as_its_neurons_are_the_fir
     model.put([neurons(4, seed=2)])
     assert model.has_passed(state, BLOCKS - 1, 3)
     assert not model.has_passed(state, BLOCKS - 1, 2)
-    with model.without_neurons():
+    with model.without_neurons(BLOCKS - 1):
         assert not model.has_passed(state, BLOCKS - 1, 3)
     model.take_off(0)
     model.put([neurons(3, seed=3)])
@@ -295,7 +296,7 @@ def test_neurons_can_be_silenced_for_a_while():
     with model:
         model.put([neurons(3, 1)])
         patched = logits_of(model.model, inputs)
-        with pytest.raises(RuntimeError), model.without_neurons():
+        with pytest.raises(RuntimeError), model.without_neurons(BLOCKS - 1):
             assert torch.equal(logits_of(model.model, inputs), bare)
             raise RuntimeError
         assert torch.equal(logits_of(model.model, inputs), patched)

@@ -25,9 +25,9 @@ from continual.editors.tpatcher.training import (
     total_loss,
     train_values,
 )
+from continual.effects import gated
 from continual.errors import CeditError
 from continual.model import EditedModel
-from continual.patches import neuron
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
@@ -516,7 +516,7 @@ def test_what_is_tried_is_to_the_bit_what_is_proved(site, before, is_known):
 def test_a_gradient_goes_through_many_neurons_as_through_each(site):
     """A search for MEMIT's values runs through the model with its neurons on."""
     site.edited.put([drawn_neurons(site, seed) for seed in range(9)])
-    assert site.bank.size > neuron.FEW
+    assert site.bank.size > gated.FEW
     width, generator = site.edited.anatomy.width, torch.Generator().manual_seed(1)
     queries = torch.randn(5, width, generator=generator, requires_grad=True)
     added = site.bank.contribution(queries)
@@ -529,11 +529,11 @@ def test_a_gradient_goes_through_many_neurons_as_through_each(site):
     assert relative_error(found, gradient) < 1e-5
 
 
-@pytest.mark.parametrize("first", [0, 100, neuron.CODED_MIN])
+@pytest.mark.parametrize("first", [0, 100, gated.CODED_MIN])
 def test_of_many_neurons_those_fire_that_fire_by_the_equation(site, first):
     """Equation 4 in float64, for more neurons than are scored at once; some come, some go."""
     draw, width = torch.Generator().manual_seed(0), site.edited.anatomy.width
-    keys = torch.randn(neuron.CODED_MIN + 900, width, generator=draw)
+    keys = torch.randn(gated.CODED_MIN + 900, width, generator=draw)
     bias = -2.5 * keys.norm(dim=1)  # so that few fire
     queries = 3 * torch.randn(7, width, generator=draw) / width**0.5
     queries[3] = keys[150] * 3 / keys[150].norm()

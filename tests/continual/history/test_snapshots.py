@@ -51,7 +51,7 @@ def state(session: Session) -> tuple[str, str, list[torch.Tensor]]:
     edited = session.edited
     bank, weight = session.site.bank, edited.weight(0)
     tensors = [bank.keys, bank.bias, bank.values, weight.sum, weight.keys]
-    return edited.fingerprint, edited.weights_state, [tensor.clone() for tensor in tensors]
+    return edited.fingerprint, edited.rows_state, [tensor.clone() for tensor in tensors]
 
 
 def is_same(one: tuple[str, str, list[torch.Tensor]], other: object) -> bool:

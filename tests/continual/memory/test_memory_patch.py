@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from continual.base import load_base
+from continual.effects.records import Reading
 from continual.errors import EditError
 from continual.memory.records import Record, Records
 from continual.model import EditedModel
 from continual.patches import pack, unpack
-from continual.patches.memory import MemoryPatch, Reading
+from continual.patches.memory import MemoryPatch
 
 WIDTH = 8
 
@@ -78,9 +79,9 @@ def test_what_is_remembered_is_in_the_fingerprint(edited: EditedModel):
 
 
 def test_matrices_are_as_they_were(edited: EditedModel):
-    before = edited.weights_state
+    before = edited.rows_state
     edited.put([patch_of("a")])
-    assert edited.weights_state == before
+    assert edited.rows_state == before
 
 
 def test_embeddings_of_another_width_are_refused_and_change_nothing(edited):

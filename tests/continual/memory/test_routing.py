@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from continual.effects.records import MemoryBank, Reading
 from continual.memory.records import Queries, Record, Records
 from continual.memory.routing import NOBODY, Routes
-from continual.patches.memory import MemoryBank, MemoryPatch, Reading
+from continual.patches.memory import MemoryPatch
 
 WIDTH = 6
 

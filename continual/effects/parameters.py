@@ -1,4 +1,4 @@
-"""A parameter of a model, with all that patches of any kind have added to it.
+"""Sums added to a parameter of a model, by patches of any kind.
 
 A parameter is edited by float32 additions in one fixed order: the same bytes on every machine.
 Going back is never a subtraction; what is left is added to the base again. Knows one parameter;
@@ -7,12 +7,15 @@ leaves to the kinds of patch what an addition is made of, and to `EditedModel` w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from continual.effects import Reach
 from continual.errors import EditError, ModelError
 
 
@@ -64,14 +67,15 @@ class Total(Delta):
 class EditedWeight:
     """A parameter of a model: the base, and what was added to it, in order.
 
-    The sum is kept in float32 whatever the model's own precision. `show` puts it into the model,
-    `hide` the base. An FFN's output matrix is seen as [d_ff, d], whatever way the model stores it;
-    `turned` leads from the one way to the other.
+    The sum is kept in float32 whatever the model's own precision; it stands in the model while the
+    effect is attached, and the base otherwise. An FFN's output matrix is seen as [d_ff, d],
+    whatever way the model stores it; `turned` leads from the one way to the other.
     """
 
-    def __init__(self, weight: Tensor, *, is_turned: bool = False) -> None:
-        """`weight`: a view of the model's own parameter; `is_turned` says that it is transposed."""
-        self._weight = weight.detach()
+    def __init__(self, weight: Tensor, block: int, *, is_turned: bool = False) -> None:
+        """`weight`: a view of the model's own parameter; `is_turned` says that it is transposed;
+        `block` is the first whose output depends on it."""
+        self._weight, self._block = weight.detach(), block
         self._is_turned = is_turned
         self._base = self._weight.clone()
         self._sum = self._base.float().clone()
@@ -161,13 +165,36 @@ class EditedWeight:
         for addition in self._added[: size - self._settled]:
             addition.add_to(self._sum)
 
-    def show(self) -> None:
-        """The model runs with the sum from here on."""
+    def reach(self, first: int = 0) -> Reach:
+        """See `Effect.reach`."""
+        return Reach(blocks=frozenset({self._block} if self.size > first else ()))
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """See `Effect.attached`: the sum stands in the model."""
+        self._show()
+        try:
+            yield
+        finally:
+            self._hide()
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """See `Effect.silenced`."""
+        if not self._is_shown:
+            yield
+            return
+        self._hide()
+        try:
+            yield
+        finally:
+            self._show()
+
+    def _show(self) -> None:
         self._is_shown = True
         self._refreshed()
 
-    def hide(self) -> None:
-        """The model runs with the base from here on."""
+    def _hide(self) -> None:
         self._weight.copy_(self._base)
         self._is_shown = False
 

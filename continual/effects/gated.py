@@ -1,0 +1,290 @@
+"""Gated neurons of one block, as a running model has them (Huang et al. 2023, eq. 3-4).
+
+    FFN_p(q) = FFN(q) + relu(q·K + b)·V
+
+The gate is ReLU whatever the model's own activation is, so a silent neuron changes nothing, bit for
+bit. Knows all neurons at one block, in the order in which they came; leaves files and owners to
+`patches.neuron`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from continual import hooks
+from continual.effects import Reach
+from continual.errors import EditError
+from continual.queries.coded_rows import CodedRows
+from continual.queries.growing import GrowingTensor
+from continual.reading import RowTexts, named_in
+
+ROUNDING = 2.0**-14
+"""More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
+ACTIVATIONS_MAX = 2**20  # in one piece: what the cache of a CPU holds
+ACCELERATED_ACTIVATIONS_MAX = 2**24  # on a device that waits for work rather than for memory
+FEW = 16  # neurons
+CODED_MIN = 2048
+"""Neurons that codes are kept of, where a CPU looks for those that fire: fewer are scored at
+once."""
+
+
+class Neurons(Protocol):
+    """Neurons that are put on."""
+
+    @property
+    def keys(self) -> Tensor:
+        """[n, d]"""
+
+    @property
+    def bias(self) -> Tensor:
+        """[n]"""
+
+    @property
+    def values(self) -> Tensor:
+        """[n, d]"""
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """[n] the subject that each asks for; empty for none, or for none of all."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the neurons of a bank stand in a model."""
+
+    block: int
+    width: int
+    device: torch.device
+    modules: tuple[nn.Module, nn.Module]  # one reads the query first, one gives the FFN's output
+    read: Callable[[int], RowTexts | None] = lambda _rows: None
+    """The texts behind which the rows of the pass under way stand, by their number."""
+    is_last: bool = True  # of the model: there alone neurons may ask for a subject
+
+
+@dataclass(frozen=True)
+class Firing:
+    """Neurons that fire on some queries."""
+
+    places: Tensor  # [f] in the bank, ascending
+    activations: Tensor  # [r, f] relu(q·k + b)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def of_first(self, count: int) -> Firing:
+        """Those that fire on the first so many of the queries."""
+        if count == len(self.activations):
+            return self
+        activations = self.activations[:count]
+        fires = (activations > 0).any(0)
+        return Firing(self.places[fires], activations[:, fires])
+
+    def followed_by(self, later: Firing) -> Firing:
+        """These, and others that come after them, on the same queries."""
+        if not len(later):
+            return self
+        return Firing(
+            torch.cat([self.places, later.places]),
+            torch.cat([self.activations, later.activations], 1),
+        )
+
+
+def firing_of(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Firing:
+    """Which of the neurons at these places fire on one of the queries [r, d].
+
+    Activations are taken in float64: they are the same whatever else is asked, and however many
+    neurons came later.
+    """
+    scores = queries.double() @ keys.double().T + bias.double()
+    fires = (scores > 0).any(0)
+    return Firing(places[fires], torch.relu(scores[:, fires]).to(queries.dtype))
+
+
+def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None) -> Firing:
+    """The neurons that fire where the text names the subject that they ask for, of `subjects` by
+    their places; none where no neuron asks for one."""
+    if not subjects or not len(firing):
+        return firing
+    wanted = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]
+    activations = firing.activations
+    for column, subject in wanted:
+        if subject:
+            rows = (activations[:, column] > 0).nonzero().flatten()
+            named = torch.tensor(named_in(texts, rows.tolist(), subject), dtype=torch.bool)
+            activations = activations.clone()
+            activations[rows[~named.to(rows.device)], column] = 0.0
+    fires = (activations > 0).any(0)
+    return Firing(firing.places[fires], activations[:, fires])
+
+
+class NeuronBank:
+    """All neurons at one block. Growing costs what is added; going back is cutting the end off."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        rows = torch.empty(0, place.width, device=place.device)
+        self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
+        self._bias = GrowingTensor(rows[:, 0])
+        self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
+        self._longest = 0.0  # of all keys that there ever were
+        self._codes: CodedRows | None = None
+
+    @property
+    def size(self) -> int:
+        """How many neurons are on."""
+        return len(self._bias)
+
+    @property
+    def keys(self) -> Tensor:
+        """[size, d]"""
+        return self._keys.rows
+
+    @property
+    def bias(self) -> Tensor:
+        """[size]"""
+        return self._bias.rows
+
+    @property
+    def values(self) -> Tensor:
+        """[size, d]"""
+        return self._values.rows
+
+    def extend(self, patch: Neurons) -> tuple[Tensor, Tensor, Tensor]:
+        """Append a patch's neurons; returns them as they now stand in the bank.
+
+        Raises EditError where they are of another width than the model.
+        """
+        if patch.keys.shape[1:] != self.keys.shape[1:]:
+            raise EditError(
+                f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
+                f"{tuple(self.keys.shape[1:])}: it was made on another model."
+            )
+        if any(patch.subjects) and not self._place.is_last:
+            raise EditError(
+                f"Neurons at block {self._place.block} ask for a subject, which those of the last "
+                "block alone can: leave asks_subject off for other blocks."
+            )
+        if len(patch.keys):
+            lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)
+            self._longest = max(self._longest, float(lengths.max()))
+            if self._codes is not None:
+                self._codes.append(patch.keys)
+        del self._subjects[self.size :]
+        self._subjects += patch.subjects or ("",) * len(patch.keys)
+        return (
+            self._keys.append(patch.keys),
+            self._bias.append(patch.bias),
+            self._values.append(patch.values),
+        )
+
+    def truncate(self, size: int) -> None:
+        """Forget all neurons but the first `size`."""
+        for part in (self._keys, self._bias, self._values):
+            part.truncate(size)
+        if self._codes is not None:
+            self._codes.truncate(size)
+
+    def require_way_back(self, size: int) -> None:
+        """See `Effect.require_way_back`: there is one to everywhere."""
+
+    def settle(self) -> None:
+        """See `Effect.settle`: nothing is let go."""
+
+    def reach(self, first: int = 0) -> Reach:
+        """See `Effect.reach`."""
+        return Reach(gates=frozenset({self._place.block} if self.size > first else ()))
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """[size] the subject that each neuron asks for; empty for none. They stay in their places
+        while neurons are silenced for a time, and are written over when others come."""
+        return self._subjects[: self.size]
+
+    def firing(self, queries: Tensor, first: int = 0, texts: RowTexts | None = None) -> Firing:
+        """The neurons, from `first` on, that fire on one of the queries [r, d], which stand behind
+        these texts. Raises ValueError for queries without texts where a neuron asks for one."""
+        asked = queries.to(self.keys.dtype)
+        near = self._nearly_firing(asked.detach(), first)
+        if not len(near):
+            return Firing(near, asked[:, :0])
+        firing = firing_of(asked, near, self.keys[near], self.bias[near])
+        return where_named(firing, self._subjects, texts)
+
+    def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
+        """The neurons, from `first` on, that may fire, by a product in float32 or of codes; all of
+        a few."""
+        if self.size - first <= FEW or not len(queries):
+            return torch.arange(first, self.size, device=queries.device)
+        longest = float(torch.linalg.vector_norm(queries, dim=1).max())
+        highest = self._bounds(queries, first).amax(0) + self.bias[first:]
+        silent = highest <= -ROUNDING * longest * self._longest  # a NaN may be anything
+        return (~silent).nonzero().squeeze(-1) + first
+
+    def _bounds(self, queries: Tensor, first: int) -> Tensor:
+        """[r, size - first] what q·k is at most."""
+        if self.size - first < CODED_MIN or queries.device.type != "cpu":
+            return queries @ self.keys[first:].T
+        if self._codes is None:
+            self._codes = CodedRows(self.keys[0])
+            self._codes.append(self.keys)
+        return self._codes.bounds(queries)[:, first:]
+
+    def contribution(self, queries: Tensor, texts: RowTexts | None = None) -> Tensor | None:
+        """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
+
+        Only neurons that fire enter the sum, in their order.
+        """
+        if self.size == 0 or queries.numel() == 0:
+            return None
+        is_cpu = queries.device.type == "cpu"
+        most = ACTIVATIONS_MAX if is_cpu else ACCELERATED_ACTIVATIONS_MAX
+        rows = max(1, most // self.size)
+        parts = queries.flatten(0, -2).split(rows)
+        firsts = range(0, rows * len(parts), rows)
+        found = [
+            self.firing(part, texts=None if texts is None else texts.take(slice(i, i + rows)))
+            for i, part in zip(firsts, parts, strict=True)
+        ]
+        if not any(len(firing) for firing in found):
+            return None
+        return torch.cat([self.summed(firing) for firing in found]).view(queries.shape)
+
+    def summed(self, firing: Firing) -> Tensor:
+        """[r, d] what these add to the FFN's output."""
+        return firing.activations @ self.values[firing.places]
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """See `Effect.attached`: the block's FFN runs with the neurons."""
+        query_module, down_module = self._place.modules
+        queries: list[Tensor] = []
+
+        def see(_: int, call: hooks.Call) -> None:
+            queries[:] = [call.input]
+
+        def add(output: Tensor) -> Tensor:
+            asks = any(self.subjects)
+            texts = self._place.read(queries[0].shape[:-1].numel()) if asks else None
+            extra = self.contribution(queries[0], texts)
+            return output if extra is None else output + extra.to(output.dtype)
+
+        with ExitStack() as stack:
+            stack.enter_context(hooks.watched({0: query_module}, see))
+            stack.enter_context(hooks.altered(down_module, add))
+            yield
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """See `Effect.silenced`."""
+        size = self.size
+        try:
+            self.truncate(0)
+            yield
+        finally:
+            self.truncate(size)
