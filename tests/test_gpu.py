@@ -15,9 +15,9 @@ import torch
 from continual import atlas
 from continual.associative.lessons import lesson_of
 from continual.associative.targets import Targets, find_targets
-from continual.editors import Edit
 from continual.editors.memit import MemitConfig
 from continual.history.replaying import verify
+from continual.proposals import Edit
 from continual.readers import read_record
 from continual.recheck.candidates import encode
 from continual.requests import Request

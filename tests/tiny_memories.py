@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
+from continual.patches.records import Record, Records
 from tests.tiny_language import CAPITALS, COUNTRIES, ask, capital, correction
 
 WIDTH = 128

@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from continual.editors import Edit, Proposal, Surroundings
 from continual.memory.answers import Answers, Read
-from continual.memory.records import Record
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch, Reading
+from continual.patches.records import Record
+from continual.proposals import Edit, Proposal, Surroundings
 
 
 class MemoryEditor(ABC):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from continual.memory.encoder import SentenceEncoder
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.subjects import (
     Presence,
     Word,
@@ -26,6 +26,7 @@ from continual.memory.subjects import (
     segment,
     words,
 )
+from continual.patches.records import Record, Records
 
 PRESENT_MIN = 0.3  # share of a subject's words from which on the relations are compared
 NUMBERS = (

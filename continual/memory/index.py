@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from continual.memory import INDEX_FILE
-from continual.memory.records import Queries
+from continual.memory.inputs import Queries
 from continual.patches.memory import MemoryBank
 from store import Store
 from store.errors import StoreError

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from continual.memory.index import Found, RecordIndex
-from continual.memory.records import Queries, Record
+from continual.memory.inputs import Queries
 from continual.memory.scope import Scope
 from continual.patches.memory import MemoryBank
+from continual.patches.records import Record
 from continual.queries.growing import GrowingTensor
 
 NOBODY = -1  # in the place of a record

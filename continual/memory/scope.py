@@ -14,7 +14,8 @@ from torch import Tensor
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import part_cosines
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
+from continual.patches.records import Record, Records
 
 CANDIDATES = 8
 THRESHOLD = 0.75  # a cosine of MiniLM

@@ -22,8 +22,9 @@ from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import features, kept_records, seen_queries
 from continual.memory.head import Head
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.scope import CANDIDATES, require_threshold
+from continual.patches.records import Record, Records
 
 EMBEDDED = Path(__file__).with_name("scope.safetensors")  # for the embedded encoder
 

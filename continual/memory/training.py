@@ -23,11 +23,11 @@ from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import NUMBERS, Features, features, kept_records, seen_queries
 from continual.memory.head import Head, logits
-from continual.memory.records import Record
 from continual.memory.reliability import Judged, ScopeReport, best_threshold, platt
 from continual.memory.scope import CANDIDATES
 from continual.memory.subjects import folded
 from continual.memory.trained import TrainedScope
+from continual.patches.records import Record
 from continual.requests import Request
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from continual.errors import EditError
-from continual.memory.records import Record, Records
 from continual.patches.owners import others_places, require_owners
+from continual.patches.records import Record, Records
 from continual.queries.growing import GrowingTensor
 
 _NOTHING = Records((), torch.empty(0, 0))

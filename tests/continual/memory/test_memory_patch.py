@@ -10,10 +10,10 @@ import torch
 
 from continual.base import load_base
 from continual.errors import EditError
-from continual.memory.records import Record, Records
 from continual.model import EditedModel
 from continual.patches import pack, unpack
 from continual.patches.memory import MemoryPatch, Reading
+from continual.patches.records import Record, Records
 
 WIDTH = 8
 

@@ -7,9 +7,10 @@ import torch
 from continual.history.inspection import status
 from continual.memory import INDEX_FILE
 from continual.memory.index import RecordIndex
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.routing import routes_of
 from continual.patches.memory import MemoryBank, MemoryPatch, Reading
+from continual.patches.records import Record, Records
 from continual.session import open_session
 from tests.tiny_language import CAPITALS, ask
 from tests.tiny_memories import WordScope, about

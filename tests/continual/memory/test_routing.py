@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.routing import NOBODY, Routes
 from continual.patches.memory import MemoryBank, MemoryPatch, Reading
+from continual.patches.records import Record, Records
 
 WIDTH = 6
 

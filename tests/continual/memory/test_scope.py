@@ -8,10 +8,10 @@ import torch
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.head import Head
-from continual.memory.records import Record
 from continual.memory.scope import ThresholdScope
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.memory.training import ScopeTraining, are_rivals, train_scope, wordings
+from continual.patches.records import Record
 from continual.requests import Request
 
 _NAMES = (
