@@ -18,8 +18,9 @@ from typing import Any
 from benchmarks import tables
 from benchmarks.tables import Column
 from continual import atlas
+from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.step.pipeline import Recheck, Step
 from continual.streams import open_stream
 from continual.watch.config import UNWATCHED

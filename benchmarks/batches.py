@@ -24,8 +24,9 @@ from benchmarks import plots, tables
 from benchmarks.capacity import EDITORS, UNBOUNDED, requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
+from continual.new_store import NewStore, init
 from continual.requests import Request
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.step.pipeline import Recheck, Step
 from continual.watch.config import UNWATCHED
 

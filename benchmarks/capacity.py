@@ -29,9 +29,10 @@ from benchmarks.scores import drawn, same_subject_locality, scores
 from benchmarks.tables import Column
 from continual import atlas
 from continual.associative.drift import drift_of
+from continual.new_store import NewStore, init
 from continual.readers import read_record
 from continual.requests import Request
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.watch.config import UNWATCHED
 
 SIZES = (10, 30, 50, 100, 300, 1000)

@@ -37,8 +37,9 @@ from benchmarks.tables import Column
 from continual import atlas
 from continual.atlas.facts import Fact
 from continual.atlas.measure import accuracy
+from continual.new_store import NewStore, init
 from continual.requests import Probe, Request
-from continual.session import NewStore, Session, init
+from continual.session import Session
 
 RECORDS = 500
 FACTS = 1500

@@ -30,7 +30,8 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
 from continual.editors.registry import EDITORS
-from continual.session import NewStore, Session, init
+from continual.new_store import NewStore, init
+from continual.session import Session
 from continual.step.pipeline import Recheck, Step
 from continual.watch.config import UNWATCHED
 

@@ -27,9 +27,10 @@ import torch
 import store.store
 from benchmarks import tables
 from benchmarks.tables import Column
+from continual.new_store import NewStore, init
 from continual.patches import pack
 from continual.patches.neuron import NeuronPatch
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.watch.config import UNWATCHED
 from store import Draft, Revision, Store
 from store.history import History

@@ -31,9 +31,10 @@ from benchmarks import plots, tables
 from benchmarks.long_corrections import is_of_atlas, long_stream, write
 from benchmarks.tables import Column
 from continual.editors.registry import chain_of
+from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.requests import Request
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.settings import DEFAULT_TASK
 from continual.step.pipeline import Recheck, Step
 from continual.streams import open_stream

@@ -44,8 +44,9 @@ from continual.base import BaseModel
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.memit.config import MOMENT_SHARE
 from continual.model import EditedModel
+from continual.new_store import NewStore, init
 from continual.requests import Request
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.step.pipeline import Step
 from continual.tasks import make_task
 from continual.watch.config import UNWATCHED

@@ -32,8 +32,9 @@ from benchmarks.sequential import Made, run
 from benchmarks.tables import Column
 from continual.memory.answers import Answers
 from continual.memory.recall import MemoryConfig, Recall
+from continual.new_store import NewStore, init
 from continual.recheck.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.watch.config import UNWATCHED
 
 QUERIES = 100  # of each kind, timed

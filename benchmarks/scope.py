@@ -27,8 +27,9 @@ from torch import Tensor
 from benchmarks import plots, tables
 from benchmarks.scope_data import kinds
 from benchmarks.tables import Column
+from continual.effects.records import Record, Records
 from continual.memory.encoder import SentenceEncoder
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.scope import Scope, ThresholdScope
 from continual.memory.trained import TrainedScope
 from continual.requests import Request

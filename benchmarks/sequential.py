@@ -22,9 +22,10 @@ from typing import Any
 from benchmarks import plots, tables
 from benchmarks.tables import Column
 from continual import atlas
+from continual.new_store import NewStore, init
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import ATTEMPTED
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.step.pipeline import Step
 from continual.streams import open_stream
 

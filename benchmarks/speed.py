@@ -35,12 +35,13 @@ from continual.anatomy import find_anatomy
 from continual.atlas.facts import load_facts
 from continual.base import BaseModel
 from continual.model import EditedModel
+from continual.new_store import NewStore, init
 from continual.queries.memory import QueryMemory
 from continual.readers import read_record
 from continual.recheck.candidates import Candidate, encode
 from continual.recheck.retention import APPLIED
 from continual.requests import Request
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.site import Site
 from continual.step.pipeline import Batch, Pipeline
 from continual.tasks import Encoding, Question, make_task

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,11 +32,15 @@ from continual.errors import ModelError
 from continual.patches import Patch
 from continual.reading import RunningText, decoder
 
-if TYPE_CHECKING:
-    from continual.memory.recall import Recall
-
 PASSED_MAX = 8  # states that are looked at
 AnyEffect = TypeVar("AnyEffect", bound=Effect)
+
+
+class Recalling(Protocol):
+    """How a model finds its records and answers by them; see `memory.recall`."""
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """What `EditedModel.generate` returns where the model remembers anything."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class EditedModel:
         self.anatomy = base.anatomy
         self.memory = MemoryBank()
         self._effects: dict[str, Effect] = {"records": self.memory}
-        self.recall: Recall | None = None  # how records are found and read
+        self.recall: Recalling | None = None  # None: its records cannot be found
         self.decode = decoder(base.tokenizer)
         self._running = RunningText(self.decode)
         self._marks = [_Mark({}, base.fingerprint, base.fingerprint)]
@@ -85,9 +89,15 @@ class EditedModel:
         """
         if self._is_bare or not len(self.memory):
             return type(self.model).generate(self.model, *args, **kwargs)
-        from continual.memory.generation import generate
+        return self.require_recall().generate(*args, **kwargs)
 
-        return generate(self, *args, **kwargs)
+    def require_recall(self) -> Recalling:
+        """How the model finds its records. Raises ModelError where it cannot."""
+        if self.recall is None:
+            raise ModelError(
+                "The model remembers edits and has nothing to find them by: open it with its store."
+            )
+        return self.recall
 
     def __enter__(self) -> Self:
         self._entered += 1

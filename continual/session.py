@@ -1,4 +1,4 @@
-"""A session: a store that is open, its base model, and the model as it stands at a revision.
+"""A session: an open store that requests are applied to, that goes back, and that is asked.
 
 This is what the command line and Python programs hold. Knows how the parts are put together; each
 part's work is in its own module.
@@ -7,166 +7,42 @@ part's work is in its own module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import torch
 
-from continual import atlas
-from continual.base import ATLAS, WrongBaseModel, load_base, model_directory
-from continual.editors.registry import chain_of, default_chain, new_tables
+from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
-from continual.history.snapshots import States
-from continual.memory.recall import MemoryConfig, Recall, recall_of
+from continual.history import reverting
+from continual.history.reverting import Reverted
+from continual.memory.recall import recall_of
 from continual.memory.routing import Route
-from continual.model import EditedModel
-from continual.passes.partial import find_tail
-from continual.patches import Patch
+from continual.open_store import OpenStore
 from continual.prompts import Prompt
 from continual.readers import read_record
 from continual.recheck.candidates import encode
 from continual.recheck.general_rows import BODY, GeneralRows
-from continual.recheck.probe_sets import read_probes
-from continual.recheck.standing import Standing
 from continual.requests import Request
-from continual.settings import DEFAULT_TASK, StoreSettings
+from continual.settings import StoreSettings
 from continual.shortage import shortage_told
-from continual.site import Site
-from continual.statistics import Statistics
 from continual.statistics.texts import TextFiles
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
 from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
-from continual.tasks import Question, Task, make_task, new_settings, task_class
+from continual.tasks import Question
 from continual.watch import general
 from continual.watch.config import WatchConfig
-from continual.watch.general import ReadText
-from store import BlobRef, Draft, Revision, Store
-
-if TYPE_CHECKING:
-    from continual.history.reverting import Reverted
+from store import Draft, Revision
 
 
 def _unseen(_done: int, _total: int) -> None:
     """Progress, unseen."""
 
 
-@dataclass(frozen=True)
-class NewStore:
-    """What `init` is told. Probe sets left out are the atlas's own for the atlas, else empty."""
-
-    model: str = ATLAS
-    task: Mapping[str, Any] | None = None
-    train_probes: Path | None = None
-    test_probes: Path | None = None
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    anatomy: Mapping[str, str] | None = None
-    editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
-    origin: Mapping[str, str] | None = None  # what the store was made from; see `history.rebasing`
-    watch: Mapping[str, Any] | None = None  # the [watch] table
-    text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
-
-
-def init(
-    path: Path, new: NewStore, *, on_progress: Callable[[int, int], None] = _unseen
-) -> Session:
-    """Make a store for a base model, measure its probes once, and open it for writing.
-
-    `on_progress` is told the general texts written and their number.
-    """
-    is_atlas = new.model == ATLAS
-    said = {**(atlas.TASK if is_atlas else {"name": DEFAULT_TASK}), **(new.task or {})}
-    base = load_base(
-        new.model,
-        task_class(said).architecture,
-        device=new.device,
-        dtype=new.dtype,
-        overrides=new.anatomy,
-    )
-    settings = {
-        "model": {
-            "path": ATLAS if is_atlas else str(model_directory(new.model)),
-            "fingerprint": base.fingerprint,
-            "device": new.device,
-            "dtype": new.dtype,
-        },
-        "task": new_settings(base, said),
-        "anatomy": dict(new.anatomy or {}),
-        "run": {"seed": new.seed},
-    }
-    task = make_task(base, settings["task"])
-    find_tail(base.model, base.anatomy)  # a model that cannot be edited gets no store
-    given = {"train": new.train_probes, "test": new.test_probes}
-    if is_atlas:
-        given = {name: path or atlas.PROBES[name] for name, path in given.items()}
-    probes = {name: read_probes(file, task) for name, file in given.items() if file is not None}
-    settings["probes"] = {name: len(found) for name, found in probes.items()}
-    body: dict[str, Any] = {
-        "probes": {
-            n: [p.model_copy(update={"name": ""}).to_json() for p in f] for n, f in probes.items()
-        }
-    }
-    if new.watch:
-        settings["watch"] = dict(new.watch)
-    editors = new.editors or {}
-    if not new.origin:  # else they are the other store's, as they are
-        own = atlas.EDITORS if is_atlas else {}
-        names = {*own, *editors}
-        told = {name: {**own.get(name, {}), **editors.get(name, {})} for name in sorted(names)}
-        editors = new_tables(told, task.name)
-    if editors:
-        settings["editor"] = {name: dict(table) for name, table in editors.items()}
-    if new.origin:
-        body["origin"] = dict(new.origin)
-    edited = EditedModel(base)
-    with edited:
-        read = _general_text(Site(edited, task), new, on_progress)
-    if read.text.passages:
-        body[BODY] = read.text.to_json()
-    store = Store.init(path, settings, body, base.fingerprint)
-    GeneralRows.keep(store, Site(edited, task), read)
-    session = Session(store, edited, task)
-    session.standing  # noqa: B018  measures the base, so that its accuracies are on record
-    return session
-
-
-def _general_text(site: Site, new: NewStore, on_progress: Callable[[int, int], None]) -> ReadText:
-    """The general text of a new store: of files, or as the base writes it."""
-    config = WatchConfig.of(new.watch or {})
-    if new.text:
-        return general.take(site, TextFiles(new.text), config)
-    return general.write(site, config, new.seed, on_progress)
-
-
 def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -> Session:
     """Open a store with its model at a revision. Raises NoStore, StoreLocked, WrongBaseModel, …"""
-    store = Store.open(Path(path), writable=writable)
-    try:
-        settings = StoreSettings.of(store.settings)
-        model = settings.model
-        base = load_base(
-            model.path,
-            task_class(settings.task).architecture,
-            device=model.device,
-            dtype=model.dtype,
-            overrides=settings.anatomy,
-        )
-        if base.fingerprint != model.fingerprint:
-            raise WrongBaseModel(
-                f"The model in {model_directory(model.path)} has fingerprint "
-                f"{base.fingerprint[:12]}, and this history was made on "
-                f"{model.fingerprint[:12]}: put the right model back, or make a new store."
-            )
-        task = make_task(base, settings.task)
-        return Session(store, EditedModel(base), task, at)
-    except BaseException:
-        store.close()
-        raise
+    return Session.open(path, writable=writable, at=at)
 
 
 @dataclass(frozen=True)
@@ -181,44 +57,8 @@ def _ignore(_: str) -> None:
     """The notice that a stream has changed, unheard."""
 
 
-class Session:
+class Session(OpenStore):
     """An open store with the edited model. A context manager; outside of it the model is bare."""
-
-    def __init__(self, store: Store, edited: EditedModel, task: Task, at: str = "head") -> None:
-        self.store = store
-        self.edited = edited
-        self.task = task
-        self.states = States(store, edited)
-        self._stack = ExitStack()
-        self._stack.callback(store.close)
-        self._stack.enter_context(edited)
-        try:
-            edited.recall = self._recall()
-            self.stand_at(at)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def _recall(self) -> Recall:
-        config = MemoryConfig.of(StoreSettings.of(self.store.settings).memory)
-        recall = Recall(self.edited, config, self.store, self.task)
-        self._stack.callback(recall.close)
-        return recall
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the patches off and let go of the store."""
-        self._stack.close()
 
     # -- the model
 
@@ -232,36 +72,6 @@ class Session:
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
         return self.edited.tokenizer
-
-    @cached_property
-    def site(self) -> Site:
-        """The last FFN, where probes are looked at."""
-        return Site(self.edited, self.task)
-
-    @cached_property
-    def statistics(self) -> Statistics:
-        """The key statistics of the base model."""
-        return Statistics.of(self.store, self.edited)
-
-    @cached_property
-    def standing(self) -> Standing:
-        """Retention set, ledger and memory at head: built when first needed."""
-        self._stand_at_head()
-        return Standing(self.store, self.site)
-
-    def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
-        """The parts of a patch; none for None."""
-        return self.states.patches(ref)
-
-    def stand_at(self, name: str | Revision) -> Revision:
-        """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
-        revision = self.store.revision(name)
-        self.states.stand(revision)
-        return revision
-
-    def _stand_at_head(self) -> None:
-        if self.edited.fingerprint != self.store.head.fingerprint:
-            self.stand_at("head")
 
     # -- applying
 
@@ -279,7 +89,7 @@ class Session:
         """Give a history its general text: of files, or as the base writes it. From here on edits
         leave it alone, and Watch is measured. None where there is none to give."""
         config = WatchConfig.of(StoreSettings.of(self.store.settings).watch)
-        self._stand_at_head()
+        self.stand_at_head()
         if files:
             read = general.take(self.site, TextFiles(tuple(files)), config)
         else:
@@ -315,12 +125,6 @@ class Session:
         for batch in batches(items, stream.name, self.site, settings):
             yield self._stepped(pipeline, batch)
 
-    def settle(self) -> None:
-        """Re-check head where no step has, so that its metrics are on record at a run's end."""
-        if self.store.ledger(self.store.head.seq) is None:
-            self.forget_standing()
-            self.standing  # noqa: B018  measures what is not measured yet
-
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
         state = None if stream.name == STANDARD_INPUT else self.store.stream(stream.name)
         if state is None:
@@ -338,7 +142,7 @@ class Session:
             yield from items
 
     def _pipeline(self, settings: Settings) -> Pipeline:
-        self._stand_at_head()
+        self.stand_at_head()
         if settings.watch is not None:
             self._require_watch()
         return Pipeline(self.store, self.site, self.standing, settings, self.statistics)
@@ -407,14 +211,7 @@ class Session:
 
     def revert(self, request: str, *, resolve: bool = False) -> Reverted:
         """Take one request out of the middle of the history; see `history.reverting`."""
-        from continual.history.reverting import revert
-
-        return revert(self, request, resolve=resolve)
-
-    def forget_standing(self) -> None:
-        """Build what is carried in memory anew when it is needed next."""
-        with suppress(AttributeError):
-            del self.standing
+        return reverting.revert(self, request, resolve=resolve)
 
     # -- asking
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.memory.records import Queries, Record, Records
+from continual.effects.records import Record, Records
+from continual.memory.inputs import Queries
 from tests.tiny_language import CAPITALS, COUNTRIES, ask, capital, correction
 
 WIDTH = 128

@@ -24,8 +24,9 @@ from benchmarks import tables
 from benchmarks.protocol.settings import Setting
 from continual.editors.registry import new_tables
 from continual.errors import CeditError
+from continual.new_store import NewStore, init
 from continual.recheck.retention import ATTEMPTED
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.step.pipeline import Step
 from continual.streams import open_stream
 

@@ -30,7 +30,8 @@ from benchmarks.real_model.questions import (
 )
 from continual.associative.config import default_blocks
 from continual.editors.registry import chain_of, default_chain
-from continual.session import NewStore, Session, init, open_session
+from continual.new_store import NewStore, init
+from continual.session import Session, open_session
 from continual.streams import open_stream
 
 DEFAULT = "default"  # the chain of a new store

@@ -42,7 +42,7 @@ def command(out: Output, store: str | None, keep: str | None, count: int) -> Non
       cedit demo
       cedit demo --count 1000 --keep demo-store
     """
-    from continual.session import NewStore, init
+    from continual.new_store import NewStore, init
 
     kept = keep or store
     with _folder(kept) as folder, init(folder, NewStore()) as session:

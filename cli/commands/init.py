@@ -90,7 +90,7 @@ def command(
       cedit init
       cedit init corrections --model ./gpt2 --train-probes train.jsonl --test-probes test.jsonl
     """
-    from continual.session import NewStore, init
+    from continual.new_store import NewStore, init
     from continual.watch.config import UNWATCHED
 
     new = NewStore(

@@ -13,7 +13,7 @@ from cli.output import Output, counted, one_line, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
-    from continual.history.rebasing import Report
+    from continual.rebasing import Report
     from store import Store
 
 PARTLY_DONE = 3
@@ -41,8 +41,8 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
       cedit rebase --model ./gpt2-large corrections-large
     """
     from continual.base import ATLAS
-    from continual.history.rebasing import groups, rebase, report
     from continual.history.reports import step_record
+    from continual.rebasing import groups, rebase, report
     from store import Store
 
     path = find_store(store)

@@ -27,7 +27,7 @@ def command(out: Output, store: str | None) -> None:
       cedit reembed
     """
     from continual.history.inspection import rates_at
-    from continual.memory.reembedding import reembed
+    from continual.history.reembedding import reembed
     from continual.session import open_session
 
     with open_session(find_store(store)) as session:

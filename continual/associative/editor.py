@@ -24,12 +24,12 @@ from continual.associative.places import located
 from continual.associative.solves import Solution, Unsolvable
 from continual.associative.subjects import SubjectMissing
 from continual.associative.targets import Targets
-from continual.editors import Edit, Proposal, Surroundings
 from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.low_rank import Factors, LowRankPatch
+from continual.proposals import Edit, Proposal, Surroundings
 
 FULL = 0.95
 """Of the budget: what is left beyond is not searched for."""

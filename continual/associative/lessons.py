@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from continual.associative.subjects import subject_position
-from continual.editors import Edit
 from continual.errors import RequestError
 from continual.prompts import Prompt
+from continual.proposals import Edit
 from continual.site import Site
 from continual.tasks import Encoding, Question
 

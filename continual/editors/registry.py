@@ -10,8 +10,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
-from continual.editors import Editor
 from continual.errors import CeditError
+from continual.proposals import Editor
 from continual.tables import Table
 
 EDITORS: Mapping[str, str] = {

@@ -16,8 +16,28 @@ from torch import Tensor
 
 from continual.effects import Reach
 from continual.errors import EditError
-from continual.memory.records import Record, Records
 from continual.queries.growing import GrowingTensor
+
+
+@dataclass(frozen=True)
+class Record:
+    """An edit as a text: what was asked, what is to be answered, about what."""
+
+    id: str  # the request's
+    prompt: str
+    target: str
+    subject: str | None = None
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records and their embeddings, one each: what a memory patch holds."""
+
+    records: tuple[Record, ...]
+    embeddings: Tensor  # [r, d] float32, of unit length
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from continual.open_store import OpenStore
 from continual.patches import Patch
 from continual.recheck import retention
 from continual.recheck.candidates import encode
@@ -23,13 +23,10 @@ from continual.step.editing import Edited
 from continual.step.pipeline import Batch, Pipeline, Settings
 from store import Revision
 
-if TYPE_CHECKING:
-    from continual.session import Session
-
 EDIT = "edit"  # the operation of a step
 
 
-def batch_of(session: Session, revision: Revision, without: Collection[str] = ()) -> Batch:
+def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = ()) -> Batch:
     """The requests of a step in an order that makes the same plan: first those that others of the
     batch superseded, then repeats of what stood already, then what was edited or right, then
     repeats of that."""
@@ -43,14 +40,14 @@ def batch_of(session: Session, revision: Revision, without: Collection[str] = ()
         return (3 if is_planned else 1) if outcome.outcome == retention.REPEATED else 2
 
     asked.sort(key=turn)
-    requests = [Request.from_json(session.store.request(outcome.id)) for outcome in asked]
-    return Batch(tuple(encode(request, session.task) for request in requests))
+    requests = [Request.from_json(opened.store.request(outcome.id)) for outcome in asked]
+    return Batch(tuple(encode(request, opened.task) for request in requests))
 
 
-def pipeline_at(session: Session, past: Past, settings: Settings) -> Pipeline:
+def pipeline_at(opened: OpenStore, past: Past, settings: Settings) -> Pipeline:
     """The pipeline as it was after a revision, whose state the model has to be in."""
-    standing = Standing(session.store, session.site, past)
-    return Pipeline(session.store, session.site, standing, settings, session.statistics)
+    standing = Standing(opened.store, opened.site, past)
+    return Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Recomputed:
         return self.difference is None
 
 
-def recompute(session: Session, revisions: Iterable[Revision]) -> Iterator[Recomputed]:
+def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Recomputed]:
     """Make the steps among these revisions again, each from the state that is on record before it,
     and compare the patches. What is no step of an editor is passed over. The model is left where
     the last one ended. Raises EditError where an editor lacks what it needs."""
@@ -76,13 +73,13 @@ def recompute(session: Session, revisions: Iterable[Revision]) -> Iterator[Recom
         if revision.operation != EDIT or revision.parent is None:
             continue
         if standing is None or revision.parent != on:
-            session.stand_at(revision.parent)
-            parent = session.store.revision(revision.parent)
-            standing = Standing(session.store, session.site, Past(parent))
+            opened.stand_at(revision.parent)
+            parent = opened.store.revision(revision.parent)
+            standing = Standing(opened.store, opened.site, Past(parent))
         settings = settings_of(revision)
-        pipeline = Pipeline(session.store, session.site, standing, settings, session.statistics)
-        edited = rehearse(session, pipeline, revision)
-        found = difference(session.patches(revision.patch), edited.parts)
+        pipeline = Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
+        edited = rehearse(opened, pipeline, revision)
+        found = difference(opened.patches(revision.patch), edited.parts)
         on = revision.id if found is None else None
         yield Recomputed(revision, found)
 
@@ -115,12 +112,12 @@ def _tensor_difference(wanted: Tensor, found: Tensor | None) -> str | None:
 
 
 def rehearse(
-    session: Session, pipeline: Pipeline, revision: Revision, without: Collection[str] = ()
+    opened: OpenStore, pipeline: Pipeline, revision: Revision, without: Collection[str] = ()
 ) -> Edited:
     """What a revision's step comes to now, without some of its requests. The model, which stands
     before it, is left behind it."""
-    batch = batch_of(session, revision, without)
-    is_due = session.store.ledger(revision.seq) is not None
+    batch = batch_of(opened, revision, without)
+    is_due = opened.store.ledger(revision.seq) is not None
     recorded = {outcome.id: outcome for outcome in outcomes_of(revision.body)}
     return pipeline.rehearse(batch, revision.seq, recorded, is_due=is_due)
 

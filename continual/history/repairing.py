@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from continual.effects import MOVED
+from continual.open_store import OpenStore
 from continual.recheck.retention import ATTEMPTED, outcomes_of, reverted_later
 from store import BlobRef, Draft, Revision
 from store.check import REPAIR, lost_patches
-
-if TYPE_CHECKING:
-    from continual.session import Session
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class GivenUp:
     requests: tuple[str, ...]  # that were in force and are not any more
 
 
-def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
-    """Go on at head without these patches. The session stands at base, since head cannot be."""
-    store, edited = session.store, session.edited
+def give_up(opened: OpenStore, lost: Sequence[BlobRef]) -> GivenUp:
+    """Go on at head without these patches. The model stands at base, since head cannot be."""
+    store, edited = opened.store, opened.edited
     head, digests = store.head, {ref.sha256 for ref in lost}
     layers = store.layers(head)
     gone = reverted_later([layer.revision for layer in layers])
@@ -40,7 +38,7 @@ def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
     replaces: dict[str, None] = {}
     for layer, reverted in zip(layers, gone, strict=True):
         if layer.patch is None or layer.patch.sha256 not in digests:
-            edited.put(session.patches(layer.patch))
+            edited.put(opened.patches(layer.patch))
             edited.settle()
             continue
         replaces[layer.revision.id] = None
@@ -53,14 +51,14 @@ def give_up(session: Session, lost: Sequence[BlobRef]) -> GivenUp:
     body |= {name: sorted(blocks) for name, blocks in moved.items() if blocks}
     draft = Draft(REPAIR, head.id, edited.fingerprint, body, replaces=replaces)
     revision = store.commit(draft)
-    session.forget_standing()
-    session.settle()
+    opened.forget_standing()
+    opened.settle()
     return GivenUp(revision, tuple(requests))
 
 
-def whole_revisions(session: Session) -> list[Revision]:
+def whole_revisions(opened: OpenStore) -> list[Revision]:
     """The revisions whose states can be made: none of their patches is lost."""
-    revisions = list(session.store.revisions())
+    revisions = list(opened.store.revisions())
     lost = lost_patches(revisions)
     if not lost:
         return revisions
@@ -69,6 +67,6 @@ def whole_revisions(session: Session) -> list[Revision]:
         for revision in revisions
         if not any(
             layer.patch is not None and layer.patch.sha256 in lost
-            for layer in session.store.layers(revision)
+            for layer in opened.store.layers(revision)
         )
     ]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from continual.history.repairing import whole_revisions
-from continual.history.snapshots import Gathered, Snapshot
-from continual.session import Session, open_session
+from continual.open_store import OpenStore
+from continual.snapshots import Gathered, Snapshot
 from store import Layer, Revision, Segment
 from store.check import Problem, verify_path
 
@@ -30,35 +30,35 @@ class Rebuilt:
 
 
 def rebuild(
-    session: Session, revisions: Iterable[Revision], *, from_snapshots: bool = False
+    opened: OpenStore, revisions: Iterable[Revision], *, from_snapshots: bool = False
 ) -> Iterator[Rebuilt]:
     """Put the model at each revision in turn, from base; the model is left at the last of them.
 
     Revisions that follow one another cost one patch each. With `from_snapshots` what lies before
     the first of them is taken from there. Raises IntegrityError for a patch that cannot be read.
     """
-    edited = session.edited
+    edited = opened.edited
     on: str | None = None  # the revision whose state the model is in
     edited.take_off(0)
     for revision in revisions:
         if revision.parent != on or revision.replaces:
-            before = session.store.layers(revision)[:-1]
+            before = opened.store.layers(revision)[:-1]
             if from_snapshots:
-                session.states.build(before)
+                opened.states.build(before)
             else:
-                _build(session, before)
-        edited.put(session.patches(revision.patch))
+                _build(opened, before)
+        edited.put(opened.patches(revision.patch))
         edited.settle()
         on = revision.id
         yield Rebuilt(revision, edited.fingerprint)
 
 
-def _build(session: Session, layers: Iterable[Layer]) -> None:
+def _build(opened: OpenStore, layers: Iterable[Layer]) -> None:
     """Patch by patch, from base."""
-    session.edited.take_off(0)
+    opened.edited.take_off(0)
     for layer in layers:
-        session.edited.put(session.patches(layer.patch))
-        session.edited.settle()
+        opened.edited.put(opened.patches(layer.patch))
+        opened.edited.settle()
 
 
 def verify(path: Path) -> list[Problem]:
@@ -70,10 +70,10 @@ def verify(path: Path) -> list[Problem]:
     problems = verify_path(path)
     if not all(problem.harmless for problem in problems):
         return problems
-    with open_session(path, writable=False, at="base") as session:
-        rebuilt = list(rebuild(session, whole_revisions(session)))
+    with OpenStore.open(path, writable=False, at="base") as opened:
+        rebuilt = list(rebuild(opened, whole_revisions(opened)))
         problems += [mismatch(made) for made in rebuilt if not made.is_same]
-        return problems + list(wrong_snapshots(session))
+        return problems + list(wrong_snapshots(opened))
 
 
 def mismatch(made: Rebuilt) -> Problem:
@@ -85,26 +85,26 @@ def mismatch(made: Rebuilt) -> Problem:
     )
 
 
-def wrong_snapshots(session: Session) -> Iterator[Problem]:
+def wrong_snapshots(opened: OpenStore) -> Iterator[Problem]:
     """The readable snapshots on the way to head or a tag that their patches do not come to."""
-    store, seen = session.store, set[str]()
+    store, seen = opened.store, set[str]()
     if not any(store.snapshots.names()):
         return
-    whole = {revision.id for revision in whole_revisions(session)}
+    whole = {revision.id for revision in whole_revisions(opened)}
     for identity in dict.fromkeys([store.head_id, *store.tags().values()]):
         if identity not in whole:
             continue
-        session.edited.take_off(0)
+        opened.edited.take_off(0)
         layers = store.layers(identity)
         for segment in store.segments(layers):
             gathered = Gathered()
             for layer in layers[segment.first : segment.last]:
-                session.edited.put(own := session.patches(layer.patch))
-                session.edited.settle()
+                opened.edited.put(own := opened.patches(layer.patch))
+                opened.edited.settle()
                 gathered.take(own)
-            found = None if segment.name in seen else session.states.snapshot(segment)
+            found = None if segment.name in seen else opened.states.snapshot(segment)
             seen.add(segment.name)
-            if found is not None and not found.is_same(Snapshot.of(gathered, session.edited)):
+            if found is not None and not found.is_same(Snapshot.of(gathered, opened.edited)):
                 yield Problem(snapshot_label(segment), "is not what its patches come to")
 
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from continual.effects import NOTHING, Reach, moved_blocks
 from continual.errors import CeditError
 from continual.history.inspection import rates_at, retained_at
 from continual.history.rehearsing import pipeline_at, rehearse, settings_of
+from continual.open_store import OpenStore
 from continual.patches import Patch, pack
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
 from continual.recheck.standing import Past
 from store import Draft, Layer, Replacement, Revision, StoreError
-
-if TYPE_CHECKING:
-    from continual.session import Session
 
 OPERATION = "revert"
 PREFIX_LENGTH_MIN = 4  # digits of a request's id
@@ -53,7 +51,7 @@ class Reverted:
     turned: dict[str, bool]  # probes that are right now, or wrong, and were not
 
 
-def revert(session: Session, name: str, *, resolve: bool = False) -> Reverted:
+def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
     """Take a request out of the history at head, and measure what that costs.
 
     `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
@@ -61,19 +59,19 @@ def revert(session: Session, name: str, *, resolve: bool = False) -> Reverted:
     with it, the batch is solved again without the request. A dense patch goes whole, or not at all.
     Raises UnknownRequest, RevertError, SharedPatch.
     """
-    store = session.store
+    store = opened.store
     before = store.head
     lineage = store.lineage(before)
-    surgery = _Surgery(session, find(lineage, name), lineage, resolve)
+    surgery = _Surgery(opened, find(lineage, name), lineage, resolve)
     try:
         surgery.operate(store.layers(before))
-        revision = store.commit(surgery.draft(before, session.edited.fingerprint))
+        revision = store.commit(surgery.draft(before, opened.edited.fingerprint))
     except BaseException:
-        session.forget_standing()
+        opened.forget_standing()
         with suppress(StoreError):  # a store that a full disk has closed
-            session.stand_at("head")
+            opened.stand_at("head")
         raise
-    session.settle()
+    opened.settle()
     ledger = store.ledger(revision.seq) or {}
     return Reverted(
         revision,
@@ -118,7 +116,7 @@ def find(lineage: Sequence[Revision], name: str) -> str:
 class _Surgery:
     """The patches of a state, put on anew without one request."""
 
-    session: Session
+    opened: OpenStore
     request: str
     lineage: Sequence[Revision]
     resolve: bool
@@ -129,11 +127,11 @@ class _Surgery:
 
     def operate(self, layers: Sequence[Layer]) -> None:
         """Put all layers on, those that the request has a part in without it."""
-        edited = self.session.edited
+        edited = self.opened.edited
         gone = reverted_later(self.lineage)
         edited.take_off(0)
         for layer, reverted in zip(layers, gone, strict=True):
-            parts = self.session.patches(layer.patch)
+            parts = self.opened.patches(layer.patch)
             if not self._has_part(layer.revision, reverted):
                 edited.put(parts)
                 edited.settle()
@@ -159,7 +157,7 @@ class _Surgery:
             "reverted": [self.request],
             "requests": [outcome.to_json() for outcome in self.resolved.values()],
         }
-        body |= moved_blocks(self.reach, self.session.site.block)
+        body |= moved_blocks(self.reach, self.opened.site.block)
         return Draft(OPERATION, parent.id, fingerprint, body, replaces=self.replaces)
 
     def _has_part(self, revision: Revision, reverted: frozenset[str]) -> bool:
@@ -180,13 +178,13 @@ class _Surgery:
 
     def _solve_again(self, revision: Revision, reverted: frozenset[str]) -> tuple[Patch, ...]:
         """The parts of a step whose batch lacks the request; they are on the model then."""
-        session = self.session
-        before = session.store.revision(revision.parent or "base")
+        opened = self.opened
+        before = opened.store.revision(revision.parent or "base")
         without = reverted | {self.request}
-        pipeline = pipeline_at(session, Past(before, without), settings_of(revision))
-        edited = rehearse(session, pipeline, revision, without)
+        pipeline = pipeline_at(opened, Past(before, without), settings_of(revision))
+        edited = rehearse(opened, pipeline, revision, without)
         self.reach |= edited.reach
-        kept = retained_at(session.store, self.lineage[-1]).requests
+        kept = retained_at(opened.store, self.lineage[-1]).requests
         for outcome in edited.outcomes:
             if outcome.id in kept:  # what was superseded since then stays so
                 self.resolved[outcome.id] = replace(outcome, repair=True, supersedes=())

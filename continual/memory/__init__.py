@@ -1,7 +1,7 @@
 """The edit memory: edits kept as texts beside an untouched model, retrieved for each new input.
 
-`records` is what is kept of an edit, `encoder` turns texts into vectors, `scope` decides which
-edit, if any, an input is about.
+`inputs` is what may be about an edit, `encoder` turns texts into vectors, `scope` decides which
+record (`continual.patches.records`), if any, an input is about.
 """
 
 from pathlib import Path

@@ -9,12 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from continual.editors import Edit, Proposal, Surroundings
-from continual.effects.records import Reading
+from continual.effects.records import Reading, Record
 from continual.memory.answers import Answers, Read
-from continual.memory.records import Record
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
+from continual.proposals import Edit, Proposal, Surroundings
 
 
 class MemoryEditor(ABC):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from continual.effects.records import Record, Records
 from continual.memory.encoder import SentenceEncoder
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.subjects import (
     Presence,
     Word,

@@ -9,18 +9,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from continual.errors import ModelError
-from continual.memory.recall import Recall, recall_of
+from continual.memory.routing import Route
 from continual.model import EditedModel
 
 UNROUTED = ("inputs_embeds", "streamer", "return_dict_in_generate", "past_key_values")
 """What `generate` takes that has no meaning for an answer that is read behind a context."""
+
+
+class RecordReader(Protocol):
+    """How a record is found and read; see `recall.Recall`."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An input as the scope sees it."""
+
+    def routes(self, texts: Sequence[str]) -> list[Route | None]:
+        """The record that each text is about; None where the model answers by itself."""
+
+    def question(self, place: int, ids: Sequence[int]) -> tuple[int, ...]:
+        """The tokens that are read for an input that is about the record at a place."""
+
+    def room(self, question: Sequence[int]) -> int:
+        """How many tokens of an answer fit behind a question."""
+
+    def reading(self, method: str) -> AbstractContextManager[Any]:
+        """The model that reads for a method."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +64,8 @@ class _Batch:
 
 
 @torch.no_grad()
-def generate(edited: EditedModel, *args: Any, **options: Any) -> Any:
+def generate(edited: EditedModel, recall: RecordReader, *args: Any, **options: Any) -> Any:
     """See `EditedModel.generate`."""
-    recall = recall_of(edited)
     batch = _batch_of(edited, args, options)
     questions = {} if batch is None else _routed(edited, recall, batch)
     if batch is None or not questions:
@@ -89,7 +108,7 @@ def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
 
 
 def _routed(
-    edited: EditedModel, recall: Recall, batch: _Batch
+    edited: EditedModel, recall: RecordReader, batch: _Batch
 ) -> dict[int, tuple[str, tuple[int, ...]]]:
     """(method, question) of the inputs that a record is about and that leave room to answer."""
     texts = [recall.text(batch.row(index)) for index in range(len(batch.ids))]
@@ -112,7 +131,7 @@ def _require_plain(options: Mapping[str, Any]) -> None:
 
 
 def _read(
-    recall: Recall, model: Any, batch: _Batch, questions: Mapping[int, tuple[int, ...]]
+    recall: RecordReader, model: Any, batch: _Batch, questions: Mapping[int, tuple[int, ...]]
 ) -> dict[int, Tensor]:
     """The outputs of these inputs: their own tokens, and how the reader goes on behind its
     questions. Those of one length run together, so that none is padded."""
@@ -131,7 +150,7 @@ def _read(
     return outputs
 
 
-def _options(recall: Recall, batch: _Batch, ids: Tensor) -> dict[str, Any]:
+def _options(recall: RecordReader, batch: _Batch, ids: Tensor) -> dict[str, Any]:
     """The caller's options for other questions: as many new tokens, as far as there is room."""
     options = dict(batch.options)
     room = recall.room(ids[0].tolist())

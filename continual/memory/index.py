@@ -19,7 +19,7 @@ from torch import Tensor
 
 from continual.effects.records import MemoryBank
 from continual.memory import INDEX_FILE
-from continual.memory.records import Queries
+from continual.memory.inputs import Queries
 from store import Store
 from store.errors import StoreError
 from store.vectors import CROSSOVER, Stamp, VectorIndex

@@ -14,22 +14,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from continual.base import cannot_load, directory_fingerprint, model_directory
 from continual.errors import CeditError, ModelError
-from continual.memory import embedded_texts
+from continual.memory import embedded_texts, generation
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.index import RecordIndex
 from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
+from continual.model import EditedModel
 from continual.tables import Table
+from continual.tasks import Task
 from store import Store
-
-if TYPE_CHECKING:
-    from continual.model import EditedModel
-    from continual.tasks import Task
 
 SERAC, IKE = "serac", "ike"
 UNTRAINED = "threshold"
@@ -146,6 +144,10 @@ class Recall:
 
     # -- reading
 
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """See `EditedModel.generate`."""
+        return generation.generate(self._edited, self, *args, **options)
+
     def text(self, ids: Sequence[int]) -> str:
         """An input as the scope sees it."""
         text: str = self._edited.tokenizer.decode(
@@ -233,8 +235,6 @@ def load_reader(directory: Path, edited: EditedModel) -> Any:
 
 def recall_of(edited: EditedModel) -> Recall:
     """How a model recalls. Raises ModelError for one that cannot."""
-    if edited.recall is None:
-        raise ModelError(
-            "The model remembers edits and has nothing to find them by: open it with its store."
-        )
-    return edited.recall
+    recall = edited.require_recall()
+    assert isinstance(recall, Recall)
+    return recall

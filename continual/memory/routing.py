@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.effects.records import MemoryBank
+from continual.effects.records import MemoryBank, Record
 from continual.memory.index import Found, RecordIndex
-from continual.memory.records import Queries, Record
+from continual.memory.inputs import Queries
 from continual.memory.scope import Scope
 from continual.queries.growing import GrowingTensor
 

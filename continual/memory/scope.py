@@ -11,10 +11,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from continual.effects.records import Record, Records
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import part_cosines
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 
 CANDIDATES = 8
 THRESHOLD = 0.75  # a cosine of MiniLM

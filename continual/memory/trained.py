@@ -18,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from continual.effects.records import Record, Records
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import features, kept_records, seen_queries
 from continual.memory.head import Head
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.scope import CANDIDATES, require_threshold
 
 EMBEDDED = Path(__file__).with_name("scope.safetensors")  # for the embedded encoder

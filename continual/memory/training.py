@@ -19,11 +19,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from continual.effects.records import Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import NUMBERS, Features, features, kept_records, seen_queries
 from continual.memory.head import Head, logits
-from continual.memory.records import Record
 from continual.memory.reliability import Judged, ScopeReport, best_threshold, platt
 from continual.memory.scope import CANDIDATES
 from continual.memory.subjects import folded

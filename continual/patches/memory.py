@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from continual.effects import Reach
-from continual.effects.records import MemoryBank, Reading
+from continual.effects.records import MemoryBank, Reading, Record, Records
 from continual.errors import EditError
-from continual.memory.records import Record, Records
 from continual.patches.owners import others_places, require_owners
 
 _NOTHING = Records((), torch.empty(0, 0))

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.editors import Taught
 from continual.effects import has_moved
 from continual.memory.answers import Answers
 from continual.naming import names
 from continual.prompts import compared
+from continual.proposals import Taught
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.recheck.general_rows import GeneralRows

@@ -19,12 +19,12 @@ from operator import or_
 
 import torch
 
-from continual.editors import Edit, Editor, Surroundings, Taught
 from continual.effects import NOTHING, Reach
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit, Editor, Surroundings, Taught
 from continual.queries.memory import QueryMemory
 from continual.reading import named_in
 from continual.recheck import retention

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from continual.editors import Edit
 from continual.memory.answers import Answers
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
+from continual.proposals import Edit
 from continual.recheck import retention
 from continual.recheck.candidates import Candidate, encode
 from continual.recheck.ledger import EDIT, Ledger

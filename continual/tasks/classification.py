@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError, RequestError
+from continual.passes.partial import find_tail
 from continual.prompts import Prompt
 from continual.requests import Limits, named
 from continual.tasks import Encoding, PromptText, Question
@@ -37,8 +38,6 @@ class ClassificationTask:
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:
         """See `Task.of`. Raises ModelError for a model that does not choose between labels."""
-        from continual.passes.partial import find_tail
-
         config = base.model.config
         pooled = find_tail(base.model, base.anatomy).pooled
         name = type(base.model).__name__

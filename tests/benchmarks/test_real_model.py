@@ -41,8 +41,9 @@ from benchmarks.real_model.questions import (
 )
 from benchmarks.real_model.runs import ANSWERS, COSTS, Case, Plan, run
 from continual.model import EditedModel
+from continual.new_store import NewStore, init
 from continual.readers import read_record
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from tests.tiny_language import (
     CAPITALS,
     COUNTRIES,

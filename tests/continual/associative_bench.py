@@ -19,8 +19,8 @@ from torch import Tensor
 
 from continual.anatomy import find_anatomy
 from continual.base import BaseModel
-from continual.editors import Edit, Surroundings
 from continual.model import EditedModel
+from continual.proposals import Edit, Surroundings
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from continual.session import NewStore, Session, init, open_session
+from continual.new_store import NewStore, init
+from continual.session import Session, open_session
 from tests import tiny_language as language
 
 Make = Callable[..., Session]

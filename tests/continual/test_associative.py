@@ -25,10 +25,10 @@ from continual.associative.solves import (
 )
 from continual.associative.subjects import SubjectMissing, subject_position
 from continual.associative.targets import Bench, find_targets
-from continual.editors import Edit
 from continual.errors import EditError
 from continual.passes.suffix import keeps_prefixes
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit
 from continual.site import Site
 from tests import tiny_language as language
 from tests.continual import associative_bench as plainly

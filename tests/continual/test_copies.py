@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from continual.base import load_base
-from continual.editors import Edit, Surroundings, Taught
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
 from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied, worded
@@ -21,6 +20,7 @@ from continual.errors import CeditError
 from continual.history.rehearsing import recompute
 from continual.model import EditedModel
 from continual.prompts import Chat, Message
+from continual.proposals import Edit, Surroundings, Taught
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request

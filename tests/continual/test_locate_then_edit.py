@@ -12,7 +12,6 @@ from torch import Tensor
 from continual.associative import editor as flow
 from continual.associative.lessons import lesson_of
 from continual.associative.targets import find_targets
-from continual.editors import Edit
 from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from continual.editors.emmet import Emmet, EmmetConfig
 from continual.editors.memit import Memit, MemitConfig
@@ -21,6 +20,7 @@ from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
 from continual.patches.low_rank import LowRankPatch
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit
 from continual.site import Site
 from tests import tiny_language as language
 from tests.continual import associative_bench as plainly

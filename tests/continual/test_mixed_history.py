@@ -14,9 +14,10 @@ import torch
 from continual.editors.memit import Memit
 from continual.history.inspection import details, difference
 from continual.history.replaying import rebuild, verify
+from continual.new_store import NewStore, init
 from continual.recheck import probing
 from continual.requests import Request
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.step.editing import OVER_BUDGET_MAX
 from continual.step.pipeline import Step
 from tests import tiny_language as language

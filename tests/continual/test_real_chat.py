@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from continual.new_store import NewStore, init
 from continual.prompts import Chat
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from tests.continual.conftest import write_lines
 
 REAL_BASE = os.environ.get("CEDIT_REAL_BASE", "")

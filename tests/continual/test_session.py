@@ -18,9 +18,10 @@ import continual
 from continual.base import WrongBaseModel
 from continual.editors.registry import chain_of
 from continual.errors import CeditError, ModelError, RequestError
+from continual.new_store import NewStore, init
 from continual.passes.partial import logits_of
 from continual.recheck import standing
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.step.pipeline import Recheck
 from continual.streams import open_stream
 from continual.watch.config import UNWATCHED

@@ -13,8 +13,9 @@ import torch
 from continual.base import load_base
 from continual.errors import CeditError, ModelError, RequestError
 from continual.model import EditedModel
+from continual.new_store import NewStore, init
 from continual.passes.partial import logits_of
-from continual.session import NewStore, Session, init
+from continual.session import Session
 from continual.site import Site
 from continual.streams import open_stream
 from continual.tasks import Encoding, make_task, task_class

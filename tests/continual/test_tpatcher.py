@@ -12,7 +12,6 @@ from torch import Tensor
 
 from continual.anatomy import find_anatomy
 from continual.base import BaseModel, load_base
-from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, training
 from continual.editors.tpatcher import config as config_module
 from continual.editors.tpatcher.competing import whole
@@ -29,6 +28,7 @@ from continual.effects import gated
 from continual.errors import CeditError
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit, Surroundings
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request

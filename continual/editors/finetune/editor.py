@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 import torch
 
-from continual.editors import Edit, Proposal, Surroundings
 from continual.editors.finetune.config import (
     FineTuneConfig,
     FineTuneKlConfig,
@@ -24,6 +23,7 @@ from continual.editors.finetune.training import Diverged, Lesson, Trained, train
 from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.dense import DensePatch
+from continual.proposals import Edit, Proposal, Surroundings
 
 Config = TypeVar("Config", bound=FineTuneConfig)
 KlConfig = TypeVar("KlConfig", bound=FineTuneKlConfig)

@@ -8,13 +8,13 @@ from functools import cached_property
 
 from torch import Tensor
 
-from continual.editors import Edit
 from continual.editors.ike.config import IkeConfig
+from continual.effects.records import Record
 from continual.memory.answers import Answers
 from continual.memory.contexts import context, demonstrations, joined
 from continual.memory.editor import MemoryEditor
 from continual.memory.recall import Recall
-from continual.memory.records import Record
+from continual.proposals import Edit
 from continual.requests import Request
 from continual.streams import open_stream
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from continual.editors import Edit
 from continual.editors.serac.config import SeracConfig
 from continual.memory.answers import Answers
 from continual.memory.contexts import context
 from continual.memory.editor import MemoryEditor
+from continual.proposals import Edit
 
 
 class Serac(MemoryEditor):

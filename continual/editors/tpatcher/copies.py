@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from continual.associative.contexts import write_contexts
-from continual.editors import Edit, Surroundings
 from continual.editors.tpatcher.training import Slots
 from continual.errors import RequestError
 from continual.prompts import Chat, Message, Prompt
+from continual.proposals import Edit, Surroundings
 from continual.site import LOGITS_MAX, Rows, Site
 from continual.tasks import Encoding
 

@@ -11,7 +11,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from continual.editors import Edit, Proposal, Surroundings
 from continual.editors.tpatcher.competing import (
     VOCABULARY_MIN,
     Survey,
@@ -37,6 +36,7 @@ from continual.editors.tpatcher.training import (
 from continual.editors.tpatcher.whitening import Whitening
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit, Proposal, Surroundings
 from continual.queries.memory import QueryMemory
 from continual.site import Rows, Site
 

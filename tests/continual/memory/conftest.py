@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from continual.memory.encoder import SentenceEncoder
-from continual.session import NewStore, Session, init
+from continual.new_store import NewStore, init
+from continual.session import Session
 from tests import tiny_encoders
 from tests.continual.conftest import probes_of, write_lines
 from tests.tiny_memories import WordScope

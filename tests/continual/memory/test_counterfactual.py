@@ -8,7 +8,7 @@ import pytest
 
 from continual.errors import ModelError
 from continual.memory.recall import MemoryConfig, Recall
-from continual.session import NewStore, init
+from continual.new_store import NewStore, init
 from tests import tiny_language as language
 from tests.tiny_language import CAPITALS, ask, capital
 from tests.tiny_memories import about

@@ -10,7 +10,8 @@ import torch
 from continual.memory import embedded_texts
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.scope import ThresholdScope
-from continual.session import NewStore, init, open_session
+from continual.new_store import NewStore, init
+from continual.session import open_session
 from store import Store
 from tests.continual.conftest import probes_of, write_lines
 from tests.tiny_encoders import save_encoder

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from continual.errors import CeditError
+from continual.history.reembedding import reembed
 from continual.history.rehearsing import recompute
 from continual.history.replaying import rebuild, verify
 from continual.memory.answers import Answers
 from continual.memory.recall import ScopeChanged
-from continual.memory.reembedding import reembed
 from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY
 from continual.recheck.retention import outcomes_of
 from continual.recheck.standing import Standing

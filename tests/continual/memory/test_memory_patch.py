@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from continual.base import load_base
-from continual.effects.records import Reading
+from continual.effects.records import Reading, Record, Records
 from continual.errors import EditError
-from continual.memory.records import Record, Records
 from continual.model import EditedModel
 from continual.patches import pack, unpack
 from continual.patches.memory import MemoryPatch

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from continual.effects.records import MemoryBank, Reading
+from continual.effects.records import MemoryBank, Reading, Record, Records
 from continual.history.inspection import status
 from continual.memory import INDEX_FILE
 from continual.memory.index import RecordIndex
-from continual.memory.records import Queries, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.routing import routes_of
 from continual.patches.memory import MemoryPatch
 from continual.session import open_session

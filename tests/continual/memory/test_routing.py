@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.effects.records import MemoryBank, Reading
-from continual.memory.records import Queries, Record, Records
+from continual.effects.records import MemoryBank, Reading, Record, Records
+from continual.memory.inputs import Queries
 from continual.memory.routing import NOBODY, Routes
 from continual.patches.memory import MemoryPatch
 

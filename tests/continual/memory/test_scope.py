@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from continual.effects.records import Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.head import Head
-from continual.memory.records import Record
 from continual.memory.scope import ThresholdScope
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.memory.training import ScopeTraining, are_rivals, train_scope, wordings

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from continual.new_store import NewStore, init
 from continual.recheck.ledger import (
     EDIT,
     HELD_OUT,
@@ -21,7 +22,7 @@ from continual.recheck.ledger import (
 )
 from continual.recheck.standing import Standing
 from continual.requests import Request
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.step.pipeline import Recheck, Step
 from tests import tiny_language as language
 from tests.continual.conftest import reopened

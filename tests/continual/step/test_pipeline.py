@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from continual.editors import Proposal
 from continual.editors.tpatcher import TPatcher
 from continual.errors import CeditError, OutOfMemory, StreamError
 from continual.patches import pack
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Proposal
 from continual.recheck.ledger import EDIT
 from continual.recheck.metrics import Count
 from continual.requests import Request

@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from continual import atlas
-from continual.editors import Edit, Proposal, Surroundings
 from continual.editors.tpatcher import TPatcher
 from continual.errors import CeditError
 from continual.history.inspection import details, rates_at
 from continual.history.rehearsing import recompute
+from continual.new_store import NewStore, init
 from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit, Proposal, Surroundings
 from continual.recheck.ledger import WATCHED, Ledger
 from continual.recheck.retention import outcomes_of
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.watch.neighbours import Neighbourhood
 from tests.continual.conftest import write_lines
 

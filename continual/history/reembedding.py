@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from continual.errors import CeditError
 from continual.memory.recall import recall_of
 from continual.memory.scope import Scope
+from continual.open_store import OpenStore
 from continual.patches import Patch, pack
 from continual.patches.memory import MemoryPatch
 from store import Draft, Layer, Replacement, Revision, StoreError
-
-if TYPE_CHECKING:
-    from continual.session import Session
 
 OPERATION = "re-embed"
 
@@ -34,50 +31,50 @@ class Reembedded:
     scope: str  # the fingerprint of what has made the embeddings now
 
 
-def reembed(session: Session) -> Reembedded:
+def reembed(opened: OpenStore) -> Reembedded:
     """Embed all records in the history of head by what `[memory]` names now, and measure the model
     with them. Raises CeditError where there is nothing to embed."""
-    store, scope = session.store, recall_of(session.edited).scope
+    store, scope = opened.store, recall_of(opened.edited).scope
     before = store.head
     try:
-        replaces, count = _put_anew(session, store.layers(before), scope)
+        replaces, count = _put_anew(opened, store.layers(before), scope)
         if not count:
             raise CeditError(
                 "There is nothing to embed anew: no record is of another scope than [memory] names."
             )
-        fingerprint = session.edited.fingerprint
+        fingerprint = opened.edited.fingerprint
         revision = store.commit(
             Draft(
                 OPERATION, before.id, fingerprint, {"scope": scope.fingerprint}, replaces=replaces
             )
         )
     except BaseException:
-        session.forget_standing()
+        opened.forget_standing()
         with suppress(StoreError):  # a store that a full disk has closed
-            session.stand_at("head")
+            opened.stand_at("head")
         raise
-    session.states.follow(revision)
-    session.settle()
+    opened.states.follow(revision)
+    opened.settle()
     return Reembedded(revision, count, scope.fingerprint)
 
 
 def _put_anew(
-    session: Session, layers: Sequence[Layer], scope: Scope
+    opened: OpenStore, layers: Sequence[Layer], scope: Scope
 ) -> tuple[dict[str, Replacement | None], int]:
     """Put all layers on with new embeddings; what takes the place of which, and how many records
     that are."""
     replaces: dict[str, Replacement | None] = {}
     count = 0
-    session.edited.take_off(0)
+    opened.edited.take_off(0)
     for layer in layers:
-        parts = session.patches(layer.patch)
+        parts = opened.patches(layer.patch)
         anew = [_anew(part, scope) for part in parts]
         if any(anew):
             parts = tuple(new or old for old, new in zip(parts, anew, strict=True))
             replaces[layer.revision.id] = Replacement(*pack(parts))
             count += sum(len(new.records) for new in anew if new)
-        session.edited.put(parts)
-        session.edited.settle()
+        opened.edited.put(parts)
+        opened.edited.settle()
     return replaces, count
 
 

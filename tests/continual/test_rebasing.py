@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from continual.errors import CeditError
-from continual.history.rebasing import groups, rebase, report
 from continual.history.replaying import verify
+from continual.rebasing import groups, rebase, report
 from continual.requests import Request
 from continual.session import Session, open_session
 from store import Store

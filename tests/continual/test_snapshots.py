@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from continual.history.replaying import rebuild, verify
-from continual.history.snapshots import Snapshot
 from continual.patches.low_rank import Factors
 from continual.patches.weight_sums import WeightSums
 from continual.session import Session, open_session
+from continual.snapshots import Snapshot
 from store import BlobRef, Revision
 from store.errors import StoreFull
 from tests.continual.test_mixed_history import (

@@ -1,4 +1,4 @@
-"""What the memory keeps of an edit, and what it sees of an input: texts and their embeddings.
+"""Inputs as the memory sees them: texts that may be about an edit, and their embeddings.
 
 Knows texts and vectors; how they are made is the encoder's, what they mean is the scope's.
 """
@@ -11,27 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 GRID = 2.0**20
-
-
-@dataclass(frozen=True)
-class Record:
-    """An edit as a text: what was asked, what is to be answered, about what."""
-
-    id: str  # the request's
-    prompt: str
-    target: str
-    subject: str | None = None
-
-
-@dataclass(frozen=True)
-class Records:
-    """Records and their embeddings, one each: what a memory patch holds."""
-
-    records: tuple[Record, ...]
-    embeddings: Tensor  # [r, d] float32, of unit length
-
-    def __len__(self) -> int:
-        return len(self.records)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from typing import Any
 
 from continual.errors import CeditError
 from continual.history.inspection import retained_at
+from continual.new_store import NewStore, init
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
 from continual.requests import Request
-from continual.session import NewStore, Session, init, open_session
+from continual.session import Session, open_session
 from continual.settings import StoreSettings
 from continual.step.pipeline import Settings, Step
 from continual.tasks.joining import SPACED

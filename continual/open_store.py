@@ -1,0 +1,143 @@
+"""An open store: its base model, and that model as it stands at a revision of the history.
+
+Knows how store, model and task belong together, moves the model between states, and builds what is
+carried at head. Leaves to `history` what is done with steps of the past, and to `session` all else.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from continual.base import WrongBaseModel, load_base, model_directory
+from continual.memory.recall import MemoryConfig, Recall
+from continual.model import EditedModel
+from continual.patches import Patch
+from continual.recheck.standing import Standing
+from continual.settings import StoreSettings
+from continual.site import Site
+from continual.snapshots import States
+from continual.statistics import Statistics
+from continual.tasks import Task, make_task, task_class
+from store import BlobRef, Revision, Store
+
+
+class OpenStore:
+    """An open store with its model. A context manager; outside of it the model is bare."""
+
+    def __init__(self, store: Store, edited: EditedModel, task: Task, at: str = "head") -> None:
+        self.store = store
+        self.edited = edited
+        self.task = task
+        self.states = States(store, edited)
+        self._stack = ExitStack()
+        self._stack.callback(store.close)
+        self._stack.enter_context(edited)
+        try:
+            edited.recall = self._recall()
+            self.stand_at(at)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path | str, *, writable: bool = True, at: str = "head") -> Self:
+        """Open a store with its model at a revision.
+
+        Raises NoStore, StoreLocked, WrongBaseModel, …
+        """
+        store = Store.open(Path(path), writable=writable)
+        try:
+            return cls(store, *_model_and_task(StoreSettings.of(store.settings)), at)
+        except BaseException:
+            store.close()
+            raise
+
+    def _recall(self) -> Recall:
+        config = MemoryConfig.of(StoreSettings.of(self.store.settings).memory)
+        recall = Recall(self.edited, config, self.store, self.task)
+        self._stack.callback(recall.close)
+        return recall
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the patches off and let go of the store."""
+        self._stack.close()
+
+    @cached_property
+    def site(self) -> Site:
+        """The last FFN, where probes are looked at."""
+        return Site(self.edited, self.task)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The key statistics of the base model."""
+        return Statistics.of(self.store, self.edited)
+
+    # -- standing at a revision
+
+    def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
+        """The parts of a patch; none for None."""
+        return self.states.patches(ref)
+
+    def stand_at(self, name: str | Revision) -> Revision:
+        """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
+        revision = self.store.revision(name)
+        self.states.stand(revision)
+        return revision
+
+    def stand_at_head(self) -> None:
+        """Put the model at head, where it is at another state."""
+        if self.edited.fingerprint != self.store.head.fingerprint:
+            self.stand_at("head")
+
+    # -- what is carried at head
+
+    @cached_property
+    def standing(self) -> Standing:
+        """Retention set, ledger and memory at head: built when first needed."""
+        self.stand_at_head()
+        return Standing(self.store, self.site)
+
+    def forget_standing(self) -> None:
+        """Build what is carried in memory anew when it is needed next."""
+        with suppress(AttributeError):
+            del self.standing
+
+    def settle(self) -> None:
+        """Re-check head where no step has, so that its metrics are on record at a run's end."""
+        if self.store.ledger(self.store.head.seq) is None:
+            self.forget_standing()
+            self.standing  # noqa: B018  measures what is not measured yet
+
+
+def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
+    """The model that a store names, and its task. Raises WrongBaseModel, and ModelError."""
+    model = settings.model
+    base = load_base(
+        model.path,
+        task_class(settings.task).architecture,
+        device=model.device,
+        dtype=model.dtype,
+        overrides=settings.anatomy,
+    )
+    if base.fingerprint != model.fingerprint:
+        raise WrongBaseModel(
+            f"The model in {model_directory(model.path)} has fingerprint "
+            f"{base.fingerprint[:12]}, and this history was made on "
+            f"{model.fingerprint[:12]}: put the right model back, or make a new store."
+        )
+    return EditedModel(base), make_task(base, settings.task)
