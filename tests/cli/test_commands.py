@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,9 @@ def test_a_shell_completes_commands_revisions_and_editors(
         check=True,
     )
     assert child.stdout.split() == [f"plain,{wanted}"]
+
+
+def test_no_source_has_a_control_character() -> None:
+    folders = ("cli", "continual", "store", "benchmarks", "tests")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert [p for p in sources if re.search(rb"[^\n\x20-\x7e\x80-\xff]", p.read_bytes())] == []
