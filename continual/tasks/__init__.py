@@ -132,7 +132,10 @@ def task_class(settings: Mapping[str, Any]) -> type[Task]:
     """The task that a store's `[task]` table names. Raises CeditError for none that there is."""
     name = settings.get("name", DEFAULT_TASK)
     if name not in TASKS:
-        raise CeditError(f"Unknown task {name!r}: [task] name is one of {', '.join(TASKS)}.")
+        raise CeditError(
+            f"Unknown task {name!r}: [task] name is one of {', '.join(TASKS)}. Correct it, or "
+            "install the package that adds it."
+        )
     return cast(type[Task], TASKS[name].load())
 
 
