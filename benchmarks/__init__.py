@@ -1,10 +1,28 @@
-"""Benchmarks: the published protocols and the speed of an edit. Each is run from the project root.
+"""Benchmarks: the published protocols, what each part costs, and every fault.
 
-    python benchmarks/atlas.py         the embedded model against its bars
-    python -m benchmarks.durability    a run that is killed, a history that is walked
-    python -m benchmarks.speed         T-Patcher here against the paper's own loop
+Each is run from the project root:
+
+    python -m benchmarks.atlas         the embedded model against its bars
+    python -m benchmarks.protocol      T-Patcher's protocol on fever, zsre and counterfact, by fold
     python -m benchmarks.sequential    1,000 corrections of the atlas, one by one
+    python -m benchmarks.batches       300 corrections of the atlas in batches of 10, by editor
+    python -m benchmarks.long_streams  10,000 corrections of the atlas, all of them in force
     python -m benchmarks.counterfact   500 CounterFact records, on a model that knows their facts
+    python -m benchmarks.real_model    a pretrained model after a stream, asked from outside
+    python -m benchmarks.baselines     fine-tuning on the atlas, one correction after another
+    python -m benchmarks.memory        SERAC and IKE on the atlas, one correction after another
+    python -m benchmarks.capacity      how many facts one batch of weight edits takes
+    python -m benchmarks.gates         a plane between a correction's wordings and all else
+    python -m benchmarks.scope         the right record among many, or none
+    python -m benchmarks.train_scope   the training of the scope that comes with the package
+    python -m benchmarks.efficiency    seconds, memory and bytes of an edit, for every editor
+    python -m benchmarks.speed         T-Patcher here against the paper's own loop
+    python -m benchmarks.memit_speed   MEMIT here against the straightforward loop
+    python -m benchmarks.vectors       the vector index at size
+    python -m benchmarks.commits       a commit against a bare LMDB transaction
+    python -m benchmarks.history       going back in a long history, and opening it
+    python -m benchmarks.durability    a run that is killed, a history that is walked
+    python -m benchmarks.faults        every fault that a store may meet
 
-Each prints a table to standard output and, with `--json OUT`, writes the same with its settings.
+Each prints a table to standard output; most write the same with its settings, by `--json OUT`.
 """

@@ -29,7 +29,7 @@ from benchmarks import tables
 from benchmarks.capacity import requests_of_atlas
 from benchmarks.scores import drawn
 from benchmarks.tables import Column
-from continual.editors.registry import EDITORS
+from continual.choices import EDITORS
 from continual.new_store import NewStore, init
 from continual.session import Session
 from continual.step.pipeline import Recheck, Step

@@ -10,7 +10,10 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 from click.shell_completion import shell_complete
@@ -100,7 +103,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        code = _invoke(sys.argv[1:] if arguments is None else list(arguments))
+        with _plugin_warnings():
+            code = _invoke(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return code
     except click.ClickException as error:
@@ -125,6 +129,26 @@ def _invoke(arguments: list[str]) -> int:
             return int(commands.invoke(context) or 0)
     except click.exceptions.Exit as end:
         return end.exit_code
+
+
+@contextmanager
+def _plugin_warnings() -> Iterator[None]:
+    """Say in one line that another package's entry is left out; nothing while a shell completes."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say(
+            message: Warning | str, category: type[Warning], *place: Any, **options: Any
+        ) -> None:
+            from continual.errors import PluginWarning
+
+            if not issubclass(category, PluginWarning):
+                show(message, category, *place, **options)
+            elif COMPLETE_VARIABLE not in os.environ:
+                _say(f"warning: {message}")
+
+        warnings.showwarning = say
+        yield
 
 
 def _failed(error: Exception) -> int:

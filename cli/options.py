@@ -6,9 +6,7 @@ Knows how a shell completes them.
 from __future__ import annotations
 
 import functools
-import pkgutil
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +49,7 @@ def revision_names(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def request_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """The ids of the latest requests, with their prompts."""
-    from click.shell_completion import CompletionItem
-
-    known = _known_requests(ctx.params.get("store"))
-    return [
-        CompletionItem(identity, help=prompt)
-        for identity, prompt in known.items()
-        if identity.startswith(incomplete)
-    ]
+    return _completions(_known_requests(ctx.params.get("store")), incomplete)
 
 
 def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -67,10 +58,56 @@ def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return [older + dots + name for name in revision_names(ctx, param, begun)]
 
 
-def editor_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The editors that can stand after the last comma."""
+def editor_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The editors and chains that can stand after the last comma, each with its summary."""
     earlier, comma, begun = incomplete.rpartition(",")
-    return [earlier + comma + name for name in _known_editors() if name.startswith(begun)]
+    return _completions(editor_lines(), begun, before=earlier + comma)
+
+
+def editor_lines() -> dict[str, str]:
+    """The summary of every editor and chain by its name."""
+    from continual.choices import CHAINS, EDITORS
+
+    return {**EDITORS.summaries, **{name: chain.summary for name, chain in CHAINS.items()}}
+
+
+class TaskName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """The name of a task."""
+
+    name = "task"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The names, as click shows a choice."""
+        from continual.choices import TASKS
+
+        return f"[{'|'.join(TASKS)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it is. Fails for one that no task has."""
+        from continual.choices import TASKS
+
+        if value not in TASKS:
+            self.fail(f"{value!r} is not one of {', '.join(TASKS)}.", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        """The tasks with their summaries."""
+        from continual.choices import TASKS
+
+        return _completions(TASKS.summaries, incomplete)
+
+
+def _completions(lines: Mapping[str, str], begun: str, before: str = "") -> list[Any]:
+    """Offers of a shell: the names that begin so, with a line for each, behind a text."""
+    from click.shell_completion import CompletionItem
+
+    return [
+        CompletionItem(before + name, help=line)
+        for name, line in lines.items()
+        if name.startswith(begun)
+    ]
 
 
 def _known_names(store: str | None) -> list[str]:
@@ -97,10 +134,3 @@ def _known_requests(store: str | None) -> dict[str, str]:
             return {identity: shown_prompt(opened.request(identity)) for identity in ids}
     except StoreError:
         return {}
-
-
-def _known_editors() -> list[str]:
-    """The folders of the editors, looked up without importing one."""
-    spec = find_spec("continual.editors")
-    places = spec.submodule_search_locations if spec else None
-    return [module.name for module in pkgutil.iter_modules(places) if module.ispkg]

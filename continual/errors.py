@@ -53,5 +53,19 @@ class ScopeError(CeditError):
     """A scope that cannot be trained, loaded or used."""
 
 
+class PluginError(CeditError):
+    """An entry of another package that cannot be used; all others can."""
+
+    def __init__(self, kind: str, name: str, package: str, cause: str) -> None:
+        super().__init__(
+            f"The {kind} {name} of the package {package} cannot be used: {cause}. Update the "
+            f"package, or remove it: pip uninstall {package}"
+        )
+
+
+class PluginWarning(UserWarning):
+    """An entry of another package that is left out."""
+
+
 class BenchmarksMissing(CeditError):
     """The project's benchmarks are not where they are looked for."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.interruption import stopping
-from cli.options import common, editor_names, find_store
+from cli.options import common, editor_lines, editor_names, find_store
 from cli.output import WATCHED, Output, counted, rates, short
 from cli.watching import watching
 
@@ -23,16 +23,25 @@ if TYPE_CHECKING:
 PARTLY_DONE, INTERRUPTED = 3, 130
 
 
-@click.command("apply")
+class _Apply(click.Command):
+    """The command, with the editors under its options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, and a line for each editor."""
+        from continual.choices import DEFAULT_CHAIN
+
+        super().format_options(ctx, formatter)
+        with formatter.section(f"Editors (default: {','.join(DEFAULT_CHAIN)})"):
+            formatter.write_dl(list(editor_lines().items()))
+
+
+@click.command("apply", cls=_Apply)
 @click.argument("source", metavar="STREAM|-")
 @click.option(
     "--editor",
     metavar="E[,E2]",
     shell_complete=editor_names,
-    help="The editors to try, in turn: tpatcher, memit, rome, emmet, alphaedit, serac, ike, and "
-    "for comparison ft-last, ft-all, ft-last-kl, ft-all-kl, ft-l (the default is tpatcher,serac); "
-    "auto is memit for what has its subject in the prompt, tpatcher for the rest, serac for what "
-    "neither gets right.",
+    help="The editors to try, in turn: of those below.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Requests per step (default: 1).")
 @click.option("--seed", type=int, help="Of every random choice (default: the store's).")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.watch import watch_line, watch_record
-from cli.options import common
+from cli.options import TaskName, common
 from cli.output import DASH, Output, short
 from cli.watching import writing
 
@@ -25,7 +25,7 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--model", default="atlas", help="A model directory, or atlas, the embedded one.")
 @click.option(
     "--task",
-    type=click.Choice(["causal", "seq2seq", "classification"]),
+    type=TaskName(),
     help="What the model does: causal unless said otherwise.",
 )
 @click.option("--terminator", help="Text that ends every answer, such as a newline.")

@@ -153,7 +153,7 @@ def serac(
     again. It ends with the lines for the store's cedit.toml that name the model, and its
     fingerprint, without which a model that is replaced goes unnoticed:
 
-    
+    \b
       [memory]
       counterfactual = "DIR"
       counterfactual_fingerprint = "…"
@@ -161,7 +161,7 @@ def serac(
     With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"},
     and a last one: {"type":"model","counterfactual","counterfactual_fingerprint"}.
 
-    
+    \b
     Example:
       cedit train serac corrections.jsonl --out serac-model
     """

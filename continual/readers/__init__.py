@@ -2,7 +2,7 @@
 
 A format is a module with a ``NAME``, ``recognises(record)``, which looks at the keys, and
 ``read(record)``, which gives the requests or raises ``RequestError``. Adding one is its file and
-its line in ``FORMATS``.
+its line in ``choices.READERS``.
 
 Two rules hold for all: the paraphrases of evaluation datasets are held out, as they are there to
 measure; and a probe whose answer the source leaves empty is left out, as it measures nothing,
@@ -16,29 +16,16 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from continual.choices import READERS
 from continual.errors import RequestError
-from continual.readers import (
-    counterfact,
-    easyedit,
-    easyedit_counterfact,
-    fever,
-    knowedit,
-    known,
-    mmedit,
-    mquake,
-    pararel,
-    plain,
-    tpatcher,
-    wikibigedit,
-    zsre_mend,
-)
+from continual.readers import plain
 from continual.requests import Request, explain, named
 
 KEYS_NAMED_MAX = 12  # keys of an unknown record that the message repeats
 
 
 class Format(Protocol):
-    """What each module of this package offers."""
+    """A module of this package, or an object that another package adds."""
 
     NAME: str
 
@@ -49,21 +36,10 @@ class Format(Protocol):
         """The requests in the record; raises ``RequestError``."""
 
 
-FORMATS: tuple[Format, ...] = (  # most specific first
-    counterfact,
-    mquake,
-    mmedit,
-    zsre_mend,
-    wikibigedit,
-    fever,
-    tpatcher,
-    known,
-    pararel,
-    easyedit_counterfact,
-    knowedit,
-    easyedit,
-    plain,
-)
+def formats() -> list[Format]:
+    """All formats in the order in which they are asked: cedit's own last, as it is the strictest,
+    and before it those that other packages add."""
+    return sorted(READERS.objects, key=lambda format_: format_ is plain)
 
 
 def read_record(record: Mapping[str, object]) -> list[Request]:
@@ -72,7 +48,7 @@ def read_record(record: Mapping[str, object]) -> list[Request]:
     Raises ``RequestError`` with the format and the key at fault, or with the keys found and the
     formats known.
     """
-    for format_ in FORMATS:
+    for format_ in formats():
         if format_.recognises(record):
             return _read(format_, record)
     raise RequestError(_unknown(record))
@@ -91,5 +67,5 @@ def _unknown(record: Mapping[str, object]) -> str:
     shown = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
     more = [f"and {len(record) - len(shown)} more"] if len(record) > len(shown) else []
     keys = ", ".join([*shown, *more]) or "none"
-    formats = ", ".join(format_.NAME for format_ in FORMATS)
-    return f"no known format has these keys: {keys}; the formats are {formats}"
+    names = ", ".join(format_.NAME for format_ in formats())
+    return f"no known format has these keys: {keys}; the formats are {names}"

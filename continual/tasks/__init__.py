@@ -1,4 +1,4 @@
-"""How a request becomes tokens, and what counts as right: one file per task, and its line here.
+"""How a request becomes tokens, and what counts as right: one file per task.
 
 A task turns (prompt, answer) into an `Encoding`: the question that goes in, the positions where the
 answer is predicted, and the tokens wanted there. Everything behind it works on encodings alone.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
 from torch import Tensor
 
+from continual.choices import TASKS
 from continual.errors import CeditError
 from continual.prompts import Prompt
 from continual.requests import Limits
@@ -128,21 +128,15 @@ class Task(Protocol):
         """The answer that these tokens spell, without its terminator."""
 
 
-TASKS: Mapping[str, str] = {
-    "causal": "CausalTask",
-    "seq2seq": "Seq2SeqTask",
-    "classification": "ClassificationTask",
-}
-"""The class of each, in the module of its name."""
-
-
 def task_class(settings: Mapping[str, Any]) -> type[Task]:
     """The task that a store's `[task]` table names. Raises CeditError for none that there is."""
     name = settings.get("name", DEFAULT_TASK)
     if name not in TASKS:
-        raise CeditError(f"Unknown task {name!r}: [task] name is one of {', '.join(TASKS)}.")
-    module = import_module(f"continual.tasks.{name}")
-    return cast(type[Task], getattr(module, TASKS[name]))
+        raise CeditError(
+            f"Unknown task {name!r}: [task] name is one of {', '.join(TASKS)}. Correct it, or "
+            "install the package that adds it."
+        )
+    return cast(type[Task], TASKS[name].load())
 
 
 def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:

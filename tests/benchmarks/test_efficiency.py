@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import efficiency
 from benchmarks.efficiency import Case, cases
-from continual.editors.registry import EDITORS
+from continual.choices import EDITORS
 
 
 def test_every_editor_has_a_row_and_those_of_batches_one_for_each_size() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from continual.editors.registry import EDITORS, make_chain, make_editor
+from continual.choices import EDITORS
+from continual.editors.registry import make_chain, make_editor
 from continual.errors import CeditError
 from continual.memory.recall import MemoryConfig
 from continual.settings import StoreSettings
