@@ -35,8 +35,15 @@ def corrections(count: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in islice(lines, count)]
 
 
-def made(path: Path, **new: Any) -> Session:
-    return init(path, NewStore(watch=FEW, **new))
+def made(path: Path, watch: dict[str, Any] = FEW, **new: Any) -> Session:
+    """A store with a few of the atlas's probes: to measure all of them takes longer than a test."""
+    probes = {}
+    for name, file in atlas.PROBES.items():
+        with file.open(encoding="utf-8") as lines:
+            few = path.with_name(f"{path.name}-{name}.jsonl")
+            few.write_text("".join(islice(lines, 40)), encoding="utf-8")
+        probes[f"{name}_probes"] = few
+    return init(path, NewStore(watch=watch, **probes, **new))
 
 
 @pytest.fixture
@@ -167,7 +174,7 @@ FREE = {**FEW, "watch_max": 1.0, "neighbours_max": 1.0}
 def loudly(path: Path, watch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Session:
     """A store whose answers have no end, edited by the loud editor."""
     monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Loud)
-    return init(path, NewStore(task={"terminator": ""}, watch=watch))
+    return made(path, watch, task={"terminator": ""})
 
 
 def test_an_edit_that_changes_what_is_held_out_is_refused_with_the_reason(
@@ -210,7 +217,7 @@ def test_a_request_that_another_edit_answers_is_followed_all_the_same(
 def test_text_of_a_user_takes_the_place_of_the_bases(tmp_path: Path) -> None:
     texts = [{"text": f"The capital of country number {n} is a city."} for n in range(20)]
     file = write_lines(tmp_path / "own.jsonl", texts)
-    with init(tmp_path / "store", NewStore(watch=FEW, text=(file,))) as opened:
+    with made(tmp_path / "store", text=(file,)) as opened:
         assert opened.standing.general.text.source == "own.jsonl"
         revision = opened.watch()
         assert revision is not None
@@ -227,7 +234,7 @@ def test_files_without_text_are_an_error(tmp_path: Path, session: Session) -> No
 
 
 def test_an_older_store_gets_its_text_before_the_next_edit(tmp_path: Path) -> None:
-    with init(tmp_path / "store", NewStore(watch={"texts": 0, "neighbours": 0})) as opened:
+    with made(tmp_path / "store", {"texts": 0, "neighbours": 0}) as opened:
         opened.apply(corrections(2))
         assert rates_at(opened.store, opened.store.head)["Watch"] is None
     toml = tmp_path / "store" / "cedit.toml"
