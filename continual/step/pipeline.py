@@ -36,7 +36,7 @@ from continual.step.watching import Watch
 from continual.streams import STANDARD_INPUT, Item
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
-from store import BlobRef, Draft, Revision, Store
+from store import BlobRef, Draft, Revision, Store, operations
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ class Pipeline:
             body["weight_blocks"] = edited.weight_blocks
         return self._store.commit(
             Draft(
-                operation="edit",
+                operation=operations.EDIT,
                 parent=self._store.head_id,
                 fingerprint=self._site.edited.fingerprint,
                 body=body,
