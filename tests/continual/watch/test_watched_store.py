@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from continual import atlas
 from continual.editors.tpatcher import TPatcher
+from continual.embedded import ATLAS
 from continual.errors import CeditError
 from continual.history.inspection import details, rates_at
 from continual.history.rehearsing import recompute
@@ -31,7 +31,7 @@ ONE = {"prompt": "The capital of France is", "target_new": "Lima", "subject": "F
 
 
 def corrections(count: int) -> list[dict[str, Any]]:
-    with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+    with ATLAS.corrections.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in islice(lines, count)]
 
 
