@@ -21,10 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from continual.atlas import TASK
 from continual.atlas.facts import load_facts
 from continual.atlas.measure import Sampler, accuracy, mediation
-from continual.base import ATLAS, BaseModel, load_base
+from continual.base import BaseModel, load_base
+from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.site import Site
 from continual.tasks import make_task
@@ -61,7 +61,7 @@ class Measure:
 def measure(base: BaseModel, seed: int) -> Iterator[Measure]:
     """All measures of a model, each drawn by the same seed."""
     with EditedModel(base) as edited:
-        site = Site(edited, make_task(base, TASK))
+        site = Site(edited, make_task(base, ATLAS.task))
         sampler = Sampler(load_facts(), random.Random(seed))
         for name, bar in BARS.items():
             found = accuracy(site, getattr(sampler, name)(SIZES[name]))
@@ -115,7 +115,9 @@ def notable(found: Measure) -> Iterator[tuple[str, str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=ATLAS, help="a model directory (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=ATLAS.name, help="a model directory (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="where to write the measures")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

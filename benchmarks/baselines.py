@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.tables import Column
-from continual import atlas
+from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.session import Session
@@ -52,7 +52,7 @@ def _attempts(session: Session, editor: str, count: int) -> list[Step]:
     """So many more edits of the stream, not measured."""
     settings = session.settings(chain=(editor,), recheck=Recheck(every=NEVER))
     made: list[Step] = []
-    for step in session.steps(open_stream(str(atlas.CORRECTIONS)), settings):
+    for step in session.steps(open_stream(str(ATLAS.corrections)), settings):
         if step.outcomes and step.outcomes[0].outcome in ATTEMPTED:
             made.append(step)
         if len(made) == count:

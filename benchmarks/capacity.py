@@ -27,8 +27,8 @@ import torch
 from benchmarks import plots, tables
 from benchmarks.scores import drawn, same_subject_locality, scores
 from benchmarks.tables import Column
-from continual import atlas
 from continual.associative.drift import drift_of
+from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.readers import read_record
 from continual.requests import Request
@@ -69,7 +69,7 @@ class Run:
 
 def requests_of_atlas() -> list[Request]:
     """The atlas's own corrections."""
-    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()
+    lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()
     return [request for line in lines for request in read_record(json.loads(line))]
 
 

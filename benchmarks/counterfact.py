@@ -34,9 +34,9 @@ from benchmarks.counterfact_model import (
 )
 from benchmarks.scores import scores
 from benchmarks.tables import Column
-from continual import atlas
 from continual.atlas.facts import Fact
 from continual.atlas.measure import accuracy
+from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.requests import Probe, Request
 from continual.session import Session
@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         new = NewStore(
             str(directory),
-            task={"name": "causal"} if options.model else atlas.TASK,
+            task={"name": "causal"} if options.model else ATLAS.task,
             train_probes=_written(Path(folder) / "train.jsonl", probes["train"]),
             test_probes=_written(Path(folder) / "test.jsonl", probes["test"]),
         )

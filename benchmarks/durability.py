@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.tables import Column
-from continual import atlas
+from continual.embedded import ATLAS
 from continual.history.replaying import verify
 from continual.recheck.retention import outcomes_of
 from continual.session import open_session
@@ -101,7 +101,7 @@ def check(corrections: int, kills: int, rollbacks: int, seed: int) -> list[dict[
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         stream, whole, broken = (Path(folder) / name for name in ("stream.jsonl", "a", "b"))
-        with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+        with ATLAS.corrections.open(encoding="utf-8") as lines:
             stream.write_text("".join(islice(lines, corrections)), encoding="utf-8")
         apply_whole(stream, whole)
         killed = apply_killed(stream, broken, kills, draw)

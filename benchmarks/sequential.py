@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import plots, tables
 from benchmarks.tables import Column
-from continual import atlas
+from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import ATTEMPTED
@@ -98,7 +98,7 @@ def run_atlas(edits: int, editor: str, table: dict[str, Any]) -> list[Made]:
         init(Path(folder) / "store", NewStore()) as session,
     ):
         settings = session.settings(chain=(editor,), editors={editor: table})
-        steps = session.steps(open_stream(str(atlas.CORRECTIONS)), settings)
+        steps = session.steps(open_stream(str(ATLAS.corrections)), settings)
         return run(session, steps, edits)
 
 

@@ -30,10 +30,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import paper_loop, tables
 from benchmarks.tables import Column
-from continual import atlas
 from continual.anatomy import find_anatomy
 from continual.atlas.facts import load_facts
 from continual.base import BaseModel
+from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
 from continual.queries.memory import QueryMemory
@@ -101,7 +101,7 @@ class PaperTiming:
 @contextmanager
 def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
     """The embedded model and its own corrections; memory is what it was trained on."""
-    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:edits]
+    lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()[:edits]
     read = [request for line in lines for request in read_record(json.loads(line))]
     requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
     with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:

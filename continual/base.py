@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from continual.anatomy import Anatomy, find_anatomy
+from continual.embedded import MODELS, embedded
 from continual.errors import CeditError, ModelError
 from continual.shortage import is_shortage
 
-ATLAS = "atlas"
 _IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
 
 
@@ -77,13 +77,14 @@ def _first_position(model: Any) -> int:
 
 def model_directory(name: str | Path) -> Path:
     """The directory that a model's name stands for. Raises ModelError where there is none."""
-    if str(name) == ATLAS:
-        return Path(__file__).parent / "atlas" / "model"
+    if (known := embedded(name)) is not None:
+        return known.directory
     path = Path(name).expanduser().absolute()
     if not (path / "config.json").is_file():
+        names = ", ".join(map(repr, MODELS))
         raise ModelError(
             f"{path} is not a model directory (it has no config.json): give a directory that "
-            f"transformers' save_pretrained wrote, or {ATLAS!r}, the embedded model."
+            f"transformers' save_pretrained wrote, or {names}, the embedded model."
         )
     return path
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from continual import atlas
-from continual.base import ATLAS, BaseModel, load_base, model_directory
+from continual.base import BaseModel, load_base, model_directory
 from continual.editors.registry import new_tables
+from continual.embedded import ATLAS, EmbeddedModel, embedded
 from continual.model import EditedModel
 from continual.passes.partial import find_tail
 from continual.recheck.general_rows import BODY, GeneralRows
@@ -36,9 +36,9 @@ def _unseen(_done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class NewStore:
-    """What `init` is told. Probe sets left out are the atlas's own for the atlas, else empty."""
+    """What `init` is told. Probe sets left out are an embedded model's own, else empty."""
 
-    model: str = ATLAS
+    model: str = ATLAS.name
     task: Mapping[str, Any] | None = None
     train_probes: Path | None = None
     test_probes: Path | None = None
@@ -52,9 +52,9 @@ class NewStore:
     text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
 
     @property
-    def is_atlas(self) -> bool:
-        """Whether the base is the embedded model."""
-        return self.model == ATLAS
+    def embedded(self) -> EmbeddedModel | None:
+        """The model of the package that is named, if one is."""
+        return embedded(self.model)
 
 
 def init(
@@ -91,16 +91,17 @@ def _base(new: NewStore) -> BaseModel:
 
 
 def _told_task(new: NewStore) -> dict[str, Any]:
-    """The task as it was asked for; the atlas has its own."""
-    own: Mapping[str, Any] = atlas.TASK if new.is_atlas else {"name": DEFAULT_TASK}
-    return {**own, **(new.task or {})}
+    """The task as it was asked for; an embedded model has its own."""
+    own = new.embedded
+    table = {"name": DEFAULT_TASK} if own is None else own.task
+    return {**table, **(new.task or {})}
 
 
 def _probes(new: NewStore, task: Task) -> dict[str, list[Probe]]:
     """The probe sets by name."""
     files = {"train": new.train_probes, "test": new.test_probes}
-    if new.is_atlas:
-        files = {name: path or atlas.PROBES[name] for name, path in files.items()}
+    if (own := new.embedded) is not None:
+        files = {name: path or own.probes[name] for name, path in files.items()}
     return {name: read_probes(file, task) for name, file in files.items() if file is not None}
 
 
@@ -113,7 +114,7 @@ def _settings(
     """The store's settings, but for its editors'."""
     settings: dict[str, Any] = {
         "model": {
-            "path": ATLAS if new.is_atlas else str(model_directory(new.model)),
+            "path": new.model if new.embedded else str(model_directory(new.model)),
             "fingerprint": base.fingerprint,
             "device": new.device,
             "dtype": new.dtype,
@@ -132,7 +133,7 @@ def _editors(new: NewStore, task: Task) -> dict[str, Any]:
     """The [editor.NAME] tables: those of a store that this one is made from stay as they are."""
     tables = new.editors or {}
     if not new.origin:
-        own = atlas.EDITORS if new.is_atlas else {}
+        own = new.embedded.editors if new.embedded else {}
         names = sorted({*own, *tables})
         told = {name: {**own.get(name, {}), **tables.get(name, {})} for name in names}
         tables = new_tables(told, task.name)

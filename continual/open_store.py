@@ -108,9 +108,12 @@ class OpenStore:
 
     @cached_property
     def standing(self) -> Standing:
-        """Retention set, ledger and memory at head: built when first needed."""
+        """Retention set, ledger and memory at head: built when first needed, and measured where no
+        step has."""
         self.stand_at_head()
-        return Standing(self.store, self.site)
+        standing = Standing(self.store, self.site)
+        standing.record()
+        return standing
 
     def forget_standing(self) -> None:
         """Build what is carried in memory anew when it is needed next."""

@@ -17,6 +17,7 @@ from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
 from continual.history import reverting
 from continual.history.reverting import Reverted
+from continual.history.rolling_back import roll_back
 from continual.memory.recall import recall_of
 from continual.memory.routing import Route
 from continual.open_store import OpenStore
@@ -33,7 +34,7 @@ from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
 from continual.tasks import Question
 from continual.watch import general
 from continual.watch.config import WatchConfig
-from store import Draft, Revision
+from store import Draft, Revision, operations
 
 
 def _unseen(_done: int, _total: int) -> None:
@@ -99,7 +100,7 @@ class Session(OpenStore):
             return None
         head = self.store.head
         revision = self.store.commit(
-            Draft("watch", head.id, head.fingerprint, {BODY: read.text.to_json()})
+            Draft(operations.WATCH, head.id, head.fingerprint, {BODY: read.text.to_json()})
         )
         if self.edited.rows_state == self.edited.base.fingerprint:
             GeneralRows.keep(self.store, self.site, read)
@@ -173,7 +174,9 @@ class Session(OpenStore):
             yield self._stepped(pipeline, batch)
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
-        """One step. One that breaks off may have moved what a run carries: that is built anew."""
+        """One step. Where it breaks off the model stands at head, and what a run carries, which may
+        have moved, is built anew."""
+        depth = self.edited.depth
         size = len(batch.candidates)
         smaller = f"in smaller batches than {size}, or " if size > 1 else ""
         remedy = (
@@ -185,6 +188,7 @@ class Session(OpenStore):
                 step = pipeline.step(batch)
         except BaseException:
             self.forget_standing()
+            self.edited.take_off(depth)
             raise
         self.states.follow(step.revision)
         return step
@@ -193,21 +197,7 @@ class Session(OpenStore):
 
     def rollback(self, name: str) -> Revision:
         """Move head to an earlier revision, or to any other, and leave a record of it."""
-        before = self.store.head
-        target = self.store.revision(name)
-        streams = _streams_after(self.states.stand(target))
-        self.store.commit(
-            Draft(
-                operation="rollback",
-                parent=target.id,
-                fingerprint=target.fingerprint,
-                body={"from": before.id, "target": target.id},
-                streams={**dict.fromkeys(self.store.streams()), **streams},
-                head=target.id,
-            )
-        )
-        self.forget_standing()
-        return target
+        return roll_back(self, name)
 
     def revert(self, request: str, *, resolve: bool = False) -> Reverted:
         """Take one request out of the middle of the history; see `history.reverting`."""
@@ -231,11 +221,3 @@ class Session(OpenStore):
         recall = recall_of(self.edited)
         (route,) = recall.routes([recall.text(question.ids)])
         return route
-
-
-def _streams_after(lineage: Iterable[Revision]) -> dict[str, Any]:
-    """Where the streams were at the end of a lineage: its own history is what counts."""
-    states: dict[str, Any] = {}
-    for revision in lineage:
-        states.update(revision.body.get("streams", {}))
-    return states

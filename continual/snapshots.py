@@ -99,7 +99,10 @@ class States:
     def stand(self, revision: Revision) -> list[Revision]:
         """Put the model at a revision; base … revision, along the parents. Raises IntegrityError
         where its fingerprint is another."""
-        layers = self._store.layers(revision)
+        return self.stand_on(revision, self._store.layers(revision))
+
+    def stand_on(self, revision: Revision, layers: Sequence[Layer]) -> list[Revision]:
+        """The same for a revision whose layers are at hand: nothing is read from the journal."""
         if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
             self.build(layers)
         self._at = revision.id

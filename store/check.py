@@ -18,7 +18,7 @@ from typing import Any
 
 import lmdb
 
-from store import config, datafile, durable
+from store import config, datafile, durable, operations
 from store.blobs import BlobRef
 from store.cache import Cache
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
@@ -28,7 +28,6 @@ from store.quarantine import Quarantine
 from store.revisions import Record, Revision, require_tag
 from store.store import QUARANTINE, Store
 
-REPAIR = "repair"  # the operation of a revision that gives patches up
 _SUBJECT_DIGEST_LENGTH = 32  # bytes
 _HEAD = text_key("head")
 _TAG = text_key(TAG_PREFIX)
@@ -366,7 +365,7 @@ def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
 
 def lost_patches(revisions: Iterable[Revision]) -> set[str]:
     """Digests of the patches that a repair has given up."""
-    repairs = (revision for revision in revisions if revision.operation == REPAIR)
+    repairs = (revision for revision in revisions if revision.operation == operations.REPAIR)
     return {sha256 for revision in repairs for sha256 in revision.body.get("lost", ())}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
-from store import canonical, check, durable, gc
+from store import canonical, check, durable, gc, operations
 from store.blobs import BlobRef
 from store.cache import Cache
 from store.check import Tables
@@ -212,7 +212,7 @@ def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
     if said is not None and any(revision.id == said for revision in kept.values()):
         return str(said)
     last = kept[max(kept)]
-    return str(last.parent if last.operation == "rollback" else last.id)
+    return str(last.parent if last.operation == operations.ROLLBACK else last.id)
 
 
 def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:

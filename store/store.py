@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from store import config, durable
+from store import config, durable, operations
 from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
@@ -154,7 +155,7 @@ class Store:
         """The id of head, without its record."""
         return self.history.head_id
 
-    @property
+    @cached_property
     def base(self) -> Revision:
         """The first revision: the model before any edit."""
         return self.history.at(0)
@@ -382,7 +383,7 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
     durable.make_folder_durably(aside)
     journal = Journal(aside, writable=True)
     try:
-        draft = Draft("base", None, fingerprint, base_body)
+        draft = Draft(operations.BASE, None, fingerprint, base_body)
         payload = payload_of(draft, seq=0, previous=None, patch=None)
         base = Revision.from_payload(payload)
         journal.write(History(journal).changes(draft, base, payload))

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from continual import atlas
 from continual.associative.lessons import lesson_of
 from continual.associative.targets import Targets, find_targets
 from continual.editors.memit import MemitConfig
+from continual.embedded import ATLAS
 from continual.history.replaying import verify
 from continual.new_store import NewStore, init
 from continual.proposals import Edit
@@ -44,7 +44,7 @@ MEMORIES = ("serac", "ike")
 
 
 def corrections(count: int) -> list[Request]:
-    lines = atlas.CORRECTIONS.read_text(encoding="utf-8").splitlines()[:count]
+    lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()[:count]
     return [request for line in lines for request in read_record(json.loads(line))]
 
 

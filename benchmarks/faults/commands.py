@@ -15,7 +15,8 @@ import click
 from benchmarks.faults import processes
 from benchmarks.faults.processes import Say
 from cli import main as cli
-from continual.base import ATLAS, load_base
+from continual.base import load_base
+from continual.embedded import ATLAS
 
 PATIENCE_S = 120.0
 CODES = frozenset({0, 1, 2, 3, 10, 11, 12, 20, 21, 130, 141})
@@ -47,7 +48,7 @@ def warm_up() -> None:
     """Import before the fork what all children need."""
     for name in cli.COMMANDS:
         cli.commands.get_command(click.Context(cli.commands), name)
-    load_base(ATLAS, device="cpu", dtype="float32", overrides={})
+    load_base(ATLAS.name, device="cpu", dtype="float32", overrides={})
 
 
 @cache

@@ -16,7 +16,7 @@ from benchmarks.faults.findings import Finding
 from benchmarks.faults.kills import lineage_of, unlike
 from benchmarks.faults.processes import Say
 from benchmarks.faults.workload import copied
-from continual import atlas
+from continual.embedded import ATLAS
 
 PAGE_BYTES = resource.getpagesize()
 MIB = 2**20
@@ -49,7 +49,7 @@ def of_apply(finding: Finding, runs: Sequence[Run]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             stream = root / "stream.jsonl"
-            with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+            with ATLAS.corrections.open(encoding="utf-8") as lines:
                 stream.write_text("".join(islice(lines, run.corrections)), encoding="utf-8")
             wanted = lineage_of(_applied(run, stream, root / "whole"))
             for room in run.rooms:

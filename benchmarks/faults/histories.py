@@ -27,7 +27,8 @@ from benchmarks.faults.findings import Finding
 from benchmarks.faults.kills import FAST
 from benchmarks.faults.processes import Say
 from benchmarks.faults.workload import Act
-from continual import atlas, session
+from continual import session
+from continual.embedded import ATLAS
 from continual.history.inspection import status
 from continual.history.replaying import rebuild
 from store import Store, gc
@@ -240,7 +241,7 @@ def _apply_alone(path: Path, number: int, editor: str | None, say: Say) -> None:
 @cache
 def _corrections() -> list[dict[str, Any]]:
     """Corrections of different subjects, so that none supersedes another."""
-    with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+    with ATLAS.corrections.open(encoding="utf-8") as lines:
         records = {record["subject"]: record for record in map(json.loads, islice(lines, 60))}
     return list(records.values())[:CORRECTIONS]
 

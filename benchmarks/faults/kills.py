@@ -17,7 +17,7 @@ from benchmarks.faults import commands, index_kills, processes, workload
 from benchmarks.faults.findings import Finding
 from benchmarks.faults.processes import Say
 from benchmarks.faults.workload import Act, copied
-from continual import atlas
+from continual.embedded import ATLAS
 from store import Store
 
 FAST = Path("/dev/shm")
@@ -119,7 +119,7 @@ def of_apply(finding: Finding, kills: int, corrections: int, seed: int = 0) -> N
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         stream, root = Path(folder) / "stream.jsonl", Path(folder)
-        with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+        with ATLAS.corrections.open(encoding="utf-8") as lines:
             stream.write_text("".join(islice(lines, corrections)), encoding="utf-8")
         whole = copied(commands.new_store(), root / "whole")
         done = commands.run("apply", str(stream), "--store", str(whole))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import workload
-from store import Draft, Store, StoreError, archive, canonical, config, repair
-from store.check import REPAIR, verify
+from store import Draft, Store, StoreError, archive, canonical, config, operations, repair
+from store.check import verify
 from store.journal import Put, seq_key, text_key
 from store.migrate import BACKUP, migrate
 
@@ -173,7 +173,7 @@ def _repair(folder: Path) -> None:
             gone = [one for one in store.lineage("head") if one.patch and one.patch.sha256 in lost]
             body = {"lost": sorted(lost)}
             replaces = {one.id: None for one in gone}
-            store.commit(Draft(REPAIR, store.head_id, "healed", body, replaces=replaces))
+            store.commit(Draft(operations.REPAIR, store.head_id, "healed", body, replaces=replaces))
 
 
 def _faults_of_repair(folder: Path, is_done: bool) -> list[str]:

@@ -22,8 +22,8 @@ from benchmarks.counterfact_model import trained_model as trained_decoder
 from benchmarks.protocol import claims, questions
 from benchmarks.protocol.splits import Example, Sizes, Splits
 from benchmarks.protocol.training import Pair, Recipe, accuracy, trained_model
-from continual import atlas
 from continual.base import directory_fingerprint, model_directory
+from continual.embedded import ATLAS
 
 CLAIM_SIZES = Sizes(validation=400, edit=1500, test=600)
 QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)
@@ -110,7 +110,7 @@ def counterfact(asked: Asked) -> Setting:
     model = _given(asked) or trained_decoder(
         knowledge, recipe(minutes=14, epochs=60), asked.data, asked.cache
     )
-    task = {"name": "causal"} if asked.model else {"name": "causal", **atlas.TASK}
+    task = {"name": "causal"} if asked.model else {"name": "causal", **ATLAS.task}
     return Setting("counterfact", asked.architecture, task, splits, model)
 
 

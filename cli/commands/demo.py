@@ -64,10 +64,10 @@ def _folder(kept: str | None) -> Iterator[Path]:
 
 
 def _apply(session: Session, out: Output, count: int) -> None:
-    from continual import atlas
+    from continual.embedded import ATLAS
     from continual.streams import open_stream
 
-    stream = open_stream(str(atlas.CORRECTIONS))
+    stream = open_stream(str(ATLAS.corrections))
     tally = apply_stream(session, stream, session.settings(), out, limit=count)
     summary = tally.summary(session.store)
     out.result(summary, "", *summary_lines(summary))

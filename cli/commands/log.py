@@ -61,7 +61,9 @@ def _lineage(store: Store, range_: str | None) -> list[Revision]:
 
 
 def _row(record: Mapping[str, Any]) -> Iterator[object]:
-    is_edit = record["operation"] == "edit"
+    from store import operations
+
+    is_edit = record["operation"] == operations.EDIT
     yield f"@{record['seq']}"
     yield " ".join([short(record["revision"]), *(f"[{tag}]" for tag in record["tags"])])
     yield record["operation"]

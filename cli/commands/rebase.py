@@ -40,14 +40,14 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
       cedit rebase --model ./gpt2-large
       cedit rebase --model ./gpt2-large corrections-large
     """
-    from continual.base import ATLAS
+    from continual.embedded import embedded
     from continual.history.reports import step_record
     from continual.rebasing import groups, rebase, report
     from store import Store
 
     path = find_store(store)
     place = Path(folder) if folder else path.with_name(f"{path.name}-rebased")
-    name = model if model == ATLAS else str(Path(model).absolute())
+    name = model if embedded(model) else str(Path(model).absolute())
     with Store.open(path) as source:
         total = sum(len(group.requests) for group in groups(source))
         with watching(out, 0, total) as watch:

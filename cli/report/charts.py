@@ -11,6 +11,7 @@ from cli.report.markup import Markup, element, join
 from cli.report.texts import rate, seconds
 from cli.report.thinning import Dot
 from continual.reporting import HistoryReport, Mark, Point, StepTime
+from store import operations
 
 DRAWN = {"SR": "sr", "GR": "gr", "ER": "er", "TrainR": "train", "TestR": "test"}
 ABOVE = "ER"  # the line that is drawn over all others
@@ -101,7 +102,7 @@ def _rates(points: Sequence[Point], name: str) -> list[Dot]:
 
 
 def _said(mark: Mark) -> str:
-    if mark.kind == "rollback":
+    if mark.kind == operations.ROLLBACK:
         left = "" if mark.left is None else f" from @{mark.left}"
         return f"@{mark.seq}: rolled back{left} to here"
     return f"@{mark.seq}: reverted {', '.join(identity[:12] for identity in mark.requests)}"

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from continual.atlas import CORRECTIONS, PROBES
 from continual.atlas.facts import Fact, load_facts, objects_of
+from continual.embedded import ATLAS
 from continual.requests import Probe, Request
 
 CORRECTED_SHARE = 0.36  # of every relation's facts
@@ -184,9 +184,9 @@ def render(records: Iterable[Request | Probe]) -> str:
 def write(streams: Streams, out: Path) -> None:
     """The three files, in a folder, under the names that the package ships."""
     files: dict[Path, Sequence[Request | Probe]] = {
-        CORRECTIONS: streams.corrections,
-        PROBES["train"]: streams.train_probes,
-        PROBES["test"]: streams.test_probes,
+        ATLAS.corrections: streams.corrections,
+        ATLAS.probes["train"]: streams.train_probes,
+        ATLAS.probes["test"]: streams.test_probes,
     }
     out.mkdir(parents=True, exist_ok=True)
     for path, records in files.items():
@@ -225,7 +225,7 @@ def main() -> None:
         prog="python -m continual.atlas.streams",
         description="Write the atlas's stream of corrections and its probe sets.",
     )
-    parser.add_argument("out", type=Path, nargs="?", default=CORRECTIONS.parent)
+    parser.add_argument("out", type=Path, nargs="?", default=ATLAS.corrections.parent)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     streams = build(load_facts(), options.seed)

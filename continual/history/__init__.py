@@ -1,6 +1,7 @@
 """What is done with steps of the past.
 
 ``inspection`` and ``reports`` say what they were; ``replaying`` builds every state anew and
-compares, ``rehearsing`` makes a step once more; ``reverting`` takes one request out of the middle,
-``reembedding`` embeds the memory anew, and ``repairing`` goes on without a patch that is lost.
+compares, ``rehearsing`` makes a step once more. ``rewriting`` moves head to a state that is more
+than a step away, as an operation chooses it: ``rolling_back``, ``reverting`` (one request out of
+the middle), ``reembedding`` (the memory by another encoder), ``repairing`` (without a lost patch).
 """

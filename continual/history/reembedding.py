@@ -8,18 +8,16 @@ What had made the embeddings before is not needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from continual.errors import CeditError
+from continual.history.rewriting import Choice, relaid, rewrite
 from continual.memory.recall import recall_of
 from continual.memory.scope import Scope
 from continual.open_store import OpenStore
-from continual.patches import Patch, pack
+from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
-from store import Draft, Layer, Replacement, Revision, StoreError
-
-OPERATION = "re-embed"
+from store import Draft, Layer, Revision, operations
 
 
 @dataclass(frozen=True)
@@ -34,48 +32,28 @@ class Reembedded:
 def reembed(opened: OpenStore) -> Reembedded:
     """Embed all records in the history of head by what `[memory]` names now, and measure the model
     with them. Raises CeditError where there is nothing to embed."""
-    store, scope = opened.store, recall_of(opened.edited).scope
-    before = store.head
-    try:
-        replaces, count = _put_anew(opened, store.layers(before), scope)
-        if not count:
+    scope = recall_of(opened.edited).scope
+    embedded: list[MemoryPatch] = []
+
+    def embed_layer(layer: Layer) -> Choice:
+        parts = opened.patches(layer.patch)
+        anew = [_anew(part, scope) for part in parts]
+        embedded.extend(new for new in anew if new)
+        return [new or old for old, new in zip(parts, anew, strict=True)], any(anew)
+
+    def embed(layers: Sequence[Layer]) -> Draft:
+        replaces = relaid(opened, layers, embed_layer)
+        if not embedded:
             raise CeditError(
                 "There is nothing to embed anew: no record is of another scope than [memory] names."
             )
-        fingerprint = opened.edited.fingerprint
-        revision = store.commit(
-            Draft(
-                OPERATION, before.id, fingerprint, {"scope": scope.fingerprint}, replaces=replaces
-            )
-        )
-    except BaseException:
-        opened.forget_standing()
-        with suppress(StoreError):  # a store that a full disk has closed
-            opened.stand_at("head")
-        raise
-    opened.states.follow(revision)
+        head, fingerprint = layers[-1].revision, opened.edited.fingerprint
+        body = {"scope": scope.fingerprint}
+        return Draft(operations.REEMBED, head.id, fingerprint, body, replaces=replaces)
+
+    revision = rewrite(opened, embed)
     opened.settle()
-    return Reembedded(revision, count, scope.fingerprint)
-
-
-def _put_anew(
-    opened: OpenStore, layers: Sequence[Layer], scope: Scope
-) -> tuple[dict[str, Replacement | None], int]:
-    """Put all layers on with new embeddings; what takes the place of which, and how many records
-    that are."""
-    replaces: dict[str, Replacement | None] = {}
-    count = 0
-    opened.edited.take_off(0)
-    for layer in layers:
-        parts = opened.patches(layer.patch)
-        anew = [_anew(part, scope) for part in parts]
-        if any(anew):
-            parts = tuple(new or old for old, new in zip(parts, anew, strict=True))
-            replaces[layer.revision.id] = Replacement(*pack(parts))
-            count += sum(len(new.records) for new in anew if new)
-        opened.edited.put(parts)
-        opened.edited.settle()
-    return replaces, count
+    return Reembedded(revision, sum(len(part.records) for part in embedded), scope.fingerprint)
 
 
 def _anew(part: Patch, scope: Scope) -> MemoryPatch | None:

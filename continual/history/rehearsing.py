@@ -21,9 +21,7 @@ from continual.recheck.standing import Past, Standing
 from continual.requests import Request
 from continual.step.editing import Edited
 from continual.step.pipeline import Batch, Pipeline, Settings
-from store import Revision
-
-EDIT = "edit"  # the operation of a step
+from store import Revision, operations
 
 
 def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = ()) -> Batch:
@@ -70,7 +68,7 @@ def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Reco
     standing: Standing | None = None
     on: str | None = None  # the revision after which model and standing are
     for revision in revisions:
-        if revision.operation != EDIT or revision.parent is None:
+        if revision.operation != operations.EDIT or revision.parent is None:
             continue
         if standing is None or revision.parent != on:
             opened.stand_at(revision.parent)

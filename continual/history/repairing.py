@@ -7,15 +7,16 @@ and can be applied again. Healing the store's own files is left to `store.repair
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from continual.effects import MOVED
+from continual.history.rewriting import Choice, relaid, rewrite
 from continual.open_store import OpenStore
 from continual.recheck.retention import ATTEMPTED, outcomes_of, reverted_later
-from store import BlobRef, Draft, Revision
-from store.check import REPAIR, lost_patches
+from store import BlobRef, Draft, Layer, Revision, operations
+from store.check import lost_patches
 
 
 @dataclass(frozen=True)
@@ -28,32 +29,37 @@ class GivenUp:
 
 def give_up(opened: OpenStore, lost: Sequence[BlobRef]) -> GivenUp:
     """Go on at head without these patches. The model stands at base, since head cannot be."""
-    store, edited = opened.store, opened.edited
-    head, digests = store.head, {ref.sha256 for ref in lost}
-    layers = store.layers(head)
-    gone = reverted_later([layer.revision for layer in layers])
-    requests: list[str] = []
-    moved: dict[str, set[int]] = {}
-    edited.take_off(0)
-    replaces: dict[str, None] = {}
-    for layer, reverted in zip(layers, gone, strict=True):
-        if layer.patch is None or layer.patch.sha256 not in digests:
-            edited.put(opened.patches(layer.patch))
-            edited.settle()
-            continue
-        replaces[layer.revision.id] = None
-        edited.put(())
+    digests = {ref.sha256 for ref in lost}
+
+    def choose(layer: Layer) -> Choice:
+        is_lost = layer.patch is not None and layer.patch.sha256 in digests
+        return ((), True) if is_lost else (opened.patches(layer.patch), False)
+
+    def leave_out(layers: Sequence[Layer]) -> Draft:
+        replaces = relaid(opened, layers, choose)
+        steps = [layer.revision for layer in layers if layer.revision.id in replaces]
+        body: dict[str, Any] = {"reverted": _in_force(layers, replaces), "lost": sorted(digests)}
         for name in MOVED:
-            moved.setdefault(name, set()).update(layer.revision.body.get(name, ()))
-        outcomes = outcomes_of(layer.revision.body)
-        requests += [o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in reverted]
-    body: dict[str, Any] = {"reverted": requests, "lost": sorted(digests)}
-    body |= {name: sorted(blocks) for name, blocks in moved.items() if blocks}
-    draft = Draft(REPAIR, head.id, edited.fingerprint, body, replaces=replaces)
-    revision = store.commit(draft)
-    opened.forget_standing()
+            if blocks := {block for step in steps for block in step.body.get(name, ())}:
+                body[name] = sorted(blocks)
+        head, fingerprint = layers[-1].revision, opened.edited.fingerprint
+        return Draft(operations.REPAIR, head.id, fingerprint, body, replaces=replaces)
+
+    revision = rewrite(opened, leave_out)
     opened.settle()
-    return GivenUp(revision, tuple(requests))
+    return GivenUp(revision, tuple(revision.body["reverted"]))
+
+
+def _in_force(layers: Sequence[Layer], steps: Collection[str]) -> list[str]:
+    """The requests that some steps attempted and that no later revision took out."""
+    gone = reverted_later([layer.revision for layer in layers])
+    return [
+        outcome.id
+        for layer, reverted in zip(layers, gone, strict=True)
+        if layer.revision.id in steps
+        for outcome in outcomes_of(layer.revision.body)
+        if outcome.outcome in ATTEMPTED and outcome.id not in reverted
+    ]
 
 
 def whole_revisions(opened: OpenStore) -> list[Revision]:

@@ -9,22 +9,22 @@ applied again, and a rollback leads to before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from continual.effects import NOTHING, Reach, moved_blocks
 from continual.errors import CeditError
 from continual.history.inspection import rates_at, retained_at
 from continual.history.rehearsing import pipeline_at, rehearse, settings_of
+from continual.history.rewriting import Choice, relaid, rewrite
 from continual.open_store import OpenStore
-from continual.patches import Patch, pack
+from continual.patches import Patch
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
 from continual.recheck.standing import Past
-from store import Draft, Layer, Replacement, Revision, StoreError
+from store import Draft, Layer, Revision, operations
 
-OPERATION = "revert"
 PREFIX_LENGTH_MIN = 4  # digits of a request's id
 
 
@@ -63,14 +63,7 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
     before = store.head
     lineage = store.lineage(before)
     surgery = _Surgery(opened, find(lineage, name), lineage, resolve)
-    try:
-        surgery.operate(store.layers(before))
-        revision = store.commit(surgery.draft(before, opened.edited.fingerprint))
-    except BaseException:
-        opened.forget_standing()
-        with suppress(StoreError):  # a store that a full disk has closed
-            opened.stand_at("head")
-        raise
+    revision = rewrite(opened, surgery.operate)
     opened.settle()
     ledger = store.ledger(revision.seq) or {}
     return Reverted(
@@ -120,49 +113,46 @@ class _Surgery:
     request: str
     lineage: Sequence[Revision]
     resolve: bool
-    replaces: dict[str, Replacement | None] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     reach: Reach = NOTHING  # of what changes
     resolved: dict[str, Outcome] = field(default_factory=dict)
 
-    def operate(self, layers: Sequence[Layer]) -> None:
-        """Put all layers on, those that the request has a part in without it."""
-        edited = self.opened.edited
-        gone = reverted_later(self.lineage)
-        edited.take_off(0)
-        for layer, reverted in zip(layers, gone, strict=True):
-            parts = self.opened.patches(layer.patch)
-            if not self._has_part(layer.revision, reverted):
-                edited.put(parts)
-                edited.settle()
-                continue
-            parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
-            owned = [part for part in parts if self.request in part.owners]
-            if self.resolve and any(part.reach.blocks for part in owned):
-                self._count(owned)
-                self._replace(layer.revision, self._solve_again(layer.revision, reverted))
-                edited.settle()
-                continue
-            if owned:
-                self._count(owned)
-                kept = (part.without(self.request) for part in parts)
-                parts = tuple(part for part in kept if part is not None)
-                self._replace(layer.revision, parts)
-            edited.put(parts)
-            edited.settle()
-
-    def draft(self, parent: Revision, fingerprint: str) -> Draft:
-        """The revision that says all this."""
+    def operate(self, layers: Sequence[Layer]) -> Draft:
+        """Put all layers on, those that the request has a part in without it; the revision that
+        says so."""
+        replaces = relaid(self.opened, layers, self._choose)
         body: dict[str, Any] = {
             "reverted": [self.request],
             "requests": [outcome.to_json() for outcome in self.resolved.values()],
         }
         body |= moved_blocks(self.reach, self.opened.site.block)
-        return Draft(OPERATION, parent.id, fingerprint, body, replaces=self.replaces)
+        head, fingerprint = self.lineage[-1], self.opened.edited.fingerprint
+        return Draft(operations.REVERT, head.id, fingerprint, body, replaces=replaces)
 
-    def _has_part(self, revision: Revision, reverted: frozenset[str]) -> bool:
+    def _choose(self, layer: Layer) -> Choice:
+        """The parts of a layer without the request."""
+        parts = self.opened.patches(layer.patch)
+        if not self._has_part(layer.revision):
+            return parts, False
+        parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
+        owned = [part for part in parts if self.request in part.owners]
+        if not owned:
+            return parts, False
+        self._count(owned)
+        if self.resolve and any(part.reach.blocks for part in owned):
+            return self._solve_again(layer.revision), True
+        left = (part.without(self.request) for part in parts)
+        return [part for part in left if part is not None], True
+
+    @cached_property
+    def _gone(self) -> dict[str, frozenset[str]]:
+        """The requests of each step that were reverted later, by the step's id."""
+        ids = (revision.id for revision in self.lineage)
+        return dict(zip(ids, reverted_later(self.lineage), strict=True))
+
+    def _has_part(self, revision: Revision) -> bool:
         """Whether a step edited the request, or solved for it, and that still stands."""
-        return self.request not in reverted and any(
+        return self.request not in self._gone[revision.id] and any(
             outcome.id == self.request and outcome.outcome in ATTEMPTED
             for outcome in outcomes_of(revision.body)
         )
@@ -173,16 +163,15 @@ class _Surgery:
             self.rows[part.kind] = self.rows.get(part.kind, 0) + count
             self.reach |= part.reach
 
-    def _replace(self, revision: Revision, parts: Sequence[Patch]) -> None:
-        self.replaces[revision.id] = Replacement(*pack(parts)) if parts else None
-
-    def _solve_again(self, revision: Revision, reverted: frozenset[str]) -> tuple[Patch, ...]:
-        """The parts of a step whose batch lacks the request; they are on the model then."""
+    def _solve_again(self, revision: Revision) -> tuple[Patch, ...]:
+        """The parts of a step whose batch lacks the request; the model is as before the step."""
         opened = self.opened
         before = opened.store.revision(revision.parent or "base")
-        without = reverted | {self.request}
+        without = self._gone[revision.id] | {self.request}
         pipeline = pipeline_at(opened, Past(before, without), settings_of(revision))
+        depth = opened.edited.depth
         edited = rehearse(opened, pipeline, revision, without)
+        opened.edited.take_off(depth)
         self.reach |= edited.reach
         kept = retained_at(opened.store, self.lineage[-1]).requests
         for outcome in edited.outcomes:

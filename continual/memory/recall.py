@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import EditedModel
 from continual.tables import Table
 from continual.tasks import Task
-from store import Store
+from store import Store, StoreError
 
 SERAC, IKE = "serac", "ike"
 UNTRAINED = "threshold"
@@ -122,8 +122,9 @@ class Recall:
             return
         if scope.encoder is not None:
             embedded_texts.save(self._store, scope.encoder)
-        if (store := self._head()) is not None:
-            self._index.save(store, scope.fingerprint)
+        with suppress(StoreError):  # a store that a full disk has closed
+            if (store := self._head()) is not None:
+                self._index.save(store, scope.fingerprint)
 
     def require_scope(self) -> Scope:
         """The scope. Raises ScopeChanged where it is not the one that embedded the records."""

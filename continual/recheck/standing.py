@@ -109,11 +109,20 @@ class Past:
     without: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """What a lineage comes to: requests, by the last time that something became of them."""
+
+    fresh: Sequence[str]  # attempted for the first time since the last record
+    moved: Sequence[str]  # applied when matrices were edited last
+    since: Collection[str]  # applied again or anew since then
+
+
 class Standing:
-    """The state of a run at head. The model has head's patches on."""
+    """The state of a run at head, read from the journal. The model has head's patches on."""
 
     def __init__(self, store: Store, site: Site, past: Past | None = None) -> None:
-        """`past` is where it stands instead of at head; nothing is then recorded."""
+        """`past` is where it stands instead of at head."""
         self._store = store
         self._site = site
         self.retention = Retention()
@@ -132,35 +141,45 @@ class Standing:
         self._contradicted: set[Question] = set()  # questions of requests
         self._corrected: dict[str, CorrectedFact] = {}  # facts of the lineage, in their order
         self._near: list[_Neighbour] = []  # held-out neighbours in the ledger
-        fresh: list[str] = []  # attempted for the first time since the last record
-        moved: tuple[str, ...] = ()  # applied when matrices were edited last
-        since: set[str] = set()  # applied again or anew since then
+        trace = self._retrace(lineage, without)
+        self._register_retained(trace.moved, trace.since)
+        self._base = self._base_counts()
+        self._unrecorded = self._differences()
+        for identity in trace.fresh:
+            self._fresh += self._generality_of(identity)
+        self._revision = lineage[-1]
+
+    def record(self) -> None:
+        """Measure head, and put it on record, where no step has: at base, and where a run ended
+        between two re-checks."""
+        if not self._store.writable or self._store.ledger(self._revision.seq) is not None:
+            return
+        outcomes = outcomes_of(self._revision.body)
+        measured = self.measure([o.id for o in outcomes if o.outcome in ATTEMPTED])
+        self._store.record_ledger(self._revision.seq, measured.to_json())
+
+    # -- building
+
+    def _retrace(self, lineage: Sequence[Revision], without: frozenset[str]) -> _Trace:
+        """Follow a lineage and its records in the ledger, as if some requests had never been."""
+        fresh: list[str] = []
+        moved: tuple[str, ...] = ()
+        since: set[str] = set()
         for revision, reverted in zip(lineage, reverted_later(lineage), strict=True):
             gone = reverted | without
-            fresh += self._retrace(revision, gone)
+            fresh += self._follow(revision, gone)
             since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - gone
             if has_moved(revision.body):
                 moved, since = self._applied(), set()
-            record = store.ledger(revision.seq)
+            record = self._store.ledger(revision.seq)
             if record is not None:
                 self.fluency.update(record.get("fluency", {}))
                 fresh.clear()
                 self._recorded.update(record["turned"])
                 self._generality += Count(*record["GR"])
-        self._register_retained(moved, since)
-        self._base = self._base_counts()
-        self._unrecorded = self._differences()
-        is_here = past is None and store.writable
-        if is_here and store.ledger(lineage[-1].seq) is None:
-            for identity in fresh:
-                self._fresh += self._generality_of(identity)
-            last = outcomes_of(lineage[-1].body)
-            measured = self.measure([o.id for o in last if o.outcome in ATTEMPTED])
-            store.record_ledger(lineage[-1].seq, measured.to_json())
+        return _Trace(fresh, moved, since)
 
-    # -- building
-
-    def _retrace(self, revision: Revision, reverted: Collection[str]) -> list[str]:
+    def _follow(self, revision: Revision, reverted: Collection[str]) -> list[str]:
         """Follow a revision's outcomes; the requests that it attempted for the first time. What was
         reverted later is as if it had never been there."""
         fresh = []

@@ -22,7 +22,7 @@ from continual.recheck.retention import (
 )
 from continual.reporting.walk import Visit
 from continual.requests import FORMS
-from store import Store
+from store import Store, operations
 
 EDIT = "edit"  # the role of an edit's own prompt, as in `recheck.ledger`, which needs torch
 COUNTED = ("attempted", "applied", "skipped", "superseded", "failed")
@@ -200,8 +200,8 @@ class _Asking:
 
 def _by(visit: Visit, outcome: Outcome | None) -> str:
     """What mended an edit: its own step, or what another one did to the model."""
-    if visit.revision.operation == "revert":
-        return "revert"
+    if visit.revision.operation == operations.REVERT:
+        return operations.REVERT
     if outcome is None:
         return "a later step"
     return "repair" if outcome.repair else "applied again"

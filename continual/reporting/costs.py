@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from continual.reporting.walk import Visit
-from store import BlobRef, Revision, Store
+from store import BlobRef, Revision, Store, operations
 from store.sizes import measure
 
 SLOWEST = 10  # steps
@@ -75,7 +75,8 @@ class StoreSizes:
 
 def steps(visits: Iterable[Visit]) -> Steps:
     """The steps of a lineage. Rollbacks are in none, and a revert is no step."""
-    times = tuple(map(_step, (visit for visit in visits if visit.revision.operation == "edit")))
+    edits = (visit for visit in visits if visit.revision.operation == operations.EDIT)
+    times = tuple(map(_step, edits))
     known = [(seconds, time) for time in times if (seconds := time.total_s) is not None]
     slowest = sorted(known, key=lambda pair: (-pair[0], pair[1].seq))[:SLOWEST]
     return Steps(

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import reverted_by
 from continual.reporting.walk import Visit
-from store import Revision
-
-REVERT, ROLLBACK = "revert", "rollback"
+from store import Revision, operations
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Point:
 class Mark:
     """A revision at which the history went back."""
 
-    kind: str  # revert, rollback
+    kind: str  # the operation: revert or rollback
     place: int  # steps from base; for a rollback, of the revision that it went to
     seq: int  # of the entry that says so
     requests: tuple[str, ...] = ()  # that a revert took out
@@ -58,7 +56,7 @@ def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[Mark, .
 def _reverts(visits: Sequence[Visit]) -> Iterator[Mark]:
     for visit in visits:
         if gone := reverted_by(visit.revision.body):
-            yield Mark(REVERT, visit.place, visit.seq, requests=gone)
+            yield Mark(operations.REVERT, visit.place, visit.seq, requests=gone)
 
 
 def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator[Mark]:
@@ -66,5 +64,7 @@ def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator
     numbers = {revision.id: revision.seq for revision in journal}
     for revision in journal:
         place = places.get(revision.body.get("target", ""))
-        if revision.operation == ROLLBACK and place is not None:
-            yield Mark(ROLLBACK, place, revision.seq, left=numbers.get(revision.body["from"]))
+        if revision.operation == operations.ROLLBACK and place is not None:
+            yield Mark(
+                operations.ROLLBACK, place, revision.seq, left=numbers.get(revision.body["from"])
+            )

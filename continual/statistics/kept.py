@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.base import ATLAS
+from continual.embedded import embedded
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
 from continual.settings import StoreSettings
 from continual.statistics.collecting import Collection, Job, Progress, name_of
-from continual.statistics.texts import AtlasTexts
 from continual.statistics.windows import Passes
 from store import Store
 from store.cache import Cached
@@ -76,9 +75,9 @@ class Statistics:
 
     @classmethod
     def of(cls, store: Store, edited: EditedModel) -> Statistics:
-        """The statistics of a store's base model: the atlas brings its own text."""
-        is_atlas = StoreSettings.of(store.settings).model.path == ATLAS
-        return cls(store, edited, AtlasTexts() if is_atlas else None)
+        """The statistics of a store's base model: an embedded one brings its own text."""
+        own = embedded(StoreSettings.of(store.settings).model.path)
+        return cls(store, edited, None if own is None else own.texts())
 
     def get(self, block: int) -> KeyStatistics:
         """The statistics of a block, read from the disk. Raises StatisticsError without any."""

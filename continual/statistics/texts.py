@@ -1,4 +1,4 @@
-"""Texts: documents to collect statistics over, from files or from the atlas's own facts.
+"""Texts: documents to collect statistics over, from files.
 
 Knows where one document ends and the next begins, and how large it may be. Every iteration starts
 from the beginning and holds one document at a time. A file that is no text ends the iteration with
@@ -8,15 +8,12 @@ a TextError that names the file and the line; nothing is skipped in silence but 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from continual.atlas.corpus import TERMINATOR
-from continual.atlas.facts import load_facts
 from continual.errors import CeditError
 
 LINE_BYTES_MAX = 2**24
@@ -48,31 +45,6 @@ class TextFiles:
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
             yield from _documents(path)
-
-
-@dataclass(frozen=True)
-class AtlasTexts:
-    """What the atlas was trained on: its facts in their trained phrasings, each with its end.
-
-    All facts come once, in an order drawn by the seed, before any comes in another phrasing.
-    """
-
-    seed: int = 0
-
-    def __iter__(self) -> Iterator[str]:
-        rng = random.Random(self.seed)
-        facts = load_facts()
-        statements = [
-            [f"{prompt} {fact.object}{TERMINATOR}" for prompt in fact.trained_prompts]
-            for fact in facts
-        ]
-        for phrasings in statements:
-            rng.shuffle(phrasings)
-        while statements:
-            rng.shuffle(statements)
-            for phrasings in statements:
-                yield phrasings.pop()
-            statements = [phrasings for phrasings in statements if phrasings]
 
 
 def _documents(path: Path) -> Iterator[str]:

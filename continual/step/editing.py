@@ -10,10 +10,10 @@ another, the editor is spared the rest of the step.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import or_
 
@@ -24,63 +24,22 @@ from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
-from continual.proposals import Edit, Editor, Surroundings, Taught
+from continual.proposals import Edit, Editor, Proposal, Surroundings, Taught
 from continual.queries.memory import QueryMemory
 from continual.reading import named_in
-from continual.recheck import retention
 from continual.recheck.ledger import Ledger
 from continual.recheck.retention import Outcome
 from continual.site import Rows, Site
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
+from continual.step.progress import Group, Progress
 from continual.step.watching import Watch
 
-Group = list[PlannedEdit]
 NARROWER_MAX = 4
 """Retries of a single edit, each narrower than the one before, that changed too much of what is
 held out; the editor's other attempts go on from there."""
 OVER_BUDGET_MAX = 3
 """Single edits in a row that are over an editor's budget: then the others of the step are, too."""
-
-
-@dataclass
-class _Progress:
-    """Where the edits of a step are. The patches proved so far are on the model."""
-
-    pending: dict[str, PlannedEdit]
-    state: str  # of the matrices, for which the memory holds
-    applied: dict[str, PlannedEdit] = field(default_factory=dict)
-    parts: list[Patch] = field(default_factory=list)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
-    over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
-    narrowed: Counter[str] = field(default_factory=Counter)  # refusals for harm, by request
-
-    def refuse(self, identity: str, editor: str, reason: str) -> None:
-        """Record why an editor did not get an edit right."""
-        self.reasons.setdefault(identity, {})[editor] = reason
-
-    def accept(
-        self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]
-    ) -> None:
-        """Record that an edit is applied, and why earlier editors of the chain did not do it."""
-        self.applied[edit.id] = self.pending.pop(edit.id)
-        before = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
-        self.outcomes[edit.id] = Outcome(
-            edit.id,
-            retention.APPLIED,
-            editor=editor,
-            attempt=attempt,
-            supersedes=edit.supersedes,
-            repair=edit.repair,
-            notes={**notes, **({"passed_by": before} if before else {})},
-        )
-
-    def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:
-        """An edit that a later patch of the same step has broken has to be made again."""
-        self.pending[edit.id] = self.applied.pop(edit.id)
-        del self.outcomes[edit.id]
-        self.refuse(edit.id, editor, reason)
 
 
 @dataclass(frozen=True)
@@ -111,6 +70,41 @@ class Bench:
     """The memory that names a subject; see `Standing.memory_naming`."""
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A proposal, and the edits that it is for."""
+
+    editor: Editor
+    around: Surroundings
+    proposal: Proposal
+    edits: Group
+
+    @property
+    def parts(self) -> list[Patch]:
+        """The patch as parts of a step's; none where the edits were right already."""
+        return [] if self.proposal.patch is None else [self.proposal.patch]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What came out when a proposal was looked at and put on."""
+
+    wrong: frozenset[str] = frozenset()  # edits whose prompts are not right with it
+    broken: tuple[PlannedEdit, ...] = ()  # earlier edits of the step that it turned
+    is_proved: bool = False
+    objection: str | None = None  # why it was not put on
+    harm: str | None = None  # why it changes too much of what is held out
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it stays on the model."""
+        return self.is_proved and self.harm is None
+
+    def right(self, edits: Group) -> Group:
+        """The edits whose prompts are right with it."""
+        return [edit for edit in edits if edit.id not in self.wrong]
+
+
 class Workshop:
     """Runs edits through a chain of editors, on the model at head."""
 
@@ -128,7 +122,7 @@ class Workshop:
         """
         model = self._site.edited
         depth = model.depth - bool(parts)
-        progress = _Progress({edit.id: edit for edit in edits}, model.rows_state)
+        progress = Progress({edit.id: edit for edit in edits}, model.rows_state)
         progress.parts += parts
         try:
             for editor in self._chain:
@@ -142,10 +136,10 @@ class Workshop:
         if len(progress.parts) != 1:  # a single part is on as the step's patch already
             model.take_off(depth)
             model.put(progress.parts)
-        outcomes = {**progress.outcomes, **_failures(progress)}
+        outcomes = {**progress.outcomes, **progress.failures()}
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 
-    def _attempt(self, progress: _Progress, editor: Editor, attempt: int, seq: int) -> None:
+    def _attempt(self, progress: Progress, editor: Editor, attempt: int, seq: int) -> None:
         """All pending edits together at first, or always for an editor of batches; else, and where
         they crowd each other, each alone."""
         pending = list(progress.pending.values())
@@ -177,16 +171,25 @@ class Workshop:
                 groups.extendleft(reversed(self._try(progress, editor, around, group)))
                 number += 1
 
-    def _taught(self, progress: _Progress) -> Taught:
+    def _taught(self, progress: Progress) -> Taught:
         """What is known, with what this step has applied so far."""
         taught = self._bench.taught()
         new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
         return replace(taught, edits={**taught.edits, **new})
 
     def _try(
-        self, progress: _Progress, editor: Editor, around: Surroundings, group: Group
+        self, progress: Progress, editor: Editor, around: Surroundings, group: Group
     ) -> list[Group]:
         """One proposal, kept if it is proved; else the groups worth another one."""
+        tried = self._propose(progress, editor, around, group)
+        if not tried.edits:
+            return []
+        return self._settle(progress, tried, self._judge(progress, tried))
+
+    def _propose(
+        self, progress: Progress, editor: Editor, around: Surroundings, group: Group
+    ) -> _Tried:
+        """Let an editor propose a patch for a group, as the model stands now."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
         edits = [edit.edit(self._near(edit)) for edit in group]
@@ -196,50 +199,77 @@ class Workshop:
             proposal = editor.edit(edits, around)
         for identity, reason in proposal.failed.items():
             progress.refuse(identity, editor.name, reason)
-        kept = [edit for edit in group if edit.id not in proposal.failed]
-        if not kept:
-            return []
-        objection = self._objection(proposal.patch, kept, editor, around)
+        pending = [edit for edit in group if edit.id not in proposal.failed]
+        return _Tried(editor, around, proposal, pending)
+
+    def _judge(self, progress: Progress, tried: _Tried) -> _Verdict:
+        """Look at a patch, put it on and prove it. One that is not kept is off again."""
+        objection = self._objection(tried)
         if objection is not None:
-            for edit in kept:
-                progress.refuse(edit.id, editor.name, objection)
-            half = len(kept) // 2
-            progress.over_budget[editor.name] += editor.splits and not half
-            return [kept[:half], kept[half:]] if editor.splits and half else []
-        parts = [] if proposal.patch is None else [proposal.patch]  # none: it was right already
-        wrong, broken = self._prove(progress, parts, kept)
-        for identity, reason in wrong.items():
-            progress.refuse(identity, editor.name, reason)
-        if len(wrong) + len(broken) > editor.tolerance * len(kept):
+            return _Verdict(objection=objection)
+        wrong, broken = self._prove(progress, tried.parts, tried.edits)
+        is_proved = len(wrong) + len(broken) <= tried.editor.tolerance * len(tried.edits)
+        verdict = _Verdict(frozenset(wrong), tuple(broken), is_proved)
+        if is_proved:
+            verdict = replace(verdict, harm=self._harm(verdict.right(tried.edits)))
+        if not verdict.is_kept:
             self._site.edited.take_off(self._site.edited.depth - 1)
-            if broken and not wrong:
-                for edit in kept:
-                    progress.refuse(edit.id, editor.name, _TAKES)
-                return []
-            return [[edit for edit in kept if edit.id not in wrong]]
-        accepted = [edit for edit in kept if edit.id not in wrong]
-        if (harm := self._harm(accepted)) is not None:
-            self._site.edited.take_off(self._site.edited.depth - 1)
-            for edit in accepted:
-                progress.refuse(edit.id, editor.name, harm)
-                progress.narrowed[edit.id] += 1
-            half = len(accepted) // 2
-            if half:
-                return [accepted[:half], accepted[half:]]
-            is_last = progress.narrowed[accepted[0].id] > NARROWER_MAX
-            return [] if is_last else [accepted]
-        progress.parts += parts
-        progress.over_budget[editor.name] = 0
-        for edit in broken:
-            self._memory.forget(edit.id)
-            progress.reopen(edit, editor.name, _TAKEN)
-        for edit in accepted:
-            notes = proposal.notes.get(edit.id, {})
-            progress.accept(edit, editor.name, around.attempt + 1, notes)
-        if progress.pending:  # there is a rest of this step
-            for edit in accepted:
-                self._memory.remember(edit.id, edit.rows.query)
+        return verdict
+
+    def _settle(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> list[Group]:
+        """Record what a verdict means for each edit; the groups that are worth another proposal."""
+        name, right = tried.editor.name, verdict.right(tried.edits)
+        if verdict.objection is not None:
+            return self._split(progress, tried, verdict.objection)
+        for edit in tried.edits:
+            if edit.id in verdict.wrong:
+                progress.refuse(edit.id, name, _WRONG)
+        if not verdict.is_proved and verdict.broken and not verdict.wrong:
+            for edit in right:
+                progress.refuse(edit.id, name, _TAKES)
+            return []
+        if not verdict.is_proved:
+            return [right]
+        if verdict.harm is not None:
+            return self._narrow(progress, name, right, verdict.harm)
+        self._keep(progress, tried, verdict)
         return []
+
+    @staticmethod
+    def _split(progress: Progress, tried: _Tried, objection: str) -> list[Group]:
+        """Refuse a patch before it is put on: the halves of its batch, where that may help."""
+        editor, half = tried.editor, len(tried.edits) // 2
+        for edit in tried.edits:
+            progress.refuse(edit.id, editor.name, objection)
+        progress.over_budget[editor.name] += editor.splits and not half
+        return [tried.edits[:half], tried.edits[half:]] if editor.splits and half else []
+
+    @staticmethod
+    def _narrow(progress: Progress, editor: str, edits: Group, harm: str) -> list[Group]:
+        """Refuse a patch that changes too much: halves, or a narrower one while there are any."""
+        for edit in edits:
+            progress.refuse(edit.id, editor, harm)
+            progress.narrowed[edit.id] += 1
+        half = len(edits) // 2
+        if half:
+            return [edits[:half], edits[half:]]
+        is_last = progress.narrowed[edits[0].id] > NARROWER_MAX
+        return [] if is_last else [edits]
+
+    def _keep(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> None:
+        """Take in a patch that is proved; what it has broken has to be made again."""
+        name, right = tried.editor.name, verdict.right(tried.edits)
+        progress.parts += tried.parts
+        progress.over_budget[name] = 0
+        for edit in verdict.broken:
+            self._memory.forget(edit.id)
+            progress.reopen(edit, name, _TAKEN)
+        for edit in right:
+            notes = tried.proposal.notes.get(edit.id, {})
+            progress.accept(edit, name, tried.around.attempt + 1, notes)
+        if progress.pending:  # there is a rest of this step
+            for edit in right:
+                self._memory.remember(edit.id, edit.rows.query)
 
     def _near(self, edit: PlannedEdit) -> Rows | None:
         """The rows of an edit's neighbours in memory, as the matrices are now."""
@@ -276,12 +306,12 @@ class Workshop:
         near = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
         return watch.objection(near, ledger)
 
-    def _forget(self, progress: _Progress) -> None:
+    def _forget(self, progress: Progress) -> None:
         """The edits of this step leave the memory, where they stand for the time of the step."""
         for identity in progress.applied:
             self._memory.forget(identity)
 
-    def _follow_matrices(self, progress: _Progress) -> None:
+    def _follow_matrices(self, progress: Progress) -> None:
         """What is remembered, as it is now, where matrices were edited since the last proposal."""
         state = self._site.edited.rows_state
         if progress.state == state:
@@ -293,27 +323,27 @@ class Workshop:
             self._memory.remember(identity, edit.standing_on(self._site).rows.query)
 
     @staticmethod
-    def _objection(
-        patch: Patch | None, edits: Sequence[PlannedEdit], editor: Editor, around: Surroundings
-    ) -> str | None:
+    def _objection(tried: _Tried) -> str | None:
         """Why a patch is not sound, or larger than it may be."""
+        patch = tried.proposal.patch
         if patch is None:
             return None
         try:
             patch.check()
         except EditError as error:
             return str(error)
-        return editor.objection(patch, [edit.edit() for edit in edits], around)
+        edits = [edit.edit() for edit in tried.edits]
+        return tried.editor.objection(patch, edits, tried.around)
 
     def _prove(
-        self, progress: _Progress, parts: Sequence[Patch], edits: Group
-    ) -> tuple[dict[str, str], Group]:
-        """Put the parts on; reasons for the edits that are wrong with them, and the edits of this
-        step that they have broken."""
+        self, progress: Progress, parts: Sequence[Patch], edits: Group
+    ) -> tuple[list[str], Group]:
+        """Put the parts on; the edits that are wrong with them, and the edits of this step that
+        they have broken."""
         self._site.edited.put(parts)
         touched = self._touched(list(progress.applied.values()), parts)
         right = self._right([*edits, *touched])
-        wrong = {edit.id: _WRONG for edit in edits if not right[edit.id]}
+        wrong = [edit.id for edit in edits if not right[edit.id]]
         return wrong, [edit for edit in touched if not right[edit.id]]
 
     def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
@@ -363,28 +393,6 @@ _FULL = "others of the same step were over the budget one by one: there is no ro
 _WRONG = "its own prompt is still not answered rightly with the patch on"
 _TAKES = "its patch takes the right answer from another request of the same step"
 _TAKEN = "a later patch of the same step took its right answer"
-
-
-def _failures(progress: _Progress) -> dict[str, Outcome]:
-    return {
-        identity: Outcome(
-            identity,
-            retention.FAILED,
-            reason=_told(progress.reasons.get(identity, {})),
-            supersedes=edit.supersedes,
-            repair=edit.repair,
-        )
-        for identity, edit in progress.pending.items()
-    }
-
-
-def _told(reasons: Mapping[str, str]) -> str:
-    """The reasons of every editor that had a try, with their names where there are several."""
-    if not reasons:
-        return "no editor proposed a patch for it"
-    if len(reasons) == 1:
-        return next(iter(reasons.values()))
-    return "; ".join(f"{editor}: {reason}" for editor, reason in reasons.items())
 
 
 def _derived_seed(*parts: object) -> int:

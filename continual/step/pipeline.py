@@ -11,10 +11,9 @@ Knows the order of the stages, what each hands to the next, and what a step writ
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -31,13 +30,14 @@ from continual.recheck.retention import Outcome
 from continual.recheck.standing import Measured, Standing
 from continual.site import Site
 from continual.statistics import Statistics
+from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, Clock
 from continual.step.editing import Bench, Edited, Workshop
 from continual.step.planning import Plan, PlannedEdit, Planner
 from continual.step.watching import Watch
 from continual.streams import STANDARD_INPUT, Item
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
-from store import BlobRef, Draft, Revision, Store
+from store import BlobRef, Draft, Revision, Store, operations
 
 
 @dataclass(frozen=True)
@@ -138,25 +138,12 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Durations:
-    """How long a step took up to its commit, which is part of the record that the commit writes."""
-
-    edit_s: float  # plan, edit, prove
-    probe_s: float
-    recheck_s: float
-
-    def to_json(self) -> dict[str, float]:
-        """Seconds, to the microsecond."""
-        return {name: round(value, 6) for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
 class _Results:
     """What a commit makes durable besides the outcomes."""
 
     written: Future[BlobRef] | None  # the patch, on its way to the disk
     measured: Measured | None
-    durations: _Durations
+    durations: Mapping[str, float]  # of the stages, by their names in the record
 
     @property
     def ledger(self) -> dict[str, Any] | None:
@@ -164,7 +151,7 @@ class _Results:
         if self.measured is None:
             return None
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        return {**self.measured.to_json(), "at": at, **self.durations.to_json()}
+        return {**self.measured.to_json(), "at": at, **self.durations}
 
 
 def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
@@ -248,39 +235,34 @@ class Pipeline:
 
     def step(self, batch: Batch) -> Step:
         """One step, durable when this returns. Raises StoreError where it cannot be written."""
-        started = time.perf_counter()
+        clock = Clock()
         number = self._store.length
         is_due = number % self._settings.recheck.every == 0
         plan = self._planner.plan(batch.candidates, self._settings.repair)
-        planned = time.perf_counter()
+        clock.lap(EDIT)
         plan = self._watched(plan)
         probes = self._probes(plan)
-        probed = time.perf_counter()
+        clock.lap(PROBE)
         edited = self._edit(plan, probes, number)
         written = self._write_ahead(edited)
-        proved = time.perf_counter()
+        clock.lap(EDIT)
         self._follow(plan, edited, is_due)
-        advanced = time.perf_counter()
+        clock.lap(RECHECK)
         self._register(plan, probes, edited)
-        registered = time.perf_counter()
+        clock.lap(PROBE)
         measured = self._recheck(edited) if is_due else None
-        rechecked = time.perf_counter()
-        durations = _Durations(
-            edit_s=(planned - started) + (proved - probed),
-            probe_s=(probed - planned) + (registered - advanced),
-            recheck_s=(advanced - proved) + (rechecked - registered),
-        )
-        revision = self._commit(batch, plan, edited, _Results(written, measured, durations))
-        committed = time.perf_counter()
+        clock.lap(RECHECK)
+        revision = self._commit(batch, plan, edited, _Results(written, measured, clock.to_json()))
+        clock.lap(COMMIT)
         return Step(
             revision,
             (*edited.outcomes, *plan.outcomes),
             batch.quarantined,
             measured,
-            edit_s=durations.edit_s + (committed - rechecked),
-            commit_s=committed - rechecked,
-            probe_s=durations.probe_s,
-            recheck_s=durations.recheck_s,
+            edit_s=clock.seconds[EDIT] + clock.seconds[COMMIT],
+            commit_s=clock.seconds[COMMIT],
+            probe_s=clock.seconds[PROBE],
+            recheck_s=clock.seconds[RECHECK],
             patch_bytes=revision.patch.length if revision.patch else 0,
         )
 
@@ -390,7 +372,7 @@ class Pipeline:
         }
         return self._store.commit(
             Draft(
-                operation="edit",
+                operation=operations.EDIT,
                 parent=self._store.head_id,
                 fingerprint=self._site.edited.fingerprint,
                 body=body,

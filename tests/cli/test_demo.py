@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import continual.atlas
-import continual.base
+from continual import embedded
 from tests.cli.conftest import Cedit, request, write_lines
 
 
@@ -16,10 +16,15 @@ def atlas(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny atlas: model, corrections and probes."""
     corrections = write_lines(tmp_path / "corrections.jsonl", [request(n) for n in range(9)])
     probes = write_lines(tmp_path / "probes.jsonl", [{"prompt": "a", "answer": "b"}])
-    monkeypatch.setattr(continual.base, "model_directory", lambda _: model)
-    monkeypatch.setattr(continual.atlas, "CORRECTIONS", corrections)
-    monkeypatch.setattr(continual.atlas, "PROBES", {"train": probes, "test": probes})
-    monkeypatch.setattr(continual.atlas, "TASK", {"name": "causal"})
+    tiny = replace(
+        embedded.ATLAS,
+        directory=model,
+        task={"name": "causal"},
+        probes={"train": probes, "test": probes},
+        corrections=corrections,
+    )
+    monkeypatch.setattr(embedded, "ATLAS", tiny)
+    monkeypatch.setitem(embedded.MODELS, tiny.name, tiny)
 
 
 def test_the_demonstration_corrects_compares_and_goes_back(cedit: Cedit, atlas: None) -> None:

@@ -11,11 +11,11 @@ from statistics import fmean
 
 import pytest
 
-from continual.atlas import CORRECTIONS, MODEL, PROBES, TASK
 from continual.atlas.facts import Fact, Relation, load_facts, objects_of
 from continual.atlas.measure import DISTRACTORS, Sampler, accuracy, mediation
 from continual.atlas.streams import Streams, build, deal_targets, render, write
 from continual.base import load_base
+from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.readers import read_record
 from continual.recheck.probe_sets import read_probes
@@ -25,7 +25,7 @@ from continual.tasks import make_task
 
 MODEL_BYTES_MAX = 16 * 2**20
 
-shipped_model = pytest.mark.skipif(not MODEL.exists(), reason="the model is not here")
+shipped_model = pytest.mark.skipif(not ATLAS.directory.exists(), reason="the model is not here")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def by_prompt(facts: list[Fact]) -> dict[str, Fact]:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    base = load_base(MODEL)
+    base = load_base(ATLAS.directory)
     with EditedModel(base) as edited:
-        yield Site(edited, make_task(base, TASK))
+        yield Site(edited, make_task(base, ATLAS.task))
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -94,7 +94,9 @@ def test_every_phrasing_is_trained_on_most_subjects(facts: list[Fact]) -> None:
 # --- streams --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [CORRECTIONS, *PROBES.values()], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [ATLAS.corrections, *ATLAS.probes.values()], ids=lambda path: path.name
+)
 def test_shipped_files_are_those_that_the_tables_give(
     path: Path, streams: Streams, tmp_path: Path
 ) -> None:
@@ -242,7 +244,7 @@ def test_a_contradicting_context_changes_the_answer_and_an_unrelated_one_does_no
 
 @shipped_model
 def test_the_model_is_small() -> None:
-    size = sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in ATLAS.directory.rglob("*") if file.is_file())
     assert size <= MODEL_BYTES_MAX
 
 
@@ -275,5 +277,5 @@ def test_one_hidden_state_replaces_a_fact_and_leaves_the_model_as_it_was(
 
 @shipped_model
 def test_shipped_probes_fit_the_task(site: Site) -> None:
-    for path in PROBES.values():
+    for path in ATLAS.probes.values():
         assert len(read_probes(path, site.task)) >= 1000

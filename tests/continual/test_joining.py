@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from continual import atlas
 from continual.base import load_base
+from continual.embedded import ATLAS
 from continual.errors import CeditError, RequestError
 from continual.prompts import Chat
 from continual.recheck.candidates import encode
@@ -257,16 +257,16 @@ def test_a_store_that_does_not_name_its_joining_encodes_as_before() -> None:
 
 def test_what_the_atlas_reads_is_the_same_either_way() -> None:
     base = load_base("atlas")
-    before = make_task(base, atlas.TASK)
-    now = make_task(base, new_settings(base, atlas.TASK))
+    before = make_task(base, ATLAS.task)
+    now = make_task(base, new_settings(base, ATLAS.task))
     count = 0
-    for file in atlas.PROBES.values():
+    for file in ATLAS.probes.values():
         for line in Path(file).read_text(encoding="utf-8").splitlines():
             probe = Probe.model_validate(json.loads(line))
             asked = (probe.prompt, probe.answer)
             assert now.encode(*asked) == before.encode(*asked)
             count += 1
-    for item in open_stream(str(atlas.CORRECTIONS)):
+    for item in open_stream(str(ATLAS.corrections)):
         for request in item.requests:
             assert encode(request, now) == encode(request, before)
             count += 1

@@ -154,6 +154,18 @@ def test_a_fresh_count_gives_the_rates_on_record(walked):
     assert rates.SR == said.count("applied") / attempted
 
 
+def test_standing_reads_and_measures_when_it_is_told(knowing):
+    knowing.apply(STREAM[:2], recheck=Recheck(every=5))
+    head = knowing.store.head
+    standing = Standing(knowing.store, knowing.site)
+    assert knowing.store.ledger(head.seq) is None
+    standing.record()
+    first = knowing.store.ledger(head.seq)
+    assert first is not None and first["rates"]["SR"] == 1.0
+    standing.record()
+    assert knowing.store.ledger(head.seq) == first
+
+
 def test_outcomes_stay_exact_where_steps_are_not_rechecked(knowing):
     knowing.apply(STREAM[:8], recheck=Recheck(every=5))
     knowing.apply(STREAM[8:12])

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
+from continual.atlas.texts import AtlasTexts
 from continual.base import BaseModel
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.statistics import KeyStatistics, Passes, Statistics, StatisticsError, moments
 from continual.statistics import kept as keeping
-from continual.statistics.texts import AtlasTexts
 from store import Store
 from store.errors import StoreFull
 from tests import tiny_language as language

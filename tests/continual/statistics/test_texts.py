@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from continual.atlas.facts import load_facts
+from continual.atlas.texts import AtlasTexts
 from continual.statistics import texts
-from continual.statistics.texts import AtlasTexts, TextError, TextFiles
+from continual.statistics.texts import TextError, TextFiles
 
 Write = Callable[..., Path]
 

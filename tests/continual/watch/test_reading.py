@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from continual.base import ATLAS, load_base
+from continual.base import load_base
+from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.site import Site
@@ -18,7 +19,7 @@ PROMPT, OTHER = "The capital of France is", "The capital of Spain is"
 
 @pytest.fixture
 def edited() -> Iterator[EditedModel]:
-    model = EditedModel(load_base(ATLAS))
+    model = EditedModel(load_base(ATLAS.name))
     with model:
         yield model
 

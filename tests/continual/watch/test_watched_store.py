@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from continual import atlas
 from continual.editors.tpatcher import TPatcher
+from continual.embedded import ATLAS
 from continual.errors import CeditError
 from continual.history.inspection import details, rates_at
 from continual.history.rehearsing import recompute
@@ -31,14 +31,14 @@ ONE = {"prompt": "The capital of France is", "target_new": "Lima", "subject": "F
 
 
 def corrections(count: int) -> list[dict[str, Any]]:
-    with atlas.CORRECTIONS.open(encoding="utf-8") as lines:
+    with ATLAS.corrections.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in islice(lines, count)]
 
 
 def made(path: Path, watch: dict[str, Any] = FEW, **new: Any) -> Session:
     """A store with a few of the atlas's probes: to measure all of them takes longer than a test."""
     probes = {}
-    for name, file in atlas.PROBES.items():
+    for name, file in ATLAS.probes.items():
         with file.open(encoding="utf-8") as lines:
             few = path.with_name(f"{path.name}-{name}.jsonl")
             few.write_text("".join(islice(lines, 40)), encoding="utf-8")

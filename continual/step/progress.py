@@ -1,0 +1,79 @@
+"""How far the edits of a step have come: what is pending, applied and refused, and why.
+
+Knows requests, parts and reasons; leaves to `editing` what happens to the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from continual.patches import Patch
+from continual.recheck import retention
+from continual.recheck.retention import Outcome
+from continual.step.planning import PlannedEdit
+
+Group = list[PlannedEdit]
+
+
+@dataclass
+class Progress:
+    """Where the edits of a step are. The patches proved so far are on the model."""
+
+    pending: dict[str, PlannedEdit]
+    state: str  # of the matrices, for which the memory holds
+    applied: dict[str, PlannedEdit] = field(default_factory=dict)
+    parts: list[Patch] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
+    over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
+    narrowed: Counter[str] = field(default_factory=Counter)  # refusals for harm, by request
+
+    def refuse(self, identity: str, editor: str, reason: str) -> None:
+        """Record why an editor did not get an edit right."""
+        self.reasons.setdefault(identity, {})[editor] = reason
+
+    def accept(
+        self, edit: PlannedEdit, editor: str, attempt: int, notes: Mapping[str, object]
+    ) -> None:
+        """Record that an edit is applied, and why earlier editors of the chain did not do it."""
+        self.applied[edit.id] = self.pending.pop(edit.id)
+        before = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
+        self.outcomes[edit.id] = Outcome(
+            edit.id,
+            retention.APPLIED,
+            editor=editor,
+            attempt=attempt,
+            supersedes=edit.supersedes,
+            repair=edit.repair,
+            notes={**notes, **({"passed_by": before} if before else {})},
+        )
+
+    def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:
+        """An edit that a later patch of the same step has broken has to be made again."""
+        self.pending[edit.id] = self.applied.pop(edit.id)
+        del self.outcomes[edit.id]
+        self.refuse(edit.id, editor, reason)
+
+    def failures(self) -> dict[str, Outcome]:
+        """The outcomes of all that is still pending when the chain has ended, by request."""
+        return {
+            identity: Outcome(
+                identity,
+                retention.FAILED,
+                reason=_told(self.reasons.get(identity, {})),
+                supersedes=edit.supersedes,
+                repair=edit.repair,
+            )
+            for identity, edit in self.pending.items()
+        }
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    """The reasons of every editor that had a try, with their names where there are several."""
+    if not reasons:
+        return "no editor proposed a patch for it"
+    if len(reasons) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{editor}: {reason}" for editor, reason in reasons.items())
