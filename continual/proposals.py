@@ -83,11 +83,11 @@ class Editor(Protocol):
     """A method."""
 
     name: str
-    tasks: tuple[str, ...]  # whose models it edits; none named: any
     attempts: int  # how many budgets it has
     tolerance: float  # the share of a batch that may stay wrong while the others keep the patch
     splits: bool  # whether a batch that it objects to may do in halves
     crowds: bool  # whether edits of a batch are in each other's way: one that failed may do alone
+    narrows: bool  # whether a retry of an edit that changed too much is narrower: see `narrow`
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """A patch for these edits, which together make one batch."""

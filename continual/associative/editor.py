@@ -54,11 +54,11 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     """A method that writes to FFN output matrices what they are to give at subjects."""
 
     name: str
-    tasks: tuple[str, ...] = ("causal",)
     attempts = 2
     tolerance = 0.5
     splits = True
     crowds = False
+    narrows = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -20,11 +20,11 @@ class MemoryEditor(ABC):
     """A method that keeps a request as a text beside the untouched model."""
 
     name: ClassVar[str]
-    tasks: ClassVar[tuple[str, ...]] = ("causal",)
     attempts: int = 1
     tolerance = 0.0
     splits = False
     crowds = False
+    narrows = False
 
     @abstractmethod
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:

@@ -231,7 +231,7 @@ class Workshop:
         if not verdict.is_proved:
             return [right]
         if verdict.harm is not None:
-            return self._narrow(progress, name, right, verdict.harm)
+            return self._narrow(progress, tried.editor, right, verdict.harm)
         self._keep(progress, tried, verdict)
         return []
 
@@ -245,15 +245,15 @@ class Workshop:
         return [tried.edits[:half], tried.edits[half:]] if editor.splits and half else []
 
     @staticmethod
-    def _narrow(progress: Progress, editor: str, edits: Group, harm: str) -> list[Group]:
+    def _narrow(progress: Progress, editor: Editor, edits: Group, harm: str) -> list[Group]:
         """Refuse a patch that changes too much: halves, or a narrower one while there are any."""
         for edit in edits:
-            progress.refuse(edit.id, editor, harm)
+            progress.refuse(edit.id, editor.name, harm)
             progress.narrowed[edit.id] += 1
         half = len(edits) // 2
         if half:
             return [edits[:half], edits[half:]]
-        is_last = progress.narrowed[edits[0].id] > NARROWER_MAX
+        is_last = not editor.narrows or progress.narrowed[edits[0].id] > NARROWER_MAX
         return [] if is_last else [edits]
 
     def _keep(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> None:

@@ -33,11 +33,11 @@ class FineTuneEditor(ABC, Generic[Config]):
     """Adam on some parameters, for all edits of a batch together."""
 
     name: str
-    tasks: tuple[str, ...] = ()
     attempts = 1
     tolerance = 0.5
     splits = False
     crowds = False
+    narrows = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -103,11 +103,11 @@ class TPatcher:
     """One neuron per wrong answer position, in the last FFN; everything else stays as it is."""
 
     name = "tpatcher"
-    tasks: tuple[str, ...] = ()
     attempts = 3
     tolerance = 0.0
     splits = False
     crowds = True
+    narrows = True
 
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
