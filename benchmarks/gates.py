@@ -108,8 +108,10 @@ class Reader:
         about = [f.template.replace("{}", fact.subject, 1) for f in elsewhere]
         parts = {
             "own": [fact.prompt, *(f"{prefix}. {fact.prompt}" for prefix in prefixes)],
-            "subject": rng.sample([p for p in dict.fromkeys(about) if p not in held_out], 8),
-            "others": [
+            "in memory, about it": rng.sample(
+                [p for p in dict.fromkeys(about) if p not in held_out], ABOUT_SUBJECT
+            ),
+            "in memory, about others": [
                 fact.template.replace("{}", other.subject, 1)
                 for other in rng.sample(elsewhere, ABOUT_OTHERS)
             ],
@@ -121,8 +123,8 @@ class Reader:
         return Asked(
             subject,
             split.pop("own"),
-            split.pop("subject"),
-            split.pop("others"),
+            split.pop("in memory, about it"),
+            split.pop("in memory, about others"),
             {
                 kind: (found, [names(normalised(q), subject) for q in questions[kind]])
                 for kind, found in split.items()
@@ -194,7 +196,9 @@ def _prefixes(texts: Sequence[str], count: int, rng: random.Random) -> Iterator[
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    options = argparse.ArgumentParser(prog="python -m benchmarks.gates", description=__doc__)
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.gates", description=(__doc__ or "").splitlines()[0]
+    )
     options.add_argument("--model", type=Path, required=True, metavar="DIR")
     options.add_argument("--records", type=int, default=40, metavar="N")
     options.add_argument("--skip", type=int, default=0, metavar="N", help="records of the order")

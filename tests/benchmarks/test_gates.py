@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import gates
-from benchmarks.gates import GENERAL, Asked, opened
-from benchmarks.real_model.questions import NEIGHBOUR, PARAPHRASE, SUBJECT
+from benchmarks.gates import GENERAL, Asked, Reader, opened
+from benchmarks.real_model.questions import NEIGHBOUR, PARAPHRASE, SUBJECT, Fact
+from continual.base import load_base
+from continual.embedded import ATLAS
+from continual.model import EditedModel
+from continual.site import Site
+from continual.tasks import make_task
 
 WIDTH = 16
 
@@ -58,7 +62,27 @@ def test_where_no_plane_separates_there_is_no_gate(asked):
     assert (line["inseparable"], line[PARAPHRASE], line[SUBJECT]) == (1, 1.0, 0.0)
 
 
-def test_the_command_knows_its_options():
-    given = gates.parser().parse_args(["--model", "somewhere", "--rows", "0,10"])
-    assert isinstance(given, argparse.Namespace)
-    assert (given.rows, given.records) == ("0,10", 40)
+def test_what_a_gate_is_asked_on_is_not_in_its_memory():
+    """By the queries of the atlas: each kind has those of its own prompts."""
+    places = [
+        Fact(n, f"{{}} has thing {n}, which is", f"Town {n}", f"P{n}", "red", (), (), ())
+        for n in range(12)
+    ]
+    questions = {
+        PARAPHRASE: ["The thing of Town 0 is"],
+        NEIGHBOUR: ["Town 3 has thing 0, which is"],
+        SUBJECT: ["The history of Town 0 began", "Town 0 is known for"],
+        GENERAL: ["Once upon a time"],
+    }
+    base = load_base(str(ATLAS.directory))
+    with EditedModel(base) as edited:
+        reader = Reader(Site(edited, make_task(base, dict(ATLAS.task))))
+        asked = reader.asked(places[0], places, ["Well"], questions, 0)
+        expected = reader.queries(questions[SUBJECT])
+    queries, named = asked.others[SUBJECT]
+    torch.testing.assert_close(queries, expected, rtol=1e-4, atol=1e-4)
+    assert named == [True, True]
+    assert asked.others[NEIGHBOUR][1] == [False]
+    sizes = [len(part) for part in (asked.own, asked.about_subject, asked.about_others)]
+    assert sizes == [2, gates.ABOUT_SUBJECT, gates.ABOUT_OTHERS]
+    assert torch.cdist(asked.about_subject, expected).min() > 1e-2

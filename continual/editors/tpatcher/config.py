@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -83,6 +84,9 @@ class TPatcherConfig(Table):
         for name in ("copies", "subject_copies"):
             if getattr(self, name) < 0:
                 raise self.refused(f"{name} = {getattr(self, name)} is less than 0")
+        for name in ("whitening", "subject_whitening"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise self.refused(f"{name} = {getattr(self, name)} is not 0 or a positive number")
         if not 0.0 <= self.crowding <= 1.0:
             raise self.refused(f"crowding = {self.crowding} is not in [0, 1]")
         if self.neurons_max < 1 or self.value_steps_max < 1:
