@@ -43,7 +43,8 @@ from continual.editors.tpatcher.whitening import Whitening
 from continual.model import EditedModel
 from continual.naming import names
 from continual.prompts import normalised
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding, Question, make_task
 from continual.watch import general
 from continual.watch.config import WatchConfig

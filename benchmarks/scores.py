@@ -23,7 +23,8 @@ from torch.nn.functional import log_softmax
 from continual.passes.partial import logits_of
 from continual.requests import Request
 from continual.session import Session
-from continual.site import Site, length_sorted
+from continual.site import Site
+from continual.task_model import length_sorted
 from continual.tasks import Encoding
 
 NEIGHBOURS = ("same_relation", "neighborhood", "neighbourhood", "")

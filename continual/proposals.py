@@ -17,7 +17,8 @@ from continual.patches import Patch
 from continual.prompts import Prompt
 from continual.queries.memory import QueryMemory
 from continual.requests import Request
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.statistics import Statistics
 from continual.tasks import Encoding
 

@@ -24,7 +24,7 @@ from continual.memory.answers import Answers
 from continual.passes.partial import logits_of
 from continual.prompts import Chat
 from continual.session import Session
-from continual.site import answer_logits
+from continual.task_model import answer_logits
 from continual.tasks import Encoding, Question
 
 ROWS = 32  # of a batch, at most

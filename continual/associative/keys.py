@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.associative.lessons import Lesson, Text
 from continual.passes.partial import logits_of
-from continual.site import Site, length_sorted
+from continual.site import Site
+from continual.task_model import length_sorted
 from continual.tasks import Encoding
 
 

@@ -24,7 +24,8 @@ from continual.atlas.corpus import in_context, subject_span
 from continual.atlas.facts import Fact, objects_of
 from continual.passes.partial import logits_of
 from continual.requests import Probe
-from continual.site import Site, length_sorted
+from continual.site import Site
+from continual.task_model import length_sorted
 from continual.tasks import Encoding
 
 DISTRACTORS = ("same_relation", "same_subject", "any")

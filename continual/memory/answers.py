@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from continual.memory.recall import Recall, recall_of
 from continual.memory.routing import Route
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding, Question
 
 

@@ -24,7 +24,7 @@ from continual.errors import CeditError, RequestError
 from continual.memory.contexts import FORM, context, require_form
 from continual.prompts import Prompt
 from continual.requests import Request
-from continual.site import length_sorted
+from continual.task_model import length_sorted
 from continual.tasks import Encoding, Task
 from store import canonical
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from continual.recheck.ledger import WATCH, Entry
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding
 from continual.watch.general import NONE, GeneralText, ReadText
 from continual.watch.passages import UNSAID, Passage

@@ -25,7 +25,8 @@ from continual.queries.search import SearchedQueries
 from continual.reading import RowTexts
 from continual.recheck.metrics import Count
 from continual.recheck.probe_passes import ProbePasses
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding
 
 EDIT, REPHRASE, HELD_OUT = "edit", "rephrase", "held_out"

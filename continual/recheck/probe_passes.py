@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from continual.passes.partial import Recording, record, rows_from
-from continual.site import Rows, Site, answer_rows, length_sorted
+from continual.site import Site
+from continual.site.rows import Rows, answer_rows
+from continual.task_model import length_sorted
 from continual.tasks import Encoding
 
 

@@ -14,7 +14,8 @@ from itertools import islice
 from continual.memory.answers import Answers
 from continual.recheck.candidates import Candidate, Expected
 from continual.recheck.ledger import LOCALITY, Entry
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding
 
 MANY = 8  # new requests: their probes fill passes, however they are divided

@@ -50,7 +50,8 @@ from continual.recheck.retention import (
     reverted_later,
 )
 from continual.requests import Probe, Request
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding, Question
 from continual.watch import fluency
 from continual.watch.neighbours import Neighbourhood

@@ -29,7 +29,8 @@ from continual.queries.memory import QueryMemory
 from continual.reading import named_in
 from continual.recheck.ledger import Ledger
 from continual.recheck.retention import Outcome
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
 from continual.step.progress import Group, Progress

@@ -18,7 +18,8 @@ from continual.recheck import retention
 from continual.recheck.candidates import Candidate, encode
 from continual.recheck.ledger import EDIT, Ledger
 from continual.recheck.retention import Outcome, Retention
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.watch.neighbours import Neighbourhood
 
 

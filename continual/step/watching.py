@@ -13,7 +13,8 @@ import torch
 from continual.memory.answers import Answers
 from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Entry, Ledger
 from continual.requests import Request
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood

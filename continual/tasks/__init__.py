@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
 
+import torch
 from torch import Tensor
 
 from continual.choices import TASKS
@@ -76,6 +77,14 @@ def sequences(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]
             )
         places.append(place)
     return found, places
+
+
+def answer_places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The (sequence, position) of every answer token of a pass over these probes: [n] each."""
+    _, owners = sequences(encodings)
+    places = [(i, p) for i, e in zip(owners, encodings, strict=True) for p in e.positions]
+    sequence, position = torch.tensor(places, device=device).T
+    return sequence, position
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 
 from continual.errors import CeditError, RequestError
 from continual.prompts import Chat
-from continual.site import LOGITS_MAX, Rows, Site
+from continual.site import LOGITS_MAX, Site
+from continual.site.rows import Rows
 from continual.statistics.texts import TextFiles
 from continual.watch.config import WatchConfig
 from continual.watch.passages import UNSAID, Passage

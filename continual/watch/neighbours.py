@@ -20,7 +20,8 @@ from typing import Any, Self
 from continual.errors import RequestError
 from continual.prompts import Chat, Message, Prompt, normalised, prompt_json, read_prompt
 from continual.requests import Request
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding
 from continual.watch import names
 from continual.watch.config import WatchConfig

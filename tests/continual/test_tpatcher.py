@@ -32,7 +32,8 @@ from continual.proposals import Edit, Surroundings
 from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding, Question, make_task
 from tests import tiny_language as language
 from tests.continual.conftest import answers

@@ -16,8 +16,10 @@ import torch
 from torch import Generator, Tensor
 
 from continual.passes.partial import logits_of
-from continual.site import Site, answer_logits, length_sorted, verdict_of
+from continual.site import Site
+from continual.task_model import answer_logits, length_sorted
 from continual.tasks import Encoding
+from continual.verdicts import verdict_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
 from continual.passes.partial import RowTail
-from continual.site import LOGITS_MAX, Rows, Site, Verdict
+from continual.site import LOGITS_MAX, Site
+from continual.site.rows import Rows
+from continual.verdicts import Verdict
 
 VOCABULARY_MIN = 4096  # tokens: a smaller head is read as fast as it is sliced
 

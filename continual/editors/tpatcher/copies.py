@@ -22,7 +22,8 @@ from continual.editors.tpatcher.training import Slots
 from continual.errors import RequestError
 from continual.prompts import Chat, Message, Prompt
 from continual.proposals import Edit, Surroundings
-from continual.site import LOGITS_MAX, Rows, Site
+from continual.site import LOGITS_MAX, Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding
 
 PREFIXES = 128  # in a pool

@@ -38,7 +38,8 @@ from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, Proposal, Surroundings
 from continual.queries.memory import QueryMemory
-from continual.site import Rows, Site
+from continual.site import Site
+from continual.site.rows import Rows
 
 __all__ = ["TPatcher", "total_loss"]
 

@@ -1,0 +1,150 @@
+"""The last FFN as a place to edit: how a probe stands there, and what is answered from there.
+
+The query q and the residual sum h at the last FFN do not depend on any neuron there. A probe is
+therefore kept as *rows*, one (q, h) per answer position, and its answer under any neurons is one
+norm and one projection: logits = tail(h + relu(q·K + b)·V). Knows rows, and what neurons make of
+them; how probes become inputs, and judging by whole passes, is the `TaskModel`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from continual.effects.gated import NeuronBank
+from continual.model import EditedModel
+from continual.passes.partial import RowTail
+from continual.passes.site_pass import SitePass
+from continual.patches.neuron import NeuronPatch
+from continual.reading import RowTexts
+from continual.site.remembered import PatchedSums, RowAnswers
+from continual.site.rows import Rows
+from continual.task_model import TaskModel, length_sorted
+from continual.tasks import Encoding, Task, sequences
+from continual.verdicts import Verdict, verdict_of
+
+LOGITS_MAX = 2**24
+ROWS_REMEMBERED_MAX = 64
+
+
+class Site(TaskModel):
+    """The last FFN of an edited model, for one task. Used within the model's `with` block."""
+
+    def __init__(self, edited: EditedModel, task: Task) -> None:
+        super().__init__(edited, task)
+        self._pass = SitePass(edited.model, edited.anatomy)
+        self._sums = PatchedSums(edited, self.block)
+        self._answers = RowAnswers(edited, partial(_logits, self.tail, self.dtype), self.tie)
+
+    @property
+    def block(self) -> int:
+        """The block whose FFN this is."""
+        return self.edited.anatomy.last
+
+    @property
+    def bank(self) -> NeuronBank:
+        """The neurons here."""
+        return self.edited.bank(self.block)
+
+    # -- rows
+
+    def rows(self, encodings: Sequence[Encoding]) -> Rows:
+        """The rows of these probes, in one forward pass over them alone.
+
+        The same probes in the same order give the same bits.
+        """
+        edited = self.edited
+        with edited.without_neurons(self.block):
+            inputs = self.inputs(encodings)
+            read, owners = sequences(encodings)
+            size = max(len(encoding.ids) for encoding in read)
+            places = [
+                i * size + p for i, e in zip(owners, encodings, strict=True) for p in e.positions
+            ]
+            device = inputs["input_ids"].device
+            query, hidden = self._pass(inputs, torch.tensor(places, device=device))
+        targets = [target for encoding in encodings for target in encoding.targets]
+        rows = (query.clone().float(), hidden.clone().float())  # such as autograd can use
+        return Rows(*rows, torch.tensor(targets, device=device), self.texts(encodings))
+
+    def texts(self, encodings: Sequence[Encoding]) -> RowTexts:
+        """The words read up to the rows of these probes."""
+        read = [(e.ids, place + 1) for e in encodings for place in e.positions]
+        return RowTexts(self.edited.decode, read)
+
+    def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
+        """The rows of many probes: passes of nearly one length, rows in the probes' order."""
+        found: dict[int, Rows] = {}
+        for batch in length_sorted(encodings):
+            rows = self.rows([encodings[i] for i in batch])
+            sizes = [len(encodings[i].targets) for i in batch]
+            for i, part in zip(batch, rows.split(sizes), strict=True):
+                found[i] = part
+        return Rows.join(found[i] for i in range(len(encodings)))
+
+    # -- answers
+
+    def patched(self, rows: Rows) -> Tensor:
+        """h [n, d] with what the neurons add to it."""
+        if len(rows) <= ROWS_REMEMBERED_MAX:
+            return self._sums.of(rows)
+        extra = self.bank.contribution(rows.query, rows.texts)
+        return rows.hidden if extra is None else rows.hidden + extra
+
+    def patched_with(self, rows: Rows, patch: NeuronPatch) -> Tensor:
+        """h [n, d] as it will be, to the bit, when this patch is put on next."""
+        return self._sums.with_next(rows, patch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits [n, vocab] of residual sums [n, d], in float32."""
+        if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
+            return _logits(self.tail, self.dtype, hidden)
+        return self._answers.of(hidden).logits
+
+    def verdict(self, hidden: Tensor, targets: Tensor) -> Verdict:
+        """The verdict of residual sums [n, d] on targets: those of the first rows, or of all."""
+        if len(hidden) > ROWS_REMEMBERED_MAX:
+            return verdict_of(_logits(self.tail, self.dtype, hidden), targets, self.tie)
+        return self._answers.of(hidden).leading.verdict(targets)
+
+    @torch.no_grad()
+    def judge(self, rows: Rows) -> Verdict:
+        """Which rows have their target as the arg-max, with the neurons that are on."""
+        hidden = self.patched(rows)
+        size = max(1, LOGITS_MAX // self.choices)
+        return Verdict.join(
+            [
+                self.verdict(hidden[i : i + size], rows.targets[i : i + size])
+                for i in range(0, len(rows), size)
+            ]
+        )
+
+    def is_right(self, encoding: Encoding, rows: Rows) -> bool:
+        """Whether a probe is right, from the first of these rows, which are its own."""
+        with torch.no_grad():  # of all rows at once: an editor will ask for all of them
+            verdict = self.verdict(self.patched(rows), rows.targets[: len(encoding.targets)])
+        if bool(verdict.close.any()):
+            return self.judge_alone(encoding)
+        return bool(verdict.right.all())
+
+    def are_right(
+        self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
+    ) -> list[bool]:
+        """Whether these of some probes are right, from the rows of all, one probe's after
+        another's: the ledger will ask for all of them."""
+        if not chosen:
+            return []
+        sizes = [len(encoding.targets) for encoding in encodings]
+        verdict = self.judge(rows)
+        right, close = verdict.right.split(sizes), verdict.close.split(sizes)
+        return [
+            self.judge_alone(encodings[i]) if bool(close[i].any()) else bool(right[i].all())
+            for i in chosen
+        ]
+
+
+def _logits(tail: RowTail, dtype: torch.dtype, hidden: Tensor) -> Tensor:
+    return tail(hidden.to(dtype)).float()

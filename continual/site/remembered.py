@@ -1,0 +1,136 @@
+"""What a few rows came to before: a gate, an editor, a proof and the ledger often ask the same.
+
+Sums are remembered with the neurons that fire, so that only neurons that came later are asked.
+Knows how long something remembered holds; leaves it to `Site` what is worth remembering, and to
+the model what is computed anew. The same bits come out, remembered or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from continual.effects.gated import Firing, NeuronBank
+from continual.model import EditedModel
+from continual.patches.neuron import NeuronPatch
+from continual.site.rows import Rows
+from continual.verdicts import Leading
+
+SUMS_REMEMBERED = 16
+ANSWERS_REMEMBERED = 16
+LOGITS_REMEMBERED_MAX = 2**22  # in all, if all are as many as the latest
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Rows with the neurons that fire on them, at one state of the model."""
+
+    state: str  # the model's fingerprint
+    neurons: int  # so many were on
+    mark: float  # of the rows' residual sums
+    rows: Rows
+    firing: Firing
+    patched: Tensor
+
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
+        return self.state, self.neurons, len(self.rows)
+
+
+class PatchedSums:
+    """Residual sums of a few rows with the neurons at one block, the latest remembered."""
+
+    def __init__(self, edited: EditedModel, block: int) -> None:
+        self._edited, self._block = edited, block
+        self._sums: list[_Sum] = []  # the latest first
+
+    def of(self, rows: Rows) -> Tensor:
+        """h [n, d] with what the neurons add to it."""
+        state, size, mark = self._edited.fingerprint, self._bank.size, _mark(rows.hidden)
+        known = self._known(rows, mark)
+        if known is not None and known.name == (state, size, len(rows)):
+            return known.patched
+        firing = self._firing(rows, known)
+        patched = self._summed(rows, firing)
+        others = [s for s in self._sums if s is not known or len(s.rows) > len(rows)]
+        self._sums = [_Sum(state, size, mark, rows, firing, patched), *others]
+        del self._sums[SUMS_REMEMBERED:]
+        return patched
+
+    def with_next(self, rows: Rows, patch: NeuronPatch) -> Tensor:
+        """h [n, d] as it will be, to the bit, when this patch is put on next."""
+        firing = self._firing(rows, self._known(rows, _mark(rows.hidden)))
+        more = patch.firing(rows.query, rows.texts)
+        if not len(more):
+            return self._summed(rows, firing)
+        activations = torch.cat([firing.activations, more.activations], 1)
+        values = torch.cat([self._bank.values[firing.places], patch.values[more.places]])
+        return rows.hidden + activations @ values
+
+    @property
+    def _bank(self) -> NeuronBank:
+        return self._edited.bank(self._block)
+
+    def _known(self, rows: Rows, mark: float) -> _Sum | None:
+        """The latest sum of rows that begin with these."""
+        return next((s for s in self._sums if s.mark == mark and s.rows.begin_with(rows)), None)
+
+    def _firing(self, rows: Rows, known: _Sum | None) -> Firing:
+        """The neurons that fire on a few rows; only those that came since they were known."""
+        bank = self._bank
+        if known is None or not self._edited.has_passed(known.state, self._block, known.neurons):
+            return bank.firing(rows.query, texts=rows.texts)
+        before = known.firing.of_first(len(rows))
+        return before.followed_by(bank.firing(rows.query, known.neurons, rows.texts))
+
+    def _summed(self, rows: Rows, firing: Firing) -> Tensor:
+        return rows.hidden + self._bank.summed(firing) if len(firing) else rows.hidden
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The logits of a few residual sums, at one state of the parameters."""
+
+    state: str  # the head and the norm may be edited, too
+    mark: float
+    hidden: Tensor  # [n, d]
+    logits: Tensor  # [n, vocab] float32
+    tie: float
+
+    @cached_property
+    def leading(self) -> Leading:
+        """The highest logit of each row."""
+        return Leading.of(self.logits, self.tie)
+
+    def is_of(self, state: str, hidden: Tensor, mark: float) -> bool:
+        """Whether these are its residual sums, and this its state."""
+        return mark == self.mark and state == self.state and torch.equal(hidden, self.hidden)
+
+
+class RowAnswers:
+    """The answers of a few rows, the latest remembered."""
+
+    def __init__(self, edited: EditedModel, logits: Callable[[Tensor], Tensor], tie: float) -> None:
+        """`logits` of residual sums [n, d]; `tie` as in `verdicts.tie_of`."""
+        self._edited, self._logits, self._tie = edited, logits, tie
+        self._answers: list[Answer] = []  # the latest first
+
+    def of(self, hidden: Tensor) -> Answer:
+        """The answer of residual sums [n, d]: remembered, or computed."""
+        state, mark = self._edited.rows_state, _mark(hidden)
+        known = next((a for a in self._answers if a.is_of(state, hidden, mark)), None)
+        if known is None:
+            known = Answer(state, mark, hidden, self._logits(hidden), self._tie)
+            few = min(ANSWERS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known.logits.numel()))
+            self._answers = [known, *self._answers[:few]]
+        return known
+
+
+def _mark(rows: Tensor) -> float:
+    """A number that tells most rows [n, d] apart, before they are compared whole."""
+    return float(rows[0, 0]) if len(rows) else 0.0

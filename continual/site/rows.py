@@ -1,0 +1,75 @@
+"""Rows: the answer positions of probes as they stand at the last FFN, with what is wanted there.
+
+Knows tensors and the texts behind them; where rows come from and what they answer is `Site`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from continual.reading import RowTexts
+from continual.tasks import Encoding, answer_places
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The answer positions of some probes, one after another, at the last FFN without neurons."""
+
+    query: Tensor  # [n, d] float32
+    hidden: Tensor  # [n, d] float32: residual + FFN output
+    targets: Tensor  # [n] the token wanted
+    texts: RowTexts | None = None  # [n] the words read up to there, where they are known
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor | slice) -> Rows:
+        texts = None if self.texts is None else self.texts.take(index)
+        return Rows(self.query[index], self.hidden[index], self.targets[index], texts)
+
+    def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
+        """Consecutive parts of these sizes."""
+        if list(sizes) == [len(self)]:
+            return (self,)
+        ends = list(accumulate(sizes, initial=0))
+        return tuple(self[slice(a, b)] for a, b in pairwise(ends))
+
+    def begin_with(self, rows: Rows) -> bool:
+        """Whether these rows are its first, or all of it: same bits, read behind the same words."""
+        count = len(rows)
+        if self.texts is not None and rows.texts is not None:
+            same = list(rows.texts.prefixes) == list(self.texts.prefixes[:count])
+        else:
+            same = self.texts is rows.texts
+        is_query = torch.equal(rows.query, self.query[:count])
+        return same and is_query and torch.equal(rows.hidden, self.hidden[:count])
+
+    @classmethod
+    def join(cls, rows: Iterable[Rows]) -> Self:
+        """All of them, one after another."""
+        every = list(rows)
+        if len(every) == 1:
+            return cls(every[0].query, every[0].hidden, every[0].targets, every[0].texts)
+        return cls(
+            torch.cat([r.query for r in every]),
+            torch.cat([r.hidden for r in every]),
+            torch.cat([r.targets for r in every]),
+            RowTexts.join([r.texts for r in every]),
+        )
+
+
+def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) -> Rows:
+    """The answer positions of a pass: query and residual sum [B, T, d] of its probes."""
+    sequence, position = answer_places(encodings, hidden.device)
+    targets = [target for encoding in encodings for target in encoding.targets]
+    return Rows(
+        query[sequence, position].float(),
+        hidden[sequence, position].float(),
+        torch.tensor(targets, device=hidden.device),
+    )
