@@ -115,6 +115,20 @@ class Anatomy:
         return tuple(model.get_submodule(path) for path in self.tail)
 
 
+def is_turned(model: nn.Module, path: str) -> bool | None:
+    """Tell whether the matrix at a path is stored as [outputs, inputs], as a linear layer's is; a
+    `Conv1D` and an embedding store [inputs, outputs]. None for a parameter that is no matrix of
+    such a layer."""
+    parent, _, name = path.rpartition(".")
+    module = model.get_submodule(parent)
+    if name != "weight":
+        return None
+    if isinstance(module, nn.Embedding):
+        return False
+    matrix = _matrix(parent, module)
+    return None if matrix is None else not matrix.transposed
+
+
 def find_anatomy(
     model: Any,
     overrides: Mapping[str, str] | None = None,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from continual import hooks
+from continual.anatomy import is_turned
 from continual.base import BaseModel
 from continual.effects import NOTHING, Effect, Reach
 from continual.effects.gated import NeuronBank, Place
@@ -260,18 +261,41 @@ class EditedModel:
             return known
         return self._add(_sum_of(name), self._seen(name))
 
+    def matrix(self, path: str) -> EditedWeight:
+        """The matrix at a path as [inputs, outputs], with what was added to it: the weight of one
+        linear or embedding layer.
+
+        Raises ModelError where there is none, or one that a product of factors cannot edit: tied to
+        another, of other than two dimensions, or of a layer that is not known to multiply by it.
+        """
+        names = self._names(path)
+        if len(names) > 1:
+            others = ", ".join(name for name in names if name != path)
+            raise ModelError(
+                f"The matrix {path} is tied: {others} is the same parameter, and an update by "
+                "factors would move both. Edit a matrix of its own, or take a dense patch."
+            )
+        parameter = self.model.get_parameter(path)
+        if parameter.ndim != 2:
+            raise ModelError(
+                f"{path} is of shape {tuple(parameter.shape)}, no matrix: an update by factors "
+                "needs the weight of a linear layer."
+            )
+        if is_turned(self.model, path) is None:
+            raise ModelError(
+                f"{path} is no weight of a linear layer, so that nothing says which of its "
+                "dimensions the inputs are: choose another matrix, or a dense patch."
+            )
+        return self.parameter(path)
+
     def block_of(self, path: str) -> int:
         """The first block whose output depends on the parameter at a path."""
         return self.anatomy.lowest_block(self._names(path))
 
     def _seen(self, name: str) -> EditedWeight:
-        block = self.block_of(name)
-        downs = {self.anatomy.down_path(b): b for b in range(self.anatomy.block_count)}
-        for other in self._names(name):
-            if other in downs:
-                view = self.anatomy.down_weight(self.model, downs[other])
-                return EditedWeight(view, block, is_turned=not self.anatomy.transposed)
-        return EditedWeight(self.model.get_parameter(name), block)
+        turned = bool(is_turned(self.model, name))
+        weight = self.model.get_parameter(name)
+        return EditedWeight(weight.T if turned else weight, self.block_of(name), is_turned=turned)
 
     def _names(self, path: str) -> Sequence[str]:
         """All names of the parameter at a path: tied ones have several."""

@@ -46,12 +46,13 @@ class Gathered:
         those that edit parameters, which are summed up together. All of them are on the model, and
         nothing behind them."""
         kinds: dict[type[Patch], list[Patch]] = {}
+        low_rank = [part for part in self._parts if isinstance(part, LowRankPatch)]
         for part in self._parts:
+            if isinstance(part, LowRankPatch):
+                continue
             kinds.setdefault(type(part), []).append(part)
-        every = [part for kind, same in kinds.items() for part in kind.joined(same)]
-        low_rank = [part for part in every if isinstance(part, LowRankPatch)]
-        others = [part for part in every if not isinstance(part, LowRankPatch)]
-        return (*others, *summed(low_rank[0] if low_rank else None, self._dense, edited))
+        joined = [part for kind, same in kinds.items() for part in kind.joined(same)]
+        return (*joined, *summed(low_rank, self._dense, edited))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
-from continual.patches.low_rank import Factors, LowRankPatch
+from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.proposals import Edit, Proposal, Surroundings
 
 FULL = 0.95
@@ -114,8 +114,9 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """See `Editor.objection`: a matrix must not drift too far from the base."""
-        assert isinstance(patch, LowRankPatch)
-        for block, factors in patch.factors.items():
+        assert isinstance(patch, FfnLowRankPatch)
+        for name, factors in patch.factors.items():
+            block = patch.blocks[name]
             drift = self._drift(block, around, factors)
             if not drift <= self.config.drift_max:
                 return self._over(
@@ -182,7 +183,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             factors = factors_of(solution.left, added)
             minds = {} if minded is None else {block: minded}
             owners = tuple(lesson.id for lesson in lessons)
-            scaffold.parts.append(LowRankPatch({block: factors}, minds, owners))
+            scaffold.parts.append(FfnLowRankPatch.of({block: factors}, minds, owners))
 
     def _blocks(self, around: Surroundings) -> tuple[int, ...]:
         """The blocks to edit. Raises EditError for those that the model has not."""
@@ -300,7 +301,7 @@ class _Scaffold:
 
     def __init__(self, edited: EditedModel) -> None:
         self._edited, self._depth = edited, edited.depth
-        self.parts: list[LowRankPatch] = []
+        self.parts: list[FfnLowRankPatch] = []
 
     def put_on(self) -> None:
         """Put on what is not on yet."""
@@ -326,20 +327,11 @@ def _scaffold(edited: EditedModel) -> Iterator[_Scaffold]:
         scaffold.take_down()
 
 
-def _joined(parts: Sequence[LowRankPatch]) -> LowRankPatch | None:
+def _joined(parts: Sequence[FfnLowRankPatch]) -> FfnLowRankPatch | None:
     """One patch that adds what the parts add, column by column in the same order."""
     if not parts:
         return None
     first = next(iter(parts[0].factors))
-    factors: dict[int, list[Factors]] = {}
-    keys: dict[int, list[Tensor]] = {}
-    for part in parts:
-        for block, some in part.factors.items():
-            factors.setdefault(block, []).append(some)
-        for block, minded in part.keys.items():
-            keys.setdefault(block, []).append(minded)
-    return LowRankPatch(
-        {block: Factors.joined(some) for block, some in factors.items()},
-        {block: torch.cat(some) for block, some in keys.items()},
-        tuple(owner for part in parts if first in part.factors for owner in part.owners),
-    )
+    (patch,) = FfnLowRankPatch.joined(parts)
+    owners = tuple(owner for part in parts if first in part.factors for owner in part.owners)
+    return replace(patch, owners=owners)

@@ -68,8 +68,8 @@ class EditedWeight:
     """A parameter of a model: the base, and what was added to it, in order.
 
     The sum is kept in float32 whatever the model's own precision; it stands in the model while the
-    effect is attached, and the base otherwise. An FFN's output matrix is seen as [d_ff, d],
-    whatever way the model stores it; `turned` leads from the one way to the other.
+    effect is attached, and the base otherwise. The matrix of a linear layer is seen as [inputs,
+    outputs], whatever way the model stores it; `turned` leads from the one way to the other.
     """
 
     def __init__(self, weight: Tensor, block: int, *, is_turned: bool = False) -> None:
@@ -103,7 +103,7 @@ class EditedWeight:
 
     @property
     def keys(self) -> Tensor:
-        """[m, d_ff] the keys that came with the patches, in order."""
+        """[m, inputs] the keys that came with the patches, in order."""
         none = self._sum.new_empty(0, len(self._sum))
         return torch.cat([none, *(keys for keys in self._keys if keys is not None)])
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from continual.effects import Reach
 from continual.errors import CeditError
 from continual.patches.dense import DensePatch
-from continual.patches.low_rank import LowRankPatch
+from continual.patches.low_rank import FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import NeuronPatch
-from continual.patches.weight_sums import ParameterSums, WeightSums
+from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums
 
 
 class Patch(Protocol):
@@ -73,16 +73,20 @@ class Patch(Protocol):
 KINDS: Mapping[
     str,
     type[NeuronPatch]
+    | type[FfnLowRankPatch]
     | type[LowRankPatch]
     | type[DensePatch]
     | type[WeightSums]
+    | type[MatrixSums]
     | type[ParameterSums]
     | type[MemoryPatch],
 ] = {
     NeuronPatch.kind: NeuronPatch,
+    FfnLowRankPatch.kind: FfnLowRankPatch,
     LowRankPatch.kind: LowRankPatch,
     DensePatch.kind: DensePatch,
     WeightSums.kind: WeightSums,
+    MatrixSums.kind: MatrixSums,
     ParameterSums.kind: ParameterSums,
     MemoryPatch.kind: MemoryPatch,
 }

@@ -1,8 +1,10 @@
-"""Low-rank patches: ΔW = L·R on the FFN's output matrix of some blocks (ROME, MEMIT and their kin).
+"""Low-rank patches: ΔW = L·R on matrices of linear layers (ROME, MEMIT and their kin, MEND, LoRA).
 
-A matrix is edited by float32 additions in one fixed order, column by column of L, each product
-rounded before it is added: the same bytes on every machine. `LowRankPatch` is what a step adds; the
-matrix with all that was added to it is an `EditedWeight`.
+Every matrix is seen as [inputs, outputs], so that a row of activations is multiplied from the left,
+whatever way the model stores it. It is edited by float32 additions in one fixed order, column by
+column of L, each product rounded before it is added: the same bytes on every machine. A step adds
+a `LowRankPatch`, which names its matrices by their paths; `FfnLowRankPatch` names FFN output
+matrices by their blocks. The matrix with all that was added to it is an `EditedWeight`.
 """
 
 from __future__ import annotations
@@ -21,18 +23,21 @@ from continual.patches.owners import others_places, require_owners
 
 
 class Editable(Protocol):
-    """What a low-rank patch needs of the model that it is put on."""
+    """The model that a low-rank patch is put on."""
 
     def weight(self, block: int) -> EditedWeight:
         """The FFN's output matrix of a block."""
 
+    def matrix(self, path: str) -> EditedWeight:
+        """The matrix of a linear layer at a path, as [inputs, outputs]."""
+
 
 @dataclass(frozen=True)
 class Factors:
-    """ΔW = left @ right for W [d_ff, d]; float32."""
+    """ΔW = left @ right for W [inputs, outputs]; float32."""
 
-    left: Tensor  # [d_ff, n]
-    right: Tensor  # [n, d]
+    left: Tensor  # [inputs, n]
+    right: Tensor  # [n, outputs]
 
     @classmethod
     def joined(cls, parts: Sequence[Factors]) -> Factors:
@@ -47,7 +52,7 @@ class Factors:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[d_ff, d]; see `Addition`."""
+        """[inputs, outputs]; see `Addition`."""
         return len(self.left), self.right.shape[1]
 
     @property
@@ -76,69 +81,88 @@ class Factors:
 
 @dataclass(frozen=True)
 class LowRankPatch:
-    """Factors by block; and by block the keys [m, d_ff] that an editor asks later steps to mind."""
+    """Factors by the path of the matrix; and the keys that an editor asks later steps to mind.
 
-    kind: ClassVar[str] = "low-rank"
+    The paths are those of `named_parameters`, as in a `DensePatch`.
+    """
 
-    factors: Mapping[int, Factors]
-    keys: Mapping[int, Tensor] = field(default_factory=dict)
-    owners: tuple[str, ...] = ()  # [n] the request of each column, in every block, where known
+    kind: ClassVar[str] = "low-rank-by-path"
+
+    factors: Mapping[str, Factors]
+    blocks: Mapping[str, int]  # of each path: the first block whose output depends on it
+    keys: Mapping[str, Tensor] = field(default_factory=dict)  # [m, inputs]
+    owners: tuple[str, ...] = ()  # [n] the request of each column, in every matrix, where known
 
     @property
     def rows(self) -> int:
-        """How many columns L has, in the block that has most."""
+        """How many columns L has, in the matrix that has most."""
         return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     @property
     def reach(self) -> Reach:
         """See `Patch.reach`."""
-        return Reach(blocks=frozenset(self.factors))
+        return Reach(blocks=frozenset(self.blocks.values()))
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The matrices, in the order of their edits."""
+        return sorted(self.factors)
+
+    @classmethod
+    def weight(cls, model: Editable, name: str) -> EditedWeight:
+        """The matrix of a name on a model. Raises ModelError where there is none, or one that a
+        low-rank patch cannot edit."""
+        return model.matrix(name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """`B.left`, `B.right` and, where there are any, `B.keys` for block B."""
+        """`PATH.left`, `PATH.right` and, where there are any, `PATH.keys`."""
         named: dict[str, Tensor] = {}
-        for block, factors in self.factors.items():
-            named |= {f"{block}.left": factors.left, f"{block}.right": factors.right}
-        return named | {f"{block}.keys": keys for block, keys in self.keys.items()}
+        for name, factors in self.factors.items():
+            named |= {f"{name}.left": factors.left, f"{name}.right": factors.right}
+        return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
-        """The blocks, in the order of their edits."""
-        return {"blocks": list(self.factors)}
+        """The block of each path."""
+        return {"parameters": {name: self.blocks[name] for name in self.names}}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
         try:
-            blocks = [int(block) for block in meta["blocks"]]
-            factors = {b: Factors(tensors[f"{b}.left"], tensors[f"{b}.right"]) for b in blocks}
+            blocks = cls.blocks_in(meta)
+            factors = {n: Factors(tensors[f"{n}.left"], tensors[f"{n}.right"]) for n in blocks}
         except KeyError as error:
             raise EditError(
                 f"A low-rank patch has no {error}: its file is not one of ours."
             ) from None
-        return cls(factors, {b: tensors[f"{b}.keys"] for b in blocks if f"{b}.keys" in tensors})
+        keys = {n: tensors[f"{n}.keys"] for n in blocks if f"{n}.keys" in tensors}
+        return cls(factors, blocks, keys)
+
+    @classmethod
+    def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
+        """The block of each matrix, as `meta` gave it."""
+        return {str(path): int(block) for path, block in meta["parameters"].items()}
 
     def put_on(self, model: Editable) -> Sequence[Tensor]:
         """See `Patch.put_on`."""
-        return [
-            model.weight(block).add(factors, self.keys.get(block))
-            for block, factors in self.factors.items()
-        ]
+        weights = {name: self.weight(model, name) for name in self.names}
+        return [w.add(self.factors[name], self.keys.get(name)) for name, w in weights.items()]
 
     def norm(self) -> float:
         """The largest Frobenius norm of a ΔW."""
         return max((factors.norm() for factors in self.factors.values()), default=0.0)
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> list[LowRankPatch]:
+    def joined(cls, parts: Sequence[Self]) -> list[Self]:
         """See `Patch.joined`: all columns, in the order in which they are added."""
-        blocks = dict.fromkeys(block for part in parts for block in part.factors)
+        blocks = {name: block for part in parts for name, block in part.blocks.items()}
         factors = {
-            b: Factors.joined([p.factors[b] for p in parts if b in p.factors]) for b in blocks
+            n: Factors.joined([p.factors[n] for p in parts if n in p.factors]) for n in blocks
         }
-        keys = {b: [p.keys[b] for p in parts if b in p.keys] for b in blocks}
-        return [LowRankPatch(factors, {b: torch.cat(some) for b, some in keys.items() if some})]
+        keys = {n: [p.keys[n] for p in parts if n in p.keys] for n in blocks}
+        return [cls(factors, blocks, {n: torch.cat(some) for n, some in keys.items() if some})]
 
-    def without(self, request_id: str) -> LowRankPatch | None:
+    def without(self, request_id: str) -> Self | None:
         """See `Patch.without`: its columns go, those of others stay as they were solved."""
         kept = others_places(self.owners, request_id)
         if len(kept) == len(self.owners):
@@ -147,12 +171,12 @@ class LowRankPatch:
             return None
         return replace(
             self,
-            factors={b: f.chosen(kept) for b, f in self.factors.items()},
-            keys={b: k[kept] if len(k) == len(self.owners) else k for b, k in self.keys.items()},
+            factors={n: f.chosen(kept) for n, f in self.factors.items()},
+            keys={n: k[kept] if len(k) == len(self.owners) else k for n, k in self.keys.items()},
             owners=tuple(self.owners[place] for place in kept),
         )
 
-    def owned_by(self, owners: tuple[str, ...]) -> LowRankPatch:
+    def owned_by(self, owners: tuple[str, ...]) -> Self:
         """See `Patch.owned_by`."""
         for factors in self.factors.values():
             require_owners(owners, factors.left.shape[1], "columns")
@@ -160,19 +184,80 @@ class LowRankPatch:
 
     def check(self) -> None:
         """See `Patch.check`."""
-        for block, factors in self.factors.items():
-            left, right = factors.left, factors.right
-            if left.ndim != 2 or right.ndim != 2 or left.shape[1] != len(right):
-                raise EditError(
-                    f"A low-rank patch does not fit together at block {block}: left "
-                    f"{tuple(left.shape)}, right {tuple(right.shape)}."
-                )
-            keys = self.keys.get(block)
-            if keys is not None and (keys.ndim != 2 or keys.shape[1] != len(left)):
-                raise EditError(
-                    f"A low-rank patch does not fit together at block {block}: left "
-                    f"{tuple(left.shape)}, keys {tuple(keys.shape)}."
-                )
+        if not self.factors or self.factors.keys() != self.blocks.keys():
+            raise EditError("A low-rank patch has no matrices, or does not say where they act.")
+        for name, factors in self.factors.items():
+            self._check_shapes(self.label(name), factors, self.keys.get(name))
         for name, tensor in self.tensors().items():
             if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
                 raise EditError(f"{name} of a low-rank patch is not all finite float32 numbers.")
+
+    @staticmethod
+    def _check_shapes(where: str, factors: Factors, keys: Tensor | None) -> None:
+        left, right = factors.left, factors.right
+        if left.ndim != 2 or right.ndim != 2 or left.shape[1] != len(right):
+            raise EditError(
+                f"A low-rank patch does not fit together at {where}: left "
+                f"{tuple(left.shape)}, right {tuple(right.shape)}."
+            )
+        if keys is not None and (keys.ndim != 2 or keys.shape[1] != len(left)):
+            raise EditError(
+                f"A low-rank patch does not fit together at {where}: left "
+                f"{tuple(left.shape)}, keys {tuple(keys.shape)}."
+            )
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """A matrix as messages name it."""
+        return name
+
+
+class OfBlocks:
+    """Matrices that are the FFN output matrices of blocks, and named by the block's number."""
+
+    @classmethod
+    def weight(cls, model: Editable, name: str) -> EditedWeight:
+        """The FFN's output matrix of a block."""
+        return model.weight(int(name))
+
+    @classmethod
+    def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
+        """The block of each matrix, in the order of their edits."""
+        return {str(int(block)): int(block) for block in meta["blocks"]}
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """A matrix as messages name it."""
+        return f"block {name}"
+
+
+@dataclass(frozen=True)
+class FfnLowRankPatch(OfBlocks, LowRankPatch):
+    """A low-rank patch of FFN output matrices, in the form that cedit had from the first.
+
+    The methods that write to FFN output matrices go on with it, so that a history of theirs that
+    is made again has the same bytes and fingerprints.
+    """
+
+    kind: ClassVar[str] = "low-rank"
+
+    @classmethod
+    def of(
+        cls,
+        factors: Mapping[int, Factors],
+        keys: Mapping[int, Tensor] | None = None,
+        owners: tuple[str, ...] = (),
+    ) -> Self:
+        """Make a patch of factors and keys by block."""
+        named = {str(block): some for block, some in factors.items()}
+        minded = {str(block): some for block, some in (keys or {}).items()}
+        return cls(named, {str(block): block for block in factors}, minded, owners)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """See `LowRankPatch.names`: as they were given."""
+        return list(self.factors)
+
+    def meta(self) -> dict[str, Any]:
+        """The blocks, in the order of their edits."""
+        return {"blocks": [self.blocks[name] for name in self.names]}

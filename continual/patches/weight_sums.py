@@ -1,14 +1,16 @@
 """Parameters as they are at the end of many steps, where that is less than all that was added.
 
-For snapshots: a step never is one. What they put on stands in the place of what was added before.
-`WeightSums` are FFN output matrices, by block, with the keys that came with their patches;
-`ParameterSums` are any parameters, by path. `summed` chooses between them and the patches' factors.
+For snapshots: a step never is one. A sum that is put on stands in the place of everything that was
+added before. `MatrixSums` are matrices by path and `WeightSums` FFN output matrices by block, with
+the keys that came with their low-rank patches; `ParameterSums` are any parameters, by path.
+`summed` chooses between them and the patches' factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from continual.effects import Reach
 from continual.effects.parameters import EditedWeight, Total
 from continual.errors import EditError
-from continual.patches.low_rank import LowRankPatch
+from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch, OfBlocks
 from continual.patches.owners import require_owners
 
 if TYPE_CHECKING:
@@ -25,45 +27,101 @@ if TYPE_CHECKING:
 
 
 class Summable(Protocol):
-    """What sums are read from, and put on."""
+    """The model that sums are read from, and put on."""
 
     def weight(self, block: int) -> EditedWeight:
         """The FFN's output matrix of a block."""
+
+    def matrix(self, path: str) -> EditedWeight:
+        """The matrix of a linear layer at a path, as [inputs, outputs]."""
 
     def parameter(self, path: str) -> EditedWeight:
         """The parameter at a path."""
 
 
 def summed(
-    low_rank: LowRankPatch | None, dense: Mapping[str, int], model: Summable
-) -> list[LowRankPatch | WeightSums | ParameterSums]:
-    """What the low-rank and dense patches of a segment come to, as they stand on the model; `dense`
-    has the paths of the latter with their blocks.
+    low_rank: Sequence[LowRankPatch], dense: Mapping[str, int], model: Summable
+) -> list[LowRankPatch | MatrixSums | ParameterSums]:
+    """Sum up a segment's low-rank patches, in their order, and its dense ones, as they stand on the
+    model; `dense` has the paths of the latter with their blocks.
 
-    Factors stay factors where they take less room than the matrix and no dense patch is in it.
+    Factors stay factors where they take less room than the matrix and no other kind of patch is in
+    it.
     """
     paths = {id(model.parameter(path)): path for path in dense}
-    factors = {} if low_rank is None else low_rank.factors
-    keys = {} if low_rank is None else low_rank.keys
-    few = {
-        block: own
-        for block, own in factors.items()
-        if own.is_smaller_than_dense and id(model.weight(block)) not in paths
-    }
-    wide = [block for block in factors if block not in few]
-    for block in wide:
-        paths.pop(id(model.weight(block)), None)
+    matrices = _by_matrix(low_rank, model)
+    few = [m for m in matrices if m.stays_factors and id(m.weight) not in paths]
+    wide = [m for m in matrices if m not in few]
+    for matrix in wide:
+        paths.pop(id(matrix.weight), None)
+    parts: list[LowRankPatch | MatrixSums | ParameterSums] = []
+    for kind, sums_kind in ((FfnLowRankPatch, WeightSums), (LowRankPatch, MatrixSums)):
+        own = {m.name: m for m in few if m.kind is kind}
+        if own:
+            factors = {name: m.factors for name, m in own.items()}
+            parts.append(kind(factors, _blocks_of(own), _keys_of(own)))
+        own = {m.name: m for m in wide if m.kind is kind}
+        if own:
+            sums = {name: m.weight.sum.clone() for name, m in own.items()}
+            parts.append(sums_kind(sums, _blocks_of(own), _keys_of(own)))
     parameters = {path: model.parameter(path) for path in sorted(paths.values())}
-    found: list[LowRankPatch | WeightSums | ParameterSums] = []
-    if few:
-        found.append(LowRankPatch(few, {b: k for b, k in keys.items() if b in few}))
-    if wide:
-        sums = {block: model.weight(block).sum.clone() for block in wide}
-        found.append(WeightSums(sums, {b: k for b, k in keys.items() if b in sums}))
     if parameters:
         totals = {p: w.turned(w.sum).contiguous().clone() for p, w in parameters.items()}
-        found.append(ParameterSums(totals, {path: dense[path] for path in totals}))
-    return found
+        parts.append(ParameterSums(totals, {path: dense[path] for path in totals}))
+    return parts
+
+
+@dataclass(eq=False)
+class _Matrix:
+    """A matrix with all that the low-rank patches of a segment have on it, in their order."""
+
+    name: str
+    kind: type[LowRankPatch]  # by path, if any of its patches is
+    weight: EditedWeight
+    block: int
+    parts: list[tuple[LowRankPatch, str]] = field(default_factory=list)  # and its name in each
+
+    def take(self, part: LowRankPatch, name: str) -> None:
+        """Take in a patch that has the matrix by this name."""
+        if not isinstance(part, FfnLowRankPatch):
+            self.kind, self.name, self.block = LowRankPatch, name, part.blocks[name]
+        self.parts.append((part, name))
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The columns of all of its patches."""
+        return Factors.joined([part.factors[name] for part, name in self.parts])
+
+    @property
+    def keys(self) -> Tensor | None:
+        """[m, inputs] the keys of all of its patches."""
+        keys = [part.keys[name] for part, name in self.parts if name in part.keys]
+        return torch.cat(keys) if keys else None
+
+    @property
+    def stays_factors(self) -> bool:
+        """Tell whether factors take less room than the matrix."""
+        return self.factors.is_smaller_than_dense
+
+
+def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_Matrix]:
+    """The matrices of some patches, in the order in which they were first edited."""
+    matrices: dict[int, _Matrix] = {}
+    for part in low_rank:
+        for name in part.factors:
+            weight = part.weight(model, name)
+            first = _Matrix(name, type(part), weight, part.blocks[name])
+            matrices.setdefault(id(weight), first).take(part, name)
+    return list(matrices.values())
+
+
+def _blocks_of(matrices: Mapping[str, _Matrix]) -> dict[str, int]:
+    return {name: matrix.block for name, matrix in matrices.items()}
+
+
+def _keys_of(matrices: Mapping[str, _Matrix]) -> dict[str, Tensor]:
+    keys = {name: matrix.keys for name, matrix in matrices.items()}
+    return {name: some for name, some in keys.items() if some is not None}
 
 
 def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list[Patch]:
@@ -111,43 +169,56 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class WeightSums(_Sums):
-    """FFN output matrices as they are at the end of many steps."""
+class MatrixSums(_Sums):
+    """Matrices as they are at the end of many steps."""
 
-    kind: ClassVar[str] = "weight-sums"
+    kind: ClassVar[str] = "matrix-sums"
 
-    sums: Mapping[int, Tensor]  # by block [d_ff, d] float32: base and all that was added
-    keys: Mapping[int, Tensor] = field(default_factory=dict)  # [m, d_ff] those of these steps
+    sums: Mapping[str, Tensor]  # by path [inputs, outputs] float32: base and all that was added
+    blocks: Mapping[str, int]  # as in `LowRankPatch`
+    keys: Mapping[str, Tensor] = field(default_factory=dict)  # [m, inputs] those of these steps
     owners: tuple[str, ...] = ()
 
     @property
     def reach(self) -> Reach:
         """See `Patch.reach`."""
-        return Reach(blocks=frozenset(self.sums))
+        return Reach(blocks=frozenset(self.blocks.values()))
+
+    @classmethod
+    def weight(cls, model: Summable, name: str) -> EditedWeight:
+        """See `LowRankPatch.weight`."""
+        return model.matrix(name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """`B.sum` and, where there are any, `B.keys` for block B."""
-        named = {f"{block}.sum": total for block, total in self.sums.items()}
-        return named | {f"{block}.keys": keys for block, keys in self.keys.items()}
+        """`PATH.sum` and, where there are any, `PATH.keys`."""
+        named = {f"{name}.sum": total for name, total in self.sums.items()}
+        return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
-        """The blocks."""
-        return {"blocks": list(self.sums)}
+        """The block of each path."""
+        return {"parameters": {path: self.blocks[path] for path in sorted(self.sums)}}
+
+    @classmethod
+    def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
+        """The block of each matrix, as `meta` gave it."""
+        return {str(path): int(block) for path, block in meta["parameters"].items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
         try:
-            sums = {int(block): tensors[f"{block}.sum"] for block in meta["blocks"]}
+            blocks = cls.blocks_in(meta)
+            sums = {name: tensors[f"{name}.sum"] for name in blocks}
         except KeyError as error:
             raise EditError(f"A snapshot has no {error}: its file is not one of ours.") from None
-        return cls(sums, {b: tensors[f"{b}.keys"] for b in sums if f"{b}.keys" in tensors})
+        keys = {n: tensors[f"{n}.keys"] for n in blocks if f"{n}.keys" in tensors}
+        return cls(sums, blocks, keys)
 
     def put_on(self, model: Summable) -> Sequence[Tensor]:
         """See `Patch.put_on`."""
         return [
-            model.weight(block).add(Total(total), self.keys.get(block))
-            for block, total in self.sums.items()
+            self.weight(model, name).add(Total(total), self.keys.get(name))
+            for name, total in self.sums.items()
         ]
 
     def check(self) -> None:
@@ -155,6 +226,17 @@ class WeightSums(_Sums):
         for name, tensor in self.tensors().items():
             if tensor.ndim != 2 or tensor.dtype != torch.float32:
                 raise EditError(f"{name} of a snapshot is no float32 matrix.")
+
+
+@dataclass(frozen=True)
+class WeightSums(OfBlocks, MatrixSums):
+    """FFN output matrices by block, as `FfnLowRankPatch` has them."""
+
+    kind: ClassVar[str] = "weight-sums"
+
+    def meta(self) -> dict[str, Any]:
+        """The blocks."""
+        return {"blocks": [self.blocks[name] for name in self.sums]}
 
 
 @dataclass(frozen=True)

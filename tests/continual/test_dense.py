@@ -17,7 +17,7 @@ from continual.passes.partial import capture_answers
 from continual.passes.site_pass import TRACED_AFTER, SitePass
 from continual.patches import pack, unpack
 from continual.patches.dense import DensePatch
-from continual.patches.low_rank import Factors, LowRankPatch
+from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.weight_sums import ParameterSums, WeightSums, summed
 from continual.session import Session
 from tests import tiny_language as language
@@ -44,10 +44,11 @@ def dense(
     return DensePatch(deltas, {name: model.block_of(name) for name in deltas}, owners)
 
 
-def low_rank(seed: int, block: int = 1) -> LowRankPatch:
+def low_rank(seed: int, block: int = 1) -> FfnLowRankPatch:
     draw = torch.Generator().manual_seed(seed)
     left = torch.randn(FFN_WIDTH, 2, generator=draw)
-    return LowRankPatch({block: Factors(left, 0.1 * torch.randn(2, WIDTH, generator=draw))})
+    right = 0.1 * torch.randn(2, WIDTH, generator=draw)
+    return FfnLowRankPatch.of({block: Factors(left, right)})
 
 
 def weights(model: EditedModel) -> list[Tensor]:
@@ -103,7 +104,7 @@ def test_low_rank_and_dense_patches_of_one_matrix_compose_in_their_order():
         if isinstance(patch, DensePatch):
             expected = expected + patch.deltas[DOWN].numpy()
         else:
-            left, right = patch.factors[1].left.numpy(), patch.factors[1].right.numpy()
+            left, right = patch.factors["1"].left.numpy(), patch.factors["1"].right.numpy()
             for column in range(left.shape[1]):
                 expected = expected + left[:, column : column + 1] * right[column : column + 1]
         sums.append(expected.astype(np.float32))
@@ -231,12 +232,12 @@ def test_a_snapshot_has_the_sums_and_leads_to_the_same_bits():
     with model, other:
         for part in parts:
             model.put([part])
-        together = LowRankPatch.joined([p for p in parts if isinstance(p, LowRankPatch)])[0]
+        together = [part for part in parts if isinstance(part, LowRankPatch)]
         blocks = {
             path: b for p in parts if isinstance(p, DensePatch) for path, b in p.blocks.items()
         }
         found = summed(together, blocks, model)
-        assert [type(part) for part in found] == [LowRankPatch, WeightSums, ParameterSums]
+        assert [type(part) for part in found] == [FfnLowRankPatch, WeightSums, ParameterSums]
         assert list(found[1].tensors()) == ["1.sum"]  # the matrix that both kinds are in
         assert list(found[2].tensors()) == ["transformer.wpe.weight"]
         other.put_many(unpack(*pack(found)), model.fingerprint, model.rows_state)

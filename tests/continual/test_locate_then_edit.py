@@ -18,7 +18,7 @@ from continual.editors.memit import Memit, MemitConfig
 from continual.editors.registry import make_editor
 from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
-from continual.patches.low_rank import LowRankPatch
+from continual.patches.low_rank import FfnLowRankPatch
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit
 from continual.site import Site
@@ -80,13 +80,13 @@ def ending_edits(site: Site, *countries: int) -> list[Edit]:
     ]
 
 
-def dense(patch: LowRankPatch, block: int = 0) -> Tensor:
+def dense(patch: FfnLowRankPatch, block: int = 0) -> Tensor:
     """Δ [d, d_ff] in float64."""
-    factors = patch.factors[block]
+    factors = patch.factors[str(block)]
     return (factors.left.double() @ factors.right.double()).T
 
 
-def bits(patch: LowRankPatch) -> list[bytes]:
+def bits(patch: FfnLowRankPatch) -> list[bytes]:
     return [tensor.numpy().tobytes() for tensor in patch.tensors().values()]
 
 
@@ -136,7 +136,7 @@ def test_memit_spreads_what_is_left_over_its_blocks(site):
     keys = torch.stack([plain.key(e.request, [""], 1) for e in edits], 1)
     second = plainly.memit(keys, aim - states(plain, edits, 1), moments.of[1], 0.5)
     patch = editor.edit(edits, around_of(site, moments)).patch
-    assert list(patch.factors) == [0, 1]
+    assert list(patch.blocks.values()) == [0, 1]
     assert relative_error(dense(patch, 0), first) < 1e-4
     assert relative_error(dense(patch, 1), second) < 1e-4
 
@@ -169,10 +169,10 @@ def test_rome_edits_one_request_after_the_other(site, averaged):
         )
         total += expected
         factors = flow.factors_of(expected.T, torch.eye(len(expected)))
-        site.edited.put([LowRankPatch({0: factors})])
+        site.edited.put([FfnLowRankPatch.of({0: factors})])
     site.edited.take_off(0)
     patch = editor.edit(edits, around_of(site, moments)).patch
-    assert patch.factors[0].left.shape[1] == 2
+    assert patch.factors["0"].left.shape[1] == 2
     assert relative_error(dense(patch), total) < 2e-3  # the second's search starts from rounding
 
 
@@ -206,7 +206,7 @@ def test_alphaedit_writes_into_the_null_space_and_minds_the_last_batch(site):
         assert relative_error(dense(patch), expected) < 1e-4
         known = vectors[:, -12:]
         assert float((dense(patch) @ known).norm() / dense(patch).norm()) < 1e-5
-        assert relative_error(patch.keys[0].T, keys) < 1e-5
+        assert relative_error(patch.keys["0"].T, keys) < 1e-5
         site.edited.put([patch])
         past = torch.cat([past, keys], 1)
     assert len(site.edited.weight(0).keys) == 5

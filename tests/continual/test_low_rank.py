@@ -15,7 +15,7 @@ from continual.errors import EditError, ModelError
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.patches import pack, unpack
-from continual.patches.low_rank import Factors, LowRankPatch
+from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.patches.neuron import NeuronPatch
 from continual.queries.memory import QueryMemory
 from continual.recheck.ledger import Entry, Ledger
@@ -41,8 +41,8 @@ def factors(seed: int, rank: int = 3, shape: tuple[int, int] = (FFN_WIDTH, WIDTH
     return Factors(left, 0.1 * torch.randn(rank, shape[1], generator=draw))
 
 
-def patch(seed: int, *blocks: int, shape: tuple[int, int] = (FFN_WIDTH, WIDTH)) -> LowRankPatch:
-    return LowRankPatch({b: factors(seed + b, shape=shape) for b in blocks or (0,)})
+def patch(seed: int, *blocks: int, shape: tuple[int, int] = (FFN_WIDTH, WIDTH)) -> FfnLowRankPatch:
+    return FfnLowRankPatch.of({b: factors(seed + b, shape=shape) for b in blocks or (0,)})
 
 
 def weights(model: EditedModel) -> list[Tensor]:
@@ -60,7 +60,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 def test_it_is_the_dense_update(name):
     model = edited(name)
     given = patch(1, 0, 2)
-    dense = {b: f.left.double() @ f.right.double() for b, f in given.factors.items()}
+    dense = {int(b): f.left.double() @ f.right.double() for b, f in given.factors.items()}
     before = {b: model.anatomy.down_weight(model.model, b).double() for b in (0, 1, 2)}
     with model:
         model.put([given])
@@ -73,7 +73,7 @@ def test_it_is_the_dense_update(name):
 def test_each_element_is_a_sum_in_the_order_of_the_columns():
     model = edited()
     given = patch(1)
-    left, right = given.factors[0].left.numpy(), given.factors[0].right.numpy()
+    left, right = given.factors["0"].left.numpy(), given.factors["0"].right.numpy()
     expected = model.anatomy.down_weight(model.model, 0).clone().numpy()
     for column in range(left.shape[1]):
         expected = expected + left[:, column : column + 1] * right[column : column + 1]
@@ -106,7 +106,7 @@ def test_going_back_gives_the_bytes_of_never_having_gone_forward(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_small_patches_add_up(dtype):
     model = edited("gpt2", dtype)
-    tiny = LowRankPatch({0: Factors(torch.full((FFN_WIDTH, 1), 1e-4), torch.ones(1, WIDTH))})
+    tiny = FfnLowRankPatch.of({0: Factors(torch.full((FFN_WIDTH, 1), 1e-4), torch.ones(1, WIDTH))})
     before = model.anatomy.down_weight(model.model, 0).double().clone()
     with model:
         for _ in range(1000):
@@ -154,9 +154,9 @@ def test_the_rows_state_changes_with_matrices_alone():
 def test_the_keys_that_come_with_patches_come_and_go_with_them():
     model = edited()
     keys = torch.arange(2.0 * FFN_WIDTH).reshape(2, FFN_WIDTH)
-    model.put([LowRankPatch({0: factors(1)}, {0: keys})])
+    model.put([FfnLowRankPatch.of({0: factors(1)}, {0: keys})])
     model.put([patch(2)])
-    model.put([LowRankPatch({0: factors(3)}, {0: keys + 1})])
+    model.put([FfnLowRankPatch.of({0: factors(3)}, {0: keys + 1})])
     assert torch.equal(model.weight(0).keys, torch.cat([keys, keys + 1]))
     model.take_off(2)
     assert torch.equal(model.weight(0).keys, keys)
@@ -168,9 +168,9 @@ def test_the_keys_that_come_with_patches_come_and_go_with_them():
 
 
 def test_it_comes_back_from_its_file():
-    given = LowRankPatch({2: factors(1), 0: factors(2)}, {2: torch.ones(4, FFN_WIDTH)})
+    given = FfnLowRankPatch.of({2: factors(1), 0: factors(2)}, {2: torch.ones(4, FFN_WIDTH)})
     (found,) = unpack(*pack([given]))
-    assert isinstance(found, LowRankPatch)
+    assert isinstance(found, FfnLowRankPatch)
     assert found.reach.blocks == {2, 0}
     assert found.meta() == given.meta()
     assert {n: t.tolist() for n, t in found.tensors().items()} == {
@@ -195,12 +195,12 @@ def test_its_norm_is_that_of_the_dense_update():
 )
 def test_what_does_not_fit_or_is_no_number_is_refused(broken, message):
     with pytest.raises(EditError, match=message):
-        LowRankPatch({0: broken}).check()
+        FfnLowRankPatch.of({0: broken}).check()
 
 
 def test_keys_of_another_width_are_refused():
     with pytest.raises(EditError, match="keys"):
-        LowRankPatch({0: factors(1)}, {0: torch.ones(2, FFN_WIDTH + 1)}).check()
+        FfnLowRankPatch.of({0: factors(1)}, {0: torch.ones(2, FFN_WIDTH + 1)}).check()
 
 
 def test_a_patch_for_another_model_is_refused_and_changes_nothing():
