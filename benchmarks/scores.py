@@ -23,8 +23,7 @@ from torch.nn.functional import log_softmax
 from continual.passes.partial import logits_of
 from continual.requests import Request
 from continual.session import Session
-from continual.site import Site
-from continual.task_model import length_sorted
+from continual.task_model import TaskModel, length_sorted
 from continual.tasks import Encoding
 
 NEIGHBOURS = ("same_relation", "neighborhood", "neighbourhood", "")
@@ -66,21 +65,25 @@ def scores(session: Session, requests: Sequence[Request]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def share(site: Site, pairs: Sequence[Comparison]) -> float | None:
+def share(task_model: TaskModel, pairs: Sequence[Comparison]) -> float | None:
     """How many of the comparisons come out as wanted."""
     if not pairs:
         return None
-    wanted = log_probabilities(site, [site.task.encode(p.prompt, p.wanted) for p in pairs])
-    other = log_probabilities(site, [site.task.encode(p.prompt, p.other) for p in pairs])
+    wanted = log_probabilities(
+        task_model, [task_model.task.encode(p.prompt, p.wanted) for p in pairs]
+    )
+    other = log_probabilities(
+        task_model, [task_model.task.encode(p.prompt, p.other) for p in pairs]
+    )
     return fmean(w > o for w, o in zip(wanted, other, strict=True))
 
 
-def log_probabilities(site: Site, encodings: Sequence[Encoding]) -> list[float]:
+def log_probabilities(task_model: TaskModel, encodings: Sequence[Encoding]) -> list[float]:
     """The mean log-probability of each answer's tokens."""
     found: dict[int, float] = {}
     for batch in length_sorted(encodings):
         chosen = [encodings[i] for i in batch]
-        logits = logits_of(site.edited.model, site.inputs(chosen))
+        logits = logits_of(task_model.edited.model, task_model.inputs(chosen))
         for row, (i, encoding) in enumerate(zip(batch, chosen, strict=True)):
             answers = log_softmax(logits[row, list(encoding.positions)].float(), -1)
             targets = torch.tensor(encoding.targets, device=answers.device)

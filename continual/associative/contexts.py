@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from continual.passes.partial import logits_of
-from continual.site import Site
+from continual.task_model import TaskModel
 from continual.tasks import Encoding, Question
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -22,7 +22,7 @@ LIKELIEST = 5
 
 
 def write_contexts(
-    site: Site, count: int, tokens: int, generator: torch.Generator
+    task_model: TaskModel, count: int, tokens: int, generator: torch.Generator
 ) -> tuple[str, ...]:
     """The empty text, then `count` others: each a generic word and about `tokens` tokens more.
 
@@ -31,22 +31,22 @@ def write_contexts(
     """
     if count == 0:
         return ("",)
-    tokenizer = site.edited.tokenizer
-    rows = [_start(site, number, generator) for number in range(count)]
-    room = site.edited.base.context_tokens_max
+    tokenizer = task_model.edited.tokenizer
+    rows = [_start(task_model, number, generator) for number in range(count)]
+    room = task_model.edited.base.context_tokens_max
     for _ in range(tokens):
         if room is None or max(map(len, rows)) < room:
-            rows = _longer(site, rows, generator)
+            rows = _longer(task_model, rows, generator)
     return ("", *[_closed(tokenizer, row) for row in rows])
 
 
-def _start(site: Site, number: int, generator: torch.Generator) -> list[int]:
+def _start(task_model: TaskModel, number: int, generator: torch.Generator) -> list[int]:
     """The tokens of a generic word, or one of the vocabulary."""
-    tokenizer = site.edited.tokenizer
+    tokenizer = task_model.edited.tokenizer
     known = [ids for word in STARTS if (ids := _ids(tokenizer, word))]
     if known:
         return known[number % len(known)]
-    size = len(site.edited.model.get_input_embeddings().weight)
+    size = len(task_model.edited.model.get_input_embeddings().weight)
     ordinary = [i for i in range(size) if i not in tokenizer.all_special_ids]
     drawn = torch.randint(len(ordinary), (1,), generator=generator).item()
     return [ordinary[int(drawn)]]
@@ -59,12 +59,14 @@ def _ids(tokenizer: Any, word: str) -> list[int]:
 
 
 @torch.no_grad()
-def _longer(site: Site, rows: Sequence[list[int]], generator: torch.Generator) -> list[list[int]]:
+def _longer(
+    task_model: TaskModel, rows: Sequence[list[int]], generator: torch.Generator
+) -> list[list[int]]:
     """Every row with one token more."""
-    inputs = site.inputs([Encoding(Question(tuple(row)), (), ()) for row in rows])
-    logits = logits_of(site.edited.model, inputs)
+    inputs = task_model.inputs([Encoding(Question(tuple(row)), (), ()) for row in rows])
+    logits = logits_of(task_model.edited.model, inputs)
     ends = [len(row) - 1 for row in rows]
-    drawn = _draw(logits[range(len(rows)), ends], site.edited.tokenizer, generator)
+    drawn = _draw(logits[range(len(rows)), ends], task_model.edited.tokenizer, generator)
     return [[*row, token] for row, token in zip(rows, drawn, strict=True)]
 
 

@@ -13,7 +13,7 @@ from continual.associative.subjects import subject_position
 from continual.errors import RequestError
 from continual.prompts import Prompt
 from continual.proposals import Edit
-from continual.site import Site
+from continual.task_model import TaskModel
 from continual.tasks import Encoding, Question
 
 ESSENCE = "{} is a"
@@ -56,7 +56,7 @@ class Lesson:
         return replace(self, texts=texts, anchors=(), is_at_end=True)
 
 
-def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:
+def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Lesson:
     """The lesson of an edit; `contexts` begin with the empty one.
 
     Contexts behind which the prompt is too long are left out. Raises SubjectMissing.
@@ -64,51 +64,53 @@ def lesson_of(edit: Edit, contexts: Sequence[str], site: Site) -> Lesson:
     request = edit.request
     forms, others = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
     asked = [
-        Text(encoding, _subject_place(prompt, request.subject, site))
+        Text(encoding, _subject_place(prompt, request.subject, task_model))
         for prompt, encoding in zip(request.asked, forms, strict=True)
     ]
     assert request.subject is not None
     rephrased = [
-        Text(encoding, _subject_place(rephrase, request.subject, site))
+        Text(encoding, _subject_place(rephrase, request.subject, task_model))
         for rephrase, encoding in zip(request.rephrases, others, strict=False)
         if request.subject in str(rephrase)
     ]
-    behind = tuple(_in_contexts(edit, contexts, site))
+    behind = tuple(_in_contexts(edit, contexts, task_model))
     weights = [*[1.0] * (len(asked) + len(rephrased)), *[1.0 / len(behind) for _ in behind]]
     shares = tuple(weight / sum(weights) for weight in weights)
-    anchors = tuple(_anchors(edit, request.subject, site))
+    anchors = tuple(_anchors(edit, request.subject, task_model))
     return Lesson(edit.id, (*asked, *rephrased, *behind), shares, anchors)
 
 
-def _subject_place(prompt: Prompt, subject: str | None, site: Site, before: str = "") -> int:
+def _subject_place(
+    prompt: Prompt, subject: str | None, task_model: TaskModel, before: str = ""
+) -> int:
     """The position of the subject's last token among the tokens of a prompt. Raises
     SubjectMissing."""
-    asked = site.task.asked(prompt)
+    asked = task_model.task.asked(prompt)
     return subject_position(
-        site.edited.tokenizer, asked.text, subject, before, is_whole=asked.is_whole
+        task_model.edited.tokenizer, asked.text, subject, before, is_whole=asked.is_whole
     )
 
 
-def _in_contexts(edit: Edit, contexts: Sequence[str], site: Site) -> Iterator[Text]:
+def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Iterator[Text]:
     """A plain prompt behind each context; a turn of a chat begins where it begins."""
-    request, asked = edit.request, site.task.asked(edit.request.prompt)
+    request, asked = edit.request, task_model.task.asked(edit.request.prompt)
     if asked.is_whole:
         return
     prompt = asked.text
     for context in filter(None, contexts):
         try:
-            encoding = site.task.encode(context + prompt, request.target_new)
+            encoding = task_model.task.encode(context + prompt, request.target_new)
         except RequestError:  # too long for the model, or for the task's limits
             continue
-        yield Text(encoding, _subject_place(prompt, request.subject, site, context))
+        yield Text(encoding, _subject_place(prompt, request.subject, task_model, context))
 
 
-def _anchors(edit: Edit, subject: str, site: Site) -> Iterator[Text]:
+def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[Text]:
     kept = [probe.prompt for probe in edit.request.locality if subject in str(probe.prompt)]
     for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *kept]):
         try:
-            question = site.task.question(prompt)
+            question = task_model.task.question(prompt)
         except RequestError:
             continue
-        place = _subject_place(prompt, subject, site)
+        place = _subject_place(prompt, subject, task_model)
         yield Text(Encoding(question, (len(question) - 1,), ()), place)

@@ -24,8 +24,7 @@ from continual.atlas.corpus import in_context, subject_span
 from continual.atlas.facts import Fact, objects_of
 from continual.passes.partial import logits_of
 from continual.requests import Probe
-from continual.site import Site
-from continual.task_model import length_sorted
+from continual.task_model import TaskModel, length_sorted
 from continual.tasks import Encoding
 
 DISTRACTORS = ("same_relation", "same_subject", "any")
@@ -155,9 +154,11 @@ class Sampler:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def accuracy(site: Site, probes: Sequence[Probe]) -> Accuracy:
+def accuracy(task_model: TaskModel, probes: Sequence[Probe]) -> Accuracy:
     """How many of the probes the model answers exactly."""
-    outcomes = site.judge_in_full([site.task.encode(p.prompt, p.answer) for p in probes])
+    outcomes = task_model.judge_in_full(
+        [task_model.task.encode(p.prompt, p.answer) for p in probes]
+    )
     by_name: dict[str, list[bool]] = {}
     for probe, right in zip(probes, outcomes, strict=True):
         by_name.setdefault(probe.name, []).append(right)
@@ -178,7 +179,7 @@ class _Case:
 
 
 def mediation(
-    site: Site,
+    task_model: TaskModel,
     replacements: Sequence[Replacement],
     block: int,
     *,
@@ -190,7 +191,7 @@ def mediation(
     The vectors start from zero and are found by Adam, each until greedy decoding gives its target.
     This is the search for a value of Meng et al. 2022 (ROME, eq. 4), without its regularisers.
     """
-    cases = [_case(site, replacement) for replacement in replacements]
+    cases = [_case(task_model, replacement) for replacement in replacements]
     optimizer = torch.optim.Adam([case.vector for case in cases], lr=rate)
     steps: dict[int, int] = {}
     for step in range(steps_max + 1):
@@ -198,23 +199,25 @@ def mediation(
         unsolved = [i for i in range(len(cases)) if i not in steps]
         for batch in length_sorted([cases[i].encoding for i in unsolved], BATCH_TOKENS_MAX):
             chosen = [unsolved[i] for i in batch]
-            right = _descend(site, block, [cases[i] for i in chosen])
+            right = _descend(task_model, block, [cases[i] for i in chosen])
             steps.update((i, step) for i, done in zip(chosen, right, strict=True) if done)
         optimizer.step()
     return Mediation(block, tuple(steps.get(i) for i in range(len(cases))))
 
 
-def _case(site: Site, replacement: Replacement) -> _Case:
-    encoding = site.task.encode(replacement.prompt, replacement.target)
-    _, last = subject_span(site.edited.tokenizer, replacement.prompt, replacement.subject)
-    vector = torch.zeros(site.edited.anatomy.width, device=site.edited.device, requires_grad=True)
+def _case(task_model: TaskModel, replacement: Replacement) -> _Case:
+    encoding = task_model.task.encode(replacement.prompt, replacement.target)
+    _, last = subject_span(task_model.edited.tokenizer, replacement.prompt, replacement.subject)
+    vector = torch.zeros(
+        task_model.edited.anatomy.width, device=task_model.edited.device, requires_grad=True
+    )
     return _Case(encoding, last, vector)
 
 
-def _descend(site: Site, block: int, cases: Sequence[_Case]) -> list[bool]:
+def _descend(task_model: TaskModel, block: int, cases: Sequence[_Case]) -> list[bool]:
     """Gives each vector its gradient; whether each case is right with the vector as it is."""
-    device = site.edited.device
-    inputs = site.task.inputs([case.encoding for case in cases])
+    device = task_model.edited.device
+    inputs = task_model.task.inputs([case.encoding for case in cases])
     places = torch.tensor([case.subject for case in cases], device=device)
     vectors = torch.stack([case.vector for case in cases])
 
@@ -222,8 +225,8 @@ def _descend(site: Site, block: int, cases: Sequence[_Case]) -> list[bool]:
         sequences = torch.arange(len(cases), device=device)
         return hidden.index_put((sequences, places), vectors.to(hidden.dtype), accumulate=True)
 
-    with hooks.altered(site.edited.anatomy.block(site.edited.model, block), moved):
-        logits = logits_of(site.edited.model, {k: v.to(device) for k, v in inputs.items()})
+    with hooks.altered(task_model.edited.anatomy.block(task_model.edited.model, block), moved):
+        logits = logits_of(task_model.edited.model, {k: v.to(device) for k, v in inputs.items()})
     rows = [logits[i, list(case.encoding.positions)] for i, case in enumerate(cases)]
     targets = [torch.tensor(case.encoding.targets, device=device) for case in cases]
     cross_entropy(torch.cat(rows).float(), torch.cat(targets), reduction="sum").backward()

@@ -16,8 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from continual.passes.partial import logits_of
-from continual.site import Site
-from continual.task_model import answer_logits, length_sorted
+from continual.task_model import TaskModel, answer_logits, length_sorted
 from continual.tasks import Encoding
 from continual.verdicts import verdict_of
 
@@ -30,16 +29,18 @@ class Look:
     right: tuple[bool, ...]  # of each text: every token is the arg-max, and not by rounding
 
 
-def look(site: Site, encodings: Sequence[Encoding]) -> Look:
+def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
     """The texts in passes of nearly one length."""
     losses: list[Tensor] = []
     right: dict[int, bool] = {}
     for batch in length_sorted(encodings):
         chosen = [encodings[i] for i in batch]
-        logits, targets = answer_logits(chosen, logits_of(site.edited.model, site.inputs(chosen)))
+        logits, targets = answer_logits(
+            chosen, logits_of(task_model.edited.model, task_model.inputs(chosen))
+        )
         nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         losses.append((nll * _shares(chosen, logits)).sum())
-        verdict = verdict_of(logits.detach(), targets, site.tie)
+        verdict = verdict_of(logits.detach(), targets, task_model.tie)
         sure = (verdict.right & ~verdict.close).split([len(e.targets) for e in chosen])
         right.update({i: bool(of_text.all()) for i, of_text in zip(batch, sure, strict=True)})
     loss = torch.stack(losses).sum() / len(encodings)
@@ -75,25 +76,27 @@ class Anchors:
 
 
 @torch.no_grad()
-def anchored(site: Site, encodings: Sequence[Encoding]) -> Anchors:
+def anchored(task_model: TaskModel, encodings: Sequence[Encoding]) -> Anchors:
     """The inputs as the model answers them now; the same inputs in the same order give the same
     bits."""
     found: dict[int, Tensor] = {}
     for batch in length_sorted(encodings):
         chosen = [encodings[i] for i in batch]
-        logits, _ = answer_logits(chosen, logits_of(site.edited.model, site.inputs(chosen)))
+        logits, _ = answer_logits(
+            chosen, logits_of(task_model.edited.model, task_model.inputs(chosen))
+        )
         parts = logits.log_softmax(-1).split([len(e.targets) for e in chosen])
         found.update(zip(batch, parts, strict=True))
     return Anchors(tuple(encodings), tuple(found[i] for i in range(len(encodings))))
 
 
-def divergence(site: Site, anchors: Anchors) -> Tensor:
+def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
     """KL(p_before ‖ p_now), differentiable."""
     losses: list[Tensor] = []
     for batch in length_sorted(anchors.encodings):
         chosen = anchors[batch]
-        inputs = site.inputs(chosen.encodings)
-        logits, _ = answer_logits(chosen.encodings, logits_of(site.edited.model, inputs))
+        inputs = task_model.inputs(chosen.encodings)
+        logits, _ = answer_logits(chosen.encodings, logits_of(task_model.edited.model, inputs))
         before, now = torch.cat(chosen.log_probs), logits.log_softmax(-1)
         each = torch.nn.functional.kl_div(now, before, reduction="none", log_target=True).sum(-1)
         losses.append((each * _shares(chosen.encodings, logits)).sum())
@@ -104,7 +107,7 @@ def divergence(site: Site, anchors: Anchors) -> Tensor:
 class Restraint:
     """The KL terms of one edit. Each call draws the inputs of one step."""
 
-    site: Site
+    task_model: TaskModel
     groups: tuple[Anchors, ...]
     weight: float
     batch: int  # of each group, at most
@@ -115,4 +118,6 @@ class Restraint:
         drawn = [group.drawn(self.batch, self.generator) for group in self.groups if len(group)]
         if not drawn:
             return None
-        return self.weight * torch.stack([divergence(self.site, each) for each in drawn]).sum()
+        return (
+            self.weight * torch.stack([divergence(self.task_model, each) for each in drawn]).sum()
+        )

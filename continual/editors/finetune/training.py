@@ -15,7 +15,7 @@ from torch import Tensor
 from continual.editors.finetune.config import FineTuneConfig
 from continual.editors.finetune.losses import look
 from continual.errors import EditError
-from continual.site import Site
+from continual.task_model import TaskModel
 from continual.tasks import Encoding
 
 
@@ -43,15 +43,15 @@ class Lesson:
     bound: float | None = None  # |δ| at most
 
 
-def train(site: Site, lesson: Lesson, config: FineTuneConfig) -> Trained:
+def train(task_model: TaskModel, lesson: Lesson, config: FineTuneConfig) -> Trained:
     """Steps until every text is right, `steps_max` at most. The model is as before when this
     returns or raises. Raises Diverged."""
-    with site.edited.trained(lesson.paths) as parameters, torch.enable_grad():
-        weights = [site.edited.parameter(path) for path in parameters]
+    with task_model.edited.trained(lesson.paths) as parameters, torch.enable_grad():
+        weights = [task_model.edited.parameter(path) for path in parameters]
         starts = [weight.turned(weight.sum) for weight in weights]
         deltas = [torch.zeros_like(start) for start in starts]
         adam = torch.optim.Adam(deltas, lr=config.learning_rate)
-        steps, seen = 0, look(site, lesson.texts)
+        steps, seen = 0, look(task_model, lesson.texts)
         _require_finite(seen.loss, steps, config)
         while not all(seen.right) and steps < config.steps_max:
             held = lesson.restraint() if lesson.restraint is not None else None
@@ -60,7 +60,7 @@ def train(site: Site, lesson: Lesson, config: FineTuneConfig) -> Trained:
             loss.backward()
             _step(adam, deltas, list(parameters.values()), lesson.bound)
             _move(parameters.values(), starts, deltas)
-            steps, seen = steps + 1, look(site, lesson.texts)
+            steps, seen = steps + 1, look(task_model, lesson.texts)
             _require_finite(seen.loss, steps, config)
         for delta in deltas:
             _require_finite(delta, steps, config)
