@@ -18,12 +18,13 @@ from statistics import fmean, harmonic_mean
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from continual.passes.partial import logits_of
 from continual.requests import Request
 from continual.session import Session
-from continual.task_model import TaskModel, length_sorted
+from continual.task_model import TaskModel
 from continual.tasks import Encoding
 
 NEIGHBOURS = ("same_relation", "neighborhood", "neighbourhood", "")
@@ -80,15 +81,19 @@ def share(task_model: TaskModel, pairs: Sequence[Comparison]) -> float | None:
 
 def log_probabilities(task_model: TaskModel, encodings: Sequence[Encoding]) -> list[float]:
     """The mean log-probability of each answer's tokens."""
-    found: dict[int, float] = {}
-    for batch in length_sorted(encodings):
-        chosen = [encodings[i] for i in batch]
+
+    def means(chosen: list[Encoding]) -> list[float]:
         logits = logits_of(task_model.edited.model, task_model.inputs(chosen))
-        for row, (i, encoding) in enumerate(zip(batch, chosen, strict=True)):
-            answers = log_softmax(logits[row, list(encoding.positions)].float(), -1)
-            targets = torch.tensor(encoding.targets, device=answers.device)
-            found[i] = float(answers.gather(1, targets[:, None]).mean())
-    return [found[i] for i in range(len(encodings))]
+        return [_mean_log_probability(row, e) for row, e in zip(logits, chosen, strict=True)]
+
+    return task_model.in_passes(means, encodings)
+
+
+def _mean_log_probability(logits: Tensor, encoding: Encoding) -> float:
+    """Of an answer's tokens, from the logits [T, vocab] of its pass."""
+    answers = log_softmax(logits[list(encoding.positions)].float(), -1)
+    targets = torch.tensor(encoding.targets, device=answers.device)
+    return float(answers.gather(1, targets[:, None]).mean())
 
 
 def same_subject_locality(session: Session, requests: Sequence[Request]) -> float | None:

@@ -14,6 +14,8 @@ from typing import Any
 from continual.base import BaseModel, load_base, model_directory
 from continual.editors.registry import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.passes.partial import find_tail
 from continual.recheck.general_rows import BODY, GeneralRows
@@ -58,11 +60,15 @@ class NewStore:
 
 
 def init(
-    path: Path, new: NewStore, *, on_progress: Callable[[int, int], None] = _unseen
+    path: Path,
+    new: NewStore,
+    *,
+    on_progress: Callable[[int, int], None] = _unseen,
+    executor: Executor = LOCAL,
 ) -> Session:
     """Make a store for a base model, measure its probes once, and open it for writing.
 
-    `on_progress` is told the general texts written and their number.
+    `on_progress` is told the general texts written and their number; `executor` works the passes.
     """
     base = _base(new)
     table = new_settings(base, _told_task(new))
@@ -72,10 +78,10 @@ def init(
     settings = _settings(new, base, table, probes) | _editors(new, task)
     edited = EditedModel(base)
     with edited:
-        read = _general_text(Site(edited, task), new, on_progress)
+        read = _general_text(Site(edited, task, executor), new, on_progress)
     store = Store.init(path, settings, _body(new, probes, read), base.fingerprint)
     GeneralRows.keep(store, Site(edited, task), read)
-    session = Session(store, edited, task)
+    session = Session(store, edited, task, executor=executor)
     session.standing  # noqa: B018  measures the base, so that its accuracies are on record
     return session
 

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from continual.base import WrongBaseModel, load_base, model_directory
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
 from continual.patches import Patch
@@ -28,10 +30,19 @@ from store import BlobRef, Revision, Store
 class OpenStore:
     """An open store with its model. A context manager; outside of it the model is bare."""
 
-    def __init__(self, store: Store, edited: EditedModel, task: Task, at: str = "head") -> None:
+    def __init__(
+        self,
+        store: Store,
+        edited: EditedModel,
+        task: Task,
+        at: str = "head",
+        executor: Executor = LOCAL,
+    ) -> None:
+        """`executor` works the passes over many inputs."""
         self.store = store
         self.edited = edited
         self.task = task
+        self.executor = executor
         self.states = States(store, edited)
         self._stack = ExitStack()
         self._stack.callback(store.close)
@@ -44,14 +55,21 @@ class OpenStore:
             raise
 
     @classmethod
-    def open(cls, path: Path | str, *, writable: bool = True, at: str = "head") -> Self:
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        writable: bool = True,
+        at: str = "head",
+        executor: Executor = LOCAL,
+    ) -> Self:
         """Open a store with its model at a revision.
 
         Raises NoStore, StoreLocked, WrongBaseModel, …
         """
         store = Store.open(Path(path), writable=writable)
         try:
-            return cls(store, *_model_and_task(StoreSettings.of(store.settings)), at)
+            return cls(store, *_model_and_task(StoreSettings.of(store.settings)), at, executor)
         except BaseException:
             store.close()
             raise
@@ -80,12 +98,12 @@ class OpenStore:
     @cached_property
     def site(self) -> Site:
         """The last FFN, where probes are looked at."""
-        return Site(self.edited, self.task)
+        return Site(self.edited, self.task, self.executor)
 
     @cached_property
     def statistics(self) -> Statistics:
         """The key statistics of the base model."""
-        return Statistics.of(self.store, self.edited)
+        return Statistics.of(self.store, self.edited, self.executor)
 
     # -- standing at a revision
 

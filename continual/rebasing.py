@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from continual.errors import CeditError
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.history.inspection import retained_at
 from continual.new_store import NewStore, init
 from continual.recheck import retention
@@ -47,13 +49,13 @@ class Report:
     failed: Mapping[str, str]  # with the reasons
 
 
-def rebase(source: Store, path: Path, model: str) -> Iterator[Step]:
+def rebase(source: Store, path: Path, model: str, *, executor: Executor = LOCAL) -> Iterator[Step]:
     """Apply the requests in force at the source's head to another model, in a store at `path`.
 
     One that is there must have been made by this, from the same head and for the same model: it is
     then finished. Raises CeditError where it was not, and what `Session` raises.
     """
-    with opened(source, path, model) as session:
+    with opened(source, path, model, executor) as session:
         done = _done(session.store)
         for group in groups(source):
             left = [request for request in group.requests if request.id not in done]
@@ -112,11 +114,11 @@ def _done(store: Store) -> set[str]:
 
 
 @contextmanager
-def opened(source: Store, path: Path, model: str) -> Iterator[Session]:
+def opened(source: Store, path: Path, model: str, executor: Executor = LOCAL) -> Iterator[Session]:
     """The new store: made, or gone on with."""
     origin = {"base": source.base.fingerprint, "head": source.head_id}
     if exists(path):
-        with open_session(path) as session:
+        with open_session(path, executor=executor) as session:
             if session.store.base.body.get("origin") != origin:
                 raise CeditError(
                     f"{path} is a store, and not one that a rebase of this history at "
@@ -124,8 +126,10 @@ def opened(source: Store, path: Path, model: str) -> Iterator[Session]:
                 )
             yield session
         return
-    with _probe_files(source) as files, init(path, _new(source, files, model, origin)) as session:
-        yield session
+    with _probe_files(source) as files:
+        new = _new(source, files, model, origin)
+        with init(path, new, executor=executor) as session:
+            yield session
 
 
 def _new(

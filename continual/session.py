@@ -15,6 +15,8 @@ import torch
 
 from continual.editors.registry import chain_of, default_chain
 from continual.errors import StreamChanged
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.history import reverting
 from continual.history.reverting import Reverted
 from continual.history.rolling_back import roll_back
@@ -41,9 +43,11 @@ def _unseen(_done: int, _total: int) -> None:
     """Progress, unseen."""
 
 
-def open_session(path: Path | str, *, writable: bool = True, at: str = "head") -> Session:
+def open_session(
+    path: Path | str, *, writable: bool = True, at: str = "head", executor: Executor = LOCAL
+) -> Session:
     """Open a store with its model at a revision. Raises NoStore, StoreLocked, WrongBaseModel, …"""
-    return Session.open(path, writable=writable, at=at)
+    return Session.open(path, writable=writable, at=at, executor=executor)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ the last block's residual sum. Leaves what is read inside the model to `site` an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from continual.execution import Executor, Result
+from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.passes.batching import by_length
 from continual.passes.partial import RowTail, find_tail, logits_of
@@ -26,9 +28,11 @@ PASS_LOGITS_MAX = 2**28  # of a pass that shows the logits of all tokens
 class TaskModel:
     """An edited model, asked as its task asks. Used within the model's `with` block."""
 
-    def __init__(self, edited: EditedModel, task: Task) -> None:
+    def __init__(self, edited: EditedModel, task: Task, executor: Executor = LOCAL) -> None:
+        """`executor` works the passes over many probes."""
         self.edited = edited
         self.task = task
+        self.executor = executor
         self.tail: RowTail = find_tail(edited.model, edited.anatomy)
 
     @cached_property
@@ -53,25 +57,38 @@ class TaskModel:
         inputs = self.task.inputs(sequences(encodings)[0])
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
 
-    @torch.no_grad()
+    def in_passes(
+        self,
+        read: Callable[[list[Encoding]], Sequence[Result]],
+        encodings: Sequence[Encoding],
+        tokens_max: int = PASS_TOKENS_MAX,
+    ) -> list[Result]:
+        """The results of many probes, in their order: `read` has one for each probe of a pass, and
+        is given passes of nearly one length, of at most `tokens_max` padded tokens each."""
+        batches = length_sorted(encodings, tokens_max)
+        passes = self.executor.map(read, [[encodings[i] for i in batch] for batch in batches])
+        results: dict[int, Result] = {}
+        for batch, of_pass in zip(batches, passes, strict=True):
+            results.update(zip(batch, of_pass, strict=True))
+        return [results[i] for i in range(len(encodings))]
+
     def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
         """Which probes are right, by forward passes of the whole edited model, or another one."""
-        outcomes: dict[int, bool] = {}
         tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
-        for batch in length_sorted(encodings, tokens_max):
-            chosen = [encodings[i] for i in batch]
-            logits = logits_of(model or self.edited.model, self.inputs(chosen))
-            answered, targets = answer_logits(chosen, logits)
-            verdict = verdict_of(answered, targets, self.tie)
-            sizes = [len(encoding.targets) for encoding in chosen]
-            for i, right, close in zip(
-                batch, verdict.right.split(sizes), verdict.close.split(sizes), strict=True
-            ):
-                is_close = bool(close.any())
-                outcomes[i] = (
-                    self.judge_alone(encodings[i], model) if is_close else bool(right.all())
-                )
-        return [outcomes[i] for i in range(len(encodings))]
+        return self.in_passes(partial(self._judged, model=model), encodings, tokens_max)
+
+    @torch.no_grad()
+    def _judged(self, encodings: Sequence[Encoding], model: Any) -> list[bool]:
+        """Which probes of one pass are right."""
+        logits = logits_of(model or self.edited.model, self.inputs(encodings))
+        answered, targets = answer_logits(encodings, logits)
+        verdict = verdict_of(answered, targets, self.tie)
+        sizes = [len(encoding.targets) for encoding in encodings]
+        right, close = verdict.right.split(sizes), verdict.close.split(sizes)
+        return [
+            self.judge_alone(encoding, model) if bool(c.any()) else bool(r.all())
+            for encoding, r, c in zip(encodings, right, close, strict=True)
+        ]
 
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:

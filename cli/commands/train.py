@@ -99,11 +99,11 @@ def stats(
       cedit train stats --text wiki.jsonl --blocks 3-8 --tokens 1000000
     """
     from continual.session import open_session
-    from continual.statistics import OWN_TOKENS, Statistics
+    from continual.statistics import OWN_TOKENS
     from continual.statistics.texts import TextFiles
 
     with open_session(find_store(store), writable=False, at="base") as session:
-        statistics = Statistics.of(session.store, session.edited)
+        statistics = session.statistics
         text = TextFiles(texts) if texts else statistics.texts
         if text is None:
             raise click.UsageError("This model has no text of its own: name some with --text.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.associative.lessons import Lesson, Text
 from continual.passes.partial import logits_of
-from continual.task_model import TaskModel, length_sorted
+from continual.task_model import TaskModel
 from continual.tasks import Encoding
 
 
@@ -53,17 +54,23 @@ def _read(
     task_model: TaskModel, texts: Sequence[Text], block: int, module: nn.Module, takes_input: bool
 ) -> Tensor:
     """[texts, ·] float32: what goes into a module of the block, or comes out, at the places."""
-    encodings = [text.until_place() for text in texts]
-    places = torch.tensor([text.place for text in texts])
-    order: list[int] = []
-    found: list[Tensor] = []
-    for batch in length_sorted(encodings):
-        call = _last_call(task_model, [encodings[i] for i in batch], block, module)
-        seen = call.input if takes_input else call.hidden
-        rows = seen.reshape(len(batch), -1, seen.shape[-1])  # some blocks give their FFN flat rows
-        found.append(rows[torch.arange(len(batch)), places[batch]].float())
-        order += batch
-    return torch.cat(found)[torch.tensor(order).argsort()]
+    read = partial(_read_pass, task_model, block, module, takes_input)
+    return torch.stack(task_model.in_passes(read, [text.until_place() for text in texts]))
+
+
+def _read_pass(
+    task_model: TaskModel,
+    block: int,
+    module: nn.Module,
+    takes_input: bool,
+    encodings: Sequence[Encoding],
+) -> tuple[Tensor, ...]:
+    """Likewise in one pass: [·] at the last token of each."""
+    call = _last_call(task_model, encodings, block, module)
+    seen = call.input if takes_input else call.hidden
+    rows = seen.reshape(len(encodings), -1, seen.shape[-1])  # some blocks give their FFN flat rows
+    last = torch.tensor([len(encoding.ids) - 1 for encoding in encodings])
+    return rows[torch.arange(len(encodings)), last].float().unbind()
 
 
 @torch.no_grad()

@@ -114,12 +114,16 @@ def find_targets(
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
     most = config.chunk or PassSize.on(site.edited.device).requests
     kept = [_kept_bytes(site, lesson, block) for lesson in lessons]
-    parts = [
-        _search(Bench(site, [lessons[first + i] for i in chunk], block, config, packs))
+    chunks = [
+        [lessons[first + i] for i in chunk]
         for first in range(0, len(lessons), most)
         for chunk in _in_order(kept[first : first + most], KEPT_BYTES_MAX)
     ]
-    return Targets.joined(parts)
+
+    def searched(chunk: list[Lesson]) -> Targets:
+        return _search(Bench(site, chunk, block, config, packs))
+
+    return Targets.joined(list(site.executor.map(searched, chunks)))
 
 
 def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:

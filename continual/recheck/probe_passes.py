@@ -42,21 +42,26 @@ class ProbePasses:
 
     def add(self, encodings: Sequence[Encoding]) -> None:
         """Take in probes behind those that are there."""
-        edited = self._site.edited
-        for batch in length_sorted(encodings):
-            chosen = tuple(encodings[i] for i in batch)
-            with edited.without_neurons(self._site.block):
-                inputs = self._site.inputs(chosen)
-                recording = record(edited.model, edited.anatomy, inputs, [self.block])
+        batches = length_sorted(encodings)
+        chosen = [tuple(encodings[i] for i in batch) for batch in batches]
+        recordings = self._site.executor.map(self._recorded, chosen)
+        for batch, probes, recording in zip(batches, chosen, recordings, strict=True):
             places = tuple(self._count + i for i in batch)
-            self._passes.append(_Pass(places, chosen, recording))
+            self._passes.append(_Pass(places, probes, recording))
         self._count += len(encodings)
+
+    def _recorded(self, encodings: Sequence[Encoding]) -> Recording:
+        edited = self._site.edited
+        with edited.without_neurons(self._site.block):
+            inputs = self._site.inputs(encodings)
+            return record(edited.model, edited.anatomy, inputs, [self.block])
 
     def rows(self) -> Rows:
         """The rows of all probes, in the order in which they came, as the model is now."""
         found: dict[int, Rows] = {}
-        for one in self._passes:
-            rows = self._rows_of(one)
+        for one, rows in zip(
+            self._passes, self._site.executor.map(self._rows_of, self._passes), strict=True
+        ):
             sizes = [len(encoding.targets) for encoding in one.encodings]
             found.update(zip(one.places, rows.split(sizes), strict=True))
         return Rows.join(found[place] for place in range(self._count))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from continual.effects.gated import NeuronBank
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.passes.partial import RowTail
 from continual.passes.site_pass import SitePass
@@ -22,7 +24,7 @@ from continual.patches.neuron import NeuronPatch
 from continual.reading import RowTexts
 from continual.site.remembered import PatchedSums, RowAnswers
 from continual.site.rows import Rows
-from continual.task_model import TaskModel, length_sorted
+from continual.task_model import TaskModel
 from continual.tasks import Encoding, Task, sequences
 from continual.verdicts import Verdict, verdict_of
 
@@ -33,8 +35,8 @@ ROWS_REMEMBERED_MAX = 64
 class Site(TaskModel):
     """The last FFN of an edited model, for one task. Used within the model's `with` block."""
 
-    def __init__(self, edited: EditedModel, task: Task) -> None:
-        super().__init__(edited, task)
+    def __init__(self, edited: EditedModel, task: Task, executor: Executor = LOCAL) -> None:
+        super().__init__(edited, task, executor)
         self._pass = SitePass(edited.model, edited.anatomy)
         self._sums = PatchedSums(edited, self.block)
         self._answers = RowAnswers(edited, partial(_logits, self.tail, self.dtype), self.tie)
@@ -77,13 +79,10 @@ class Site(TaskModel):
 
     def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
         """The rows of many probes: passes of nearly one length, rows in the probes' order."""
-        found: dict[int, Rows] = {}
-        for batch in length_sorted(encodings):
-            rows = self.rows([encodings[i] for i in batch])
-            sizes = [len(encodings[i].targets) for i in batch]
-            for i, part in zip(batch, rows.split(sizes), strict=True):
-                found[i] = part
-        return Rows.join(found[i] for i in range(len(encodings)))
+        return Rows.join(self.in_passes(self._rows_by_probe, encodings))
+
+    def _rows_by_probe(self, encodings: Sequence[Encoding]) -> tuple[Rows, ...]:
+        return self.rows(encodings).split([len(encoding.targets) for encoding in encodings])
 
     # -- answers
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from continual.errors import CeditError, ModelError
+from continual.execution import Executor
 from continual.model import EditedModel
 from continual.passes.batching import by_length
 from continual.statistics.moments import Moments
@@ -49,12 +50,13 @@ class Job:
 class Collection:
     """One run: text through the model, sums to the disk now and then, statistics in the end."""
 
-    def __init__(self, store: Store, edited: EditedModel, job: Job) -> None:
+    def __init__(self, store: Store, edited: EditedModel, job: Job, executor: Executor) -> None:
         if edited.anatomy.encoder is not None:
             raise ModelError("Key statistics are collected for decoders only: choose one.")
         self._store = store
         self._edited = edited
         self._job = job
+        self._executor = executor
         self._moments = Moments(edited, job.blocks)
         self._identity = job.identity(next(edited.model.parameters()).dtype)
 
@@ -75,9 +77,12 @@ class Collection:
     def _add(self, window: Window, start: Place) -> Iterator[Progress]:
         tokens, pass_tokens = start.tokens, self._job.passes.pass_tokens_max
         for half, pieces in enumerate((window.even, window.odd)):
-            for places in by_length([len(piece) for piece in pieces], pass_tokens):
-                batch = [pieces[place] for place in places]
-                self._moments.add(half, batch)
+            places = by_length([len(piece) for piece in pieces], pass_tokens)
+            passes = [[pieces[place] for place in batch] for batch in places]
+            for batch, keys in zip(
+                passes, self._executor.map(self._moments.keys, passes), strict=True
+            ):
+                self._moments.add(half, keys)
                 tokens += sum(map(len, batch))
                 yield Progress(start.documents, tokens)
         self._moments.require_finite()

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from continual.embedded import embedded
 from continual.errors import CeditError, ModelError
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.settings import StoreSettings
 from continual.statistics.collecting import Collection, Job, Progress, name_of
@@ -67,17 +69,22 @@ class Statistics:
     """
 
     def __init__(
-        self, store: Store, edited: EditedModel, texts: Iterable[str] | None = None
+        self,
+        store: Store,
+        edited: EditedModel,
+        texts: Iterable[str] | None = None,
+        executor: Executor = LOCAL,
     ) -> None:
         self._store = store
         self._edited = edited
         self.texts = texts
+        self._executor = executor
 
     @classmethod
-    def of(cls, store: Store, edited: EditedModel) -> Statistics:
+    def of(cls, store: Store, edited: EditedModel, executor: Executor = LOCAL) -> Statistics:
         """The statistics of a store's base model: an embedded one brings its own text."""
         own = embedded(StoreSettings.of(store.settings).model.path)
-        return cls(store, edited, None if own is None else own.texts())
+        return cls(store, edited, None if own is None else own.texts(), executor)
 
     def get(self, block: int) -> KeyStatistics:
         """The statistics of a block, read from the disk. Raises StatisticsError without any."""
@@ -114,7 +121,7 @@ class Statistics:
         named = range(self._edited.anatomy.block_count) if blocks is None else blocks
         wanted = tuple(sorted(set(named)))
         job = Job(wanted, tokens_max, self._fitting(passes or Passes()), self._made_for(wanted))
-        return Collection(self._store, self._edited, job).run(texts, on_change)
+        return Collection(self._store, self._edited, job, self._executor).run(texts, on_change)
 
     def _fitting(self, passes: Passes) -> Passes:
         """Pieces that the model can read."""

@@ -34,13 +34,14 @@ class Moments:
         self._counts = [0, 0]
 
     @torch.inference_mode()
-    def add(self, half: int, pieces: Sequence[Piece]) -> None:
-        """One pass over some pieces, which ends behind the last block wanted."""
+    def keys(self, pieces: Sequence[Piece]) -> dict[int, Tensor]:
+        """The keys [n, d_ff] of each block wanted, by one pass over some pieces, which ends behind
+        the last of these blocks."""
         inputs, real = self._inputs(pieces)
+        keys: dict[int, Tensor] = {}
 
         def see(block: int, call: hooks.Call) -> None:
-            keys = call.input.flatten(0, -2)[real.to(call.input.device)]
-            _add_squares(self._sums[block][half], keys)
+            keys[block] = call.input.flatten(0, -2)[real.to(call.input.device)]
 
         with (
             self._edited.bare(),
@@ -48,7 +49,14 @@ class Moments:
             hooks.cut_short(self._downs[max(self._downs)]),
         ):
             hooks.run_until_cut(lambda: logits_of(self._edited.model, inputs))
-        self._counts[half] += int(real.sum())
+        return keys
+
+    @torch.inference_mode()
+    def add(self, half: int, keys: Mapping[int, Tensor]) -> None:
+        """Add the keys of one pass. The sums' bits depend on the order of the passes."""
+        for block, of_block in keys.items():
+            _add_squares(self._sums[block][half], of_block)
+        self._counts[half] += len(next(iter(keys.values())))
 
     def require_finite(self) -> None:
         """Raises ModelError for sums that a key with NaN or infinity has gone into."""

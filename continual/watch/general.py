@@ -7,7 +7,7 @@ are held out. All of it stands in the journal, so that a history is whole withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -94,17 +94,26 @@ def write(
         kinds = _kinds_of_start(site)
         for turn, kind in enumerate(kinds):
             least = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
-            left = [number for number in range(config.texts) if number not in written]
-            for first in range(0, len(left), WRITTEN_TOGETHER):
-                numbers = left[first : first + WRITTEN_TOGETHER]
-                starts = [kind(number) for number in numbers]
-                ids = [start for start, _ in starts]
-                texts = continued(site.edited, ids, config.tokens, seed=seed + turn + first)
-                for number, start, text in zip(numbers, starts, texts, strict=True):
-                    if len(text) >= least:
-                        written[number] = (*start, text)
+            left = {n: kind(n) for n in range(config.texts) if n not in written}
+            for texts in _written(site, left, config.tokens, seed + turn):
+                written |= {n: text for n, text in texts.items() if len(text[-1]) >= least}
                 on_progress(len(written), config.texts)
         return _read(site, [written[n] for n in sorted(written)], "base")
+
+
+def _written(
+    site: Site, starts: Mapping[int, Start], tokens: int, seed: int
+) -> Iterator[dict[int, Beginning]]:
+    """Texts behind these starts by their numbers, some dozens together, each such group sampled
+    with a seed of its own."""
+    numbers = list(starts)
+
+    def sampled(first: int) -> dict[int, Beginning]:
+        group = numbers[first : first + WRITTEN_TOGETHER]
+        texts = continued(site.edited, [starts[n][0] for n in group], tokens, seed=seed + first)
+        return {n: (*starts[n], text) for n, text in zip(group, texts, strict=True)}
+
+    return site.executor.map(sampled, range(0, len(numbers), WRITTEN_TOGETHER))
 
 
 def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:

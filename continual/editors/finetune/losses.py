@@ -79,15 +79,14 @@ class Anchors:
 def anchored(task_model: TaskModel, encodings: Sequence[Encoding]) -> Anchors:
     """The inputs as the model answers them now; the same inputs in the same order give the same
     bits."""
-    found: dict[int, Tensor] = {}
-    for batch in length_sorted(encodings):
-        chosen = [encodings[i] for i in batch]
-        logits, _ = answer_logits(
-            chosen, logits_of(task_model.edited.model, task_model.inputs(chosen))
-        )
-        parts = logits.log_softmax(-1).split([len(e.targets) for e in chosen])
-        found.update(zip(batch, parts, strict=True))
-    return Anchors(tuple(encodings), tuple(found[i] for i in range(len(encodings))))
+
+    def log_probs(chosen: list[Encoding]) -> tuple[Tensor, ...]:
+        inputs = task_model.inputs(chosen)
+        logits, _ = answer_logits(chosen, logits_of(task_model.edited.model, inputs))
+        parts: tuple[Tensor, ...] = logits.log_softmax(-1).split([len(e.targets) for e in chosen])
+        return parts
+
+    return Anchors(tuple(encodings), tuple(task_model.in_passes(log_probs, encodings)))
 
 
 def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
