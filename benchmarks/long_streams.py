@@ -30,7 +30,7 @@ import torch
 from benchmarks import plots, tables
 from benchmarks.long_corrections import is_of_atlas, long_stream, write
 from benchmarks.tables import Column
-from continual.editors.registry import chain_of
+from continual.editors.chains import chain_of
 from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.requests import Request

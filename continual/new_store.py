@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from continual.base import BaseModel, load_base, model_directory
-from continual.editors.registry import new_tables
+from continual.editors.chains import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
 from continual.execution import Executor
 from continual.execution.local import LOCAL

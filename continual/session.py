@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from continual.editors.registry import chain_of, default_chain
+from continual.editors.chains import chain_of, default_chain
 from continual.errors import StreamChanged
 from continual.execution import Executor
 from continual.execution.local import LOCAL

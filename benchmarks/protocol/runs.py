@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import tables
 from benchmarks.protocol.settings import Setting
-from continual.editors.registry import new_tables
+from continual.editors.chains import new_tables
 from continual.errors import CeditError
 from continual.new_store import NewStore, init
 from continual.recheck.retention import ATTEMPTED

@@ -29,7 +29,7 @@ from benchmarks.real_model.questions import (
     shuffled,
 )
 from continual.associative.config import default_blocks
-from continual.editors.registry import chain_of, default_chain
+from continual.editors.chains import chain_of, default_chain
 from continual.new_store import NewStore, init
 from continual.session import Session, open_session
 from continual.streams import open_stream

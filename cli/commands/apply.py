@@ -119,7 +119,7 @@ def apply_stream(
 
 def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
     """The store's settings with what was chosen on the command line."""
-    from continual.editors.registry import chain_of
+    from continual.editors.chains import chain_of
     from continual.step.pipeline import Recheck
 
     changes = {name: value for name, value in chosen.items() if value is not None}

@@ -166,7 +166,7 @@ def serac(
       cedit train serac corrections.jsonl --out serac-model
     """
     from continual.base import directory_fingerprint, load_base
-    from continual.editors.registry import require_edits
+    from continual.editors.chains import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
     from continual.settings import StoreSettings
     from continual.streams import open_stream

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from continual.editors.registry import make_chain
+from continual.editors.chains import make_chain
 from continual.effects import moved_blocks
 from continual.errors import CeditError, RequestError, StreamError
 from continual.memory.answers import Answers

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from continual.choices import EDITORS
+from continual.editors.chains import make_editor
 from continual.editors.finetune import losses
 from continual.editors.finetune.config import FtAllConfig, FtLConfig
 from continual.editors.finetune.editor import FtL
 from continual.editors.finetune.losses import anchored, divergence, look
 from continual.editors.finetune.training import Diverged, Lesson, Trained, train
-from continual.editors.registry import make_editor
 from continual.errors import CeditError, SharedPatch
 from continual.history.rehearsing import recompute
 from continual.history.replaying import verify

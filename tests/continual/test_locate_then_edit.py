@@ -13,9 +13,9 @@ from continual.associative import editor as flow
 from continual.associative.lessons import lesson_of
 from continual.associative.targets import find_targets
 from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
+from continual.editors.chains import make_editor
 from continual.editors.emmet import Emmet, EmmetConfig
 from continual.editors.memit import Memit, MemitConfig
-from continual.editors.registry import make_editor
 from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
 from continual.patches.low_rank import FfnLowRankPatch

@@ -16,7 +16,7 @@ import transformers as hf
 
 import continual
 from continual.base import WrongBaseModel
-from continual.editors.registry import chain_of
+from continual.editors.chains import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.new_store import NewStore, init
 from continual.passes.partial import logits_of

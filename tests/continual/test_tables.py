@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from continual.choices import EDITORS
-from continual.editors.registry import make_chain, make_editor
+from continual.editors.chains import make_chain, make_editor
 from continual.errors import CeditError
 from continual.memory.recall import MemoryConfig
 from continual.settings import StoreSettings
