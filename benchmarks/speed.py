@@ -208,7 +208,7 @@ def time_paper(case: Case, edits: int) -> list[PaperTiming]:
     """The first edits by the paper's loop, each on the bare model."""
     torch.manual_seed(0)
     timings = []
-    with case.session.edited.without_neurons(case.session.site.block):
+    with case.session.edited.before_last_neurons():
         for candidate in case.candidates[:edits]:
             encoding = candidate.learned[0]
             example = paper_loop.Example(encoding.ids, encoding.positions, encoding.targets)

@@ -173,6 +173,24 @@ def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
     return inputs
 
 
+@torch.no_grad()
+def reads_ahead(model: Any, anatomy: Anatomy) -> bool:
+    """Tell whether the blocks' state at a token depends on later ones, as in an encoder."""
+    inputs = sample_inputs(model, 3)
+    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    changed = {**inputs, name: inputs[name].clone()}
+    changed[name][0, -1] = inputs[name][0, 0]
+    first, second = (_first_state(model, anatomy, given) for given in (inputs, changed))
+    return not torch.allclose(first, second)
+
+
+def _first_state(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[d] what the last block returns at the first token."""
+    with hooks.captured(anatomy.block(model, anatomy.last)) as calls:
+        model(**inputs, use_cache=False, return_dict=True)
+    return calls[0].hidden[0, 0]
+
+
 Calls = list[tuple[str, hooks.Call]]
 """Paths of modules with their calls, in the order in which they returned."""
 

@@ -63,12 +63,15 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 
 @contextmanager
-def watched(modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None]) -> Iterator[None]:
-    """Shows ``see`` each call of the modules as it returns, under the module's key."""
+def watched(
+    modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None], *, first: bool = False
+) -> Iterator[None]:
+    """Shows ``see`` each call of the modules as it returns, under the module's key; with ``first``,
+    before any hook that is there alters what it returns."""
     handles: list[RemovableHandle] = []
     try:
         for key, module in modules.items():
-            handles.append(_watch(module, key, see))
+            handles.append(_watch(module, key, see, first))
         yield
     finally:
         for handle in handles:
@@ -257,8 +260,10 @@ def run_until_cut(forward: Callable[[], object]) -> None:
         forward()
 
 
-def _watch(module: nn.Module, key: Key, see: Callable[[Key, Call], None]) -> RemovableHandle:
+def _watch(
+    module: nn.Module, key: Key, see: Callable[[Key, Call], None], first: bool
+) -> RemovableHandle:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         see(key, Call(args, kwargs, output))
 
-    return module.register_forward_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(hook, with_kwargs=True, prepend=first)

@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from continual import hooks
-from continual.anatomy import is_turned
+from continual.anatomy import is_turned, reads_ahead
 from continual.base import BaseModel
-from continual.effects import NOTHING, Effect, Reach
-from continual.effects.gated import NeuronBank, Place
+from continual.effects import NOTHING, Effect, GatedEffect, Reach
+from continual.effects.gated import Mount, NeuronBank
 from continual.effects.parameters import EditedWeight
+from continual.effects.places import FFN, POOLED, GatePlace
+from continual.effects.pooling import PassTokens, means
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
 from continual.patches import Patch
@@ -35,6 +37,7 @@ from continual.reading import RunningText, decoder
 
 PASSED_MAX = 8  # states that are looked at
 AnyEffect = TypeVar("AnyEffect", bound=Effect)
+AnyGated = TypeVar("AnyGated", bound=GatedEffect)
 
 
 class Recalling(Protocol):
@@ -51,6 +54,19 @@ class _Mark:
     sizes: Mapping[str, int]  # of each effect, by its name
     fingerprint: str
     rows_state: str  # the fingerprint at which rows at the last FFN last moved
+
+
+@dataclass(frozen=True)
+class Since:
+    """What came to a model since a state that it passed."""
+
+    reach: Reach
+    gated: Sequence[GatedEffect]  # effects with gates that have more pieces than then
+    _sizes: Mapping[int, int]  # of every effect with gates at that state, by its identity
+
+    def first(self, effect: GatedEffect) -> int:
+        """How many pieces an effect had then: those from there on came."""
+        return self._sizes.get(id(effect), 0)
 
 
 class EditedModel:
@@ -70,8 +86,11 @@ class EditedModel:
         self.recall: Recalling | None = None  # None: its records cannot be found
         self.decode = decoder(base.tokenizer)
         self._running = RunningText(self.decode)
+        self._tokens = PassTokens()
+        self._gated: dict[str, GatedEffect] = {}  # those of the effects that have gates
         self._marks = [_Mark({}, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
+        self._gate_hooks = ExitStack()
         self._is_bare = False
         self._entered = 0  # the `with` blocks that are open
 
@@ -88,6 +107,8 @@ class EditedModel:
 
         Raises ModelError for what a routed answer cannot give.
         """
+        if any(effect.place.key == POOLED for effect in self.open_gates):
+            kwargs = {**kwargs, "use_cache": False}
         if self._is_bare or not len(self.memory):
             return type(self.model).generate(self.model, *args, **kwargs)
         return self.require_recall().generate(*args, **kwargs)
@@ -108,9 +129,22 @@ class EditedModel:
         self._hooks.enter_context(hooks.standing_in(self.model, "generate", self.generate))
         if hasattr(self.model, "prepare_inputs_for_generation"):
             self._hooks.enter_context(self._running.followed(self.model))
-        for effect in self._effects.values():
-            self._hooks.enter_context(effect.attached())
+        self._hooks.enter_context(self._tokens.followed(self.model))
+        for name, effect in self._effects.items():
+            if name not in self._gated:
+                self._hooks.enter_context(effect.attached())
+        self._hooks.callback(self._detach_gates)
+        self._attach_gates()
         return self
+
+    def _attach_gates(self) -> None:
+        """Hook the gates in the order of their places, whatever order they came in: values that
+        land on one output are added in one order, in every session."""
+        for effect in sorted(self._gated.values(), key=lambda effect: effect.place):
+            self._gate_hooks.enter_context(effect.attached())
+
+    def _detach_gates(self) -> None:
+        self._gate_hooks.close()
 
     def __exit__(
         self,
@@ -160,10 +194,21 @@ class EditedModel:
     def has_passed(self, state: str, block: int, neurons: int) -> bool:
         """Whether a state with so many neurons at a block was one of the last on the way to this
         one: those neurons are then the first that are on."""
+        name = _neurons_at(GatePlace.at(block))
         return self.bank(block).size >= neurons and any(
-            mark.fingerprint == state and mark.sizes.get(_neurons_at(block), 0) == neurons
+            mark.fingerprint == state and mark.sizes.get(name, 0) == neurons
             for mark in self._marks[-PASSED_MAX:]
         )
+
+    def since(self, state: str) -> Since | None:
+        """What came since a state on the way to this one, by its fingerprint; None for a state that
+        the model did not come by."""
+        mark = next((m for m in reversed(self._marks) if m.fingerprint == state), None)
+        if mark is None:
+            return None
+        sizes = {id(effect): mark.sizes.get(name, 0) for name, effect in self._gated.items()}
+        came = [effect for effect in self._gated.values() if effect.size > sizes[id(effect)]]
+        return Since(self._reach_since(mark), came, sizes)
 
     @property
     def depth(self) -> int:
@@ -221,22 +266,83 @@ class EditedModel:
         for effect in self._effects.values():
             effect.settle()
 
+    # -- gates
+
     def bank(self, block: int) -> NeuronBank:
-        """The neurons at a block: made, and attached, when first asked for."""
-        known = self._effects.get(_neurons_at(block))
-        if isinstance(known, NeuronBank):
-            return known
-        self._require_block(block)
-        query = self.anatomy.query_module(self.model, block)
-        down = self.anatomy.down_module(self.model, block)
-        device = self.anatomy.down_weight(self.model, block).device
-        width, read = self.anatomy.width, self._running.texts
-        return self._add(
-            _neurons_at(block),
-            NeuronBank(
-                Place(block, width, device, (query, down), read, block == self.anatomy.last)
-            ),
+        """The neurons at the FFN of a block."""
+        return self.gates(GatePlace.at(block))
+
+    def gates(self, place: GatePlace) -> NeuronBank:
+        """The neurons at a place: made, and attached, when first asked for."""
+        return self.gated(_neurons_at(place), place, NeuronBank)
+
+    def gated(self, name: str, place: GatePlace, make: Callable[[Mount], AnyGated]) -> AnyGated:
+        """The effect of this name, with its gates at a place: made, and attached, when first asked
+        for. One name has one kind of effect. Raises ModelError for blocks that the model has not,
+        and for effects other than neurons at the last FFN alone: what is added there is worked out
+        from rows."""
+        known = self._gated.get(name)
+        if known is not None:
+            return cast(AnyGated, known)
+        if place == GatePlace.at(self.anatomy.last) and name != _neurons_at(place):
+            raise ModelError(
+                f"The effect {name!r} has its gates from {place}: that place is for neurons. Let "
+                "its values land on the block's output."
+            )
+        effect = make(self.mount(place))
+        self._effects[name] = self._gated[name] = effect
+        if self._hooks is not None:
+            self._detach_gates()
+            self._attach_gates()
+        return effect
+
+    def mount(self, place: GatePlace) -> Mount:
+        """How gates at a place hook the model. Raises ModelError for blocks that it has not."""
+        self._require_block(place.block)
+        self._require_block(place.value_block)
+        anatomy, model = self.anatomy, self.model
+        block = anatomy.block(model, place.block)
+        reader = anatomy.query_module(model, place.block) if place.key == FFN else block
+        landing = anatomy.block(model, place.value_block)
+        if place.value == FFN:
+            landing = anatomy.down_module(model, place.value_block)
+        return Mount(
+            place,
+            anatomy.width,
+            next(landing.parameters()).device,
+            (reader, landing),
+            self._pool() if place.key == POOLED else None,
+            self._running.texts,
+            is_last=place == GatePlace.at(anatomy.last),
         )
+
+    def _pool(self) -> Callable[[Tensor], Tensor]:
+        """The way from a block's outputs [B, T, d] to their pooled states, in the pass under way.
+        Runs the model, to see whether it is an encoder."""
+        is_whole = self._reads_ahead
+        return lambda states: means(states, self._tokens.real(states), is_whole=is_whole)
+
+    @cached_property
+    def _reads_ahead(self) -> bool:
+        with self.bare():
+            return reads_ahead(self.model, self.anatomy)
+
+    @property
+    def open_gates(self) -> Sequence[GatedEffect]:
+        """The effects with gates that have pieces on."""
+        return [effect for effect in self._gated.values() if effect.size]
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether gates that are on may change rows at the last FFN."""
+        return any(e.place.moves_rows(self.anatomy.last) for e in self.open_gates)
+
+    @property
+    def is_read_off_rows(self) -> bool:
+        """Whether rows at the last FFN say all of an answer: no values land behind it."""
+        return not any(e.place.is_behind(self.anatomy.last) for e in self.open_gates)
+
+    # -- parameters
 
     def _add(self, name: str, effect: AnyEffect) -> AnyEffect:
         """Take in an effect without pieces."""
@@ -341,9 +447,15 @@ class EditedModel:
             )
 
     @contextmanager
-    def without_neurons(self, block: int) -> Iterator[None]:
-        """The model with the neurons of a block silenced, for as long as this lasts."""
-        with self.bank(block).silenced():
+    def before_last_neurons(self) -> Iterator[None]:
+        """The model without the neurons of the last FFN and without values that land behind it,
+        for as long as this lasts: rows there do not depend on either."""
+        last = self.anatomy.last
+        with ExitStack() as stack:
+            stack.enter_context(self.bank(last).silenced())
+            for effect in self.open_gates:
+                if effect.place.is_behind(last):
+                    stack.enter_context(effect.silenced())
             yield
 
     @contextmanager
@@ -359,9 +471,9 @@ class EditedModel:
             self._is_bare = was_bare
 
 
-def _neurons_at(block: int) -> str:
-    """The name of the effect of a block's neurons."""
-    return f"neurons at {block}"
+def _neurons_at(place: GatePlace) -> str:
+    """The name of the effect of a place's neurons."""
+    return f"neurons at {place.block}" if place.is_local else f"neurons from {place}"
 
 
 def _sum_of(path: str) -> str:

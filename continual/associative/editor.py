@@ -25,6 +25,7 @@ from continual.associative.solves import Solution, Unsolvable
 from continual.associative.subjects import SubjectMissing
 from continual.associative.targets import Targets
 from continual.effects.parameters import EditedWeight
+from continual.effects.places import POOLED
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import Patch
@@ -98,9 +99,9 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
         draft = _Draft()
         lessons = draft.lessons(edits, config, around)
-        full = self._full(around) if lessons else None
-        if full is not None:
-            draft.refuse({lesson.id: full for lesson in lessons})
+        refusal = (self._unsearchable(around) or self._full(around)) if lessons else None
+        if refusal is not None:
+            draft.refuse({lesson.id: refusal for lesson in lessons})
             return Proposal(None, draft.failed)
         with _scaffold(around.site.edited) as scaffold:
             for group in self.rounds(lessons):
@@ -123,6 +124,17 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
                     f"what the output matrix of block {block} gives to other tokens would be "
                     f"{drift:.2g} of its own size away from the base, more than the "
                     f"{self.config.drift_max:.2g} allowed"
+                )
+        return None
+
+    def _unsearchable(self, around: Surroundings) -> str | None:
+        """Why no value can be searched for: gates that are on need whole texts, and a search runs
+        the ends of texts from one block upward, many texts in a row."""
+        for effect in around.site.edited.open_gates:
+            if effect.place.is_remote or effect.place.key == POOLED:
+                return (
+                    f"gates from {effect.place} are on, which a search for values cannot run: "
+                    "go on with another editor, such as tpatcher"
                 )
         return None
 

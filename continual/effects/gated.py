@@ -1,16 +1,17 @@
-"""Gated neurons of one block, as a running model has them (Huang et al. 2023, eq. 3-4).
+"""Gated neurons at one place, as a running model has them (Huang et al. 2023, eq. 3-4).
 
     FFN_p(q) = FFN(q) + relu(q·K + b)·V
 
-The gate is ReLU whatever the model's own activation is, so a silent neuron changes nothing, bit for
-bit. Knows all neurons at one block, in the order in which they came; leaves files and owners to
-`patches.neuron`.
+That is the place of the paper, the FFN of one block; see `places` for the others. The gate is ReLU
+whatever the model's own activation is, so a silent neuron changes nothing, bit for bit. Knows all
+neurons at one place, in the order in which they came; leaves files and owners to `patches.neuron`.
+`Mount` is how any effect with gates hooks a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
-from continual.effects import Reach
-from continual.errors import EditError
+from continual.effects import KeptQueries, Reach
+from continual.effects.places import FFN, GatePlace
+from continual.errors import EditError, ModelError
 from continual.queries.coded_rows import CodedRows
 from continual.queries.growing import GrowingTensor
 from continual.reading import RowTexts, named_in
@@ -54,17 +56,64 @@ class Neurons(Protocol):
         """[n] the subject that each asks for; empty for none, or for none of all."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the neurons of a bank stand in a model."""
+Change = Callable[[Tensor, Tensor], Tensor]
+"""Queries [.., d], and the output [.., d] on which values land → that output with the values."""
 
-    block: int
+
+@dataclass(frozen=True)
+class Mount:
+    """A place in a model: the modules to hook, and what a pass shows there."""
+
+    place: GatePlace
     width: int
-    device: torch.device
-    modules: tuple[nn.Module, nn.Module]  # one reads the query first, one gives the FFN's output
-    read: Callable[[int], RowTexts | None] = lambda _rows: None
+    device: torch.device  # where values land
+    modules: tuple[nn.Module, nn.Module]  # one shows the query, values land on what one returns
+    pool: Callable[[Tensor], Tensor] | None = None  # states [B, T, d] → their running means
+    texts: Callable[[int], RowTexts | None] = lambda _rows: None
     """The texts behind which the rows of the pass under way stand, by their number."""
-    is_last: bool = True  # of the model: there alone neurons may ask for a subject
+    is_last: bool = True  # the FFN of the last block: there alone neurons may ask for a subject
+
+    @contextmanager
+    def attached(self, is_on: Callable[[], bool], change: Change) -> Iterator[None]:
+        """Pass the landing's output through `change` while this lasts, wherever the effect `is_on`;
+        without it, nothing is computed."""
+        reader, landing = self.modules
+        read: list[Tensor] = []
+
+        def see(_: int, call: hooks.Call) -> None:
+            read[:] = [self.query(call)] if is_on() else []
+
+        def land(output: Tensor) -> Tensor:
+            if not is_on():
+                return output
+            if not read:
+                raise ModelError(
+                    f"A pass comes to {self.place.landing} without {self.place.reading}, where a "
+                    "gate that is on has its key: run whole passes."
+                )
+            return change(read.pop(), output)
+
+        with ExitStack() as stack:
+            stack.enter_context(hooks.watched({0: reader}, see, first=self.place.key != FFN))
+            stack.enter_context(hooks.altered(landing, land))
+            yield
+
+    @contextmanager
+    def shown(self) -> Iterator[list[Tensor]]:
+        """Collect the queries [.., d] of the passes that run while this lasts, in order."""
+        queries: list[Tensor] = []
+
+        def see(_: int, call: hooks.Call) -> None:
+            queries.append(self.query(call))
+
+        with hooks.watched({0: self.modules[0]}, see, first=self.place.key != FFN):
+            yield queries
+
+    def query(self, call: hooks.Call) -> Tensor:
+        """The query [.., d] that a call of the first module shows."""
+        if self.place.key == FFN:
+            return call.input
+        return call.hidden if self.pool is None else self.pool(call.hidden)
 
 
 @dataclass(frozen=True)
@@ -123,17 +172,28 @@ def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None)
     return Firing(firing.places[fires], activations[:, fires])
 
 
-class NeuronBank:
-    """All neurons at one block. Growing costs what is added; going back is cutting the end off."""
+def landing_on(output: Tensor, values: Tensor) -> Tensor:
+    """Values [.., d] of a pass in the shape, dtype and device of the output that they land on: some
+    blocks give their FFN flat rows."""
+    return values.to(output).view(output.shape)
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        rows = torch.empty(0, place.width, device=place.device)
+
+class NeuronBank:
+    """All neurons at one place. Growing costs what is added; going back is cutting the end off."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        rows = torch.empty(0, mount.width, device=mount.device)
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._bias = GrowingTensor(rows[:, 0])
         self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
         self._longest = 0.0  # of all keys that there ever were
         self._codes: CodedRows | None = None
+
+    @property
+    def place(self) -> GatePlace:
+        """See `GatedEffect.place`."""
+        return self._mount.place
 
     @property
     def size(self) -> int:
@@ -165,10 +225,10 @@ class NeuronBank:
                 f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
-        if any(patch.subjects) and not self._place.is_last:
+        if any(patch.subjects) and not self._mount.is_last:
             raise EditError(
-                f"Neurons at block {self._place.block} ask for a subject, which those of the last "
-                "block alone can: leave asks_subject off for other blocks."
+                f"Neurons at block {self.place.block} ask for a subject (from {self.place}), which "
+                "those of the last FFN alone can: leave asks_subject off for other places."
             )
         if len(patch.keys):
             lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)
@@ -198,7 +258,16 @@ class NeuronBank:
 
     def reach(self, first: int = 0) -> Reach:
         """See `Effect.reach`."""
-        return Reach(gates=frozenset({self._place.block} if self.size > first else ()))
+        return Reach(gates=frozenset({self.place} if self.size > first else ()))
+
+    def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
+        """See `GatedEffect.may_differ`: on the queries that open a new neuron."""
+        found = torch.zeros(len(queries), dtype=torch.bool)
+        keys, bias = self.keys[first:].cpu(), self.bias[first:].cpu()
+        for some, floors in zip(keys.split(FEW), bias.split(FEW), strict=True):
+            highest = queries.bounds(some) + floors[:, None]
+            found |= ~(highest <= 0).all(0)  # a NaN may be anything
+        return found
 
     @property
     def subjects(self) -> Sequence[str]:
@@ -236,7 +305,7 @@ class NeuronBank:
         return self._codes.bounds(queries)[:, first:]
 
     def contribution(self, queries: Tensor, texts: RowTexts | None = None) -> Tensor | None:
-        """What the neurons add to the FFN's output for queries [.., d]; None where all are silent.
+        """What the neurons add to the output for queries [.., d]; None where all are silent.
 
         Only neurons that fire enter the sum, in their order.
         """
@@ -259,25 +328,16 @@ class NeuronBank:
         """[r, d] what these add to the FFN's output."""
         return firing.activations @ self.values[firing.places]
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """See `Effect.attached`: the block's FFN runs with the neurons."""
-        query_module, down_module = self._place.modules
-        queries: list[Tensor] = []
+    def attached(self) -> AbstractContextManager[None]:
+        """See `Effect.attached`: the values of the neurons land where they open."""
+        return self._mount.attached(lambda: self.size > 0, self._added)
 
-        def see(_: int, call: hooks.Call) -> None:
-            queries[:] = [call.input]
-
-        def add(output: Tensor) -> Tensor:
-            asks = any(self.subjects)
-            texts = self._place.read(queries[0].shape[:-1].numel()) if asks else None
-            extra = self.contribution(queries[0], texts)
-            return output if extra is None else output + extra.to(output.dtype)
-
-        with ExitStack() as stack:
-            stack.enter_context(hooks.watched({0: query_module}, see))
-            stack.enter_context(hooks.altered(down_module, add))
-            yield
+    def _added(self, queries: Tensor, output: Tensor) -> Tensor:
+        """The output with what the neurons add to it."""
+        asks = any(self.subjects)
+        texts = self._mount.texts(queries.shape[:-1].numel()) if asks else None
+        extra = self.contribution(queries, texts)
+        return output if extra is None else output + landing_on(output, extra)
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

@@ -39,8 +39,15 @@ class SitePass:
         self._short = _TracedLater(model, anatomy, (True, False))
         self._long = _TracedLater(model, anatomy, (False,))
 
-    def __call__(self, inputs: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As `capture_answers`, [n, d] each, for real positions; padding stands behind them."""
+    def __call__(
+        self, inputs: Mapping[str, Tensor], rows: Tensor, *, is_whole: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `capture_answers`, [n, d] each, for real positions; padding stands behind them.
+
+        With `is_whole` nothing is made cheaper: gates at other places see all tokens, and the mask.
+        """
+        if is_whole:
+            return self._whole(inputs, rows)
         ids = inputs["input_ids"]
         if "decoder_input_ids" in inputs:
             return capture_answers(self._model, self._anatomy, inputs, rows)
@@ -54,6 +61,10 @@ class SitePass:
             if trace is not None:
                 return trace(ids, rows)
         return capture_answers(self._model, self._anatomy, {"input_ids": ids}, rows)
+
+    def _whole(self, inputs: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        query, hidden = capture_site(self._model, self._anatomy, inputs, self._anatomy.last)
+        return query.flatten(0, 1).index_select(0, rows), hidden.flatten(0, 1)[rows]
 
 
 def needs_mask(model: Any, anatomy: Anatomy) -> bool:

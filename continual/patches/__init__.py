@@ -17,7 +17,7 @@ from continual.errors import CeditError
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
-from continual.patches.neuron import NeuronPatch
+from continual.patches.neuron import GatePatch, NeuronPatch
 from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums
 
 
@@ -73,6 +73,7 @@ class Patch(Protocol):
 KINDS: Mapping[
     str,
     type[NeuronPatch]
+    | type[GatePatch]
     | type[FfnLowRankPatch]
     | type[LowRankPatch]
     | type[DensePatch]
@@ -82,6 +83,7 @@ KINDS: Mapping[
     | type[MemoryPatch],
 ] = {
     NeuronPatch.kind: NeuronPatch,
+    GatePatch.kind: GatePatch,
     FfnLowRankPatch.kind: FfnLowRankPatch,
     LowRankPatch.kind: LowRankPatch,
     DensePatch.kind: DensePatch,

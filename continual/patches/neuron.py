@@ -2,31 +2,35 @@
 
     FFN_p(q) = FFN(q) + relu(q·K + b)·V
 
-`NeuronPatch` is what a step adds; `effects.gated` runs the model with all neurons of a block.
+`NeuronPatch` is what a step adds there, `GatePatch` the same at any other place; `effects.gated`
+runs the model with all neurons of a place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from continual.effects import Reach
 from continual.effects.gated import Firing, NeuronBank, firing_of, where_named
+from continual.effects.places import FFN, GatePlace
 from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 from continual.reading import RowTexts
+
+Neurons = TypeVar("Neurons", bound="NeuronPatch")
 
 
 class Mountable(Protocol):
     """What a neuron patch needs of the model that it is put on."""
 
-    def bank(self, block: int) -> NeuronBank:
-        """The neurons at a block."""
+    def gates(self, place: GatePlace) -> NeuronBank:
+        """The neurons at a place."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class NeuronPatch:
     ] = ()  # [n] normalised; where one is not empty, the text has to name it
 
     @property
+    def place(self) -> GatePlace:
+        """Where its neurons stand."""
+        return GatePlace.at(self.block)
+
+    @property
     def rows(self) -> int:
         """How many neurons."""
         return len(self.keys)
@@ -52,7 +61,7 @@ class NeuronPatch:
     @property
     def reach(self) -> Reach:
         """See `Patch.reach`."""
-        return Reach(gates=frozenset({self.block} if len(self.keys) else ()))
+        return Reach(gates=frozenset({self.place} if len(self.keys) else ()))
 
     def tensors(self) -> dict[str, Tensor]:
         """keys, bias and values."""
@@ -80,7 +89,7 @@ class NeuronPatch:
 
     def put_on(self, model: Mountable) -> Sequence[Tensor]:
         """See `Patch.put_on`."""
-        return model.bank(self.block).extend(self)
+        return model.gates(self.place).extend(self)
 
     def norm(self) -> float:
         """The largest norm of a value."""
@@ -89,8 +98,8 @@ class NeuronPatch:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> list[NeuronPatch]:
         """See `Patch.joined`."""
-        blocks = dict.fromkeys(part.block for part in parts)
-        return [_concatenated([part for part in parts if part.block == b]) for b in blocks]
+        places = dict.fromkeys(part.place for part in parts)
+        return [_concatenated([part for part in parts if part.place == p]) for p in places]
 
     def firing(self, queries: Tensor, texts: RowTexts | None = None) -> Firing:
         """Its neurons that fire on one of the queries [r, d] behind these texts; places count from
@@ -138,17 +147,78 @@ class NeuronPatch:
                 raise EditError(f"The {name} of a neuron patch are not all finite float32 numbers.")
 
 
+@dataclass(frozen=True)
+class GatePatch(NeuronPatch):
+    """n neurons at any place but an FFN of their own; float32.
+
+    A kind of its own: versions that know neurons at an FFN alone refuse it by name.
+    """
+
+    kind: ClassVar[str] = "gate"
+
+    key: str = field(default=FFN, kw_only=True)
+    value_block: int = field(kw_only=True)
+    value: str = field(kw_only=True)
+
+    @property
+    def place(self) -> GatePlace:
+        """Where its neurons stand."""
+        return GatePlace.at(self.block, self.key, self.value_block, self.value)
+
+    def meta(self) -> dict[str, Any]:
+        """The place, and the subjects of neurons that ask for one."""
+        return {**super().meta(), **self.place.to_json()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """See `Patch.from_tensors`."""
+        try:
+            place = GatePlace.at(
+                int(meta["block"]), meta["key"], int(meta["value_block"]), meta["value"]
+            )
+            neurons = (tensors["keys"], tensors["bias"], tensors["values"])
+        except KeyError as error:
+            raise EditError(f"A gate patch has no {error}: its file is not one of ours.") from None
+        return cls(
+            place.block,
+            *neurons,
+            subjects=tuple(meta.get("subjects", ())),
+            key=place.key,
+            value_block=place.value_block,
+            value=place.value,
+        )
+
+
+def neurons_at(
+    place: GatePlace, keys: Tensor, bias: Tensor, values: Tensor, owners: tuple[str, ...] = ()
+) -> NeuronPatch:
+    """The patch with neurons [n, d], [n], [n, d] at a place, of the kind that the place takes."""
+    if place.is_local:
+        return NeuronPatch(place.block, keys, bias, values, owners)
+    return GatePatch(
+        place.block,
+        keys,
+        bias,
+        values,
+        owners,
+        key=place.key,
+        value_block=place.value_block,
+        value=place.value,
+    )
+
+
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are: the largest is, and NaN counts as larger."""
     return not tensor.numel() or math.isfinite(torch.linalg.vector_norm(tensor, math.inf))
 
 
-def _concatenated(parts: Sequence[NeuronPatch]) -> NeuronPatch:
+def _concatenated(parts: Sequence[Neurons]) -> Neurons:
     subjects = tuple(s for part in parts for s in part.subjects or ("",) * len(part.keys))
-    return NeuronPatch(
-        parts[0].block,
-        torch.cat([part.keys for part in parts]),
-        torch.cat([part.bias for part in parts]),
-        torch.cat([part.values for part in parts]),
+    return replace(
+        parts[0],
+        keys=torch.cat([part.keys for part in parts]),
+        bias=torch.cat([part.bias for part in parts]),
+        values=torch.cat([part.values for part in parts]),
+        owners=(),
         subjects=subjects if any(subjects) else (),
     )

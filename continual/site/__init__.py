@@ -59,7 +59,7 @@ class Site(TaskModel):
         The same probes in the same order give the same bits.
         """
         edited = self.edited
-        with edited.without_neurons(self.block):
+        with edited.before_last_neurons():
             inputs = self.inputs(encodings)
             read, owners = sequences(encodings)
             size = max(len(encoding.ids) for encoding in read)
@@ -67,7 +67,9 @@ class Site(TaskModel):
                 i * size + p for i, e in zip(owners, encodings, strict=True) for p in e.positions
             ]
             device = inputs["input_ids"].device
-            query, hidden = self._pass(inputs, torch.tensor(places, device=device))
+            query, hidden = self._pass(
+                inputs, torch.tensor(places, device=device), is_whole=edited.moves_rows
+            )
         targets = [target for encoding in encodings for target in encoding.targets]
         rows = (query.clone().float(), hidden.clone().float())  # such as autograd can use
         return Rows(*rows, torch.tensor(targets, device=device), self.texts(encodings))
@@ -122,7 +124,10 @@ class Site(TaskModel):
         )
 
     def is_right(self, encoding: Encoding, rows: Rows) -> bool:
-        """Whether a probe is right, from the first of these rows, which are its own."""
+        """Whether a probe is right, from the first of these rows, which are its own; by a pass over
+        it alone where rows do not say all."""
+        if not self.edited.is_read_off_rows:
+            return self.judge_alone(encoding)
         with torch.no_grad():  # of all rows at once: an editor will ask for all of them
             verdict = self.verdict(self.patched(rows), rows.targets[: len(encoding.targets)])
         if bool(verdict.close.any()):
@@ -133,9 +138,12 @@ class Site(TaskModel):
         self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
     ) -> list[bool]:
         """Whether these of some probes are right, from the rows of all, one probe's after
-        another's: the ledger will ask for all of them."""
+        another's: the ledger will ask for all of them. By whole passes where rows do not say
+        all."""
         if not chosen:
             return []
+        if not self.edited.is_read_off_rows:
+            return self.judge_in_full([encodings[i] for i in chosen])
         sizes = [len(encoding.targets) for encoding in encodings]
         verdict = self.judge(rows)
         right, close = verdict.right.split(sizes), verdict.close.split(sizes)

@@ -23,7 +23,6 @@ from continual.effects import NOTHING, Reach
 from continual.errors import EditError
 from continual.memory.answers import Answers
 from continual.patches import Patch
-from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, Editor, Proposal, Surroundings, Taught
 from continual.queries.memory import QueryMemory
 from continual.reading import named_in
@@ -350,18 +349,24 @@ class Workshop:
     def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
         """Of edits that were right, those that may not be with these parts, which are on: a neuron
         leaves alone whatever it does not fire on."""
-        neurons = [part for part in parts if isinstance(part, NeuronPatch)]
-        if not applied or len(neurons) < len(parts):
+        reach = reduce(or_, (part.reach for part in parts), NOTHING)
+        if not applied or not reach.is_rows_alone(self._site.block):
             return applied
         state = self._site.edited.rows_state
         standing = [edit for edit in applied if edit.state == state]
         rows_of = [edit.rows[: edit.candidate.required_rows] for edit in standing]
         fired = {edit.id for edit in applied if edit.state != state}
-        for part in neurons if standing else ():
-            fires = _fires(part, Rows.join(rows_of))
+        if standing:
+            fires = self._fires(Rows.join(rows_of), sum(part.rows for part in parts))
             rows = fires.split([len(own) for own in rows_of])
             fired |= {e.id for e, own in zip(standing, rows, strict=True) if bool(own.any())}
         return [edit for edit in applied if edit.id in fired]
+
+    def _fires(self, rows: Rows, count: int) -> torch.Tensor:
+        """[n] bool: on which rows one of the last `count` neurons of the last FFN fires."""
+        bank = self._site.bank
+        firing = bank.firing(rows.query, bank.size - count, rows.texts)
+        return (firing.activations > 0).any(1)
 
     def _right(self, edits: Group) -> dict[str, bool]:
         """Which prompts are answered rightly as the model stands, in each of their forms."""
@@ -377,11 +382,6 @@ class Workshop:
                 learned, forms = edit.candidate.learned, edit.candidate.forms
                 outcomes[edit.id] = self._answers.are_all_right(learned, forms, edit.rows)
         return outcomes
-
-
-def _fires(part: NeuronPatch, rows: Rows) -> torch.Tensor:
-    """[n] bool: on which rows a neuron of the patch fires."""
-    return (part.firing(rows.query, rows.texts).activations > 0).any(1)
 
 
 def _rows_naming(rows: Rows, subject: str) -> torch.Tensor:

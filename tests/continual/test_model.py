@@ -209,7 +209,7 @@ def test_a_state_is_known_to_have_been_passed_as_long_as_its_neurons_are_the_fir
     model.put([neurons(4, seed=2)])
     assert model.has_passed(state, BLOCKS - 1, 3)
     assert not model.has_passed(state, BLOCKS - 1, 2)
-    with model.without_neurons(BLOCKS - 1):
+    with model.before_last_neurons():
         assert not model.has_passed(state, BLOCKS - 1, 3)
     model.take_off(0)
     model.put([neurons(3, seed=3)])
@@ -296,7 +296,7 @@ def test_neurons_can_be_silenced_for_a_while():
     with model:
         model.put([neurons(3, 1)])
         patched = logits_of(model.model, inputs)
-        with pytest.raises(RuntimeError), model.without_neurons(BLOCKS - 1):
+        with pytest.raises(RuntimeError), model.before_last_neurons():
             assert torch.equal(logits_of(model.model, inputs), bare)
             raise RuntimeError
         assert torch.equal(logits_of(model.model, inputs), patched)

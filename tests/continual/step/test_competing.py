@@ -115,6 +115,6 @@ def test_rows_are_patched_once_for_each_state_of_the_model(site):
     site.edited.put([NeuronPatch(site.block, key, torch.zeros(1), torch.ones_like(key))])
     patched = site.patched(rows)
     assert not torch.equal(patched, first)
-    with site.edited.without_neurons(site.block):
+    with site.edited.before_last_neurons():
         assert torch.equal(site.patched(rows), first)
     assert torch.equal(site.patched(rows), patched)
