@@ -33,11 +33,24 @@ class CodedRows:
         """Put rows at the end."""
         if len(rows) == 0:
             return
-        codes, steps, errors = _coded(rows)
-        self._codes.append(codes.to(torch.int8))
+        codes, steps = self._seen(rows)
+        self._codes.append(codes)
         self._steps.append(steps)
+
+    def put(self, index: Tensor, rows: Tensor) -> None:
+        """Put other rows in the places `index` [r]."""
+        if len(index) == 0:
+            return
+        codes, steps = self._seen(rows)
+        self._codes.rows[index] = codes
+        self._steps[index] = steps
+
+    def _seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes of rows, and their steps; the bounds hold for them from now on."""
+        codes, steps, errors = _coded(rows)
         self._longest = max(self._longest, float(torch.linalg.vector_norm(codes, dim=1).max()))
         self._worst = max(self._worst, float(errors.max()))
+        return codes.to(torch.int8), steps
 
     def truncate(self, size: int) -> None:
         """As `GrowingTensor.truncate`."""

@@ -61,6 +61,15 @@ class SearchedQueries:
         self._heads, self._norm_max = None, 0.0
         self.append(rows)
 
+    def put(self, index: Tensor, rows: Tensor) -> None:
+        """Put other rows in the places `index` [r]."""
+        if len(index) == 0:
+            return
+        self._rows[index] = rows
+        self._norm_max = max(self._norm_max, float(rows.norm(dim=1).max()))
+        if self._heads is not None:
+            self._heads.put(index, rows)
+
     def cut(self, first: int, last: int) -> None:
         """Take the rows [first, last) out; the others keep their order."""
         self._rows.cut(first, last)
@@ -159,6 +168,10 @@ class _Heads:
     def append(self, rows: Tensor) -> None:
         """Take in rows [r, d]."""
         self._parts.append(self._split(rows - self._centre).T)
+
+    def put(self, index: Tensor, rows: Tensor) -> None:
+        """As in `SearchedQueries.put`."""
+        self._parts.columns[:, index] = self._split(rows - self._centre).T
 
     def cut(self, first: int, last: int) -> None:
         """As in `SearchedQueries.cut`."""

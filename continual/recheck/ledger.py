@@ -1,9 +1,11 @@
 """The ledger: the outcome of every probe, kept exact while patches come and go.
 
-A probe is kept as rows at the last FFN. A new neuron touches only rows with q·k + b > 0: a search
-finds them, and only their logits are computed again. Where a row's two best logits are
-closer than float rounding, its probe is decided by a forward pass over it alone; a full re-check
-decides such probes in the same way, so that both give the same outcomes, probe by probe.
+A probe is kept as rows at the last FFN. A new neuron there touches only rows with q·k + b > 0: a
+search finds them, and only their logits are computed again. A gate at any other place touches the
+probes with a token that opens it; these are run again, and no others. Where parameters are edited,
+every probe is measured again. Where a row's two best logits are closer than float rounding, its
+probe is decided by a forward pass over it alone; a full re-check decides such probes in the same
+way, so that both give the same outcomes, probe by probe.
 
 Where the model remembers edits, a probe that a record is about is answered by the record: the
 ledger then follows both, what the model itself gets right and what `RoutedProbes` says.
@@ -12,67 +14,69 @@ ledger then follows both, what the model itself gets right and what `RoutedProbe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from continual.effects.places import GatePlace
 from continual.memory.answers import Answers
 from continual.memory.probes import RoutedProbes
 from continual.memory.routing import Route
-from continual.queries.growing import GrowingTensor
-from continual.queries.search import SearchedQueries
-from continual.reading import RowTexts
+from continual.model import Since
+from continual.recheck.entries import (
+    CONTINUATION,
+    EDIT,
+    HELD_OUT,
+    LOCALITY,
+    NEIGHBOUR,
+    PORTABILITY,
+    REPHRASE,
+    ROLES,
+    TEST,
+    TRAIN,
+    WATCH,
+    WATCHED,
+    Entry,
+    EntryTable,
+    RowTable,
+)
+from continual.recheck.kept_tokens import KeptTokens
 from continual.recheck.metrics import Count
 from continual.recheck.probe_passes import ProbePasses
 from continual.site import Site
 from continual.site.rows import Rows
-from continual.tasks import Encoding
 
-EDIT, REPHRASE, HELD_OUT = "edit", "rephrase", "held_out"
-LOCALITY, PORTABILITY, TRAIN, TEST = "locality", "portability", "train", "test"
-WATCH, NEIGHBOUR, CONTINUATION = "watch", "neighbour", "continuation"
-WATCHED = (WATCH, NEIGHBOUR, CONTINUATION)
-ROLES = (EDIT, REPHRASE, HELD_OUT, LOCALITY, PORTABILITY, TRAIN, TEST, *WATCHED)
+__all__ = [
+    "CONTINUATION",
+    "EDIT",
+    "HELD_OUT",
+    "LOCALITY",
+    "NEIGHBOUR",
+    "PORTABILITY",
+    "REPHRASE",
+    "ROLES",
+    "TEST",
+    "TRAIN",
+    "WATCH",
+    "WATCHED",
+    "Entry",
+    "Ledger",
+]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A probe in the ledger."""
-
-    owner: str  # the request's id, or the probe set's name
-    role: str
-    index: int  # among the owner's probes of that role
-    encoding: Encoding
-
-    @property
-    def key(self) -> str:
-        """Its name in the journal."""
-        return f"{self.owner}:{self.role}:{self.index}"
+NONE = torch.empty(0, dtype=torch.long)
 
 
 class Ledger:
     """The probes of the base and of the active requests, and their outcomes as the model stands."""
 
     def __init__(self, site: Site) -> None:
-        """What is large lies on the model's device, what is counted on the CPU."""
         self._site = site
-        self.entries: list[Entry] = []
+        self._entries = EntryTable()
         width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
-        self._query, self._hidden = SearchedQueries(width), GrowingTensor(width)
-        self._target = GrowingTensor(width.new_empty(0, dtype=torch.long))
-        self._followed = site.bank.size  # neurons, from the first, that the outcomes reflect
-        self._state = site.edited.rows_state  # of the model, for which the rows hold
+        self._rows = RowTable(width)
+        self._state = site.edited.fingerprint  # of the model, as the outcomes reflect it
         self._passes: ProbePasses | None = None
-        flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
-        self._probe = GrowingTensor(numbers)  # the entry that a row belongs to
-        self._right = GrowingTensor(flags)  # of rows
-        self._close = GrowingTensor(flags)  # of rows
-        self._first_rows = GrowingTensor(numbers)  # of entries
-        self._sizes = GrowingTensor(numbers)  # of entries: how many rows they have
-        self._role = GrowingTensor(numbers)  # of entries: an index into ROLES
-        self._active = GrowingTensor(flags)  # of entries
-        self._own = GrowingTensor(flags)  # of entries: the model's own outcomes
+        self._tokens: KeptTokens | None = None  # of all entries, once there are gates elsewhere
         self._routed: RoutedProbes | None = None  # of all entries, once the model remembers edits
         self._places: dict[tuple[str, str], list[int]] = {}
         self._in_forms: set[str] = set()  # owners whose prompt is asked in several forms
@@ -80,23 +84,19 @@ class Ledger:
     # -- what is known
 
     @property
+    def entries(self) -> Sequence[Entry]:
+        """All entries, active or not, in the order in which they came."""
+        return self._entries.all
+
+    @property
     def rows(self) -> Rows:
         """The rows of all entries, one after another."""
-        return Rows(self._query.rows, self._hidden.rows, self._target.rows)
+        return self._rows.all
 
     def _rows_at(self, index: Tensor) -> Rows:
         """The rows at these places, with their texts."""
-        probes = self._probe.rows[index].tolist()
-        offsets = (index - self._first_rows.rows[self._probe.rows[index]]).tolist()
-        read = [
-            (encoding.ids, encoding.positions[offset] + 1)
-            for probe, offset in zip(probes, offsets, strict=True)
-            for encoding in (self.entries[probe].encoding,)
-        ]
-        texts = RowTexts(self._site.edited.decode, read)
-        return Rows(
-            self._query.rows[index], self._hidden.rows[index], self._target.rows[index], texts
-        )
+        texts = self._entries.texts(self._rows.entry[index], index, self._site.edited.decode)
+        return self._rows.at(index, texts)
 
     def is_right(self, entry: Entry) -> bool:
         """Whether a registered probe is right now."""
@@ -116,7 +116,7 @@ class Ledger:
 
     def outcomes(self) -> dict[str, bool]:
         """All outcomes by key, of active entries."""
-        places = self._active.rows.nonzero().squeeze(-1).tolist()
+        places = self._entries.is_active.rows.nonzero().squeeze(-1).tolist()
         values = self._outcomes[places].tolist()
         return {self.entries[i].key: value for i, value in zip(places, values, strict=True)}
 
@@ -132,7 +132,7 @@ class Ledger:
             places = [place for owner in owners for place in self.places(owner, role)]
             found = Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
         else:
-            counted = self._active.rows & (self._role.rows == ROLES.index(role))
+            counted = self._entries.active([role])
             found = Count(int((counted & self._outcomes).sum()), int(counted.sum()))
         return self._once(found, owners) if role == EDIT and self._in_forms else found
 
@@ -147,13 +147,13 @@ class Ledger:
 
     def rows_of(self, owner: str, role: str) -> Rows:
         """The rows of an owner's entries of a role."""
-        wanted = torch.isin(self._probe.rows, torch.tensor(self.places(owner, role)))
+        wanted = torch.isin(self._rows.entry, torch.tensor(self.places(owner, role)))
         return self._rows_at(wanted.nonzero().squeeze(-1))
 
     @property
     def _outcomes(self) -> Tensor:
         """[entries] bool"""
-        own = self._own.rows
+        own = self._entries.is_right.rows
         return own if self._routed is None else self._routed.effective(own)
 
     # -- what changes
@@ -164,27 +164,18 @@ class Ledger:
             return
         if rows is None:
             rows = self._site.rows_in_passes([entry.encoding for entry in entries])
-        first_place, first_row = len(self.entries), len(self._probe)
-        sizes = torch.tensor([len(entry.encoding.targets) for entry in entries])
-        places = torch.arange(first_place, first_place + len(entries))
-        self._query.append(rows.query)
-        self._hidden.append(rows.hidden)
-        self._target.append(rows.targets)
-        self._probe.append(places.repeat_interleave(sizes))
-        self._right.append(torch.zeros(len(rows), dtype=torch.bool))
-        self._close.append(torch.zeros(len(rows), dtype=torch.bool))
-        self._first_rows.append(first_row + sizes.cumsum(0) - sizes)
-        self._sizes.append(sizes)
-        self._own.append(torch.zeros(len(entries), dtype=torch.bool))
-        self._role.append(torch.tensor([ROLES.index(entry.role) for entry in entries]))
-        self._active.append(torch.ones(len(entries), dtype=torch.bool))
+        first_place, first_row = len(self._entries), len(self._rows)
+        self._rows.append(rows, self._entries.append(entries, first_row))
         for place, entry in enumerate(entries, start=first_place):
-            self.entries.append(entry)
             self._places.setdefault((entry.owner, entry.role), []).append(place)
             if entry.role == EDIT and entry.index:
                 self._in_forms.add(entry.owner)
-        self._measure(torch.arange(first_row, len(self._probe)))
+        self._measure(torch.arange(first_row, len(self._rows)))
         self._route_new()
+        if self._tokens is None:
+            self._keep_tokens()
+        else:
+            self._tokens.add(entry.encoding for entry in entries)
 
     def _route_new(self) -> None:
         """Route the probes that have no route yet, if the model remembers anything, or did."""
@@ -197,9 +188,7 @@ class Ledger:
     def would_break(self, roles: Sequence[str]) -> list[Entry]:
         """Active entries of these roles that are right in the ledger, and wrong with the patches
         that are on the model but not followed yet. The ledger itself stays as it is."""
-        numbers = torch.tensor([ROLES.index(role) for role in roles])
-        wanted = self._active.rows & torch.isin(self._role.rows, numbers) & self._outcomes
-        places = wanted.nonzero().squeeze(-1)
+        places = (self._entries.active(roles) & self._outcomes).nonzero().squeeze(-1)
         if not len(places):
             return []
         own = self._own_preview(places)
@@ -209,23 +198,21 @@ class Ledger:
 
     def _own_preview(self, places: Tensor) -> Tensor:
         """[n] bool: the model's own outcomes at these places, as it stands now."""
-        if self._state != self._site.edited.rows_state:
-            encodings = [self.entries[place].encoding for place in places.tolist()]
-            return torch.tensor(self._site.judge_in_full(encodings), dtype=torch.bool)
-        own = self._own.rows.clone()
-        bank = self._site.bank
-        fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :]).cpu()
-        is_asked = torch.zeros_like(own)
-        is_asked[places] = True
-        rows = fired[is_asked[self._probe.rows[fired]]]
+        since = self._since()
+        if since is None or self._is_mixed(since):
+            return self._judged_in_full(places)
+        touched = self._touched(since)
+        own = self._entries.is_right.rows.clone()
+        rows = self._fired(since)
+        rows = rows[torch.isin(self._rows.entry[rows], places)]
         if len(rows):
-            verdict = self._site.judge(self._rows_at(rows))
-            right, close = self._right.rows.clone(), self._close.rows.clone()
-            right[rows], close[rows] = verdict.right.cpu(), verdict.close.cpu()
-            probes = self._probe.rows[rows].unique()
-            own[probes] = self._all_of_probe(right, probes)
-            for place in probes[~self._all_of_probe(~close, probes)].tolist():
+            verdict = self._rows.judged(rows, self._site.judge(self._rows_at(rows)))
+            probes = self._rows.entry[rows].unique()
+            own[probes] = self._entries.hold_for_all(verdict.right, probes)
+            for place in self._close_among(probes, verdict.close).tolist():
                 own[place] = self._site.judge_alone(self.entries[place].encoding)
+        again = places[torch.isin(places, touched)]
+        own[again] = self._judged_in_full(again)
         return own[places]
 
     def _routed_preview(self, places: Tensor, own: Tensor) -> Tensor:
@@ -239,13 +226,13 @@ class Ledger:
         self._in_forms.discard(owner)
         places = [place for role in ROLES for place in self._places.pop((owner, role), ())]
         if places:
-            self._active[torch.tensor(places)] = False
+            self._entries.is_active[torch.tensor(places)] = False
         return [self.entries[place].key for place in places]
 
     def drop(self, places: Sequence[int]) -> None:
         """Count these entries no longer; their owner's others stay."""
         if places:
-            self._active[torch.tensor(places)] = False
+            self._entries.is_active[torch.tensor(places)] = False
 
     def advance(self) -> dict[str, bool]:
         """Follow what was put on since the last time: the outcomes that turned.
@@ -262,70 +249,134 @@ class Ledger:
 
     def _follow(self) -> None:
         """The model's own outcomes, as it is now."""
-        bank = self._site.bank
-        if self._state != self._site.edited.rows_state:
-            self._recapture()
-            self._measure(torch.arange(len(self._probe)))
-            self._followed = bank.size
-            return
-        fired = self._query.above(bank.keys[self._followed :], -bank.bias[self._followed :])
-        self._measure(fired.cpu())
-        self._followed = bank.size
+        since = self._since()
+        if since is None:
+            self._read_anew()
+        else:
+            touched, fired = self._touched(since), self._fired(since)
+            self._run_again(touched)
+            others = fired[~torch.isin(self._rows.entry[fired], touched)]
+            self._measure(torch.cat([others, self._entries.rows_of(touched)]).sort().values)
+        self._state = self._site.edited.fingerprint
 
-    def _recapture(self) -> None:
-        """All rows anew, from the lowest edited block upward."""
+    def _since(self) -> Since | None:
+        """The effects that came since the outcomes were measured; None where parameters are others,
+        or the model did not come by that state: every probe is then measured again."""
+        since = self._site.edited.since(self._state)
+        return None if since is None or since.reach.blocks else since
+
+    def _fired(self, since: Since) -> Tensor:
+        """[r] the rows on which neurons fire that came to the last FFN, where rows say all."""
+        if not self._site.edited.is_read_off_rows:
+            return NONE
+        bank = self._site.bank
+        first = since.first(bank)
+        return self._rows.query.above(bank.keys[first:], -bank.bias[first:]).cpu()
+
+    def _touched(self, since: Since) -> Tensor:
+        """[p] the entries, ascending, with a token that may open a gate elsewhere that came."""
+        self._keep_tokens()
+        if self._tokens is None:
+            return NONE
+        watched = self._watched_places()
+        came = [effect for effect in since.gated if effect.place in watched]
+        found = [self._tokens.touched(effect, since.first(effect)) for effect in came]
+        touched: Tensor = torch.cat([NONE, *found]).unique()
+        return touched
+
+    def _watched_places(self) -> list[GatePlace]:
+        """The places whose gates are followed token by token: all but the last FFN's own, and that
+        one, too, where gates read behind it."""
         edited = self._site.edited
-        self._state = edited.rows_state
+        own = GatePlace.at(self._site.block)
+        places = dict.fromkeys(effect.place for effect in edited.open_gates)
+        return [place for place in places if place != own or not edited.is_read_off_rows]
+
+    def _is_mixed(self, since: Since) -> bool:
+        """Whether tokens that are read now, at a place that is new, would show gates of other
+        places that came: they may go again, and are not to be kept."""
+        known = () if self._tokens is None else self._tokens.places
+        return len(since.gated) > 1 and any(p not in known for p in self._watched_places())
+
+    def _keep_tokens(self) -> None:
+        """Keep the tokens of all entries at the places that are watched now."""
+        watched = self._watched_places()
+        if self._tokens is None:
+            if not watched:
+                return
+            self._tokens = KeptTokens(self._site)
+        self._tokens.watch(watched)
+        self._tokens.add(entry.encoding for entry in self.entries[len(self._tokens) :])
+
+    def _run_again(self, places: Tensor) -> None:
+        """The rows and the tokens of these entries [p] as the model stands."""
+        if not len(places):
+            return
+        if self._site.edited.moves_rows:
+            rows = self._site.rows_in_passes(self._entries.encodings(places))
+            self._rows.put(self._entries.rows_of(places), rows)
+        if self._tokens is not None:
+            self._tokens.renew(places)
+
+    def _read_anew(self) -> None:
+        """All rows, tokens and outcomes."""
         if not self.entries:
             return
+        self._rows.replace(self._read_rows())
+        if self._tokens is not None:
+            self._tokens.forget()
+            self._keep_tokens()
+        self._measure(torch.arange(len(self._rows)))
+
+    def _read_rows(self) -> Rows:
+        """All rows, from the lowest edited block upward; in whole passes where there is nothing
+        below it to spare, or gates see whole texts."""
+        edited = self._site.edited
         lowest = edited.reach.lowest(self._site.block) or 0
         encodings = [entry.encoding for entry in self.entries]
-        if lowest == 0:  # there is nothing below it to spare
+        if lowest == 0 or edited.moves_rows:
             self._passes = None
-            rows = self._site.rows_in_passes(encodings)
-        else:
-            if self._passes is None or self._passes.block != lowest:
-                self._passes = ProbePasses(self._site, lowest)
-            self._passes.add(encodings[len(self._passes) :])
-            rows = self._passes.rows()
-        self._query.replace(rows.query)
-        self._hidden[slice(None)] = rows.hidden
+            return self._site.rows_in_passes(encodings)
+        if self._passes is None or self._passes.block != lowest:
+            self._passes = ProbePasses(self._site, lowest)
+        self._passes.add(encodings[len(self._passes) :])
+        return self._passes.rows()
 
     def remeasure(self) -> dict[str, bool]:
         """Every route and outcome anew, by full forward passes: those that turned."""
         before = self._outcomes.clone()
-        found = self._site.judge_in_full([entry.encoding for entry in self.entries])
-        self._own[slice(None)] = torch.tensor(found, dtype=torch.bool)
+        every = torch.arange(len(self._entries))
+        self._entries.is_right[every] = self._judged_in_full(every)
         self._route_new()
         if self._routed is not None:
             self._routed.remeasure()
         return self._turned(before)
 
     def _measure(self, rows: Tensor) -> None:
-        """Judge these rows anew, and the probes that they belong to."""
+        """Judge these rows [r] anew, and the probes that they belong to."""
         if len(rows) == 0:
             return
-        verdict = self._site.judge(self._rows_at(rows))
-        self._right[rows] = verdict.right.cpu()
-        self._close[rows] = verdict.close.cpu()
-        probes = self._probe.rows[rows].unique()
-        self._own[probes] = self._all_of_probe(self._right.rows, probes)
-        close = ~self._all_of_probe(~self._close.rows, probes)
-        for place in probes[close].tolist():
+        probes = self._rows.entry[rows].unique()
+        if not self._site.edited.is_read_off_rows:
+            self._entries.is_right[probes] = self._judged_in_full(probes)
+            return
+        self._rows.judge(rows, self._site.judge(self._rows_at(rows)))
+        verdict = self._rows.verdict
+        self._entries.is_right[probes] = self._entries.hold_for_all(verdict.right, probes)
+        for place in self._close_among(probes, verdict.close).tolist():
             outcome = self._site.judge_alone(self.entries[place].encoding)
-            self._own[slice(place, place + 1)] = outcome
+            self._entries.is_right[slice(place, place + 1)] = outcome
 
-    def _all_of_probe(self, of_row: Tensor, probes: Tensor) -> Tensor:
-        """Whether a row's property holds for all rows of each of these probes; only these rows are
-        looked at."""
-        sizes = self._sizes.rows[probes]
-        ends = sizes.cumsum(0)
-        shift = self._first_rows.rows[probes] - (ends - sizes)  # from here to the rows' places
-        index = torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
-        wrong = torch.cat([torch.zeros(1, dtype=torch.long), (~of_row[index]).long().cumsum(0)])
-        return wrong[ends] == wrong[ends - sizes]
+    def _close_among(self, probes: Tensor, close: Tensor) -> Tensor:
+        """The probes [p] of which a row is close, by `close` [rows]."""
+        return probes[~self._entries.hold_for_all(~close, probes)]
+
+    def _judged_in_full(self, places: Tensor) -> Tensor:
+        """[p] bool: the outcomes of entries by whole passes."""
+        found = self._site.judge_in_full(self._entries.encodings(places))
+        return torch.tensor(found, dtype=torch.bool)
 
     def _turned(self, before: Tensor) -> dict[str, bool]:
         now = self._outcomes
-        places = ((before != now) & self._active.rows).nonzero().squeeze(-1).tolist()
+        places = ((before != now) & self._entries.is_active.rows).nonzero().squeeze(-1).tolist()
         return {self.entries[place].key: bool(now[place]) for place in places}

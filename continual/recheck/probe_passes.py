@@ -52,7 +52,7 @@ class ProbePasses:
 
     def _recorded(self, encodings: Sequence[Encoding]) -> Recording:
         edited = self._site.edited
-        with edited.without_neurons(self._site.block):
+        with edited.before_last_neurons():
             inputs = self._site.inputs(encodings)
             return record(edited.model, edited.anatomy, inputs, [self.block])
 
@@ -69,6 +69,6 @@ class ProbePasses:
     @torch.inference_mode()
     def _rows_of(self, one: _Pass) -> Rows:
         edited = self._site.edited
-        with edited.without_neurons(self._site.block):
+        with edited.before_last_neurons():
             states = rows_from(edited.model, edited.anatomy, one.recording, self.block)
         return answer_rows(one.encodings, *states)

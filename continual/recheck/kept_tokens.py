@@ -1,0 +1,153 @@
+"""The queries of all tokens of the probes, at the places that have gates, in a byte a number.
+
+A gate at an inner block can open on any token of an input. So a probe's tokens are kept at each
+such place, rounded; the bounds that these give say which probes a new gate may touch. Only those
+are run again, through the whole model, and their tokens are kept anew.
+
+Knows tokens and places; what becomes of a probe's outcome is the ledger's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from continual.effects import GatedEffect
+from continual.effects.places import GatePlace
+from continual.queries.coded_rows import CodedRows
+from continual.queries.growing import GrowingTensor
+from continual.site.tokens import token_queries
+from continual.task_model import TaskModel
+from continual.tasks import Encoding
+
+ROUNDING = 2.0**-14
+"""More than float32 loses in a product, as a share of ‖q‖‖k‖."""
+
+
+class PlaceQueries:
+    """The queries of one place, on the CPU; see `KeptQueries`."""
+
+    def __init__(self, queries: Tensor) -> None:
+        """`queries` [m, d] float32."""
+        self._codes = CodedRows(queries.new_empty(queries.shape[1]))
+        self._squares = GrowingTensor(queries.new_empty(0))
+        self._longest = 0.0
+        self.append(queries)
+
+    def __len__(self) -> int:
+        return len(self._squares)
+
+    @property
+    def squares(self) -> Tensor:
+        """[m] ‖x‖² of each query."""
+        return self._squares.rows
+
+    def append(self, queries: Tensor) -> None:
+        """Put queries [r, d] at the end."""
+        self._codes.append(queries)
+        self._squares.append(self._seen(queries))
+
+    def put(self, index: Tensor, queries: Tensor) -> None:
+        """Put other queries [r, d] in the places `index` [r]."""
+        self._codes.put(index, queries)
+        self._squares[index] = self._seen(queries)
+
+    def _seen(self, queries: Tensor) -> Tensor:
+        squares: Tensor = queries.square().sum(1)
+        if len(squares):
+            self._longest = max(self._longest, float(squares.max()) ** 0.5)
+        return squares
+
+    def bounds(self, keys: Tensor) -> Tensor:
+        """[n, m] no less than x·k for keys [n, d]; see `KeptQueries.bounds`."""
+        lengths: Tensor = torch.linalg.vector_norm(keys, dim=1)
+        return self._codes.bounds(keys) + (ROUNDING * self._longest * lengths)[:, None]
+
+
+class KeptTokens:
+    """The tokens of a growing list of probes, at the places that are watched.
+
+    Probes that stand in one text share its tokens.
+    """
+
+    def __init__(self, model: TaskModel) -> None:
+        self._model = model
+        self._places: dict[GatePlace, PlaceQueries] = {}
+        self._sequences: list[Encoding] = []  # one probe of each sequence
+        self._numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+        self._probes = GrowingTensor(torch.empty(0, dtype=torch.long))  # the sequence of each
+        self._tokens = GrowingTensor(torch.empty(0, dtype=torch.long))  # the sequence of each
+        self._firsts: list[int] = []  # the first token of each sequence
+
+    def __len__(self) -> int:
+        """How many probes."""
+        return len(self._probes)
+
+    @property
+    def places(self) -> Collection[GatePlace]:
+        """The places that are watched."""
+        return self._places.keys()
+
+    def add(self, encodings: Iterable[Encoding]) -> None:
+        """Take in probes behind those that are there, as the model stands."""
+        known = len(self._sequences)
+        numbers = [self._number(encoding) for encoding in encodings]
+        self._probes.append(torch.tensor(numbers, dtype=torch.long))
+        new = self._sequences[known:]
+        for place, queries in self._read(new, list(self._places)).items():
+            self._places[place].append(queries)
+
+    def _number(self, encoding: Encoding) -> int:
+        key = encoding.ids, encoding.question.source
+        if key not in self._numbers:
+            number = self._numbers[key] = len(self._sequences)
+            self._sequences.append(encoding)
+            self._firsts.append(len(self._tokens))
+            self._tokens.append(torch.full((len(encoding.ids),), number))
+        return self._numbers[key]
+
+    def watch(self, places: Iterable[GatePlace]) -> None:
+        """Keep queries at these places alone: what is missing is read as the model stands. Gates of
+        a place do not change the queries there, so that it may have some already."""
+        wanted = list(places)
+        self._places = {place: q for place, q in self._places.items() if place in wanted}
+        missing = [place for place in wanted if place not in self._places]
+        for place, queries in self._read(self._sequences, missing).items():
+            self._places[place] = PlaceQueries(queries)
+
+    def forget(self) -> None:
+        """Keep no queries: they are no longer those of the model."""
+        self._places = {}
+
+    def touched(self, effect: GatedEffect, first: int) -> Tensor:
+        """[p] the probes, ascending, to which an effect at a watched place may now do something
+        else than with its first pieces alone."""
+        tokens = effect.may_differ(self._places[effect.place], first)
+        sequences = self._tokens.rows[tokens].unique()
+        return torch.isin(self._probes.rows, sequences).nonzero().squeeze(-1)
+
+    def renew(self, probes: Tensor) -> None:
+        """Read the queries of these probes [p] again, as the model stands."""
+        sequences = self._probes.rows[probes].unique().tolist()
+        chosen = [self._sequences[number] for number in sequences]
+        spans = [
+            range(self._firsts[n], self._firsts[n] + len(e.ids))
+            for n, e in zip(sequences, chosen, strict=True)
+        ]
+        index = torch.tensor([token for span in spans for token in span], dtype=torch.long)
+        for place, queries in self._read(chosen, list(self._places)).items():
+            self._places[place].put(index, queries)
+
+    def _read(
+        self, sequences: Sequence[Encoding], places: Sequence[GatePlace]
+    ) -> dict[GatePlace, Tensor]:
+        """[tokens, d] the queries of sequences at each place, one after another."""
+        if not places:
+            return {}
+        if not sequences:
+            width = self._model.edited.anatomy.width
+            return {place: torch.empty(0, width) for place in places}
+        found = token_queries(self._model, sequences, places)
+        return {place: torch.cat(parts).cpu() for place, parts in found.items()}
