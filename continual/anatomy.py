@@ -12,8 +12,10 @@ the output of ``down``. Running a model in parts is left to ``passes``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from transformers.pytorch_utils import Conv1D
 
 from continual import hooks
 from continual.errors import ModelError
+from continual.shortage import is_shortage
+
+MESSAGE_MAX = 200  # characters of another package's message in one of ours
 
 OVERRIDES: Mapping[str, str] = {
     "blocks": "path of the list of blocks",
@@ -58,6 +63,7 @@ class Anatomy:
     head: str
     tail: tuple[str, ...]
     encoder: str | None  # what the decoder attends to, where there is one
+    is_rowwise: bool = True  # the FFN can be run for some positions of a batch alone
 
     @property
     def last(self) -> int:
@@ -145,8 +151,8 @@ def find_anatomy(
     blocks = _find_blocks(model, calls, chosen)
     ffn = _find_ffn(model, blocks, calls, chosen)
     way = _find_way(model, blocks, ffn, calls, chosen)
-    seq2seq = model.config.is_encoder_decoder
-    return Anatomy(
+    seq2seq = _is_seq2seq(model)
+    anatomy = Anatomy(
         blocks=blocks,
         block_count=len(_children(model, blocks)),
         width=ffn.width,
@@ -160,15 +166,16 @@ def find_anatomy(
         tail=way.tail,
         encoder=_path_of(model, model.get_encoder()) if seq2seq else None,
     )
+    return replace(anatomy, is_rowwise=_is_rowwise(model, anatomy))
 
 
 def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
     """One sequence [1, length] of token ids from the middle of the vocabulary."""
-    embedding = model.get_input_embeddings().weight
+    embedding = _embedding(model)
     vocabulary = len(embedding)
     spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=embedding.device)
     inputs = {"input_ids": spread.long().unsqueeze(0)}
-    if model.config.is_encoder_decoder:
+    if _is_seq2seq(model):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     return inputs
 
@@ -177,7 +184,7 @@ def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
 def reads_ahead(model: Any, anatomy: Anatomy) -> bool:
     """Tell whether the blocks' state at a token depends on later ones, as in an encoder."""
     inputs = sample_inputs(model, 3)
-    name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+    name = "decoder_input_ids" if _is_seq2seq(model) else "input_ids"
     changed = {**inputs, name: inputs[name].clone()}
     changed[name][0, -1] = inputs[name][0, 0]
     first, second = (_first_state(model, anatomy, given) for given in (inputs, changed))
@@ -189,6 +196,73 @@ def _first_state(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> 
     with hooks.captured(anatomy.block(model, anatomy.last)) as calls:
         model(**inputs, use_cache=False, return_dict=True)
     return calls[0].hidden[0, 0]
+
+
+def _embedding(model: Any) -> Tensor:
+    """The table of token embeddings [vocab, .]. Raises ModelError where there is none."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        weight = None
+    if not isinstance(weight, Tensor):
+        raise ModelError(
+            f"{_name(model)} has no table of token embeddings: it reads something else than the "
+            "tokens of a text, or hashes them. Models of this kind cannot be corrected."
+        )
+    return weight
+
+
+def _is_seq2seq(model: Any) -> bool:
+    """Whether a decoder attends to an encoder of token ids."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+_WANTS_OTHER_INPUTS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ImportError,
+)
+"""What a model raises that is called with other inputs than it takes, or in other shapes."""
+
+ROWWISE_LENGTHS = (9, 5)  # of the sequences on which an FFN is run for some positions alone
+
+
+@torch.no_grad()
+def _is_rowwise(model: Any, anatomy: Anatomy) -> bool:
+    """Whether the last FFN gives for some positions alone what it gives for all: what was found as
+    one may look along the sequence, or need its shape, and then raises whatever it raises."""
+    inputs, rows = _rowwise_sample(model)
+    last = anatomy.block(model, anatomy.last)
+    norm = anatomy.norm_after_module(model, anatomy.last)
+    ends = anatomy.up_modules(model, anatomy.last), anatomy.down_module(model, anatomy.last)
+    sums = []
+    for hook in (nullcontext(), hooks.narrowed(*ends, rows)):
+        with hooks.captured(last if norm is None else norm) as calls, hook, hooks.cut_short(last):
+            try:
+                hooks.run_until_cut(lambda: model(**inputs, use_cache=False, return_dict=True))
+                seen = calls[0].hidden if norm is None else calls[0].input
+                sums.append(seen.reshape(-1, anatomy.width).index_select(0, rows))
+            except _WANTS_OTHER_INPUTS as error:
+                if is_shortage(error):
+                    raise
+                return False
+    whole, some = sums
+    digits = math.sqrt(torch.finfo(whole.dtype).eps)
+    return bool((some - whole).abs().max() <= digits * whole.abs().max())
+
+
+def _rowwise_sample(model: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Two sequences of unlike lengths, and some of their positions, counted through the batch."""
+    longest, shortest = ROWWISE_LENGTHS
+    inputs = {name: ids.repeat(2, 1) for name, ids in sample_inputs(model, longest).items()}
+    mask = torch.ones_like(inputs["input_ids"])
+    mask[1, shortest:] = 0
+    rows = torch.arange(1, longest + shortest, 3, device=mask.device)
+    return {**inputs, "attention_mask": mask}, rows
 
 
 Calls = list[tuple[str, hooks.Call]]
@@ -204,10 +278,21 @@ def observe(model: Any, inputs: Mapping[str, Tensor]) -> Calls:
     with torch.no_grad(), hooks.watched(every, lambda path, call: calls.append((path, call))):
         try:
             model(**inputs, use_cache=False, return_dict=True)
-        except (TypeError, ValueError) as error:
-            given = ", ".join(inputs)
-            raise ModelError(f"{_name(model)} could not be run on {given}: {error}") from error
+        except _WANTS_OTHER_INPUTS as error:
+            if is_shortage(error):
+                raise
+            raise _not_run(model, inputs, error) from error
     return calls
+
+
+def _not_run(model: Any, inputs: Mapping[str, Tensor], error: Exception) -> ModelError:
+    told = (str(error).splitlines() or [""])[0][:MESSAGE_MAX] or _name(error)
+    shape = list(inputs["input_ids"].shape)
+    return ModelError(
+        f"{_name(model)} could not be run on {', '.join(inputs)} of the shape {shape} ({told}): it "
+        "needs other inputs than the tokens of a text. Models of this kind cannot be corrected; "
+        "if it holds a text model, save that one alone, with its tokenizer."
+    )
 
 
 # --- blocks ---------------------------------------------------------------------------------------
@@ -217,7 +302,7 @@ def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
     """The path of the longest list of blocks with an FFN, in the decoder where there is one."""
     if "blocks" in chosen:
         return _check_list(model, chosen["blocks"])
-    root = _path_of(model, model.get_decoder()) if model.config.is_encoder_decoder else ""
+    root = _path_of(model, model.get_decoder()) if _is_seq2seq(model) else ""
     lists = [path for path in _block_lists(model) if _is_inside(path, root)]
     with_ffn = [p for p in lists if _ffns(_matrices(_children(model, p)[0], f"{p}.0", calls))]
     if not with_ffn:
@@ -479,7 +564,7 @@ def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:
 # --- what a path or a module is -------------------------------------------------------------------
 
 
-def _name(module: nn.Module) -> str:
+def _name(module: object) -> str:
     return type(module).__name__
 
 

@@ -1,22 +1,24 @@
-"""The base model: a directory that transformers wrote, loaded, and the fingerprint of its files."""
+"""The base model: a directory that transformers wrote, loaded whole, understood, and named by the
+fingerprint of its files."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from continual.anatomy import Anatomy, find_anatomy
-from continual.embedded import MODELS, embedded
+from continual import decoding
+from continual.anatomy import Anatomy, find_anatomy, sample_inputs
 from continual.errors import CeditError, ModelError
+from continual.loading import first_line, load_pretrained
+from continual.model_files import companion_files, directory_fingerprint, model_directory
 from continual.shortage import is_shortage
 
-_IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
+DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the model's forward
 
 
 class WrongBaseModel(CeditError):
@@ -33,6 +35,14 @@ class BaseModel:
     tokenizer: Any
     anatomy: Anatomy
     fingerprint: str
+    companions: Mapping[str, str] = field(default_factory=dict)  # see `companion_files`
+    notes: tuple[str, ...] = ()  # what a person should know of it
+
+    @cached_property
+    def decoding(self) -> Mapping[str, Any]:
+        """What `generate` is told, so that it says what the model's forward says."""
+        ids = sample_inputs(self.model, length=DECODED_TOKENS)["input_ids"]
+        return decoding.options(self.model, ids, self.pad)
 
     @cached_property
     def context_tokens_max(self) -> int | None:
@@ -75,31 +85,6 @@ def _first_position(model: Any) -> int:
     )
 
 
-def model_directory(name: str | Path) -> Path:
-    """The directory that a model's name stands for. Raises ModelError where there is none."""
-    if (known := embedded(name)) is not None:
-        return known.directory
-    path = Path(name).expanduser().absolute()
-    if not (path / "config.json").is_file():
-        names = ", ".join(map(repr, MODELS))
-        raise ModelError(
-            f"{path} is not a model directory (it has no config.json): give a directory that "
-            f"transformers' save_pretrained wrote, or {names}, the embedded model."
-        )
-    return path
-
-
-def directory_fingerprint(directory: Path) -> str:
-    """SHA-256 over the names and bytes of a model directory's weights, config and tokenizer."""
-    digest = hashlib.sha256()
-    files = sorted({file for pattern in _IDENTITY for file in directory.glob(pattern)})
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name}\n".encode())
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
 def load_base(
     name: str | Path,
     architecture: str = "AutoModelForCausalLM",
@@ -110,26 +95,28 @@ def load_base(
 ) -> BaseModel:
     """A model directory, loaded for editing by a class of transformers: a task's `architecture`.
     Raises ModelError, with what is missing."""
-    import transformers
-
     directory = model_directory(name)
     place = usable_device(device)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        model = getattr(transformers, architecture).from_pretrained(
-            directory, dtype=getattr(torch, dtype), use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise cannot_load(directory, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made up where there was none
-        raise ModelError(
-            f"The model in {directory} has no tokenizer: put its own there, with the tokenizer's "
-            "save_pretrained."
-        )
-    model = model.to(place).eval().requires_grad_(False)
+    loaded = load_pretrained(directory, architecture, number_format(dtype))
+    model = loaded.model.to(place)
     return BaseModel(
-        model, tokenizer, find_anatomy(model, overrides), directory_fingerprint(directory)
+        model,
+        loaded.tokenizer,
+        find_anatomy(model, overrides),
+        directory_fingerprint(directory),
+        companion_files(directory),
+        loaded.notes,
     )
+
+
+def number_format(name: str) -> torch.dtype:
+    """A floating-point format of torch by its name. Raises ModelError for any other."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(
+            f"{name!r} is no number format: a model runs in float32, bfloat16 or float16."
+        )
+    return dtype
 
 
 def usable_device(name: str) -> torch.device:
@@ -141,18 +128,8 @@ def usable_device(name: str) -> torch.device:
         if is_shortage(error):
             raise
         raise ModelError(
-            f"Device {name!r} cannot be used here ({_first_line(error)}): choose cpu, or cuda "
+            f"Device {name!r} cannot be used here ({first_line(error)}): choose cpu, or cuda "
             "with a CUDA build of torch and a GPU; an existing store has it in cedit.toml, under "
             "[model]."
         ) from error
     return device
-
-
-def cannot_load(directory: Path, error: Exception) -> ModelError:
-    """What transformers says of a directory, without its lists of everything that there is."""
-    return ModelError(f"The model in {directory} cannot be loaded: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    """Of what it says; the error's name, where it says nothing."""
-    return (str(error).replace("\\n", "\n").splitlines() or [type(error).__name__])[0]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from continual.base import BaseModel, load_base, model_directory
+from continual.base import BaseModel, load_base
 from continual.editors.chains import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
+from continual.model_files import model_directory
 from continual.passes.partial import find_tail
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
@@ -80,9 +81,13 @@ def init(
     with edited:
         read = _general_text(Site(edited, task, executor), new, on_progress)
     store = Store.init(path, settings, _body(new, probes, read), base.fingerprint)
-    GeneralRows.keep(store, Site(edited, task), read)
-    session = Session(store, edited, task, executor=executor)
-    session.standing  # noqa: B018  measures the base, so that its accuracies are on record
+    try:
+        GeneralRows.keep(store, Site(edited, task), read)
+        session = Session(store, edited, task, executor=executor)
+        session.standing  # noqa: B018  measures the base, so that its accuracies are on record
+    except BaseException:
+        store.discard()  # a store is there or not
+        raise
     return session
 
 
@@ -124,6 +129,7 @@ def _settings(
             "fingerprint": base.fingerprint,
             "device": new.device,
             "dtype": new.dtype,
+            "companions": [f"{name} {digest}" for name, digest in base.companions.items()],
         },
         "task": task,
         "anatomy": dict(new.anatomy or {}),

@@ -12,14 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from continual.base import WrongBaseModel, load_base, model_directory
+from continual.base import BaseModel, WrongBaseModel, load_base
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
+from continual.model_files import model_directory
 from continual.patches import Patch
 from continual.recheck.standing import Standing
-from continual.settings import StoreSettings
+from continual.settings import ModelSettings, StoreSettings
 from continual.site import Site
 from continual.snapshots import States
 from continual.statistics import Statistics
@@ -155,10 +156,31 @@ def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
         dtype=model.dtype,
         overrides=settings.anatomy,
     )
+    _require_same(base, model)
+    return EditedModel(base), make_task(base, settings.task)
+
+
+def _require_same(base: BaseModel, model: ModelSettings) -> None:
+    """Raise WrongBaseModel where a base is not the one of a store."""
+    directory = model_directory(model.path)
     if base.fingerprint != model.fingerprint:
         raise WrongBaseModel(
-            f"The model in {model_directory(model.path)} has fingerprint "
-            f"{base.fingerprint[:12]}, and this history was made on "
-            f"{model.fingerprint[:12]}: put the right model back, or make a new store."
+            f"The model in {directory} has fingerprint {base.fingerprint[:12]}, and this history "
+            f"was made on {model.fingerprint[:12]}: put the right model back, or make a new store."
         )
-    return EditedModel(base), make_task(base, settings.task)
+    if model.companions is None:
+        return
+    recorded = dict(_named(line) for line in model.companions)
+    names = sorted(recorded.keys() | base.companions.keys())
+    changed = [name for name in names if recorded.get(name) != base.companions.get(name)]
+    if changed:
+        raise WrongBaseModel(
+            f"{', '.join(changed)} in {directory} changed since this store was made, and may "
+            "change what the model answers: put the files back as they were, or make a new store."
+        )
+
+
+def _named(line: str) -> tuple[str, str]:
+    """Name and digest of a companion file; see `ModelSettings`."""
+    name, _, digest = line.rpartition(" ")
+    return name, digest

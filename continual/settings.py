@@ -27,6 +27,9 @@ class ModelSettings(Table):
     fingerprint: str = ""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    companions: tuple[str, ...] | None = None
+    """"NAME SHA-256" of files beside those of the fingerprint; older stores have no such list, and
+    compare none."""
 
 
 @dataclass(frozen=True)

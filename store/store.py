@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -121,6 +121,15 @@ class Store:
             self._writer.shutdown()
         self.journal.close()
         self._release()
+
+    def discard(self) -> None:
+        """Close a store that was only just made, and take its folder back. cedit.toml goes first:
+        without it there is no store."""
+        self.close()
+        with suppress(StoreError):  # what made this necessary is what a person should hear of
+            durable.remove_durably([self.path / config.FILE_NAME])
+        if not config.exists(self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

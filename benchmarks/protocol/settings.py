@@ -22,8 +22,8 @@ from benchmarks.counterfact_model import trained_model as trained_decoder
 from benchmarks.protocol import claims, questions
 from benchmarks.protocol.splits import Example, Sizes, Splits
 from benchmarks.protocol.training import Pair, Recipe, accuracy, trained_model
-from continual.base import directory_fingerprint, model_directory
 from continual.embedded import ATLAS
+from continual.model_files import directory_fingerprint, model_directory
 
 CLAIM_SIZES = Sizes(validation=400, edit=1500, test=600)
 QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import tables
 from benchmarks.protocol.networks import ARCHITECTURES, Architecture
-from continual.base import directory_fingerprint
+from continual.model_files import directory_fingerprint
 
 Pair = tuple[str, str]  # a text and its answer
 UNCOUNTED = -100  # the label of a position that has no loss

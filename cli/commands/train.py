@@ -165,9 +165,10 @@ def serac(
     Example:
       cedit train serac corrections.jsonl --out serac-model
     """
-    from continual.base import directory_fingerprint, load_base
+    from continual.base import load_base
     from continual.editors.chains import require_edits
     from continual.memory.serac_training import SeracRecipe, Start, train_serac
+    from continual.model_files import directory_fingerprint
     from continual.settings import StoreSettings
     from continual.streams import open_stream
     from continual.tasks import make_task, task_class

@@ -66,14 +66,15 @@ class QuickLayers:
             ]
             self._stand_ins = [*products_, *others]
             if self._run(model):
-                break
+                return
+        self._stand_ins = []
 
     def _run(self, model: nn.Module) -> bool:
         """Whether the model runs with the stand-ins: an FFN may do more than activate."""
         try:
             with torch.no_grad(), self.on():
                 model(**sample_inputs(model, 1))
-        except RuntimeError:
+        except (RuntimeError, ValueError, IndexError, TypeError):
             return False
         return True
 

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from continual.base import cannot_load, directory_fingerprint, model_directory
 from continual.errors import CeditError, ModelError
+from continual.loading import load_pretrained
 from continual.memory import embedded_texts, generation
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.index import RecordIndex
@@ -25,6 +25,7 @@ from continual.memory.routing import Route, routes_of
 from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import EditedModel
+from continual.model_files import directory_fingerprint, model_directory
 from continual.tables import Table
 from continual.tasks import Task
 from store import Store, StoreError
@@ -216,22 +217,14 @@ class Recall:
 
 def load_reader(directory: Path, edited: EditedModel) -> Any:
     """A causal model that reads the base model's own tokens. Raises ModelError."""
-    import transformers
-
     dtype = next(edited.model.parameters()).dtype
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise cannot_load(directory, error) from error
-    if tokenizer.get_vocab() != edited.tokenizer.get_vocab():
+    loaded = load_pretrained(directory, "AutoModelForCausalLM", dtype)
+    if loaded.tokenizer.get_vocab() != edited.tokenizer.get_vocab():
         raise ModelError(
             f"The model in {directory} has other tokens than the base model: start from one with "
             "the base's own tokenizer."
         )
-    return model.to(edited.device).eval().requires_grad_(False)
+    return loaded.model.to(edited.device)
 
 
 def recall_of(edited: EditedModel) -> Recall:

@@ -193,9 +193,14 @@ def capture_answers(
     """Query and residual sum [n, d] at the last FFN site, for n positions of the batch, counted
     through its sequences.
 
-    The last FFN runs for these alone: nothing behind it looks at any other.
+    The last FFN runs for these alone, where it works row by row: nothing behind it looks at any
+    other.
     """
     block = anatomy.last
+    if not anatomy.is_rowwise:
+        query, hidden = capture_site(model, anatomy, inputs, block)
+        size = (-1, anatomy.width)
+        return query.reshape(size).index_select(0, rows), hidden.reshape(size).index_select(0, rows)
     entries = anatomy.up_modules(model, block)
     with (
         _site_observed(model, anatomy, block) as seen,
@@ -258,6 +263,12 @@ def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
 
 
 # --- building a row tail --------------------------------------------------------------------------
+
+_ADDED_ROUNDINGS = 4
+"""How many roundings what was added to a sum may be off by."""
+
+_SCALED_EVENLY = 0.1
+"""A share: so much of a patch that was scaled may be rounding."""
 
 _ROUNDINGS = 8
 """How many units in the last place a factor found by division may be off."""
@@ -345,21 +356,51 @@ def _check_rows(
 def _check_additive(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], tail: RowTail
 ) -> RowTail:
-    """The tail, once what is added to the FFN's output is seen to be added to the residual sum."""
+    """The tail, once what is added to the FFN's output is seen to be added to the residual sum.
+
+    The sum itself is looked at, in the units of its own rounding: half-precision logits would hide
+    a factor of 0.9.
+    """
     hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden[0]
     patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
     with hooks.added(anatomy.down_module(model, anatomy.last), patch):
-        logits = logits_of(model, inputs)[0]
-    patched = tail(hidden + patch)
-    if not _is_close(patched if tail.pooled is None else patched[tail.pooled], logits):
+        patched = capture_rows(model, anatomy, inputs, anatomy.last)
+    logits = tail(hidden + patch)
+    logits = logits if tail.pooled is None else logits[tail.pooled]
+    joined = (patched.hidden[0].double() - hidden.double()), patch.double()
+    if not _is_added(*joined, hidden) or not _is_close(logits, patched.logits[0]):
         raise ModelError(
             f"What is added to the output of {anatomy.path(anatomy.last, anatomy.down)} in "
-            f"{type(model).__name__} is changed before it joins the residual sum (normalised or "
-            f"scaled): {_difference(patched, logits)}. Neuron patches do not fit this model, "
-            "unless a norm behind the sum was not found: name it in cedit.toml under [anatomy]: "
-            "norm_after."
+            f"{type(model).__name__} is changed before it joins the residual sum "
+            f"({_changed(*joined)}). Neuron patches do not fit this model, unless a norm behind "
+            "the sum was not found: name it in cedit.toml under [anatomy]: norm_after."
         )
     return tail
+
+
+def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:
+    """Whether a sum [T, d] grew by the patch [d], up to the rounding of its number format: in each
+    number, and, where roundings cancel out, in all of them together."""
+    eps = torch.finfo(hidden.dtype).eps
+    largest = hidden.double().abs().max() + patch.abs().max()
+    each = bool((found - patch).abs().max() <= _ADDED_ROUNDINGS * eps * largest)
+    spread = largest / patch.square().mean().sqrt() / math.sqrt(found.numel())
+    together = abs(_share(found, patch) - 1) <= _ADDED_ROUNDINGS * eps * float(spread)
+    return each and together
+
+
+def _share(found: Tensor, patch: Tensor) -> float:
+    """The factor by which a patch [d] was multiplied before it was added to [T, d]."""
+    return float((found * patch).sum() / (len(found) * patch.square().sum()))
+
+
+def _changed(found: Tensor, patch: Tensor) -> str:
+    """What became of a patch, in words."""
+    factor = _share(found, patch)
+    rest = (found - factor * patch).abs().max() / patch.abs().max()
+    if rest < _SCALED_EVENLY:
+        return f"multiplied by {factor:.3g}"
+    return f"normalised or mixed: {float(rest):.0%} of it are no multiple of what was added"
 
 
 def _is_close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:

@@ -91,6 +91,8 @@ class EndPass(ABC):
         anatomy = self._anatomy
         if self._block == anatomy.last:
             return sums.index_select(0, rows)
+        if not anatomy.is_rowwise:
+            return self.last_sums(sums).index_select(0, rows)
         entries = anatomy.up_modules(self._model, anatomy.last)
         with hooks.narrowed(entries, anatomy.down_module(self._model, anatomy.last), rows):
             return self.last_sums(sums).index_select(0, rows)

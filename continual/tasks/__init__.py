@@ -149,7 +149,17 @@ def task_class(settings: Mapping[str, Any]) -> type[Task]:
 
 
 def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
-    """The task that a store's `[task]` table names, for a base model. Raises CeditError."""
+    """The task that a store's `[task]` table names, for a base model. Raises CeditError, also where
+    the model is measured not to answer as the engine relies on; see `agreement`."""
+    from continual.tasks import agreement
+
+    task = _task_of(base, settings)
+    agreement.require_looking_back(base)
+    agreement.require_unmoved_by_padding(base, task)
+    return task
+
+
+def _task_of(base: BaseModel, settings: Mapping[str, Any]) -> Task:
     return task_class(settings).of(base, settings, Limits.of(settings))
 
 
@@ -157,4 +167,4 @@ def new_settings(base: BaseModel, settings: Mapping[str, Any]) -> dict[str, Any]
     """The `[task]` table of a new store: as given, with today's way of joining prompts and answers,
     and what the task has to say of the model. Raises CeditError."""
     table = {"joining": IN_PLACE, **settings}
-    return {**table, **make_task(base, table).settings()}
+    return {**table, **_task_of(base, table).settings()}

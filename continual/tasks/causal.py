@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from continual import decoding
 from continual.base import WrongBaseModel
 from continual.prompts import Chat, Prompt
 from continual.requests import Limits
@@ -96,18 +97,22 @@ class CausalTask:
         return padded([encoding.ids for encoding in batch], self._reader.pad)
 
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
-        """How the model's own `generate` goes on."""
+        """How the model goes on greedily, whatever its directory asks `generate` for: what counts
+        as right is exactly this."""
         ids = torch.tensor([question.ids], device=model.device)
         context = self._reader.context_tokens_max
         room = tokens_max if context is None else min(tokens_max, context - len(question.ids))
-        generated = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max(1, room),
-            do_sample=False,
-            pad_token_id=self._reader.pad,
-            **self._ends(model),
-        )
+        ends = self._ends(model)
+        with decoding.plainly(model):
+            generated = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max(1, room),
+                do_sample=False,
+                pad_token_id=self._reader.pad,
+                **ends,
+                **self._reader.base.decoding,
+            )
         return tuple(generated[0, len(question.ids) :].tolist())
 
     def text(self, answer: Sequence[int]) -> str:

@@ -43,15 +43,16 @@ class ClassificationTask:
         name = type(base.model).__name__
         if pooled is None or config.num_labels < 2:
             raise ModelError(f"{name} does not choose between labels, as classification needs.")
-        if pooled < 0 and config.pad_token_id is None:
+        pad = getattr(config.get_text_config(), "pad_token_id", None)
+        if pooled < 0 and pad is None:
             raise ModelError(
                 f"{name} looks at the last token that is no padding, and its config.json names no "
                 "pad_token_id: set it and save the model again."
             )
         labels = [str(config.id2label[index]) for index in range(config.num_labels)]
         reader = Reader.of(base, settings, limits)
-        if pooled < 0:  # the model tells padding by its own token
-            reader = replace(reader, pad=config.pad_token_id)
+        if pooled < 0 and pad is not None:  # the model tells padding by its own token
+            reader = replace(reader, pad=int(pad))
         return cls(reader, labels, pooled)
 
     def settings(self) -> dict[str, Any]:

@@ -38,8 +38,12 @@ class Seq2SeqTask:
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Seq2SeqTask:
         """See `Task.of`. Raises ModelError where the model does not say how answers begin or
         end."""
-        config = base.model.config
-        first, end = config.decoder_start_token_id, base.tokenizer.eos_token_id
+        if base.anatomy.encoder is None:
+            raise ModelError(
+                f"{type(base.model).__name__} has no encoder and no decoder, as seq2seq needs: use "
+                "--task causal, or a model such as BART or T5."
+            )
+        first, end = _decoder_start(base.model), base.tokenizer.eos_token_id
         if first is None or end is None:
             missing = "decoder_start_token_id" if first is None else "eos_token_id"
             where = "config.json" if first is None else "tokenizer"
@@ -48,7 +52,7 @@ class Seq2SeqTask:
                 "which a seq2seq model needs; set it and save the model again."
             )
         forced = getattr(base.model.generation_config, "forced_bos_token_id", None)
-        start = (int(first),) if forced is None else (int(first), int(forced))
+        start = (first,) if forced is None else (first, int(forced))
         return cls(Reader.of(base, settings, limits), start, int(end))
 
     def settings(self) -> dict[str, Any]:
@@ -116,3 +120,12 @@ class Seq2SeqTask:
         if len(self._start) > 1 and ids[:1] == self._start[1:]:
             ids = ids[1:]
         return ids if ids[-1:] == (self._end,) else (*ids, self._end)
+
+
+def _decoder_start(model: Any) -> int | None:
+    """The token that a decoder starts with, as its config or its generation settings say."""
+    for settings in (model.config, model.config.get_text_config(decoder=True)):
+        if (named := getattr(settings, "decoder_start_token_id", None)) is not None:
+            return int(named)
+    named = getattr(model.generation_config, "decoder_start_token_id", None)
+    return None if named is None else int(named)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from continual import decoding
 from continual.model import EditedModel
 from continual.passes.batching import by_length
 
@@ -43,27 +44,24 @@ def _generated(
     edited: EditedModel, starts: Sequence[tuple[int, ...]], tokens: int, sampled: bool
 ) -> list[tuple[int, ...]]:
     """One batch, padded on the left."""
-    from transformers import GenerationConfig
-
     pad, size = edited.base.pad, max(map(len, starts))
     ids = torch.tensor([[pad] * (size - len(start)) + list(start) for start in starts])
     mask = torch.tensor([[0] * (size - len(start)) + [1] * len(start) for start in starts])
     ends = text_ends(edited)
-    config = GenerationConfig(
-        max_new_tokens=tokens,
-        do_sample=sampled,
-        top_k=0 if sampled else None,
-        pad_token_id=pad,
-        eos_token_id=list(ends) or None,
-        bos_token_id=edited.tokenizer.bos_token_id,
-    )
     model = edited.model
-    written = type(model).generate(
-        model,
-        input_ids=ids.to(edited.device),
-        attention_mask=mask.to(edited.device),
-        generation_config=config,
-    )
+    with decoding.plainly(model):
+        written = type(model).generate(
+            model,
+            input_ids=ids.to(edited.device),
+            attention_mask=mask.to(edited.device),
+            max_new_tokens=tokens,
+            do_sample=sampled,
+            top_k=0 if sampled else None,
+            pad_token_id=pad,
+            eos_token_id=list(ends) or None,
+            bos_token_id=edited.tokenizer.bos_token_id,
+            **edited.base.decoding,
+        )
     return [_ended(row, ends) for row in written[:, size:].tolist()]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from continual.base import directory_fingerprint
+from continual.model_files import directory_fingerprint
 from tests.cli.conftest import Cedit, write_lines
 from tests.tiny_language import CAPITALS, ask, capital
 from tests.tiny_memories import WordScope, about

@@ -9,11 +9,12 @@ import torch
 import transformers as hf
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel, directory_fingerprint, load_base
+from continual.base import BaseModel, load_base
 from continual.effects import gated
 from continual.errors import CeditError, ModelError
 from continual.hooks import captured
 from continual.model import EditedModel, stand_at
+from continual.model_files import directory_fingerprint
 from continual.passes.partial import logits_of
 from continual.patches import pack, unpack
 from continual.patches.neuron import NeuronPatch

@@ -215,7 +215,7 @@ def test_a_tail_that_misses_a_module_is_refused_with_the_override(
         find_tail(model, anatomy)
 
 
-class Boom(RuntimeError):
+class Boom(Exception):
     pass
 
 

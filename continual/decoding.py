@@ -1,0 +1,92 @@
+"""Greedy decoding as the ledger judges it: the likeliest token of the model's own forward pass.
+
+Transformers' `generate` also does what a model's directory asks for (penalties, suppressed tokens,
+sampling, beams), and for some models it numbers positions otherwise than their forward does. Knows
+how `generate` is kept from the first, and how the second is found and mended. Knows no prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COMPARED_TOKENS = 3  # the first is read whole, the others through the cache
+
+
+@contextmanager
+def plainly(model: Any) -> Iterator[None]:
+    """While this lasts, `generate` does what it is told and nothing else: of the settings in the
+    model's directory only its special tokens stay."""
+    from transformers import GenerationConfig
+
+    directorys = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=directorys.bos_token_id,
+        eos_token_id=directorys.eos_token_id,
+        pad_token_id=directorys.pad_token_id,
+        decoder_start_token_id=directorys.decoder_start_token_id,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = directorys
+
+
+@torch.no_grad()
+def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
+    """What `generate` is told beside, so that it says what the model's forward says: nothing, where
+    it does so by itself on these ids [1, T]; else to decode by forward passes alone."""
+    with plainly(model):
+        model.generation_config.eos_token_id = None
+        generated = type(model).generate(
+            model,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=COMPARED_TOKENS,
+            do_sample=False,
+            pad_token_id=pad,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    whole = model(input_ids=generated.sequences[:, :-1], use_cache=False).logits
+    read = whole[0, -len(generated.logits) :]
+    same = _is_close(torch.cat(generated.logits), read)
+    return {} if same else {"custom_generate": by_forward}
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether both differ by rounding only: half of the digits agree."""
+    digits = math.sqrt(torch.finfo(expected.dtype).eps)
+    return bool((found - expected).abs().max() <= digits * expected.abs().max())
+
+
+def by_forward(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    generation_config: Any = None,
+    **told: Any,
+) -> Tensor:
+    """Decode ids [B, T] by plain forward passes, without a cache: for `generate`, as its
+    `custom_generate`. A row that has ended is padded."""
+    mask = told.get("attention_mask", torch.ones_like(input_ids))
+    running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    while bool(running.any()):
+        scores = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, -1]
+        scores = logits_processor(input_ids, scores.float()) if logits_processor else scores
+        if generation_config is not None and generation_config.do_sample:
+            tokens = torch.multinomial(scores.softmax(-1), 1)[:, 0]
+        else:
+            tokens = scores.argmax(-1)
+        pad = 0 if generation_config is None else generation_config.pad_token_id or 0
+        tokens = torch.where(running, tokens, torch.full_like(tokens, pad))
+        input_ids = torch.cat([input_ids, tokens[:, None]], 1)
+        mask = torch.cat([mask, running[:, None].to(mask)], 1)
+        running &= ~stopping_criteria(input_ids, None)
+    return input_ids

@@ -1,0 +1,277 @@
+"""Loads a model directory with transformers, and refuses what would be silently wrong.
+
+Transformers makes up tensors that a checkpoint lacks, leaves out those that it has too many of, and
+asks on standard input whether to run a directory's code. Here a model is loaded whole or not at
+all, and no code of its directory is run. Leaves the look at the files themselves to `model_files`,
+and what the model does to `base` and the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from continual.errors import ModelError
+from continual.model_files import has_tokenizer, read_json, require_loadable
+from continual.shortage import is_shortage
+
+NAMED_MAX = 3  # tensors in a message
+Part = TypeVar("Part")
+
+_OFFLINE = {"trust_remote_code": False, "local_files_only": True}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode, without gradients, on the CPU; and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    notes: tuple[str, ...]  # what a person should know of it
+
+
+def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> Loaded:
+    """Load a model directory by a class of transformers'.
+
+    Raises ModelError for a model that is not whole: tensors that are missing, of another shape, or
+    not finite; and for all that transformers cannot load.
+    """
+    import transformers
+
+    require_loadable(directory)
+    config = _config(directory)
+    tokenizer = _tokenizer(directory)
+    auto = getattr(transformers, architecture)
+    model, report = _attempt(
+        lambda: auto.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+            **_OFFLINE,
+        ),
+        directory,
+        "model",
+    )
+    model = model.eval().requires_grad_(False)
+    _require_whole(directory, model, report)
+    _require_plain_numbers(directory, model)
+    _require_finite(directory, model)
+    _require_rows(directory, model, tokenizer)
+    return Loaded(model, tokenizer, tuple(_notes(directory, model, tokenizer, report)))
+
+
+def _config(directory: Path) -> Any:
+    import transformers
+
+    return _attempt(
+        lambda: transformers.AutoConfig.from_pretrained(directory, **_OFFLINE), directory, "config"
+    )
+
+
+def _tokenizer(directory: Path) -> Any:
+    """The tokenizer of a directory. Raises ModelError where it has none of its own: transformers
+    makes one up for some models."""
+    import transformers
+
+    absent = ModelError(
+        f"The model in {directory} has no tokenizer: put its own there, with the tokenizer's "
+        "save_pretrained."
+    )
+    if not has_tokenizer(directory):
+        raise absent
+    tokenizer = _attempt(
+        lambda: transformers.AutoTokenizer.from_pretrained(directory, **_OFFLINE),
+        directory,
+        "tokenizer",
+    )
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise absent
+    return tokenizer
+
+
+# --- what transformers says -----------------------------------------------------------------------
+
+
+def _attempt(load: Callable[[], Part], directory: Path, part: str) -> Part:
+    """What transformers loads. Whatever it raises is about the directory, which is input."""
+    try:
+        return load()
+    except Exception as error:
+        if is_shortage(error) or isinstance(error, ModelError):
+            raise
+        raise _cannot_load(directory, part, error) from error
+
+
+def _cannot_load(directory: Path, part: str, error: Exception) -> ModelError:
+    quantised = _quantisation(directory)
+    if part == "model" and quantised:
+        return ModelError(
+            f"The model in {directory} is quantised ({quantised}) and cannot be loaded: "
+            f"{first_line(error)}. Give the checkpoint that it was made of, in float32, bfloat16 "
+            "or float16: edits are added to plain numbers."
+        )
+    what = {"config": "config.json", "model": "model"}.get(part, part)
+    return ModelError(
+        f"The {what} in {directory} cannot be loaded: {first_line(error)}."
+        + _advice(directory, part, error)
+    )
+
+
+def _advice(directory: Path, part: str, error: Exception) -> str:
+    """A remedy, as a further sentence."""
+    text = str(error)
+    if "custom code" in text or "trust_remote_code" in text:
+        return (
+            " Code out of a model's directory is never run: give it a "
+            f"{part} in a format that transformers has a class for."
+        )
+    if isinstance(error, ImportError):
+        return " Install what it names, then try again."
+    if "Unrecognized configuration class" in text:
+        return _other_task(directory)
+    if part == "tokenizer":
+        return (
+            " Put the model's own tokenizer there, with the save_pretrained of a fast tokenizer "
+            "(tokenizer.json)."
+        )
+    if not read_json(directory, "config.json").get("model_type"):
+        return " Its config.json names no model_type: copy the one that belongs to the weights."
+    return " Copy the model anew, or try another version of transformers."
+
+
+def _other_task(directory: Path) -> str:
+    named = read_json(directory, "config.json").get("architectures") or ["none"]
+    return (
+        f" Its config.json names the class {named[0]}. A text model is loaded with --task causal, "
+        "seq2seq or classification; of a model for images or sound, save its text model alone "
+        "(language_model.save_pretrained) with its tokenizer."
+    )
+
+
+def _quantisation(directory: Path) -> str:
+    """How a checkpoint is quantised; empty where it is not."""
+    told = read_json(directory, "config.json").get("quantization_config")
+    return str(told.get("quant_method", "unnamed method")) if isinstance(told, dict) else ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its name, where it says nothing."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
+    said = next(filter(None, lines), type(error).__name__)
+    return said.rstrip(".:")
+
+
+# --- what was loaded ------------------------------------------------------------------------------
+
+
+def _require_whole(directory: Path, model: Any, report: Mapping[str, Any]) -> None:
+    """Raise ModelError for tensors that transformers has made up."""
+    name = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"The checkpoint in {directory} lacks {_named(missing)} of {name}: they would be made "
+            f"up at random, others each time. {_whose(directory, name)}"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        key, found, wanted = mismatched[0]
+        raise ModelError(
+            f"{key} in {directory} has the shape {list(found)}, and {name} takes {list(wanted)} "
+            f"({_named([key for key, *_ in mismatched])} in all): the weights and config.json are "
+            "of two models. Put both of one there."
+        )
+    if problems := [*report.get("error_msgs", ()), *report.get("conversion_errors", ())]:
+        raise ModelError(
+            f"The model in {directory} cannot be loaded whole: {str(problems[0]).splitlines()[0]} "
+            "Copy or download it anew."
+        )
+
+
+def _whose(directory: Path, name: str) -> str:
+    own = (read_json(directory, "config.json").get("architectures") or [None])[0]
+    if own in (None, name):
+        return "Copy or download it anew; if it was saved in parts, put all of them there."
+    return (
+        f"It is a checkpoint of {own}: give one that was trained as {name}, or another --task "
+        "(causal, seq2seq, classification)."
+    )
+
+
+def _require_plain_numbers(directory: Path, model: Any) -> None:
+    """Raise ModelError for parameters that are no floating-point numbers: quantised ones."""
+    odd = [(n, p.dtype) for n, p in model.named_parameters() if not p.is_floating_point()]
+    if odd:
+        raise ModelError(
+            f"{odd[0][0]} in {directory} is quantised ({str(odd[0][1]).removeprefix('torch.')}): "
+            "edits are added to plain numbers. Give the checkpoint that it was made of, in "
+            "float32, bfloat16 or float16."
+        )
+
+
+@torch.no_grad()
+def _require_finite(directory: Path, model: Any) -> None:
+    """Raise ModelError for a tensor with NaN or an infinite number; buffers may mask with -inf."""
+    broken = [name for name, tensor in model.named_parameters() if not _is_finite(tensor)]
+    if broken:
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{_named(broken)} in {directory} holds NaN or infinite numbers in {dtype}: copy or "
+            "download the model anew, or load it with --dtype float32 if its numbers are too "
+            "large for this format."
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    least, most = tensor.aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(most))
+
+
+def _require_rows(directory: Path, model: Any, tokenizer: Any) -> None:
+    """Raise ModelError for a tokenizer whose own words, but for a few that were added, are more
+    than the model has embeddings for."""
+    rows = embedding_rows(model)
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"The tokenizer in {directory} has {tokenizer.vocab_size} tokens, and the model "
+            f"embeddings for {rows}: they are of two models. Put the model's own tokenizer there."
+        )
+
+
+def embedding_rows(model: Any) -> int | None:
+    """How many tokens a model has embeddings for; None where it has no such table."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError, IndexError):
+        return None
+
+
+def _notes(directory: Path, model: Any, tokenizer: Any, report: Mapping[str, Any]) -> Iterator[str]:
+    if unexpected := sorted(report["unexpected_keys"]):
+        yield (
+            f"The checkpoint in {directory} has {_named(unexpected)}, which {type(model).__name__} "
+            "does not use: they were left out. If the model should have them, its class is "
+            "another one: see --task."
+        )
+    rows = embedding_rows(model)
+    if rows is not None and len(tokenizer) > rows:
+        yield (
+            f"The tokenizer in {directory} names {len(tokenizer)} tokens, and the model has "
+            f"embeddings for {rows}: texts with the others are refused. Resize the embeddings "
+            "(resize_token_embeddings) and save the model again, to use them."
+        )
+
+
+def _named(names: Collection[str]) -> str:
+    """Some names, and how many more there are."""
+    first = ", ".join(list(names)[:NAMED_MAX])
+    more = len(names) - NAMED_MAX
+    return f"{first} and {more} more tensors" if more > 0 else first

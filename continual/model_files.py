@@ -1,0 +1,202 @@
+"""The files of a model directory: which of them name the model, and which of them cannot be loaded.
+
+Knows names and bytes, and no tensors. A directory's code is never run, and its pickles, which could
+run some, are never opened: `require_loadable` refuses what would need either, before transformers
+sees the directory. Leaves the loading itself to `loading`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from continual.embedded import MODELS, embedded
+from continual.errors import ModelError
+
+_IDENTITY = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", "merges.txt", "*.model")
+_COMPANIONS = (
+    "generation_config.json",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "*.safetensors.index.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*vocab*.json",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.tiktoken",
+    "*.tokenizer",
+    "dict.txt",
+)
+_TOKENIZERS = (*_IDENTITY[2:], *_COMPANIONS[6:])
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_FOREIGN = {
+    ".bin": "a pickle",
+    ".pt": "a pickle",
+    ".pth": "a pickle",
+    ".ckpt": "a pickle",
+    ".gguf": "a GGUF file",
+    ".h5": "a TensorFlow file",
+    ".msgpack": "a Flax file",
+    ".onnx": "an ONNX file",
+}
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+
+
+def model_directory(name: str | Path) -> Path:
+    """The directory that a model's name stands for. Raises ModelError where there is none."""
+    if (known := embedded(name)) is not None:
+        return known.directory
+    path = Path(name).expanduser().absolute()
+    if (path / "config.json").is_file():
+        return path
+    if path.suffix == ".gguf":
+        raise ModelError(
+            f"{path} is a GGUF file, whose weights are mostly rounded to a few bits: give the "
+            "directory of the checkpoint that it was made of, with safetensors weights."
+        )
+    _require_no_adapter(path)
+    names = ", ".join(map(repr, MODELS))
+    absent = "it has no config.json" if path.exists() else "there is nothing there"
+    raise ModelError(
+        f"{path} is not a model directory ({absent}): give a directory that transformers' "
+        f"save_pretrained wrote, or {names}, the embedded model. A model of a hub is downloaded "
+        f"first, with `hf download NAME --local-dir DIR`."
+    )
+
+
+def directory_fingerprint(directory: Path) -> str:
+    """SHA-256 over the names and bytes of a model directory's weights, config and tokenizer."""
+    digest = hashlib.sha256()
+    for file in _matching(directory, _IDENTITY):
+        digest.update(f"{file.name}\n".encode())
+        digest.update(bytes.fromhex(_digest(file)))
+    return digest.hexdigest()
+
+
+def companion_files(directory: Path) -> dict[str, str]:
+    """The SHA-256, by name, of the files that help to decide what a model answers, and that its
+    fingerprint does not cover: where answers end, chat templates, the places of tensors in shards,
+    tokens that were added."""
+    identity = set(_matching(directory, _IDENTITY))
+    files = [file for file in _matching(directory, _COMPANIONS) if file not in identity]
+    return {file.relative_to(directory).as_posix(): _digest(file) for file in files}
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has any file of a tokenizer."""
+    return bool(_matching(directory, _TOKENIZERS))
+
+
+def read_json(directory: Path, name: str) -> Mapping[str, Any]:
+    """A file of a model directory; empty where there is none. Raises ModelError for anything but a
+    JSON object."""
+    path = directory / name
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): copy the model anew.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is no JSON object: copy the model anew.")
+    return content
+
+
+def require_loadable(directory: Path) -> None:
+    """Raise ModelError for a directory with an adapter, without safetensors weights, with weights
+    that are cut off, or with a model whose code lies in it."""
+    _require_no_adapter(directory)
+    config = read_json(directory, "config.json")
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        read_json(directory, name)
+    _require_own_code(directory, config)
+    _require_safetensors(directory)
+    _require_whole(directory)
+
+
+def _require_no_adapter(directory: Path) -> None:
+    found = next((name for name in _ADAPTERS if (directory / name).exists()), None)
+    if found is not None:
+        raise ModelError(
+            f"{directory} has an adapter ({found}), which transformers uses where peft is "
+            "installed, and leaves out in silence where it is not. Merge it first, in Python: "
+            "model = peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload(); "
+            "model.save_pretrained(NEW); then save the tokenizer beside it. Or take the adapter's "
+            "files out of the directory, to correct the model without it."
+        )
+
+
+def _require_own_code(directory: Path, config: Mapping[str, Any]) -> None:
+    """A model type that transformers does not have comes with its own code, which is not run."""
+    known = config.get("model_type") in CONFIG_MAPPING
+    if "auto_map" in config and not known:
+        raise ModelError(
+            f"{directory} needs its own code to be loaded (auto_map in config.json, for model_type "
+            f"{config.get('model_type')!r}), and code out of a model's directory is never run. "
+            "Give a checkpoint in a format that transformers has a class for, such as one that "
+            "was converted, or install a version of transformers that has the class."
+        )
+
+
+def _require_safetensors(directory: Path) -> None:
+    if any(directory.glob("*.safetensors")):
+        return
+    foreign = [file for file in sorted(directory.iterdir()) if _is_foreign(file)]
+    if not foreign:
+        raise ModelError(
+            f"{directory} has no weights: save the model there again, with save_pretrained."
+        )
+    kind = _FOREIGN[foreign[0].suffix]
+    why = ", which may run code when it is opened" if kind == "a pickle" else ""
+    raise ModelError(
+        f"{directory} has no safetensors weights: {foreign[0].name} is {kind}{why}. Convert it, "
+        'where you trust its source: python -c "import transformers as t; m = '
+        f"t.AutoModel.from_pretrained('{directory}', dtype='auto'); m.save_pretrained('NEW')\", "
+        "with the class of your task (AutoModelForCausalLM, …) in the place of AutoModel; then "
+        "copy the tokenizer's files to NEW."
+    )
+
+
+def _is_foreign(file: Path) -> bool:
+    return file.suffix in _FOREIGN and file.name not in _NOT_WEIGHTS
+
+
+def _require_whole(directory: Path) -> None:
+    """Weights that a copy or a download cut off, and shards that are not there."""
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file} is damaged or cut off ({_line(error)}): copy or download it anew."
+            ) from error
+    for index in sorted(directory.glob("*.safetensors.index.json")):
+        places = read_json(directory, index.name).get("weight_map", {})
+        gone = sorted({name for name in places.values() if not (directory / name).is_file()})
+        if gone:
+            raise ModelError(
+                f"{directory} lacks {gone[0]}, which {index.name} names: copy or download it anew."
+            )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {file for pattern in patterns for file in directory.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

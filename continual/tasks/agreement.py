@@ -1,0 +1,96 @@
+"""Two things that everything here rests on, measured on each model before it is edited.
+
+Logits at a token depend on no later one: one teacher-forced pass judges a whole answer. And padding
+changes nothing: answers are judged many at a time. Knows a loaded model and how a task pads; no
+model by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from continual.anatomy import sample_inputs
+from continual.errors import ModelError
+from continual.passes.partial import logits_of
+from continual.tasks import Encoding, Question, Task
+
+if TYPE_CHECKING:
+    from continual.base import BaseModel
+
+TOKENS = 11  # of a sequence
+KEPT = 6  # of it, whose logits are compared
+ROUNDINGS = 32  # of the number format: a pass over other tokens may sum in another order
+PADDED = 5  # tokens of the shorter of two sequences
+
+
+@torch.no_grad()
+def require_looking_back(base: BaseModel) -> None:
+    """Raise ModelError for a model whose logits at a token depend on later ones. One that has none
+    at single tokens, but an answer for the whole input, may look at all of it."""
+    model, inputs = base.model, _inputs(base, TOKENS)
+    read = "decoder_input_ids" if _has_encoder(base) else "input_ids"
+    other = inputs[read].clone()
+    other[:, KEPT:] = other[:, :1]
+    expected = logits_of(model, inputs)
+    if expected.ndim == 2:
+        return
+    found = logits_of(model, {**inputs, read: other})[:, :KEPT]
+    expected = expected[:, :KEPT]
+    eps = torch.finfo(expected.dtype).eps
+    if not _is_close(found, expected, min(math.sqrt(eps), ROUNDINGS * eps)):
+        raise ModelError(
+            f"{type(model).__name__} looks ahead: its answer at a token changes with the tokens "
+            f"behind it ({_difference(found, expected)}). A model that writes its answer token by "
+            "token cannot do that. If it sorts texts into labels, use --task classification; if "
+            "it is a decoder, set is_decoder in its config.json to true."
+        )
+
+
+@torch.no_grad()
+def require_unmoved_by_padding(base: BaseModel, task: Task) -> None:
+    """Raise ModelError for a model that answers a text otherwise when a longer one is beside it."""
+    sequences = [_encoding(base, size) for size in (TOKENS, PADDED)]
+    together = logits_of(base.model, _on_device(base, task.inputs(sequences)))[1]
+    alone = logits_of(base.model, _on_device(base, task.inputs(sequences[1:])))[0]
+    together = together[: len(alone)] if alone.ndim == 2 else together
+    if not _is_close(together, alone, math.sqrt(torch.finfo(alone.dtype).eps)):
+        raise ModelError(
+            f"{type(base.model).__name__} answers a text otherwise when it is padded "
+            f"({_difference(together, alone)}), though the padding is masked: what it answers "
+            "would depend on the texts that it is asked with. Models of this kind cannot be "
+            "corrected."
+        )
+
+
+def _has_encoder(base: BaseModel) -> bool:
+    return base.anatomy.encoder is not None
+
+
+def _inputs(base: BaseModel, length: int) -> dict[str, Tensor]:
+    return sample_inputs(base.model, length)
+
+
+def _encoding(base: BaseModel, length: int) -> Encoding:
+    ids = tuple(_inputs(base, length)["input_ids"][0].tolist())
+    question = Question(ids)
+    return Encoding(replace(question, source=ids) if _has_encoder(base) else question, (), ())
+
+
+def _on_device(base: BaseModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    device = base.model.get_input_embeddings().weight.device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    difference = (found.float() - expected.float()).abs().max()
+    return bool(difference <= tolerance * expected.float().abs().max())
+
+
+def _difference(found: Tensor, expected: Tensor) -> str:
+    difference = (found.float() - expected.float()).abs().max().item()
+    return f"its logits by {difference:.2g}, of at most {expected.abs().max().item():.2g}"
