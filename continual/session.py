@@ -78,6 +78,11 @@ class Session(OpenStore):
         """The base model's tokenizer."""
         return self.edited.tokenizer
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the base model, as it was found when it was loaded."""
+        return self.edited.base.notes
+
     # -- applying
 
     def settings(self, **changes: Any) -> Settings:

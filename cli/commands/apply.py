@@ -88,7 +88,7 @@ def command(
     stop = threading.Event()
     stream = open_stream(source, follow=follow, stop=stop)
     with open_session(find_store(store)) as session:
-        out.warn(store_warnings(session.store))
+        out.warn([*session.notes, *store_warnings(session.store)])
         settings = _settings(session, chosen)
         with stopping(stop, reads_input=source == "-"):
             tally = apply_stream(session, stream, settings, out, limit)

@@ -145,7 +145,7 @@ def _record(session: Session, seconds: float) -> dict[str, Any]:
         "probes": store.settings["probes"],
         "accuracy": base_accuracies(store),
         "watch": watch_record(session, seconds),
-        "warnings": store_warnings(store),
+        "warnings": [*session.notes, *store_warnings(store)],
     }
 
 

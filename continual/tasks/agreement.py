@@ -32,7 +32,7 @@ PADDED = 5  # tokens of the shorter of two sequences
 def require_looking_back(base: BaseModel) -> None:
     """Raise ModelError for a model whose logits at a token depend on later ones. One that has none
     at single tokens, but an answer for the whole input, may look at all of it."""
-    model, inputs = base.model, _inputs(base, TOKENS)
+    model, inputs = base.model, _inputs(base)
     read = "decoder_input_ids" if _has_encoder(base) else "input_ids"
     other = inputs[read].clone()
     other[:, KEPT:] = other[:, :1]
@@ -71,12 +71,12 @@ def _has_encoder(base: BaseModel) -> bool:
     return base.anatomy.encoder is not None
 
 
-def _inputs(base: BaseModel, length: int) -> dict[str, Tensor]:
-    return sample_inputs(base.model, length)
+def _inputs(base: BaseModel) -> dict[str, Tensor]:
+    return sample_inputs(base.model, min(TOKENS, base.context_tokens_max or TOKENS))
 
 
 def _encoding(base: BaseModel, length: int) -> Encoding:
-    ids = tuple(_inputs(base, length)["input_ids"][0].tolist())
+    ids = tuple(_inputs(base)["input_ids"][0, :length].tolist())
     question = Question(ids)
     return Encoding(replace(question, source=ids) if _has_encoder(base) else question, (), ())
 
