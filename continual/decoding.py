@@ -75,7 +75,8 @@ def by_forward(
 ) -> Tensor:
     """Decode ids [B, T] by plain forward passes, without a cache: for `generate`, as its
     `custom_generate`. A row that has ended is padded."""
-    mask = told.get("attention_mask", torch.ones_like(input_ids))
+    mask = told.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask  # None: nothing is padding
     running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
     while bool(running.any()):
         scores = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[:, -1]

@@ -1,0 +1,137 @@
+"""Every class of the installed transformers that a task can load, tiny and random.
+
+    python -m benchmarks.architectures FOLDER [--short] [--only TASK/TYPE,…] [--seconds 60]
+                                       [--again OUTCOME,…] [--json OUT] [--report]
+
+Each class is made small, and put through: `init`, two corrections by T-Patcher, their answers by
+plain forward passes, by `generate` and by `ask` against the ledger's claim, the store opened again,
+and a rollback compared bit for bit. It runs in a process of its own with a time limit, and has a
+line in FOLDER/results.jsonl: a sweep that was stopped goes on where it was. `--again` takes classes
+with these outcomes once more. Exit code 1 where anything is wrong or a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from benchmarks import tables
+from benchmarks.architectures import stages
+from benchmarks.architectures.models import SHORT, TASKS, Kind, kinds, quiet
+from benchmarks.tables import Column
+
+RESULTS = "results.jsonl"
+TIMEOUT = "timeout"
+OUTCOMES = (
+    *(stages.WORKS, stages.REFUSED, stages.FAILED, stages.WRONG, stages.BUG),
+    *(TIMEOUT, stages.UNBUILT),
+)
+NOT_ALLOWED = (stages.WRONG, stages.BUG)
+COUNTS = (Column("task", "task"), *(Column(name, name, "d") for name in OUTCOMES))
+CLASSES = (
+    Column("class", "key"),
+    Column("outcome", "outcome"),
+    Column("s", "seconds", ".1f"),
+    Column("said, or found", "said"),
+)
+
+
+def sweep(chosen: Iterable[Kind], folder: Path, seconds: float, again: set[str]) -> None:
+    """Put these classes through, those left out that have a result already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known = results(folder)
+    for kind in chosen:
+        if kind.key not in known or known[kind.key]["outcome"] in again:
+            record = {"key": kind.key, "class": kind.name, **limited(kind, seconds)}
+            record["transformers"] = transformers.__version__
+            with (folder / RESULTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(f"{record['outcome']:8} {kind.key}  {record['said'][:150]}", flush=True)
+
+
+def limited(kind: Kind, seconds: float) -> dict[str, Any]:
+    """The record of a class, made in a process that is killed after so many seconds. It is forked:
+    what is imported once is there for all."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        worker = context.Process(target=_work, args=(kind, Path(folder), theirs))
+        worker.start()
+        theirs.close()
+        record = {"outcome": TIMEOUT, "said": f"not done in {seconds:g} s"}
+        try:
+            if ours.poll(seconds):
+                record = ours.recv()
+        except EOFError:
+            record = {"outcome": stages.BUG, "said": "the process died"}
+        worker.kill()
+        worker.join()
+    return {**record, "seconds": time.perf_counter() - began}
+
+
+def _work(kind: Kind, folder: Path, pipe: Any) -> None:
+    sys.stdin = None  # type: ignore[assignment]  # nothing may ask
+    pipe.send(stages.put_through(kind, folder))
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """The latest record of each class, by its key."""
+    file = folder / RESULTS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {record["key"]: record for record in map(json.loads, lines)}
+
+
+def report(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Show the classes, and how many have each outcome."""
+    rows = [{**record, "said": str(record["said"])[:160]} for record in records.values()]
+    tables.show("Classes", CLASSES, rows)
+    counts = []
+    for task in TASKS:
+        found = Counter(r["outcome"] for key, r in records.items() if key.startswith(f"{task}/"))
+        counts.append({"task": task, **{name: found[name] for name in OUTCOMES}})
+    tables.show("Outcomes", COUNTS, counts)
+    return counts
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--again", default="")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--report", action="store_true")
+    told = parser.parse_args()
+    quiet()
+    only = set(filter(None, told.only.split(",")))
+    chosen = [
+        kind
+        for kind in kinds()
+        if (not told.short or (kind.task, kind.model_type) in SHORT)
+        and (not only or kind.key in only)
+    ]
+    if not told.report:
+        sweep(chosen, told.folder, told.seconds, set(told.again.split(",")))
+    found = results(told.folder)
+    found = {kind.key: found[kind.key] for kind in chosen if kind.key in found}
+    counts = report(found)
+    if told.json:
+        told.json.write_text(json.dumps({"counts": counts, "classes": list(found.values())}))
+    return int(any(record["outcome"] in NOT_ALLOWED for record in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
