@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.errors import ModelError
+from continual.shortage import is_shortage
+
 COMPARED_TOKENS = 3  # the first is read whole, the others through the cache
 
 
@@ -40,23 +43,53 @@ def plainly(model: Any) -> Iterator[None]:
 @torch.no_grad()
 def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
     """What `generate` is told beside, so that it says what the model's forward says: nothing, where
-    it does so by itself on these ids [1, T]; else to decode by forward passes alone."""
+    it does so by itself on these ids [1, T]; else to decode by forward passes alone.
+
+    Raises ModelError where it can do neither.
+    """
+    told: Mapping[str, Any] = {"custom_generate": by_forward}
+    try:
+        if _agrees(model, ids, pad):
+            return {}
+    except _UNABLE as error:
+        if is_shortage(error):
+            raise
+    try:
+        _generated(model, ids, pad, **told)
+    except _UNABLE as error:
+        if is_shortage(error):
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{type(model).__name__} cannot be asked: transformers' generate fails on it ({said}). "
+            "Try another version of transformers."
+        ) from error
+    return told
+
+
+_UNABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""What `generate` raises on a model that it does not fit."""
+
+
+def _generated(model: Any, ids: Tensor, pad: int, **told: Any) -> Any:
     with plainly(model):
         model.generation_config.eos_token_id = None
-        generated = type(model).generate(
+        return type(model).generate(
             model,
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=COMPARED_TOKENS,
             do_sample=False,
             pad_token_id=pad,
-            output_logits=True,
-            return_dict_in_generate=True,
+            **told,
         )
-    whole = model(input_ids=generated.sequences[:, :-1], use_cache=False).logits
-    read = whole[0, -len(generated.logits) :]
-    same = _is_close(torch.cat(generated.logits), read)
-    return {} if same else {"custom_generate": by_forward}
+
+
+def _agrees(model: Any, ids: Tensor, pad: int) -> bool:
+    """Whether each step of `generate` has the logits of a forward pass over all tokens up to it."""
+    made = _generated(model, ids, pad, output_logits=True, return_dict_in_generate=True)
+    whole = model(input_ids=made.sequences[:, :-1], use_cache=False, return_dict=True).logits
+    return _is_close(torch.cat(made.logits), whole[0, -len(made.logits) :])
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
