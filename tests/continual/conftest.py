@@ -14,6 +14,7 @@ from continual.session import Session, open_session
 from tests import tiny_language as language
 
 Make = Callable[..., Session]
+TASKS = ("causal", "seq2seq", "classification")
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any] | str]) -> Path:
@@ -39,6 +40,17 @@ def knowing_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a decoder that knows thirty facts in four phrasings."""
     directory = tmp_path_factory.mktemp("models") / "knowing"
     return language.save_decoder(directory, language.trained_decoder())
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, knowing_model: Path) -> dict[str, Path]:
+    """A directory with a trained model of each task."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "causal": knowing_model,
+        "seq2seq": language.save_answering(folder / "seq2seq", "t5"),
+        "classification": language.save_classifier(folder / "labels", "bert"),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -27,20 +27,8 @@ from continual.requests import Request
 from continual.site import Site
 from continual.tasks import Encoding, make_task, task_class
 from tests import tiny_language as language
-from tests.continual.conftest import reopened, write_lines
+from tests.continual.conftest import TASKS, reopened, write_lines
 from tests.tiny_language import CAPITALS, KNOWN, LABELS, ask, capital, correction, part
-
-TASKS = ("causal", "seq2seq", "classification")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "causal": language.save_decoder(folder / "causal", language.trained_decoder()),
-        "seq2seq": language.save_answering(folder / "seq2seq", "t5"),
-        "classification": language.save_classifier(folder / "labels", "bert"),
-    }
 
 
 @pytest.fixture(params=TASKS)

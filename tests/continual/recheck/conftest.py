@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from continual.session import Session
-from tests import tiny_language as language
-from tests.continual.conftest import write_lines
+from tests.continual.conftest import TASKS, write_lines
 from tests.tiny_language import CAPITALS, LABELS, ask, capital, correction, part
-
-TASKS = ("causal", "seq2seq", "classification")
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "causal": language.save_decoder(folder / "causal", language.trained_decoder()),
-        "seq2seq": language.save_answering(folder / "seq2seq", "t5"),
-        "classification": language.save_classifier(folder / "labels", "bert"),
-    }
 
 
 @pytest.fixture(params=TASKS)
