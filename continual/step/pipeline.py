@@ -25,9 +25,10 @@ from continual.memory.answers import Answers
 from continual.patches import pack
 from continual.recheck import retention
 from continual.recheck.candidates import Candidate, encode
+from continual.recheck.measuring import Measured
 from continual.recheck.probing import NewProbes, Probed, probed, read
 from continual.recheck.retention import Outcome
-from continual.recheck.standing import Measured, Standing
+from continual.recheck.standing import Standing
 from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, Clock

@@ -1,0 +1,204 @@
+"""The metrics of a run, as they go on record: rates, the probes that turned, and words for harm.
+
+Knows the outcomes that are in the journal and those that are news. Leaves outcomes to the ledger,
+which requests count to the retention set, and when to measure to the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from continual.memory.answers import Answers
+from continual.recheck.ledger import (
+    CONTINUATION,
+    EDIT,
+    HELD_OUT,
+    LOCALITY,
+    NEIGHBOUR,
+    REPHRASE,
+    TEST,
+    TRAIN,
+    WATCH,
+    WATCHED,
+    Entry,
+    Ledger,
+)
+from continual.recheck.metrics import Count, Rates, ratio
+from continual.recheck.retention import Retention
+from continual.site import Site
+from continual.watch import fluency
+from store import Store
+
+KEPT = (LOCALITY, TRAIN, TEST, *WATCHED)
+"""The roles of probes that no edit should turn."""
+CHANGES_TOLD_MAX = 20  # of a step, in words
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of a re-check: the metrics, and the probes that turned since the last record."""
+
+    rates: Rates
+    turned: Mapping[str, bool]
+    generality: Count  # of the edits since the last record
+    changed: tuple[Mapping[str, str], ...] = ()  # probes that should have stayed, in words
+    fluency: Mapping[str, float] = field(default_factory=dict)  # of requests where it is news
+    base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's record."""
+        record: dict[str, Any] = {
+            "rates": self.rates.to_json(),
+            "turned": dict(self.turned),
+            "GR": [self.generality.right, self.generality.total],
+        }
+        if self.changed:
+            record["changed"] = [dict(change) for change in self.changed]
+        if self.fluency:
+            record["fluency"] = dict(self.fluency)
+        if self.base is not None:
+            record["base"] = {role: [c.right, c.total] for role, c in self.base.items()}
+        return record
+
+
+class Measurements:
+    """The metrics up to the last record, and what is news since."""
+
+    def __init__(self, store: Store, site: Site, ledger: Ledger, retention: Retention) -> None:
+        self._store, self._site = store, site
+        self._ledger, self._retention = ledger, retention
+        self._generality = Count()  # GR, as far as it is recorded
+        self._fresh = Count()  # GR of the requests since the last record
+        self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
+        self._unrecorded: dict[str, bool] = {}  # outcomes that may be news
+        self._fluency: dict[str, float] = {}  # of requests whose continuation is not as it was
+        self._base: Mapping[str, Count] = {}
+
+    # -- following
+
+    def follow(self, record: Mapping[str, Any]) -> None:
+        """Follow a record of the journal."""
+        self._fluency.update(record.get("fluency", {}))
+        self._recorded.update(record["turned"])
+        self._generality += Count(*record["GR"])
+
+    def begin(self, fresh: Iterable[str]) -> None:
+        """Begin with the probes of head registered; `fresh` are the requests since the last record.
+
+        Outcomes that are not those in the journal (say, on other hardware) are news.
+        """
+        self._base = self._base_counts()
+        outcomes = self._ledger.outcomes()
+        self._unrecorded = self._news(outcomes)
+        for identity in fresh:
+            self.count_in(identity)
+
+    def count_in(self, identity: str) -> None:
+        """Count a request for GR, straight after its first attempt."""
+        self._fresh += self._generality_of(identity)
+
+    def note(self, outcomes: Mapping[str, bool]) -> None:
+        """Take outcomes as they are now: those that are news join the next record."""
+        self._unrecorded.update(outcomes)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Let go of probes that count no longer."""
+        for key in keys:
+            self._unrecorded.pop(key, None)
+
+    def _base_counts(self) -> dict[str, Count]:
+        record = self._store.ledger(0)
+        if record is not None:
+            return {role: Count(*count) for role, count in record["base"].items()}
+        return {role: self._ledger.count(role) for role in (TRAIN, TEST)}
+
+    def _news(self, outcomes: Mapping[str, bool]) -> dict[str, bool]:
+        """The outcomes that are not those in the journal."""
+        return {k: now for k, now in outcomes.items() if self._recorded.get(k, True) != now}
+
+    def _generality_of(self, owner: str) -> Count:
+        """Held-out rephrases where a request has any, else the rephrases that it learned from."""
+        held_out = self._ledger.count(HELD_OUT, [owner])
+        return held_out if held_out.total else self._ledger.count(REPHRASE, [owner])
+
+    # -- measuring
+
+    def measure(self, current: Sequence[str]) -> Measured:
+        """The metrics, where `current` are the requests of the step just done."""
+        self._generality += self._fresh
+        generality, self._fresh = self._fresh, Count()
+        turned, self._unrecorded = self._news(self._unrecorded), {}
+        self._recorded.update(turned)
+        fluency_news = self._follow_fluency(turned)
+        base = self._base if self._store.ledger(0) is None else None
+        return Measured(
+            self._rates(current), turned, generality, self._changed(turned), fluency_news, base
+        )
+
+    def _rates(self, current: Sequence[str]) -> Rates:
+        ledger = self._ledger
+        edits, own = ledger.count(EDIT), ledger.count(EDIT, current)
+        earlier = Count(edits.right - own.right, edits.total - own.total)
+        return Rates(
+            SR=self._retention.attempts.rate,
+            GR=self._generality.rate,
+            ER=earlier.rate,
+            ER_incl=edits.rate,
+            TrainR=ratio(ledger.count(TRAIN), self._base[TRAIN]),
+            TestR=ratio(ledger.count(TEST), self._base[TEST]),
+            Locality=ledger.count(LOCALITY).rate,
+            Watch=ledger.count(WATCH).rate,
+            Neighbours=ledger.count(NEIGHBOUR).rate,
+            Continuation=ledger.count(CONTINUATION).rate,
+            Fluency=self._mean_fluency(),
+        )
+
+    # -- words
+
+    def _changed(self, turned: Mapping[str, bool]) -> tuple[Mapping[str, str], ...]:
+        """The probes that should have stayed right and did not, in words; the first of many."""
+        broken = (self._ledger.entry(key) for key, right in turned.items() if not right)
+        harmed = (entry for entry in broken if entry is not None and entry.role in KEPT)
+        return tuple(self._in_words(entry) for entry in islice(harmed, CHANGES_TOLD_MAX))
+
+    def _in_words(self, entry: Entry) -> Mapping[str, str]:
+        text, encoding = self._site.task.text, entry.encoding
+        answers = Answers(self._site)
+        return {
+            "role": entry.role,
+            "prompt": answers.text(encoding),
+            "before": text(encoding.targets),
+            "after": text(answers.greedily(encoding)),
+        }
+
+    # -- fluency
+
+    def _follow_fluency(self, turned: Mapping[str, bool]) -> dict[str, float]:
+        """Measure the free continuations of requests behind whose answer a position turned. Where
+        none is wrong the text goes on as the base's, word for word, and fluency is 1."""
+        owners = {key.rsplit(":", 2)[0] for key in turned if f":{CONTINUATION}:" in key}
+        news = {owner: self._fluency_of(owner) for owner in owners if owner in self._retention}
+        self._fluency.update(news)
+        return news
+
+    def _fluency_of(self, owner: str) -> float:
+        ledger = self._ledger
+        places = ledger.places(owner, CONTINUATION)
+        count = ledger.count(CONTINUATION, [owner])
+        if not places or count.right == count.total:
+            return 1.0
+        asked = ledger.entries[ledger.places(owner, EDIT)[0]].encoding
+        start = len(asked.question.ids)
+        base = ledger.entries[places[0]].encoding.ids[start:]
+        said = self._site.task.answer(self._site.edited.model, asked.question, len(base))
+        return fluency.share_kept(said, base)
+
+    def _mean_fluency(self) -> float | None:
+        """The mean over the edits in force that have a continuation."""
+        owners = [o for o in self._retention.requests if self._ledger.places(o, CONTINUATION)]
+        if not owners:
+            return None
+        return sum(self._fluency.get(owner, 1.0) for owner in owners) / len(owners)

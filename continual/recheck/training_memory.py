@@ -1,0 +1,114 @@
+"""The queries in memory that no edit made: training probes, then general text.
+
+Knows where each probe and each passage has its rows in the memory, and which of them a request
+contradicts, states the fact of a correction, or names a subject. The edits' own queries are kept
+by whoever follows the history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from continual.naming import names
+from continual.recheck.general_rows import GeneralRows
+from continual.recheck.ledger import TRAIN, Ledger
+from continual.site import Site
+from continual.tasks import Encoding, Question
+from continual.watch.stating import CorrectedFact
+
+NAMING_MIN = 4  # training probes about a subject
+
+
+class TrainingMemory:
+    """Training probes of a ledger and general text, by their places in the memory."""
+
+    def __init__(self, site: Site, ledger: Ledger, general: GeneralRows) -> None:
+        """Made when the ledger has the training probes."""
+        self._site, self._ledger, self._general = site, ledger, general
+        self._entries = [entry for entry in ledger.entries if entry.role == TRAIN]
+        self._places: dict[Question, range] = {}  # of each question's rows
+        self._contradicted: set[Question] = set()  # questions of requests
+        first = 0
+        for entry in self._entries:
+            last = first + len(entry.encoding.targets)
+            self._places[entry.encoding.question] = range(first, last)
+            first = last
+
+    # -- queries
+
+    def queries(self) -> Tensor:
+        """[m, d] as the ledger has them."""
+        return self._with_general(self._ledger.rows_of(TRAIN, TRAIN).query)
+
+    def recaptured(self) -> Tensor:
+        """[m, d] as the matrices are now."""
+        if not self._entries:
+            return self.queries()
+        return self._with_general(self._site.rows_in_passes(self.encodings()).query)
+
+    def _with_general(self, taught: Tensor) -> Tensor:
+        text = self._general.text
+        return torch.cat([taught, self._general.queries()]) if text.memory else taught
+
+    # -- training probes
+
+    def encodings(self) -> tuple[Encoding, ...]:
+        """The training probes."""
+        return tuple(entry.encoding for entry in self._entries)
+
+    def gone(self) -> frozenset[int]:
+        """The training probes, by their places among `encodings`, that a request contradicts."""
+        questions = (entry.encoding.question for entry in self._entries)
+        return frozenset(
+            i for i, question in enumerate(questions) if question in self._contradicted
+        )
+
+    # -- places
+
+    def contradicted(self, learned: Iterable[Encoding]) -> list[int]:
+        """The places of the very questions that a request asks; from now on they are gone."""
+        places: list[int] = []
+        for encoding in learned:
+            if encoding.question in self._places:
+                self._contradicted.add(encoding.question)
+                places += self._places[encoding.question]
+        return places
+
+    def stating(self, fact: CorrectedFact) -> list[int]:
+        """The places of whatever states a fact."""
+        places = [self._count + place for place in self._general.stated_in_memory(fact)]
+        for text, token, rows in self._texts:
+            if token in fact.answers and fact.is_about(text):
+                places += rows
+        return places
+
+    def beside(self, subject: str) -> list[int]:
+        """The places of training probes that name a normalised subject, and of all general text."""
+        general = range(self._count, self._count + self._general.memory_rows)
+        taught = [row for text, _, rows in self._texts if names(text, subject) for row in rows]
+        return [*taught, *general]
+
+    def names_enough(self, subject: str) -> bool:
+        """Tell whether the training probes say by themselves what else there is about a subject."""
+        naming = (1 for text, _, _ in self._texts if subject and names(text, subject))
+        return sum(islice(naming, NAMING_MIN)) == NAMING_MIN
+
+    @cached_property
+    def _count(self) -> int:
+        """How many rows of the memory are training probes'; general text stands behind them."""
+        return sum(len(rows) for rows in self._places.values())
+
+    @cached_property
+    def _texts(self) -> list[tuple[str, int, range]]:
+        """The training probes as they are compared: text, first token of the answer, places."""
+        decode = self._site.edited.decode
+        return [
+            (decode(e.encoding.question.ids), e.encoding.targets[0], places)
+            for e in self._entries
+            if (places := self._places[e.encoding.question])
+        ]
