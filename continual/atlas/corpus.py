@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from continual.atlas.facts import Fact, objects_of
+from continual.atlas.facts import Fact, by_relation, by_subject, objects_of
 
 TERMINATOR = "\n"
 NEW_FACT = "New Fact: {fact}\n"
@@ -58,11 +58,7 @@ class Corpus:
         self._tokenizer = tokenizer
         self._rng = rng
         self._objects = objects_of(facts)
-        self._by_relation: dict[str, list[Fact]] = {}
-        self._by_subject: dict[str, list[Fact]] = {}
-        for fact in facts:
-            self._by_relation.setdefault(fact.relation.name, []).append(fact)
-            self._by_subject.setdefault(fact.subject, []).append(fact)
+        self._by_relation, self._by_subject = by_relation(facts), by_subject(facts)
 
     def statements(self) -> list[Example]:
         """Every fact in every trained phrasing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +76,23 @@ def objects_of(facts: Sequence[Fact]) -> dict[str, list[str]]:
     for fact in facts:
         objects.setdefault(fact.relation.name, {})[fact.object] = None
     return {name: list(found) for name, found in objects.items()}
+
+
+def by_relation(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
+    """The facts of every relation, by its name, in their order."""
+    return _grouped(facts, lambda fact: fact.relation.name)
+
+
+def by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
+    """The facts about every subject, in their order."""
+    return _grouped(facts, lambda fact: fact.subject)
+
+
+def _grouped(facts: Iterable[Fact], key: Callable[[Fact], str]) -> dict[str, list[Fact]]:
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(key(fact), []).append(fact)
+    return groups
 
 
 def _read_table(table: Path) -> list[Fact]:

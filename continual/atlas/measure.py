@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from continual import hooks
 from continual.atlas.corpus import in_context, subject_span
-from continual.atlas.facts import Fact, objects_of
+from continual.atlas.facts import Fact, by_relation, by_subject, objects_of
 from continual.passes.partial import logits_of
 from continual.requests import Probe
 from continual.task_model import TaskModel, length_sorted
@@ -82,11 +82,7 @@ class Sampler:
         self._facts = facts
         self._rng = rng
         self._objects = objects_of(facts)
-        self._by_relation: dict[str, list[Fact]] = {}
-        self._by_subject: dict[str, list[Fact]] = {}
-        for fact in facts:
-            self._by_relation.setdefault(fact.relation.name, []).append(fact)
-            self._by_subject.setdefault(fact.subject, []).append(fact)
+        self._by_relation, self._by_subject = by_relation(facts), by_subject(facts)
 
     def trained(self, count: int) -> list[Probe]:
         """Facts in phrasings that they were trained in."""

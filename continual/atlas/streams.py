@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from continual.atlas.facts import Fact, load_facts, objects_of
+from continual.atlas.facts import Fact, by_relation, by_subject, load_facts, objects_of
 from continual.embedded import ATLAS
 from continual.requests import Probe, Request
 
@@ -73,18 +73,14 @@ class Surroundings:
     def __init__(
         self,
         facts: Sequence[Fact],
-        kept: Iterable[Fact],
+        kept: Sequence[Fact],
         taken: Collection[str],
         rng: random.Random,
     ) -> None:
         self._object = {(fact.subject, fact.relation.name): fact.object for fact in facts}
         self._taken = taken
         self._rng = rng
-        self._by_relation: dict[str, list[Fact]] = {}
-        self._by_subject: dict[str, list[Fact]] = {}
-        for fact in kept:
-            self._by_relation.setdefault(fact.relation.name, []).append(fact)
-            self._by_subject.setdefault(fact.subject, []).append(fact)
+        self._by_relation, self._by_subject = by_relation(kept), by_subject(kept)
 
     def locality(self, fact: Fact, target: str) -> list[Probe]:
         """Facts of the same subject, then facts of the same relation that have another object."""

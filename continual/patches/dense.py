@@ -17,6 +17,7 @@ from torch import Tensor
 from continual.effects import Reach
 from continual.effects.parameters import Delta, EditedWeight
 from continual.errors import EditError, SharedPatch
+from continual.patches import by_path
 
 
 class Tunable(Protocol):
@@ -52,16 +53,12 @@ class DensePatch:
 
     def meta(self) -> dict[str, Any]:
         """The block of each path."""
-        return {"parameters": {path: self.blocks[path] for path in sorted(self.deltas)}}
+        return by_path.meta_of(self.blocks)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
-        try:
-            blocks = {str(path): int(block) for path, block in meta["parameters"].items()}
-            return cls({path: tensors[path] for path in blocks}, blocks)
-        except KeyError as error:
-            raise EditError(f"A dense patch has no {error}: its file is not one of ours.") from None
+        return cls(*by_path.read(tensors, meta, "dense patch"))
 
     def put_on(self, model: Tunable) -> Sequence[Tensor]:
         """See `Patch.put_on`. Raises EditError for two names of one parameter."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from continual.effects import Reach
 from continual.effects.parameters import EditedWeight, Total
 from continual.errors import EditError
+from continual.patches import by_path
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch, OfBlocks
 from continual.patches.owners import require_owners
 
@@ -260,16 +261,12 @@ class ParameterSums(_Sums):
 
     def meta(self) -> dict[str, Any]:
         """The block of each path."""
-        return {"parameters": {path: self.blocks[path] for path in sorted(self.sums)}}
+        return by_path.meta_of(self.blocks)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
-        try:
-            blocks = {str(path): int(block) for path, block in meta["parameters"].items()}
-            return cls({path: tensors[path] for path in blocks}, blocks)
-        except KeyError as error:
-            raise EditError(f"A snapshot has no {error}: its file is not one of ours.") from None
+        return cls(*by_path.read(tensors, meta, "snapshot"))
 
     def put_on(self, model: Summable) -> Sequence[Tensor]:
         """See `Patch.put_on`."""
