@@ -23,6 +23,7 @@ from continual.step.pipeline import Step
 from tests import tiny_language as language
 from tests.continual.associative_bench import known, mediating_decoder
 from tests.continual.conftest import write_lines
+from tests.continual.recheck.conftest import from_scratch
 from tests.tiny_language import CAPITALS, COUNTRIES, capital
 
 FIRST = 12  # the countries from here on are corrected; those before are probes
@@ -67,10 +68,7 @@ def apply(session: Session, requests: list[Request], *chain: str, **changes: Any
 
 def is_exact(session: Session) -> bool:
     """Whether the ledger has what measuring every probe from scratch finds."""
-    ledger = session.standing.ledger
-    places = [i for i, active in enumerate(ledger._active.rows.tolist()) if active]
-    full = session.site.judge_in_full([ledger.entries[place].encoding for place in places])
-    return list(ledger.outcomes().values()) == full
+    return session.standing.ledger.outcomes() == from_scratch(session)
 
 
 @pytest.fixture(scope="module")
