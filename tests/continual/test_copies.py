@@ -14,7 +14,9 @@ from torch import Tensor
 from continual.base import load_base
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
 from continual.editors.tpatcher.competing import whole
-from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied, worded
+from continual.editors.tpatcher.copies import Originals, Prefixes, copied, worded
+from continual.editors.tpatcher.grounds import LastFfn, answers_of
+from continual.editors.tpatcher.plans import planned
 from continual.editors.tpatcher.training import Slots, closed_form, train_values, widened
 from continual.errors import CeditError
 from continual.history.rehearsing import recompute
@@ -25,6 +27,7 @@ from continual.queries.memory import QueryMemory
 from continual.recheck.candidates import encode
 from continual.requests import Request
 from continual.site import Site
+from continual.site.rows import Rows
 from continual.tasks import Encoding, make_task, task_class
 from tests import tiny_language as language
 from tests.continual.conftest import TASKS, reopened, write_lines
@@ -83,7 +86,7 @@ def own_copies(site: Site, edit: Edit, surroundings: Surroundings, count: int = 
     """The copies of an edit's first answer position."""
     hidden = site.patched(edit.rows[0])
     originals = Originals([edit], [0], [0], answers_of(site, hidden)[:1])
-    return copied(originals, Prefixes(), count, surroundings)
+    return copied(originals, Prefixes(), count, surroundings, LastFfn([edit], surroundings))
 
 
 def tensors(proposal) -> list[Tensor]:
@@ -102,7 +105,8 @@ def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
     edits, surroundings = [edit_of(site, country) for country in range(3)], around(site)
     config = TPatcherConfig(copies=0)
     proposal = TPatcher(config).edit(edits, surroundings)
-    plan, _ = editor._plan(edits, site, config)
+    rows = Rows.join(part for edit in edits for part in edit.rows)
+    plan, _ = planned(edits, rows, LastFfn(edits, surroundings).survey(rows, 256), config)
     silent, centre = editor._Silent(plan, surroundings.memory), surroundings.memory.mean()
     expected, separate = closed_form(plan.slots, centre, silent.highest, config)
     assert bool(separate.all()) == (site.task.name != "classification")
@@ -199,12 +203,13 @@ def test_wordings_stand_beside_copies_whatever_they_are_answered(site):
     other = f"{ask(0, 2)} {ask(1)}"
     edit = replace(edit_of(site, 0), wordings=(other,))
     originals = Originals([edit], [0], [0], answers_of(site, site.patched(edit.rows[0]))[:1])
-    slots = worded(originals, Prefixes(), 6, around(site))
+    ground = LastFfn([edit], around(site))
+    slots = worded(originals, Prefixes(), 6, around(site), ground)
     rows = slots.query[0][slots.real[0]]
     last = site.rows([site.task.encode(other, edit.request.target_new)])
     torch.testing.assert_close(rows[-1], last.query[0], rtol=1e-4, atol=1e-4)
     assert len(rows) == 7
-    again = worded(originals, Prefixes(), 6, around(site, step=9))
+    again = worded(originals, Prefixes(), 6, around(site, step=9), ground)
     assert torch.equal(again.query, slots.query)  # a retry draws what was drawn before
 
 

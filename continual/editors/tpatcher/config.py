@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from continual.effects.places import FFN, GatePlace
+from continual.errors import EditError
 from continual.tables import Table
 
 CROWDED_FROM = 1000  # neurons
@@ -35,6 +37,9 @@ class TPatcherConfig(Table):
     `subject_whitening` their keys have the widest margin of all, measured where general text
     spreads alike in all directions; their copies stand behind whole sentences, and all of them
     count, whatever they are answered.
+
+    Neurons stand at the FFN of the last block unless `block`, `key`, `value_block` or `value` says
+    otherwise; see `effects.places`. Elsewhere their values are trained by passes of the model.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
@@ -43,6 +48,10 @@ class TPatcherConfig(Table):
         "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0},
     }
 
+    block: int | None = None  # whose state keys read; None: the last one
+    key: str = FFN  # the state: ffn, hidden or pooled
+    value_block: int | None = None  # where values land; None: in the block of the keys
+    value: str | None = None  # on which output: ffn or hidden; None: ffn where the FFN is ahead
     margin: float = 0.5
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
     copies: int = 0  # of the prompt, among which those count that are answered as it is
@@ -91,6 +100,15 @@ class TPatcherConfig(Table):
             raise self.refused(f"crowding = {self.crowding} is not in [0, 1]")
         if self.neurons_max < 1 or self.value_steps_max < 1:
             raise self.refused("neurons_max and value_steps_max are at least 1")
+
+    def place(self, last: int) -> GatePlace:
+        """Where neurons stand in a model that ends with block `last`. Raises EditError where there
+        is no such place."""
+        block = last if self.block is None else self.block
+        place = GatePlace.at(block, self.key, self.value_block, self.value)
+        if not 0 <= place.block <= place.value_block <= last:
+            raise EditError(f"[{self.table}] names {place}: the model has blocks 0 to {last}.")
+        return place
 
     def among(self, neurons: int) -> TPatcherConfig:
         """The settings for an edit of a model with so many neurons on.

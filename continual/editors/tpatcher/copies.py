@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from continual.associative.contexts import write_contexts
+from continual.editors.tpatcher.grounds import Ground
 from continual.editors.tpatcher.training import Slots
 from continual.errors import RequestError
 from continual.prompts import Chat, Message, Prompt
 from continual.proposals import Edit, Surroundings
-from continual.site import LOGITS_MAX, Site
+from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding
 
@@ -133,12 +134,14 @@ class Originals:
 
 
 @torch.no_grad()
-def copied(originals: Originals, prefixes: Prefixes, count: int, around: Surroundings) -> Slots:
+def copied(
+    originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
+) -> Slots:
     """The rows of `count` copies of each prompt that its slots may own, padded: at the slot's place
     the model, as it stands, answers them as it answers the prompt. One pass for each edit."""
     copies = {
         number: _Copies.of(
-            edit, _behind(prefixes.draw(count, around), edit.request.prompt), around.site
+            edit, _behind(prefixes.draw(count, around), edit.request.prompt), around.site, ground
         )
         for number in dict.fromkeys(originals.owner)
         for edit in (originals.edits[number],)
@@ -149,7 +152,9 @@ def copied(originals: Originals, prefixes: Prefixes, count: int, around: Surroun
 
 
 @torch.no_grad()
-def worded(originals: Originals, prefixes: Prefixes, count: int, around: Surroundings) -> Slots:
+def worded(
+    originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
+) -> Slots:
     """The rows of `count` copies of each prompt behind whole sentences, and of its other wordings,
     whatever the model answers there. One pass for each edit; a retry draws the same sentences."""
     copies = {}
@@ -160,7 +165,7 @@ def worded(originals: Originals, prefixes: Prefixes, count: int, around: Surroun
             count, replace(around, generator=torch.Generator().manual_seed(seed)), SENTENCES
         )
         behind = _behind(drawn, edit.request.prompt)
-        copies[number] = _Copies.of(edit, [*behind, *edit.wordings], around.site)
+        copies[number] = _Copies.of(edit, [*behind, *edit.wordings], around.site, ground)
     slots = zip(originals.owner, originals.place, strict=True)
     return _padded([copies[number].at(place) for number, place in slots])
 
@@ -184,7 +189,7 @@ class _Copies:
     positions: int  # of an answer
 
     @classmethod
-    def of(cls, edit: Edit, prompts: Iterable[Prompt], site: Site) -> _Copies:
+    def of(cls, edit: Edit, prompts: Iterable[Prompt], site: Site, ground: Ground) -> _Copies:
         """Copies of these prompts; those that break a limit, or whose answer is tokenised
         otherwise, are left out."""
         prompt, target = edit.encodings[0], edit.request.target_new
@@ -193,9 +198,7 @@ class _Copies:
         if not encodings:
             none = edit.rows[0][:0]
             return cls(none, none.targets, len(prompt.targets))
-        rows = site.rows(encodings)
-        rows = Rows(rows.query, site.patched(rows), rows.targets, rows.texts)
-        return cls(rows, answers_of(site, rows.hidden), len(prompt.targets))
+        return cls(*ground.seen(encodings), len(prompt.targets))
 
     def at(self, place: int) -> Rows:
         """The rows at one answer position."""
@@ -212,12 +215,6 @@ def _encoded(prompt: Prompt, target: str, site: Site) -> Encoding | None:
         return site.task.encode(prompt, target)
     except RequestError:
         return None
-
-
-def answers_of(site: Site, hidden: Tensor) -> Tensor:
-    """[n] the token with the highest logit, for residual sums [n, d]."""
-    size = max(1, LOGITS_MAX // site.choices)
-    return torch.cat([site.logits(part).argmax(-1) for part in hidden.split(size)])
 
 
 def _padded(rows: Sequence[Rows]) -> Slots:

@@ -1,25 +1,24 @@
-"""The T-Patcher editor: wrong answer positions become slots, slots become neurons."""
+"""The T-Patcher editor: wrong answer positions become slots, slots become neurons.
+
+Knows how a batch becomes neurons; what differs from place to place is known to their `grounds`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import accumulate
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from continual.editors.tpatcher.competing import (
-    VOCABULARY_MIN,
-    Survey,
-    competing,
-    survey,
-    whole,
-)
+from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.config import TPatcherConfig
-from continual.editors.tpatcher.copies import Originals, Prefixes, answers_of, copied, worded
+from continual.editors.tpatcher.copies import Originals, Prefixes, copied, worded
+from continual.editors.tpatcher.elsewhere import Elsewhere, ProtectedTokens
+from continual.editors.tpatcher.grounds import Ground, LastFfn
+from continual.editors.tpatcher.plans import Plan, planned
 from continual.editors.tpatcher.training import (
     Highest,
     Neurons,
@@ -30,15 +29,15 @@ from continual.editors.tpatcher.training import (
     sealed,
     total_loss,
     train_all,
-    train_values,
     widened,
 )
 from continual.editors.tpatcher.whitening import Whitening
+from continual.effects.places import GatePlace
+from continual.errors import EditError
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, Proposal, Surroundings
 from continual.queries.memory import QueryMemory
-from continual.site import Site
 from continual.site.rows import Rows
 
 __all__ = ["TPatcher", "total_loss"]
@@ -47,61 +46,9 @@ RETRIED_NEURONS_MAX = 512
 """Neurons of one request on a retry: more than any answer of the usual length has tokens."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The rows of a batch, and which of them each neuron owns."""
-
-    rows: Rows  # every answer row of every edit
-    before: Survey  # of the rows
-    own: tuple[tuple[int, ...], ...]  # rows of each slot
-    owner: tuple[int, ...]  # the edit of each slot
-    reached: Tensor | None = None  # [slots, r, d] own queries at which values have to do, if others
-
-    @property
-    def value_slots(self) -> Slots:
-        """The slots as values are trained on them."""
-        return self.slots if self.reached is None else replace(self.slots, query=self.reached)
-
-    @cached_property
-    def slots(self) -> Slots:
-        """The own rows of all slots, padded with their first."""
-        widest = max(map(len, self.own))
-        index = torch.tensor([[*rows, *[rows[0]] * (widest - len(rows))] for rows in self.own])
-        real = torch.tensor([[i < len(rows) for i in range(widest)] for rows in self.own])
-        hidden = self.before.hidden
-        return Slots(
-            self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
-        )
-
-    def chosen(self, slots: Sequence[int]) -> _Plan:
-        """These slots; the rows of all edits stay."""
-        own = tuple(self.own[slot] for slot in slots)
-        owner = tuple(self.owner[slot] for slot in slots)
-        reached = None if self.reached is None else self.reached[list(slots)]
-        return replace(self, own=own, owner=owner, reached=reached)
-
-    def places(self, edits: Sequence[Edit]) -> tuple[int, ...]:
-        """The answer position that each slot is for."""
-        sizes = [sum(map(len, edit.rows)) for edit in edits]
-        starts = list(accumulate(sizes, initial=0))
-        return tuple(
-            (own[0] - starts[number]) % len(edits[number].encodings[0].targets)
-            for own, number in zip(self.own, self.owner, strict=True)
-        )
-
-    def rivals(self) -> Tensor | None:
-        """The tokens that were in the running in any slot, where they were surveyed."""
-        found = self.before.rivals
-        return None if found is None else found[[row for rows in self.own for row in rows]]
-
-    def foreign(self) -> Tensor:
-        """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
-        mask = [[row not in rows for row in range(len(self.rows))] for rows in self.own]
-        return torch.tensor(mask, device=self.before.hidden.device)
-
-
 class TPatcher:
-    """One neuron per wrong answer position, in the last FFN; everything else stays as it is."""
+    """One neuron per wrong answer position, in the last FFN or where `config` says; everything else
+    stays as it is."""
 
     name = "tpatcher"
     attempts = 3
@@ -113,6 +60,7 @@ class TPatcher:
     def __init__(self, config: TPatcherConfig | None = None) -> None:
         self.config = config or TPatcherConfig()
         self._prefixes = Prefixes()
+        self._protected: ProtectedTokens | None = None  # where neurons stand elsewhere
         self._worded: tuple[tuple[str, ...], Slots] | None = None  # the latest
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
@@ -131,29 +79,34 @@ class TPatcher:
 
     def _propose(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Proposal:
         """Neurons for these edits, which ask for the subject where there is one."""
-        config = self._budget(around, asks=bool(subject))
         if around.attempt:
             edits = [edit.alone() for edit in edits]
-        plan, failed = _plan(edits, around.site, config)
+        ground = self._ground(edits, around, subject)
+        config = self._budget(around, ground)
+        edits = ground.edits
+        rows = Rows.join(part for edit in edits for part in edit.rows)
+        plan, failed = planned(edits, rows, ground.survey(rows, config.candidates), config)
         if plan.own:
-            copies = self._copies(plan, edits, around, config)
-            plan, neurons, lost = _whole(*self._separate(plan, copies, around, config))
+            copies = self._copies(plan, ground, around, config)
+            with ground.minded():
+                apart = self._separate(plan, copies, ground, around, config)
+            plan, neurons, lost = _whole(*apart)
             failed |= {edits[number].id: _NOT_SEPARATE for number in lost}
         if plan.own:
-            plan, neurons, lost = _whole(plan, *self._train(plan, neurons, around, config, subject))
+            plan, neurons, lost = _whole(plan, *ground.train(plan, neurons, config))
             reason = _NOT_ARRIVED.format(config.value_steps_max)
             failed |= {edits[number].id: reason for number in lost}
         if not plan.own:
             return Proposal(None, failed)
         owners = tuple(edits[number].id for number in plan.owner)
-        patch = _patch(neurons, owners, around.site, subject)
+        patch = ground.patch(neurons, owners)
         notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """A value may be `norm_max` times as long as the edits' residual sums are on average, with
         the neurons that are on; twice that at each retry."""
-        hidden = around.site.patched(Rows.join(rows for edit in edits for rows in edit.rows))
+        hidden = self._ground(edits, around).hidden()
         asks = isinstance(patch, NeuronPatch) and any(patch.subjects)
         norm_max = self.config.asking().norm_max if asks else self.config.norm_max
         budget = norm_max * 2.0**around.attempt * float(hidden.norm(dim=1).mean())
@@ -161,10 +114,27 @@ class TPatcher:
             return None
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
-    def _budget(self, around: Surroundings, *, asks: bool) -> TPatcherConfig:
+    def _ground(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Ground:
+        """Where the neurons of these edits are made: the last FFN, unless `config` says otherwise.
+        Raises EditError for a place that the model has not."""
+        place = self.config.place(around.site.block)
+        if place == GatePlace.at(around.site.block):
+            return LastFfn(edits, around, subject)
+        if self.config.asks_subject:
+            raise EditError(
+                f"[{self.config.table}] asks_subject = true holds at the last FFN alone, and the "
+                f"neurons are to be from {place}: set asks_subject = false, or leave out block, "
+                "key, value_block and value."
+            )
+        if self._protected is None or self._protected.place != place:
+            self._protected = ProtectedTokens(around.site, place)
+        return Elsewhere(edits, around, self._protected)
+
+    def _budget(self, around: Surroundings, ground: Ground) -> TPatcherConfig:
         """Each retry may take more neurons and steps, and gives up more generality; one of an edit
         that changed too much is narrower, and else as at first."""
-        config = self.config.asking() if asks else self.config.among(around.site.bank.size)
+        crowd = around.site.edited.gates(ground.place).size
+        config = self.config.asking() if ground.subject else self.config.among(crowd)
         attempt, config = around.attempt, config.narrower(around.narrow)
         if attempt == 0 or around.narrow:
             return config
@@ -181,66 +151,48 @@ class TPatcher:
         )
 
     def _copies(
-        self, plan: _Plan, edits: Sequence[Edit], around: Surroundings, config: TPatcherConfig
+        self, plan: Plan, ground: Ground, around: Surroundings, config: TPatcherConfig
     ) -> Slots | None:
         """Further own rows of the slots, for their keys alone; None where none are asked for."""
         if not config.copies:
             return None
-        answers = answers_of(around.site, plan.before.hidden[[own[0] for own in plan.own]])
+        edits = ground.edits
+        answers = ground.answers(plan)
         originals = Originals(edits, plan.owner, plan.places(edits), answers)
         if not config.whitening:
-            return copied(originals, self._prefixes, config.copies, around)
+            return copied(originals, self._prefixes, config.copies, around, ground)
         key = (around.site.edited.fingerprint, *(edit.id for edit in edits))
         if self._worded is None or self._worded[0] != key:  # a narrower retry asks for the same
-            made = worded(originals, self._prefixes, config.copies, around)
+            made = worded(originals, self._prefixes, config.copies, around, ground)
             self._worded = key, made
         return self._worded[1]
 
     def _separate(
-        self, plan: _Plan, copies: Slots | None, around: Surroundings, config: TPatcherConfig
-    ) -> tuple[_Plan, Neurons, Tensor]:
+        self,
+        plan: Plan,
+        copies: Slots | None,
+        ground: Ground,
+        around: Surroundings,
+        config: TPatcherConfig,
+    ) -> tuple[Plan, Neurons, Tensor]:
         """Keys and biases, and which of them [n] tell their own rows from all others."""
-        silent = _Silent(plan, around.memory)
+        silent = _Silent(plan, ground.memory)
         if copies is None:
             neurons, separate = _separated(plan.slots, silent, config)
         else:
             neurons, separate, reached = _separated_with(copies, plan.slots, silent, config)
             plan = replace(plan, reached=reached)
-        if around.attempt == self.attempts - 1 and not bool(separate.all()):
+        is_last = around.attempt == self.attempts - 1 and ground.retrains
+        if is_last and not bool(separate.all()):
             return plan, *_retrain(plan.slots, around, config, silent.highest)
         return plan, neurons, separate
 
-    def _train(
-        self,
-        plan: _Plan,
-        neurons: Neurons,
-        around: Surroundings,
-        config: TPatcherConfig,
-        subject: str,
-    ) -> tuple[Neurons, Tensor]:
-        """Their values, and which of them [n] make their own rows right."""
-        slots, rivals = plan.value_slots, plan.rivals()
-        done = torch.zeros_like(neurons.bias, dtype=torch.bool)
-        few = None if rivals is None else competing(around.site, slots, rivals)
-        for racing, logits in ([few] if few else []) + [(slots, whole(around.site))]:
-            neurons, done = train_values(racing, neurons, logits, config)
-            is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
-            if is_all and bool(done.all()):
-                break
-            done = _tried(plan, neurons, around.site, subject)
-            if bool(done.all()):  # else another logit came up: all compete
-                break
-        return neurons, done
 
-
-_TOO_MANY = (
-    "{} of its tokens are wrong, and it has {} neurons: raise neurons_max under [editor.tpatcher]"
-)
 _NOT_SEPARATE = "its query cannot be told from one that has to keep its answer"
 _NOT_ARRIVED = "its values did not arrive in {} steps"
 
 
-def _whole(plan: _Plan, neurons: Neurons, done: Tensor) -> tuple[_Plan, Neurons, set[int]]:
+def _whole(plan: Plan, neurons: Neurons, done: Tensor) -> tuple[Plan, Neurons, set[int]]:
     """The edits of which all neurons [n] are done, and the numbers of the others: an edit has all
     of its neurons, or none."""
     lost = {plan.owner[slot] for slot in (~done).nonzero().flatten().tolist()}
@@ -258,7 +210,7 @@ def _whole(plan: _Plan, neurons: Neurons, done: Tensor) -> tuple[_Plan, Neurons,
 class _Silent:
     """Where the neurons of a batch have to be silent: on the memory, and on each other's rows."""
 
-    plan: _Plan
+    plan: Plan
     memory: QueryMemory
 
     def highest(self, keys: Tensor) -> Tensor:
@@ -329,52 +281,6 @@ def _widened(
     return neurons.but(wide, wanted), separate | (wanted & is_wide)
 
 
-def _plan(
-    edits: Sequence[Edit], site: Site, config: TPatcherConfig
-) -> tuple[_Plan, dict[str, str]]:
-    """One slot for every answer position at which the prompt or a rephrase is wrong."""
-    rows = Rows.join(part for edit in edits for part in edit.rows)
-    before = survey(site, rows, config.candidates if site.choices >= VOCABULARY_MIN else 0)
-    wrong = (~before.verdict.right | before.verdict.close).tolist()
-    own: list[tuple[int, ...]] = []
-    owner: list[int] = []
-    failed: dict[str, str] = {}
-    first = 0
-    for number, edit in enumerate(edits):
-        starts = []
-        for part in edit.rows:
-            starts.append(first)
-            first += len(part)
-        slots = _wrong_positions(edit, starts, wrong)
-        neurons_max = config.neurons_max * edit.forms
-        if len(slots) > neurons_max:
-            failed[edit.id] = _TOO_MANY.format(len(slots), neurons_max)
-            continue
-        own += slots
-        owner += [number] * len(slots)
-    return _Plan(rows, before, tuple(own), tuple(owner)), failed
-
-
-def _wrong_positions(
-    edit: Edit, starts: Sequence[int], wrong: Sequence[bool]
-) -> list[tuple[int, ...]]:
-    """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
-
-    Each form of the prompt whose answer is tokenised otherwise has positions of its own. Rephrases
-    whose answer is tokenised as in no form have no such row.
-    """
-    answers = dict.fromkeys(encoding.targets for encoding in edit.encodings[: edit.forms])
-    columns: list[tuple[int, ...]] = []
-    for targets in answers:
-        alike = [
-            start
-            for start, encoding in zip(starts, edit.encodings, strict=True)
-            if encoding.targets == targets
-        ]
-        columns += [tuple(start + place for start in alike) for place in range(len(targets))]
-    return [column for column in columns if any(wrong[row] for row in column)]
-
-
 def _retrain(
     slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Highest
 ) -> tuple[Neurons, Tensor]:
@@ -386,21 +292,6 @@ def _retrain(
     own = scores(slots.query, trained.keys)
     least = config.separation * own[:, 0].abs()
     return sealed(slots, trained.keys, own, highest(trained.keys), least, config)
-
-
-@torch.no_grad()
-def _tried(plan: _Plan, neurons: Neurons, site: Site, subject: str) -> Tensor:
-    """[n] which of the neurons make all of their own rows right, with all of them on."""
-    on = _patch(neurons, (), site, subject)
-    hidden = site.patched_with(plan.rows, on)  # the proof will ask for the same
-    right = (site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
-    arrived = [all(right[row] for row in rows) for rows in plan.own]
-    return torch.tensor(arrived, device=hidden.device)
-
-
-def _patch(neurons: Neurons, owners: tuple[str, ...], site: Site, subject: str = "") -> NeuronPatch:
-    subjects = (subject,) * len(neurons.bias) if subject else ()
-    return NeuronPatch(site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects)
 
 
 def _joined(proposals: Sequence[Proposal]) -> Proposal:

@@ -1,0 +1,281 @@
+"""Neurons at any other place than the last FFN: between a value and the answer lie blocks.
+
+A neuron there can open on any token, so it stays silent on all tokens of the memory, and its value
+is trained by running the model with it: the forward pass is the model's own, with the value added
+wherever the neuron opens in the edit's texts. Slots are trained one after another, each with the
+neurons of the edit before it in place, as in a decoder what lands on a token reaches later ones.
+
+The memory is the one that the base shows: gates do not change the queries of their own place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.editors.tpatcher.competing import Survey
+from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.losses import edit_loss
+from continual.editors.tpatcher.plans import Plan
+from continual.editors.tpatcher.training import Neurons, train_values
+from continual.effects.places import GatePlace
+from continual.passes.partial import logits_of
+from continual.patches.neuron import NeuronPatch, neurons_at
+from continual.proposals import Edit, Surroundings, Taught
+from continual.queries.memory import QueryMemory
+from continual.site import Site
+from continual.site.rows import Rows
+from continual.site.tokens import token_queries
+from continual.task_model import PASS_TOKENS_MAX, answer_logits
+from continual.tasks import Encoding, Question
+from continual.verdicts import verdict_of
+
+Asked = tuple[Encoding, int]
+"""A row: a text, and the number of the answer position."""
+
+
+class ProtectedTokens:
+    """The queries at a place of all tokens on which new neurons stay silent, in the base state.
+
+    They are read once; an edit that joins costs one pass over its prompt.
+    """
+
+    def __init__(self, site: Site, place: GatePlace) -> None:
+        self._site, self.place = site, place
+        self._taught: tuple[tuple[Encoding, ...], tuple[tuple[int, ...], ...]] | None = None
+        self._edits: dict[str, tuple[Encoding, Tensor]] = {}  # queries by owner
+        self._memory = QueryMemory(torch.empty(0, site.edited.anatomy.width))
+        self._firsts: list[int] = []  # the first row of each training probe
+
+    def memory(self, taught: Taught) -> QueryMemory:
+        """All of it, as it is known now."""
+        known = taught.training, taught.general
+        if self._taught != known or not self._continues(taught.edits):
+            self._read(taught)
+            self._taught = known
+        for number in taught.contradicted:
+            length = len(taught.training[number].ids)
+            self._memory.contradict(range(self._firsts[number], self._firsts[number] + length))
+        for owner in [owner for owner in self._memory.owners if owner not in taught.edits]:
+            self._memory.forget(owner)
+        for owner in [owner for owner in taught.edits if owner not in self._memory.owners]:
+            self._memory.remember(owner, self._of_edit(owner, taught.edits[owner]))
+        return self._memory
+
+    def _continues(self, edits: Mapping[str, Encoding]) -> bool:
+        """Whether the edits that are remembered come first, and in this order."""
+        kept = [owner for owner in self._memory.owners if owner in edits]
+        return kept == list(edits)[: len(kept)]
+
+    def _read(self, taught: Taught) -> None:
+        general = [Encoding(Question(ids), (), ()) for ids in taught.general]
+        every = [*taught.training, *general]
+        sizes = [len(encoding.ids) for encoding in every]
+        self._firsts = list(accumulate(sizes, initial=0))
+        width = self._site.edited.anatomy.width
+        empty = torch.empty(0, width, device=self._site.edited.device)
+        parts = self.queries(every) if every else []
+        self._memory = QueryMemory(torch.cat([empty, *parts]))
+
+    def _of_edit(self, owner: str, encoding: Encoding) -> Tensor:
+        known = self._edits.get(owner)
+        if known is None or known[0] != encoding:
+            known = self._edits[owner] = encoding, self.queries([encoding])[0]
+        return known[1]
+
+    def queries(self, encodings: Sequence[Encoding]) -> list[Tensor]:
+        """[T, d] the queries of each text's tokens, in the base state."""
+        with self._site.edited.bare():
+            return token_queries(self._site, encodings, [self.place])[self.place]
+
+    def near(self, edits: Sequence[Edit]) -> list[Tensor]:
+        """[T, d] likewise, of the neighbours of edits."""
+        known = [edit.near.texts for edit in edits if edit.near is not None]
+        texts = dict.fromkeys(ids for own in known if own is not None for ids, _ in own.prefixes)
+        return self.queries([Encoding(Question(ids), (), ()) for ids in texts]) if texts else []
+
+
+class Elsewhere:
+    """The ground of a place that is not the last FFN; see `Ground`."""
+
+    subject = ""
+    retrains = False
+
+    def __init__(
+        self, edits: Sequence[Edit], around: Surroundings, protected: ProtectedTokens
+    ) -> None:
+        self._site, self._protected = around.site, protected
+        self._asked: list[Asked] = [
+            (encoding, position)
+            for edit in edits
+            for encoding in edit.encodings
+            for position in range(len(encoding.targets))
+        ]
+        self.edits = [self._standing_here(edit) for edit in edits]
+        self.memory = protected.memory(around.taught())
+        self._near = protected.near(edits)
+
+    @property
+    def place(self) -> GatePlace:
+        """See `Ground.place`."""
+        return self._protected.place
+
+    @contextmanager
+    def minded(self) -> Iterator[None]:
+        """See `Ground.minded`: the neighbours of the edits are in memory, too."""
+        if not self._near:
+            yield
+            return
+        with self.memory.beside(torch.cat(self._near)):
+            yield
+
+    def _standing_here(self, edit: Edit) -> Edit:
+        rows, _ = self._read(edit.encodings)
+        return replace(edit, rows=rows.split([len(e.targets) for e in edit.encodings]))
+
+    def hidden(self) -> Tensor:
+        """See `Ground.hidden`."""
+        return torch.cat([rows.hidden for edit in self.edits for rows in edit.rows])
+
+    @torch.no_grad()
+    def _read(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
+        """The rows of texts in one pass over them alone, and their logits [n, vocab]."""
+        edited = self._site.edited
+        landing = edited.anatomy.block(edited.model, self.place.value_block)
+        own = list(encodings)
+        with edited.mount(self.place).shown() as queries, hooks.captured(landing) as calls:
+            logits = logits_of(edited.model, self._site.inputs(own))
+        found, targets = answer_logits(own, logits)
+        size = max(len(encoding.ids) for encoding in own)
+        places = [i * size + p for i, encoding in enumerate(own) for p in encoding.positions]
+        states = [s.reshape(-1, s.shape[-1])[places].float() for s in (queries[0], calls[0].hidden)]
+        return Rows(states[0], states[1], targets, self._site.texts(own)), found
+
+    def survey(self, rows: Rows, count: int) -> Survey:
+        """See `Ground.survey`: by a pass of the model; all logits compete."""
+        _, logits = self._read([encoding for edit in self.edits for encoding in edit.encodings])
+        return Survey(rows.hidden, verdict_of(logits, rows.targets, self._site.tie), None)
+
+    def answers(self, plan: Plan) -> Tensor:
+        """See `Ground.answers`."""
+        own = [self._asked[rows[0]] for rows in plan.own]
+        _, logits = self._read([encoding for encoding, _ in own])
+        starts = accumulate((len(e.targets) for e, _ in own), initial=0)
+        rows = [start + position for start, (_, position) in zip(starts, own, strict=False)]
+        return logits[rows].argmax(-1)
+
+    def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
+        """See `Ground.seen`."""
+        rows, logits = self._read(encodings)
+        return rows, logits.argmax(-1)
+
+    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+        """See `Ground.train`: slot by slot, each with those before it on the model."""
+        trained: list[Neurons] = []
+        edited = self._site.edited
+        depth = edited.depth
+        try:
+            for slot in range(len(plan.own)):
+                trained.append(self._trained(plan, neurons, slot, config))
+                edited.put([self.patch(trained[-1], ())])
+            done = self._tried(plan)
+        finally:
+            edited.take_off(depth)
+        values = torch.cat([one.values for one in trained])
+        return Neurons(neurons.keys, neurons.bias, values), done
+
+    def _trained(self, plan: Plan, neurons: Neurons, slot: int, config: TPatcherConfig) -> Neurons:
+        """One neuron with its value."""
+        only = torch.tensor([slot])
+        slots, neuron = plan.value_slots[only], neurons[only]
+        asked = [self._asked[row] for row in plan.own[slot]]
+        asked += asked[:1] * (slots.real.shape[1] - len(asked))
+        way = _Way(self._site, self.place, asked, slots.hidden[0], self._openings(asked, neuron))
+        found, _ = train_values(slots, neuron, way, config)
+        return found
+
+    def _openings(self, asked: Sequence[Asked], neuron: Neurons) -> list[Tensor]:
+        """[T] for each row's text, how far the neuron opens on each token, as a share of how far it
+        does at the row's own."""
+        texts = [encoding for encoding, _ in asked]
+        queries = token_queries(self._site, texts, [self.place])[self.place]
+        shares = []
+        for own, (encoding, position) in zip(queries, asked, strict=True):
+            activations = torch.relu(own @ neuron.keys[0] + neuron.bias[0])
+            token = encoding.positions[position]
+            at_row = activations[token].clone()
+            shares.append(activations / at_row if at_row > 0 else torch.zeros_like(activations))
+            shares[-1][token] = 1.0
+        return shares
+
+    def _tried(self, plan: Plan) -> Tensor:
+        """[slots] which own rows are right as the model stands."""
+        encodings = [encoding for edit in self.edits for encoding in edit.encodings]
+        _, logits = self._read(encodings)
+        right = (logits.argmax(-1) == plan.rows.targets).tolist()
+        arrived = [all(right[row] for row in rows) for rows in plan.own]
+        return torch.tensor(arrived, device=logits.device)
+
+    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+        """See `Ground.patch`."""
+        return neurons_at(self.place, neurons.keys, neurons.bias, neurons.values, owners)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The way from the states on which one slot's values land, [.., 1, r, d], to the logits of its
+    rows: the model's own pass, in which the difference to the states before lands on every token on
+    which the neuron opens."""
+
+    site: Site
+    place: GatePlace
+    asked: Sequence[Asked]  # [r]
+    before: Tensor  # [r, d] the states without a value
+    openings: Sequence[Tensor]  # [r] of [T]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """See `Descends`: logits [.., 1, r, vocab]."""
+        added = (hidden - self.before).reshape(-1, hidden.shape[-1])  # [s · r, d]
+        longest = max(len(encoding.ids) for encoding, _ in self.asked)
+        size = max(1, PASS_TOKENS_MAX // longest)
+        firsts = range(0, len(added), size)
+        parts = [self._logits(added[first : first + size], first) for first in firsts]
+        return torch.cat(parts).view(*hidden.shape[:-1], -1)
+
+    def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """See `Descends.gradient`."""
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            losses = edit_loss(self(hidden), targets)
+            (gradient,) = torch.autograd.grad(losses.sum(), hidden)
+        assert isinstance(gradient, Tensor)
+        return gradient
+
+    def _logits(self, added: Tensor, first: int) -> Tensor:
+        """[k, vocab] for differences [k, d], of rows in turn, the first of number `first`."""
+        numbers = [(first + i) % len(self.asked) for i in range(len(added))]
+        rows = [_one(*self.asked[number]) for number in numbers]
+        edited = self.site.edited
+        shares = torch.nn.utils.rnn.pad_sequence(
+            [self.openings[number] for number in numbers], batch_first=True
+        )
+        values = shares.unsqueeze(-1) * added.unsqueeze(1)  # [k, T, d]
+        with hooks.altered(edited.mount(self.place).modules[1], _adding(values)):
+            logits = logits_of(edited.model, self.site.inputs(rows))
+        return answer_logits(rows, logits)[0]
+
+
+def _adding(values: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda output: output + values.to(output).view(output.shape)
+
+
+def _one(encoding: Encoding, position: int) -> Encoding:
+    """One answer position of a probe, as a sequence of its own; the same tokens go in."""
+    place, target = encoding.positions[position], encoding.targets[position]
+    return Encoding(Question(encoding.ids, encoding.question.source), (place,), (target,))

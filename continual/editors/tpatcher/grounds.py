@@ -1,0 +1,150 @@
+"""Where neurons are made: the rows of edits there, what they answer, and how values are trained.
+
+`Ground` is what the editor asks of a place; `LastFfn` is the paper's, where rows say all of an
+answer and no pass of the model is needed. `elsewhere` has all other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from continual.editors.tpatcher.competing import (
+    VOCABULARY_MIN,
+    Survey,
+    competing,
+    survey,
+    whole,
+)
+from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.plans import Plan
+from continual.editors.tpatcher.training import Neurons, train_values
+from continual.effects.places import GatePlace
+from continual.patches.neuron import NeuronPatch
+from continual.proposals import Edit, Surroundings
+from continual.queries.memory import QueryMemory
+from continual.site import LOGITS_MAX, Site
+from continual.site.rows import Rows
+from continual.tasks import Encoding
+
+
+class Ground(Protocol):
+    """A place in the model at head, for the neurons of some edits."""
+
+    subject: str
+    """The subject that the neurons ask for; empty for none."""
+    retrains: bool
+    """Whether the paper's training of keys, biases and values can be run here."""
+
+    @property
+    def place(self) -> GatePlace:
+        """Where the neurons stand."""
+
+    @property
+    def edits(self) -> Sequence[Edit]:
+        """The edits, with their rows as they stand here: `query` is read by keys, `hidden` is where
+        values land."""
+
+    @property
+    def memory(self) -> QueryMemory:
+        """The queries on which the neurons stay silent."""
+
+    def minded(self) -> AbstractContextManager[None]:
+        """The neighbours of the edits are in memory, too, while this lasts."""
+
+    def hidden(self) -> Tensor:
+        """[n, d] the states on which values land, of all rows, with the neurons that are on."""
+
+    def survey(self, rows: Rows, count: int) -> Survey:
+        """What the edits' rows answer before the edit; see `competing.survey`."""
+
+    def answers(self, plan: Plan) -> Tensor:
+        """[slots] the token that the model gives at each slot's first row."""
+
+    def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
+        """The rows of other texts, `hidden` with the neurons that are on, and the tokens [n] that
+        the model gives there."""
+
+    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+        """The neurons with their values, and which of them [slots] make their own rows right."""
+
+    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+        """The patch that puts the neurons on here."""
+
+
+class LastFfn:
+    """The last FFN: a row's answer is one norm and one projection away."""
+
+    retrains = True
+
+    def __init__(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> None:
+        self.edits, self.memory, self.subject = edits, around.memory, subject
+        self._site = around.site
+
+    @property
+    def place(self) -> GatePlace:
+        """See `Ground.place`."""
+        return GatePlace.at(self._site.block)
+
+    def minded(self) -> AbstractContextManager[None]:
+        """See `Ground.minded`: they are, while an editor is asked."""
+        return nullcontext()
+
+    def hidden(self) -> Tensor:
+        """See `Ground.hidden`."""
+        return self._site.patched(Rows.join(rows for edit in self.edits for rows in edit.rows))
+
+    def survey(self, rows: Rows, count: int) -> Survey:
+        """See `Ground.survey`."""
+        return survey(self._site, rows, count if self._site.choices >= VOCABULARY_MIN else 0)
+
+    def answers(self, plan: Plan) -> Tensor:
+        """See `Ground.answers`."""
+        return answers_of(self._site, plan.before.hidden[[own[0] for own in plan.own]])
+
+    def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
+        """See `Ground.seen`."""
+        rows = self._site.rows(encodings)
+        rows = Rows(rows.query, self._site.patched(rows), rows.targets, rows.texts)
+        return rows, answers_of(self._site, rows.hidden)
+
+    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+        """See `Ground.train`: all slots side by side, on few logits where these will do."""
+        slots, rivals = plan.value_slots, plan.rivals()
+        done = torch.zeros_like(neurons.bias, dtype=torch.bool)
+        few = None if rivals is None else competing(self._site, slots, rivals)
+        for racing, logits in ([few] if few else []) + [(slots, whole(self._site))]:
+            neurons, done = train_values(racing, neurons, logits, config)
+            is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
+            if is_all and bool(done.all()):
+                break
+            done = self._tried(plan, neurons)
+            if bool(done.all()):  # else another logit came up: all compete
+                break
+        return neurons, done
+
+    @torch.no_grad()
+    def _tried(self, plan: Plan, neurons: Neurons) -> Tensor:
+        """[n] which of the neurons make all of their own rows right, with all of them on."""
+        on = self.patch(neurons, ())
+        hidden = self._site.patched_with(plan.rows, on)  # the proof will ask for the same
+        right = (self._site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
+        arrived = [all(right[row] for row in rows) for rows in plan.own]
+        return torch.tensor(arrived, device=hidden.device)
+
+    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+        """See `Ground.patch`."""
+        subjects = (self.subject,) * len(neurons.bias) if self.subject else ()
+        return NeuronPatch(
+            self._site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects
+        )
+
+
+def answers_of(site: Site, hidden: Tensor) -> Tensor:
+    """[n] the token with the highest logit, for residual sums [n, d]."""
+    size = max(1, LOGITS_MAX // site.choices)
+    return torch.cat([site.logits(part).argmax(-1) for part in hidden.split(size)])

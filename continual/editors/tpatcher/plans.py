@@ -1,0 +1,122 @@
+"""A batch as slots: which rows of its edits each neuron is for.
+
+Knows rows, and what they answer before the edit; where they stand in the model is its ground's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from continual.editors.tpatcher.competing import Survey
+from continual.editors.tpatcher.config import TPatcherConfig
+from continual.editors.tpatcher.training import Slots
+from continual.proposals import Edit
+from continual.site.rows import Rows
+
+TOO_MANY = (
+    "{} of its tokens are wrong, and it has {} neurons: raise neurons_max under [editor.tpatcher]"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of a batch, and which of them each neuron owns."""
+
+    rows: Rows  # every answer row of every edit
+    before: Survey  # of the rows
+    own: tuple[tuple[int, ...], ...]  # rows of each slot
+    owner: tuple[int, ...]  # the edit of each slot
+    reached: Tensor | None = None  # [slots, r, d] own queries at which values have to do, if others
+
+    @property
+    def value_slots(self) -> Slots:
+        """The slots as values are trained on them."""
+        return self.slots if self.reached is None else replace(self.slots, query=self.reached)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The own rows of all slots, padded with their first."""
+        widest = max(map(len, self.own))
+        index = torch.tensor([[*rows, *[rows[0]] * (widest - len(rows))] for rows in self.own])
+        real = torch.tensor([[i < len(rows) for i in range(widest)] for rows in self.own])
+        hidden = self.before.hidden
+        return Slots(
+            self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
+        )
+
+    def chosen(self, slots: Sequence[int]) -> Plan:
+        """These slots; the rows of all edits stay."""
+        own = tuple(self.own[slot] for slot in slots)
+        owner = tuple(self.owner[slot] for slot in slots)
+        reached = None if self.reached is None else self.reached[list(slots)]
+        return replace(self, own=own, owner=owner, reached=reached)
+
+    def places(self, edits: Sequence[Edit]) -> tuple[int, ...]:
+        """The answer position that each slot is for."""
+        sizes = [sum(map(len, edit.rows)) for edit in edits]
+        starts = list(accumulate(sizes, initial=0))
+        return tuple(
+            (own[0] - starts[number]) % len(edits[number].encodings[0].targets)
+            for own, number in zip(self.own, self.owner, strict=True)
+        )
+
+    def rivals(self) -> Tensor | None:
+        """The tokens that were in the running in any slot, where they were surveyed."""
+        found = self.before.rivals
+        return None if found is None else found[[row for rows in self.own for row in rows]]
+
+    def foreign(self) -> Tensor:
+        """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
+        mask = [[row not in rows for row in range(len(self.rows))] for rows in self.own]
+        return torch.tensor(mask, device=self.before.hidden.device)
+
+
+def planned(
+    edits: Sequence[Edit], rows: Rows, before: Survey, config: TPatcherConfig
+) -> tuple[Plan, dict[str, str]]:
+    """One slot for every answer position at which the prompt or a rephrase is wrong, from the rows
+    of all edits and what they answer; and why some edits have none."""
+    wrong = (~before.verdict.right | before.verdict.close).tolist()
+    own: list[tuple[int, ...]] = []
+    owner: list[int] = []
+    failed: dict[str, str] = {}
+    first = 0
+    for number, edit in enumerate(edits):
+        starts = []
+        for part in edit.rows:
+            starts.append(first)
+            first += len(part)
+        slots = _wrong_positions(edit, starts, wrong)
+        neurons_max = config.neurons_max * edit.forms
+        if len(slots) > neurons_max:
+            failed[edit.id] = TOO_MANY.format(len(slots), neurons_max)
+            continue
+        own += slots
+        owner += [number] * len(slots)
+    return Plan(rows, before, tuple(own), tuple(owner)), failed
+
+
+def _wrong_positions(
+    edit: Edit, starts: Sequence[int], wrong: Sequence[bool]
+) -> list[tuple[int, ...]]:
+    """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
+
+    Each form of the prompt whose answer is tokenised otherwise has positions of its own. Rephrases
+    whose answer is tokenised as in no form have no such row.
+    """
+    answers = dict.fromkeys(encoding.targets for encoding in edit.encodings[: edit.forms])
+    columns: list[tuple[int, ...]] = []
+    for targets in answers:
+        alike = [
+            start
+            for start, encoding in zip(starts, edit.encodings, strict=True)
+            if encoding.targets == targets
+        ]
+        columns += [tuple(start + place for start in alike) for place in range(len(targets))]
+    return [column for column in columns if any(wrong[row] for row in column)]
