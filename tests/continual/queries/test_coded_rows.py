@@ -60,3 +60,14 @@ def test_rows_that_come_are_forgotten_or_come_back_are_followed():
         codes.truncate(size)
         assert codes.bounds(asked).shape == (len(asked), size)
         assert is_bound(codes, every[:size], asked)
+
+
+def test_rows_that_are_put_in_the_place_of_others_are_bound_too():
+    rows, asked = drawn(300), drawn(5, seed=1)
+    codes = coded(rows)
+    index = torch.tensor([3, 250, 17])
+    rows[index] = 50 * drawn(3, seed=2)  # longer than any before
+    codes.put(index, rows[index])
+    assert is_bound(codes, rows, asked)
+    codes.put(index[:0], rows[:0])
+    assert is_bound(codes, rows, asked)

@@ -93,3 +93,19 @@ def test_without_rows_nothing_is_found():
 
 def test_a_key_that_is_no_number_gives_no_number():
     assert searched(rows_of(MANY)).highest(torch.full((1, 48), torch.nan)).isnan().all()
+
+
+@pytest.mark.parametrize("count", [40, MANY])
+def test_rows_that_are_put_in_the_place_of_others_are_found(count):
+    rows = rows_of(count)
+    keys = keys_of(rows)
+    found = searched(rows)
+    found.highest(keys)  # the heads are fitted to the rows before
+    index = torch.tensor([0, count // 2, count - 1])
+    rows[index] = 20 * rows_of(3, seed=4)
+    found.put(index, rows[index])
+    exact = keys.double() @ rows.double().T
+    assert torch.equal(found.highest(keys), exact.amax(1).float())
+    floors = exact.sort(1, descending=True).values[:, 8].float()
+    expected = (exact > floors[:, None].double()).any(0).nonzero().squeeze(-1)
+    assert set(expected.tolist()) <= set(found.above(keys, floors).tolist())

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 
 import torch
+from torch import Tensor
 
+from continual.effects import KeptQueries, Reach
+from continual.effects.gated import Mount
 from continual.effects.places import FFN, KEYS, VALUES, GatePlace
 from continual.errors import EditError
+from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch, neurons_at
 from continual.session import Session
+from continual.site.tokens import token_queries
+from continual.tasks import Encoding
 from tests.continual.recheck.conftest import from_scratch
 
 
@@ -74,3 +82,117 @@ def test_a_rollback_of_some_gates_is_followed(gated):
     edited.take_off(edited.depth - 1)
     ledger.advance()
     assert ledger.outcomes() == between == from_scratch(gated)
+
+
+def test_only_probes_with_a_token_that_opens_a_gate_are_run_again(gated, monkeypatch):
+    ledger, edited, site = gated.standing.ledger, gated.edited, gated.site
+    place = GatePlace.at(0, "hidden")
+    edited.put([opening(gated, place, 1)])
+    ledger.advance()  # the place is known now
+    patch = opening(gated, place, 2, share=0.01)
+    encodings = [entry.encoding for entry in ledger.entries]
+    queries = token_queries(site, encodings, [place])[place]
+    opens = [
+        bool(((q.double() @ patch.keys.double().T) + patch.bias.double() > 0).any())
+        for q in queries
+    ]
+    asked: list[Encoding] = []
+    whole = site.rows_in_passes
+    monkeypatch.setattr(site, "rows_in_passes", lambda e: asked.extend(e) or whole(e))
+    edited.put([patch])
+    ledger.advance()
+    assert ledger.outcomes() == from_scratch(gated)
+    expected = [encoding for encoding, is_open in zip(encodings, opens, strict=True) if is_open]
+    assert expected and set(expected) <= set(asked)
+    assert len(asked) <= len(expected) + len(encodings) // 5 < len(encodings)
+
+
+def test_an_effect_of_another_kind_is_followed_by_what_it_says_may_differ(gated):
+    """A codebook whose later entry takes over a part of an earlier one's queries."""
+    ledger, edited = gated.standing.ledger, gated.edited
+    book = edited.gated("codebook", BOOK, Codebook)
+    encodings = [entry.encoding for entry in ledger.entries]
+    queries = torch.cat(token_queries(gated.site, encodings, [book.place])[book.place])
+    draw = torch.Generator().manual_seed(5)
+    chosen = torch.randperm(len(queries), generator=draw)[:4].tolist()
+    radius = float(torch.cdist(queries, queries).quantile(0.05))
+    before = ledger.outcomes()
+    for token in chosen:
+        value = 20.0 * torch.randn(queries.shape[1], generator=draw)
+        edited.put([BookEntry(queries[token], value, radius)])
+        ledger.advance()
+        assert ledger.outcomes() == from_scratch(gated)
+    assert ledger.outcomes() != before
+
+
+BOOK = GatePlace.at(0, "hidden")
+
+
+@dataclass(frozen=True)
+class BookEntry:
+    """A patch with one entry of a codebook."""
+
+    key: Tensor
+    value: Tensor
+    radius: float
+    kind = "codebook"
+
+    def meta(self) -> dict[str, float]:
+        return {"radius": self.radius}
+
+    def put_on(self, model: EditedModel) -> list[Tensor]:
+        model.gated("codebook", BOOK, Codebook).add(self.key, self.value, self.radius)
+        return [self.key, self.value]
+
+
+class Codebook:
+    """Entries with a radius; the nearest one that is near enough adds its value."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount, self.place = mount, mount.place
+        self._entries: list[tuple[Tensor, Tensor, float]] = []
+
+    def add(self, key: Tensor, value: Tensor, radius: float) -> None:
+        self._entries.append((key, value, radius))
+
+    @property
+    def size(self) -> int:
+        return len(self._entries)
+
+    def attached(self):
+        return self._mount.attached(lambda: self.size > 0, self._changed)
+
+    def _changed(self, queries: Tensor, output: Tensor) -> Tensor:
+        keys, values, radii = (list(part) for part in zip(*self._entries, strict=True))
+        rows = queries.reshape(-1, queries.shape[-1])
+        distances = torch.cdist(rows, torch.stack(keys))
+        nearest = distances.argmin(1)
+        is_near = distances.amin(1) <= torch.tensor(radii)[nearest]
+        added = torch.stack(values)[nearest] * is_near.unsqueeze(-1)
+        return output + added.view(output.shape) if bool(is_near.any()) else output
+
+    def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
+        found = torch.zeros(len(queries), dtype=torch.bool)
+        radius = max(radius for _, _, radius in self._entries)
+        for key, _, _ in self._entries[first:]:  # nearer to it than any entry reaches
+            bound = queries.bounds(key[None])[0]
+            found |= queries.squares - 2 * bound + key.square().sum() <= (radius + 0.01) ** 2
+        return found
+
+    def reach(self, first: int = 0) -> Reach:
+        return Reach(gates=frozenset({self.place} if self.size > first else ()))
+
+    def truncate(self, size: int) -> None:
+        del self._entries[size:]
+
+    def require_way_back(self, size: int) -> None: ...
+
+    def settle(self) -> None: ...
+
+    @contextmanager
+    def silenced(self):
+        entries, self._entries = self._entries, []
+        try:
+            yield
+        finally:
+            self._entries = entries
