@@ -450,11 +450,15 @@ class EditedModel:
     def before_last_neurons(self) -> Iterator[None]:
         """The model without the neurons of the last FFN and without values that land behind it,
         for as long as this lasts: rows there do not depend on either."""
-        last = self.anatomy.last
+        with self.bank(self.anatomy.last).silenced(), self.up_to_last_sum():
+            yield
+
+    @contextmanager
+    def up_to_last_sum(self) -> Iterator[None]:
+        """The model without values that land behind the last residual sum, while this lasts."""
         with ExitStack() as stack:
-            stack.enter_context(self.bank(last).silenced())
             for effect in self.open_gates:
-                if effect.place.is_behind(last):
+                if effect.place.is_behind(self.anatomy.last):
                     stack.enter_context(effect.silenced())
             yield
 

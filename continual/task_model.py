@@ -33,7 +33,8 @@ class TaskModel:
         self.edited = edited
         self.task = task
         self.executor = executor
-        self.tail: RowTail = find_tail(edited.model, edited.anatomy)
+        with edited.up_to_last_sum():
+            self.tail: RowTail = find_tail(edited.model, edited.anatomy)
 
     @cached_property
     def dtype(self) -> torch.dtype:
