@@ -107,11 +107,21 @@ class EditedModel:
 
         Raises ModelError for what a routed answer cannot give.
         """
-        if any(effect.place.key == POOLED for effect in self.open_gates):
-            kwargs = {**kwargs, "use_cache": False}
+        kwargs |= self._uncached
         if self._is_bare or not len(self.memory):
             return type(self.model).generate(self.model, *args, **kwargs)
         return self.require_recall().generate(*args, **kwargs)
+
+    @property
+    def decoding(self) -> Mapping[str, Any]:
+        """The options with which transformers' `generate` runs the model as it stands."""
+        return {**self.base.decoding, **self._uncached}
+
+    @property
+    def _uncached(self) -> dict[str, Any]:
+        """The option of `generate` that shows a pooled gate whole texts, where one is on."""
+        is_pooled = any(effect.place.key == POOLED for effect in self.open_gates)
+        return {"use_cache": False} if is_pooled else {}
 
     def require_recall(self) -> Recalling:
         """How the model finds its records. Raises ModelError where it cannot."""

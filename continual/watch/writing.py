@@ -60,7 +60,7 @@ def _generated(
             pad_token_id=pad,
             eos_token_id=list(ends) or None,
             bos_token_id=edited.tokenizer.bos_token_id,
-            **edited.base.decoding,
+            **edited.decoding,
         )
     return [_ended(row, ends) for row in written[:, size:].tolist()]
 

@@ -17,6 +17,7 @@ from continual.model import EditedModel
 from continual.passes.partial import logits_of, record, run
 from continual.patches import pack, unpack
 from continual.patches.neuron import GatePatch, NeuronPatch, neurons_at
+from continual.watch.writing import continued
 from tests import tiny_language as language
 from tests.tiny_models import BLOCKS, VOCAB, WIDTH, tiny_inputs, tiny_model
 
@@ -179,10 +180,12 @@ def test_generation_with_a_pooled_gate_is_plain_decoding_without_a_cache(name, b
         for _ in range(6):
             token = logits_of(model.model, {"input_ids": said})[:, -1].argmax(-1)
             said = torch.cat([said, token[:, None]], 1)
+        written = continued(model, [tuple(ids[0].tolist()) for ids in (short, long)], 6)
     assert not torch.equal(found, bare)
     assert torch.equal(found, uncached)
     if beams == 1:
         assert torch.equal(found[1:], said)
+        assert written[1] == tuple(said[0, 5:].tolist())[: len(written[1])]
 
 
 def test_a_pass_that_reads_a_cache_is_refused_while_a_pooled_gate_is_on():
