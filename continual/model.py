@@ -330,6 +330,9 @@ class EditedModel:
         """The way from a block's outputs [B, T, d] to their pooled states, in the pass under way.
         Runs the model, to see whether it is an encoder."""
         is_whole = self._reads_ahead
+        if self.model.can_generate() and not self.model.config.is_encoder_decoder:
+            with self.bare():
+                dict(self.base.decoding)  # looked for once, with a cache: a gate would refuse it
         return lambda states: means(states, self._tokens.real(states), is_whole=is_whole)
 
     @cached_property
