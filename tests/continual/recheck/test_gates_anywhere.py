@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from continual.session import Session
 from continual.site.tokens import token_queries
 from continual.tasks import Encoding
 from tests.continual.recheck.conftest import from_scratch
+
+LOOSE = 0.03  # how far above a score its bound may be, as a share of both lengths
 
 
 def places(blocks: int) -> list[GatePlace]:
@@ -92,19 +94,24 @@ def test_only_probes_with_a_token_that_opens_a_gate_are_run_again(gated, monkeyp
     patch = opening(gated, place, 2, share=0.01)
     encodings = [entry.encoding for entry in ledger.entries]
     queries = token_queries(site, encodings, [place])[place]
-    opens = [
-        bool(((q.double() @ patch.keys.double().T) + patch.bias.double() > 0).any())
-        for q in queries
-    ]
+    opens = [opened(q, patch, loose=0.0) for q in queries]
+    may_open = [opened(q, patch, LOOSE) for q in queries]
     asked: list[Encoding] = []
     whole = site.rows_in_passes
     monkeypatch.setattr(site, "rows_in_passes", lambda e: asked.extend(e) or whole(e))
     edited.put([patch])
     ledger.advance()
     assert ledger.outcomes() == from_scratch(gated)
-    expected = [encoding for encoding, is_open in zip(encodings, opens, strict=True) if is_open]
-    assert expected and set(expected) <= set(asked)
-    assert len(asked) <= len(expected) + len(encodings) // 5 < len(encodings)
+    assert any(opens) and not all(opens)
+    assert set(compress(encodings, opens)) <= set(asked) <= set(compress(encodings, may_open))
+    assert len(asked) < len(encodings)
+
+
+def opened(queries: Tensor, patch: NeuronPatch, loose: float) -> bool:
+    """Whether a token comes as near to opening a neuron as this share of both lengths."""
+    q, k = queries.double(), patch.keys.double()
+    slack = loose * q.norm(dim=1)[:, None] * k.norm(dim=1)
+    return bool((q @ k.T + patch.bias.double() + slack > 0).any())
 
 
 def test_an_effect_of_another_kind_is_followed_by_what_it_says_may_differ(gated):
