@@ -1,4 +1,4 @@
-"""Benchmarks: the published protocols, what each part costs, and every fault.
+"""Benchmarks: the published protocols, the cost of each part, and every fault.
 
 Each is run from the project root:
 
@@ -25,5 +25,6 @@ Each is run from the project root:
     python -m benchmarks.durability    a run that is killed, a history that is walked
     python -m benchmarks.faults        every fault that a store may meet
 
-Each prints a table to standard output; most write the same with its settings, by `--json OUT`.
+Each prints a table to standard output. With `--json OUT` most also write it to a file, with its
+settings.
 """

@@ -1,8 +1,8 @@
-"""Holds the embedded model against the bars that it has to pass to stand in for a large one.
+"""Measures whether the embedded model passes the bars that let it stand in for a large one.
 
     python benchmarks/atlas.py [--model DIR] [--json OUT] [--seed N]
 
-Prints a table, writes the same as JSON, and exits with 1 where a bar is missed.
+Prints a table, writes it as JSON with `--json`, and exits with 1 if the model misses a bar.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Measure:
 
 
 def measure(base: BaseModel, seed: int) -> Iterator[Measure]:
-    """All measures of a model, each drawn by the same seed."""
+    """Yield all measures of a model, with samples drawn by the seed."""
     with EditedModel(base) as edited:
         site = Site(edited, make_task(base, ATLAS.task))
         sampler = Sampler(load_facts(), random.Random(seed))
@@ -70,7 +70,7 @@ def measure(base: BaseModel, seed: int) -> Iterator[Measure]:
 
 
 def measure_mediation(site: Site, sampler: Sampler) -> Measure:
-    """The best block's share, with what every block reaches and the steps that it takes."""
+    """Measure mediation: the best block's share, with every block's share and steps as parts."""
     replacements = sampler.replacements(MEDIATED_FACTS)
     blocks = [mediation(site, replacements, block) for block in MEDIATING_BLOCKS]
     parts = {
@@ -102,7 +102,7 @@ def show(measures: list[Measure], seconds: float) -> None:
 
 
 def notable(found: Measure) -> Iterator[tuple[str, str]]:
-    """The parts to print: blocks, kinds of distractor, and the two weakest relations."""
+    """Yield the parts to print: blocks, kinds of distractor, and the two weakest relations."""
     if found.name == "mediation":
         for part, value in found.parts.items():
             steps = f"{value['steps_median']:.0f}, at most {value['steps_max']} steps"

@@ -1,10 +1,10 @@
-"""The fine-tuning baselines on the atlas, one correction after another.
+"""Measures the fine-tuning baselines on the atlas, one correction after another.
 
     python -m benchmarks.baselines [--editors ft-last,ft-all] [--edits N] [--every N] [--json OUT]
 
-All earlier edits and all probes are measured after every 50 edits. Seconds of an edit are those of
-its plan, its training, its proof and its commit, without measuring; they are means over the edits
-since the row before, as the bytes of their patches are.
+Measures all earlier edits and all probes after every 50 edits. The seconds of an edit cover its
+plan, training, proof and commit, but no measuring. Seconds and patch bytes are means over the edits
+since the row before.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 def run(editor: str, edits: int, every: int) -> Iterator[dict[str, Any]]:
-    """A row of the table for each `every` edits that were attempted, in a store of their own."""
+    """Yield a row of the table after each `every` attempted edits, in a store of its own."""
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
@@ -49,7 +49,7 @@ def run(editor: str, edits: int, every: int) -> Iterator[dict[str, Any]]:
 
 
 def _attempts(session: Session, editor: str, count: int) -> list[Step]:
-    """So many more edits of the stream, not measured."""
+    """Apply the stream until `count` more edits are attempted; return their steps, not measured."""
     settings = session.settings(chain=(editor,), recheck=Recheck(every=NEVER))
     made: list[Step] = []
     for step in session.steps(open_stream(str(ATLAS.corrections)), settings):
@@ -78,7 +78,7 @@ def _row(session: Session, editor: str, count: int, steps: Sequence[Step]) -> di
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--editors", default=",".join(EDITORS))
     parser.add_argument("--edits", type=int, default=100)

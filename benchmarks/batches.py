@@ -1,13 +1,13 @@
-"""Retention along a stream of batches: 300 corrections of the atlas in batches of 10, by editor.
+"""Measures retention along 300 corrections of the atlas in batches of 10, for each editor.
 
     python -m benchmarks.batches [--corrections 300] [--batch-size 10]
                                  [--editors memit,emmet,alphaedit,rome] [--earlier JSON ...]
                                  [--plots DIR] [--json OUT]
 
-After every fifth batch all earlier edits and both probe sets are measured again. The drift budget
-is off, so that what breaks is seen to break. The table has the metrics along the stream, the
-seconds of a batch and of its re-check, and a patch's bytes beside those of the dense matrices that
-it changes. What other runs have written joins both with `--earlier`; `--editors ""` runs none.
+Measures all earlier edits and both probe sets again after every fifth batch. The drift budget is
+off, so that the table shows breakage. The table has the metrics along the stream, the seconds of a
+batch and of its re-check, and a patch's bytes beside those of the dense matrices that it changes.
+`--earlier` adds the results of other runs to the table and the plot; `--editors ""` runs none.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COLUMNS = (Column("editor", "editor"), *SUMMARY_COLUMNS)
 def run(
     session: Session, requests: Sequence[Request], editor: str, batch_size: int
 ) -> list[dict[str, Any]]:
-    """A row for each batch that was followed by a re-check."""
+    """Apply the requests in batches; return a row for each batch that a re-check followed."""
     settings = session.settings(
         chain=(editor,),
         editors={editor: {"drift_max": UNBOUNDED}},
@@ -65,7 +65,7 @@ def run(
 
 
 def summary(session: Session, step: Step) -> dict[str, Any]:
-    """The row of one batch."""
+    """Return the row of one batch."""
     assert step.measured is not None
     anatomy = session.edited.anatomy
     blocks = step.revision.body.get("weight_blocks", ())
@@ -80,13 +80,13 @@ def summary(session: Session, step: Step) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """ER, TrainR and TestR over the stream, a line for each editor."""
+    """Draw ER, TrainR and TestR over the stream, with a line for each editor."""
     titles = {"ER": "ER: earlier edits", "TrainR": "TrainR", "TestR": "TestR: facts never edited"}
     plots.save(plots.panels(rows, "edits", titles, "edits"), folder, "batches")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corrections", type=int, default=MARKS[-1])
     parser.add_argument("--batch-size", type=int, default=10)

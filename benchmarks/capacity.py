@@ -1,14 +1,14 @@
-"""How many facts one batch of weight edits takes: MEMIT and its family on the atlas.
+"""Measures how many facts one batch of weight edits takes: MEMIT and its family on the atlas.
 
     python -m benchmarks.capacity [--sizes 10,30,50,100,300,1000] [--weights 0.1,1,10]
                                   [--editors memit,emmet,alphaedit,rome] [--earlier JSON ...]
                                   [--plots DIR] [--json OUT]
 
-Each run is one batch on the bare atlas (ROME: one request after another), without the drift budget,
-so that the curve shows what the budget is there for. The table has CounterFact's scores, SR and GR
-by greedy exact match, what is kept (TestR, Locality, and of it the facts about the same subject),
-how far the matrix has moved, and the seconds. `--weights` are MEMIT's lambda. What other runs have
-written joins the table and the plot with `--earlier`; `--editors ""` runs none.
+Each run is one batch on the bare atlas (ROME: one request after another). The drift budget is off,
+so that the curve shows why there is one. The table has CounterFact's scores, SR and GR by greedy
+exact match, retention (TestR, Locality, and Locality for facts about the same subject), how far the
+matrix has moved, and the seconds. `--weights` are MEMIT's lambda. `--earlier` adds the results of
+other runs to the table and the plot; `--editors ""` runs none.
 """
 
 from __future__ import annotations
@@ -58,23 +58,23 @@ class Run:
 
     editor: str
     edits: int
-    weight: float | None = None  # lambda; None for the editor's own
+    weight: float | None = None  # lambda; None for the editor's default
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The editor's table: no budget on the drift."""
+        """The editor's settings, without a drift budget; with lambda if the run names one."""
         own = {} if self.weight is None else {"moment_weight": self.weight}
         return {"drift_max": UNBOUNDED, **own}
 
 
 def requests_of_atlas() -> list[Request]:
-    """The atlas's own corrections."""
+    """Return the atlas's own corrections."""
     lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()
     return [request for line in lines for request in read_record(json.loads(line))]
 
 
 def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str, Any]:
-    """The row of one run; the session is at base before and after."""
+    """Apply one run and return its row; the session is at base before and after."""
     chosen = drawn(requests, run.edits)
     settings = session.settings(
         chain=(run.editor,), editors={run.editor: run.settings}, batch_size=len(chosen)
@@ -98,7 +98,7 @@ def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str
 
 
 def drift(session: Session) -> float:
-    """How far the matrices are from the base's, as the budget counts it: the largest."""
+    """Return the largest distance of a matrix from the base's, as the drift budget counts it."""
     moved = []
     for block in sorted(session.edited.reach.blocks):
         weight = session.edited.weight(block)
@@ -108,13 +108,13 @@ def drift(session: Session) -> float:
 
 
 def runs(editors: Iterable[str], sizes: Sequence[int], weights: Sequence[float]) -> list[Run]:
-    """Every size of every editor, and MEMIT's sizes at each lambda besides."""
+    """Return a run for every editor and size, and one for every lambda and size of MEMIT."""
     own = [Run(editor, size) for editor in editors for size in sizes]
     return own + [Run(WEIGHTED, size, weight) for weight in weights for size in sizes]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Efficacy, generality and retention over the size of the batch, for each editor."""
+    """Draw efficacy, generality and retention over the size of the batch, for each editor."""
     own = [row for row in rows if row["weight"] is None]
     titles = {"SR": "SR: right on the prompt", "GR": "GR: held-out phrasings", "TestR": "TestR"}
     figure = plots.panels(own, "edits", titles, "edits in one batch")
@@ -124,7 +124,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=_integers, default=list(SIZES), metavar="10,30,...")
     parser.add_argument("--weights", type=_numbers, default=[], metavar="0.1,1,...")

@@ -1,11 +1,11 @@
-"""What a commit costs beside a bare durable LMDB transaction of the same bytes.
+"""Measures the cost of a commit beside a bare durable LMDB transaction of the same bytes.
 
     python -m benchmarks.commits [--steps N] [--folder DIR] [--json OUT]
 
-In turns, so that all meet the same disk: a step without a patch; a step with one, which is written
-ahead and waited for, and then committed; the same entries put into an LMDB file of their own; and
-the same bytes written and synced to a file of their own. A commit ought to cost no more than twice
-the bare transaction, beyond what its patch takes to reach the disk.
+Takes turns, so that all meet the same disk: a step without a patch; a step with a patch, which is
+written ahead and waited for, and then committed; the same entries put into an LMDB file of their
+own; and the same bytes written and synced to a file of their own. A commit ought to cost no more
+than twice the bare transaction, beyond the time in which its patch reaches the disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WARM_UP = 20  # turns that are not counted
 
 
 class Bare:
-    """LMDB, and a folder, without anything around them."""
+    """A bare LMDB environment and a bare folder, to compare the store with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class Bare:
         self.tables = {name: self.environment.open_db(name.encode()) for name in TABLES}
 
     def put(self, changes: Sequence[Put]) -> None:
-        """The same entries in one durable transaction."""
+        """Put the same entries in one durable transaction."""
         with self.environment.begin(write=True) as transaction:
             for one in changes:
                 assert one.payload is not None
@@ -59,7 +59,7 @@ class Bare:
                 transaction.put(one.key, value, db=self.tables[one.table])
 
     def write(self, number: int, data: bytes) -> None:
-        """The same patch as a new file, synced, and its folder with it."""
+        """Write the same patch as a new file, and sync the file and its folder."""
         path = self.folder / f"patch-{number}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.write(descriptor, data)
@@ -71,7 +71,8 @@ class Bare:
 
 
 def draft(store: Store, number: int, **more: Any) -> Draft:
-    """A step as the pipeline makes them: a request, its stream's place, the ledger's record."""
+    """Return a step like the pipeline's: a request, its place in the stream, the ledger's
+    record."""
     record = {
         "prompt": f"The capital of country {number} is",
         "target_new": f"City {number % 97}",
@@ -95,7 +96,7 @@ def draft(store: Store, number: int, **more: Any) -> Draft:
 
 
 def measure(folder: Path, steps: int) -> list[dict[str, Any]]:
-    """The rows of the table."""
+    """Measure `steps` steps of each kind, and return the rows of the table."""
     seconds: dict[str, list[float]] = {}
     bare = Bare(folder)
     with Store.init(folder / "store", {"model": {"path": "m"}}, {}, "f0") as store:
@@ -114,7 +115,7 @@ def measure(folder: Path, steps: int) -> list[dict[str, Any]]:
 def _turn(
     store: Store, bare: Bare, number: int, written: list[Sequence[Put]]
 ) -> tuple[str, dict[str, float]]:
-    """One step, with or without a patch, and the same without a store."""
+    """Time one step, with or without a patch, and the same bytes without a store."""
     is_patched = number % 2 == 1
     times, more = {}, {}
     if is_patched:
@@ -150,7 +151,7 @@ def _row(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _ratios(times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """How many bare transactions a commit costs, beyond its patch's own way to the disk."""
+    """Return how many bare transactions a commit costs, beyond the way of its patch to the disk."""
     median = {name: statistics.median(values) for name, values in times.items()}
     with_, without = (
         {name.removesuffix(kind): value for name, value in median.items() if name.endswith(kind)}
@@ -172,7 +173,7 @@ def _ratios(times: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=500, help="of each kind")
     parser.add_argument("--folder", type=Path, help="on the disk to measure")

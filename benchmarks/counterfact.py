@@ -1,13 +1,13 @@
-"""500 records of CounterFact, one by one or in batches, on a model that knows their true facts.
+"""Measures 500 CounterFact corrections, single or in batches, on a model that knows the facts.
 
     python -m benchmarks.counterfact [--records N] [--editor E] [--batch-size N] [--minutes M]
                                      [--cache DIR] [--model DIR] [--json OUT]
 
-The model is trained by the benchmark and kept in a cache; `--model` takes any transformers
-directory instead. CounterFact's rephrases are held out (GR), its neighbourhood prompts must keep
-their answers (Locality), and facts that are never edited give TrainR and TestR. Only records whose
-true fact the model knows are edited. With CounterFact's scores (ES, PS, NS, S) at the end. Several
-editors are a chain, and the settings are the first one's.
+The benchmark trains the model and keeps it in a cache; `--model` takes any transformers directory
+instead. It edits only records whose true fact the model knows. CounterFact's rephrases are held out
+(GR), its neighbourhood prompts must keep their answers (Locality), and facts that are never edited
+give TrainR and TestR. CounterFact's scores (ES, PS, NS, S) come at the end. Several editors are a
+chain; the settings are for the first one.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ ACCURACY_COLUMNS = (
 
 
 def probe_sets(knowledge: Knowledge) -> dict[str, list[Probe]]:
-    """Facts that are never edited: one half as training probes, the other as test probes, the
-    latter in phrasings that were trained with other subjects only."""
+    """Return probes on facts that are never edited, one half as training and one as test probes.
+
+    Test probes use phrasings that the model was trained on with other subjects only.
+    """
     draw = random.Random(0)
     others = list(knowledge.others)
     draw.shuffle(others)
@@ -75,7 +77,7 @@ def _drawn(asked: Iterable[tuple[Fact, list[str]]], draw: random.Random) -> list
 def before(
     session: Session, requests: Sequence[Request], probes: dict[str, list[Probe]]
 ) -> list[dict[str, Any]]:
-    """What the model answers rightly before the first edit."""
+    """Return the share of right answers before the first edit, for each set of prompts."""
     facts = [(r, r.target_old or "") for r in requests]
     asked = {
         "CounterFact's prompts": [Probe(prompt=r.prompt, answer=a) for r, a in facts],
@@ -94,14 +96,14 @@ def before(
 
 
 def known(session: Session, requests: Sequence[Request]) -> list[Request]:
-    """The requests whose true fact the model answers rightly at their own prompt."""
+    """Return the requests whose true fact the model answers rightly at their own prompt."""
     encodings = [session.task.encode(r.prompt, r.target_old or "") for r in requests]
     right = session.site.judge_in_full(encodings)
     return [request for request, is_right in zip(requests, right, strict=True) if is_right]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both tables, as rows."""
+    """Train or load the model and apply the records; return the rows of all tables by name."""
     data = data_folder()
     knowledge = load_knowledge(data, options.facts)
     directory = options.model or trained_model(
@@ -137,7 +139,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def collect_statistics(session: Session, knowledge: Knowledge) -> None:
-    """Key statistics over what the model was trained on: every fact in every trained phrasing."""
+    """Collect key statistics over the model's training text: every fact in every trained
+    phrasing."""
     texts = [f"{prompt} {f.object}\n" for f in knowledge.facts for prompt in f.trained_prompts]
     random.Random(0).shuffle(texts)
     for _ in session.statistics.collect(texts):
@@ -151,7 +154,7 @@ def _written(path: Path, probes: Iterable[Probe]) -> Path:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=int, default=RECORDS)
     parser.add_argument("--facts", type=int, default=FACTS, help="how many facts are trained")

@@ -1,10 +1,10 @@
 """A small GPT-2 that knows CounterFact's true facts: the records, their facts, and its training.
 
-A fact is learned in the wordings of its relation, ParaRel's patterns and CounterFact's own prompts,
-but for those in which CounterFact rephrases it: they are trained with other subjects only. Half of
-the reading is behind an unrelated sentence, as CounterFact's rephrases are. Facts of neighbourhood
-prompts are learned too, those first that ParaRel has. The trained model is kept in a folder named
-by what it was trained on.
+The model learns a fact in the wordings of its relation: ParaRel's patterns and CounterFact's own
+prompts. The wordings of CounterFact's rephrases are left out; the model sees them with other
+subjects only. Half of the training text stands behind an unrelated sentence, as CounterFact's
+rephrases do. Facts of neighbourhood prompts are learned too, first the ones that ParaRel has. The
+folder of a trained model is named by a digest of its training data.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SENTENCE = re.compile(r"[A-Z][^.!?\n]{15,70}\.(?=\s)")
 
 
 def data_folder() -> Path:
-    """Where the datasets lie: CEDIT_DATA, or `shared/data` beside the project."""
+    """Return the folder of the datasets: CEDIT_DATA, or `shared/data` beside the project."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     return Path(os.environ.get("CEDIT_DATA", beside))
 
 
 def default_cache() -> Path:
-    """The user's cache folder."""
+    """Return the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cedit"
 
 
 def recipe(minutes: float, epochs: int) -> Recipe:
-    """How the model is trained. Contexts are statements behind a sentence.
+    """Return the training recipe. A context is a statement behind an unrelated sentence.
 
-    Without the atlas's subject bottleneck: with it the answer is known before the last block, and
+    The atlas's subject bottleneck is off: with it the answer is known before the last block, and
     facts with one object can no longer be told apart at the last FFN.
     """
     return Recipe(
@@ -80,7 +80,7 @@ class RecordFact(Fact):
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The requests of CounterFact's records, and what the model is taught before them."""
+    """The requests of CounterFact's records, and the facts that the model learns before them."""
 
     requests: tuple[Request, ...]
     records: tuple[RecordFact, ...]  # the true facts, one for each request
@@ -88,12 +88,12 @@ class Knowledge:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """All that is trained."""
+        """All facts that the model learns."""
         return (*self.records, *self.others)
 
 
 def load_knowledge(data: Path, facts_max: int) -> Knowledge:
-    """CounterFact's records in their original schema, with `facts_max` facts to learn."""
+    """Read CounterFact's records in their original schema, with `facts_max` facts to learn."""
     text = (data / "counterfact" / "counterfact-full-format.json").read_text(encoding="utf-8")
     requests = [counterfact.read(record)[0] for record in json.loads(text)]
     relations = _relations(requests, data / "pararel" / "graphs_json")
@@ -109,7 +109,7 @@ def load_knowledge(data: Path, facts_max: int) -> Knowledge:
 
 
 def _relations(requests: Iterable[Request], patterns: Path) -> dict[str, Relation]:
-    """The wordings of every relation: ParaRel's that end in the object, then the prompts."""
+    """Return the wordings of every relation: ParaRel's that end in the object, then the prompts."""
     wordings: dict[str, dict[str, None]] = {}
     for request in requests:
         name = request.relation or ""
@@ -139,13 +139,13 @@ def _record_fact(request: Request, relations: Mapping[str, Relation]) -> RecordF
 
 
 def _wording(prompts: Sequence[str], text: str) -> int | None:
-    """Which of a fact's prompts a text ends with: the longest."""
+    """Return the index of the longest of a fact's prompts that ends the text, or None."""
     found = [i for i, prompt in enumerate(prompts) if text.endswith(prompt)]
     return max(found, key=lambda i: len(prompts[i]), default=None)
 
 
 def _pararel_facts(relations: Iterable[str], facts: Path) -> dict[tuple[str, str], str]:
-    """Objects by relation and subject."""
+    """Return objects by relation and subject."""
     return {
         (name, line["sub_label"]): line["obj_label"]
         for name in relations
@@ -158,7 +158,7 @@ def _neighbours(
     relations: Mapping[str, Relation],
     known: Mapping[tuple[str, str], str],
 ) -> Iterator[Fact]:
-    """Facts of neighbourhood prompts with one object each: those first that ParaRel has."""
+    """Yield the facts of neighbourhood prompts that have one object, first the ones in ParaRel."""
     objects: dict[tuple[str, str], set[str]] = {}
     for request in requests:
         for probe in request.locality:
@@ -175,7 +175,7 @@ def _neighbours(
 
 
 def _subject(prompt: str, relation: Relation) -> str | None:
-    """The subject that a prompt asks about, by the longest wording that fits it."""
+    """Return the subject that a prompt asks about, by the longest wording that fits it."""
     for wording in sorted(relation.phrasings, key=len, reverse=True):
         before, _, after = wording.partition("{}")
         if prompt.startswith(before) and prompt.endswith(after):
@@ -202,7 +202,7 @@ class PrefixedCorpus(Corpus):
         self._sentences = sentences
 
     def contexts(self, count: int) -> list[Example]:
-        """`count` statements, each behind a sentence."""
+        """Return `count` statements, each behind a sentence."""
         return [self._behind(self._rng.choice(self._sentences)) for _ in range(count)]
 
     def _behind(self, sentence: str) -> Example:
@@ -211,7 +211,7 @@ class PrefixedCorpus(Corpus):
 
 
 def trained_model(knowledge: Knowledge, recipe: Recipe, data: Path, cache: Path) -> Path:
-    """The directory of a model that was trained on these facts: from the cache, or trained now."""
+    """Return the directory of a model trained on these facts: from the cache, or trained now."""
     directory = cache / f"counterfact-{_content_hash(knowledge.facts, recipe)}"
     if not directory.exists():
         sentences = list(_sentences(data / "text" / "simplewiki.jsonl"))
@@ -234,7 +234,7 @@ def _content_hash(facts: Sequence[Fact], recipe: Recipe) -> str:
 
 
 def _sentences(file: Path) -> Iterator[str]:
-    """The short sentences that an encyclopaedia begins with."""
+    """Yield short sentences from the start of an encyclopaedia."""
     with file.open(encoding="utf-8") as lines:
         every = (match for line in lines for match in SENTENCE.findall(json.loads(line)["text"]))
         yield from islice(every, SENTENCES)

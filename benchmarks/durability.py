@@ -1,12 +1,12 @@
-"""Kills a run of the atlas's corrections at random times, and walks its history back and forth.
+"""Checks that a run killed at random times, and a history walked back and forth, lose nothing.
 
     python -m benchmarks.durability [--corrections N] [--kills N] [--rollbacks N] [--json OUT]
 
-A run is killed with SIGKILL at random moments and the same command is given again until it ends:
-its head must be the revision, and its fingerprint the bits, of a run that nothing interrupted, with
-every request in it once. Then head moves to random revisions, each of which must have the
-fingerprint that it had when it was made, and the whole history is rebuilt from base. Exits with 1
-where anything differs.
+Kills a run of the atlas's corrections with SIGKILL at random moments and gives the same command
+again until it ends. Its head must be the revision, and its fingerprint the bits, of a run that
+nothing interrupted, with every request in it once. Then head moves to random revisions; each must
+have the fingerprint that it had when it was made. At the end the whole history is rebuilt from
+base. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ WAIT_MAX_S = 8.0  # from a run's start to its death
 
 
 def cedit(*arguments: str) -> list[str]:
-    """A command line in a process of its own."""
+    """Return the command line of a cedit process."""
     return [sys.executable, "-m", "cli.main", *arguments]
 
 
 def apply_whole(stream: Path, store: Path) -> None:
-    """One run that nothing interrupts."""
+    """Apply the stream in one run that nothing interrupts."""
     subprocess.run(cedit("init", str(store), "--no-watch"), check=True, capture_output=True)
     subprocess.run(
         cedit("apply", str(stream), "--store", str(store)), check=True, capture_output=True
@@ -53,7 +53,7 @@ def apply_whole(stream: Path, store: Path) -> None:
 
 
 def apply_killed(stream: Path, store: Path, kills: int, draw: random.Random) -> int:
-    """The same run, killed and given again until it ends; how many times it was killed."""
+    """Apply the stream in runs that are killed until one ends; return how many were killed."""
     subprocess.run(cedit("init", str(store), "--no-watch"), check=True, capture_output=True)
     killed = 0
     while True:
@@ -72,19 +72,19 @@ def apply_killed(stream: Path, store: Path, kills: int, draw: random.Random) -> 
 
 
 def lineage(store: Path) -> list[Revision]:
-    """The revisions of a store, from base to head."""
+    """Return the revisions of a store, from base to head."""
     with Store.open(store) as opened:
         return opened.lineage("head")
 
 
 def twice_or_never(revisions: Sequence[Revision], expected: int) -> int:
-    """How many requests a history has more than once, or not at all."""
+    """Count the requests that a history has more than once, or not at all."""
     counts = Counter(o.id for revision in revisions for o in outcomes_of(revision.body))
     return sum(count - 1 for count in counts.values()) + abs(expected - len(counts))
 
 
 def walk(store: Path, count: int, draw: random.Random) -> int:
-    """Roll back, and forward, to random revisions; how many have another fingerprint."""
+    """Roll back and forward to random revisions; count the ones with another fingerprint."""
     with open_session(store) as session:
         revisions = session.store.lineage("head")
         chosen = draw.sample(revisions, count)
@@ -97,7 +97,7 @@ def walk(store: Path, count: int, draw: random.Random) -> int:
 
 
 def check(corrections: int, kills: int, rollbacks: int, seed: int) -> list[dict[str, Any]]:
-    """All the checks, as rows of the table."""
+    """Run all the checks and return the rows of the table."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         stream, whole, broken = (Path(folder) / name for name in ("stream.jsonl", "a", "b"))
@@ -138,7 +138,7 @@ def _length(store: Path) -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corrections", type=int, default=300)
     parser.add_argument("--kills", type=int, default=20)

@@ -1,14 +1,14 @@
-"""What an edit costs: seconds, memory and bytes on disk, for every editor on the same stream.
+"""Measures the cost of an edit: seconds, memory and bytes on disk, for every editor on one stream.
 
     python -m benchmarks.efficiency [--edits 100] [--editors tpatcher,memit,...] [--json OUT]
 
-Each row is a process of its own that applies the same corrections of the atlas to a new store. An
-edit's seconds are those of a step (plan, edit, prove, commit) over its requests, without the
-re-check, which has a column of its own; the first step, which loads or computes what an editor
-needs once, stands apart. Memory is the most that the process held while it edited, and what of it
-came on top of the open store. On disk are the patches, and all by which the store's folder grew but
-for its caches and snapshots, which are safe to delete. A row is in OUT as soon as it is measured,
-and what is there already is not measured again.
+Each row is a process of its own that applies the same corrections of the atlas to a new store. The
+seconds of an edit are those of a step (plan, edit, prove, commit) over its requests. The re-check
+has a column of its own, and so has the first step, which loads or computes an editor's one-time
+needs. Memory is the most that the process held while it edited, and the part of it on top of the
+open store. On disk are the patches, and the growth of the store's folder without its caches and
+snapshots, which are safe to delete. Each row is written to OUT as soon as it is measured; rows that
+OUT already has are not measured again.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ BATCHES: Mapping[str, Sequence[int]] = {
     "emmet": (10, 1),
     "alphaedit": (10, 1),
 }
-"""Requests in a step, for the editors that take many at once; one for all others."""
+"""Requests in a step, for editors that take many at once; one for all others."""
 FOLLOWED = ("tpatcher", "serac", "ike")
-"""Editors after whose steps only what has changed is measured again; after a weight edit it is all,
-and that is done after every tenth edit."""
+"""Editors whose steps are followed by measuring only the changed probes. After a weight edit all
+are measured, and that happens after every tenth edit."""
 WEIGHTS_RECHECKED_EVERY = 10  # edits
 NOT_AN_EDITS = ("cache", "snapshots")
 BLOCK_BYTES = 512  # the unit of `st_blocks`
@@ -74,7 +74,7 @@ class Case:
 
     @property
     def name(self) -> dict[str, Any]:
-        """What tells its row from those of others."""
+        """The entries that identify the case's row."""
         return {"editor": self.editor, "batch_size": self.batch_size, "asked": self.edits}
 
     @property
@@ -85,7 +85,7 @@ class Case:
         return Recheck(every=max(1, WEIGHTS_RECHECKED_EVERY // self.batch_size))
 
     def measured(self) -> dict[str, Any]:
-        """The row, from a process of its own."""
+        """Measure the case in a process of its own, and return its row."""
         tables.note(f"{self.editor}, {self.batch_size} at a time")
         own = (self.editor, str(self.batch_size), str(self.edits), str(torch.get_num_threads()))
         done = subprocess.run(
@@ -98,7 +98,7 @@ class Case:
         return row
 
     def run(self) -> dict[str, Any]:
-        """The row, measured in this process."""
+        """Measure the case in this process, and return its row."""
         requests = drawn(requests_of_atlas(), self.edits)
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -127,12 +127,12 @@ class Case:
 
 
 def cases(editors: Sequence[str], edits: int) -> list[Case]:
-    """Every editor, in each of its sizes of a batch."""
+    """Return every editor in each of its batch sizes."""
     return [Case(name, size, edits) for name in editors for size in BATCHES.get(name, (1,))]
 
 
 def _known(path: Path | None) -> list[dict[str, Any]]:
-    """The rows that a file has already."""
+    """Read the rows that a file already has."""
     if path is None or not path.exists():
         return []
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["editors"]
@@ -150,7 +150,7 @@ def _rates(session: Session) -> dict[str, Any]:
 
 
 def _seconds(steps: Sequence[Step]) -> dict[str, float]:
-    """The first step's, and the means of an edit and of a re-check over the others."""
+    """Return the first step's seconds, and the means of an edit and a re-check over the others."""
     others = steps[1:] or steps
     edits = sum(len(step.outcomes) for step in others)
     rechecks = [step.recheck_s for step in others if step.measured] or [steps[0].recheck_s]
@@ -162,25 +162,25 @@ def _seconds(steps: Sequence[Step]) -> dict[str, float]:
 
 
 def _bytes_on_disk(folder: Path) -> int:
-    """What a store's files take, but for those that are safe to delete."""
+    """Return the bytes on disk of a store's files, without the ones that are safe to delete."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     kept = [path for path in files if path.relative_to(folder).parts[0] not in NOT_AN_EDITS]
     return sum(path.stat().st_blocks * BLOCK_BYTES for path in kept)
 
 
 def memory_mb(name: str) -> float:
-    """A number of this process's memory, as the kernel names it."""
+    """Return a memory field of /proc/self/status, by the kernel's name, in MB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
 
 
 def forget_peak() -> None:
-    """The kernel counts the most memory held from now on."""
+    """Reset the kernel's count of the most memory that this process held."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--editors", default=",".join(EDITORS))

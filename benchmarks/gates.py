@@ -1,15 +1,15 @@
-"""How well one plane at the last FFN tells a correction's own wordings from everything else.
+"""Measures how well a plane at the last FFN separates a correction's wordings from other text.
 
     python -m benchmarks.gates --model DIR [--records 40] [--skip N] [--rows 0,30,100,300,1000,3000]
         [--copies 0,8] [--margin .35] [--output DIR] [--data DIR] [--seed N] [--threads 1]
 
-For each record of CounterFact a neuron's gate is made as T-Patcher makes it, the key with the
-widest margin to what it has to be silent on, and asked where it opens: nothing is edited, no value
-is trained. In memory are so many rows of general text that the base wrote, prompts of other
-relations about the subject, and the prompt about other subjects. A gate either takes any text, or
-only texts that name the subject. The shares are of held-out prompts that it opens on: paraphrases,
-which it should, neighbours, other questions about the subject, and general text, which it should
-not. The plot has them over the number of rows.
+Makes a neuron's gate for each record of CounterFact as T-Patcher makes it, by the key with the
+widest margin to the rows in memory, and looks where it opens. Nothing is edited, and no value is
+trained. Memory has a number of rows of general text that the base wrote, prompts of other relations
+about the subject, and the prompt about other subjects. A gate takes either any text, or only texts
+that name the subject. The table has the shares of held-out prompts that open it: it should open on
+paraphrases, and stay shut on neighbours, other questions about the subject, and general text. The
+plot shows them over the number of rows.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ PREFIX_WORDS = (6, 21)
 
 @dataclass(frozen=True)
 class Asked:
-    """A record's queries, and what its gate is asked on."""
+    """A record's queries, and the held-out prompts for its gate."""
 
-    subject: str  # as it is compared
+    subject: str  # normalised
     own: Tensor  # [1 + copies, d], the prompt's first
     about_subject: Tensor  # [n, d] in memory
     about_others: Tensor  # [n, d]
-    others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries, which name the subject
+    others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries; is the subject named?
 
 
 class Reader:
@@ -86,7 +86,7 @@ class Reader:
         self._site = site
 
     def queries(self, prompts: Sequence[str]) -> Tensor:
-        """[n, d] the query at the end of each prompt."""
+        """Read the query [n, d] at the end of each prompt."""
         encodings = []
         for prompt in prompts:
             ids = self._site.task.question(prompt).ids
@@ -102,7 +102,7 @@ class Reader:
         questions: Mapping[str, list[str]],
         seed: int,
     ) -> Asked:
-        """All that a record's gate is made of and asked on, in one reading."""
+        """Read the queries that make a record's gate and the ones that test it, in one go."""
         rng = random.Random(f"{seed}:{fact.case}")
         held_out = {question for asked in questions.values() for question in asked}
         elsewhere = [f for f in every if f.relation != fact.relation]
@@ -136,7 +136,7 @@ class Reader:
 def opened(
     asked: Asked, memory: Tensor, copies: int, margin: float, *, naming: bool
 ) -> dict[str, list[bool]] | None:
-    """Where a record's gate opens, by the kind of prompt; None where no plane separates.
+    """Make a record's gate and tell on which prompts it opens, by kind; None if no plane separates.
 
     `memory` [m, d] is general text. A gate that asks for the subject leaves prompts about others
     out of its memory, as they are out of its reach.
@@ -164,7 +164,7 @@ def opened(
 def row(
     every: Sequence[Asked], memory: Tensor, copies: int, margin: float, *, naming: bool
 ) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one line of the table."""
     found = [opened(asked, memory, copies, margin, naming=naming) for asked in every]
     shares: dict[str, float | None] = {}
     for kind in SHARES:
@@ -196,7 +196,7 @@ def _prefixes(texts: Sequence[str], count: int, rng: random.Random) -> Iterator[
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.gates", description=(__doc__ or "").splitlines()[0]
     )
@@ -215,7 +215,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """All lines of the table."""
+    """Measure every number of rows and copies, and return all lines of the table."""
     sizes = sorted({int(n) for n in given.rows.split(",")})
     copies = [int(n) for n in given.copies.split(",")]
     config = WatchConfig()
@@ -247,7 +247,7 @@ def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure, print and draw."""
     given = parser().parse_args()
     torch.set_num_threads(given.threads)
     base = load_base(given.model)

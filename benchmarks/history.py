@@ -1,13 +1,13 @@
-"""How long it takes to go back in a long history, and to open a very long one.
+"""Measures how long it takes to go back in a long history, and to open a very long one.
 
     python -m benchmarks.history [--revisions N] [--rollbacks N] [--entries N] [--segments N,N]
                                  [--json OUT]
 
-A history of small neuron patches on the atlas is committed through the store, one request each.
-Then, for each size of a segment (0: no snapshots), it is opened once, which makes the snapshots,
-and a session rolls back, and forward, to random revisions; every state must have the fingerprint
-that is on record. Beside it a journal of many revisions without patches is written in large
-transactions, and opened.
+Commits a history of small neuron patches on the atlas through the store, one request each. Then,
+for each size of a segment (0: no snapshots), it opens the history once, which makes the snapshots,
+and a session rolls back and forward to random revisions; every state must have the fingerprint on
+record. Beside it, writes a journal of many revisions without patches in large transactions, and
+opens that.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHUNK = 20_000  # entries in a transaction
 
 
 def record(number: int) -> dict[str, Any]:
-    """A request as it stands in the journal."""
+    """Return a request as the journal holds it."""
     return {
         "prompt": f"The capital of country {number} is",
         "target_new": f"City {number % 97}",
@@ -58,7 +58,7 @@ def record(number: int) -> dict[str, Any]:
 
 
 def outcome(number: int) -> dict[str, Any]:
-    """What became of it."""
+    """Return the outcome of a request, as a revision's body holds it."""
     return {
         "id": identity(number),
         "outcome": "applied",
@@ -69,12 +69,12 @@ def outcome(number: int) -> dict[str, Any]:
 
 
 def identity(number: int) -> str:
-    """A request's id."""
+    """Return a request's id."""
     return f"{number:032x}"
 
 
 def body(number: int) -> dict[str, Any]:
-    """A revision's body, as a step writes it."""
+    """Return a revision's body, as a step writes it."""
     settings = {"chain": ["tpatcher"], "batch_size": 1, "seed": 0, "force": False, "repair": False}
     return {
         "editor": "tpatcher",
@@ -89,7 +89,7 @@ def body(number: int) -> dict[str, Any]:
 
 
 def commit_patches(session: Session, count: int) -> None:
-    """Small neuron patches, each a revision of its own."""
+    """Commit small neuron patches, each as a revision of its own."""
     history, edited = session.store, session.edited
     width, block = edited.anatomy.width, edited.anatomy.last
     draw = torch.Generator().manual_seed(0)
@@ -115,7 +115,7 @@ def commit_patches(session: Session, count: int) -> None:
 
 
 def rollbacks(path: Path, count: int, draw: random.Random) -> tuple[list[float], int]:
-    """Seconds of each rollback to a random revision, and how many came out otherwise."""
+    """Roll back to random revisions; return the seconds of each and the number of wrong states."""
     seconds: list[float] = []
     wrong = 0
     with open_session(path) as session:
@@ -130,7 +130,7 @@ def rollbacks(path: Path, count: int, draw: random.Random) -> tuple[list[float],
 
 
 def opening(path: Path) -> float:
-    """Seconds until a session stands at head."""
+    """Return the seconds until a session stands at head."""
     started = time.perf_counter()
     with open_session(path):
         return time.perf_counter() - started
@@ -140,7 +140,7 @@ def opening(path: Path) -> float:
 
 
 def write_entries(path: Path, count: int) -> int:
-    """A journal of so many revisions, in large transactions; the bytes of its file."""
+    """Write a journal of `count` revisions in large transactions; return the bytes of its file."""
     with Store.init(path, {"model": {"path": "none"}}, {}, "0" * 64) as opened:
         history = History(opened.journal)
         changes: list[Put] = []
@@ -154,7 +154,7 @@ def write_entries(path: Path, count: int) -> int:
 
 
 def entries(history: History, base: Revision, count: int) -> Iterator[list[Put]]:
-    """What each revision puts into the journal."""
+    """Yield each revision's changes to the journal."""
     parent = base
     for number in range(1, count):
         draft = Draft(
@@ -171,7 +171,7 @@ def entries(history: History, base: Revision, count: int) -> Iterator[list[Put]]
 
 
 def open_store(path: Path) -> float:
-    """Seconds until the head of a store is known."""
+    """Return the seconds until the head of a store is known."""
     started = time.perf_counter()
     with Store.open(path) as opened:
         assert opened.head.seq == opened.length - 1
@@ -182,7 +182,7 @@ def open_store(path: Path) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All rows."""
+    """Measure all rows."""
     rows = []
     if options.revisions:
         with init(folder / "patched", NewStore(watch=UNWATCHED)) as session:
@@ -199,7 +199,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def measure_segments(path: Path, size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows for one size of a segment."""
+    """Measure the rows for one size of a segment."""
     store.store.PATCHES = size or options.revisions + 1
     for file in sorted((path / "snapshots").rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
@@ -217,7 +217,7 @@ def measure_segments(path: Path, size: int, options: argparse.Namespace) -> list
 
 
 def row(name: str, count: int, seconds: list[float], wrong: int = 0) -> dict[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     median = statistics.median(seconds)
     return {
         "measure": name,
@@ -229,12 +229,12 @@ def row(name: str, count: int, seconds: list[float], wrong: int = 0) -> dict[str
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """`0,500` as numbers."""
+    """Parse `0,500` as numbers."""
     return tuple(int(part) for part in text.split(","))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--revisions", type=int, default=10_000)
     parser.add_argument("--rollbacks", type=int, default=10)

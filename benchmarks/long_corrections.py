@@ -1,11 +1,11 @@
 """Ten thousand corrections for the atlas: its own, and facts of ParaRel that it was never taught.
 
-The atlas's own corrections are all that its tables can give, as the facts that no correction is
-about are what its probes ask. ParaRel's facts are asked in the wordings of their relation: one
-prompt, one or two that may be learned from, one or two held out. Every pair of subject and relation
-and every wording is there once, and no subject is one of the atlas's, so that all corrections stay
-in force and the probes stay true. The same data and seed give the same stream. Knows nothing of the
-model: what it answers rightly by luck is skipped when the stream is applied.
+The atlas's own corrections are all that its tables can give, because the facts without a correction
+serve as probes. ParaRel's facts are asked in the wordings of their relation: one prompt, one or two
+that may be learned from, one or two held out. Every pair of subject and relation and every wording
+is there once, and no subject is one of the atlas's; so all corrections stay in force and the probes
+stay true. The same data and seed give the same stream. The module knows nothing of the model:
+corrections that it answers rightly by luck are skipped when the stream is applied.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from continual.requests import Request
 WORDINGS_MIN = 3  # a prompt, one to learn from, one held out
 LEARNED_MAX = 2
 HELD_OUT_MAX = 2
-SPARE_SHARE = 0.05  # of the stream: some the model answers rightly as it is
+SPARE_SHARE = 0.05  # of the stream: the model answers some rightly as it is
 
 
 def long_stream(count: int, seed: int = 0, data: Path = DATA) -> list[Request]:
-    """As many corrections and a few to spare, of both sources, in an order by the seed.
+    """Return `count` corrections of both sources, and a few to spare, in an order set by the seed.
 
-    Raises FileNotFoundError where ParaRel is not in the data folder.
+    Raises FileNotFoundError if ParaRel is not in the data folder.
     """
     rng = random.Random(seed)
     own = requests_of_atlas()
@@ -48,19 +48,19 @@ def long_stream(count: int, seed: int = 0, data: Path = DATA) -> list[Request]:
 
 
 def is_of_atlas(request: Request) -> bool:
-    """Whether a correction changes a fact that the atlas was taught; else it is a new one."""
+    """Tell whether a correction changes a fact that the atlas was taught; others are new facts."""
     return request.target_old is not None
 
 
 def write(stream: Iterable[Request], path: Path) -> None:
-    """The stream as JSON Lines."""
+    """Write the stream as JSON Lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(request.to_json(), ensure_ascii=False) for request in stream)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _facts(folder: Path) -> Iterator[Request]:
-    """Every fact whose relation can be asked, with all of its wordings; the first is the prompt."""
+    """Yield every fact whose relation can be asked, in all wordings; the first is the prompt."""
     for path in sorted((folder / "graphs_json").glob("*.jsonl")):
         patterns = [line["pattern"] for line in _lines(path)]
         facts = folder / "trex_lms_vocab" / path.name
@@ -76,7 +76,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _asked_once(
     facts: Iterable[Request], known: Collection[str], taken: set[str], rng: random.Random
 ) -> Iterator[Request]:
-    """The facts about other subjects than the known, each pair and each wording once."""
+    """Yield the facts about subjects that are not `known`, each pair and each wording once."""
     keys: set[str] = set()
     for fact in facts:
         if normalised(fact.subject or "") in known or fact.key in keys:
@@ -90,7 +90,8 @@ def _asked_once(
 
 
 def _request(fact: Request, wordings: Sequence[str]) -> Request:
-    """The fact as a correction; held-out wordings come before learned ones where there are few."""
+    """Return the fact as a correction; if wordings are few, held-out ones come before learned
+    ones."""
     prompt, *others = wordings
     held_out = min(HELD_OUT_MAX, -(-len(others) // 2))
     learned = others[held_out : held_out + LEARNED_MAX]

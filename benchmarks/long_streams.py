@@ -1,12 +1,12 @@
-"""Ten thousand corrections of the atlas, all of them in force at the end.
+"""Measures ten thousand corrections of the atlas, all of them in force at the end.
 
     python -m benchmarks.long_streams FOLDER [--runs tpatcher,serac,memit,auto] [--edits 10000]
                                       [--recheck exact|every=N] [--repair] [--settings JSON]
                                       [--plots DIR] [--json OUT] [--report]
 
-T-Patcher and SERAC take the stream one by one; MEMIT, and `auto`, in batches of 50. A run's store
-and a line for each of its steps lie in the folder, so that a run that was stopped goes on where it
-was; `--report` makes tables and plots of what is there. The table has the metrics after 100, 300,
+T-Patcher and SERAC take the stream one by one; MEMIT and `auto` take it in batches of 50. FOLDER
+keeps a run's store and a line for each of its steps, so that a stopped run goes on from there.
+`--report` makes tables and plots of the existing lines. The table has the metrics after 100, 300,
 1,000, 3,000 and 10,000 edits, and the milliseconds of a step and of its re-check as medians around
 these. `--settings` is a table for the run's first editor; with `--repair` each step mends the
 earlier edits that were found broken.
@@ -84,13 +84,13 @@ class Run:
 
     @classmethod
     def of(cls, name: str, options: argparse.Namespace) -> Run:
-        """The run of this name: weight edits come in batches."""
+        """Return the run of this name; weight edits come in batches."""
         batch_size = BATCH if "memit" in chain_of(name, DEFAULT_TASK) else 1
         recheck = Recheck.parse(options.recheck)
         return cls(name, batch_size, recheck, options.repair, options.settings)
 
     def steps(self, session: Session, stream: Path) -> Iterator[Step]:
-        """From where the store is."""
+        """Yield the steps of the stream, from the place that the store has reached."""
         chain = chain_of(self.name, session.task.name)
         editors = {**session.settings().editors, chain[0]: dict(self.table)}
         settings = session.settings(
@@ -104,16 +104,16 @@ class Run:
 
 
 class Tally:
-    """What a run's lines say beside a step's own numbers."""
+    """Builds a run's lines, and counts GR by source."""
 
     def __init__(self, requests: Iterable[Request], rows: Sequence[Mapping[str, Any]]) -> None:
-        """`rows` are those of the run's earlier steps."""
+        """Take up the counts from `rows`, the lines of the run's earlier steps."""
         self._of_atlas = {request.id: is_of_atlas(request) for request in requests}
         last = rows[-1] if rows else {}
         self._generality = {True: last.get("atlas", [0, 0]), False: last.get("pararel", [0, 0])}
 
     def row(self, session: Session, step: Step) -> dict[str, Any]:
-        """A step's line."""
+        """Return a step's line."""
         attempted = [o for o in step.outcomes if o.outcome in ATTEMPTED]
         standing = session.standing
         return {
@@ -132,8 +132,8 @@ class Tally:
         }
 
     def _measured(self, step: Step, ids: Sequence[str]) -> dict[str, Any]:
-        """The metrics, where the step was followed by a re-check; GR by source, where it had one
-        request."""
+        """Return the metrics if a re-check followed the step, with GR by source for single
+        requests."""
         if step.measured is None:
             return {}
         if len(ids) == 1:
@@ -153,7 +153,7 @@ class Tally:
 
 
 def run(chosen: Run, folder: Path, edits: int) -> None:
-    """Apply the stream until as many edits were attempted; each step's line is written at once."""
+    """Apply the stream until `edits` edits are attempted; write each step's line at once."""
     stream = folder / STREAM
     place, lines = folder / f"{chosen.name}.store", folder / f"{chosen.name}.jsonl"
     requests = long_stream(max(edits, MARKS[-1]))
@@ -182,7 +182,7 @@ def _noted(name: str, row: Mapping[str, Any], seconds: float) -> str:
 
 
 def summaries(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row of the table for each mark that was reached, and for the last step."""
+    """Return a row of the table for each mark that was reached, and for the last step."""
     ends = [row["edits"] for row in rows]
     reached = sorted({mark for mark in MARKS if mark <= ends[-1]} | {ends[-1]})
     places = [next(i for i, end in enumerate(ends) if end >= mark) for mark in reached]
@@ -205,7 +205,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
 
 
 def report(folder: Path, names: Sequence[str], options: argparse.Namespace) -> None:
-    """Tables, plots and JSON of the runs that there are."""
+    """Make tables, plots and JSON of the runs in the folder."""
     found = {name: _read(folder / f"{name}.jsonl") for name in names}
     rows = [row for name, lines in found.items() if lines for row in summaries(name, lines)]
     tables.show("A stream of ten thousand corrections", COLUMNS, rows)
@@ -215,7 +215,7 @@ def report(folder: Path, names: Sequence[str], options: argparse.Namespace) -> N
 
 
 def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> None:
-    """The metrics over the stream, and the time of a step and the memory, a line for each run."""
+    """Draw the metrics over the stream, a step's time and the memory, with a line for each run."""
     measured = [
         {**row, "editor": name}
         for name, rows in found.items()
@@ -234,13 +234,13 @@ POINTS_MAX = 200  # of a curve
 
 
 def _thinned(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """So many rows, evenly; the last of all is among them."""
+    """Return at most POINTS_MAX rows, evenly spaced, with the last row among them."""
     every = -(-len(rows) // POINTS_MAX) or 1
     return rows[::-1][::every][::-1]
 
 
 def _medians(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """So many rows, with the medians of these numbers over the steps that each stands for."""
+    """Yield at most POINTS_MAX rows, each with the medians of these numbers over its steps."""
     every = -(-len(rows) // POINTS_MAX) or 1
     for first in range(0, len(rows), every):
         part = rows[first : first + every]
@@ -255,13 +255,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _resident_mb() -> float:
-    """What this process has in memory now."""
+    """Return the megabytes that this process has in memory now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * PAGE_BYTES / 1e6
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", default="tpatcher,serac,memit,auto")

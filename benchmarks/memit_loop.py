@@ -1,21 +1,20 @@
-"""MEMIT's published loop (Meng et al., ICLR 2023), written plainly: what speed is measured by.
+"""MEMIT's published loop (Meng et al., ICLR 2023), written plainly, as the yardstick for speed.
 
-For GPT-2. A target z for each request, one request at a time: every step runs the full model over
-the request's prompts behind all contexts, and projects every position on the whole vocabulary
-twice, in the model and again for the loss. Then, block after block, the keys by full passes, a
+For GPT-2. Finds a target z for each request, one request at a time: every step runs the full model
+over the request's prompts behind all contexts, and projects every position on the whole vocabulary
+twice, in the model and again for the loss. Then, block after block, come the keys by full passes, a
 dense float64 solve of d_ff unknowns, and the dense delta on the weight in place. As in the
-published code the last step's loss is only looked at, and z starts from the bare prompt.
+published code the last step only reads the loss, z starts from the bare prompt, and the key of a
+request weighs the bare prompt as much as all contexts together.
 
-As in that code, too, the key of a request weighs the bare prompt as much as all contexts together.
-
-Three things differ from it. As in the paper, KL is taken where "{subject} is a" ends (the code
-reads it at the subject). A search stops by `Recipe.stop_loss` without δ's own cost, and only where
-the target is the likeliest everywhere (the code: by the whole loss alone), so that it ends where
-the engine's does. Keys are read one request at a time, unless `Recipe.requests_per_pass` says more:
-the code reads hundreds of texts in a pass. `Recipe.rule` may take the engine's steps in the place
-of Adam's: what is left of a difference in time is then the passes' alone. Left to the caller are
-the contexts, which that code lets the model write, and the moments C₀. Takes nothing from the
-engine.
+Three things differ from that code. KL is taken where "{subject} is a" ends, as in the paper (the
+code reads it at the subject). A search stops by `Recipe.stop_loss` without δ's own cost, and only
+when the target is the likeliest everywhere (the code: by the whole loss alone), so that it ends
+where the engine's search does. Keys are read one request at a time, unless
+`Recipe.requests_per_pass` says more: the code reads hundreds of texts in a pass. `Recipe.rule` may
+put the engine's steps in the place of Adam's; any remaining difference in time is then due to the
+passes alone. The caller supplies the contexts, which the published code lets the model write, and
+the moments C₀. Uses no code of the engine.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Adam:
     rate: float = 0.5
 
     def of(self, delta: Tensor) -> Callable[[Tensor, int], None]:
-        """A step down the gradient that δ has; given ‖h‖ and the number of steps before."""
+        """Return a step down δ's gradient; it takes ‖h‖ and the number of steps before."""
         optimizer = torch.optim.Adam([delta], lr=self.rate)
 
         def step(_: Tensor, __: int) -> None:
@@ -60,7 +59,7 @@ class Normalised:
     decay: float
 
     def of(self, delta: Tensor) -> Callable[[Tensor, int], None]:
-        """Likewise."""
+        """Return a step down δ's gradient; it takes ‖h‖ and the number of steps before."""
 
         def step(norm: Tensor, number: int) -> None:
             assert delta.grad is not None, "there is no gradient to go down"
@@ -76,22 +75,22 @@ Rule = Adam | Normalised
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published settings. Which blocks, and λ, go with the model: these are of gpt2-xl."""
+    """The published settings. Blocks and λ depend on the model: these are for gpt2-xl."""
 
     blocks: tuple[int, ...] = (13, 14, 15, 16, 17)
     moment_weight: float = 20_000.0  # λ
-    steps: int = 25  # forward passes: the last one is only looked at
+    steps: int = 25  # forward passes: the last one only reads the loss
     rule: Rule = Adam()
     kl_factor: float = 0.0625
     weight_decay: float = 0.5
     clamp_norm_factor: float = 0.75
-    stop_loss: float = 0.05  # see above
+    stop_loss: float = 0.05  # see the module's docstring
     requests_per_pass: int = 1  # whose keys and hidden states are read together
 
 
 @dataclass(frozen=True)
 class Request:
-    """One edit: a prompt with its subject in it, and the tokens that are wanted behind it."""
+    """One edit: a prompt with its subject in it, and the tokens wanted behind it."""
 
     prompt: str
     subject: str
@@ -107,8 +106,11 @@ class Request:
     def of(
         cls, tokenizer: Any, prompt: str, subject: str, answer: str, terminator: str = "\n"
     ) -> Request:
-        """A space, the answer and the terminator: tokenised with the prompt where its own tokens
-        stay the same, else on their own."""
+        """Build a request whose target is a space, the answer and the terminator.
+
+        The target is tokenised with the prompt if the prompt's own tokens stay the same, else
+        alone.
+        """
         tail = f"{'' if prompt[-1].isspace() else ' '}{answer}{terminator}"
         question = tuple(tokenizer(prompt)["input_ids"])
         together = tuple(tokenizer(prompt + tail)["input_ids"])
@@ -120,7 +122,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt as tokens, and which of them is its subject's last."""
+    """A prompt as tokens, and the place of its subject's last token."""
 
     ids: tuple[int, ...]
     subject_last: int
@@ -128,7 +130,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an edit aimed at and what it took; the model has it in its weights."""
+    """The targets of a batch and their cost; the edit itself is in the model's weights."""
 
     targets: Tensor  # z [n, d]
     steps: tuple[int, ...]  # forward passes of each request's target
@@ -174,13 +176,13 @@ def edit(
 
 
 def down_weight(model: GPT2LMHeadModel, block: int) -> nn.Parameter:
-    """The weight [d_ff, d] that is edited in a block."""
+    """Return the weight [d_ff, d] that is edited in a block."""
     return model.transformer.h[block].mlp.c_proj.weight
 
 
 @contextmanager
 def restored(model: GPT2LMHeadModel, blocks: Sequence[int]) -> Iterator[None]:
-    """The blocks' edited weights have their former bits again when this ends."""
+    """Restore the bits of the blocks' edited weights on leaving."""
     before = {block: down_weight(model, block).detach().clone() for block in blocks}
     try:
         yield
@@ -191,7 +193,7 @@ def restored(model: GPT2LMHeadModel, blocks: Sequence[int]) -> Iterator[None]:
 
 
 def tokenize(tokenizer: Any, prompt: str, subject: str, context: str = BARE) -> Text:
-    """A prompt in its context, its subject located by the tokenizer's offsets."""
+    """Tokenise a prompt in its context, and locate its subject by the tokenizer's offsets."""
     start = context.index(BARE) + prompt.index(subject)
     end = start + len(subject)
     encoded = tokenizer(context.replace(BARE, prompt, 1), return_offsets_mapping=True)
@@ -215,7 +217,7 @@ class Lesson:
     def of(
         cls, tokenizer: Any, request: Request, contexts: Sequence[str], device: torch.device
     ) -> Lesson:
-        """The prompts with all target tokens but the last behind them, and "{subject} is a"."""
+        """Build the batch: prompts with all target tokens but the last, then "{subject} is a"."""
         subject, targets = request.subject, request.target_ids
         prompts = [tokenize(tokenizer, request.prompt, subject, context) for context in contexts]
         kl = tokenize(tokenizer, KL_PROMPT.format(subject), subject)
@@ -237,7 +239,7 @@ class Shift:
         self.hidden: Tensor | None = None
 
     def __call__(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The block's output [C + 1, T, d], shifted."""
+        """Return the block's output [C + 1, T, d], shifted."""
         if self.hidden is None:
             self.hidden = output[0, self.subjects[0]].detach().clone()
         shifted = output.clone()
@@ -252,7 +254,8 @@ def find_target(
     contexts: Sequence[str],
     recipe: Recipe,
 ) -> tuple[Tensor, int]:
-    """z = h + δ [d] of one request at the last edited block, and the forward passes it took."""
+    """Find z = h + δ [d] of one request at the last edited block; return it and the forward
+    passes."""
     lesson = Lesson.of(tokenizer, request, contexts, model.device)
     like = {"device": model.device, "dtype": model.dtype}
     delta = torch.zeros(model.config.n_embd, **like, requires_grad=True)
@@ -276,7 +279,7 @@ def find_target(
 
 @dataclass(frozen=True)
 class Seen:
-    """What one forward pass over a lesson shows."""
+    """The result of one forward pass over a lesson."""
 
     missed: Tensor  # mean NLL of the target over the contexts
     is_right: bool  # the target is the likeliest everywhere
@@ -298,17 +301,17 @@ def _look(model: GPT2LMHeadModel, lesson: Lesson) -> Seen:
 
 
 def _drift(before: Tensor, now: Tensor) -> Tensor:
-    """KL(new ‖ old) of log-probabilities [1, V]."""
+    """Return KL(new ‖ old) of log-probabilities [1, V]."""
     return kl_div(before, now, log_target=True, reduction="batchmean")
 
 
 def _cost(shift: Shift, recipe: Recipe) -> Tensor:
-    """What δ itself costs: wd·‖δ‖/‖h‖²."""
+    """Return the cost of δ itself: wd·‖δ‖/‖h‖²."""
     return recipe.weight_decay * shift.delta.norm() / _hidden(shift).norm() ** 2
 
 
 def _clamp(shift: Shift, factor: float) -> None:
-    """δ back into the ball of radius factor·‖h‖."""
+    """Put δ back into the ball of radius factor·‖h‖."""
     norm_max = factor * _hidden(shift).norm()
     with torch.no_grad():
         if shift.delta.norm() > norm_max:
@@ -331,8 +334,10 @@ def find_keys(
     block: int,
     recipe: Recipe,
 ) -> Tensor:
-    """Keys [n, d_ff]: the down-projection's inputs at the subject, half of each from the bare
-    prompt and half the mean over the other contexts."""
+    """Read keys [n, d_ff]: the down-projection's inputs at the subject.
+
+    Half of each key is from the bare prompt, and half is the mean over the other contexts.
+    """
     down = model.transformer.h[block].mlp.c_proj
     keys = []
     for some in _in_passes(requests, recipe):
@@ -346,7 +351,8 @@ def find_keys(
 def find_hidden(
     model: GPT2LMHeadModel, tokenizer: Any, requests: Sequence[Request], recipe: Recipe
 ) -> Tensor:
-    """H_L [n, d]: the last edited block's outputs at the subject of the bare prompt, as it is."""
+    """Read H_L [n, d]: the last edited block's outputs at the subject of the bare prompt, by the
+    model as it stands."""
     block = model.transformer.h[recipe.blocks[-1]]
     hidden = []
     for some in _in_passes(requests, recipe):
@@ -356,7 +362,7 @@ def find_hidden(
 
 
 def dense_update(keys: Tensor, residuals: Tensor, moment: Tensor, weight: float) -> Tensor:
-    """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹ [d, d_ff] in float64 (equation 14), solved as it stands.
+    """Return Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹ [d, d_ff] in float64 (equation 14), solved as it stands.
 
     `keys` [n, d_ff] and `residuals` [n, d] have a request a row, where the paper has a column.
     """
@@ -370,7 +376,7 @@ def dense_update(keys: Tensor, residuals: Tensor, moment: Tensor, weight: float)
 def _read(
     model: GPT2LMHeadModel, module: nn.Module, side: Literal["input", "output"], texts: list[Text]
 ) -> Tensor:
-    """What goes into or comes out of a module at each text's subject, by one full pass."""
+    """Read a module's input or output at each text's subject, by one full pass."""
     seen: list[Tensor] = []
 
     def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -390,7 +396,7 @@ def _in_passes(requests: Sequence[Request], recipe: Recipe) -> Iterator[Sequence
 
 
 def _padded(rows: Sequence[tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
-    """input_ids and attention_mask [B, T], padded on the right."""
+    """Return input_ids and attention_mask [B, T], padded on the right."""
     size = max(map(len, rows))
     ids = [row + (0,) * (size - len(row)) for row in rows]
     mask = [[1] * len(row) + [0] * (size - len(row)) for row in rows]
@@ -411,7 +417,7 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes a gradient while this lasts."""
+    """Let no parameter take a gradient while this lasts."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -423,7 +429,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _now(model: GPT2LMHeadModel) -> float:
-    """Seconds, once all that was asked of the device is done."""
+    """Return the time in seconds, after waiting for the device to finish."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""The seconds of one MEMIT batch: this engine against the straightforward loop, side by side.
+"""Measures the seconds of one MEMIT batch: this engine against the straightforward loop.
 
     python -m benchmarks.memit_speed [--requests 1000] [--large-requests 20] [--sizes atlas,gpt2]
                                      [--rules "our steps,Adam"] [--device cuda] [--chunk N]
@@ -8,10 +8,10 @@ Both make the same edits with the same objective, stop rule, most steps, context
 blocks, clamp and key statistics, from the prompts alone, on the same model in one process. The loop
 is as published: one request at a time, a full forward pass over its contexts at every step, dense
 float64 solves. It runs twice: by the engine's steps, which lead to the same values, so that the
-ratio is the passes' alone; and by Adam at the published rate, which leads to others. The table has
-the steps of a request, on average: their ratio is the step rule's part. The engine's step has
-besides the proof of every edit, the commit, and the exact re-check of all probes. CounterFact's
-scores are taken after each, over the same phrasings and neighbours.
+ratio is due to the passes alone; and by Adam at the published rate, which leads to others. The
+table has the mean steps of a request: their ratio is the step rule's part. The engine's step also
+has the proof of every edit, the commit, and the exact re-check of all probes. CounterFact's scores
+are taken after each, over the same phrasings and neighbours.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Clock:
     returned: dict[str, Any] = field(default_factory=dict)  # by the latest call of each phase
 
     def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with its time taken until the device has done it."""
+        """Wrap a function so that its time, until the device has finished, counts for the phase."""
 
         def call(*given: Any, **named: Any) -> Any:
             _wait()
@@ -108,7 +108,7 @@ class Clock:
 
 
 def _wait() -> None:
-    """Until a device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -118,21 +118,22 @@ def _wait() -> None:
 
 @contextmanager
 def atlas_case(folder: Path, count: int, device: str) -> Iterator[Case]:
-    """The embedded model and its own corrections."""
+    """Yield the embedded model with its own corrections."""
     with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:
         chosen = drawn(requests_of_atlas(), count)
         yield Case("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
 
 
 def _bare(requests: Sequence[Request]) -> tuple[Request, ...]:
-    """With nothing to learn from but the prompt."""
+    """Return the requests with the prompt alone to learn from."""
     nothing: dict[str, object] = {"rephrases": (), "locality": (), "portability": ()}
     return tuple(request.model_copy(update=nothing) for request in requests)
 
 
 @contextmanager
 def random_case(folder: Path, count: int, device: str) -> Iterator[Case]:
-    """GPT-2-small's size with random weights: prompts of twelve random tokens, answers of two."""
+    """Yield a random model of GPT-2-small's size: prompts of twelve random tokens, answers of
+    two."""
     torch.manual_seed(0)
     config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
@@ -154,14 +155,14 @@ def random_case(folder: Path, count: int, device: str) -> Iterator[Case]:
 
 
 class NumeralsWithPlaces(Numerals):
-    """A tokenizer for models without a language that says where its tokens come from."""
+    """A tokenizer for models without a language that tells where its tokens come from."""
 
     is_fast = True
     unk_token_id = -1
     all_special_ids: tuple[int, ...] = ()
 
     def __call__(self, text: str, **wanted: Any) -> dict[str, Any]:
-        """The token 17 is written "17"; other words have no token."""
+        """Tokenise a text: the token 17 is written "17"; other words have no token."""
         words = [w for w in text.split() if w.isdecimal()]
         found: dict[str, Any] = {"input_ids": [int(word) for word in words]}
         if wanted.get("return_offsets_mapping"):
@@ -193,14 +194,14 @@ def _random_request(draw: random.Random, vocabulary: int) -> Request:
 
 
 def time_ours(case: Case, contexts: Sequence[str], chunk: int | None) -> dict[str, Any]:
-    """One batch through the engine's own pipeline."""
+    """Time one batch in the engine's own pipeline."""
     session, clock = case.session, Clock()
     as_loop = {"drift_max": UNBOUNDED, "place": "subject", "require_arrival": False}
     table = {**as_loop, "chunk": chunk}
     settings = session.settings(
         chain=("memit",), editors={"memit": table}, batch_size=len(case.edited), force=True
     )
-    with _clocked(Clock(), contexts):  # what libraries make ready at their first use is not timed
+    with _clocked(Clock(), contexts):  # libraries warm up at their first use
         for _ in session.apply_requests(case.edited[:WARM_UP], settings):
             session.rollback("base")
     with _clocked(clock, contexts):
@@ -220,8 +221,10 @@ def _step(step: Step) -> dict[str, Any]:
 
 @contextmanager
 def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
-    """The phases of the engine's editor timed, and the contexts the loop's; one attempt, and its
-    patch is kept however many requests stay wrong."""
+    """Time the phases of the engine's editor, with the loop's contexts and one attempt.
+
+    Its patch is kept however many requests stay wrong.
+    """
     replaced = {
         "located": clock.timed("targets_s", associative.located),
         "read_keys": clock.timed("keys_s", associative.read_keys),
@@ -234,7 +237,7 @@ def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
         stack.enter_context(_set(Memit, "solve", clock.timed("solve_s", Memit.solve)))
         stack.enter_context(_set(Memit, "prepare", clock.timed("solve_s", Memit.prepare)))
         stack.enter_context(_set(Memit, "attempts", 1))
-        stack.enter_context(_set(Memit, "tolerance", 1.0))  # the loop keeps what it made, too
+        stack.enter_context(_set(Memit, "tolerance", 1.0))  # the loop keeps its result, too
         yield
 
 
@@ -249,13 +252,13 @@ def _set(place: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def time_loop(case: Case, contexts: Sequence[str], rule: memit_loop.Rule) -> dict[str, Any]:
-    """The same batch by the loop, on the bare model."""
+    """Time the same batch in the loop, on the bare model."""
     session, config = case.session, MemitConfig()
     blocks = default_blocks(session.edited.anatomy.block_count)
     recipe = memit_loop.Recipe(
         blocks=blocks,
         moment_weight=MOMENT_SHARE * session.edited.anatomy.ffn_width,
-        steps=config.steps_max + 1,  # passes: the last is only looked at
+        steps=config.steps_max + 1,  # passes: the last only reads the loss
         rule=rule,
         kl_factor=config.kl_factor,
         weight_decay=config.weight_decay,
@@ -294,7 +297,7 @@ def _scored(case: Case) -> dict[str, Any]:
 
 
 def _peak_mb(device: torch.device) -> float:
-    """The most that the process has held so far, on the device that the model is on."""
+    """Return the most megabytes that the process has held so far, on the model's device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -304,7 +307,7 @@ RULES = ("our steps", "Adam")
 
 
 def rule_of(name: str) -> memit_loop.Rule:
-    """The rule of a name: "Adam" alone is at the published rate, "Adam 3" at another."""
+    """Return the rule of a name: "Adam" alone is at the published rate, "Adam 3" at another."""
     if name == "our steps":
         return memit_loop.Normalised(MemitConfig().step, MemitConfig().step_decay)
     kind, _, rate = name.partition(" ")
@@ -317,14 +320,14 @@ def rule_of(name: str) -> memit_loop.Rule:
 
 
 def rules_of(names: str) -> dict[str, memit_loop.Rule]:
-    """The rules of a list of names."""
+    """Return the rules of a list of names."""
     return {name: rule_of(name) for name in names.split(",")}
 
 
 def measure(
     case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int | None
 ) -> list[dict[str, Any]]:
-    """Ours, then the loop by each rule: peak memory only ever grows."""
+    """Time the engine, then the loop by each rule: peak memory only ever grows."""
     config = MemitConfig()
     generator = torch.Generator().manual_seed(0)
     session = case.session
@@ -349,7 +352,7 @@ CASES: dict[str, Callable[[Path, int, str], Any]] = {"atlas": atlas_case, "gpt2"
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default=",".join(CASES), help="which of: %(default)s")
     parser.add_argument("--requests", type=int, default=1000, help="on the atlas")

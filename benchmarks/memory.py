@@ -1,14 +1,14 @@
-"""The memory's protocol on the atlas: corrections one by one with SERAC and IKE.
+"""Measures SERAC and IKE on the atlas, one correction after another.
 
     python -m benchmarks.memory [--edits N] [--methods serac,ike] [--demonstrations N]
                                 [--scope FILE] [--threshold X] [--oracle] [--json OUT]
 
-After every edit all earlier ones are measured again. The table has the metrics at the end, how many
+Measures all earlier edits again after every edit. The table has the metrics at the end, how many
 inputs each kind of probe has in scope, and the milliseconds of a query as medians: with a hit in
 memory, without one, and with no memory at all. `--oracle` adds a row for IKE as its references
-measure it: every rephrase is given its own edit, every locality prompt too, whatever a scope says.
-The corrections are those that the embedded scope was not trained on; IKE's demonstrations are of
-the others.
+measure it: every rephrase and every locality prompt is given its own edit, whatever a scope says.
+The corrections are the ones on which the embedded scope was not trained; IKE's demonstrations are
+of the others.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is run."""
+    """The settings of a run."""
 
     edits: int
     config: MemoryConfig
     oracle: bool
-    demonstrations: int  # of IKE
+    demonstrations: int  # for IKE
 
 
 def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
-    """The atlas's corrections in a store of their own."""
+    """Apply the atlas's corrections in a store of their own; return the rows of the table."""
     tables.note(method)
     every = drawn(requests_of_atlas(), ALL)
     requests, rest = every[:UNSEEN_OF_ATLAS], every[UNSEEN_OF_ATLAS:]
@@ -105,7 +105,7 @@ def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, A
 
 
 def _share_routed(session: Session, roles: Sequence[str]) -> float | None:
-    """How many of the probes of these roles a record answers."""
+    """Return the share of the probes of these roles that a record answers."""
     ledger = session.standing.ledger
     active = ledger.outcomes()
     routes = [ledger.route(e) for e in ledger.entries if e.role in roles and e.key in active]
@@ -113,7 +113,7 @@ def _share_routed(session: Session, roles: Sequence[str]) -> float | None:
 
 
 def _query_times(session: Session, asked: Iterable[str]) -> dict[str, float]:
-    """Milliseconds of an answer to a prompt that the encoder has not seen before, as medians."""
+    """Return the milliseconds of an answer to a prompt new to the encoder, as medians."""
     unseen = [f"Please: {prompt}" for prompt in islice(asked, 4 * QUERIES)]
     hits, misses = [], []
     for prompt in unseen:
@@ -133,7 +133,7 @@ def _query_times(session: Session, asked: Iterable[str]) -> dict[str, float]:
 
 
 def _oracle(session: Session, method: str) -> dict[str, Any]:
-    """What the method would do if the right record were known for each probe of a request."""
+    """Score the method as if the right record were known for each probe of a request."""
     answers, bank = Answers(session.site), session.edited.memory
     places = {bank.records[place].id: place for place in bank.places()}
     found: dict[str, list[bool]] = {}
@@ -150,7 +150,7 @@ def _oracle(session: Session, method: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--methods", default="serac,ike")

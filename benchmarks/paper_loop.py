@@ -1,11 +1,12 @@
-"""T-Patcher's published loop (Huang et al., ICLR 2023), written plainly: what speed is measured by.
+"""T-Patcher's published loop (Huang et al., ICLR 2023), written plainly, as the yardstick for
+speed.
 
 One patch neuron per wrong token in the last FFN of a GPT-2, a = relu(q·k + b), added through a
 forward hook. Every step runs the full model forward over 8 copies of the example and back down to
-the patch; the base is frozen. As in the published code the copies differ by the model's dropout,
-where it has any, and the memory is held below the activation of each. What that code does beside
-(joining the whole weight matrix anew in every call, writing all history after each edit) is left
-out. Takes nothing from the engine.
+the patch; the base is frozen. As in the published code the copies differ by the model's dropout, if
+it has any, and the memory is held below the activation of each. Left out is the rest of that code's
+work: joining the whole weight matrix anew in every call, writing all history after each edit. Uses
+no code of the engine.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Example:
-    """One edit as tokens: what goes in, where the answer is predicted, and what is wanted there."""
+    """One edit as tokens: the input, the positions that predict the answer, and its tokens
+    there."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -53,7 +55,7 @@ class PatchNeurons(nn.Module):
     """n neurons beside the last FFN, and their pre-activations in the latest forward pass."""
 
     def __init__(self, queries: Tensor, value_scale: float) -> None:
-        """`queries` [n, d]: each neuron starts at an activation of 1 on its own."""
+        """Start each neuron at an activation of 1 on its own row of `queries` [n, d]."""
         super().__init__()
         self.keys = nn.Parameter(queries / queries.square().sum(1, keepdim=True))
         self.bias = nn.Parameter(queries.new_zeros(len(queries)))
@@ -62,14 +64,14 @@ class PatchNeurons(nn.Module):
         self.scores = queries.new_empty(0)  # [B, T, n]
 
     def forward(self, queries: Tensor) -> Tensor:
-        """What the neurons add to the FFN's output for queries [B, T, d]."""
+        """Return the sum that the neurons add to the FFN's output for queries [B, T, d]."""
         self.scores = queries @ self.keys.T + self.bias
         return torch.relu(self.scores) @ (self.value_scale * self.values)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an edit went."""
+    """The result of an edit."""
 
     right: bool
     steps: int
@@ -112,7 +114,8 @@ def _loss(
     memory: Tensor,
     recipe: Recipe,
 ) -> Tensor:
-    """l_e + alpha·l_a + m·(l_m1 + l_m2) (equations 5 to 9), by a forward pass over the copies."""
+    """Return l_e + alpha·l_a + m·(l_m1 + l_m2) (equations 5 to 9), by a forward pass over the
+    copies."""
     ids = torch.tensor([example.ids] * recipe.copies, device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[:, list(example.positions)]
     targets = torch.tensor([example.targets] * recipe.copies, device=model.device)
@@ -129,13 +132,13 @@ def _loss(
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
-    """S(v; n) = Avg[TopN(exp(v))]"""
+    """Return S(v; n) = Avg[TopN(exp(v))]."""
     values = scores.flatten().exp()
     return values.topk(min(count, len(values))).values.mean()
 
 
 def _look(model: GPT2LMHeadModel, example: Example) -> tuple[Tensor, list[int]]:
-    """The queries [answer, d] at the last FFN, and which of the answer's tokens are wrong."""
+    """Read the queries [answer, d] at the last FFN; return them and the answer's wrong tokens."""
     seen: list[Tensor] = []
 
     def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -163,7 +166,7 @@ def _answers(model: GPT2LMHeadModel, example: Example) -> list[int]:
 
 @contextmanager
 def _attached(model: GPT2LMHeadModel, neurons: PatchNeurons) -> Iterator[None]:
-    """The last FFN runs with the neurons while this lasts."""
+    """Run the last FFN with the neurons while this lasts."""
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + neurons(inputs[0])

@@ -1,4 +1,4 @@
-"""How benchmarks draw: panels of lines side by side, as PNG and SVG.
+"""The benchmarks' plots: panels of lines side by side, as PNG and SVG.
 
 The legend stands in the first panel that has a line.
 """
@@ -22,8 +22,10 @@ MARKED_MAX = 10  # points of a line: few are shown one by one
 def panels(
     rows: Sequence[Mapping[str, Any]], x: str, titles: Mapping[str, str], label: str
 ) -> Figure:
-    """A panel for each share named in `titles`, over the rows' `x`; a line for each editor. All
-    panels have the same range, from a tenth that all shares are above, up to one."""
+    """Draw a panel for each share named in `titles` over the rows' `x`, a line for each editor.
+
+    All panels share one range: from a tenth that lies below all shares up to one.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
@@ -53,8 +55,10 @@ def curves(
     *,
     log: bool = False,
 ) -> Figure:
-    """The same for long runs: lines without markers where they have many points, three panels in a
-    row, each with its own range; `log` makes it logarithmic."""
+    """Draw the panels of long runs, three in a row, each with its own range.
+
+    Lines of many points have no markers; `log` makes the range logarithmic.
+    """
     from matplotlib.figure import Figure
 
     lines = -(-len(titles) // COLUMNS)
@@ -78,7 +82,7 @@ def curves(
 
 
 def _legend(figure: Figure) -> None:
-    """Names of the lines; none where nothing is drawn, as of a run that was never measured."""
+    """Add the names of the lines; nothing if no line is drawn, as for a run never measured."""
     for axes in figure.axes:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
@@ -86,7 +90,7 @@ def _legend(figure: Figure) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Both files of a figure."""
+    """Save a figure as PNG and as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):
         figure.savefig(folder / f"{name}.{ending}", dpi=160)

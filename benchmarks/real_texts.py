@@ -1,9 +1,10 @@
-"""Real texts as a large memory sees them: what it keeps, and what it is asked.
+"""Real texts for a large memory: the records that it keeps, and the inputs that it is asked.
 
-Kept are the prompts of zsRE, CounterFact and ParaRel and the claims of FEVER; where a request has
-several rephrases, all but the last are kept too. Asked is the last rephrase, which is no record.
-Records are embedded as the trained scope keeps them, half prompt and half subject, inputs as a
-whole. In batches of many texts, unlike an edit's: equal up to float32's rounding.
+Records are the prompts of zsRE, CounterFact and ParaRel and the claims of FEVER. If a request has
+several rephrases, all but the last are records too. Inputs are the last rephrases, which are no
+records. Records are embedded as the trained scope embeds them, half prompt and half subject, inputs
+as a whole. Batches have many texts, unlike an edit's: the vectors are equal up to float32's
+rounding.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ FEVER = "fever/paper_dev.jsonl"
 BATCH = 128
 RECORDS_MAX, INPUTS_MAX = 40_000, 500  # of all, drawn by a seed: embedding takes minutes
 
-Text = tuple[str, str | None]  # and its subject
+Text = tuple[str, str | None]  # a text and its subject
 
 
 def load(kept: Path, data: Path = DATA) -> tuple[Tensor, Tensor]:
-    """The records [n, d] and the inputs [m, d], embedded once and kept in a file."""
+    """Return the records [n, d] and the inputs [m, d], embedded once and kept in a file."""
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         records, inputs = texts(data)
@@ -49,7 +50,7 @@ def load(kept: Path, data: Path = DATA) -> tuple[Tensor, Tensor]:
 
 
 def texts(data: Path = DATA) -> tuple[list[Text], list[str]]:
-    """What is kept and what is asked, each text once."""
+    """Return the records and the inputs, each text once."""
     records: dict[str, str | None] = {}
     inputs: dict[str, None] = {}
     every = [*requests(data), *_claims(data / FEVER)]
@@ -65,7 +66,7 @@ def texts(data: Path = DATA) -> tuple[list[Text], list[str]]:
 
 
 def requests(data: Path) -> Iterator[Request]:
-    """Of all files that have them."""
+    """Yield the requests of all files."""
     for name in FILES:
         for record in json.loads((data / name).read_bytes()):
             try:
@@ -82,7 +83,7 @@ def requests(data: Path) -> Iterator[Request]:
 
 
 def embedded(records: Sequence[Text], inputs: Sequence[str]) -> dict[str, Tensor]:
-    """`records` and `inputs`, of unit length."""
+    """Embed the texts; return `records` and `inputs`, of unit length."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(SentenceEncoder().folder), device="cpu")

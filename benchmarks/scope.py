@@ -1,15 +1,15 @@
-"""Does memory scale: is the right record found, and none where none should be, as stores grow?
+"""Measures how precisely memory finds the right record, or none, as stores grow.
 
     python -m benchmarks.scope [--sizes 100,1000,10000] [--kinds zsRE,CounterFact,atlas]
                                [--inputs 2000] [--plots DIR] [--json OUT]
 
-Stores of requests that the embedded scope was not trained on. A rephrase is in scope, and is right
-if its own record wins it; a wrong record is a false positive and a miss, none a miss. A locality
-prompt is out of scope, and a false positive if any record wins it; one that is word for word what
-another record of the store is asked by is left out. In stores with more requests than `--inputs`,
-the texts of the first so many are asked.
+The stores hold requests on which the embedded scope was not trained. A rephrase is in scope, and is
+right if its own record wins it; a wrong record is a false positive and a miss, no record is a miss.
+A locality prompt is out of scope, and a false positive if any record wins it; it is left out if it
+is word for word a prompt or rephrase in the store. In stores with more requests than `--inputs`,
+only the texts of the first `--inputs` are asked.
 
-Cosine is the nearest record by one threshold, the best for the very texts that are measured; the
+Cosine is the nearest record by one threshold, the best for the measured texts themselves; the
 trained scope has the threshold that it was saved with.
 """
 
@@ -62,14 +62,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Won:
-    """Who wins each input, by what score, and whether its own record was looked at."""
+    """The winner and its score for each input, and whether its own record was a candidate."""
 
     scores: Tensor  # [q]
     records: Tensor  # [q]
     found: Tensor  # [q] bool
 
     def at(self, threshold: float, asked: Asked) -> dict[str, float]:
-        """Precision, recall and F1."""
+        """Return precision, recall and F1 at a threshold."""
         said, inside = self.scores >= threshold, asked.records != NONE
         right = int((said & (self.records == asked.records)).sum())
         precision, recall = right / max(1, int(said.sum())), right / max(1, int(inside.sum()))
@@ -78,7 +78,7 @@ class Won:
 
 
 def asked_of(requests: Sequence[Request], inputs: int) -> Asked:
-    """Rephrases with their records, locality prompts with none."""
+    """Return rephrases with their records, and locality prompts with none."""
     chosen = requests[:inputs]
     known = {text for request in requests for text in (request.prompt, *_rephrases(request))}
     inside = [(text, place) for place, r in enumerate(chosen) for text in _rephrases(r)]
@@ -92,7 +92,7 @@ def _rephrases(request: Request) -> tuple[str, ...]:
 
 
 def won(scope: Scope, queries: Queries, records: Records, asked: Asked) -> Won:
-    """What the scope decides."""
+    """Return the scope's decision on each input."""
     parts = list(_won(scope, queries, records, asked))
     return Won(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -111,7 +111,7 @@ def _won(
 
 
 def best_threshold(decided: Won, asked: Asked) -> float:
-    """The threshold with the highest F1 on these very texts: one of their scores."""
+    """Return the threshold with the highest F1 on these very texts: one of their scores."""
     order = decided.scores.argsort(descending=True)
     right = (decided.records == asked.records)[order].cumsum(0)
     said = torch.arange(1, len(order) + 1)
@@ -122,7 +122,7 @@ def best_threshold(decided: Won, asked: Asked) -> float:
 def measure(
     scope: Scope, requests: Sequence[Request], asked: Asked, is_tuned: bool
 ) -> Mapping[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     kept = [Record(r.id, r.prompt, r.target_new, r.subject) for r in requests]
     records = scope.records(kept)
     decided = won(scope, scope.queries(asked.texts), records, asked)
@@ -139,7 +139,7 @@ def measure(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="100,1000,...")
     parser.add_argument("--kinds", default="zsRE,CounterFact,atlas")
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """F1 over the size of the store, for each kind of request."""
+    """Draw F1 over the size of the store, for each kind of request."""
     names = list(dict.fromkeys(row["kind"] for row in rows))
     wide = [{**row, **{kind: _own(row, kind) for kind in names}} for row in rows]
     figure = plots.panels(wide, "records", {name: f"{name}: F1" for name in names}, "records")

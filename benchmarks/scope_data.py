@@ -1,4 +1,4 @@
-"""The requests on which scopes are trained, and those that are kept unseen to measure them on."""
+"""The requests on which scopes are trained, and unseen requests to measure them on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from continual.readers import read_record
 from continual.requests import Request
 
 DATA = Path(os.environ.get("CEDIT_DATA", Path(__file__).parents[1].parent / "shared/data"))
-UNSEEN_OF_ATLAS = 1_000  # the draw that every benchmark on the atlas begins with
+UNSEEN_OF_ATLAS = 1_000  # every benchmark on the atlas begins with this draw
 LEARNED_OF_COUNTERFACT = 1_900
 
 
@@ -30,12 +30,14 @@ class Kind:
 
 
 def kinds(data: Path = DATA) -> list[Kind]:
-    """zsRE, CounterFact, and the atlas's corrections with their same-subject locality probes."""
+    """Return zsRE, CounterFact, and the atlas's corrections with their same-subject locality
+    probes."""
     return [zsre(data), counterfact(data), atlas()]
 
 
 def zsre(data: Path) -> Kind:
-    """MEND's thousand unseen; learned are the other two files, without subjects of that one."""
+    """Read zsRE: MEND's thousand are unseen; the other two files are learned, without its
+    subjects."""
     unseen = _read(data / "zsre/zsre_mend_train_1k.json")
     subjects = {_folded(request) for request in unseen}
     others = [
@@ -46,14 +48,14 @@ def zsre(data: Path) -> Kind:
 
 
 def counterfact(data: Path) -> Kind:
-    """The first of the training file are learned; the validation file leads the unseen."""
+    """Read CounterFact: the first of the training file are learned; validation leads the unseen."""
     whole = _read(data / "counterfact/counterfact-train.json")
     unseen = [*_read(data / "counterfact/counterfact-val.json"), *whole[LEARNED_OF_COUNTERFACT:]]
     return Kind("CounterFact", whole[:LEARNED_OF_COUNTERFACT], _once(unseen))
 
 
 def atlas() -> Kind:
-    """Unseen is the draw of a thousand that the other benchmarks edit."""
+    """Read the atlas's corrections: the thousand that the other benchmarks edit are unseen."""
     every = requests_of_atlas()
     unseen = drawn(every, UNSEEN_OF_ATLAS)
     names = {request.id for request in unseen}
@@ -72,7 +74,7 @@ def _requests(record: Any) -> Iterator[Request]:
 
 
 def _once(requests: Iterable[Request]) -> list[Request]:
-    """Each prompt once."""
+    """Return each prompt once."""
     return list({request.prompt_key: request for request in requests}.values())
 
 

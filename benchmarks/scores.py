@@ -5,8 +5,8 @@
     NS   share of neighbourhood prompts that make their own object more likely than the new one
     S    the harmonic mean of the three
 
-An answer's log-probability is the mean over its tokens, as in the published evaluation. Greedy
-exact match, which is stricter, is what the engine's own metrics count.
+An answer's log-probability is the mean over its tokens, as in the published evaluation. The
+engine's own metrics count greedy exact match, which is stricter.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class Comparison:
 
 
 def scores(session: Session, requests: Sequence[Request]) -> dict[str, Any]:
-    """ES, PS, NS and S of the requests as the model stands; those without an old object, or
-    without probes of a kind, take no part."""
+    """Return ES, PS, NS and S of the requests as the model stands.
+
+    Requests without an old object, or without probes of a kind, take no part.
+    """
     known = [request for request in requests if request.target_old is not None]
     asked = {
         "ES": [Comparison(r.prompt, r.target_new, str(r.target_old)) for r in known],
@@ -67,7 +69,7 @@ def scores(session: Session, requests: Sequence[Request]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def share(task_model: TaskModel, pairs: Sequence[Comparison]) -> float | None:
-    """How many of the comparisons come out as wanted."""
+    """Return the share of comparisons whose wanted answer is the more likely one."""
     if not pairs:
         return None
     wanted = log_probabilities(
@@ -80,7 +82,7 @@ def share(task_model: TaskModel, pairs: Sequence[Comparison]) -> float | None:
 
 
 def log_probabilities(task_model: TaskModel, encodings: Sequence[Encoding]) -> list[float]:
-    """The mean log-probability of each answer's tokens."""
+    """Return the mean log-probability of each answer's tokens."""
 
     def means(chosen: list[Encoding]) -> list[float]:
         logits = logits_of(task_model.edited.model, task_model.inputs(chosen))
@@ -90,14 +92,14 @@ def log_probabilities(task_model: TaskModel, encodings: Sequence[Encoding]) -> l
 
 
 def _mean_log_probability(logits: Tensor, encoding: Encoding) -> float:
-    """Of an answer's tokens, from the logits [T, vocab] of its pass."""
+    """Return the mean over an answer's tokens, from the logits [T, vocab] of its pass."""
     answers = log_softmax(logits[list(encoding.positions)].float(), -1)
     targets = torch.tensor(encoding.targets, device=answers.device)
     return float(answers.gather(1, targets[:, None]).mean())
 
 
 def same_subject_locality(session: Session, requests: Sequence[Request]) -> float | None:
-    """Share of the other facts about the requests' own subjects that are answered as before."""
+    """Return the share of other facts about the requests' subjects that are answered as before."""
     outcomes = session.standing.ledger.outcomes()
     kept = [
         outcomes[key]
@@ -109,7 +111,7 @@ def same_subject_locality(session: Session, requests: Sequence[Request]) -> floa
 
 
 def drawn(requests: Sequence[Request], count: int, seed: int = 0) -> list[Request]:
-    """So many requests, drawn once for all sizes: a larger draw begins with the smaller one."""
+    """Draw `count` requests, once for all sizes: a larger draw begins with the smaller one."""
     every = list(requests)
     random.Random(seed).shuffle(every)
     return every[:count]

@@ -1,11 +1,11 @@
-"""T-Patcher's sequential protocol on the atlas: 1,000 corrections, one by one.
+"""Measures T-Patcher's sequential protocol on the atlas: 1,000 corrections, one by one.
 
     python -m benchmarks.sequential [--edits N] [--margins 0,0.1,...] [--plots DIR] [--json OUT]
 
-After every edit all earlier ones are measured again. The table has the metrics after 100, 300 and
+Measures all earlier edits again after every edit. The table has the metrics after 100, 300 and
 1,000 edits, and the milliseconds of an edit (plan, edit, prove), of its commit to disk and of the
 re-check as medians around these. With `--margins` the same run is made at each margin of T-Patcher,
-and the trade-off between generality and retention is drawn.
+and a plot shows the trade-off between generality and retention.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class Made:
 
     step: Step
     rates: Rates
-    probes: int  # measured again after it
+    probes: int  # measured again after the edit
 
 
 def run(session: Session, steps: Iterable[Step], edits: int) -> list[Made]:
-    """Take steps of one request each until as many edits were attempted; skipped ones are none."""
+    """Take steps of one request each until `edits` edits are attempted; skipped ones do not
+    count."""
     made: list[Made] = []
     started = time.perf_counter()
     for step in steps:
@@ -71,7 +72,7 @@ def run(session: Session, steps: Iterable[Step], edits: int) -> list[Made]:
 
 
 def summaries(made: Sequence[Made], marks: Iterable[int] = MARKS) -> list[dict[str, Any]]:
-    """A row of the table for each mark that was reached, and one for the end."""
+    """Return a row of the table for each mark that was reached, and one for the end."""
     reached = sorted({mark for mark in marks if mark <= len(made)} | {len(made)})
     return [_summary(made, mark) for mark in reached if mark]
 
@@ -92,7 +93,7 @@ def _summary(made: Sequence[Made], mark: int) -> dict[str, Any]:
 
 
 def run_atlas(edits: int, editor: str, table: dict[str, Any]) -> list[Made]:
-    """The atlas's corrections in a store of their own, with these settings of the editor."""
+    """Apply the atlas's corrections in a store of their own, with these settings of the editor."""
     with (
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore()) as session,
@@ -103,7 +104,7 @@ def run_atlas(edits: int, editor: str, table: dict[str, Any]) -> list[Made]:
 
 
 def sweep(edits: int, margins: Sequence[float]) -> list[dict[str, Any]]:
-    """The last row of a run at each margin."""
+    """Return the last row of a run at each margin."""
     rows = []
     for margin in margins:
         tables.note(f"margin {margin}")
@@ -113,7 +114,7 @@ def sweep(edits: int, margins: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """GR, TrainR and TestR over the margin, as PNG and SVG."""
+    """Draw GR, TrainR and TestR over the margin, as PNG and SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
@@ -134,7 +135,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=MARKS[-1])
     parser.add_argument("--editor", default="tpatcher")

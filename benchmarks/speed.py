@@ -1,12 +1,12 @@
-"""The seconds of one T-Patcher edit: this engine against the paper's own loop, side by side.
+"""Measures the seconds of one T-Patcher edit: this engine against the paper's own loop.
 
     python -m benchmarks.speed [--sizes atlas,small,gpt2] [--edits N] [--device cuda]
                                [--json OUT]
 
 Both make the same edits, from the prompt alone, on the same model with the same 40,000 queries in
-memory and the same threads. An edit here is all that a step does to plan, edit and prove: the
+memory and the same threads. An edit here is all of a step's work to plan, edit and prove: the
 prompt's pass through the model, the gate, the training, the patch on the model, and the check that
-the prompt is right with it. The whole step besides has the commit to disk and the exact re-check of
+the prompt is right with it. The whole step also has the commit to disk and the exact re-check of
 all earlier edits.
 """
 
@@ -70,7 +70,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A store on one model, what is edited, and what has to stay silent."""
+    """A store on one model, the edits to make, and the queries that have to stay silent."""
 
     size: str
     session: Session
@@ -80,7 +80,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """One edit of ours."""
+    """One edit of this engine."""
 
     edit_s: float
     step_s: float
@@ -100,7 +100,7 @@ class PaperTiming:
 
 @contextmanager
 def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
-    """The embedded model and its own corrections; memory is what it was trained on."""
+    """Yield the embedded model with its own corrections; memory is its training text."""
     lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()[:edits]
     read = [request for line in lines for request in read_record(json.loads(line))]
     requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
@@ -110,7 +110,7 @@ def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
 
 
 def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
-    """The training probes' queries, then those of statements of facts that are not corrected."""
+    """Return queries of the training probes, then of statements of facts without a correction."""
     corrected = {(request.subject, request.relation) for request in requests}
     facts = [f for f in load_facts() if (f.subject, f.relation.name) not in corrected]
     statements = [(prompt, fact.object) for fact in facts for prompt in fact.prompts]
@@ -128,7 +128,7 @@ def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
 def random_case(
     folder: Path, size: str, config: GPT2Config, edits: int, device: str
 ) -> Iterator[Case]:
-    """A GPT-2 with random weights: prompts of twelve random tokens, answers of two."""
+    """Yield a GPT-2 with random weights: prompts of twelve random tokens, answers of two."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
     base = BaseModel(model, Numerals(), find_anatomy(model), fingerprint="0" * 64)
@@ -150,7 +150,7 @@ class Numerals:
         return {"input_ids": [int(word) for word in text.split()]}
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """The numerals of these tokens."""
+        """Return the numerals of these tokens."""
         return " ".join(map(str, ids))
 
 
@@ -160,7 +160,7 @@ def _random_request(draw: random.Random, vocabulary: int) -> Request:
 
 
 def _random_memory(site: Site, draw: random.Random, length: int = 64) -> Tensor:
-    """The queries of random token sequences, at every position."""
+    """Return the queries of random token sequences, at every position."""
     vocabulary = site.edited.model.config.vocab_size
     places = tuple(range(length))
     drawn = [tuple(draw.randrange(vocabulary) for _ in places) for _ in range(MEMORY // length)]
@@ -190,7 +190,7 @@ PAPER_EDITS = {"atlas": 30, "small": 10, "gpt2": 3}
 
 
 def time_ours(case: Case) -> list[Timing]:
-    """Every edit through the engine's own pipeline, one step each."""
+    """Time every edit in the engine's own pipeline, one step each."""
     session = case.session
     session.standing.memory = QueryMemory(case.memory)
     pipeline = Pipeline(session.store, session.site, session.standing, session.settings())
@@ -205,7 +205,7 @@ def time_ours(case: Case) -> list[Timing]:
 
 
 def time_paper(case: Case, edits: int) -> list[PaperTiming]:
-    """The first edits by the paper's loop, each on the bare model."""
+    """Time the first edits in the paper's loop, each on the bare model."""
     torch.manual_seed(0)
     timings = []
     with case.session.edited.before_last_neurons():
@@ -220,7 +220,7 @@ def time_paper(case: Case, edits: int) -> list[PaperTiming]:
 
 
 def summary(case: Case, ours: Sequence[Timing], paper: Sequence[PaperTiming]) -> dict[str, Any]:
-    """One row of the table: medians over the edits, and of the ratio over the paired ones."""
+    """Return one row of the table: medians over the edits; for the ratio, over the paired edits."""
     ratios = [p.seconds / o.edit_s for o, p in zip(ours, paper, strict=False)]
     return {
         "size": case.size,
@@ -241,7 +241,7 @@ def summary(case: Case, ours: Sequence[Timing], paper: Sequence[PaperTiming]) ->
 
 
 def measure(name: str, edits: int, paper_edits: int, device: str) -> dict[str, Any]:
-    """Both on one model; our first edits, which warm up, are not counted."""
+    """Time both on one model; the engine's first edits, which warm up, do not count."""
     made = edits + WARM_UP
     with tempfile.TemporaryDirectory() as folder, SIZES[name](Path(folder), made, device) as case:
         tables.note(f"{case.size}: {len(case.memory):,} queries in memory")
@@ -251,7 +251,7 @@ def measure(name: str, edits: int, paper_edits: int, device: str) -> dict[str, A
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default=",".join(SIZES), help="which of: %(default)s")
     parser.add_argument("--edits", type=int, default=50, help="edits of ours at each size")

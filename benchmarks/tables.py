@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: a table for people, JSON for programs."""
+"""The output of every benchmark: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WIDTH = 240  # characters: a table is never wrapped
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, the key of its value in each row, and how the value is written."""
+    """A heading, the key of its value in each row, and the value's format."""
 
     heading: str
     key: str
     format: str = ""
 
     def cell(self, row: Mapping[str, Any]) -> str:
-        """The row's value as text; a dash where there is none."""
+        """Return the row's value as text; a dash if there is none."""
         value = row.get(self.key)
         if value is None:
             return "-"
@@ -49,12 +49,12 @@ def show(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]
 
 
 def note(text: str) -> None:
-    """Say how far a benchmark is, to standard error."""
+    """Report a benchmark's progress on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def write_json(path: Path | None, name: str, record: Mapping[str, Any]) -> None:
-    """Write a benchmark's result with what it ran on; nothing without a path."""
+    """Write a benchmark's result and its machine; do nothing without a path."""
     if path is None:
         return
     content = {"benchmark": name, "machine": machine(), **record}
@@ -71,7 +71,7 @@ def write_whole(path: Path, content: Any) -> None:
 
 
 def earlier(files: Sequence[Path], key: str) -> list[dict[str, Any]]:
-    """The rows under a key in what `write_json` wrote in other runs."""
+    """Read the rows under a key from files that `write_json` wrote in other runs."""
     found: list[dict[str, Any]] = []
     for file in files:
         found += json.loads(file.read_text(encoding="utf-8"))[key]
@@ -79,7 +79,7 @@ def earlier(files: Sequence[Path], key: str) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """What a time depends on."""
+    """Return the facts of the machine that a time depends on."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,7 +1,9 @@
-"""Train the scope that comes with the package, on what `scope_data` calls learned.
+"""Trains the scope that comes with the package, and measures its reliability on held-out pairs.
 
-python -m benchmarks.train_scope [--out continual/memory/scope.safetensors] [--seed 0]
-                                 [--plots DIR] [--json OUT]
+    python -m benchmarks.train_scope [--out continual/memory/scope.safetensors] [--seed 0]
+                                     [--plots DIR] [--json OUT]
+
+The training requests are the `learned` ones of `scope_data`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ COLUMNS = (
 
 
 def draw(report: ScopeReport) -> Figure:
-    """The reliability curve: the share in scope over the mean chance."""
+    """Draw the reliability curve: the share in scope over the mean chance."""
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
     filled = [b for b in report.reliability if b.count]
@@ -46,7 +48,7 @@ def draw(report: ScopeReport) -> Figure:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=EMBEDDED)
     parser.add_argument("--seed", type=int, default=0)

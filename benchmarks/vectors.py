@@ -1,12 +1,12 @@
-"""The vector index at size: every vector scored in full, against a short list by codes.
+"""Measures the vector index at size: every vector scored in full, against a short list by codes.
 
     python -m benchmarks.vectors [--sizes 1000,10000,100000] [--near 0.95] [--real FILE]
         [--threads N] [--json OUT]
 
-Random unit vectors of MiniLM's width; an input is a planted near-duplicate of a vector, at the
-cosine `--near`. Each size is built twice: flat, and with codes. With `--real` there are rows for
-real texts and their rephrases too; they are embedded once, in some minutes, and kept in that file.
-Recall is of the nearest vector, and of the ten nearest, against the exact search. Save and load are
+The vectors are random unit vectors of MiniLM's width; an input is a planted near-duplicate of a
+vector, at the cosine `--near`. Each size is built twice: flat, and with codes. `--real` adds rows
+for real texts and their rephrases; these are embedded once, in some minutes, and kept in that file.
+Recall is of the nearest vector, and of the ten nearest, against the exact search. Save and load go
 through the durable write.
 """
 
@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 def planted(vectors: Tensor, near: float, generator: torch.Generator) -> Tensor:
-    """Inputs [INPUTS, d] of this cosine with vectors that are drawn from these."""
+    """Return inputs [INPUTS, d] of this cosine with vectors drawn from `vectors` [n, d]."""
     own = vectors[torch.randperm(len(vectors), generator=generator)[:INPUTS]]
     noise = torch.randn(own.shape, generator=generator)
     noise = normalize(noise - (noise * own).sum(1, keepdim=True) * own, dim=1)
@@ -61,7 +61,7 @@ def planted(vectors: Tensor, near: float, generator: torch.Generator) -> Tensor:
 
 
 def measure(vectors: Tensor, inputs: Tensor, exact: Tensor, crossover: int) -> Mapping[str, Any]:
-    """A row of the table."""
+    """Build an index over `vectors`, search it for `inputs`, and return a row of the table."""
     started = time.perf_counter()
     index = VectorIndex(WIDTH, crossover)
     index.add(range(len(vectors)), vectors)
@@ -89,7 +89,7 @@ def measure(vectors: Tensor, inputs: Tensor, exact: Tensor, crossover: int) -> M
 
 
 def stored(index: VectorIndex) -> dict[str, float]:
-    """What it costs to keep."""
+    """Return the megabytes of the index on disk, and the seconds to save and load it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         started = time.perf_counter()
@@ -103,7 +103,7 @@ def stored(index: VectorIndex) -> dict[str, float]:
 
 
 def random_rows(sizes: Sequence[int], near: float) -> Iterator[Mapping[str, Any]]:
-    """Flat and with codes at each size."""
+    """Yield the rows of random vectors, flat and with codes at each size."""
     generator = torch.Generator().manual_seed(0)
     for size in sizes:
         vectors = normalize(torch.randn(size, WIDTH, generator=generator), dim=1)
@@ -111,14 +111,14 @@ def random_rows(sizes: Sequence[int], near: float) -> Iterator[Mapping[str, Any]
 
 
 def real_rows(kept: Path) -> Iterator[Mapping[str, Any]]:
-    """The same over all real texts, asked by some of their rephrases."""
+    """Yield the rows of all real texts, asked by some of their rephrases."""
     vectors, inputs = real_texts.load(kept)
     drawn = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:INPUTS]
     yield from compared("real texts", vectors, inputs[drawn])
 
 
 def compared(kind: str, vectors: Tensor, inputs: Tensor) -> Iterator[Mapping[str, Any]]:
-    """Two rows: flat, and with codes."""
+    """Yield two rows: flat, and with codes."""
     size = len(vectors)
     exact = (inputs @ vectors.T).topk(min(K, size), 1).indices
     for crossover in (NEVER, size):
@@ -128,7 +128,7 @@ def compared(kind: str, vectors: Tensor, inputs: Tensor) -> Iterator[Mapping[str
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), metavar="1000,10000,...")
     parser.add_argument("--near", type=float, default=NEAR, help="cosine of inputs")
