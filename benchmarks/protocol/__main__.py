@@ -1,4 +1,4 @@
-"""T-Patcher's sequential protocol, by task, editor and fold.
+"""Measures T-Patcher's sequential protocol, by task, editor and fold.
 
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
@@ -8,11 +8,11 @@
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
 with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
-directory as it is, which must have been trained on the task. Given again with the same
-`--output`, finished runs are read from their files and interrupted ones go on. The table has the
-mean and the deviation over folds, beside the published rows; the folder gets `table.json` and the
-curves. `--beside` takes into both what other outputs have finished on the same folds, such as the
-baselines with fewer training probes.
+directory as it is, which must have been trained on the task. Given again with the same `--output`,
+the command reads finished runs from their files and goes on with interrupted ones. The table has
+the mean and the deviation over folds, beside the published rows; the folder gets `table.json` and
+the curves. `--beside` adds to both the finished runs of other outputs on the same folds, for
+example the baselines with fewer training probes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from continual.errors import CeditError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.protocol", description=(__doc__ or "").splitlines()[0]
     )
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """All runs, the table and the curves. Raises CeditError."""
+    """Make all runs, the table and the curves. Raises CeditError."""
     known = settings.ARCHITECTURES[options.task]
     architecture = options.architecture or known[0]
     if architecture not in known:
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The command line. A failure is one line on standard error."""
+    """Run the benchmark from the command line. A failure is one line on standard error."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     try:

@@ -9,7 +9,7 @@ A rule says the same thing in other words, so that the claim is supported or ref
     contraction  "was not" → "wasn't", and so on; also the reverse
     movie        "film" → "movie"
 
-Frames that leave the truth of the claim open ("Some say that …") are none of them. The rules are
+Frames that leave the truth of the claim open ("Some say that …") are not among them. The rules are
 applied one at a time; a rule that does not apply to a claim gives nothing.
 """
 
@@ -46,8 +46,10 @@ DATE = re.compile(
 
 
 def load(data: Path) -> list[Example]:
-    """The claims of FEVER's development set that are supported or refuted, each with all of its
-    rewordings; claims that are given with both labels are left out."""
+    """Read the supported or refuted claims of FEVER's development set, each with all rewordings.
+
+    Claims that are given with both labels are left out.
+    """
     lines = (data / "fever" / "paper_dev.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     return distinct(
@@ -60,18 +62,18 @@ def load(data: Path) -> list[Example]:
 
 
 def rewordings(claim: str) -> tuple[str, ...]:
-    """What the rules make of a claim, each wording once."""
+    """Return the wordings that the rules make of a claim, each once."""
     found = dict.fromkeys(made for rule in RULES for made in rule(claim))
     return tuple(wording for wording in found if wording != claim)
 
 
 def affirmed(claim: str) -> list[str]:
-    """The claim inside each frame."""
+    """Put the claim inside each frame."""
     return [frame.format(_inside(claim.removesuffix("."))) for frame in FRAMES]
 
 
 def year_moved(claim: str) -> list[str]:
-    """The year at the other end of the sentence."""
+    """Move the year to the other end of the sentence."""
     if last := YEAR_LAST.match(claim):
         return [f"In {last['year']}, {_inside(last['rest'])}."]
     if first := YEAR_FIRST.match(claim):
@@ -80,12 +82,12 @@ def year_moved(claim: str) -> list[str]:
 
 
 def date_rewritten(claim: str) -> list[str]:
-    """American dates as British ones."""
+    """Rewrite American dates as British ones."""
     return [made] if (made := DATE.sub(r"\g<day> \g<month> \g<year>", claim)) != claim else []
 
 
 def contracted(claim: str) -> list[str]:
-    """The first negation contracted, or written out where it is contracted."""
+    """Contract the first negation, or write it out if it is contracted."""
     for long, short in CONTRACTIONS.items():
         for old, new in ((long, short), (short, long)):
             if re.search(rf"\b{re.escape(old)}\b", claim):
@@ -94,7 +96,7 @@ def contracted(claim: str) -> list[str]:
 
 
 def movie(claim: str) -> list[str]:
-    """A film is a movie."""
+    """Call a film a movie."""
     return [re.sub(r"\bfilm\b", "movie", claim)] if re.search(r"\bfilm\b", claim) else []
 
 
@@ -108,6 +110,6 @@ RULES: tuple[Callable[[str], list[str]], ...] = (
 
 
 def _inside(claim: str) -> str:
-    """A claim as it stands inside a sentence: names keep their capital."""
+    """Return a claim as it stands inside a sentence: names keep their capital."""
     first, space, rest = claim.partition(" ")
     return f"{first.lower()}{space}{rest}" if first in LOWERED else claim

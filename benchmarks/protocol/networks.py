@@ -1,8 +1,8 @@
 """New models of three architectures, small enough to be trained on two cores, and their tokenizers.
 
 `bert` is a claim classifier: lower-cased WordPiece, a label for each kind of answer. `bart` and
-`t5` answer questions: byte-level BPE, questions and answers end with the end of sequence. Knows
-nothing of training.
+`t5` answer questions: byte-level BPE, questions and answers end with the end of sequence. The
+module leaves training to `training`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a model and its tokenizer are made."""
+    """The parts of an architecture: its size, its tokenizer and its model."""
 
     shape: Shape
     new_tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
@@ -59,14 +59,16 @@ class Architecture:
     labels: bool  # an answer is a label, not a text
 
     def new(self, texts: Iterable[str], answers: Iterable[str], seed: int) -> tuple[Any, Any]:
-        """A tokenizer that was trained on these texts, and a model with random weights; the
-        answers are its labels, where it has any."""
+        """Return a tokenizer trained on these texts, and a model with random weights.
+
+        The answers become the model's labels, if it has labels.
+        """
         tokenizer = self.new_tokenizer(texts, self.shape.vocabulary)
         torch.manual_seed(seed)
         return tokenizer, self.new_model(tokenizer, self.shape, sorted(set(answers)))
 
     def pretrained(self, directory: Path, answers: Iterable[str], seed: int) -> tuple[Any, Any]:
-        """Tokenizer and model of a directory; a label head is new where it has none."""
+        """Load the tokenizer and the model of a directory; a missing label head is new."""
         torch.manual_seed(seed)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         if not self.labels:
@@ -77,7 +79,7 @@ class Architecture:
 
 
 def _label_names(labels: Sequence[str]) -> dict[str, Any]:
-    """A config's names of its labels."""
+    """Return a config's names for these labels."""
     return {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
@@ -88,7 +90,7 @@ def _label_names(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def word_pieces(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """BERT's: [CLS] text [SEP], without capitals and accents."""
+    """Train BERT's tokenizer: [CLS] text [SEP], without capitals and accents."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -111,7 +113,7 @@ def word_pieces(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFas
 
 
 def byte_pairs(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """text </s>, for questions and answers."""
+    """Train a byte-level tokenizer: text </s>, for questions and answers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -142,7 +144,7 @@ def _frame(tokenizer: Tokenizer, single: str, special: Sequence[str]) -> Any:
 
 
 def bert(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
-    """BERT's encoder, its pooler and a label head."""
+    """Return BERT's encoder with its pooler and a label head."""
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.width,
@@ -157,7 +159,8 @@ def bert(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]
 
 
 def bart(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
-    """BART's encoder and decoder; an answer begins behind the padding token, as T5's does."""
+    """Return BART's encoder and decoder; an answer begins behind the padding token, as T5's
+    does."""
     config = BartConfig(
         vocab_size=len(tokenizer),
         d_model=shape.width,
@@ -180,7 +183,7 @@ def bart(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]
 
 
 def t5(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
-    """T5's encoder and decoder."""
+    """Return T5's encoder and decoder."""
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=shape.width,

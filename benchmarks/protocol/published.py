@@ -1,7 +1,7 @@
-"""The rows that the paper has for its models (Huang et al. 2023, tables 1 and 2).
+"""The paper's rows for its models (Huang et al. 2023, tables 1 and 2).
 
-They are of other model sizes, of other splits of the data and of many more edits: they are here to
-be looked at side by side, and not to be beaten by a hundredth.
+They come from other model sizes, other splits of the data and many more edits: they are for
+comparison side by side, not to be beaten by a hundredth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PUBLISHED = {"fever": (FEVER, "BERT-base"), "zsre": (ZSRE, "BART-base")}
 
 
 def rows(task: str) -> list[dict[str, Any]]:
-    """The paper's rows for a task, in the columns of the table; none where it has none."""
+    """Return the paper's rows for a task, in the columns of the table; none if it has none."""
     if task not in PUBLISHED:
         return []
     found, model = PUBLISHED[task]

@@ -1,8 +1,8 @@
 """Questions with short answers: zsRE's, and questions about ParaRel's facts.
 
-zsRE's questions come with their own rephrase. A fact of ParaRel is asked for by the questions that
-`questions.toml` has for its relation: one of them, by chance, is the prompt, the others are its
-rephrases. Facts of which a subject has several are left out.
+zsRE's questions come with their own rephrase. `questions.toml` has the questions that ask for a
+fact of ParaRel, by relation: one of them, by chance, is the prompt, the others are its rephrases.
+Facts are left out if their subject has several of the relation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORDS_MAX = 5  # of an answer
 
 
 def load(data: Path, facts_max: int, seed: int) -> list[Example]:
-    """All of zsRE's questions, and questions about `facts_max` facts of ParaRel, drawn by seed."""
+    """Return all of zsRE's questions, and questions about `facts_max` facts of ParaRel, by seed."""
     draw = random.Random(seed)
     facts = list(of_pararel(data / "pararel" / "trex_lms_vocab", draw))
     draw.shuffle(facts)
@@ -30,7 +30,7 @@ def load(data: Path, facts_max: int, seed: int) -> list[Example]:
 
 
 def of_zsre(folder: Path) -> Iterator[Example]:
-    """The questions with their true answers, in either of their formats."""
+    """Yield the questions with their true answers, from either format of zsRE."""
     for name in ZSRE_FILES:
         for record in json.loads((folder / name).read_bytes()):
             prompt = record.get("src") or record["prompt"]
@@ -43,7 +43,7 @@ def of_zsre(folder: Path) -> Iterator[Example]:
 
 
 def of_pararel(folder: Path, draw: random.Random) -> Iterator[Example]:
-    """A question for each fact that is its subject's only one in its relation."""
+    """Yield a question for each fact that is its subject's only one in its relation."""
     for relation, templates in tomllib.loads(TEMPLATES.read_text(encoding="utf-8")).items():
         objects: dict[str, set[str]] = {}
         for fact in _facts(folder / f"{relation}.jsonl"):

@@ -1,4 +1,5 @@
-"""What the runs come to: a table over folds beside the paper's rows, and curves over the stream."""
+"""The results of all runs: a table over folds beside the paper's rows, and curves over the
+stream."""
 
 from __future__ import annotations
 
@@ -34,8 +35,10 @@ INITIAL_COLUMNS = (
 
 
 def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each editor, its rates as mean ± deviation over the folds at their ends; then the
-    paper's rows, with the name of their model."""
+    """Return a row for each editor, then the paper's rows with the name of their model.
+
+    An editor's rates are the mean ± deviation over the folds at their ends.
+    """
     rows = []
     for editor in dict.fromkeys(run.label for run in runs):
         ends = [run for run in runs if run.label == editor and run.rows]
@@ -46,7 +49,7 @@ def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def initial(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the initial model answers rightly before the first edit, of each probe set."""
+    """Return the initial model's share of right answers before the first edit, by probe set."""
     base = runs[0].base if runs else {}
     return [
         {"probes": name, "asked": asked, "right": right / asked}
@@ -82,7 +85,7 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Means over folds along the stream, for each editor as far as all of its folds go."""
+    """Return means over folds along the stream, for each editor as far as all of its folds go."""
     rows: list[dict[str, Any]] = []
     for editor in dict.fromkeys(run.label for run in runs):
         own = [run.rows for run in runs if run.label == editor]
@@ -101,5 +104,5 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path, name: str) -> None:
-    """ER, TrainR and TestR over the stream, as PNG and SVG."""
+    """Draw ER, TrainR and TestR over the stream, as PNG and SVG."""
     plots.save(plots.panels(rows, "edits", CURVES, "edits"), folder, name)

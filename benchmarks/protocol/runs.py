@@ -1,15 +1,15 @@
 """The runs: each fold's stream through each editor, in a store of its own, measured at every step.
 
-    OUTPUT/protocol.json                   what is run; another setting needs another folder
+    OUTPUT/protocol.json                   the setting; another setting needs another folder
     OUTPUT/train.jsonl, test.jsonl         the probes of TrainR and TestR
     OUTPUT/fold-0.jsonl, …                 the streams
     OUTPUT/stores/fold-0/EDITOR/           the store of a run
-    OUTPUT/stores/fold-0/EDITOR.seconds    what its steps took
+    OUTPUT/stores/fold-0/EDITOR.seconds    the seconds of its steps
     OUTPUT/runs/fold-0.EDITOR.json         the result of a finished run
 
-A run that is finished is not run again; one that was interrupted goes on in its store, which knows
-how far its stream was read. The rows of a result are read from the history, so that they are whole
-whatever happened; only the seconds are kept beside it.
+A finished run is not run again; an interrupted one goes on in its store, which knows how far its
+stream was read. The rows of a result are read from the history, so they are whole after any
+interruption; only the seconds are kept beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ProtocolError(CeditError):
 
 @dataclass(frozen=True)
 class Plan:
-    """How a setting is run."""
+    """The editors, folds and edits of a setting's runs."""
 
     editors: tuple[str, ...]
     folds: int
@@ -48,14 +48,16 @@ class Plan:
     seed: int
     train_probes: int = 40_000  # the paper's memory; at most all of D_train
     held_out: str = "test"
-    """What TestR is of: test; or validation, to choose settings by, for which streams come from
-    their ends: so that their edits are others than those of the test."""
+    """The probes of TestR: `test`, or `validation` to choose settings by.
+
+    With `validation` the streams run from their ends, so that their edits differ from a test's.
+    """
     editor_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fold by one editor, as its file says it."""
+    """One fold by one editor, as its file records it."""
 
     fold: int
     editor: str
@@ -66,7 +68,7 @@ class Run:
 
     @property
     def edits(self) -> int:
-        """How many edits were attempted."""
+        """The number of attempted edits."""
         return len(self.rows)
 
     @property
@@ -76,8 +78,10 @@ class Run:
 
 
 class Protocol:
-    """A setting's runs in an output folder. Raises ProtocolError where the folder has those of
-    another setting."""
+    """A setting's runs in an output folder.
+
+    Raises ProtocolError if the folder has another setting's runs.
+    """
 
     def __init__(self, setting: Setting, plan: Plan, output: Path) -> None:
         self.setting, self.plan, self.output = setting, plan, output
@@ -86,15 +90,16 @@ class Protocol:
         self._write_inputs()
 
     def run(self) -> list[Run]:
-        """All runs, those that are finished from their files."""
+        """Return all runs; finished ones come from their files."""
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
         return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
 
     def beside(self, folders: Iterable[Path], own: Sequence[Run] = ()) -> list[Run]:
-        """The finished runs of other outputs on the same folds, which may have been measured on
-        another number of training probes; not of editors that have `own` runs here.
+        """Return the finished runs of other outputs on the same folds, for editors without `own`
+        runs.
 
-        Raises ProtocolError where there are none such.
+        The other outputs may have used another number of training probes. Raises ProtocolError if a
+        folder has no such runs.
         """
         labels = {run.label for run in own}
         found = []
@@ -110,7 +115,7 @@ class Protocol:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What all runs of a folder have in common."""
+        """The settings that all runs of a folder share."""
         return {
             "task": self.setting.task,
             "architecture": self.setting.architecture,
@@ -163,7 +168,7 @@ class Protocol:
     # -- one run
 
     def _finished(self, fold: int, editor: str) -> Run | None:
-        """The run, if its file has as many edits as are asked for."""
+        """Return the run if its file has as many edits as the plan asks for."""
         path = self._result(fold, editor)
         if not path.exists():
             return None
@@ -175,7 +180,7 @@ class Protocol:
         return dict(self.plan.editor_tables.get(editor, {}))
 
     def _whole_table(self, editor: str) -> Mapping[str, Any]:
-        """The same with what a new store writes down by itself."""
+        """Return the editor's table with the entries that a new store adds."""
         task = str(self.setting.engine_task["name"])
         return new_tables({editor: self._table(editor)}, task)[editor]
 
@@ -225,8 +230,10 @@ class Protocol:
         return init(place, new)
 
     def _apply(self, session: Session, fold: int, editor: str, place: Path) -> bool:
-        """Take steps of one request each until as many were attempted; whether the stream has
-        ended before."""
+        """Take steps of one request each until the planned number of edits is attempted.
+
+        Returns True if the stream ended before.
+        """
         attempted = session.standing.retention.attempts.total
         settings = session.settings(chain=(editor,))
         steps = session.steps(open_stream(str(self.output / f"fold-{fold}.jsonl")), settings)
@@ -246,8 +253,11 @@ class Protocol:
 def rows_of(
     session: Session, seconds: Mapping[int, Mapping[str, float]]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each attempted edit of the history at head: how many inputs of the stream were met,
-    the metrics after it, the bytes of its patch, and what it took where that is known."""
+    """Yield a row for each attempted edit of the history at head.
+
+    A row has the number of stream inputs so far, the metrics after the edit, the bytes of its
+    patch, and its seconds if they are known.
+    """
     met = edits = 0
     for revision in session.store.lineage("head"):
         outcomes = revision.body.get("requests", [])
@@ -266,7 +276,7 @@ def _timed(step: Step) -> dict[str, Any]:
 
 
 def _seconds(place: Path) -> dict[int, dict[str, float]]:
-    """What steps took, by the number of their revision; a line that was cut off is passed over."""
+    """Read the seconds of steps, by the number of their revision; skip a line that was cut off."""
     lines = place.with_suffix(".seconds").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines if line.endswith("}")]
     return {record.pop("seq"): record for record in records}
@@ -280,19 +290,19 @@ def _note(fold: int, editor: str, attempted: int, step: Step) -> None:
 
 
 def _read(path: Path) -> Run:
-    """A run from its file."""
+    """Read a run from its file."""
     record = json.loads(path.read_text(encoding="utf-8"))["run"]
     return Run(**{**record, "rows": tuple(record["rows"])})
 
 
 def _differing(wanted: Mapping[str, Any], path: Path) -> list[str]:
-    """The names under which a folder's description has something else than is wanted."""
+    """Return the names under which a folder's description differs from `wanted`."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return [name for name in wanted if found.get(name) != wanted[name]]
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run that is interrupted leaves no half of an input."""
+    """Write a file whole or not at all: an interrupted run leaves no half of an input."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

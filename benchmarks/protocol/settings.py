@@ -1,8 +1,8 @@
-"""The three tasks of the protocol: what each one's examples, splits and initial model are.
+"""The three tasks of the protocol: the examples, splits and initial model of each.
 
 `fever` and `zsre` train their initial model here, on D_train in all its wordings: a new one, or a
-pretrained one. `counterfact` has that of `benchmarks.counterfact_model`. A model directory takes
-the place of any of them.
+pretrained one. `counterfact` uses the model of `benchmarks.counterfact_model`. A model directory
+takes the place of any of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from continual.model_files import directory_fingerprint, model_directory
 CLAIM_SIZES = Sizes(validation=400, edit=1500, test=600)
 QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)
 PARAREL_FACTS = 3000
-WATCHED = 500  # examples of D_train on which a training run is watched
+WATCHED = 500  # examples of D_train that are watched during training
 RECIPES = {
     "bert": Recipe(epochs=4, seconds_max=900, learning_rate=3e-4, weight_decay=0.1),
     "bart": Recipe(epochs=40, seconds_max=900),
@@ -49,7 +49,7 @@ class Setting:
 
     @property
     def digest(self) -> str:
-        """A name of the splits and the model."""
+        """A digest of the splits and the model."""
         content: list[Any] = [directory_fingerprint(self.model), dict(self.engine_task)]
         for part in (self.splits.train, self.splits.edit, self.splits.test):
             content.append([[e.prompt, e.answer, *e.rephrases] for e in part])
@@ -58,7 +58,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for."""
+    """The command's choices for a setting."""
 
     architecture: str
     data: Path  # the folder of the datasets
@@ -66,11 +66,11 @@ class Asked:
     seed: int
     model: Path | None = None  # an initial model that is there
     start: Path | None = None  # a pretrained model, to be fine-tuned on D_train
-    epochs: int | None = None  # of fine-tuning, where they are not the recipe's
+    epochs: int | None = None  # of fine-tuning, in the place of the recipe's
 
 
 def fever(asked: Asked) -> Setting:
-    """A classifier of claims, and the claims that it was not trained on."""
+    """Return a classifier of claims, and claims that it was not trained on."""
     splits = Splits.of(claims.load(asked.data), CLAIM_SIZES, asked.seed)
     return Setting(
         "fever",
@@ -82,7 +82,7 @@ def fever(asked: Asked) -> Setting:
 
 
 def zsre(asked: Asked) -> Setting:
-    """A question answerer, and questions about facts that it was not trained on."""
+    """Return a question answerer, and questions about facts that it was not trained on."""
     examples = questions.load(asked.data, PARAREL_FACTS, asked.seed)
     splits = Splits.of(examples, QUESTION_SIZES, asked.seed)
     return Setting(
@@ -95,8 +95,10 @@ def zsre(asked: Asked) -> Setting:
 
 
 def counterfact(asked: Asked) -> Setting:
-    """A decoder that knows CounterFact's true facts, and the counterfactual ones. Probes are facts
-    that are never edited: D_train in wordings that were trained, D_test in others."""
+    """Return a decoder that knows CounterFact's true facts, and the counterfactual ones.
+
+    Probes are facts that are never edited: D_train in trained wordings, D_test in others.
+    """
     knowledge = load_knowledge(asked.data, FACTS)
     probes = probe_sets(knowledge)
     splits = Splits(
@@ -124,7 +126,7 @@ ARCHITECTURES = {"fever": ("bert",), "zsre": ("bart", "t5"), "counterfact": ("gp
 
 
 def _trained_on(splits: Splits, asked: Asked) -> Path:
-    """A model that was trained on D_train in all its wordings."""
+    """Return a model trained on D_train in all its wordings."""
     pairs = [pair for example in splits.train for pair in _pairs(example)]
     start = None if asked.start is None else model_directory(asked.start)
     made_by = replace(FINE_TUNING if start else RECIPES[asked.architecture], seed=asked.seed)
@@ -146,10 +148,10 @@ def _watched(splits: Splits, model: Any, tokenizer: Any) -> str:
 
 
 def _given(asked: Asked) -> Path | None:
-    """The model directory that was named. Raises ModelError where it is none."""
+    """Return the model directory that was named. Raises ModelError if it is none."""
     return None if asked.model is None else model_directory(asked.model)
 
 
 def note_of(setting: Setting) -> None:
-    """Say which model is used."""
+    """Report which model is used."""
     tables.note(f"{setting.task} on the {setting.architecture} model in {setting.model}")

@@ -1,6 +1,6 @@
-"""Examples, and how they are split: D_train, validation, D_edit and D_test, and D_edit in folds.
+"""Examples, and their split into D_train, validation, D_edit and D_test, and D_edit in folds.
 
-Knows nothing of where examples come from, nor of models.
+The module leaves the source of the examples, and models, to others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples validation, D_edit and D_test have; D_train has the rest."""
+    """The sizes of validation, D_edit and D_test; D_train has the rest."""
 
     validation: int
     edit: int
@@ -57,8 +57,10 @@ class Splits:
 
     @classmethod
     def of(cls, examples: Sequence[Example], sizes: Sizes, seed: int) -> Splits:
-        """A random split; the same for the same examples, sizes and seed. Raises ValueError where
-        nothing is left to train on."""
+        """Split at random; the same examples, sizes and seed give the same split.
+
+        Raises ValueError if nothing is left to train on.
+        """
         drawn = list(examples)
         random.Random(seed).shuffle(drawn)
         ends = (sizes.test, sizes.test + sizes.edit, sizes.test + sizes.edit + sizes.validation)
@@ -72,18 +74,19 @@ class Splits:
         )
 
     def folds(self, count: int, seed: int) -> list[tuple[Example, ...]]:
-        """D_edit in `count` disjoint parts of nearly one size, each in the order of its stream."""
+        """Return D_edit in `count` disjoint parts of nearly one size, each in the order of its
+        stream."""
         order = list(self.edit)
         random.Random(seed).shuffle(order)
         return [tuple(order[first::count]) for first in range(count)]
 
     def train_sample(self, count: int, seed: int) -> list[Example]:
-        """The fixed sample of D_train on which TrainR is measured."""
+        """Return the fixed sample of D_train on which TrainR is measured."""
         return random.Random(seed).sample(self.train, min(count, len(self.train)))
 
 
 def distinct(examples: Sequence[Example]) -> list[Example]:
-    """Each prompt once, and none that is a wording of two examples with two answers."""
+    """Return each prompt once; drop wordings that two examples answer differently."""
     answers: dict[str, set[str]] = {}
     for example in examples:
         for wording in example.wordings:

@@ -1,8 +1,9 @@
-"""Trains a new model on pairs of a text and its answer, and keeps it by what it was trained on.
+"""Trains a new model on pairs of a text and its answer, and keeps it under a digest of its
+training.
 
-Knows how pairs become batches, what is optimised and for how long, and where a trained model is
-kept. A model is a plain transformers directory; its folder's name is a digest of the pairs, the
-recipe, the shape and the seed.
+Knows how pairs become batches, the objective and the schedule, and the place of a trained model. A
+model is a plain transformers directory; its folder's name is a digest of the pairs, the recipe, the
+shape and the seed.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ UNCOUNTED = -100  # the label of a position that has no loss
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained."""
+    """The settings of a training run."""
 
     epochs: int
-    seconds_max: float = math.inf  # the schedule comes to its end by then
+    seconds_max: float = math.inf  # the schedule ends by then
     tokens_per_batch: int = 1024
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -50,10 +51,10 @@ def trained_model(
     watch: Callable[[Any, Any], str] | None = None,
     start: Path | None = None,
 ) -> Path:
-    """The directory of a model that was trained on these pairs: from the cache, or trained now.
+    """Return the directory of a model trained on these pairs: from the cache, or trained now.
 
-    `watch` is called with model and tokenizer after every tenth epoch, and says how it does.
-    `start`: a pretrained model that is trained on, in the place of a new one.
+    `watch` gets the model and the tokenizer after every tenth epoch and reports how well it does.
+    `start` is a pretrained model to train on, in the place of a new one.
     """
     directory = cache / f"protocol-{architecture}-{digest(architecture, pairs, recipe, start)}"
     if not directory.exists():
@@ -71,7 +72,7 @@ def trained_model(
 def digest(
     architecture: str, pairs: Sequence[Pair], recipe: Recipe, start: Path | None = None
 ) -> str:
-    """The name of what a model is trained on and how."""
+    """Return the name of a model: a digest of its training data and recipe."""
     content: dict[str, Any] = {
         "shape": asdict(ARCHITECTURES[architecture].shape),
         "pairs": list(pairs),
@@ -84,7 +85,7 @@ def digest(
 
 @dataclass(frozen=True)
 class Encoded:
-    """A pair as tokens; the answer is one number where it is a label."""
+    """A pair as tokens; the answer is one number if it is a label."""
 
     text: tuple[int, ...]
     answer: tuple[int, ...]
@@ -145,7 +146,7 @@ class Training:
         return Encoded(ids, tuple(self.tokenizer(text_target=answer)["input_ids"]))
 
     def _batches(self) -> Iterator[list[Encoded]]:
-        """All examples once, in random batches of nearly one length."""
+        """Yield all examples once, in random batches of nearly one length."""
         order = sorted(self.examples, key=lambda e: (len(e.text), self.rng.random()))
         found: list[list[Encoded]] = [[]]
         for example in order:
@@ -179,12 +180,12 @@ class Training:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
     def _time_share(self) -> float:
-        """How much of the recipe's time has passed."""
+        """Return the share of the recipe's time that has passed."""
         return (time.perf_counter() - self.started) / self.recipe.seconds_max
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """[B, T], padded on the right."""
+    """Return rows as [B, T], padded on the right."""
     padded = torch.full((len(rows), max(map(len, rows))), pad)
     for row, ids in zip(padded, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids)
@@ -196,7 +197,7 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int = 128) -> float:
-    """The share of texts that are answered rightly: the label, or every token and the end."""
+    """Return the share of texts answered rightly: by the label, or by every token and the end."""
     labels = model.config.label2id if not model.config.is_encoder_decoder else None
     right = 0
     for first in range(0, len(pairs), batch_size):

@@ -1,4 +1,4 @@
-"""A pretrained model after a stream of CounterFact's corrections, seen from outside.
+"""Measures a pretrained model after a stream of CounterFact's corrections, from outside.
 
     python -m benchmarks.real_model --model DIR [--edits 100] [--output DIR] [--data DIR]
         [--editors tpatcher,memit,serac,ike,default] [--settings JSON] [--around N] [--openings N]
@@ -6,12 +6,12 @@
 
 Corrections are records that the model does not answer with the target already. An editor is given
 the prompt, the target, the subject and the relation: no probes and no rephrases. The base and the
-edited model are then asked the same questions by greedy generation, through the `generate` of the
-open session: the corrected prompts, their paraphrases, neighbours (the same relation of another
+edited model then get the same questions by greedy generation, through the `generate` of the open
+session: the corrected prompts, their paraphrases, neighbours (the same relation of another
 subject), other questions about the edited subjects, and openings of articles. The last table sets
 cedit's own metrics beside the same things seen from outside. `+` joins the editors of a chain,
-`default` is the chain of a new store. A finished run is read from --output, an interrupted one
-goes on.
+`default` is the chain of a new store. A finished run is read from --output, an interrupted one goes
+on.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ ROUTING_COLUMNS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A metric of cedit's, and the column that has the same thing seen from outside."""
+    """A metric of cedit, and the column that has the same thing seen from outside."""
 
     metric: str
     key: str
@@ -84,7 +84,7 @@ class Pair:
     is_rest: bool = False  # one minus the column
 
     def outside(self, row: Mapping[str, Any]) -> float | None:
-        """The value from outside."""
+        """Return the value from outside."""
         share: float | None = row[self.key]
         return share if share is None or not self.is_rest else 1 - share
 
@@ -100,7 +100,7 @@ PAIRS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
+    """Return the parser of the command line."""
     options = argparse.ArgumentParser(
         prog="python -m benchmarks.real_model", description=(__doc__ or "").splitlines()[0]
     )
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """All runs, and their tables. Raises CeditError."""
+    """Make all runs and print their tables. Raises CeditError."""
     plan = Plan(
         options.model,
         options.data,
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def show(rows: Sequence[Mapping[str, Any]], routings: Sequence[Mapping[str, Any]]) -> None:
-    """All tables."""
+    """Print all tables."""
     tables.show(f"{rows[0]['attempted']} corrections, {TITLE}", COLUMNS, rows)
     tables.show("Costs", COST_COLUMNS, rows)
     if routings:
@@ -161,7 +161,7 @@ def show(rows: Sequence[Mapping[str, Any]], routings: Sequence[Mapping[str, Any]
 def beside(
     rows: Sequence[Mapping[str, Any]],
 ) -> tuple[Sequence[Column], Sequence[Mapping[str, Any]]]:
-    """Columns and rows of the metrics that are measured from both sides."""
+    """Return columns and rows of the metrics that are measured from both sides."""
     pairs = [p for p in PAIRS if any(row["rates"].get(p.metric) is not None for row in rows)]
     columns = [Column("editor", "editor")]
     for pair in pairs:
@@ -181,7 +181,7 @@ def beside(
 
 
 def main() -> int:
-    """The command line. A failure is one line on standard error."""
+    """Run the benchmark from the command line. A failure is one line on standard error."""
     options = parser().parse_args()
     torch.set_num_threads(options.threads)
     try:

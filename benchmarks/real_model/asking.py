@@ -1,8 +1,8 @@
 """Answers by free greedy generation, as a user of the open session gets them.
 
 Prompts of like lengths are asked together, padded on the left. The base is asked the same questions
-in the same batches as the model behind the stream, so that rounding can't tell them apart. Its
-answers are kept in files that the fingerprint of the model and the questions name.
+in the same batches as the model behind the stream, so that rounding can't tell them apart. The
+base's answers are kept in files named by the fingerprint of the model and the questions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOTED_EVERY = 5  # batches
 CHOSEN_AT_ONCE = 32  # facts
 
 Tokens = tuple[int, ...]
-Asked = tuple[str, int]  # a prompt, and the tokens of its answer
+Asked = tuple[str, int]  # a prompt, and the most tokens of its answer
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Outside:
     chat: bool = False  # prompts are a user's turns
 
     def question(self, prompt: str) -> Question:
-        """A prompt's tokens, as they are asked."""
+        """Return a prompt's tokens, as they are asked."""
         return self.session.task.question(Chat.asking(prompt) if self.chat else prompt)
 
     def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
-        """The answer to each prompt, cut off where the model ends it."""
+        """Generate the answer to each prompt, cut off where the model ends it."""
         prompts: defaultdict[int, list[tuple[Asked, Tokens]]] = defaultdict(list)
         for prompt, tokens in dict.fromkeys(questions):
             prompts[tokens].append(((prompt, tokens), self.question(prompt).ids))
@@ -66,14 +66,16 @@ class Outside:
         return answers
 
     def text(self, answer: Tokens) -> str:
-        """The words of an answer."""
+        """Return the words of an answer."""
         text: str = self.session.tokenizer.decode(list(answer), skip_special_tokens=True)
         return text
 
     @torch.no_grad()
     def agreement(self, prompt: str, answer: Tokens) -> float | None:
-        """The share of an answer's tokens that the model says when the words before are given;
-        None for an empty answer."""
+        """Return the share of an answer's tokens that the model says, given the words before each.
+
+        None for an empty answer.
+        """
         if not answer:
             return None
         question = self.question(prompt)
@@ -108,7 +110,7 @@ class Outside:
         return [self._ended(row) for row in generated[:, longest:].tolist()]
 
     def _ended(self, row: Sequence[int]) -> Tokens:
-        """The tokens before the first that ends an answer."""
+        """Return the tokens before the first that ends an answer."""
         ending = self.session.model.generation_config.eos_token_id
         ends = {ending} if isinstance(ending, int) else set(ending or ())
         return tuple(row[: next((i for i, token in enumerate(row) if token in ends), len(row))])
@@ -121,7 +123,7 @@ class BaseAnswers:
         self._outside, self._folder = outside, folder
 
     def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
-        """The base's answer to each prompt."""
+        """Return the base's answer to each prompt."""
         asked = list(dict.fromkeys(questions))
         file = self._file(asked)
         if not file.exists():
@@ -132,7 +134,7 @@ class BaseAnswers:
         return {question: tuple(tokens) for question, tokens in zip(asked, kept, strict=True)}
 
     def text(self, answer: Tokens) -> str:
-        """The words of an answer."""
+        """Return the words of an answer."""
         return self._outside.text(answer)
 
     def _file(self, asked: Sequence[Asked]) -> Path:
@@ -142,12 +144,12 @@ class BaseAnswers:
 
 
 def asked(questions: Iterable[Survey]) -> list[Asked]:
-    """Prompts and lengths."""
+    """Return the prompts and lengths of questions."""
     return [(question.prompt, question.tokens) for question in questions]
 
 
 def wrong_facts(base: BaseAnswers, facts: Sequence[Fact], count: int) -> list[Fact]:
-    """The first `count` facts that the base answers otherwise than by their target."""
+    """Return the first `count` facts that the base answers otherwise than by their target."""
     wrong: list[Fact] = []
     for first in range(0, len(facts), CHOSEN_AT_ONCE):
         if len(wrong) >= count:

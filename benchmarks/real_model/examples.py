@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 def faults(targets: list[str]) -> Mapping[str, Callable[[Comparison], bool]]:
-    """Tests for each fault of an answer, by the fault's name."""
+    """Return tests for each fault of an answer, by the fault's name."""
     wrong = {
         f"{kind} not right": lambda c, kind=kind: c.question.kind == kind and not c.is_right
         for kind in (EDIT, PARAPHRASE)
@@ -33,7 +33,7 @@ def faults(targets: list[str]) -> Mapping[str, Callable[[Comparison], bool]]:
 
 
 def show(name: str, finished: Finished, count: int) -> None:
-    """The first `count` answers with each fault."""
+    """Print the first `count` answers with each fault."""
     for fault, has_it in faults(finished.targets).items():
         found = [c for c in finished.comparisons if has_it(c)][:count]
         if found:

@@ -1,6 +1,6 @@
 """Shares of changed, right and leaking answers, from the answers before the stream and behind it.
 
-Knows answers as tokens and as text; nothing of models.
+Knows answers as tokens and as text; leaves models to others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.real_model.questions import (
 START_TOKENS = 3
 NGRAM_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # halved: Meng et al. 2022, section 3.4
 UNEDITED = {NEIGHBOUR: "neighbours", SUBJECT: "subject", GENERAL: "general"}
-"""Kinds of questions that no correction is an answer to, and the names of their columns."""
+"""Kinds of questions that no correction answers, and the names of their columns."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Comparison:
         return sum(a == b for a, b in pairs) / len(self.base.tokens)
 
     def leaked(self, targets: Iterable[str]) -> str | None:
-        """A target of the stream that head names and the base does not; None for none."""
+        """The first target of the stream that head names and the base does not, or None."""
         return next(
             (t for t in targets if names(self.head.text, t) and not names(self.base.text, t)), None
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison for a file."""
+        """Return the comparison as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
-        """The comparison read back."""
+        """Read the comparison back from JSON."""
         before, after = (
             Answer(tuple(said["tokens"]), said["text"], said["start"])
             for said in (entry["base"], entry["head"])
@@ -94,17 +94,17 @@ class Comparison:
 
 
 def says(answer: str, target: str) -> bool:
-    """True if an answer begins with the target."""
+    """Tell whether an answer begins with the target."""
     return answer.strip().startswith(target.strip())
 
 
 def names(answer: str, target: str) -> bool:
-    """True if an answer has the target among its words."""
+    """Tell whether an answer has the target among its words."""
     return re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", answer) is not None
 
 
 def measures(comparisons: Sequence[Comparison], targets: Iterable[str]) -> dict[str, Any]:
-    """The columns of a run, by name; None where nothing was asked."""
+    """Return the columns of a run, by name; None if nothing was asked."""
     stream = list(dict.fromkeys(targets))
     of = {kind: [c for c in comparisons if c.question.kind == kind] for kind in _KINDS}
     row: dict[str, Any] = {
@@ -122,7 +122,7 @@ def measures(comparisons: Sequence[Comparison], targets: Iterable[str]) -> dict[
 
 
 def routing(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Shares of questions that the memory answers, by the record that was read."""
+    """Return the shares of questions that the memory answers, by the record that was read."""
     edits = [c.question for c in comparisons if c.question.kind == EDIT]
     prompts = {question.case: question.prompt for question in edits}
     asked = [c for c in comparisons if c.question.kind == PARAPHRASE]
@@ -139,14 +139,14 @@ def routing(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def fluency(comparisons: Sequence[Comparison]) -> float | None:
-    """The mean n-gram entropy of head's texts over that of the base's."""
+    """Return the mean n-gram entropy of head's texts over that of the base's."""
     before = _mean(entropy(c.base.tokens) for c in comparisons)
     after = _mean(entropy(c.head.tokens) for c in comparisons)
     return None if not before or after is None else after / before
 
 
 def entropy(tokens: Sequence[int]) -> float:
-    """The weighted mean of the entropies, in bits, of a text's bigrams and trigrams."""
+    """Return the weighted mean of the entropies, in bits, of a text's bigrams and trigrams."""
     weighted = [w * _ngram_entropy(tokens, n) for n, w in NGRAM_WEIGHTS.items()]
     return sum(weighted) / len(weighted)
 

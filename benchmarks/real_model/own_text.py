@@ -1,7 +1,7 @@
 """Key statistics from text that the base model writes itself, by sampling.
 
 No corpus is needed, and the keys are of texts that the model finds likely. The texts are kept in a
-file that the fingerprint of the model names.
+file named by the fingerprint of the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS = 32
 
 
 def collect(outside: Outside, folder: Path, blocks: Sequence[int]) -> None:
-    """Statistics of these blocks in the session's store, unless they are there."""
+    """Collect statistics of these blocks in the session's store, unless they are there."""
     statistics = outside.session.statistics
     try:
         for block in blocks:
@@ -33,7 +33,7 @@ def collect(outside: Outside, folder: Path, blocks: Sequence[int]) -> None:
 
 
 def texts(outside: Outside, folder: Path, tokens: int = TOKENS) -> list[str]:
-    """Texts of so many tokens together, written once."""
+    """Return texts of `tokens` tokens together, written once."""
     base = outside.session.edited.base.fingerprint
     file = folder / f"real-model-{base[:16]}" / f"own-text-{tokens}.json"
     if not file.exists():

@@ -58,7 +58,7 @@ class Fact:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Fact:
-        """A record in CounterFact's original schema."""
+        """Read a record in CounterFact's original schema."""
         rewrite = record["requested_rewrite"]
         return cls(
             int(record["case_id"]),
@@ -79,7 +79,7 @@ class Question:
     kind: str
     prompt: str
     case: int | None = None  # of the correction that it is about or next to
-    target: str | None = None  # the right answer, where the correction has it
+    target: str | None = None  # the right answer, if the correction has it
 
     @property
     def tokens(self) -> int:
@@ -88,7 +88,7 @@ class Question:
 
 
 def load_facts(data: Path) -> list[Fact]:
-    """The records of the full-format file, one for each subject and prompt."""
+    """Read the records of the full-format file, one for each subject and prompt."""
     text = (data / "counterfact" / "counterfact-full-format.json").read_text(encoding="utf-8")
     facts: dict[str, Fact] = {}
     for fact in map(Fact.of, json.loads(text)):
@@ -97,15 +97,17 @@ def load_facts(data: Path) -> list[Fact]:
 
 
 def shuffled(facts: Sequence[Fact], seed: int) -> list[Fact]:
-    """The facts in the order in which a stream takes them."""
+    """Return the facts in the order in which a stream takes them."""
     order = list(facts)
     random.Random(seed).shuffle(order)
     return order
 
 
 def correction(fact: Fact, *, chat: bool = False) -> dict[str, Any]:
-    """The request of a fact: no probes, and no rephrases but those held out. In a chat each prompt
-    is a user's turn."""
+    """Return the request of a fact, without probes and with held-out rephrases only.
+
+    In a chat each prompt is a user's turn.
+    """
     return {
         **({"messages": _turn(fact.prompt)} if chat else {"prompt": fact.prompt}),
         "target_new": fact.target,
@@ -130,9 +132,9 @@ class Survey:
     chat: bool = False  # no words stand behind an answer in a turn of its own
 
     def questions(self, facts: Sequence[Fact], every: Sequence[Fact], data: Path) -> list[Question]:
-        """All questions of a stream: about each fact, next to it, and far from all of them.
+        """Return all questions of a stream: about each fact, next to it, and far from all of them.
 
-        `every` has the facts that templates of other relations are taken from.
+        `every` has the facts whose templates serve for other relations.
         """
         templates = _templates_by_relation(every)
         subjects = [fact.subject for fact in facts]
@@ -161,8 +163,11 @@ class Survey:
     def _other_templates(
         self, fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random
     ) -> list[str]:
-        """Prompts about the subject that do not ask for the corrected relation: half of them in
-        the words of other relations of its kind, the others in frames for any subject."""
+        """Return prompts about the subject that do not ask for the corrected relation.
+
+        Half of them use the words of other relations of its kind, the others frames for any
+        subject.
+        """
         kind = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
         others = [name for name in kind if name != fact.relation and name in templates]
         relations = draw.sample(others, min(self.around // 2, len(others)))
@@ -178,7 +183,7 @@ def _templates_by_relation(facts: Iterable[Fact]) -> dict[str, list[str]]:
 
 
 def openings(data: Path, seed: int, count: int) -> list[str]:
-    """The first words of so many articles of an encyclopedia."""
+    """Return the first words of `count` articles of an encyclopedia."""
     articles = (data / "text" / "simplewiki.jsonl").read_text(encoding="utf-8").splitlines()
     words = (json.loads(line)["text"].split() for line in articles)
     every = [" ".join(w[:OPENING_WORDS]) for w in words if len(w) >= ARTICLE_WORDS_MIN]

@@ -1,7 +1,7 @@
 """A run: a stream of corrections through one chain of editors, asked about before and behind it.
 
-Each run has a folder with its store, its stream, the answers, and its costs. One that was
-interrupted goes on in its store; of one that is finished, the row is read from its files.
+Each run has a folder with its store, its stream, the answers, and its costs. An interrupted run
+goes on in its store; the row of a finished run is read from its files.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Case:
 
     editors: str  # joined by commas, or a chain by its name
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME]
-    label: str | None = None  # of its row, where it is not `editors`
+    label: str | None = None  # of its row, if it is not `editors`
 
     @property
     def name(self) -> str:
-        """Of its row and its folder."""
+        """The name of its row and its folder."""
         return self.label or self.editors.replace(",", "+")
 
     @property
@@ -88,22 +88,23 @@ class Finished:
 
     @property
     def targets(self) -> list[str]:
-        """Of the stream."""
+        """The targets of the stream."""
         return list(dict.fromkeys(q.target for c in self.comparisons if (q := c.question).target))
 
     def row(self, name: str) -> dict[str, Any]:
-        """Seen from outside, with cedit's own rates under `rates`."""
+        """Return the measures from outside, with cedit's own rates under `rates`."""
         return {"editor": name, **self.costs, **measures(self.comparisons, self.targets)}
 
     def routing(self, name: str) -> dict[str, Any] | None:
-        """Shares of questions that the memory answers; None for a run that keeps nothing there."""
+        """Return shares of questions that the memory answers; None for a run with an empty
+        memory."""
         if not self.costs["records"]:
             return None
         return {"editor": name, "records": self.costs["records"], **routing(self.comparisons)}
 
 
 def run(case: Case, plan: Plan) -> Finished:
-    """A run, from its files if it is finished."""
+    """Make a run, or read it from its files if it is finished."""
     folder = plan.output / case.name
     if not (folder / COSTS).exists():
         tables.note(case.name)
@@ -124,7 +125,7 @@ def _session(plan: Plan, store: Path) -> Session:
 
 
 def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
-    """Take the stream and ask; the costs are written last, when everything else is there."""
+    """Take the stream and ask; write the costs last, when everything else is there."""
     outside = Outside(session, plan.survey.chat)
     base = BaseAnswers(outside, plan.cache)
     facts, around = _asked(base, plan)
@@ -153,7 +154,7 @@ def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
 
 
 def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
-    """The corrections that the base needs, and all questions around them."""
+    """Return the corrections that the base needs, and all questions around them."""
     every = load_facts(plan.data)
     facts = wrong_facts(base, shuffled(every, plan.survey.seed), plan.edits)
     return facts, plan.survey.questions(facts, every, plan.data)
@@ -162,7 +163,7 @@ def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
 def _apply(
     session: Session, case: Case, corrections: Sequence[Mapping[str, Any]], stream: Path
 ) -> None:
-    """The stream from its beginning, or from where the store is in it."""
+    """Apply the stream from its beginning, or from the place that the store has reached."""
     if not stream.exists():
         lines = [json.dumps(correction) + "\n" for correction in corrections]
         stream.write_text("".join(lines), encoding="utf-8")
@@ -180,13 +181,13 @@ def _answer(outside: Outside, tokens: tuple[int, ...]) -> Answer:
 
 
 def _record(outside: Outside, question: Question) -> str | None:
-    """The prompt of the record that a question is about."""
+    """Return the prompt of the record to which the memory routes a question, or None."""
     route = outside.session.route(outside.question(question.prompt))
     return None if route is None else str(route.record.prompt)
 
 
 def _costs(session: Session) -> dict[str, Any]:
-    """Seconds and outcomes from the store's journal, and cedit's own rates behind the last step."""
+    """Return the seconds and outcomes from the journal, and cedit's rates behind the last step."""
     ledgers = list(_ledgers(session))
     attempts = session.standing.retention.attempts
     later = ledgers[1:] or ledgers
@@ -202,7 +203,7 @@ def _costs(session: Session) -> dict[str, Any]:
 
 
 def _ledgers(session: Session) -> Iterator[Mapping[str, Any]]:
-    """The records of the steps, in their order."""
+    """Yield the records of the steps, in their order."""
     for revision in session.store.lineage("head"):
         ledger = session.store.ledger(revision.seq)
         if revision.operation == "edit" and ledger is not None:
