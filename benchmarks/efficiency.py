@@ -79,7 +79,7 @@ class Case:
 
     @property
     def recheck(self) -> Recheck:
-        """How often earlier edits are measured again."""
+        """The schedule on which earlier edits are measured again."""
         if self.editor in FOLLOWED:
             return Recheck()
         return Recheck(every=max(1, WEIGHTS_RECHECKED_EVERY // self.batch_size))

@@ -1,10 +1,10 @@
-"""Every fault that a store may meet, injected: what was acknowledged must be there afterwards.
+"""Measures every fault that a store may meet, injected: acknowledged work must be there afterwards.
 
     python -m benchmarks.faults [--short] [--only NAME,...] [--json OUT]
 
-One file for a kind of fault; `workload` says what is done and what must hold, `processes` starts
-what is to be hurt, `recording` and `disk` turn system calls into what a power loss may leave.
-The tests in tests/faults run the short forms.
+There is one file for a kind of fault. `workload` has the acts on a store and the checks that must
+hold, `processes` starts the processes to be hurt, `recording` and `disk` turn system calls into the
+possible contents of a disk after a power loss. The tests in tests/faults run the short forms.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Injects every fault and prints what came of it.
+"""Measures how a store takes every fault: injects it and prints cases and violations.
 
     python -m benchmarks.faults [--short] [--only NAME,...] [--json OUT]
 
-The full form takes about half an hour on two cores. Exits with 1 where something acknowledged was
+The full form takes about half an hour on two cores. Exits with 1 if something acknowledged was
 lost, something damaged went unnoticed, an error had no name, or a control noticed nothing.
 """
 
@@ -50,7 +50,7 @@ FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the form that the tests run")
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(FAULTS)}")

@@ -25,7 +25,7 @@ CRASHES = ("Traceback (most recent call last)", "this is a bug")
 
 @dataclass(frozen=True)
 class Done:
-    """What a command came to."""
+    """The end of a command: exit code, output and signal."""
 
     code: int | None  # None: a signal ended it
     out: str
@@ -34,7 +34,8 @@ class Done:
 
     @property
     def problems(self) -> list[str]:
-        """What no command may do: crash, hang, fail without a word, leave with a strange code."""
+        """The faults that no command may have: a crash, a hang, a silent failure, a strange
+        code."""
         found = [self.err[-600:] for crash in CRASHES if crash in self.out + self.err][:1]
         if self.code not in CODES:
             found.append(f"it ended with code {self.code}, signal {self.signal}")
@@ -45,7 +46,7 @@ class Done:
 
 @cache
 def warm_up() -> None:
-    """Import before the fork what all children need."""
+    """Import before the fork whatever all children need."""
     for name in cli.COMMANDS:
         cli.commands.get_command(click.Context(cli.commands), name)
     load_base(ATLAS.name, device="cpu", dtype="float32", overrides={})
@@ -53,13 +54,13 @@ def warm_up() -> None:
 
 @cache
 def _home() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lasts as long as this process."""
+    """Return a folder that lasts as long as this process."""
     return tempfile.TemporaryDirectory()
 
 
 @cache
 def new_store() -> Path:
-    """A new store on the embedded model, made once in a process; to be copied."""
+    """Return a new store on the embedded model, made once in a process; to be copied."""
     path = Path(_home().name) / "store"
     made = run("init", str(path), "--no-watch")
     assert made.code == 0, made.err
@@ -72,7 +73,7 @@ def perform(arguments: Sequence[str], say: Say) -> None:
 
 
 def run(*arguments: str, before: processes.Task | None = None, stdin: bytes = b"") -> Done:
-    """Run a command in a child, after what the child is to do `before`."""
+    """Run a command in a child, after the child has run the task `before`."""
     warm_up()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("in", "out", "err")]

@@ -1,7 +1,7 @@
 """Flipped bits, cut-off files, pages gone or swapped: `verify` names it, or nothing was changed.
 
-Each file of a store is damaged in one place after the other. Where `verify` has nothing to name,
-all that the store says must be what it was: the damage lies where nothing is kept.
+Each file of a store is damaged in one place after the other. If `verify` has nothing to name, all
+that the store says must be as before: the damage lies where nothing is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from store.check import verify
 from store.journal import TABLES
 
 PAGE = 4096
-HEADER = 96  # bytes at the start of a page that say what is where in it
+HEADER = 96  # bytes at the start of a page that describe its layout
 META = 176  # bytes at the start of the file's first two pages that are in use
 CHUNK = 250
 SNAPSHOT = "segments/one"
@@ -35,21 +35,21 @@ PATIENCE_S = 20  # for one look
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a file: `data` is put at `offset`, or all from there on is cut off."""
+    """A damage to a file: `data` is put at `offset`, or all from there on is cut off."""
 
     kind: str
     offset: int
     data: bytes | None
 
     def applied(self, sound: bytes) -> bytes:
-        """The file's content with the damage."""
+        """Return the file's content with the damage."""
         if self.data is None:
             return sound[: self.offset]
         return sound[: self.offset] + self.data + sound[self.offset + len(self.data) :]
 
 
 def flips(sound: bytes, places: Iterable[int], bits: Iterable[int]) -> Iterator[Damage]:
-    """Each of these bits in each of these bytes."""
+    """Yield a flip for each of these bits in each of these bytes."""
     bits = list(bits)
     for place in places:
         for bit in bits:
@@ -57,20 +57,20 @@ def flips(sound: bytes, places: Iterable[int], bits: Iterable[int]) -> Iterator[
 
 
 def random_flips(sound: bytes, count: int, draw: random.Random) -> Iterator[Damage]:
-    """Bits anywhere."""
+    """Yield `count` flips of bits anywhere."""
     for _ in range(count):
         yield from flips(sound, [draw.randrange(len(sound))], [draw.randrange(8)])
 
 
 def cuts(sound: bytes, count: int, draw: random.Random) -> Iterator[Damage]:
-    """Files that end too early: at the start, before the last byte, and in between."""
+    """Yield cuts of a file: at the start, before the last byte, and in between."""
     ends = {0, 1, len(sound) - 1, *(draw.randrange(len(sound)) for _ in range(count))}
     for end in sorted(ends):
         yield Damage("cut", end, None)
 
 
 def pages(sound: bytes, every: int = 1) -> Iterator[Damage]:
-    """Whole pages lost, filled, or in the place of others."""
+    """Yield whole pages lost, filled, or in the place of others."""
     starts = range(0, len(sound), PAGE)[::every]
     for number, start in enumerate(starts):
         other = starts[(number + 1) % len(starts)]
@@ -80,7 +80,7 @@ def pages(sound: bytes, every: int = 1) -> Iterator[Damage]:
 
 
 def of_journal(sound: bytes, is_short: bool, draw: random.Random) -> Iterator[Damage]:
-    """The places of an LMDB file that matter most, and many others."""
+    """Yield damage to the places of an LMDB file that matter most, and to many others."""
     metas = [*range(META), *range(PAGE, PAGE + META)]
     headers = [start + n for start in range(0, len(sound), PAGE) for n in range(HEADER)]
     if is_short:
@@ -93,7 +93,7 @@ def of_journal(sound: bytes, is_short: bool, draw: random.Random) -> Iterator[Da
 
 
 def of_file(sound: bytes, is_short: bool, draw: random.Random) -> Iterator[Damage]:
-    """Every byte of a small file, one bit each (and in the full form some more)."""
+    """Yield a flip in every byte of a small file, and cuts; in the full form some more flips."""
     places = draw.sample(range(len(sound)), min(40, len(sound))) if is_short else range(len(sound))
     for place in places:
         yield from flips(sound, [place], [draw.randrange(8)])
@@ -105,7 +105,7 @@ def of_file(sound: bytes, is_short: bool, draw: random.Random) -> Iterator[Damag
 
 
 def state_of(store: Store) -> dict[str, Any]:
-    """All that a store says."""
+    """Return all that a store says."""
     with store.journal.snapshot():
         tables = {table: list(store.journal.entries(table)) for table in TABLES}
     patches = {one.seq: _digest(store.tensors(one)) for one in store.revisions()}
@@ -132,7 +132,7 @@ def _digest(found: Any) -> str | None:
 
 
 def look_at(path: Path, truth: dict[str, Any]) -> str:
-    """ "named", "harmless", or what is wrong with how a damaged store is read."""
+    """Return "named", "harmless", or the fault in how a damaged store is read."""
     try:
         with Store.open(path) as store:
             if verify(store):
@@ -149,7 +149,7 @@ def look_at(path: Path, truth: dict[str, Any]) -> str:
 def examine(
     finding: Finding, path: Path, name: str, damages: Iterator[Damage], truth: dict[str, Any]
 ) -> None:
-    """Do one damage after the other to a file, and look."""
+    """Do one damage after the other to a file, and look at the store."""
     file = path / name
     sound, outcomes = file.read_bytes(), dict.fromkeys(("named", "harmless", "deadly"), 0)
     while chunk := list(islice(damages, CHUNK)):
@@ -199,7 +199,7 @@ def _count(
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     draw = random.Random(0)
     with scratch() as folder:
         path, _ = full_store(folder)

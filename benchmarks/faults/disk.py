@@ -1,9 +1,10 @@
-"""What a disk may hold after a power loss, given what was asked of the file system before.
+"""The possible contents of a disk after a power loss, given the calls to the file system before.
 
-The file system is a strict one: what a file holds is only certain once the file was synced, a name
-only once its folder was. Until then a write may be lost, or torn at a sector; its file may have
-grown without it; a new name, a rename or a removal may be there or not, each for itself or (as on
-a file system that journals its metadata) up to some moment. A rename itself is whole or not there.
+The file system is a strict one: a file's content is only certain once the file was synced, and a
+name only once its folder was. Until then a write may be lost, or torn at a sector; its file may
+have grown without it; a new name, a rename or a removal may be there or not, each for itself or (as
+on a file system that journals its metadata) up to some moment. A rename itself is whole or not
+there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Inode:
 
 @dataclass
 class _Renaming:
-    """What one operation does to names: (folder, name) → inode, or None for no more."""
+    """One operation's effects on names: (folder, name) → inode, or None for a removed name."""
 
     effects: dict[tuple[int, str], int | None]
     began: int
@@ -48,7 +49,7 @@ class _Renaming:
 
 @dataclass(frozen=True)
 class Image:
-    """A disk after a power loss, and how much had been acknowledged by then."""
+    """A disk after a power loss, and the acknowledgements given by then."""
 
     tree: Tree
     said: bytes
@@ -56,7 +57,7 @@ class Image:
 
     @property
     def digest(self) -> bytes:
-        """Equal for equal images."""
+        """A digest that is equal for equal images."""
         total = hashlib.sha256(repr(self.said).encode())
         for name, content in sorted(self.tree.items()):
             total.update(f"{name}\0{-1 if content is None else len(content)}\0".encode())
@@ -75,7 +76,7 @@ class Image:
 
 
 class Disk:
-    """A file system as it was used: `base` was there durably, then came the events."""
+    """A file system in use: `base` was there durably, then came the events."""
 
     def __init__(self, root: Path, base: Tree, events: Sequence[Event]) -> None:
         self.root = root
@@ -89,7 +90,7 @@ class Disk:
         for event in events:
             self._take(event)
 
-    # -- what happened
+    # -- the events so far
 
     def _lay(self, name: str, content: bytes | None) -> None:
         inode = self._link(self.root / name, content is None, began=-1)
@@ -131,7 +132,7 @@ class Disk:
             inode.changes.append(_Change(event.offset, event.data, event.began, durable))
 
     def _copied(self, span: Span) -> bytes:
-        """What a file has there for those who read it, on the disk or not."""
+        """Return a part of a file as a reader sees it, on the disk or not."""
         number = self._find(span.path)
         assert number is not None, span
         data = _content(self._inodes[number].changes, _NEVER, "all", random.Random(0))
@@ -170,10 +171,10 @@ class Disk:
             number = self._names.get((number, part)) if number is not None else None
         return number
 
-    # -- what may be left of it
+    # -- possible images
 
     def images(self, draw: random.Random, count: int) -> Iterator[Image]:
-        """So many images, no two equal: for every moment the usual losses, then random ones."""
+        """Yield `count` different images: for every moment the usual losses, then random ones."""
         seen: set[bytes] = set()
         for image in self._candidates(draw, count):
             if image.digest not in seen:
@@ -185,7 +186,7 @@ class Disk:
     def _candidates(self, draw: random.Random, count: int) -> Iterator[Image]:
         for content in ("none", "all", "random"):
             for names in ("none", "all", "prefix"):
-                for moment in draw.sample(self.moments, len(self.moments)):  # a few: of all of it
+                for moment in draw.sample(self.moments, len(self.moments)):  # in random order
                     yield self._image(moment, draw, names, content)
         for _ in range(20 * count):
             moment = draw.choice(self.moments)
@@ -265,7 +266,7 @@ def _content(changes: Sequence[_Change], moment: int, how: str, draw: random.Ran
         elif change.data is not None:
             grown = max(grown, change.offset + len(change.data))
     if how in ("torn", "any", "none") and draw.random() < 0.3 and grown > len(data):
-        _set_length(data, grown)  # the file has grown, and what is in it is lost
+        _set_length(data, grown)  # the file has grown, and its new part is lost
     return bytes(data)
 
 

@@ -90,7 +90,7 @@ def _fail_at(
 
 
 def judged(heard: Heard, path: Path, acts: Sequence[Act], named: str | None = None) -> list[str]:
-    """What is wrong with how a run ended, and with the store that it left."""
+    """Return the faults in how a run ended, and in the store that it left."""
     problems = list(heard.problems)
     done = sum("done" in one for one in heard.said)
     if heard.error is None and done < len(acts) and not problems:
@@ -104,7 +104,7 @@ def judged(heard: Heard, path: Path, acts: Sequence[Act], named: str | None = No
 
 
 def of_file_limits(finding: Finding, limits: Sequence[int]) -> None:
-    """Run under a limit on how long a file may be, in bytes."""
+    """Run under a limit on the length of a file, in bytes."""
     acts = workload.plan(80)
     with scratch() as folder:
         workload.make(folder / "template")
@@ -209,7 +209,7 @@ def _use_forbidden(
 
 
 def obey_permissions() -> None:
-    """Give up what lets root ignore permissions, also for the programs that this one starts."""
+    """Give up the capabilities that let root ignore permissions, also for started programs."""
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in _IGNORES_PERMISSIONS:
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
@@ -229,7 +229,7 @@ def _go_on_obeying(path: Path, acts: Sequence[Act], done: int, say: Say) -> None
 
 
 def read_all(path: Path) -> None:
-    """Read everything of a store. Raises StoreError for what can't be."""
+    """Read everything of a store. Raises StoreError for anything that can't be read."""
     from store import Store
     from store.check import verify
 
@@ -281,7 +281,7 @@ def _go_on_without(path: Path, place: str, acts: Sequence[Act], done: int, say: 
 
 
 def full_store(folder: Path) -> tuple[Path, list[Act]]:
-    """A store with something everywhere, and the acts that made it."""
+    """Return a store with something everywhere, and the acts that made it."""
     template, acts = folder / "template", workload.plan(len(workload.PLAN))
     workload.make(template)
     heard = processes.run(partial(workload.run_plan, template, acts))
@@ -290,7 +290,7 @@ def full_store(folder: Path) -> tuple[Path, list[Act]]:
 
 
 def places_of(template: Path, patterns: Sequence[str] = EVERYTHING) -> list[str]:
-    """What some patterns match in a store."""
+    """Return the places in a store that some patterns match."""
     found = {path for pattern in patterns for path in template.glob(pattern)}
     return sorted(path.relative_to(template).as_posix() for path in found)
 
@@ -347,7 +347,7 @@ def _command(
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     why = processes.why_no_strace()
     calls = Finding("EIO, ENOSPC, EDQUOT from each writing call", skipped=why)
     if why is None:

@@ -1,4 +1,4 @@
-"""Memory that runs out: it is said, what was acknowledged is kept, and the end is the same."""
+"""Memory that runs out: the error says so, acknowledged steps are kept, and the end is the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """A stream that is applied, and the room that it gets each time, in MiB."""
+    """A stream to apply, and the room that it gets each time, in MiB."""
 
     editor: str
     batch: int
@@ -42,8 +42,10 @@ SHORT = (Run("ft-last", 1, 2, (300,)),)
 
 
 def of_apply(finding: Finding, runs: Sequence[Run]) -> None:
-    """`cedit apply` in an address space that hardly grows; then again, with room: it must end as
-    one that always had it."""
+    """Run `cedit apply` in an address space that hardly grows, then again with room.
+
+    It must end as a run that always had room.
+    """
     short = 0
     for run in runs:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +84,7 @@ def _applied(run: Run, stream: Path, path: Path) -> Path:
 
 
 def _leave(room: int, say: Say) -> None:
-    """From here on, this process may take so many MiB more."""
+    """Let this process take `room` MiB more from here on."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     size = pages * PAGE_BYTES + room * MIB
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
@@ -96,12 +98,12 @@ def _problems(done: commands.Done) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    """Those that were written to their end."""
+    """Return the lines that were written to their end."""
     return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The row of the table."""
+    """Yield the finding of the table's one row."""
     applied = Finding("`cedit apply` without memory (RLIMIT_AS)")
     of_apply(applied, SHORT if is_short else LONG)
     yield applied

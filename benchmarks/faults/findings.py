@@ -1,4 +1,4 @@
-"""What a fault came to: how many cases there were, and what each violation was."""
+"""The result of a fault: the number of cases, and an account of each violation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
     def count(self, case: str, problems: list[str]) -> None:
-        """Count a case, and the violation that it is if there are problems."""
+        """Count a case, and a violation if there are problems."""
         self.cases += 1
         if problems:
             self.violations += 1
@@ -30,12 +30,12 @@ class Finding:
 
     @property
     def is_sound(self) -> bool:
-        """Whether all is as it must be; of a control, whether it was noticed."""
+        """True if all is as it must be; for a control, if it was noticed."""
         if self.skipped is not None:
             return True
         return self.cases > 0 and (self.violations > 0) == self.control
 
     def row(self) -> dict[str, Any]:
-        """The finding as a row of the table, and as JSON."""
+        """Return the finding as a row of the table, and as JSON."""
         verdict = "skipped" if self.skipped is not None else "ok" if self.is_sound else "FAILED"
         return {**asdict(self), "verdict": verdict, "note": self.skipped or self.note}

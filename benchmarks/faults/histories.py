@@ -40,7 +40,7 @@ EDITORS = st.sampled_from([None, "ft-last"])  # the default, and one whose patch
 
 
 class Acts(RuleBasedStateMachine):
-    """A store, and the list of what was done to it."""
+    """A store, and the list of the acts done to it."""
 
     steps: ClassVar[int] = 0
 
@@ -112,7 +112,7 @@ class State:
 
 @dataclass
 class Plain:
-    """The history as a dict, and where it stands."""
+    """The history as a dict, and the place of its head."""
 
     states: dict[str, State] = field(default_factory=dict)
     head: str = ""
@@ -240,7 +240,7 @@ def _apply_alone(path: Path, number: int, editor: str | None, say: Say) -> None:
 
 @cache
 def _corrections() -> list[dict[str, Any]]:
-    """Corrections of different subjects, so that none supersedes another."""
+    """Return corrections of different subjects, so that none supersedes another."""
     with ATLAS.corrections.open(encoding="utf-8") as lines:
         records = {record["subject"]: record for record in map(json.loads, islice(lines, 60))}
     return list(records.values())[:CORRECTIONS]
@@ -249,7 +249,7 @@ def _corrections() -> list[dict[str, Any]]:
 def of_machine(
     finding: Finding, machine: type[Acts] | type[Edits], examples: int, steps: int
 ) -> None:
-    """Run a machine; the first example that fails is the violation, told as small as it goes."""
+    """Run a machine; the first example that fails is the violation, shrunk as far as it goes."""
     machine.steps = 0
     given = settings(
         max_examples=examples,
@@ -272,7 +272,7 @@ def of_machine(
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     acts = Finding("any order of acts on a store, with crashes")
     of_machine(acts, Acts, *((10, 15) if is_short else (150, 40)))
     yield acts

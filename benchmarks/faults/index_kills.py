@@ -1,8 +1,8 @@
 """kill -9 between a patch, its journal entry and the vector index: the index heals itself.
 
-A step writes a patch, commits its revision, and saves an index of what all patches hold, as a
-memory does. Whatever is killed when, an index that is taken up afterwards names just what the
-journal names; else it is made anew, and is then taken up.
+A step writes a patch, commits its revision, and saves an index of the contents of all patches, as a
+memory does. After a kill at any point, an index that is taken up names exactly the revisions that
+the journal names; otherwise it is made anew, and is then taken up.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _go_on(path: Path, steps: int, say: Say) -> None:
 
 
 def _look(path: Path, say: Say) -> None:
-    """Says what is wrong with the index that is taken up, or with one that is made anew."""
+    """Say the faults of the index that is taken up, or of one that is made anew."""
     problems = []
     with Store.open(path, writable=True) as store:
         found = _taken_up(store)
@@ -88,7 +88,7 @@ def _made(store: Store) -> VectorIndex:
 
 
 def _vector(store: Store, seq: int) -> Tensor:
-    """[1, d] what the patch of a revision holds."""
+    """Return [1, d], the vector for a revision's patch."""
     found = store.tensors(f"@{seq}")
     assert found is not None
     generator = torch.Generator().manual_seed(int(found[0]["bias"][0]))

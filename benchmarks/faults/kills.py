@@ -34,13 +34,13 @@ PER_STORE = 8  # kills before a fresh store is taken
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for stores that need no real disk."""
+    """Yield a folder for stores that need no real disk."""
     with tempfile.TemporaryDirectory(dir=FAST if FAST.is_dir() else None) as folder:
         yield Path(folder)
 
 
 def calls_of(template: Path, acts: Sequence[Act], folder: Path) -> Counter[str]:
-    """How often each system call is made in a run: the most that one thread makes of it."""
+    """Count each system call in a run: the most that one thread makes of it."""
     return processes.calls_in(partial(workload.run_plan, copied(template, folder), acts))
 
 
@@ -115,7 +115,7 @@ def _kill_sometime(
 
 
 def of_apply(finding: Finding, kills: int, corrections: int, seed: int = 0) -> None:
-    """Kill `cedit apply` at random times and give it again: it must end as one left in peace."""
+    """Kill `cedit apply` at random times and give it again: it must end as a run left in peace."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         stream, root = Path(folder) / "stream.jsonl", Path(folder)
@@ -147,13 +147,13 @@ def _kill_apply(stream: Path, store: Path, draw: random.Random) -> bool:
 
 
 def lineage_of(path: Path) -> list[tuple[str, str]]:
-    """Ids and fingerprints, from the beginning."""
+    """Return ids and fingerprints, from the beginning."""
     with Store.open(path) as store:
         return [(one.id, one.fingerprint) for one in store.lineage("head")]
 
 
 def unlike(path: Path, wanted: Sequence[tuple[str, str]], is_whole: bool) -> list[str]:
-    """What is wrong with a store whose lineage is to be this one, or the beginning of it."""
+    """Return the faults of a store whose lineage is to be `wanted`, or the beginning of it."""
     found = lineage_of(path)
     problems = [] if found == list(wanted[: len(found)]) else ["another lineage"]
     if is_whole and len(found) != len(wanted):
@@ -166,7 +166,7 @@ def unlike(path: Path, wanted: Sequence[tuple[str, str]], is_whole: bool) -> lis
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     why = processes.why_no_strace()
     calls = Finding("kill -9 at every system call of a step", skipped=why)
     if why is None:

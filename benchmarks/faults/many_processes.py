@@ -26,7 +26,7 @@ PATIENCE_S = 300.0
 
 
 def of_readers(finding: Finding, steps: int) -> None:
-    """One writer, and ten readers that look at the newest and at random revisions."""
+    """Run one writer, and ten readers that look at the newest and at random revisions."""
     acts = workload.plan(steps, ("step", "bare"))
     with scratch() as folder:
         path = folder / "store"
@@ -59,7 +59,7 @@ def _read_on(path: Path, steps: int, seed: int, say: Say) -> None:
 
 
 def _faults_of_view(store: Store, last: int, draw: random.Random, ids: dict[int, str]) -> list[str]:
-    """What is wrong with the newest revision and with one of those before it, as they are read."""
+    """Return the faults of the newest revision and of a random one before it, as they are read."""
     problems = []
     for seq in {last, draw.randint(0, last)}:
         revision = store.revision(f"@{seq}")
@@ -85,7 +85,7 @@ def _strays(heard: Heard) -> list[str]:
 
 
 def of_rivals(finding: Finding, steps: int) -> None:
-    """Some writers at once: one writes, the others are told who does, and try again."""
+    """Run some writers at once: one writes, the others are told who does, and try again."""
     with scratch() as folder:
         path = folder / "store"
         workload.make(path)
@@ -124,7 +124,7 @@ def _write_when_free(path: Path, steps: int, say: Say) -> None:
 
 
 def of_dead_writers(finding: Finding, count: int) -> None:
-    """A writer dies inside a transaction, and a reader within its own; the next one goes on."""
+    """Kill a writer and a reader inside their transactions; the next process must go on."""
     acts = workload.plan(2 * count, ("step", "bare"))
     with scratch() as folder:
         path = folder / "store"
@@ -157,7 +157,7 @@ def _die_reading(path: Path, say: Say) -> None:
 
 
 def of_forks(finding: Finding) -> None:
-    """A process forks while it writes: the child is refused by name, the parent goes on."""
+    """Fork a process while it writes: the child is refused by name, the parent goes on."""
     for is_writable in (True, False):
         for how in ("use", "open", "close", "exit"):
             with scratch() as folder:
@@ -185,7 +185,7 @@ def _fork_within(path: Path, is_writable: bool, how: str, say: Say) -> None:
 
 
 def _child_is_right(store: Store, path: Path, how: str) -> bool:
-    """Whether a forked child gets what it must: its parent's store is not its own."""
+    """Tell whether a forked child is refused as it must be: its parent's store is not its own."""
     if how == "exit":
         return True
     if how == "close":
@@ -205,7 +205,7 @@ def _child_is_right(store: Store, path: Path, how: str) -> bool:
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     readers = Finding("one writer, ten readers")
     of_readers(readers, 40 if is_short else 1500)
     yield readers

@@ -1,9 +1,9 @@
-"""Power loss: whole runs are recorded, and what a disk may hold at any moment of them is opened.
+"""Power loss: whole runs are recorded, and the possible disks at any moment of them are opened.
 
-A run is a process (or one that was killed and the one that went on after it) under strace. From
-its writes, syncs and renames come images of the disk with what was not yet synced lost or torn; a
-store must open on each, hold all that was acknowledged by then, and go on. The controls leave out
-the syncs: there, images must be found that lose something.
+A run is a process (or a killed one and the one that went on after it) under strace. Its writes,
+syncs and renames give images of the disk in which anything not yet synced is lost or torn. A store
+must open on each, hold all that was acknowledged by then, and go on. The controls leave out the
+syncs: there, some images must lose something.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ INIT_KILLS = tuple(f"{call}:signal=KILL:when={n}" for call in ("mkdir", "fsync")
 
 @dataclass(frozen=True)
 class Recording:
-    """A run: the disk before it, what was asked of it, and what is wrong with what is left."""
+    """A run: the disk before it, its file system calls, and the check of a disk that it leaves."""
 
     name: str
     base: Tree
     events: list[Event]
-    look: Callable[[Path, Said], list[str]]  # at a disk, when so much was acknowledged
+    look: Callable[[Path, Said], list[str]]  # finds faults of a disk, given the acknowledgements
     root: Path
 
     def images(self, draw: random.Random, count: int) -> Iterator[Image]:
-        """What a power loss may have left."""
+        """Yield disks that a power loss may have left."""
         return Disk(self.root, self.base, self.events).images(draw, count)
 
 
@@ -103,7 +103,7 @@ def _run_in_small_map(path: Path, acts: Sequence[Act], say: Say) -> None:
 
 
 def _go_on(path: Path, acts: Sequence[Act], say: Say) -> None:
-    """What a run does after the one before it was killed: find out how far that came."""
+    """Find out how far a killed run came, and do the acts after that."""
     with Store.open(path, writable=True) as store:
         at = next(
             at
@@ -120,21 +120,21 @@ def _init(path: Path, say: Say) -> None:
 
 
 def steps(root: Path, length: int) -> Recording:
-    """A store that is made, and used."""
+    """Record a store that is made, and used."""
     acts = workload.plan(length)
     task = partial(_run, _made(root), acts)
     return record("steps", partial(_look_at_run, acts), [(task, ())], root)
 
 
 def growth(root: Path, length: int) -> Recording:
-    """A store whose map grows."""
+    """Record a store whose map grows."""
     acts = workload.plan(length, ("bare", "step"))
     task = partial(_run_in_small_map, _made(root), acts)
     return record("a growing map", partial(_look_at_run, acts), [(task, ())], root)
 
 
 def killed(root: Path, length: int, kill: str) -> Recording:
-    """A run that is killed, and the next one, which counts on what it finds."""
+    """Record a run that is killed, and the next one, which counts on the state it finds."""
     acts = workload.plan(length, ("dense", "quarantine", "cache", "step"))
     path = _made(root)
     runs = [
@@ -145,7 +145,7 @@ def killed(root: Path, length: int, kill: str) -> Recording:
 
 
 def init(root: Path, kill: str | None = None) -> Recording:
-    """A store that is being made; perhaps for the second time, after a kill."""
+    """Record a store that is being made; perhaps for the second time, after a kill."""
     path = root / FOLDER
     task = partial(_init, path)
     runs: list[Any] = [(task, ())]
@@ -156,7 +156,7 @@ def init(root: Path, kill: str | None = None) -> Recording:
 
 
 def upkept(root: Path, one: Upkeep, leave_out: Callable[[], Any] = nullcontext) -> Recording:
-    """Something that is done to a whole store."""
+    """Record work on a whole store."""
 
     def task(say: Say) -> None:
         with leave_out():
@@ -205,17 +205,17 @@ CONTROLS = {
 
 
 def control(root: Path, length: int, name: str) -> Recording:
-    """A run that leaves some syncs out."""
+    """Record a run that leaves some syncs out."""
     acts = workload.plan(length)
     task = partial(_without, CONTROLS[name], _made(root), acts)
     return record(name, partial(_look_at_run, acts), [(task, ())], root)
 
 
-# -- what the images hold
+# -- the contents of images
 
 
 def look_at(image: Image, recording: Recording, folder: Path) -> list[str]:
-    """What is wrong with this disk."""
+    """Return the faults of a disk."""
     said = [json.loads(line) for line in image.said.splitlines() if line.endswith(b"}")]
     shutil.rmtree(folder, ignore_errors=True)
     image.write(folder)
@@ -281,7 +281,7 @@ def _tree_of(root: Path) -> Tree:
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     rows = {
         "power loss: images of whole runs": _runs(is_short),
         "power loss: after a kill and another run": _killed_runs(is_short),

@@ -1,7 +1,7 @@
 """Processes that are there to be hurt: forked when all is imported, traced, killed, heard out.
 
-A child is forked (importing torch takes seconds), waits until it is told to go, and says what it
-does through a pipe, a JSON object a line. No store may be open when one is forked.
+A child is forked (importing torch takes seconds), waits until it is told to go, and reports its
+progress through a socket, a JSON object a line. No store may be open when a child is forked.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _ANY_TRACER = (0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, PR_SET_PTRACER
 
 @dataclass
 class Heard:
-    """How a child ended, and all that it had said by then."""
+    """The end of a child, and everything that it had said by then."""
 
     said: list[dict[str, Any]]
-    signal: int | None = None  # that ended it
+    signal: int | None = None  # the signal that ended it
     is_hung: bool = False
     log: str = ""  # strace's
 
@@ -53,19 +53,19 @@ class Heard:
 
     @property
     def problems(self) -> list[str]:
-        """What no child may do: hang, or end with an error that has no name."""
+        """The faults that no child may have: a hang, or an end by an error that has no name."""
         hung = ["it hung"] if self.is_hung else []
         return hung + [one["traceback"] for one in self.said if "traceback" in one]
 
     @property
     def fired(self) -> int:
-        """How many faults strace has injected."""
+        """The number of faults that strace has injected."""
         return self.log.count("(INJECTED)") + self.log.count("+++ killed by SIGKILL +++")
 
 
 @dataclass
 class Child:
-    """A forked process that has not been told to go, or has."""
+    """A forked process, before or after it is told to go."""
 
     pid: int
     hears: int
@@ -74,17 +74,17 @@ class Child:
     _said: list[dict[str, Any]] = field(default_factory=list)
 
     def go(self) -> None:
-        """Let it begin. One that was killed meanwhile is no error."""
+        """Let it begin. A child that was killed meanwhile is no error."""
         with suppress(BrokenPipeError):
             os.write(self.tells, b"!")
 
     def kill(self) -> None:
-        """End it with SIGKILL; one that has ended already is no error."""
+        """End it with SIGKILL; a child that has ended already is no error."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
     def listen(self, seconds: float) -> bool:
-        """Take in what it says for a time; False when it has ended."""
+        """Take in its messages for some seconds; return False when it has ended."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self.hears], [], [], left)[0] and not self.hear():
@@ -92,7 +92,7 @@ class Child:
         return True
 
     def hear(self) -> bool:
-        """Take in what it says next; False when it has ended."""
+        """Take in its next messages; return False when it has ended."""
         data = os.read(self.hears, 1 << 16)
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._said += [json.loads(line) for line in lines]
@@ -112,20 +112,20 @@ class Child:
 
 
 def fork(task: Task) -> Child:
-    """Start a child that runs a task once it is told to go; it waits for that when this returns."""
-    ours, theirs = socket.socketpair()  # what the child says is no `write`, as its store's work is
+    """Start a child that runs a task once it is told to go; on return it waits for that."""
+    ours, theirs = socket.socketpair()  # not a pipe: only the store's own work makes `write` calls
     hears, says = ours.detach(), theirs.detach()
     waits, tells = os.pipe()
     pid = os.fork()
     if pid:
         os.close(says)
         os.close(waits)
-        os.read(hears, 1)  # it is ready; nothing or an end, and it is heard to have ended
+        os.read(hears, 1)  # it is ready, or has ended: `listen` notices
         return Child(pid, hears, tells)
     try:
         os.close(hears)
         os.close(tells)
-        faulthandler.disable()  # a death by signal may be what is looked for
+        faulthandler.disable()  # a test may look for a death by signal
         ctypes.CDLL(None).prctl(*_ANY_TRACER, 0, 0, 0)
         os.write(says, b"!")  # from here on, a tracer sees the task's calls alone
         if os.read(waits, 1):
@@ -160,14 +160,14 @@ def finish_all(children: Sequence[Child], patience_s: float) -> list[Heard]:
 
 
 def run(task: Task, patience_s: float = PATIENCE_S) -> Heard:
-    """A task in a child, from beginning to end."""
+    """Run a task in a child, from beginning to end."""
     child = fork(task)
     child.go()
     return child.finish(patience_s)
 
 
 def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_S) -> Heard:
-    """A task in a child under strace, which is attached before it begins."""
+    """Run a task in a child under strace, which is attached before it begins."""
     child = fork(task)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
@@ -187,7 +187,7 @@ def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_
 
 
 def calls_in(task: Task) -> Counter[str]:
-    """How often a task makes each system call: the most that one thread makes of it."""
+    """Count each system call of a task: the most that one thread makes of it."""
     heard = run_traced(task, ["-e", "signal=none"])
     per_thread = Counter(
         match.groups() for match in map(_CALL.match, heard.log.splitlines()) if match
@@ -200,7 +200,7 @@ def calls_in(task: Task) -> Counter[str]:
 
 
 def said_problems(heard: Heard) -> list[str]:
-    """What a look came to; no answer is a problem too."""
+    """Return the problems that a look reported; no answer is a problem too."""
     answers = [one["problems"] for one in heard.said if "problems" in one]
     return answers[0] if answers else [f"no answer: {heard.said} {heard.signal}"]
 
@@ -218,7 +218,7 @@ def _await_tracer(pid: int, strace: subprocess.Popen[bytes]) -> None:
 
 @cache
 def why_no_strace() -> str | None:
-    """Why nothing can be traced here; None where it can."""
+    """Return the reason why nothing can be traced here, or None."""
     if not shutil.which("strace"):
         return "strace is not installed"
     try:
@@ -233,7 +233,7 @@ def why_no_strace() -> str | None:
 
 @cache
 def why_no_namespaces() -> str | None:
-    """Why no file system can be mounted here; None where it can."""
+    """Return the reason why no file system can be mounted here, or None."""
     if not shutil.which("unshare"):
         return "unshare is not installed"
     command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]

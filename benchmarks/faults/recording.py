@@ -1,7 +1,7 @@
-"""What a process asked of its file system, in order: strace's log, read into events.
+"""A process's calls to its file system, in order: strace's log, read into events.
 
-Knows how strace writes system calls, also those that another thread interrupts, and which
-descriptor is which file. Leaves what may be left of it after a power loss to `disk`.
+Knows how strace writes system calls, also calls that another thread interrupts, and which
+descriptor is which file. Leaves the disk after a power loss to `disk`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that was asked; it began and ended at two different moments."""
+    """One call to the file system; it began and ended at two different moments."""
 
     kind: str  # write, copy, truncate, sync, create, mkdir, rename, remove, said
     path: Path | None
@@ -48,7 +48,7 @@ class Event:
     data: bytes = b""
     target: Path | None = None
     is_synced: bool = False  # a write to a descriptor with O_SYNC or O_DSYNC
-    source: Span | None = None  # of a copy: the log does not have what was copied
+    source: Span | None = None  # of a copy: the log does not have the bytes
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _File:
 
 
 def read_log(text: str, root: Path) -> list[Event]:
-    """The events below a folder, and what was said through a pipe."""
+    """Return the events below a folder, and the messages through a socket."""
     return list(_Reader(root).events(text))
 
 
@@ -69,7 +69,7 @@ class _Reader:
         self.files: dict[int, _File] = {}
 
     def events(self, text: str) -> Iterator[Event]:
-        """All events of a log."""
+        """Yield all events of a log."""
         begun: dict[str, tuple[int, str]] = {}
         for place, line in enumerate(text.splitlines()):
             match = _LINE.fullmatch(line)
@@ -116,7 +116,8 @@ class _Reader:
     _open = _openat
 
     def _named_path(self, arguments: str) -> Path | None:
-        """What a call names, by itself or below an open folder; None outside of the root."""
+        """Return the path that a call names, by itself or below an open folder; None outside the
+        root."""
         path = _paths(arguments)[0]
         if not path.is_absolute() and (start := arguments.partition(",")[0]).isdecimal():
             folder = self.files.get(int(start))

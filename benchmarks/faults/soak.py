@@ -14,13 +14,14 @@ from benchmarks.faults.findings import Finding
 from benchmarks.faults.processes import Heard, Say
 from store import Store
 
-PARTS = 10  # of a run, which are compared
+PARTS = 10  # a run has ten parts, and these are compared
 GROWTH_MAX_BYTES = 8 << 20  # of the process's own memory, from the second part to the last
 SLOWDOWN_MAX = 2.0  # of the median step; looked at in long runs only
 
 
 def run_long(path: Path, steps: int, say: Say) -> None:
-    """Commit small steps, and say after each part of them what the process needs."""
+    """Commit small steps; after each part of them, say the process's memory, files and step
+    time."""
     with Store.open(path, writable=True) as store:
         for part in range(PARTS):
             seconds = []
@@ -37,18 +38,19 @@ def run_long(path: Path, steps: int, say: Say) -> None:
 
 
 def _own_memory() -> int:
-    """Bytes of memory that are the process's own: the journal's mapped pages are the system's."""
+    """Return the bytes of memory that are the process's own; mapped journal pages are the
+    system's."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) << 10
 
 
 def judged(heard: Heard, steps: int, is_timed: bool) -> tuple[list[str], str]:
-    """What is wrong with a long run, and what it needed."""
+    """Return the faults of a long run, and a note of its memory, files and step times."""
     parts = [one for one in heard.said if "bytes" in one]
     if heard.problems or heard.error or len(parts) < PARTS:
         return [*heard.problems, f"it ended early: {heard.error}"], ""
-    first, last = parts[1], parts[-1]  # the first part still loads what the others use
+    first, last = parts[1], parts[-1]  # the first part still loads modules
     problems = []
     if last["bytes"] > first["bytes"] + GROWTH_MAX_BYTES:
         problems.append(f"memory went from {first['bytes']} to {last['bytes']} bytes")
@@ -67,7 +69,7 @@ def judged(heard: Heard, steps: int, is_timed: bool) -> tuple[list[str], str]:
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The row of the table."""
+    """Yield the finding of the table's one row."""
     steps = 300 if is_short else 20_000
     finding = Finding("a soak in one process")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""What is done to a whole store: repair, export, import, migrate; and what must hold if it breaks.
+"""Work on a whole store (repair, export, import, migrate), and its state if that is broken off.
 
-Each says how the disk is before it, what it does, and what is wrong with whatever is left of it:
-what was acknowledged is there, and what was not can be done again and comes to the same. Leaves
+Each kind of work prepares a disk, is performed, and finds faults in the disk that is left:
+acknowledged work is there, and unacknowledged work can be done again and comes to the same. Leaves
 the breaking off to others.
 """
 
@@ -27,7 +27,7 @@ FOLDER = "store"
 ARCHIVE = "archive.tar"
 KINDS = ("step", "quarantine", "dense", "rollback", "tag", "ledger", "inline")
 ACTS = workload.plan(len(KINDS) + 1, KINDS)
-DONE = len(KINDS)  # the last is done when all else is
+DONE = len(KINDS)  # the last act is done when all else is
 OLD_FORMAT = 1
 HURT = workload.plan(6, ("step", "cache", "quarantine", "dense", "step", "bare"))
 _FORMAT = re.compile(rb"(?m)^format = [0-9]+$")
@@ -36,7 +36,7 @@ _MARK = re.compile(rb"(?m)^# sha256 .*\n")
 
 @dataclass(frozen=True)
 class Upkeep:
-    """One thing that is done to a whole store. All folders are the one that it lies in."""
+    """One kind of work on a whole store. Every folder is the one that the store lies in."""
 
     name: str
     prepare: Callable[[Path], None]  # the disk before it
@@ -44,7 +44,7 @@ class Upkeep:
     faults_of: Callable[[Path, bool], list[str]]  # was it acknowledged?
 
     def look(self, folder: Path, is_done: bool) -> list[str]:
-        """What is wrong with what is left; what the store refuses to do is wrong too."""
+        """Return the faults of the disk that is left; a refusal by the store is one too."""
         try:
             return self.faults_of(folder, is_done)
         except StoreError as error:
@@ -73,7 +73,7 @@ def _export(folder: Path) -> None:
 
 
 def _faults_of_export(folder: Path, is_done: bool) -> list[str]:
-    """An archive that has its name is whole."""
+    """Return the faults of an export: an archive that has its name must be whole."""
     file = folder / ARCHIVE
     if not file.exists():
         if is_done:
@@ -98,7 +98,7 @@ def _import(folder: Path) -> None:
 
 
 def _faults_of_import(folder: Path, is_done: bool) -> list[str]:
-    """A store that has its name is whole."""
+    """Return the faults of an import: a store that has its name must be whole."""
     path = folder / FOLDER
     if not path.exists():
         if is_done:
@@ -111,7 +111,7 @@ def _faults_of_import(folder: Path, is_done: bool) -> list[str]:
 
 
 def _prepare_migrate(folder: Path) -> None:
-    """A store of the old format: what these acts write is the same in both."""
+    """Make a store of the old format: these acts write the same in both."""
     file = _fill(folder, ACTS[:DONE]) / config.FILE_NAME
     text = _MARK.sub(b"", _FORMAT.sub(b"format = %d" % OLD_FORMAT, file.read_bytes()))
     file.write_bytes(config.marked(text))
@@ -122,7 +122,7 @@ def _migrate(folder: Path) -> None:
 
 
 def _faults_of_migrate(folder: Path, is_done: bool) -> list[str]:
-    """It has the one format or the other, and what was there before is kept whole."""
+    """Return the faults of a migration: one format or the other, and the old state kept whole."""
     path = folder / FOLDER
     if is_done and config.found_format(path) != config.FORMAT:
         return ["the new format was acknowledged, and is not there"]
@@ -140,8 +140,11 @@ def _faults_of_migrate(folder: Path, is_done: bool) -> list[str]:
 
 
 def _prepare_repair(folder: Path) -> None:
-    """A store that is damaged in all ways that a repair knows: in its journal at the end and in
-    its indexes, in a patch, in the cache and in the quarantine; with a file that is nobody's."""
+    """Make a store that is damaged in all ways that a repair knows.
+
+    The damage is at the journal's end and in its indexes, in a patch, in the cache and in the
+    quarantine; a file that is nobody's is there too.
+    """
     path = _fill(folder, HURT)
     with Store.open(path, writable=True) as store:
         patch = next(one.patch for one in store.revisions() if one.body.get("number") == 3)
@@ -162,7 +165,7 @@ def _prepare_repair(folder: Path) -> None:
 
 
 def _repair(folder: Path) -> None:
-    """As `cedit verify --repair` does it, without a model to measure."""
+    """Repair as `cedit verify --repair` does, without a model to measure."""
     path = folder / FOLDER
     with Store.open(path, writable=True) as store:
         chosen = repair.plan(store)
@@ -177,7 +180,8 @@ def _repair(folder: Path) -> None:
 
 
 def _faults_of_repair(folder: Path, is_done: bool) -> list[str]:
-    """It comes to what it comes to when nothing breaks it off, and nothing is thrown away."""
+    """Return the faults of a repair: it ends as if nothing broke it off, and throws nothing
+    away."""
     if not is_done:
         _repair(folder)
     wanted = _healed()
@@ -191,7 +195,7 @@ def _faults_of_repair(folder: Path, is_done: bool) -> list[str]:
 
 @cache
 def _healed() -> dict[str, Any]:
-    """What a repair comes to that nothing breaks off."""
+    """Return the result of a repair that nothing breaks off."""
     with tempfile.TemporaryDirectory() as folder:
         _prepare_repair(Path(folder))
         _repair(Path(folder))
@@ -199,7 +203,7 @@ def _healed() -> dict[str, Any]:
 
 
 def _told(path: Path) -> dict[str, Any]:
-    """All that a store says, and what a repair has set aside."""
+    """Return all that a store says, and the files that a repair has set aside."""
     aside = [file for file in (path / repair.ASIDE).rglob("*") if file.is_file()]
     with Store.open(path) as store:
         return {

@@ -1,8 +1,8 @@
-"""What is done to a store while faults happen, and what must hold of it afterwards.
+"""Acts on a store while faults happen, and the state that must hold afterwards.
 
 A plan is a list of acts. Everything of an act follows from its number and the acts before it, so
-what must be there can be said without having been there: an `Expected` is a plain fold over the
-acts that were acknowledged, and the one that was under way may be there or not.
+the state can be computed without a store: an `Expected` is a plain fold over the acknowledged acts;
+the act that was under way may be there or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from store.check import verify
 SETTINGS = {"model": {"path": "m"}, "run": {"seed": 0}}
 BASE = {"model": "m"}
 ROWS = 16  # a patch is a little over three sectors of a disk
-BLOCK = {  # what fine-tuning one block of a small model changes: 176 KiB
+BLOCK = {  # the tensors of a fine-tuned block of a small model: 176 KiB
     "transformer.h.1.attn.c_attn.weight": (64, 192),
     "transformer.h.1.mlp.c_fc.bias": (256,),
     "transformer.h.1.mlp.c_fc.weight": (64, 256),
@@ -58,24 +58,24 @@ class Act:
 
 
 def plan(length: int, kinds: Sequence[str] = PLAN) -> list[Act]:
-    """So many acts, the kinds in turn."""
+    """Return `length` acts, the kinds in turn."""
     return [Act(kinds[number % len(kinds)], number) for number in range(length)]
 
 
 def make(path: Path) -> None:
-    """A store with its base revision, closed."""
+    """Make a store with its base revision, closed."""
     Store.init(path, SETTINGS, BASE, "f0").close()
 
 
 def copied(template: Path, folder: Path) -> Path:
-    """A fresh copy of a store."""
+    """Return a fresh copy of a store."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(template, folder)
     return folder
 
 
 def perform(store: Store, act: Act) -> str | None:
-    """Do one act; the id of the revision that it made, if it made one."""
+    """Do one act; return the id of the revision that it made, or None."""
     revision = _ACTS[act.kind](store, act.number)
     return None if revision is None else revision.id
 
@@ -89,27 +89,27 @@ def run_plan(path: Path, acts: Sequence[Act], say: Say) -> None:
 
 
 def tensors_of(number: int) -> dict[str, torch.Tensor]:
-    """The patch of an act."""
+    """Return the patch of an act."""
     values = torch.arange(ROWS * ROWS, dtype=torch.float32).reshape(ROWS, ROWS)
     return {"keys": values + number, "bias": torch.full((ROWS,), float(number))}
 
 
 def dense_of(number: int) -> DensePatch:
-    """The patch of an act of fine-tuning: several large tensors."""
+    """Return the patch of an act of fine-tuning: several large tensors."""
     draw = torch.Generator().manual_seed(number)
     deltas = {path: torch.randn(shape, generator=draw) for path, shape in BLOCK.items()}
     return DensePatch(deltas, dict.fromkeys(deltas, 1), (f"request-{number}",))
 
 
 def patch_of(act: Act) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and meta of an act's patch."""
+    """Return tensors and meta of an act's patch."""
     if act.kind == "dense":
         return pack([dense_of(act.number)])
     return tensors_of(act.number), {"number": act.number}
 
 
 def draft_of(store: Store, number: int, **more: Any) -> Draft:
-    """A step with something in every table."""
+    """Return a step with something in every table."""
     identity = f"request-{number}"
     return Draft(
         operation="edit",
@@ -196,7 +196,7 @@ STEPS = frozenset({"step", "dense", "inline", "bare"})
 REVISIONS = STEPS | {"rollback"}
 
 
-# -- what must hold
+# -- the expected state
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Expected:
         elif act.kind == "quarantine":
             self.quarantined.append(act.number)
         elif act.kind == "cache":
-            self.cached = act.number  # and what is collected was nobody's
+            self.cached = act.number  # a collection takes only files that are nobody's
 
     def _revision(self, act: Act) -> None:
         seq = len(self.numbers)
@@ -241,7 +241,7 @@ class Expected:
 
 
 def expected_after(acts: Sequence[Act]) -> Expected:
-    """The state after these acts."""
+    """Return the state after these acts."""
     state = Expected()
     for act in acts:
         state.take(act)
@@ -249,7 +249,7 @@ def expected_after(acts: Sequence[Act]) -> Expected:
 
 
 def differences(store: Store, state: Expected) -> list[str]:
-    """In what a store differs from what it must be."""
+    """Return the ways in which a store differs from its expected state."""
     return list(_differences(store, state))
 
 
@@ -308,10 +308,10 @@ def _is_patch(found: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]], act: 
 
 
 def faults_of(path: Path, acts: Sequence[Act], done: int, goes_on: bool = True) -> list[str]:
-    """What is wrong with a store after `done` acts of a plan were acknowledged.
+    """Return the faults of a store after `done` acts of a plan were acknowledged.
 
-    The next act may be there, whole, or not. With `goes_on` the acts that are missing are then
-    done, the store is opened again, and all must be there.
+    The next act may be there, whole, or not. With `goes_on` the missing acts are then done, the
+    store is opened again, and all must be there.
     """
     try:
         with Store.open(path, writable=True) as store:
@@ -329,7 +329,7 @@ def faults_of(path: Path, acts: Sequence[Act], done: int, goes_on: bool = True) 
 
 
 def standing(store: Store, acts: Sequence[Act], done: int) -> tuple[list[str], int]:
-    """What is wrong, and after how many acts the store stands."""
+    """Return the faults of a store, and the number of acts after which it stands."""
     first = differences(store, expected_after(acts[:done]))
     if not first:
         return [], done

@@ -12,7 +12,7 @@ from benchmarks.faults.hostile.streams import of_applied_streams, of_streams
 
 
 def find(is_short: bool) -> Iterator[Finding]:
-    """The rows of the table."""
+    """Yield a finding for each row of the table."""
     streams = Finding("hostile streams, read")
     of_streams(streams, 200 if is_short else 10_000)
     yield streams

@@ -22,7 +22,7 @@ from store.check import verify
 
 
 def hostile_archives(good: bytes, count: int, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Files in the place of an exported history."""
+    """Yield files to put in the place of an exported history."""
     members = _members(good)
     yield "sound", good
     yield "empty", b""
@@ -115,7 +115,7 @@ def _changed_manifest(given: Sequence[tuple[tarfile.TarInfo, bytes]], **changes:
 
 
 def read_archive(folder: Path, truth: str, data: bytes) -> list[str]:
-    """What goes wrong as an archive is restored: it is refused whole, or gives the history."""
+    """Return the faults of restoring an archive: it is refused whole, or gives the history."""
     cage = folder / "cage"
     shutil.rmtree(cage, ignore_errors=True)
     (cage / "in").mkdir(parents=True)

@@ -16,7 +16,7 @@ CHUNK = 250
 
 
 def mutate(data: bytearray, draw: random.Random) -> None:
-    """Change bytes, lose some, repeat some, or put in what parsers stumble over."""
+    """Change bytes, lose some, repeat some, or put in bytes that trip parsers."""
     at = draw.randrange(len(data) + 1)
     piece = draw.choice(
         (b"\0", b"\xff", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\\", b"\\u", b"NaN")
@@ -35,7 +35,7 @@ def mutate(data: bytearray, draw: random.Random) -> None:
 def in_chunks(
     finding: Finding, cases: Sequence[tuple[str, Any]], look: Callable[[Any], list[str]]
 ) -> None:
-    """Look at cases in child processes, so that one which hangs or kills is only one."""
+    """Look at cases in child processes, so that a case which hangs or kills is only one."""
     at = 0
     while at < len(cases):
         chunk = cases[at : at + CHUNK]

@@ -73,7 +73,7 @@ NAMES = (
 
 
 def use_name(path: Path, name: str) -> list[str]:
-    """What goes wrong as a name is given to a store as that of a revision and of a tag."""
+    """Return the faults of a store that is given a name for a revision, a tag and other things."""
     with Store.open(path, writable=True) as store:
         uses: tuple[Callable[[], object], ...] = (
             lambda: store.revision(name),
@@ -94,7 +94,7 @@ def use_name(path: Path, name: str) -> list[str]:
 
 
 def use_place(folder: Path, name: str) -> list[str]:
-    """What goes wrong as a name is given as a store's folder."""
+    """Return the faults of taking a name as a store's folder."""
     uses: tuple[Callable[[], object], ...] = (
         lambda: Store.open(folder / name.lstrip("/")),
         lambda: Store.find(folder, name),
@@ -104,7 +104,7 @@ def use_place(folder: Path, name: str) -> list[str]:
 
 
 def _crash(use: Callable[[], object]) -> Exception | None:
-    """The error that a use ended with, unless it is one that the store raises on purpose."""
+    """Return the error that a use ended with, unless the store raises it on purpose."""
     try:
         use()
     except StoreError:

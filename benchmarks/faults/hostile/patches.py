@@ -26,7 +26,7 @@ from store.revisions import Revision, payload_of
 
 
 def hostile_patches(count: int, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Files in the place of a patch."""
+    """Yield files to put in the place of a patch."""
     good = _file({"a": _entry()}, bytes(16))
     yield "sound", good
     for name in ("../x", "/etc/passwd", "a/../../b", "", "\0", "a\nb", "x" * 5000, "\u202e"):
@@ -82,7 +82,7 @@ def _file(header: Mapping[str, Any], data: bytes) -> bytes:
 
 
 def read_patch(path: Path, data: bytes) -> list[str]:
-    """What goes wrong as a patch is read whose digest is right and whose content is hostile."""
+    """Return the faults of reading a patch whose digest is right and whose content is hostile."""
     with Store.open(path, writable=True) as store:
         ref = BlobRef(canonical.digest(data), len(data))
         file = store.blobs.path(ref.sha256)
@@ -134,7 +134,7 @@ def of_patches(finding: Finding, mutations: int) -> None:
 
 
 def strange_drafts() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Patches that a store takes, and that no model can wear."""
+    """Yield patches that a store takes, and that no model can wear."""
     part = {"kind": "neuron", "block": 3}
     for what, tensors, meta in (
         ("no parts", {}, {}),

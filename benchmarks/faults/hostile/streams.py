@@ -48,7 +48,7 @@ WRONG_VALUES: tuple[Any, ...] = (
 
 
 def whole_streams() -> dict[str, bytes]:
-    """Streams that are wrong as a whole."""
+    """Return streams that are wrong as a whole."""
     line = json.dumps(GOOD).encode()
     deep = 100_000
     return {
@@ -80,7 +80,7 @@ def whole_streams() -> dict[str, bytes]:
 
 
 def wrong_types() -> Iterator[tuple[str, bytes]]:
-    """A good record with each of its values wrong in each way."""
+    """Yield a good record with each of its values wrong in each way."""
     for key in (*GOOD, "held_out_rephrases", "portability", "id", "case_id", "requested_rewrite"):
         for value in WRONG_VALUES:
             record = {**GOOD, key: value}
@@ -88,7 +88,7 @@ def wrong_types() -> Iterator[tuple[str, bytes]]:
 
 
 def mutated_streams(count: int, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Good records with bytes changed, lost, repeated and put in."""
+    """Yield good records with bytes changed, lost, repeated and put in."""
     good = b"".join(json.dumps({**GOOD, "subject": f"S{n}"}).encode() + b"\n" for n in range(3))
     for number in range(count):
         data = bytearray(good if draw.random() < 0.7 else b"[" + good.replace(b"\n", b",") + b"{}]")
@@ -98,7 +98,7 @@ def mutated_streams(count: int, draw: random.Random) -> Iterator[tuple[str, byte
 
 
 def read_stream(file: Path, data: bytes) -> list[str]:
-    """What goes wrong as a stream is read: every item has requests or a reason, or it ends."""
+    """Return the faults of reading a stream: every item has requests or a reason, or it ends."""
     file.write_bytes(data)
     try:
         return [
