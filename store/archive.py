@@ -1,9 +1,9 @@
 """A whole history as one file: a tar of the journal's entries, the patches and the settings.
 
 The same history gives the same bytes: members come in one order, with no times or owners. The first
-member, `manifest.json`, has the length and the SHA-256 of every other. Reading trusts nothing: only
-regular members with the names that a store has, each as the manifest says, and what comes out must
-verify. Cache and snapshots are left out, since they can be made again.
+member, `manifest.json`, has the length and the SHA-256 of every other. Reading trusts nothing: it
+takes only regular members with the names that a store has, each as the manifest says, and the
+restored store must verify. Cache and snapshots are left out, since they can be made again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BLOCK = 1 << 20  # bytes read at once
 
 @dataclass(frozen=True)
 class Member:
-    """What the manifest says of a member."""
+    """The manifest's entry for a member."""
 
     name: str
     length: int  # bytes
@@ -58,7 +58,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Archived:
-    """What an archive holds."""
+    """The content of an archive, in numbers."""
 
     revisions: int
     patches: int
@@ -95,13 +95,13 @@ def export(store: Store, file: Path) -> Archived:
         except OSError as error:
             raise from_os(file, error) from error
         finally:
-            with suppress(OSError):  # where it can't be, what was wrong is on its way already
+            with suppress(OSError):  # if it can't be removed, an earlier error is on its way
                 aside.unlink()
     return _archived(canonical.loads(manifest), file)
 
 
 def _members(store: Store) -> Iterator[Member]:
-    """Every member with its checksum, in order."""
+    """Yield every member with its checksum, in order."""
     yield _member(config.FILE_NAME, [(store.path / config.FILE_NAME).read_bytes()])
     for table in TABLES:
         yield _member(f"journal/{table}{_SUFFIX}", _lines(store, table))
@@ -129,7 +129,7 @@ def _patches(store: Store) -> list[str]:
 
 
 def _lines(store: Store, table: str) -> Iterator[bytes]:
-    """A table's entries, a line each: the key, a tab, the payload, which is JSON on one line."""
+    """Yield a table's entries, a line each: the key, a tab, the payload (JSON on one line)."""
     for key, payload in store.journal.entries(table):
         yield key.hex().encode("ascii") + b"\t" + payload + b"\n"
 
@@ -184,7 +184,7 @@ class _Stream:
         self._blocks, self._rest = blocks, b""
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end."""
+        """Return the next `size` bytes, fewer at the end."""
         pieces = [self._rest]
         length = len(self._rest)
         while length < size and (block := next(self._blocks, b"")):
@@ -199,10 +199,10 @@ class _Stream:
 
 
 def restore(file: Path, path: Path, *, model: str | None = None) -> Archived:
-    """Make a store of an archive: built aside, verified, and moved to `path` at once.
+    """Make a store from an archive: built aside, verified, and moved to `path` at once.
 
-    `model` takes the place of the base model's path. Raises StoreExists, StoreFull, StorageFault,
-    FormatVersionError, and IntegrityError for whatever is not as `export` writes it.
+    `model` replaces the base model's path. Raises StoreExists, StoreFull, StorageFault,
+    FormatVersionError, and IntegrityError for anything that is not as `export` writes it.
     """
     path = path.absolute()
     _require_vacant(path)
@@ -233,7 +233,7 @@ def _require_vacant(path: Path) -> None:
 
 @contextmanager
 def _damage_named(file: Path) -> Iterator[None]:
-    """No repair of a store mends an archive: the remedy is another one."""
+    """Blame errors on the archive: no repair of a store mends it, so the remedy is a new export."""
     remedy = f"{file.name} is not as `cedit export` wrote it: export it again"
     try:
         yield
@@ -252,7 +252,7 @@ def _opened(file: Path) -> tarfile.TarFile:
 
 
 def _next(tar: tarfile.TarFile, expected: Member | None) -> IO[bytes] | None:
-    """The content of the next member, which must be the expected one: None for the end."""
+    """Return the content of the next member, which must be the expected one; None at the end."""
     entry = tar.next()
     if entry is None:
         if expected is not None:
@@ -291,7 +291,7 @@ def _read_manifest(tar: tarfile.TarFile, file: Path) -> dict[str, Any]:
 
 
 def _listed(manifest: Mapping[str, Any], file: Path) -> list[Member]:
-    """The members as the manifest has them. Each is as large as it takes room in the file."""
+    """Return the members as the manifest lists them. Together they fit into the file's length."""
     try:
         members = [Member(m["name"], m["length"], m["sha256"]) for m in manifest["members"]]
     except (KeyError, TypeError) as error:
@@ -334,24 +334,24 @@ def _unpack(tar: tarfile.TarFile, members: list[Member], aside: Path) -> None:
 
 
 class _Checked:
-    """What is read, with its digest."""
+    """A member's content with the digest of all bytes read so far."""
 
     def __init__(self, content: IO[bytes]) -> None:
         self._content, self._digest = content, hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """Of what was read so far."""
+        """The digest of the bytes read so far."""
         return self._digest.hexdigest()
 
     def read(self) -> bytes:
-        """All that is left."""
+        """Return the rest of the content."""
         data = self._content.read()
         self._digest.update(data)
         return data
 
     def lines(self) -> Iterator[bytes]:
-        """What is left, line by line."""
+        """Yield the rest of the content line by line."""
         for line in self._content:
             self._digest.update(line)
             yield line

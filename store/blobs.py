@@ -1,7 +1,7 @@
 """Content-addressed, write-once files of tensors: `ab/<sha256>.safetensors`.
 
-Knows how tensors become bytes that are always the same, and trusts no byte that it reads back.
-Leaves what the tensors mean to others. The digest of a file is its name, so `sha256sum` checks it.
+Writes equal tensors as equal bytes, and checks every byte that it reads back. Leaves the meaning of
+the tensors to others. The digest of a file is its name, so `sha256sum` checks it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class BlobRef:
-    """What the journal keeps of a blob: enough to find it and to know it again."""
+    """The journal's reference to a blob: enough to find it and to recognise it."""
 
     sha256: str
     length: int  # bytes
@@ -41,9 +41,8 @@ class Blobs:
         self.root = root
 
     def put(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> BlobRef:
-        """Make the tensors durable. Raises StoreError for a bad name, NaN or Inf; then StoreFull
-        or StorageFault. Writing the same tensors again costs a read and no write.
-        """
+        """Write the tensors durably. Raises StoreError for a bad name, NaN or Inf; then StoreFull
+        or StorageFault. Writing the same tensors again costs a read and no write."""
         data = _encode(tensors, meta)
         ref = BlobRef(canonical.digest(data), len(data))
         path = self.path(ref.sha256)
@@ -54,7 +53,7 @@ class Blobs:
         return ref
 
     def get(self, ref: BlobRef) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and their meta, on the CPU.
+        """Return the tensors and their meta, on the CPU.
 
         Raises IntegrityError naming the blob, StoreError for one that may not be read.
         """
@@ -68,17 +67,17 @@ class Blobs:
         return tensors, meta
 
     def path(self, sha256: str) -> Path:
-        """Where a blob lies. Raises IntegrityError for what is no digest."""
+        """Return the path of a blob. Raises IntegrityError if `sha256` is no digest."""
         if not _DIGEST.fullmatch(sha256):
             raise IntegrityError("patches", f"{sha256!r} is not a digest")
         return self.root / sha256[:2] / f"{sha256}{SUFFIX}"
 
     def label(self, sha256: str) -> str:
-        """How messages name a blob: its path within the store."""
+        """Return the name of a blob in messages: its path within the store."""
         return self.path(sha256).relative_to(self.root.parent).as_posix()
 
     def digests(self) -> Iterator[str]:
-        """Digests of the blobs on disk, referenced or not, in order."""
+        """Yield the digests of the blobs on disk, referenced or not, in order."""
         for path in sorted(self.root.glob(f"??/*{SUFFIX}")):
             if _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]:
                 yield path.stem
@@ -91,7 +90,7 @@ class Blobs:
         label = self.label(ref.sha256)
         try:
             data = self.path(ref.sha256).read_bytes()
-        except PermissionError as error:  # nothing says that it is damaged
+        except PermissionError as error:  # no sign of damage
             text = f"{label} can't be read: {error.strerror}; check its owner and permissions"
             raise StoreError(text) from error
         except OSError as error:
@@ -128,7 +127,7 @@ def _decode(data: bytes) -> dict[str, Tensor]:
 
 
 def _checked_meta(data: bytes) -> dict[str, Any]:
-    """The blob's meta, once what the parser lets pass is refused: repeated keys, stray names."""
+    """Return the blob's meta. Raises for repeated keys and stray names, which the parser allows."""
     end = _HEADER_LENGTH_BYTES + int.from_bytes(data[:_HEADER_LENGTH_BYTES], "little")
     header = json.loads(data[_HEADER_LENGTH_BYTES:end], object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})

@@ -1,8 +1,8 @@
-"""What can be made again: named sets of tensors, which may be lost but are never wrong.
+"""The cache: named sets of tensors that can be made again; they may be lost but are never wrong.
 
 A name's file `NAME.json` says which blob beside it has its tensors; it is replaced whole, so a
-reader finds the set from before or the one from after. Needs no writer's lock: whoever writes last
-is kept. Leaves what the tensors mean to others.
+reader finds the old set or the new one. Needs no writer's lock: the last writer wins. Leaves the
+meaning of the tensors to others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cache:
         self.root = root
 
     def put(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-        """Make a set durable in the place of the one of this name, and return its digest.
+        """Write a set durably in place of the old one of this name, and return its digest.
 
         Raises StoreError for a bad name, NaN or Inf; then StoreFull or StorageFault.
         """
@@ -48,7 +48,7 @@ class Cache:
         blobs = Blobs(pointer.parent)
         before = _known(pointer)
         durable.make_folder_durably(pointer.parent)
-        for folder in (self.root, pointer.parent):  # others may have been killed as they made them
+        for folder in (self.root, pointer.parent):  # their makers may have been killed
             durable.sync_folder_durably(folder)
         ref = blobs.put(tensors, meta)
         durable.write_durably(pointer, canonical.dumps(asdict(ref)))
@@ -57,7 +57,7 @@ class Cache:
         return ref.sha256
 
     def get(self, name: str) -> Cached | None:
-        """The set of this name, or None. Raises IntegrityError for one that is damaged."""
+        """Return the set of this name, or None. Raises IntegrityError for one that is damaged."""
         pointer = self._pointer(name)
         with reading(pointer):
             if not pointer.exists():
@@ -68,21 +68,21 @@ class Cache:
         return Cached(tensors, meta, ref.sha256, blobs.path(ref.sha256))
 
     def drop(self, name: str) -> None:
-        """Remove a set, damaged or not, for good. One that is not there is no error."""
+        """Remove a set, damaged or not, for good. A missing one is no error."""
         pointer = self._pointer(name)
         ref = _known(pointer)
         blob = [] if ref is None else [Blobs(pointer.parent).path(ref.sha256)]
         durable.remove_durably([pointer, *blob])
 
     def names(self) -> Iterator[str]:
-        """The names under which something was put, damaged or not."""
+        """Yield the names of all sets, damaged or not."""
         for pointer in sorted(self.root.glob("*/*.json")):
             name = pointer.relative_to(self.root).as_posix().removesuffix(".json")
             if _NAME.fullmatch(name):
                 yield name
 
     def files(self, name: str) -> list[Path]:
-        """The files of a name that are there. Raises StoreError where they may not be looked at."""
+        """Return the existing files of a name. Raises StoreError if they may not be looked at."""
         pointer = self._pointer(name)
         ref = _known(pointer)
         blob = [] if ref is None else [Blobs(pointer.parent).path(ref.sha256)]
@@ -90,7 +90,7 @@ class Cache:
             return [path for path in (pointer, *blob) if path.exists()]
 
     def loose(self) -> list[Path]:
-        """Sets that no name leads to, and names that lead nowhere."""
+        """Return the blobs that no name leads to, and the files of names that lead nowhere."""
         used = {path for name in self.names() for path in self.files(name)}
         blobs = set(self.root.glob(f"*/??/*{SUFFIX}"))
         lost = {path for path in self.root.glob("*/*.json") if _known(path) is None}
@@ -106,7 +106,7 @@ class Cache:
 
 
 def _known(pointer: Path) -> BlobRef | None:
-    """The blob that a name stands for now, where that can be told."""
+    """Return the blob that a name stands for now; None for a missing or damaged name."""
     try:
         with reading(pointer):
             return _read(pointer) if pointer.exists() else None

@@ -1,6 +1,6 @@
 """One spelling for every JSON record, so that equal records have equal bytes and equal digests.
 
-Knows JSON and SHA-256; leaves what a record means to others.
+Knows JSON and SHA-256; leaves the meaning of a record to others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from store.errors import StoreError
 
 
 def dumps(obj: Any) -> bytes:
-    """Canonical JSON in UTF-8: keys sorted, no spaces, no NaN. Raises StoreError if it can't be."""
+    """Return canonical JSON in UTF-8: sorted keys, no spaces, no NaN.
+
+    Raises StoreError for a value that JSON cannot hold.
+    """
     try:
         text = json.dumps(
             obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -27,7 +30,7 @@ def dumps(obj: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """The value that `data` spells. Raises ValueError for anything that is not JSON."""
+    """Return the value that `data` spells. Raises ValueError for anything that is not JSON."""
     try:
         return _DECODER.decode(data.decode("utf-8"))
     except RecursionError as error:
@@ -35,7 +38,7 @@ def loads(data: bytes) -> Any:
 
 
 def digest(data: bytes) -> str:
-    """SHA-256 in lower-case hexadecimal."""
+    """Return the SHA-256 in lower-case hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Read a whole store back and name everything that is not as it was written.
+"""Reads a whole store back and names everything that is not as it was written.
 
-Knows what must hold between the tables, the blobs and the files. A damaged LMDB file can end the
-process that reads it, so `verify_path` reads in a child, which is `python -m store.check STORE`.
+Knows the rules between the tables, the blobs and the files. A damaged LMDB file can end the process
+that reads it, so `verify_path` reads in a child: `python -m store.check STORE`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SEQ_MAX = 1 << 63
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong; a harmless one costs only space."""
+    """One fault of a store; a harmless one costs only space."""
 
     object: str
     problem: str
@@ -49,19 +49,19 @@ class Problem:
 
     @property
     def is_beyond_repair(self) -> bool:
-        """Whether the store cannot even be opened for what is left of it."""
+        """True if the store cannot even be opened to save the rest of it."""
         return self.object in (datafile.LABEL, config.FILE_NAME, "store")
 
 
 def verify(store: Store) -> list[Problem]:
-    """All problems of an open store. Reads everything, and imports torch if there are blobs."""
+    """Return all problems of an open store. Reads everything; imports torch if there are blobs."""
     return list(_problems(store))
 
 
 def verify_path(path: Path) -> list[Problem]:
-    """As `verify`, in a child process, so that even a file that kills its reader is a problem.
+    """Return the problems that `verify` finds, reading in a child process.
 
-    Raises NoStore, FormatVersionError.
+    So a file that kills its reader is a problem, too. Raises NoStore, FormatVersionError.
     """
     try:
         config.read(path)
@@ -107,7 +107,7 @@ def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
     return problems
 
 
-# -- what must hold
+# -- the rules
 
 
 def _problems(store: Store) -> Iterator[Problem]:
@@ -127,13 +127,13 @@ def _problems(store: Store) -> Iterator[Problem]:
 
 
 def load(store: Store, tables: Tables) -> Iterator[Problem]:
-    """Read the whole journal; what cannot be read is a problem."""
+    """Read the whole journal into `tables`. Yield a problem for each entry that cannot be read."""
     for table in TABLES:
         yield from _load(store, table, tables)
 
 
 def journal_problems(tables: Tables) -> Iterator[Problem]:
-    """What does not hold between the entries of the tables."""
+    """Yield the contradictions between the entries of the tables."""
     yield from _check_chain(tables)
     yield from _check_replaced(tables)
     yield from _check_ids(tables)
@@ -144,7 +144,7 @@ def journal_problems(tables: Tables) -> Iterator[Problem]:
 
 
 class Tables:
-    """What could be read of the journal: the good entries of every table, and which are bad."""
+    """The readable part of the journal: good entries by table, and the labels of the bad ones."""
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[bytes, Any]] = {table: {} for table in TABLES}
@@ -156,7 +156,7 @@ class Tables:
         return {revision.seq: revision for revision in self.entries["revisions"].values()}
 
     def lacks(self, table: str, key: bytes) -> bool:
-        """Whether an entry is missing, for a reason other than damage already reported."""
+        """Tell whether an entry is missing and not among the damaged ones, already reported."""
         return key not in self.entries[table] and label(table, key) not in self.damaged
 
 
@@ -235,7 +235,7 @@ def _parent_problem(
 
 
 def _check_replaced(tables: Tables) -> Iterator[Problem]:
-    """A patch is replaced where it is part of the state: in the lineage."""
+    """Yield a problem for each patch replaced by a revision that does not descend from it."""
     if any(name.startswith("journal/revisions/") for name in tables.damaged):
         return
     revisions = {revision.id: revision for revision in tables.revisions.values()}
@@ -297,7 +297,7 @@ def _check_requests(tables: Tables) -> Iterator[Problem]:
 
 
 def request_ids(revision: Revision) -> Iterator[str]:
-    """The requests that a revision names."""
+    """Yield the ids of the requests that a revision names."""
     requests = revision.body.get("requests")
     for request in requests if isinstance(requests, list) else []:
         if isinstance(request, dict) and isinstance(request.get("id"), str):
@@ -350,9 +350,9 @@ def _refs(revisions: Iterable[Revision]) -> list[BlobRef]:
 
 
 def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
-    """The patches of these revisions that are not as they were written.
+    """Return the patches of these revisions that are damaged or missing.
 
-    Raises StoreError for one that this process may not read: it may be whole.
+    Raises StoreError for a patch that this process may not read: it may be whole.
     """
     found = []
     for ref in _refs(revisions):
@@ -364,7 +364,7 @@ def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
 
 
 def lost_patches(revisions: Iterable[Revision]) -> set[str]:
-    """Digests of the patches that a repair has given up."""
+    """Return the digests of the patches that a repair has given up."""
     repairs = (revision for revision in revisions if revision.operation == operations.REPAIR)
     return {sha256 for revision in repairs for sha256 in revision.body.get("lost", ())}
 
@@ -376,7 +376,7 @@ def _check_folders(path: Path) -> Iterator[Problem]:
 
 
 def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
-    """What is damaged here can be made again, and is never taken for the truth."""
+    """Yield a harmless problem for each damaged or loose set: it can be made again."""
     for name in cache.names():
         try:
             cache.get(name)
@@ -407,7 +407,7 @@ def _check_quarantine(path: Path, tables: Tables) -> Iterator[Problem]:
 
 
 def _set_aside(revision: Revision) -> Iterator[tuple[str, int]]:
-    """The lines of its stream that a revision says are in quarantine."""
+    """Yield the lines (stream, number) that a revision says are in quarantine."""
     streams, numbers = revision.body.get("streams"), revision.body.get("quarantined")
     if isinstance(streams, dict) and len(streams) == 1 and isinstance(numbers, list):
         yield from ((stream, number) for stream in streams for number in numbers)

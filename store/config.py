@@ -24,13 +24,13 @@ _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
 
 
 def exists(root: Path) -> bool:
-    """Whether the folder is a store. Raises StoreError where it may not be looked at."""
+    """Tell whether the folder is a store. Raises StoreError where it may not be looked at."""
     with reading(root / FILE_NAME):
         return (root / FILE_NAME).is_file()
 
 
 def read(root: Path) -> dict[str, Any]:
-    """The caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
+    """Read the caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
     path = root / FILE_NAME
     settings = _parsed(root)
     for key, supported in _RESERVED.items():
@@ -45,7 +45,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def found_format(root: Path) -> int:
-    """The format that a store says it has. Raises NoStore, IntegrityError."""
+    """Read the format that a store says it has. Raises NoStore, IntegrityError."""
     found = _required(_parsed(root), "format")
     if type(found) is not int:
         raise IntegrityError(FILE_NAME, f"says format = {found!r}, which is no number")
@@ -79,13 +79,13 @@ def write(root: Path, settings: Mapping[str, Any]) -> None:
 
 
 def marked(text: bytes) -> bytes:
-    """The file's text with its checksum, in the place of the one that it had, as its last line."""
+    """Return the file's text with its checksum as the last line, in place of an old checksum."""
     text = _MARKED.sub(b"", text)
     return text + _MARK + _checksum(text) + b"\n"
 
 
 def is_as_written(root: Path) -> bool:
-    """Whether the file is as `write` left it: people may change it, and faults too."""
+    """Tell whether the file is as `write` left it: people may change it, and faults too."""
     with reading(root / FILE_NAME):
         text, mark, said = (root / FILE_NAME).read_bytes().rpartition(_MARK)
     return bool(mark) and said == _checksum(text) + b"\n"
@@ -124,5 +124,5 @@ def _text(key: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string: JSON's escapes, and DEL, which JSON leaves as it is."""
+    """Return a TOML basic string: JSON's escapes, and DEL, which JSON leaves as it is."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,8 +1,8 @@
-"""What an LMDB data file says of itself, read without LMDB.
+"""The header of an LMDB data file, read without LMDB.
 
-LMDB maps the file into memory and trusts it: one that is too short ends the process with SIGBUS
-when a missing page is touched. So its two meta pages are read and judged first.
-Knows the file format of LMDB 0.9 (native byte order); leaves the content to the journal.
+LMDB maps the file into memory and trusts it: a file that is too short ends the process with SIGBUS
+when a missing page is touched. So its two meta pages are read and judged first. Knows the file
+format of LMDB 0.9 (native byte order); leaves the content to the journal.
 """
 
 from __future__ import annotations

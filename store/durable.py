@@ -1,6 +1,6 @@
 """The one way by which bytes reach the disk, other than LMDB's own.
 
-What these functions return from is on the disk, whole, whatever happens to the power next.
+When one of these functions returns, its work is on the disk, whole, even if the power fails next.
 Knows files and folders; leaves their content and their names to others.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from store import errors
 
 TEMPORARY_PREFIX = ".tmp-"
-MARGIN_BYTES = 1 << 20  # left free beside what a write needs: for the journal, and for others
+MARGIN_BYTES = 1 << 20  # left free beside the room for a write: for the journal, and for others
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, replacing what was there: afterwards all of it is there, or nothing.
+    """Put `data` at `path` in place of the old content. A crash leaves all of it or none of it.
 
     Raises StoreFull when there is no room, StorageFault when the disk failed.
     """
@@ -36,7 +36,8 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def place_durably(path: Path, data: bytes) -> None:
-    """As `write_durably`, for a name that nothing counts on before this returns.
+    """Write `data` as `write_durably` does, under a name that nothing relies on before this
+    returns.
 
     The file has its name before it is on the disk, so that both take one turn of the file system's
     own journal. After a power loss there may be a torn file of that name.
@@ -49,7 +50,7 @@ def place_durably(path: Path, data: bytes) -> None:
             temporary.rename(path)
             os.fsync(descriptor)
             _sync_folder(path.parent)
-        except BaseException:  # what could not be synced may read well, and be lost all the same
+        except BaseException:  # a file that failed to sync may read well now, and be lost later
             temporary.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
@@ -58,8 +59,8 @@ def place_durably(path: Path, data: bytes) -> None:
 def append_durably(path: Path, data: bytes) -> None:
     """Add whole lines to the end of `path`.
 
-    A last line without an end is what a crash left of an append that nobody was told of: it is
-    cut off first. If this append fails, what it wrote is cut off again.
+    An unfinished last line is left from an append that crashed before it was acknowledged: it is
+    cut off first. If this append fails, its own bytes are cut off again.
     """
     make_folder_durably(path.parent)
     with _reported(path):
@@ -68,11 +69,11 @@ def append_durably(path: Path, data: bytes) -> None:
             _append(descriptor, data)
         finally:
             os.close(descriptor)
-        _sync_folder(path.parent)  # also for a file that is there: who made it may have been killed
+        _sync_folder(path.parent)  # also for an old file: its maker may have been killed
 
 
 def make_folder_durably(path: Path) -> None:
-    """Create `path` and any missing parents, each entry synced into the folder above it.
+    """Create `path` and any missing parents, and sync each entry into the folder above it.
 
     A folder that is there already is taken to be durable: see `sync_folder_durably`. Raises
     StoreExists where something else has its name.
@@ -97,9 +98,9 @@ def move_durably(source: Path, target: Path) -> None:
 
 
 def require_room(folder: Path, length: int) -> None:
-    """Raise StoreFull, with the sizes, unless so many bytes and a margin are free in a folder.
+    """Raise StoreFull, with the sizes, unless a folder has `length` bytes and a margin free.
 
-    Asked before a write that could not be finished, so that nothing of it is begun.
+    Callers ask before a write that could not be finished, so that nothing of it is begun.
     """
     with _reported(folder):
         free = shutil.disk_usage(folder).free
@@ -111,7 +112,7 @@ def require_room(folder: Path, length: int) -> None:
 
 
 def copy_durably(source: Path, target: Path) -> None:
-    """Copy a file to a new name, whole."""
+    """Copy a whole file to a new name."""
     temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     with _reported(target):
         try:
@@ -125,8 +126,8 @@ def copy_durably(source: Path, target: Path) -> None:
 
 
 def remove_durably(paths: Iterable[Path]) -> None:
-    """Remove files and empty folders, in this order, each folder synced once. What is gone already
-    is no error."""
+    """Remove files and empty folders, in this order, and sync each parent folder once. A path that
+    is gone already is no error."""
     parents: dict[Path, None] = {}
     for path in paths:
         with _reported(path):
@@ -141,13 +142,13 @@ def remove_durably(paths: Iterable[Path]) -> None:
 
 
 def sync_folder_durably(path: Path) -> None:
-    """See to it that the names in `path`, made or removed by others, survive a power loss."""
+    """Make the names in `path`, made or removed by others, survive a power loss."""
     with _reported(path):
         _sync_folder(path)
 
 
 def sync_file_durably(path: Path) -> None:
-    """See to it that a file, written by others, survives a power loss, and its name with it."""
+    """Make a file that others wrote survive a power loss, and its name with it."""
     with _reported(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

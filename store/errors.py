@@ -1,4 +1,4 @@
-"""What can go wrong with a store, one class for each thing a caller may want to tell apart.
+"""The store's errors, one class for each fault that a caller may want to tell apart.
 
 Knows how a fault is worded (object, cause, remedy) and its exit code; leaves printing to others.
 """
@@ -15,13 +15,13 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class StoreError(Exception):
-    """Base of everything the store raises on purpose."""
+    """Base of all errors that the store raises on purpose."""
 
     exit_code = 1
 
 
 class NoStore(StoreError):
-    """There is no store where one was looked for."""
+    """The place that was searched has no store."""
 
     exit_code = 10
 
@@ -60,7 +60,7 @@ class FormatVersionError(StoreError):
 
 
 class IntegrityError(StoreError):
-    """Something on disk is not what was written."""
+    """Bytes on the disk differ from the bytes that were written."""
 
     exit_code = 20
 
@@ -112,7 +112,7 @@ class StoreFull(StoreError):
 
 
 class StorageFault(StoreError):
-    """The disk failed a write; what it holds of that write is unknown."""
+    """The disk failed a write; how much of that write it holds is unknown."""
 
     def __init__(self, path: Path, cause: str) -> None:
         super().__init__(
@@ -123,7 +123,7 @@ class StorageFault(StoreError):
 
 
 def from_os(path: Path, error: OSError) -> StoreError:
-    """The store's own error for an operating system's one."""
+    """Return the store's own error for an error of the operating system."""
     cause = error.strerror or str(error)
     if error.errno in FULL:
         return StoreFull(path, cause)
@@ -134,7 +134,8 @@ def from_os(path: Path, error: OSError) -> StoreError:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Give what the operating system says against reading `path` a name."""
+    """Turn the operating system's errors in reading `path` into a StoreError that names the
+    file."""
     try:
         yield
     except OSError as error:

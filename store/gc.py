@@ -1,8 +1,8 @@
-"""Garbage: what lies in a store's folder and nothing leads to any more.
+"""Garbage: files in a store's folder that nothing leads to any more.
 
-Patches that no entry of the journal names (rolled back and reverted ones are named), what writes
-that broke off have left, cached sets that nothing points to, and snapshots that neither head nor a
-tag begins with. The journal itself loses nothing.
+These are patches that no entry of the journal names (rolled back and reverted ones are named),
+leftovers of writes that broke off, cached sets that nothing points to, and snapshots that neither
+head nor a tag begins with. The journal itself loses nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from store.cache import Cache
 from store.errors import StoreError
 from store.store import Store
 
-WRITING_MAX_S = 3600.0  # a set that is being put is younger than this
+WRITING_MAX_S = 3600.0  # a set that a process is writing is younger than this
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Garbage:
 
 
 def find(store: Store, *, with_cache: bool = False) -> list[Garbage]:
-    """All that can go; `with_cache` also what is of use and would have to be made again.
+    """Return all files that can go; with `with_cache` also useful ones that can be made again.
 
-    Beside a store open for reading only a writer may be at work on what looks like garbage: there
-    only what has not been touched for an hour is found. Raises IntegrityError where the journal
+    Beside a store open for reading only, a writer may be at work on files that look like garbage:
+    then only files untouched for an hour are returned. Raises IntegrityError where the journal
     cannot be read to its end.
     """
     found = {garbage.path: garbage for garbage in _all(store, with_cache)}
@@ -42,10 +42,10 @@ def find(store: Store, *, with_cache: bool = False) -> list[Garbage]:
 
 
 def collect(store: Store, found: Iterable[Garbage]) -> None:
-    """Remove what was found. Raises StoreError where the disk does not let it."""
+    """Remove the garbage. Raises StoreError where the disk does not let it."""
     if not store.writable:
         raise StoreError(f"{store.path} is open for reading only: open it writable")
-    # A folder comes before what is in it, and goes after that.
+    # A folder sorts before its files, and has to go after them.
     durable.remove_durably(sorted((garbage.path for garbage in found), reverse=True))
 
 
@@ -64,7 +64,7 @@ def _orphans(store: Store) -> Iterator[Garbage]:
 
 
 def leftovers(store: Store) -> Iterator[Garbage]:
-    """What writes that broke off have left."""
+    """Yield the files that interrupted writes have left."""
     for path in sorted(store.path.rglob(f"{durable.TEMPORARY_PREFIX}*")):
         if path.is_relative_to(store.cache) and _may_be_in_work(path):
             continue
@@ -74,8 +74,8 @@ def leftovers(store: Store) -> Iterator[Garbage]:
 
 
 def _may_be_in_work(path: Path) -> bool:
-    """Whether somebody may be writing this: a reader to the cache, for which it needs no lock, or
-    a writer where this is a reader."""
+    """Tell whether somebody may be writing this: a reader to the cache, which needs no lock, or a
+    writer where this process is a reader."""
     with suppress(FileNotFoundError):
         return time.time() - path.lstat().st_mtime < WRITING_MAX_S
     return True
@@ -101,7 +101,7 @@ def _snapshots(store: Store, with_cache: bool) -> Iterator[Garbage]:
 
 
 def _garbage(path: Path, why: str) -> Iterator[Garbage]:
-    """None where a writer has been quicker."""
+    """Yield the garbage at `path`, or nothing where a writer has been quicker."""
     with suppress(FileNotFoundError):
         entry = path.lstat()
         yield Garbage(path, 0 if path.is_dir() else entry.st_size, why)

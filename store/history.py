@@ -1,4 +1,4 @@
-"""The history as the journal holds it: revisions by number, id and name, and what is known of each.
+"""The history as the journal holds it: revisions by number, id and name, and the records of each.
 
 Knows which record stands in which table under which key; leaves the order of writes, blobs and
 files to `store`.
@@ -37,7 +37,7 @@ class History:
 
     @property
     def length(self) -> int:
-        """How many entries there are, base included."""
+        """The number of entries, base included."""
         last = self._journal.last_key("revisions")
         return 0 if last is None else int.from_bytes(last, "big") + 1
 
@@ -52,7 +52,7 @@ class History:
         return self._ref("head")
 
     def at(self, seq: int) -> Revision:
-        """The entry with this sequence number. Raises IntegrityError if it is not there."""
+        """Return the entry with this sequence number. Raises IntegrityError if it is not there."""
         key = seq_key(seq)
         payload = self._journal.get("revisions", key)
         if payload is None:
@@ -60,23 +60,23 @@ class History:
         return as_revision(key, payload)
 
     def by_id(self, identity: str) -> Revision:
-        """The revision with this full id. Raises IntegrityError if it is not there."""
+        """Return the revision with this full id. Raises IntegrityError if it is not there."""
         revision = self.at(self._seq_of(identity))
         if revision.id != identity:
             raise IntegrityError(f"journal/ids/{identity}", f"leads to entry {revision.seq}")
         return revision
 
     def has(self, identity: str) -> bool:
-        """Whether there is a revision with this full id."""
+        """Tell whether there is a revision with this full id."""
         return self._journal.get("ids", identity.encode("utf-8", "replace")) is not None
 
     def entries(self, first_seq: int = 0) -> Iterator[Revision]:
-        """The entries in the order in which they were made."""
+        """Yield the entries in the order in which they were made."""
         for key, payload in self._journal.entries("revisions", seq_key(first_seq)):
             yield as_revision(key, payload)
 
     def ancestry(self, revision: Revision) -> Iterator[Revision]:
-        """The revision, its parent, and so on to base."""
+        """Yield the revision, its parent, and so on to base."""
         below = _Below(self)
         yield revision
         while revision.parent is not None:
@@ -84,11 +84,11 @@ class History:
             yield revision
 
     def lineage(self, revision: Revision) -> list[Revision]:
-        """base … revision along the parents, oldest first."""
+        """Return base … revision along the parents, oldest first."""
         return list(self.ancestry(revision))[::-1]
 
     def between(self, older: Revision, newer: Revision) -> list[Revision]:
-        """The ancestry of `newer` without that of `older`, oldest first."""
+        """Return the ancestry of `newer` without that of `older`, oldest first."""
         known = {revision.id for revision in self.ancestry(older)}
         fresh: list[Revision] = []
         for revision in self.ancestry(newer):
@@ -119,7 +119,7 @@ class History:
     # -- names
 
     def resolve(self, name: str | Revision) -> Revision:
-        """The revision that goes by a name. Raises UnknownRevision, AmbiguousRevision."""
+        """Return the revision that goes by a name. Raises UnknownRevision, AmbiguousRevision."""
         if isinstance(name, Revision):
             return name
         stem, back = parse_name(name)
@@ -131,7 +131,7 @@ class History:
         return revision
 
     def tags(self) -> dict[str, str]:
-        """Revision ids by tag."""
+        """Return the revision ids by tag."""
         prefix = text_key(TAG_PREFIX)
         tags: dict[str, str] = {}
         for key, payload in self._journal.entries("refs", prefix):
@@ -186,11 +186,11 @@ class History:
     # -- requests, ledger, streams
 
     def request(self, identity: str) -> Record | None:
-        """{"seq", "subject", "record"} of a request."""
+        """Return {"seq", "subject", "record"} of a request, or None for an unknown id."""
         return self._object("requests", text_key(identity))
 
     def requests_about(self, subject: str) -> list[str]:
-        """Ids of the requests about a subject, in the order in which they were made."""
+        """Return the ids of the requests about a subject, in the order in which they were made."""
         prefix = subject_digest(subject)
         identities: list[str] = []
         for key, payload in self._journal.entries("subjects", prefix):
@@ -200,16 +200,16 @@ class History:
         return identities
 
     def ledger(self, seq: int) -> Record | None:
-        """The ledger's record for an entry."""
+        """Return the ledger's record for an entry, or None if there is none."""
         return self._object("ledger", seq_key(seq)) if seq >= 0 else None
 
     def stream(self, name: str) -> Record | None:
-        """The state of a stream."""
+        """Return the state of a stream, or None if there is none."""
         wrapped = self._object("streams", text_key(name))
         return None if wrapped is None else wrapped["record"]
 
     def streams(self) -> dict[str, Record]:
-        """The states of all streams by name."""
+        """Return the states of all streams by name."""
         wrapped = (
             parsed(label("streams", key), payload, dict)
             for key, payload in self._journal.entries("streams")
@@ -223,7 +223,7 @@ class History:
     # -- changes
 
     def changes(self, draft: Draft, revision: Revision, payload: bytes) -> list[Put]:
-        """All that a commit puts into the journal, for one transaction."""
+        """Return all changes that a commit makes to the journal, for one transaction."""
         return [
             Put("revisions", seq_key(revision.seq), payload, once=True),
             Put("ids", revision.id.encode("ascii"), canonical.dumps(revision.seq), once=True),
@@ -246,7 +246,7 @@ class History:
                 yield Put("subjects", key, payload, once=True)
 
     def require_fitting(self, draft: Draft) -> None:
-        """Raise StoreError for a draft that names what is not there or changes what is."""
+        """Raise StoreError for a draft that names missing entries or would change existing ones."""
         for role, identity in (("parent", draft.parent), ("head", draft.head)):
             if identity is not None and not self.has(identity):
                 raise StoreError(f"the draft's {role} {identity!r} is no revision of this store")
@@ -284,28 +284,29 @@ class _Below:
             entries = islice(self._history.entries(first), seq + 1 - first)
             try:
                 self._read = {revision.seq: revision for revision in entries}
-            except IntegrityError:  # of an entry that may be no ancestor
+            except IntegrityError:  # the damaged entry may be no ancestor
                 self._read = {}
         return self._read.get(seq) or self._history.at(seq)
 
 
 def point(ref: str, identity: str) -> Put:
-    """Make a ref (head, or a tag with its prefix) stand for a revision."""
+    """Return the change that points a ref (head, or a tag with its prefix) to a revision."""
     return Put("refs", text_key(ref), canonical.dumps(identity))
 
 
 def ledger_entry(seq: int, record: Mapping[str, Any]) -> Put:
-    """Set the ledger's record for the revision with this sequence number."""
+    """Return the change that sets the ledger's record for the revision with this number."""
     return Put("ledger", seq_key(seq), canonical.dumps(dict(record)))
 
 
 def subject_digest(subject: str) -> bytes:
-    """What all keys of a subject begin with."""
+    """Return the common beginning of all keys of a subject."""
     return hashlib.sha256(subject.encode("utf-8", "surrogatepass")).digest()
 
 
 def subject_key(subject: str, seq: int, index: int) -> bytes:
-    """Keys of one subject stand together, in the order in which its requests were made."""
+    """Return the key of a request about a subject. Keys of one subject stand together, in the order
+    in which its requests were made."""
     return subject_digest(subject) + seq_key(seq) + index.to_bytes(4, "big")
 
 
@@ -321,7 +322,8 @@ def as_revision(key: bytes, payload: bytes) -> Revision:
 
 
 def parsed(name: str, payload: bytes, kind: type[Kind]) -> Kind:
-    """A payload's JSON value, of the kind that it must be. Raises IntegrityError naming it."""
+    """Return a payload's JSON value, which must be a `kind`. Raises IntegrityError naming the
+    entry."""
     try:
         value = canonical.loads(payload)
     except ValueError as error:
@@ -332,7 +334,7 @@ def parsed(name: str, payload: bytes, kind: type[Kind]) -> Kind:
 
 
 def stream_entry(name: str, record: Any) -> Put:
-    """Set a stream's state; None forgets it."""
+    """Return the change that sets a stream's state; None forgets the stream."""
     if record is None:
         return Put("streams", text_key(name), None)
     return Put("streams", text_key(name), canonical.dumps({"name": name, "record": dict(record)}))

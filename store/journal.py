@@ -1,7 +1,8 @@
 """The journal: LMDB tables of checksummed payloads, changed by one durable transaction at a time.
 
-Knows LMDB: its map that must grow, its errors, its ways with forks and damaged files.
-Leaves the meaning of keys and payloads to `history` and `store`. What is returned was checked.
+Knows LMDB: its map that must grow, its errors, its ways with forks and damaged files. Leaves the
+meaning of keys and payloads to `history` and `store`. Every payload is checked before it is
+returned.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from store import datafile, errors
 from store.errors import IntegrityError, StorageFault, StoreError, StoreFull
 
 TABLES = ("revisions", "ids", "requests", "subjects", "ledger", "refs", "streams")
-LIB_VERSION = 0  # of the two formats that py-lmdb bundles, LMDB 0.9's
+LIB_VERSION = 0  # LMDB 0.9's, of the two formats that py-lmdb bundles
 MAP_SIZE_BYTES = 64 << 20
 MAP_SIZE_MAX_BYTES = 1 << 40
 ROOM_MIN_BYTES = 1 << 20
-SPARE_BYTES = 1 << 18  # that the data file is longer than what is in it
+SPARE_BYTES = 1 << 18  # length of the data file beyond its content
 _CHECKSUM_LENGTH = 16  # bytes of a SHA-256
 _CHUNK_LENGTH = 256  # entries read in one transaction, so that no reader is ever a long one
 _SEQ_LENGTH = 8  # bytes
@@ -37,7 +38,7 @@ _NUMBERED = frozenset({"revisions", "ledger"})
 
 
 class Put(NamedTuple):
-    """One change of a transaction; a payload of None deletes. What is put `once` never changes."""
+    """One change of a transaction; a payload of None deletes. An entry put `once` never changes."""
 
     table: str
     key: bytes
@@ -46,12 +47,12 @@ class Put(NamedTuple):
 
 
 def seq_key(seq: int) -> bytes:
-    """Keys that sort as their numbers do."""
+    """Return the key of a sequence number. Keys sort as their numbers do."""
     return seq.to_bytes(_SEQ_LENGTH, "big")
 
 
 def text_key(text: str) -> bytes:
-    """A key for any text; a long one is known by its digest."""
+    """Return a key for any text; a long text gives its digest."""
     data = text.encode("utf-8", "surrogatepass")
     if len(data) < _TEXT_KEY_MAX:
         return b"=" + data
@@ -59,7 +60,7 @@ def text_key(text: str) -> bytes:
 
 
 def label(table: str, key: bytes) -> str:
-    """How messages name an entry."""
+    """Return the name of an entry in messages."""
     if table in _NUMBERED:
         return f"journal/{table}/{int.from_bytes(key, 'big')}"
     if key[:1] in (b"=", b"#"):
@@ -88,31 +89,32 @@ class Journal:
     # -- reading
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """The payload under a key. Raises IntegrityError if it is not what was put."""
+        """Return the payload under a key, or None. Raises IntegrityError if its checksum is
+        wrong."""
         with self._reading() as transaction:
             value = transaction.get(key, db=self._tables[table])
         return None if value is None else unwrap(table, key, value)
 
     def entries(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Keys and payloads in the order of the keys, from `start` on."""
+        """Yield keys and payloads in the order of the keys, from `start` on."""
         for key, value in self.raw_entries(table, start):
             yield key, unwrap(table, key, value)
 
     def raw_entries(self, table: str, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """As `entries`, with the values as they stand on disk, unchecked."""
+        """Yield entries as `entries` does, with the values as they stand on disk, unchecked."""
         while chunk := self._chunk(table, start):
             yield from chunk
             start = chunk[-1][0] + b"\0"
 
     def last_key(self, table: str) -> bytes | None:
-        """The largest key of a table."""
+        """Return the largest key of a table; None for an empty one."""
         with self._reading() as transaction:
             cursor = transaction.cursor(self._tables[table])
             return cursor.key() if cursor.last() else None
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Within it, this journal's reads all see the state of one moment; other threads wait."""
+        """Hold one moment: inside `with`, all reads of this journal see it; other threads wait."""
         with self._reading() as self._snapshot:
             try:
                 yield
@@ -125,7 +127,7 @@ class Journal:
         """Make all changes or none, durably. The map grows as it must.
 
         Raises StoreFull or StorageFault; the journal has then closed itself, for only a new
-        environment is known to show what the disk holds.
+        environment is known to show the disk's content.
         """
         with self._turn, self._write_faults():
             self._make_room(changes)
@@ -155,7 +157,7 @@ class Journal:
                 lock=self._writable or os.access(self.folder, os.W_OK),
                 lib_version=LIB_VERSION,
             )
-        except (lmdb.Error, OSError) as error:  # OSError: of its own look at the folder
+        except (lmdb.Error, OSError) as error:  # OSError: from py-lmdb's own look at the folder
             if "already open in this process" in str(error):
                 raise StoreError(
                     f"{self.folder.parent} is already open in this process: use that Store, "
@@ -206,7 +208,7 @@ class Journal:
         return chunk
 
     def _try(self, changes: Sequence[Put]) -> bool:
-        """Whether the changes were made; False means that the map was too small for them."""
+        """Try to make the changes. Return False if the map was too small for them."""
         try:
             with self._begin(write=True) as transaction:
                 for change in changes:
@@ -232,11 +234,11 @@ class Journal:
         environment.set_mapsize(size)
 
     def _make_room(self, changes: Sequence[Put]) -> None:
-        """See to it that the file is longer than the transaction can make use of.
+        """Make the file longer than the transaction can use.
 
-        LMDB leaves out pages at the end that it took and gave back within one transaction. They
-        are never read, but a file without them looks like one that was cut off. What is added
-        here is a hole, which takes no room on the disk; the transaction's own sync makes it last.
+        LMDB leaves out pages at the end that it took and gave back within one transaction. They are
+        never read, but a file without them looks like one that was cut off. The added bytes are a
+        hole, which takes no room on the disk; the transaction's own sync makes them last.
         """
         taken = sum(_TREE_BYTES + 2 * len(change.payload or b"") for change in changes)
         needed = self._used() + SPARE_BYTES // 2 + taken
@@ -245,13 +247,13 @@ class Journal:
             os.truncate(data_file, needed + SPARE_BYTES // 2)
 
     def _fill(self) -> None:
-        """Lengthen the file to what its meta page says, should the room not have been enough."""
+        """Lengthen the file to the length in its meta page, if the room was not enough."""
         data_file = self.folder / "data.mdb"
         if data_file.stat().st_size < self._used():
             os.truncate(data_file, self._used())
 
     def _used(self) -> int:
-        """Bytes of the file up to its last page, as its meta page says."""
+        """Return the bytes of the file up to its last page, as its meta page says."""
         info = self._live().info()
         return int((info["last_pgno"] + 1) * self._live().stat()["psize"])
 
@@ -288,7 +290,8 @@ class Journal:
         return IntegrityError(datafile.LABEL, str(error))
 
     def _is_out_of_room(self) -> bool:
-        """Whether a failed write met a full disk or a file limit: LMDB calls a short write EIO."""
+        """Tell whether a failed write met a full disk or a file limit. LMDB says EIO for short
+        writes."""
         try:
             disk = os.statvfs(self.folder)
             length = (self.folder / "data.mdb").stat().st_size
@@ -300,12 +303,12 @@ class Journal:
 
 
 def wrap(table: str, key: bytes, payload: bytes) -> bytes:
-    """The value on disk: a checksum over place and payload, then the payload."""
+    """Return the value on disk: a checksum over place and payload, then the payload."""
     return _checksum(table, key, payload) + payload
 
 
 def unwrap(table: str, key: bytes, value: bytes) -> bytes:
-    """The payload of a value. Raises IntegrityError naming the entry."""
+    """Return the payload of a value. Raises IntegrityError naming the entry."""
     checksum, payload = value[:_CHECKSUM_LENGTH], value[_CHECKSUM_LENGTH:]
     if checksum != _checksum(table, key, payload):
         raise IntegrityError(label(table, key), "its bytes are not those that were written")

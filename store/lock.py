@@ -79,7 +79,7 @@ def _locked(path: Path, text: bytes) -> StoreLocked:
 
 
 def _has_ended(holder: StoreLocked) -> bool:
-    """Whether the name is one that a killed holder left behind."""
+    """Tell whether the name in the file is left from a holder that was killed."""
     if holder.host != socket.gethostname() or not isinstance(holder.pid, int):
         return False
     try:

@@ -1,14 +1,14 @@
-"""Format versions: what each step from one to the next changes, and how it is taken.
+"""Format versions: the change that each step from one to the next makes, and how it is made.
 
     1  the first
     2  a revision can put other patches in the place of earlier ones (`replaces`)
     3  a revision can bring general text that is watched, and edits have neighbours (`watch`)
 
 A version 1 reader would pass over `replaces` and take the state for damaged, a version 2 reader
-would edit without what is watched, hence the numbers. A step leaves the old files as they are until
-all that it needs is written; `cedit.toml` says the new number last. The settings and the journal
-from before are kept in `backup/`. A newer format is refused by name: only the version that wrote it
-knows what it means.
+would edit without the watch set, hence the numbers. A step leaves the old files as they are until
+all that it needs is written; `cedit.toml` says the new number last. The old settings and journal
+are kept in `backup/`. A newer format is refused by name: only the version that wrote it knows its
+meaning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LINE = re.compile(r"(?m)^format[ \t]*=[ \t]*([0-9]+)")
 
 @dataclass(frozen=True)
 class Step:
-    """From one format to the next."""
+    """A step from one format to the next."""
 
     change: str  # in words
     apply: Callable[[Path], None]  # to the store's folder; may be repeated after it broke off
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Migrated:
-    """What was done."""
+    """The outcome of a migration: both formats, the changes in words, the backup if any."""
 
     before: int
     after: int
@@ -45,7 +45,7 @@ class Migrated:
 
 
 def migrate(path: Path) -> Migrated:
-    """Bring a store to the format of this version; nothing is done to one that has it.
+    """Bring a store to the format of this version; a store that has it stays as it is.
 
     Raises NoStore, StoreLocked, StoreFull, IntegrityError, FormatVersionError for a newer format.
     """
@@ -67,14 +67,14 @@ def migrate(path: Path) -> Migrated:
 
 
 def _nothing(_: Path) -> None:
-    """The files stay as they are: only what may stand in them has grown."""
+    """Leave the files as they are: the new format only allows more in them."""
 
 
 STEPS: Mapping[int, Step] = {
     2: Step("a revision can put other patches in the place of earlier ones", _nothing),
     3: Step("a revision can bring general text that is watched", _nothing),
 }
-"""By the format that a step leads to."""
+"""Steps by the format that they lead to."""
 
 
 def _steps(path: Path, before: int) -> dict[int, Step]:
@@ -87,7 +87,7 @@ def _steps(path: Path, before: int) -> dict[int, Step]:
 
 
 def _back_up(path: Path, before: int) -> Path:
-    """Keep the settings and the journal as they are; patches never change."""
+    """Copy the settings and the journal; patches never change."""
     folder = path / BACKUP / f"format-{before}"
     files = (path / config.FILE_NAME, path / "journal" / "data.mdb")
     durable.require_room(path, sum(file.stat().st_size for file in files))

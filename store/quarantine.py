@@ -1,8 +1,8 @@
-"""The quarantine file: what a stream held that is no request, one JSON line each, for people.
+"""The quarantine file: lines of streams that are no requests, one JSON line each, for people.
 
 Knows that a stream resumed after a crash brings its last lines again, and writes none twice. Each
-line has a checksum of the rest of it, which readers are not shown. Leaves what a record says,
-other than its `stream`, `position` and `rolling` hash, to the caller.
+line has a checksum of the rest of it, which readers are not shown. Reads `stream`, `position` and
+`rolling` hash of a record, and leaves the rest of it to the caller.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Quarantine:
         self._known: set[bytes] | None = None
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """All records, oldest first; a line that is not whole is passed over."""
+        """Yield all records, oldest first; a line that is not whole is passed over."""
         for record, problem in self.lines():
             if record is not None and (problem is None or problem.harmless):
                 yield record
 
     def lines(self) -> Iterator[tuple[dict[str, Any] | None, LineProblem | None]]:
-        """Every line's record, as far as it can be read, and what is wrong with it."""
+        """Yield every line's record, as far as it can be read, and the line's problem."""
         with reading(self._path):
             if not self._path.exists():
                 return
@@ -41,7 +41,7 @@ class Quarantine:
                     yield read_line(line)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append durably those whose (stream, position, rolling) is not there yet."""
+        """Append durably each record whose (stream, position, rolling) is not there yet."""
         known = self._settled()
         fresh: dict[bytes, bytes] = {}
         for record in records:
@@ -53,7 +53,7 @@ class Quarantine:
             known.update(fresh)
 
     def _settled(self) -> set[bytes]:
-        """The places of what is there for good: its writer may have been killed before a sync."""
+        """Sync the file, as a killed writer may not have, and return the places of its records."""
         if self._known is None:
             if self._path.exists():
                 durable.sync_file_durably(self._path)
@@ -74,14 +74,15 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 class LineProblem(NamedTuple):
-    """What is wrong with a line; harmless is what a crash leaves of a line nobody was told of."""
+    """A line's problem; `harmless` marks a line that needs no repair, such as one that a crash cut
+    off before it was acknowledged."""
 
     problem: str
     harmless: bool = False
 
 
 def read_line(line: bytes) -> tuple[dict[str, Any] | None, LineProblem | None]:
-    """The record in a line, as far as it can be read, and what is wrong with it."""
+    """Return the record in a line, as far as it can be read, and the line's problem."""
     if not line.endswith(b"\n"):
         return None, LineProblem("is an unfinished line", harmless=True)
     try:

@@ -1,10 +1,10 @@
-"""Repair: what can be healed is healed, what cannot is set aside, and what is lost is said before.
+"""Repair of a store: heals damage, sets aside the rest, and names every loss before it happens.
 
-The journal is made anew from what can be read of it: the chain up to its first break, the indexes
+The journal is made anew from its readable entries: the chain up to its first break, the indexes
 that follow from the entries, head from the last of them. It is built aside and takes the old one's
-place in one rename; the old one is kept in `damaged/`. What can be made again (cache, snapshots) or
-serves nothing (orphans, leftovers) goes. Patches that cannot be read are set aside; a state without
-them is the engine's to make.
+place in one rename; the old one is kept in `damaged/`. Damaged sets of cache and snapshots, which
+can be made again, go, and so do files that serve nothing (orphans, leftovers). Patches that cannot
+be read are set aside; the engine makes the state without them.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from store.revisions import Record, Revision
 from store.store import QUARANTINE, Store
 
 FOLDERS = ("patches", "snapshots", "cache")
-ASIDE = "damaged"  # where what cannot be healed is kept
+ASIDE = "damaged"  # the folder for parts that cannot be healed
 _CHUNK = 4096  # changes in a transaction
 _NEW_JOURNAL = f"{durable.TEMPORARY_PREFIX}repaired"
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What is done about a problem."""
+    """The action against one problem."""
 
     object: str
     action: str
-    loses: str | None = None  # what is lost by it
+    loses: str | None = None  # the loss, in words
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The remedies for a store, and the patches for which there is none here."""
+    """The remedies for a store, and the patches that have none here."""
 
     remedies: tuple[Remedy, ...]
     lost: tuple[BlobRef, ...]  # patches of revisions that are kept, and cannot be read
-    journal: Salvage | None  # the journal to be, where the one there is not in order
+    journal: Salvage | None  # the new journal, if the old one is damaged
     loose: tuple[Path, ...]  # files to remove
     cached: tuple[tuple[str, str], ...]  # folder and name of damaged sets
     lines: tuple[int, ...]  # bad lines of the quarantine file, from 1
 
     @property
     def loses(self) -> list[str]:
-        """All that is lost by it."""
+        """All losses of the plan, in words."""
         return [remedy.loses for remedy in self.remedies if remedy.loses]
 
 
 @dataclass
 class Salvage:
-    """What is kept of a journal."""
+    """The parts of a journal that a repair keeps."""
 
     revisions: dict[int, Revision]
     payloads: dict[int, bytes]
@@ -74,7 +74,7 @@ class Salvage:
 
 
 def plan(store: Store) -> Plan:
-    """What is to be done. Changes nothing.
+    """Return the remedies for a store. Changes nothing.
 
     Raises IntegrityError where not even the base can be read: only an archive helps then.
     """
@@ -104,9 +104,9 @@ def plan(store: Store) -> Plan:
 
 
 def carry_out(store: Store, chosen: Plan) -> None:
-    """Do it. The store is closed in the end: open it again.
+    """Carry out a plan. The store is closed in the end: open it again.
 
-    What breaks off is found, and planned for, again.
+    If this is interrupted, a new plan finds the rest.
     """
     aside = _folder_aside(store.path)
     for name in _missing_folders(store):
@@ -155,7 +155,7 @@ def _salvage(store: Store, tables: Tables) -> Salvage:
 
 
 def _length(tables: Tables) -> int:
-    """How many entries there were, as far as can be seen."""
+    """Return the number of entries that there were, as far as can be seen."""
     seqs = [int.from_bytes(key, "big") for key in tables.entries["revisions"]]
     damaged = [
         int(name.rpartition("/")[2])
@@ -166,7 +166,7 @@ def _length(tables: Tables) -> int:
 
 
 def _sound_entries(tables: Tables) -> dict[int, Revision]:
-    """The entries from base on up to the first that is not as it was written."""
+    """Return the entries from base on up to the first that is not as it was written."""
     sound: dict[int, Revision] = {}
     ids: set[str] = set()
     for seq in range(_length(tables)):
@@ -198,7 +198,7 @@ def _payload(store: Store, seq: int) -> bytes:
 
 
 def _subject_keys(tables: Tables) -> dict[str, bytes]:
-    """Keys of the index that are in order, by request."""
+    """Return the sound keys of the index of subjects, by request."""
     return {
         entry["request"]: key
         for key, entry in tables.entries["subjects"].items()
@@ -207,7 +207,7 @@ def _subject_keys(tables: Tables) -> dict[str, bytes]:
 
 
 def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
-    """Head as it stands, or as the last entry left it."""
+    """Return head as it stands, or as the last entry left it."""
     said = tables.entries["refs"].get(text_key("head"))
     if said is not None and any(revision.id == said for revision in kept.values()):
         return str(said)
@@ -225,7 +225,7 @@ def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
 
 
 def _streams_of(salvage: Salvage) -> dict[str, Record]:
-    """Where the streams were at head, by what its ancestors say."""
+    """Return the states of the streams at head, as its ancestors record them."""
     by_id = {revision.id: revision for revision in salvage.revisions.values()}
     states: dict[str, Record] = {}
     revision: Revision | None = by_id[salvage.head]
@@ -261,7 +261,7 @@ def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
 
 
 def _bad_keys(tables: Tables, table: str, good: set[bytes]) -> list[bytes]:
-    """Keys of a table that can be read, or that were damaged, other than those."""
+    """Return the keys of a table, readable or damaged, that are not among the `good` ones."""
     damaged = {
         text_key(name.removeprefix(f"journal/{table}/"))
         for name in tables.damaged
@@ -271,7 +271,8 @@ def _bad_keys(tables: Tables, table: str, good: set[bytes]) -> list[bytes]:
 
 
 def _replace_journal(path: Path, salvage: Salvage, aside: Path) -> None:
-    """Write the journal aside, keep the old one, and put the new one in its place at once."""
+    """Write the new journal aside, keep a copy of the old one, and rename the new one into
+    place."""
     new, old = path / _NEW_JOURNAL, path / "journal" / "data.mdb"
     shutil.rmtree(new, ignore_errors=True)
     durable.make_folder_durably(new)
@@ -362,6 +363,6 @@ def _set_aside_patches(store: Store, lost: tuple[BlobRef, ...], aside: Path) -> 
 
 
 def _folder_aside(path: Path) -> Path:
-    """A folder of its own for each repair; made when something goes there."""
+    """Return a folder of its own for each repair; it is made when a file goes there."""
     taken = (path / ASIDE / str(number) for number in count(1))
     return next(folder for folder in taken if not folder.exists())

@@ -1,6 +1,6 @@
-"""What a revision is, what is asked for when a new one is made, and how revisions are named.
+"""Revisions, the drafts from which they are made, and the grammar of their names.
 
-Knows the shape of the record and the grammar of names; leaves looking them up to `history`.
+Knows the shape of the record and the grammar of names; leaves looking names up to `history`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Revision:
     patch: BlobRef | None
     fingerprint: str
     body: Record = field(compare=False, repr=False)
-    # By earlier revisions' ids: what takes the place of their patches from here on, if anything.
+    # By earlier revisions' ids: the blobs that replace their patches from here on; None drops one.
     replaces: Mapping[str, BlobRef | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
-        """All blobs that it needs."""
+        """All blobs that this revision needs."""
         return tuple(ref for ref in (self.patch, *self.replaces.values()) if ref is not None)
 
     @classmethod
@@ -83,12 +83,12 @@ class Layer:
     """The patch that one revision contributes to a state. The state is base and all its layers."""
 
     revision: Revision
-    patch: BlobRef | None  # its own, or what has taken its place; None where nothing is left
+    patch: BlobRef | None  # its own, or its replacement; None where nothing is left
     is_waypoint: bool  # whether base and the layers up to here are this revision's own state
 
 
 def layers(lineage: Sequence[Revision]) -> list[Layer]:
-    """The layers of the last revision of a lineage (base first), each in its old place."""
+    """Return the layers of the last revision of a lineage (base first), each in its old place."""
     patches = {revision.id: revision.patch for revision in lineage}
     for revision in lineage:
         patches.update(revision.replaces)
@@ -116,11 +116,11 @@ class Draft:
     """A revision to be: everything that `Store.commit` makes durable in one piece.
 
     `requests` maps request ids to records, `subjects` maps some of these ids to the key of the
-    subject they are about, `streams` maps stream names to their new state (None forgets one).
-    The patch is given as `tensors`, or as the `written` that `Store.write_ahead` answered with.
-    `ledger` is the revision's record in the ledger, where there is one by now. `head` is the id of
-    the revision that head moves to; None means the new one. `replaces` has, by the ids of the new
-    revision's ancestors, what takes the place of their patches from here on.
+    subject they are about, `streams` maps stream names to their new state (None forgets one). The
+    patch is given as `tensors`, or as the `written` that `Store.write_ahead` answered with.
+    `ledger` is the revision's record in the ledger, if there is one by now. `head` is the id of the
+    revision that head moves to; None means the new one. `replaces` maps ids of the new revision's
+    ancestors to the replacements of their patches from here on (None drops a patch).
     """
 
     operation: str
@@ -152,7 +152,7 @@ def payload_of(
     patch: BlobRef | None,
     replaces: Mapping[str, BlobRef | None] = MappingProxyType({}),
 ) -> bytes:
-    """The bytes that stand in the journal for a revision, and that its id is the digest of.
+    """Return a revision's bytes in the journal. Their digest is its id.
 
     `patch` and `replaces` are the blobs of the draft, which are on the disk by now.
     """
@@ -172,7 +172,7 @@ def payload_of(
 
 
 def _require_types(record: Any) -> None:
-    """Raises TypeError for what is no revision's record, however well its checksum fits."""
+    """Raise TypeError if `record` is not a revision's record, however well its checksum fits."""
     for name, kinds in _KINDS.items():
         if not isinstance(record[name], kinds):
             raise TypeError(f"its {name} is a {type(record[name]).__name__}")
@@ -192,7 +192,7 @@ def _blob_record(ref: BlobRef | None) -> Record | None:
 
 
 def parse_name(text: str) -> Name:
-    """`head~3` is Name("head", 3); each `~` counts, alone for one, and they add up."""
+    """Parse a name: `head~3` is Name("head", 3). Each `~` counts, alone for one; they add up."""
     stem, tilde, rest = text.strip().partition("~")
     steps = tilde + rest
     if not stem or not _STEPS_BACK.fullmatch(steps):
@@ -202,7 +202,7 @@ def parse_name(text: str) -> Name:
 
 
 def parse_range(text: str) -> tuple[str, str]:
-    """`A..B` is (A, B); a missing A is base, a missing B is head. Raises UnknownRevision."""
+    """Split `A..B` into (A, B); a missing A is base, a missing B head. Raises UnknownRevision."""
     older, dots, newer = text.partition("..")
     if not dots:
         raise UnknownRevision(text, "not a range such as A..B")
@@ -210,7 +210,7 @@ def parse_range(text: str) -> tuple[str, str]:
 
 
 def require_tag(tag: str) -> str:
-    """Pass a well-formed tag on. Raises StoreError for one that could be taken for another name."""
+    """Return a well-formed tag. Raises StoreError for one that could be taken for another name."""
     if not _TAG.fullmatch(tag) or ".." in tag or tag.endswith("."):
         raise StoreError(
             f"{tag!r} can't be a tag: use up to 64 letters, digits, '.', '_' and '-', "

@@ -1,6 +1,6 @@
-"""What a store's parts take on the disk, for people who want to know where the bytes are.
+"""The bytes that a store's parts take on the disk, for people who want to know where they go.
 
-Looks at files' sizes and opens none. A file that goes away meanwhile counts for nothing.
+Looks at files' sizes and opens none. A file that disappears meanwhile counts for nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Sizes:
     """Bytes by part of the folder."""
 
     journal: int
-    patches: int  # all files there, what nothing leads to included
+    patches: int  # all files there, garbage included
     snapshots: int
     cache: int
     quarantine: int
 
 
 def measure(store: Store) -> Sizes:
-    """The sizes now. Raises StoreError for a folder that may not be looked at."""
+    """Return the sizes now. Raises StoreError for a folder that may not be looked at."""
     return Sizes(
         journal=_bytes_in(store.path / "journal"),
         patches=_bytes_in(store.path / "patches"),
@@ -39,7 +39,7 @@ def measure(store: Store) -> Sizes:
 
 
 def _bytes_in(folder: Path) -> int:
-    """Bytes of all files below a folder, links not followed."""
+    """Return the bytes of all files below a folder, links not followed."""
     with reading(folder):
         try:
             with os.scandir(folder) as entries:

@@ -1,9 +1,9 @@
-"""Snapshots: what every so many patches come to, kept so that a state need not read each of them.
+"""Snapshots: the sum of each run of patches, kept so that a state need not read every patch.
 
-A state's patches are cut into segments, each of as many, from base on. A segment's name is a digest
-over all patches up to its end, so that states that begin alike share segments, and one in which a
-patch was replaced has others behind it. They can be made again, and removed at any time. What a
-segment holds is the engine's.
+A state's patches are cut from base on into segments of equal size. A segment's name is a digest
+over all patches up to its end, so that states that begin alike share segments, and a replaced patch
+gives new names to its own segment and all later ones. Snapshots can be made again, and removed at
+any time. Leaves the content of a snapshot to the engine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Segment:
     """A run of layers."""
 
     name: str
-    first: int  # its place among the state's layers
-    last: int  # the place behind it
+    first: int  # the place of its first layer among the state's layers
+    last: int  # the place behind its last layer
     patches: tuple[BlobRef, ...]
 
 
@@ -32,13 +32,14 @@ class Segmenter:
     """Cuts the layers of a state into segments as they come."""
 
     def __init__(self, base: str, size: int) -> None:
-        """`base` is the fingerprint of the base model, `size` the patches of a segment."""
+        """Begin at base. `base` is the base model's fingerprint, `size` the patches in a
+        segment."""
         self._digest, self._size = hashlib.sha256(base.encode()), size
         self._first = self._place = 0
         self._patches: list[BlobRef] = []
 
     def take(self, patch: BlobRef | None) -> Segment | None:
-        """Take in the next layer; the segment that it fills, if it does."""
+        """Take in the next layer, and return the segment that it fills, if any."""
         self._place += 1
         if patch is None:
             return None
@@ -52,6 +53,6 @@ class Segmenter:
         return full
 
     def take_all(self, layers: Iterable[Layer]) -> list[Segment]:
-        """Take in layers; the segments that they fill."""
+        """Take in layers, and return the segments that they fill."""
         filled = (self.take(layer.patch) for layer in layers)
         return [segment for segment in filled if segment is not None]

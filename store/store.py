@@ -40,8 +40,8 @@ _OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", QUAR
 class Store:
     """A store that is open: for reading by any number of processes, for writing by one.
 
-    Use it as a context manager. After StoreFull or StorageFault it has closed itself.
-    After a fork, the child opens its own.
+    Use it as a context manager. After StoreFull or StorageFault it has closed itself. After a fork,
+    the child opens its own.
     """
 
     def __init__(self, path: Path, writable: bool, map_size_bytes: int = MAP_SIZE_BYTES) -> None:
@@ -64,7 +64,7 @@ class Store:
         self._cache = Cache(self.cache)
         self.snapshots = Cache(path / "snapshots")
         self.patches_per_segment = PATCHES
-        self._writer: ThreadPoolExecutor | None = None  # of patches, while a step goes on
+        self._writer: ThreadPoolExecutor | None = None  # writes patches while a step goes on
 
     # -- opening and closing
 
@@ -78,8 +78,8 @@ class Store:
     ) -> Store:
         """Make a store with its base revision and open it for writing.
 
-        What an earlier `init` left when it was interrupted is made anew: cedit.toml is written
-        last, and without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
+        The leftovers of an interrupted `init` are made anew: cedit.toml is written last, and
+        without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
         """
         path = _located(path)
         _require_vacant(path)
@@ -103,7 +103,11 @@ class Store:
 
     @staticmethod
     def find(start: Path | None = None, explicit: str | None = None) -> Path:
-        """Where the store is: as said, as CEDIT_STORE says, or the nearest `.cedit` upward."""
+        """Return the path of the store: `explicit`, else CEDIT_STORE, else the nearest `.cedit`
+        upward.
+
+        Raises NoStore if there is no store at that place.
+        """
         said = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
         here = (start or Path.cwd()).absolute()
         if said:
@@ -123,10 +127,10 @@ class Store:
         self._release()
 
     def discard(self) -> None:
-        """Close a store that was only just made, and take its folder back. cedit.toml goes first:
+        """Close a store that was only just made, and remove its folder. cedit.toml goes first:
         without it there is no store."""
         self.close()
-        with suppress(StoreError):  # what made this necessary is what a person should hear of
+        with suppress(StoreError):  # the person should hear of the first error
             durable.remove_durably([self.path / config.FILE_NAME])
         if not config.exists(self.path):
             shutil.rmtree(self.path, ignore_errors=True)
@@ -146,12 +150,12 @@ class Store:
 
     @property
     def cache(self) -> Path:
-        """A folder for what can be made again; it may be missing, and emptied at any time."""
+        """A folder of files that can be made again; it may be missing, and emptied at any time."""
         return self.path / "cache"
 
     @property
     def length(self) -> int:
-        """How many entries the journal has, base included."""
+        """The number of entries in the journal, base included."""
         return self.history.length
 
     @property
@@ -170,79 +174,81 @@ class Store:
         return self.history.at(0)
 
     def revision(self, name: str | Revision) -> Revision:
-        """By name: head, base, head~2, @7, a tag, an id or its unique start (4 digits or more).
+        """Return a revision by name: head, base, head~2, @7, a tag, an id or its unique start (4
+        digits or more).
 
         Raises UnknownRevision, AmbiguousRevision.
         """
         return self.history.resolve(name)
 
     def revisions(self, first_seq: int = 0) -> Iterator[Revision]:
-        """All entries in the order in which they were made, rolled back ones included."""
+        """Yield all entries in the order in which they were made, rolled back ones included."""
         return self.history.entries(first_seq)
 
     def lineage(self, revision: str | Revision) -> list[Revision]:
-        """base … revision along the parents, oldest first."""
+        """Return base … revision along the parents, oldest first."""
         return self.history.lineage(self.history.resolve(revision))
 
     def between(self, older: str | Revision, newer: str | Revision) -> list[Revision]:
-        """The ancestors of `newer`, itself included, that are not ancestors of `older`."""
+        """Return the ancestors of `newer`, itself included, that are not ancestors of `older`."""
         return self.history.between(self.history.resolve(older), self.history.resolve(newer))
 
     def tensors(self, revision: str | Revision) -> tuple[dict[str, Tensor], Record] | None:
-        """The revision's patch and its meta, or None if it has none. Raises IntegrityError."""
+        """Return the revision's patch and its meta; None if it has none. Raises IntegrityError."""
         patch = self.history.resolve(revision).patch
         return None if patch is None else self.blobs.get(patch)
 
     def layers(self, revision: str | Revision) -> list[Layer]:
-        """The layers of a revision's state, oldest first: base and their patches are the state."""
+        """Return the layers of a revision's state, oldest first. Base and their patches make the
+        state."""
         return layers(self.lineage(revision))
 
     def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], Record]:
-        """The tensors of a patch and their meta. Raises IntegrityError."""
+        """Return the tensors of a patch and their meta. Raises IntegrityError."""
         return self.blobs.get(ref)
 
     def request(self, identity: str) -> Record:
-        """The record of a request. Raises StoreError if there is none."""
+        """Return the record of a request. Raises StoreError if there is none."""
         entry = self.history.request(identity)
         if entry is None:
             raise StoreError(f"no request {identity!r} in {self.path}: see `cedit log`")
         return dict(entry["record"])
 
     def requests_about(self, key: str) -> list[str]:
-        """Ids of the requests about a subject, in the order in which they were made."""
+        """Return the ids of the requests about a subject, in the order in which they were made."""
         return self.history.requests_about(key)
 
     def ledger(self, seq: int) -> Record | None:
-        """The ledger's record for the revision with this sequence number."""
+        """Return the ledger's record for the revision with this sequence number, if any."""
         return self.history.ledger(seq)
 
     def stream(self, name: str) -> Record | None:
-        """The state of a stream as of the last commit that set it."""
+        """Return the state of a stream as of the last commit that set it, if there is one."""
         return self.history.stream(name)
 
     def streams(self) -> dict[str, Record]:
-        """The states of all streams by name."""
+        """Return the states of all streams by name."""
         return self.history.streams()
 
     def tags(self) -> dict[str, str]:
-        """Revision ids by tag."""
+        """Return the revision ids by tag."""
         return self.history.tags()
 
     def quarantined(self) -> Iterator[Record]:
-        """What was put in quarantine, oldest first."""
+        """Yield the records in quarantine, oldest first."""
         return self._quarantine.records()
 
-    # -- what can be made again: readers may write it too
+    # -- the cache: readers may write it too
 
     def cached(self, name: str) -> Cached | None:
-        """Tensors that were cached under a name, such as "statistics/block-0"; None without any.
+        """Return the tensors cached under a name, such as "statistics/block-0"; None without any.
 
         Raises IntegrityError where they are damaged.
         """
         return self._cache.get(name)
 
     def put_cached(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-        """Cache tensors under a name, durably and all at once; the digest of their file.
+        """Cache tensors under a name, durably and all at once; return the digest of their file.
 
         Raises StoreError for a bad name, NaN or Inf, StoreFull, StorageFault; the history is not
         touched, so the store stays open.
@@ -250,19 +256,19 @@ class Store:
         return self._cache.put(name, tensors, meta)
 
     def drop_cached(self, name: str) -> None:
-        """Forget what was cached under a name."""
+        """Remove the tensors cached under a name."""
         self._cache.drop(name)
 
     def segmenter(self) -> Segmenter:
-        """What cuts the layers of a state, from base on, into segments."""
+        """Return a new Segmenter, which cuts the layers of a state, from base on, into segments."""
         return Segmenter(self.base.fingerprint, self.patches_per_segment)
 
     def segments(self, layers: Iterable[Layer]) -> list[Segment]:
-        """The segments of a state that a snapshot may be kept of, oldest first."""
+        """Return the segments of a state for which a snapshot may be kept, oldest first."""
         return self.segmenter().take_all(layers)
 
     def snapshots_needed(self) -> set[str]:
-        """The names of the snapshots on the way to head or a tag."""
+        """Return the names of the snapshots on the way to head or a tag."""
         states = {self.head_id, *self.tags().values()}
         return {s.name for state in states for s in self.segments(self.layers(state))}
 
@@ -271,9 +277,10 @@ class Store:
     def write_ahead(
         self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> Future[BlobRef]:
-        """Begin to write a patch, while the caller goes on: a draft's `written`.
+        """Begin to write a patch while the caller goes on; return the `written` of a draft.
 
-        What goes wrong is raised by the commit. Without one the patch is a file that nothing names.
+        The commit raises any error of the write. Without a commit the patch is a file that nothing
+        names.
         """
         with self._writing():
             durable.require_room(self.path, _size(tensors))
@@ -321,7 +328,7 @@ class Store:
             self.journal.write([point(TAG_PREFIX + require_tag(name), identity)])
 
     def untag(self, name: str) -> str:
-        """Take a tag away; the id that it stood for. Raises StoreError where there is none."""
+        """Remove a tag, and return the id that it stood for. Raises StoreError if there is none."""
         with self._writing():
             identity = self.tags().get(name)
             if identity is None:
@@ -330,7 +337,7 @@ class Store:
             return identity
 
     def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Set records aside, those with a (stream, position, rolling) already there excepted."""
+        """Put records in quarantine, unless their (stream, position, rolling) is there already."""
         with self._writing():
             self._quarantine.add(records)
 
@@ -350,7 +357,7 @@ class Store:
 
 
 def _located(path: Path | str) -> Path:
-    """The whole path of a store, `~` being someone's home. Raises StoreError if it is no path."""
+    """Return the whole path of a store, `~` being a home. Raises StoreError if it is no path."""
     try:
         where = Path(path).expanduser().absolute()
     except RuntimeError as error:
@@ -361,12 +368,12 @@ def _located(path: Path | str) -> Path:
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that tensors take on the disk, about."""
+    """Return the bytes that tensors take on the disk, about."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _size_of_draft(draft: Draft) -> int:
-    """Bytes of a draft's tensors that are not written yet; its records are in the margin."""
+    """Return the bytes of a draft's unwritten tensors; the margin has room for its records."""
     new = [found.tensors for found in draft.replaces.values() if found is not None]
     return sum(map(_size, [*new, draft.tensors or {}]))
 
@@ -398,12 +405,12 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
         journal.write(History(journal).changes(draft, base, payload))
     finally:
         journal.close()
-    durable.sync_folder_durably(aside)  # LMDB syncs what is in its file, but not the file's name
+    durable.sync_folder_durably(aside)  # LMDB syncs its file's content, but not the file's name
     durable.move_durably(aside, folder)
 
 
 def _discard_leftover(path: Path, folder: Path) -> None:
-    """Remove what an interrupted `init` left, but never a history that has lost its cedit.toml."""
+    """Remove the leftovers of a broken `init`, but never a history that has lost its cedit.toml."""
     if not (folder / "data.mdb").exists():
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -1,8 +1,8 @@
-"""The vector index: a FAISS cache that can always be made again from what the journal says.
+"""The vector index: a FAISS cache that can always be made again from the journal.
 
 Knows vectors, the ids that its caller gives them, and the journal position that it stands for.
-Leaves what the vectors mean, and making them again, to its caller: whatever does not fit exactly
-is not loaded. FAISS itself notices neither a flipped bit nor an id that comes twice.
+Leaves the meaning of the vectors, and making them again, to its caller: an index that does not fit
+exactly is not loaded. FAISS itself notices neither a flipped bit nor an id that comes twice.
 
 Small indexes are searched whole. From ``CROSSOVER`` vectors on, each has a short code beside it as
 well (a product quantisation of four bits for every few dimensions; Jégou et al. 2011, scanned in
@@ -23,19 +23,19 @@ from store.errors import StoreError
 if TYPE_CHECKING:
     from torch import Tensor
 
-CROSSOVER = 32_000  # vectors: they take some milliseconds to search whole
-SHORTLIST = 1000  # vectors that are scored in full, of all that have codes
-RECALL_MIN = 0.995  # of the nearest vector, for inputs of cosine `NEAR` with one that is kept
+CROSSOVER = 32_000  # vectors: searching so many whole takes some milliseconds
+SHORTLIST = 1000  # vectors scored in full, among all with codes
+RECALL_MIN = 0.995  # of the nearest vector, for inputs of cosine `NEAR` with a stored vector
 NEAR = 0.9
 GROWTH_MAX = 4  # how far an index grows before its codes are made anew
 
 _FORMAT = 2
-_CODED_DIMENSIONS = 6  # at least, that share four bits
+_CODED_DIMENSIONS = 6  # dimensions that share four bits, at least
 _TRAINING_MAX = 50_000  # vectors
 _SAMPLE = 256  # inputs on which the recall is measured
 _SEED = 0
 _END = b"\n"
-_LINE_MAX = 4096  # bytes: what comes before the vectors is short
+_LINE_MAX = 4096  # bytes: the lines before the vectors are short
 
 
 class VectorError(StoreError):
@@ -44,7 +44,7 @@ class VectorError(StoreError):
 
 @dataclass(frozen=True)
 class Stamp:
-    """What an index stands for: a place in the journal, and the encoder of its vectors."""
+    """The place in the journal that an index stands for, and the encoder of its vectors."""
 
     seq: int
     revision: str
@@ -53,12 +53,12 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Description:
-    """What the file of an index says of itself."""
+    """The description in the file of an index."""
 
     seq: int  # the place in the journal that it stands for
     revision: str
     count: int  # vectors
-    recall: float | None  # of its codes, as measured when they were made; None: it has none
+    recall: float | None  # of its codes, measured when they were made; None without codes
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Nearest:
 
 
 def describe(path: Path) -> Description | None:
-    """What an index says of itself; None where none is there, or its beginning is damaged.
+    """Read the description of an index; None if there is no file or its beginning is damaged.
 
-    Reads no vector, and checks none: an index that does not fit is found out when it is loaded.
+    Reads no vector, and checks none: `load` finds out whether the index fits.
     """
     try:
         with path.open("rb") as file:
@@ -87,14 +87,14 @@ class VectorIndex:
     """Vectors by id, searched by inner product; on a GPU where FAISS finds one."""
 
     def __init__(self, width: int, crossover: int | None = CROSSOVER) -> None:
-        """`crossover`: from how many on there are codes; None: never."""
+        """Make an empty index. From `crossover` vectors on there are codes; None: never."""
         faiss = _faiss()
         self.width = width
         self._crossover = crossover
         self._index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(width))
         self._ids: set[int] = set()
         self._codes: Any = None  # in the order of the vectors
-        self.recall: float | None = None  # of the codes, as measured when they were made
+        self.recall: float | None = None  # of the codes, measured when they were made
         self._retry_at = crossover
         self._on_gpu: Any = None
 
@@ -106,7 +106,7 @@ class VectorIndex:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every vector is scored in full."""
+        """True if every vector is scored in full."""
         return self._codes is None
 
     def add(self, ids: Sequence[int], vectors: Tensor) -> None:
@@ -138,7 +138,7 @@ class VectorIndex:
         self._on_gpu = None
 
     def search(self, queries: Tensor, k: int) -> Nearest:
-        """The k nearest of each query [q, d]; fewer where there are fewer vectors.
+        """Return the k nearest of each query [q, d]; fewer where there are fewer vectors.
 
         Raises ``VectorError`` for queries of another width, with NaN or Inf.
         """
@@ -161,17 +161,17 @@ class VectorIndex:
         return Nearest(ids, scores)
 
     def _among_best(self, query: Any, count: int) -> tuple[Tensor, Tensor]:
-        """Scores and ids [count] of the nearest to one query [d] among those of the best codes."""
+        """Return scores and ids [count] of the nearest to a query [d] among the best codes."""
         import torch
 
         places = self._codes.search(query[None], SHORTLIST)[1][0]
-        places.sort()  # of equally near ones the first, as in the whole
+        places.sort()  # the first of equally near ones wins, as in a whole search
         scores = torch.from_numpy(self._vectors()[places] @ query)
         best, column = scores.topk(count)
         return best, torch.from_numpy(self._numbers()[places[column.numpy()]])
 
     def save(self, path: Path, stamp: Stamp) -> None:
-        """Write it as standing for this place. Raises StoreFull or StorageFault."""
+        """Write the index with its stamp. Raises StoreFull or StorageFault."""
         faiss = _faiss()
         whole = faiss.serialize_index(self._index).tobytes()
         codes = b"" if self._codes is None else faiss.serialize_index(self._codes).tobytes()
@@ -191,10 +191,10 @@ class VectorIndex:
     def load(
         cls, path: Path, stamp: Stamp, width: int, count: int, crossover: int | None = CROSSOVER
     ) -> VectorIndex | None:
-        """The index at this path if it is whole and stands for just this; else None.
+        """Load the index at this path if it is whole and fits all arguments; else return None.
 
-        None says: make it anew. That it is missing, torn, damaged, of another place in the
-        journal, another encoder, width or count makes no difference.
+        None says: make it anew. A file that is missing, torn or damaged, or has another place in
+        the journal, encoder, width or count, gives None alike.
         """
         read = _read(path)
         if read is None:
@@ -214,7 +214,7 @@ class VectorIndex:
         return loaded
 
     def _takes(self, payload: bytes, count: int) -> bool:
-        """Whether these bytes are an index of so many vectors; then it is this one's."""
+        """Take over these bytes as the index, and tell whether it is one of `count` vectors."""
         index = _deserialized(payload)
         if index is None:
             return False
@@ -224,19 +224,19 @@ class VectorIndex:
         return found == (self.width, count, count)
 
     def _takes_codes(self, payload: bytes, recall: float) -> bool:
-        """Whether these bytes are codes of as many vectors; then they are this one's."""
+        """Take over these bytes as the codes, and tell whether they are one for each vector."""
         self._codes, self.recall = _deserialized(payload), recall
         return self._codes is not None and bool(self._codes.ntotal == len(self))
 
     def _on_gpus(self) -> Any:
-        """The index's copy on the GPUs, where there are any: they search the whole of it."""
+        """Return the index's copy on the GPUs, if there are any: they search the whole of it."""
         faiss = _faiss()
         if self._on_gpu is None and getattr(faiss, "get_num_gpus", lambda: 0)():
             self._on_gpu = faiss.index_cpu_to_all_gpus(self._index)
         return self._on_gpu
 
     def _make_codes(self) -> None:
-        """A code for every vector, if those find enough; else everything is looked at."""
+        """Make a code for every vector; drop them all if their recall is under ``RECALL_MIN``."""
         import numpy
 
         vectors = self._vectors()
@@ -253,7 +253,7 @@ class VectorIndex:
     def _remove_codes(self, places: Any) -> None:
         """Drop the codes at these places; the vectors have gone before.
 
-        FAISS writes a code over what is left in the last block of codes from a removed one. So the
+        FAISS writes a new code over the remains of a removed one in the last block of codes. So the
         last block is emptied, and filled anew.
         """
         import numpy
@@ -266,7 +266,7 @@ class VectorIndex:
             self._codes.add(self._vectors()[whole:])
 
     def _measured(self) -> float:
-        """How often the nearest vector is found, for inputs that are near to one."""
+        """Return how often the nearest vector is found, for inputs that are near to one."""
         import torch
 
         inputs = torch.from_numpy(_near(self._vectors()))
@@ -274,11 +274,11 @@ class VectorIndex:
         return float((self.search(inputs, 1).ids == wanted).float().mean())
 
     def _numbers(self) -> Any:
-        """[n] the ids, in the order of the vectors."""
+        """Return the ids [n], in the order of the vectors."""
         return _faiss().vector_to_array(self._index.id_map)
 
     def _vectors(self) -> Any:
-        """[n, d] the vectors, where the index has them."""
+        """Return the vectors [n, d], in the index's own memory."""
         faiss = _faiss()
         flat = faiss.downcast_index(self._index.index)
         held = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * self.width)
@@ -308,7 +308,7 @@ class VectorIndex:
 
 
 def _quantiser(width: int) -> Any:
-    """An empty index of codes."""
+    """Return an empty index of codes."""
     faiss = _faiss()
     shared = next(d for d in range(min(_CODED_DIMENSIONS, width), width + 1) if width % d == 0)
     codes = faiss.IndexPQFastScan(width, width // shared, 4, faiss.METRIC_INNER_PRODUCT)
@@ -318,14 +318,14 @@ def _quantiser(width: int) -> Any:
 
 
 def _places_of(wanted: Any, numbers: Any) -> Any:
-    """The places of the wanted ids among all of them."""
+    """Return the places of the wanted ids among all of them."""
     import numpy
 
     return numpy.flatnonzero(numpy.isin(numbers, wanted))
 
 
 def _deserialized(payload: bytes) -> Any:
-    """FAISS's own index, or None for one of another version."""
+    """Return FAISS's own index, or None for one of another version."""
     import numpy
 
     try:
@@ -335,7 +335,7 @@ def _deserialized(payload: bytes) -> Any:
 
 
 def _near(vectors: Any) -> Any:
-    """Inputs [s, d] of cosine ``NEAR`` with vectors that are drawn from these."""
+    """Return inputs [s, d] of cosine ``NEAR`` with vectors that are drawn from these."""
     import numpy
 
     random = numpy.random.default_rng(_SEED)
@@ -348,7 +348,7 @@ def _near(vectors: Any) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """The meta and FAISS's own bytes, if the checksum holds."""
+    """Return the meta and FAISS's own bytes, if the checksum holds."""
     try:
         checksum, _, body = path.read_bytes().partition(_END)
     except OSError:
@@ -361,7 +361,7 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
 
 
 def _floats(vectors: Tensor) -> Any:
-    """As FAISS reads them: a contiguous numpy array."""
+    """Return vectors as FAISS reads them: a contiguous numpy array."""
     return vectors.detach().float().cpu().contiguous().numpy()
 
 
