@@ -1,6 +1,6 @@
 """The report as a page: one HTML file that needs nothing else.
 
-`page` is the face. What is shown comes from `continual.reporting`.
+`page` is the face. The facts on the page come from `continual.reporting`.
 """
 
 from cli.report.page import GENERATOR, page

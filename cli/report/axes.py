@@ -1,4 +1,4 @@
-"""Round numbers for an axis, and where a value lies on it."""
+"""Round numbers for an axis, and the places of values on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUND = (1, 2, 5, 10)
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, with a tick at every `step`."""
+    """An axis from `low` to `high`, with a tick at every `step`."""
 
     low: float
     high: float
@@ -28,16 +28,16 @@ class Axis:
 
     @property
     def decimals(self) -> int:
-        """How many decimals tell the ticks apart."""
+        """The number of decimals that tell the ticks apart."""
         return max(0, -math.floor(math.log10(self.step) + 1e-9))
 
     def share(self, value: float) -> float:
-        """How far along the axis a value lies: 0 at `low`, 1 at `high`."""
+        """Return the place of a value along the axis: 0 at `low`, 1 at `high`."""
         return (value - self.low) / (self.high - self.low)
 
 
 def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int = 5) -> Axis:
-    """An axis that shows all values and a given range, and begins and ends at a tick."""
+    """Return an axis that shows all values and a given range, and begins and ends at a tick."""
     every = [*values, *at_least]
     low, high = min(every), max(every)
     step = round_step((high - low) / ticks)
@@ -45,11 +45,11 @@ def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int
 
 
 def counting(last: int, ticks: int) -> Axis:
-    """An axis of whole numbers from 0 to exactly `last`."""
+    """Return an axis of whole numbers from 0 to exactly `last`."""
     return Axis(0, max(1, last), max(1, round_step(max(1, last) / ticks)))
 
 
 def round_step(least: float) -> float:
-    """The smallest of …, 0.1, 0.2, 0.5, 1, 2, 5, … that is not below `least`."""
+    """Return the smallest of …, 0.1, 0.2, 0.5, 1, 2, 5, … that is not below `least`."""
     power = 10.0 ** math.floor(math.log10(least))
     return next(factor * power for factor in _ROUND if factor * power >= least * (1 - 1e-9))

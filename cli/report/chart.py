@@ -1,8 +1,8 @@
 """Lines over revisions, as SVG of our own.
 
-A `Chart` says what is drawn; `draw` gives it a size. Colours are the page's: an element has the
-class of its series. Hovering names the values: of every revision where there is room for that, of
-some tens of revisions, with their lowest and highest value, where there is not.
+A `Chart` names lines, axes and labels; `draw` gives it a size. Colours are the page's: an element
+has the class of its series. Hovering shows the values: of every revision where there is room for
+that, else of some tens of revisions together, with their lowest and highest value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cli.report.axes import Axis
 from cli.report.markup import Markup, element, join
 from cli.report.thinning import Dot, thin
 
-BANDS = 240  # that can be hovered over, at most
+BANDS = 240  # strips to hover over, at most
 TICK_WIDTH = 90  # pixels that a number below the chart needs
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 44  # around the lines, in pixels
 
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Flag:
-    """Something that happened at an x."""
+    """An event at an x."""
 
     x: float
     style: str
@@ -43,7 +43,7 @@ class Flag:
 class Chart:
     """Lines that share their axes."""
 
-    label: str  # for those who do not see it
+    label: str  # for people who do not see the chart
     x_label: str
     y_label: str
     x: Axis
@@ -54,7 +54,7 @@ class Chart:
 
 
 def draw(chart: Chart, width: int, height: int) -> Markup:
-    """The chart as an SVG element of this size in pixels; it scales with what it stands in."""
+    """Return the chart as an SVG element of this size in pixels; it scales with its container."""
     return _Drawing(chart, width, height).svg()
 
 
@@ -82,7 +82,7 @@ class _Drawing:
             aria_label=self.chart.label,
         )
 
-    # -- where things are
+    # -- places
 
     @property
     def _right(self) -> float:
@@ -102,7 +102,7 @@ class _Drawing:
     def _columns(self) -> int:
         return int(self._right - LEFT)
 
-    # -- what is there
+    # -- parts of the drawing
 
     def _grid(self) -> Iterator[Markup]:
         for value in self.chart.y.ticks:
@@ -141,7 +141,7 @@ class _Drawing:
                 yield element("polyline", class_=f"line {series.style}", points=path)
 
     def _flags(self) -> Iterator[Markup]:
-        """One in each column of pixels, with the text of all that are there."""
+        """Yield one flag for each column of pixels, with the texts of all flags there."""
         columns: dict[int, list[Flag]] = {}
         for flag in self.chart.flags:
             columns.setdefault(int(self._x(flag.x)), []).append(flag)
@@ -155,10 +155,10 @@ class _Drawing:
                 class_=f"flag {flags[0].style}",
             )
 
-    # -- what hovering says
+    # -- hovering
 
     def _bands(self) -> Iterator[Markup]:
-        """Strips over the whole height, each for one x or some neighbouring ones."""
+        """Yield strips over the whole height, each for one x or some neighbouring ones."""
         places = sorted({x for series in self.chart.series for x, _ in series.dots})
         size = -(-len(places) // BANDS) or 1
         groups = [places[first : first + size] for first in range(0, len(places), size)]
@@ -175,14 +175,14 @@ class _Drawing:
             )
 
     def _edges(self, groups: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-        """Where the strips begin and end: half-way between neighbours."""
+        """Return the left and right edge of each strip, half-way between neighbours."""
         between = [
             round((self._x(one[-1]) + self._x(other[0])) / 2, 1) for one, other in pairwise(groups)
         ]
         return list(zip([LEFT, *between], [*between, self._right], strict=True)) if groups else []
 
     def _told(self, first: float, last: float) -> str:
-        """The values of all series between two x, a line each."""
+        """Return the values of all series between two x, a line each."""
         where = f"{first:,.0f}" if first == last else f"{first:,.0f}–{last:,.0f}"
         lines = [f"{self.chart.x_label} {where}"]
         for series in self.chart.series:
@@ -196,6 +196,6 @@ class _Drawing:
 
 
 def _several(texts: Sequence[str], most: int = 5) -> str:
-    """Texts, a line each, the first ones only."""
+    """Join the first `most` texts, a line each, and say how many more there are."""
     more = [f"and {len(texts) - most:,} more"] if len(texts) > most else []
     return "\n".join([*texts[:most], *more])

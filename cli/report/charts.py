@@ -32,7 +32,7 @@ _SIZES = {"wide": _Size(*WIDE, x_ticks=10), "narrow": _Size(*NARROW, x_ticks=4)}
 
 
 def metrics(report: HistoryReport) -> Markup | None:
-    """SR, GR, ER, TrainR and TestR over the revisions from base to head; None before any edit."""
+    """Draw SR, GR, ER, TrainR and TestR over the revisions up to head; None before any edit."""
     series = [
         Series(name, style, dots)
         for name, style in DRAWN.items()
@@ -61,7 +61,7 @@ def metrics(report: HistoryReport) -> Markup | None:
 
 
 def durations(times: Sequence[StepTime], revisions: int) -> Markup | None:
-    """Seconds of each step, by what they went to; None where no step says."""
+    """Draw the seconds of each step for edit, new probes and re-check; None if no step has any."""
     lines = {
         "edit": [(float(t.place), t.edit_s) for t in times if t.edit_s is not None],
         "new probes": [(float(t.place), t.probe_s) for t in times if t.probe_s is not None],
@@ -91,7 +91,7 @@ def durations(times: Sequence[StepTime], revisions: int) -> Markup | None:
 
 
 def _both(chart: Callable[[_Size], Chart]) -> Iterator[Markup]:
-    """The chart for wide and for narrow windows; the page shows one of them."""
+    """Yield the chart for wide and for narrow windows; the page shows one of them."""
     for name, size in _SIZES.items():
         yield element("div", draw(chart(size), size.width, size.height), class_=name)
 
@@ -109,7 +109,7 @@ def _said(mark: Mark) -> str:
 
 
 def _legend(lines: Sequence[tuple[str, str, str]], flags: Sequence[Flag]) -> Markup:
-    """Names, colours and values at head."""
+    """Return a list of names, colours and values at head."""
     kinds = dict.fromkeys(flag.style for flag in flags)
     return element(
         "ul",
@@ -123,5 +123,5 @@ def _legend(lines: Sequence[tuple[str, str, str]], flags: Sequence[Flag]) -> Mar
 
 
 def swatch(name: str) -> Markup:
-    """The colour of a metric that is drawn."""
+    """Return the colour of a metric that is drawn, or nothing."""
     return element("span", class_=f"swatch {DRAWN[name]}") if name in DRAWN else join()

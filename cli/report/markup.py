@@ -1,6 +1,6 @@
-"""HTML and SVG that cannot be broken out of: what is not markup already is escaped.
+"""HTML and SVG that cannot be broken out of: text that is not Markup is escaped.
 
-Knows elements, attributes and text, nothing of what they mean.
+Knows elements, attributes and text; leaves their meaning to others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Markup(str):
 
 
 def element(tag: str, /, *children: Markup | str | int | None, **attributes: object) -> Markup:
-    """An element. Children that are no Markup are escaped; None is nothing.
+    """Return an element. Children that are no Markup are escaped; None is nothing.
 
     Attributes are escaped too; `class_` is class, `view_box` is viewBox, `stroke_width` is
     stroke-width; None and False leave one out, True gives it no value.
@@ -28,7 +28,7 @@ def element(tag: str, /, *children: Markup | str | int | None, **attributes: obj
 
 
 def join(*children: Markup | str | int | None) -> Markup:
-    """Children one after another, those that are no Markup escaped."""
+    """Join children one after another; text that is no Markup is escaped."""
     return Markup("".join(_text(child) for child in children if child is not None))
 
 

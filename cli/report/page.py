@@ -1,6 +1,6 @@
-"""The page, from top to bottom: which history, how good it is, what it cost, what became of what.
+"""The page from top to bottom: title, rates, curves, outcomes of the corrections, costs, settings.
 
-Knows the order of the parts and their words; what they show is in a `HistoryReport`.
+Knows the order of the parts and their words; takes the facts from a `HistoryReport`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from continual.reporting.corrections import (
 )
 
 GENERATOR = '<meta name="generator" content="cedit report">'
-"""What stands near the beginning of every page, and tells that the file is one of ours."""
+"""A mark near the beginning of every page: it tells that cedit wrote the file."""
 
 MEANINGS = {
     "SR": "right straight after the edit",
@@ -62,7 +62,7 @@ ROLES = {
 
 
 def page(report: HistoryReport, version: str) -> str:
-    """The whole HTML document; `version` is that of cedit."""
+    """Return the whole HTML document; `version` is that of cedit."""
     title = report.title
     head = element(
         "head",
@@ -89,7 +89,7 @@ def _parts(report: HistoryReport) -> Iterator[Markup]:
     yield _settings(report.settings)
 
 
-# -- which history it is
+# -- the history's name and place
 
 
 def _header(title: Title) -> Markup:
@@ -126,7 +126,7 @@ def _warnings(warnings: Sequence[str]) -> Markup:
     return element("section", *(element("p", warning) for warning in warnings), class_="warnings")
 
 
-# -- how good it is
+# -- its rates
 
 
 def _figures(rates: Mapping[str, float | None]) -> Markup:
@@ -156,7 +156,7 @@ def _note(text: str) -> Markup | None:
     return element("p", text, class_="note") if text else None
 
 
-# -- what became of the corrections
+# -- the outcomes of the corrections
 
 
 def _corrections(found: Corrections) -> Markup:
@@ -215,7 +215,7 @@ _REVERTED: Sequence[Column[Reverted]] = (
 )
 
 
-# -- what it cost
+# -- its costs
 
 
 def _time(steps: Steps, revisions: int) -> Markup:
@@ -230,7 +230,7 @@ def _time(steps: Steps, revisions: int) -> Markup:
 
 
 def _timed(steps: Steps) -> str:
-    """How much of the history says how long it took."""
+    """Say how many of the steps have known durations, and the sum of these."""
     if not steps.total:
         return "No step was made yet."
     if steps.seconds is None:
@@ -294,11 +294,11 @@ def _on_disk(sizes: StoreSizes) -> Iterator[tuple[str, str]]:
     yield "quarantine", size(sizes.quarantine)
 
 
-# -- how it was set
+# -- its settings
 
 
 def _settings(settings: Mapping[str, Any]) -> Markup:
-    """cedit.toml's tables, those inside others under their whole names."""
+    """Return cedit.toml's tables, nested ones under their whole names."""
     return element("section", element("h2", "Settings"), *_tables(settings, ()))
 
 

@@ -1,4 +1,4 @@
-"""Tables of the page: a few rows of what may be thousands, and how many more there are."""
+"""Tables of the page: the first rows of possibly thousands, and the number of the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from cli.report.markup import Markup, element, join
 
 ROWS = 20
-NUMBER, TEXT, NAME = "num", "text", "name"  # how a column is set
+NUMBER, TEXT, NAME = "num", "text", "name"  # the kinds of column
 
 Row = TypeVar("Row")
 Cell = Markup | str
@@ -18,7 +18,7 @@ Cell = Markup | str
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A column: its name, how it is set, and what it has for a row."""
+    """A column: its name, its kind, and the function that gives the cell of a row."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class Column(Generic[Row]):
 
 
 def table(columns: Sequence[Column[Row]], rows: Sequence[Row], most: int = ROWS) -> Markup:
-    """A table of the first rows."""
+    """Return a table of the first `most` rows."""
     head = element("tr", *(element("th", c.name, class_=c.kind) for c in columns))
     body = (
         element("tr", *(element("td", c.cell(row), class_=c.kind) for c in columns))
@@ -39,13 +39,13 @@ def table(columns: Sequence[Column[Row]], rows: Sequence[Row], most: int = ROWS)
 def listed(
     title: str, columns: Sequence[Column[Row]], rows: Sequence[Row], none: str, most: int = ROWS
 ) -> Markup:
-    """A table under its title with the number of its rows; a sentence where there is none."""
+    """Return a table under its title with the number of its rows; a sentence without any."""
     heading = element("h3", title, " ", element("span", f"{len(rows):,}", class_="count"))
     return join(heading, table(columns, rows, most) if rows else element("p", none, class_="none"))
 
 
 def pairs(rows: Iterable[tuple[Cell, Cell]]) -> Markup:
-    """A table of names and values."""
+    """Return a table of names and values."""
     body = (
         element("tr", element("td", name, class_=NAME), element("td", value, class_=TEXT))
         for name, value in rows

@@ -1,7 +1,7 @@
-"""How single values read on the page. Texts from streams and models may hold anything.
+"""Single values as the page shows them. Texts from streams and models may hold anything.
 
-Control characters and what turns the direction of writing are spelt out; what is written from right
-to left stands by itself, so that the text around it keeps its order; a long one is folded.
+Control characters and marks that turn the direction of writing are spelt out; text written from
+right to left stands by itself, so that the text around it keeps its order; a long text is folded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SHOWN = 160  # characters of a text, before it is folded
 
 
 def told(text: str) -> Markup:
-    """A text that came from outside."""
+    """Return a text that came from outside."""
     whole = one_line(text)
     if len(whole) <= SHOWN:
         return element("bdi", whole)
@@ -25,22 +25,22 @@ def told(text: str) -> Markup:
 
 
 def identity(text: str, digits: int = 12) -> Markup:
-    """The start of an id or a fingerprint; the whole of it when hovered over."""
+    """Return the start of an id or a fingerprint; hovering shows the whole."""
     return element("span", text[:digits], class_="id", title=text)
 
 
 def entry(seq: int | None) -> str:
-    """An entry of the journal, named as commands name it."""
+    """Return an entry of the journal as commands name it."""
     return DASH if seq is None else f"@{seq}"
 
 
 def count(number: int) -> str:
-    """A number with commas."""
+    """Return a number with commas."""
     return f"{number:,}"
 
 
 def rate(value: float | None) -> str:
-    """A rate; one that is not quite 1 never reads as 1."""
+    """Return a rate; one that is not quite 1 never reads as 1."""
     if value is None:
         return DASH
     written = f"{value:.3f}"
@@ -48,7 +48,7 @@ def rate(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration."""
+    """Return a duration."""
     if value is None:
         return DASH
     if value < 1:
@@ -57,12 +57,12 @@ def seconds(value: float | None) -> str:
 
 
 def moment(iso: str | None) -> str:
-    """A time of day in UTC, to the minute."""
+    """Return a time of day in UTC, to the minute."""
     return DASH if iso is None else f"{one_line(iso)[:16].replace('T', ' ')} UTC"
 
 
 def setting(value: object) -> str:
-    """A value of cedit.toml."""
+    """Return a value of cedit.toml."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):

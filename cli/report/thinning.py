@@ -1,4 +1,4 @@
-"""Thousands of points on hundreds of pixels: what is left out would not be seen.
+"""Thousands of points on hundreds of pixels: only points that nobody would see are left out.
 
 In each column of pixels the first, the lowest, the highest and the last point stay, so that a dip
 of a single revision is drawn as deep as it is.
@@ -12,7 +12,7 @@ Dot = tuple[float, float]  # x, y
 
 
 def thin(dots: Sequence[Dot], columns: int) -> list[Dot]:
-    """At most four dots in each of so many columns of equal width. `dots` in the order of x."""
+    """Return at most four dots in each of `columns` columns of equal width. `dots` come by x."""
     if len(dots) <= 2 * columns:
         return list(dots)
     kept: list[Dot] = []
@@ -25,7 +25,7 @@ def thin(dots: Sequence[Dot], columns: int) -> list[Dot]:
 
 
 def by_column(dots: Sequence[Dot], columns: int) -> list[list[Dot]]:
-    """The dots by columns of equal width between the first and the last x; empty ones left out."""
+    """Group the dots in columns of equal width from the first x to the last, without empty ones."""
     if not dots:
         return []
     first, last = dots[0][0], dots[-1][0]
