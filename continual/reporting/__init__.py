@@ -1,7 +1,7 @@
-"""What a history comes to, as facts: the curves, the costs, what broke and what was mended.
+"""The report on a history, as facts: the curves, the costs, the broken and the mended edits.
 
-Reads records and files' sizes alone: no model, no tensors, no torch. `HistoryReport` is what
-`cedit report` shows; how it looks is left to others.
+Reads records and files' sizes alone: no model, no tensors, no torch. `HistoryReport` has the facts
+that `cedit report` shows; their look is left to others.
 """
 
 from continual.reporting.corrections import Asked, Corrections

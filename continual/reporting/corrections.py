@@ -1,4 +1,4 @@
-"""What became of the corrections: broken now, mended, failed, superseded, reverted, quarantined.
+"""The outcomes of the corrections: broken now, mended, failed, superseded, reverted, quarantined.
 
 Follows the outcomes of the edits' own prompts through the ledger's transitions.
 """
@@ -30,7 +30,7 @@ COUNTED = ("attempted", "applied", "skipped", "superseded", "failed")
 
 @dataclass(frozen=True)
 class Asked:
-    """A correction, as far as people are shown it."""
+    """The parts of a correction that people are shown."""
 
     id: str
     prompt: str
@@ -69,11 +69,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Superseded:
-    """A correction that a later one on the same fact took the place of."""
+    """A correction that a later one on the same fact replaced."""
 
     request: Asked
     seq: int
-    by: Asked | None  # None where it was another one of its own batch
+    by: Asked | None  # None if another one of its own batch replaced it
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Reverted:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A record of a stream that is no request. The whole file's, whatever head is."""
+    """A record of a stream that is no request. All of the file's are listed, wherever head is."""
 
     stream: str | None
     line: int | None
@@ -96,10 +96,10 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Corrections:
-    """What became of all of them, at head."""
+    """The outcomes of all corrections, at head."""
 
     counts: Mapping[str, int]  # attempted, applied, skipped, superseded, failed on the way to head
-    wrong: Mapping[str, int]  # probes that are wrong at head, by role; of what is in force only
+    wrong: Mapping[str, int]  # wrong probes at head, by role; in force only
     broken: tuple[Broken, ...]
     repaired: tuple[Repaired, ...]
     failed: tuple[Failed, ...]
@@ -135,12 +135,12 @@ def corrections(store: Store, visits: Sequence[Visit], kept: Retention) -> Corre
 
 @dataclass
 class _Trail:
-    """What the outcomes and the ledger say up to some revision."""
+    """The state of the outcomes and the ledger up to some revision."""
 
-    latest: dict[str, tuple[Outcome, int]] = field(default_factory=dict)  # with the entry's number
+    latest: dict[str, tuple[Outcome, int]] = field(default_factory=dict)  # with its entry's number
     wrong: dict[str, int] = field(default_factory=dict)  # since which entry, by the probe's key
     broke: dict[str, int] = field(default_factory=dict)  # since which entry, by the request's id
-    mended: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # broke, mended, by what
+    mended: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # broke, mended, cause
     superseded: list[tuple[str, str | None, int]] = field(default_factory=list)
 
     def follow(self, visit: Visit) -> None:
@@ -162,7 +162,7 @@ class _Trail:
                 self._turned(owner, right, visit, here.get(owner))
 
     def _turned(self, owner: str, right: bool, visit: Visit, outcome: Outcome | None) -> None:
-        """An edit's own prompt. One that no editor got right was never whole, so cannot break."""
+        """Follow a turn of an edit's own prompt. An edit that was never right cannot break."""
         if not right:
             if self.latest[owner][0].outcome == APPLIED:
                 self.broke.setdefault(owner, visit.seq)
@@ -170,20 +170,20 @@ class _Trail:
             self.mended[owner] = (self.broke.pop(owner), visit.seq, _by(visit, outcome))
 
     def edit_wrong_since(self, owner: str) -> int | None:
-        """The entry since which an edit's own prompt is wrong, in one of its forms; None where it
-        is right in all of them."""
+        """Return the entry since which an edit's own prompt is wrong in one of its forms, or
+        None."""
         keys = (f"{owner}:{EDIT}:{index}" for index in range(len(FORMS)))
         return min((self.wrong[key] for key in keys if key in self.wrong), default=None)
 
     def wrong_by_role(self, owners: Iterable[str]) -> dict[str, int]:
-        """How many probes of these owners are wrong now."""
+        """Count the probes of these owners that are wrong now, by role."""
         known = set(owners)
         parts = (key.rsplit(":", 2) for key in self.wrong)
         return dict(sorted(Counter(role for owner, role, _ in parts if owner in known).items()))
 
 
 class _Asking:
-    """The text of requests by id, each read once."""
+    """The texts of requests by id, each read once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -199,7 +199,7 @@ class _Asking:
 
 
 def _by(visit: Visit, outcome: Outcome | None) -> str:
-    """What mended an edit: its own step, or what another one did to the model."""
+    """Return the cause that mended an edit: revert, a later step, repair, or applied again."""
     if visit.revision.operation == operations.REVERT:
         return operations.REVERT
     if outcome is None:
@@ -238,7 +238,8 @@ def _failed(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Failed]:
 
 
 def _quarantined(record: Mapping[str, Any]) -> Quarantined:
-    """People may have written to the file, so nothing of it is sure to be there."""
+    """Read a record of the quarantine file. People may have changed it: any field may be
+    missing."""
     line, stream = record.get("line"), record.get("stream")
     raw = record.get("raw", record.get("raw_base64", ""))
     return Quarantined(

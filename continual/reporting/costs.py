@@ -1,4 +1,4 @@
-"""What the way to head has cost: seconds and bytes, by step and by editor."""
+"""The costs of the way to head: seconds and bytes, by step and by editor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SLOWEST = 10  # steps
 
 @dataclass(frozen=True)
 class StepTime:
-    """What one step took, up to its commit. None where its record is older than that is kept."""
+    """The durations of one step, up to its commit. None where its record has no durations."""
 
     place: int  # steps from base
     seq: int
     revision: str
-    editors: tuple[str, ...]  # that made the patch
+    editors: tuple[str, ...]  # makers of the patch
     edits: int
     edit_s: float | None
     probe_s: float | None
@@ -29,7 +29,7 @@ class StepTime:
 
     @property
     def total_s(self) -> float | None:
-        """All of it; None where not all of it is known."""
+        """The sum of all durations; None if one is unknown."""
         if self.edit_s is None or self.probe_s is None or self.recheck_s is None:
             return None
         return self.edit_s + self.probe_s + self.recheck_s
@@ -40,8 +40,8 @@ class Steps:
     """All steps on the way to head."""
 
     total: int
-    timed: int  # of which the durations are known
-    seconds: float | None  # of those
+    timed: int  # steps with known durations
+    seconds: float | None  # of the timed steps
     times: tuple[StepTime, ...]  # base first
     slowest: tuple[StepTime, ...]  # the slowest first
 
@@ -54,13 +54,13 @@ class EditorCost:
     steps: int
     edits: int  # repairs included
     timed_edits: int  # of steps with known durations
-    edit_s: float | None  # of those
+    edit_s: float | None  # of the timed edits
     patch_bytes: int
 
 
 @dataclass(frozen=True)
 class StoreSizes:
-    """Bytes on the disk; the patches are those that any entry of the journal names."""
+    """Bytes on the disk; `patches` counts the patches that any entry of the journal names."""
 
     journal: int
     snapshots: int
@@ -74,7 +74,7 @@ class StoreSizes:
 
 
 def steps(visits: Iterable[Visit]) -> Steps:
-    """The steps of a lineage. Rollbacks are in none, and a revert is no step."""
+    """Return the steps of a lineage. Rollbacks are in none, and a revert is no step."""
     edits = (visit for visit in visits if visit.revision.operation == operations.EDIT)
     times = tuple(map(_step, edits))
     known = [(seconds, time) for time in times if (seconds := time.total_s) is not None]
@@ -123,7 +123,7 @@ class _Sum:
 
 
 def editor_costs(times: Iterable[StepTime]) -> tuple[EditorCost, ...]:
-    """By the editors that made a step's patch; the ones with most edits first."""
+    """Sum the costs by the editors that made a step's patch; the editors with most edits first."""
     sums: dict[tuple[str, ...], _Sum] = {}
     for step in times:
         if step.editors:
@@ -143,7 +143,7 @@ def editor_costs(times: Iterable[StepTime]) -> tuple[EditorCost, ...]:
 
 
 def store_sizes(store: Store, journal: Sequence[Revision]) -> StoreSizes:
-    """What the store takes on the disk now."""
+    """Return the bytes that the store takes on the disk now."""
     sizes = measure(store)
     refs: set[BlobRef] = {ref for revision in journal for ref in revision.blobs}
     lengths = [ref.length for ref in refs]

@@ -1,4 +1,4 @@
-"""The metrics along the way to head, and where the history went back."""
+"""The metrics along the way to head, and the places where the history went back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store import Revision, operations
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one revision."""
+    """The metrics of one revision."""
 
     place: int  # steps from base
     seq: int
@@ -26,13 +26,13 @@ class Mark:
 
     kind: str  # the operation: revert or rollback
     place: int  # steps from base; for a rollback, of the revision that it went to
-    seq: int  # of the entry that says so
-    requests: tuple[str, ...] = ()  # that a revert took out
+    seq: int  # of the entry that records it
+    requests: tuple[str, ...] = ()  # taken out by a revert
     left: int | None = None  # seq of the revision that a rollback left
 
 
 def points(visits: Sequence[Visit]) -> tuple[Point, ...]:
-    """The revisions that were re-checked, base first."""
+    """Return the revisions that were re-checked, base first."""
     return tuple(
         Point(visit.place, visit.seq, rates_of(visit))
         for visit in visits
@@ -41,14 +41,14 @@ def points(visits: Sequence[Visit]) -> tuple[Point, ...]:
 
 
 def rates_of(visit: Visit) -> Rates:
-    """The metrics at a revision; all None where it was not re-checked."""
+    """Return the metrics at a revision; all None if it was not re-checked."""
     known = Rates().to_json()
     recorded = visit.ledger.get("rates", {})
     return Rates(**{name: recorded.get(name) for name in known})
 
 
 def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[Mark, ...]:
-    """Reverts on the way to head and rollbacks to somewhere on it, in the order of places."""
+    """Return reverts on the way to head and rollbacks to somewhere on it, in order of place."""
     found = [*_reverts(visits), *_rollbacks(visits, journal)]
     return tuple(sorted(found, key=lambda mark: (mark.place, mark.seq)))
 

@@ -29,7 +29,7 @@ from store import Revision, Store
 
 @dataclass(frozen=True)
 class Title:
-    """Which history it is, and where it stands."""
+    """The name of a history, and the place where it stands."""
 
     store: str
     model: str  # the last part of its path
@@ -43,7 +43,7 @@ class Title:
     entries: int  # of the journal, base and rollbacks included
     active: int  # corrections in force
     failed: int
-    first_at: str | None  # when the earliest and the latest revision were measured, ISO 8601
+    first_at: str | None  # times of the earliest and the latest measurement, ISO 8601
     last_at: str | None
     made_at: str  # this report
     tags: Mapping[str, str]  # ids by tag
@@ -63,15 +63,15 @@ class HistoryReport:
     editors: tuple[EditorCost, ...]
     sizes: StoreSizes
     settings: Mapping[str, Any]  # the tables of cedit.toml
-    warnings: tuple[str, ...]  # what to know before more is edited, each with a remedy
+    warnings: tuple[str, ...]  # to heed before further edits; each has a remedy
 
     def to_json(self) -> Record:
-        """One JSON object with the fields of these classes; ids whole, times in seconds."""
+        """Return one JSON object with the fields of these classes; ids whole, times in seconds."""
         return {"type": "report", **asdict(self)}
 
 
 def report_on(store: Store) -> HistoryReport:
-    """The facts at head. The store may be open for reading only, and written to meanwhile.
+    """Return the facts at head. The store may be open for reading only, and written to meanwhile.
 
     Raises IntegrityError for records that are not as they were written.
     """

@@ -21,7 +21,7 @@ class Visit:
     revision: Revision
     ledger: Mapping[str, Any]  # empty where the revision was not re-checked
     outcomes: tuple[Outcome, ...]
-    reverted: frozenset[str]  # the requests that a later revision takes out
+    reverted: frozenset[str]  # requests that a later revision takes out
 
     @property
     def seq(self) -> int:
@@ -35,17 +35,17 @@ class Visit:
 
     @property
     def applied(self) -> list[Outcome]:
-        """The edits that the step made, repairs included, whatever became of them later."""
+        """The edits that the step made, repairs included, whatever happened to them later."""
         return [outcome for outcome in self.outcomes if outcome.outcome == APPLIED]
 
     def seconds(self, name: str) -> float | None:
-        """A duration in the ledger (edit_s, probe_s, recheck_s); older records have none."""
+        """Return a duration in the ledger (edit_s, probe_s, recheck_s); older records have none."""
         value = self.ledger.get(name)
         return float(value) if isinstance(value, int | float) else None
 
 
 def walk(store: Store, lineage: Sequence[Revision]) -> list[Visit]:
-    """All revisions of a lineage, base first."""
+    """Return a visit of every revision of a lineage, base first."""
     return [
         Visit(
             place,
