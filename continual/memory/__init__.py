@@ -1,10 +1,10 @@
 """The edit memory: edits kept as texts beside an untouched model, retrieved for each new input.
 
-`inputs` is what may be about an edit, `encoder` turns texts into vectors, `scope` decides which
-record (`continual.patches.records`), if any, an input is about.
+`inputs` holds texts that may be about an edit, `encoder` turns texts into vectors, `scope` decides
+which record (`continual.patches.records`), if any, an input is about.
 """
 
 from pathlib import Path
 
 INDEX_FILE = Path("memory") / "vectors.faiss"
-"""Where the vector index of the records is, in a store's cache."""
+"""The vector index of the records, in a store's cache."""

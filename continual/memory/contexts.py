@@ -1,4 +1,4 @@
-"""What is read in front of an input that is about an edit: the new fact, and demonstrations.
+"""The texts read in front of an input that is about an edit: the new fact, and demonstrations.
 
 Knows texts alone. The forms are those of IKE (Zheng et al. 2023, section 3); a form can be any text
 with the places that it needs, and ends where the input comes.
@@ -12,13 +12,13 @@ from continual.errors import CeditError
 from continual.requests import Request
 
 FORM = "New Fact: {prompt} {target}\nPrompt: {input}"
-"""`prompt` and `target` are the record's; `input` is what is asked now."""
+"""`prompt` and `target` are the record's; `input` is the present input."""
 
 INPUT = "{input}"
 
 
 def require_form(form: str, table: str) -> str:
-    """A form that can be filled in. Raises CeditError, naming the table that it stands in."""
+    """Return a form that can be filled in. Raises CeditError, naming the form's table."""
     try:
         whole = form.format(prompt="", target="", input="<input>")
     except (KeyError, IndexError, ValueError) as error:
@@ -32,13 +32,13 @@ def require_form(form: str, table: str) -> str:
 
 
 def context(form: str, prompt: str, target: str) -> str:
-    """What stands in front of an input that is about a record."""
+    """Return the text in front of an input that is about a record."""
     return form.removesuffix(INPUT).format(prompt=prompt, target=target)
 
 
 def demonstrations(form: str, request: Request) -> dict[str, list[str]]:
-    """What a request shows of using a new fact, by kind: `copy` asks its own prompt, `update` a
-    rephrase of it, `retain` something else, which stays as it is."""
+    """Return a request's demonstrations of using a new fact, by kind: `copy` asks its own prompt,
+    `update` a rephrase of it, `retain` another fact, which stays as it is."""
     before = context(form, str(request.prompt), request.target_new)
     retained = [f"{probe.prompt} {probe.answer}" for probe in request.locality]
     return {
@@ -49,5 +49,5 @@ def demonstrations(form: str, request: Request) -> dict[str, list[str]]:
 
 
 def joined(shown: Sequence[str], last: str) -> str:
-    """Demonstrations and what comes behind them."""
+    """Join demonstrations and the `last` text behind them."""
     return "".join(f"{one}\n\n" for one in shown) + last

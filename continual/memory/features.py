@@ -1,9 +1,9 @@
-"""What a trained scope sees of a pair: a few numbers, and the two relations as vectors.
+"""A trained scope's features of a pair: a few numbers, and the two relations as vectors.
 
 An input is about an edit when it names the edit's subject and asks the same of it. So the subject
 is looked for by its words; and it is masked, in the input's last sentence as in the record's
-prompt, so that the embeddings of what is left compare the relations and not the names.
-Each pair's features depend on nothing but the pair.
+prompt, so that the embeddings of the rest compare the relations and not the names. Each pair's
+features depend on nothing but the pair.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Features:
-    """What is seen of p pairs."""
+    """The features of p pairs."""
 
     numbers: Tensor  # [p, len(NUMBERS)] float64
     asked: Tensor  # [p, d] the input's last sentence without the subject; zero if it isn't named
@@ -55,18 +55,18 @@ class Features:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All of it, in order."""
+        """All tensors, in order."""
         return self.numbers, self.asked, self.kept
 
 
 def seen_queries(encoder: SentenceEncoder, texts: Sequence[str]) -> Queries:
-    """Inputs as a whole and by their last sentence: [q, 2, d]."""
+    """Embed inputs as a whole and by their last sentence: [q, 2, d]."""
     both = encoder.embed([*texts, *map(segment, texts)])
     return Queries(tuple(texts), torch.stack([both[: len(texts)], both[len(texts) :]], 1))
 
 
 def kept_records(encoder: SentenceEncoder, records: Sequence[Record]) -> Records:
-    """Records by their prompt and subject, half each: inputs ask for the subject in other words."""
+    """Embed records by prompt and subject, half each: inputs ask for the subject in other words."""
     prompts = encoder.embed([record.prompt for record in records])
     subjects = encoder.embed([record.subject or record.prompt for record in records])
     return Records(tuple(records), torch.nn.functional.normalize(prompts + subjects, dim=-1))
@@ -91,7 +91,7 @@ class _Seen:
 def features(
     encoder: SentenceEncoder, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
 ) -> Features:
-    """The features of (query, record) pairs."""
+    """Return the features of (query, record) pairs."""
     seen = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
     asked = _relations(encoder, [pair.asked if pair.is_named else None for pair in seen])
     kept = _relations(encoder, [pair.kept if pair.is_named else None for pair in seen])
@@ -114,9 +114,9 @@ def features(
 
 
 def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """[p, s] float64: the cosine of each part of a pair's input with its record.
+    """Return [p, s] float64: the cosine of each part of a pair's input with its record.
 
-    Summed row by row, as a matrix product may round a pair by what it is multiplied with.
+    Summed row by row, as a matrix product may round a pair by the pairs beside it.
     """
     inputs = queries.embeddings[[pair[0] for pair in pairs]].double()  # [p, s, d]
     kept = records.embeddings[[pair[1] for pair in pairs]].double()
@@ -124,7 +124,7 @@ def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, 
 
 
 def subject_of(record: Record) -> list[Word]:
-    """The words of its subject; of a record without one, the names in its prompt."""
+    """Return the words of a record's subject; of a record without one, the names in its prompt."""
     return words(record.subject) if record.subject else names(record.prompt)
 
 
@@ -148,7 +148,7 @@ def _look(text: str, record: Record) -> _Seen:
 
 
 def _relations(encoder: SentenceEncoder, texts: Sequence[str | None]) -> Tensor:
-    """[p, d] float64; zero where there is no text."""
+    """Return [p, d] float64 vectors; zero where there is no text."""
     there = [i for i, text in enumerate(texts) if text is not None]
     vectors = torch.zeros(len(texts), encoder.width, dtype=torch.float64)
     if there:

@@ -1,8 +1,9 @@
 """`generate` for a model with a memory: each input of a batch is routed by itself.
 
-The batch runs through transformers' own `generate` as it is, so that what no record is about is
-answered as without memory, bit for bit. Inputs that are routed then go on as their readers answer,
-behind their own tokens. Knows the form of a batch; how a record is found and read is `recall`'s.
+The batch runs through transformers' own `generate` as it is, so that an input that no record is
+about is answered as without memory, bit for bit. Inputs that are routed then go on as their readers
+answer, behind their own tokens. Knows the form of a batch; leaves finding and reading a record to
+`recall`.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from continual.memory.routing import Route
 from continual.model import EditedModel
 
 UNROUTED = ("inputs_embeds", "streamer", "return_dict_in_generate", "past_key_values")
-"""What `generate` takes that has no meaning for an answer that is read behind a context."""
+"""Options of `generate` without a meaning for an answer that is read behind a context."""
 
 
 class RecordReader(Protocol):
-    """How a record is found and read; see `recall.Recall`."""
+    """Finds and reads records; see `recall.Recall`."""
 
     def text(self, ids: Sequence[int]) -> str:
-        """An input as the scope sees it."""
+        """Return an input as the scope sees it."""
 
     def routes(self, texts: Sequence[str]) -> list[Route | None]:
-        """The record that each text is about; None where the model answers by itself."""
+        """Return the record that each text is about; None where the model answers by itself."""
 
     def question(self, place: int, ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens that are read for an input that is about the record at a place."""
+        """Return the tokens to read for an input that is about the record at a place."""
 
     def room(self, question: Sequence[int]) -> int:
-        """How many tokens of an answer fit behind a question."""
+        """Return the number of answer tokens that fit behind a question."""
 
     def reading(self, method: str) -> AbstractContextManager[Any]:
-        """The model that reads for a method."""
+        """Return a context with the model that reads for a method."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class _Batch:
 
     ids: Tensor  # [B, T]
     mask: Tensor  # [B, T] bool: the real tokens
-    options: Mapping[str, Any]  # everything else that `generate` was given
+    options: Mapping[str, Any]  # all other arguments of `generate`
     pad: int
 
     def row(self, index: int) -> list[int]:
-        """The real tokens of an input."""
+        """Return the real tokens of an input."""
         row: list[int] = self.ids[index][self.mask[index]].tolist()
         return row
 
     @property
     def copies(self) -> int:
-        """How many answers each input gets."""
+        """The number of answers for each input."""
         return int(self.options.get("num_return_sequences") or 1)
 
 
@@ -85,7 +86,7 @@ def generate(edited: EditedModel, recall: RecordReader, *args: Any, **options: A
 def _batch_of(
     edited: EditedModel, args: Sequence[Any], options: Mapping[str, Any]
 ) -> _Batch | None:
-    """The inputs of a call; None for a call without token ids."""
+    """Return the inputs of a call; None for a call without token ids."""
     rest = dict(options)
     ids = args[0] if args else rest.pop("input_ids", None)
     if ids is None:
@@ -98,7 +99,7 @@ def _batch_of(
 
 
 def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
-    """The token behind answers that end early: the first that anyone names."""
+    """Return the token behind answers that end early: from the options, the model or the base."""
     named = (
         options.get("pad_token_id"),
         edited.model.generation_config.pad_token_id,
@@ -110,7 +111,7 @@ def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
 def _routed(
     edited: EditedModel, recall: RecordReader, batch: _Batch
 ) -> dict[int, tuple[str, tuple[int, ...]]]:
-    """(method, question) of the inputs that a record is about and that leave room to answer."""
+    """Return (method, question) of each input that a record is about, if an answer has room."""
     texts = [recall.text(batch.row(index)) for index in range(len(batch.ids))]
     found: dict[int, tuple[str, tuple[int, ...]]] = {}
     for index, route in enumerate(recall.routes(texts)):
@@ -133,8 +134,8 @@ def _require_plain(options: Mapping[str, Any]) -> None:
 def _read(
     recall: RecordReader, model: Any, batch: _Batch, questions: Mapping[int, tuple[int, ...]]
 ) -> dict[int, Tensor]:
-    """The outputs of these inputs: their own tokens, and how the reader goes on behind its
-    questions. Those of one length run together, so that none is padded."""
+    """Return the outputs of these inputs: their own tokens, then the reader's answer to the
+    question. Questions of one length run together, so that none is padded."""
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for index, question in questions.items():
         by_length[len(question)].append(index)
@@ -151,7 +152,7 @@ def _read(
 
 
 def _options(recall: RecordReader, batch: _Batch, ids: Tensor) -> dict[str, Any]:
-    """The caller's options for other questions: as many new tokens, as far as there is room."""
+    """Return the caller's options for other questions: as many new tokens, if there is room."""
     options = dict(batch.options)
     room = recall.room(ids[0].tolist())
     longest = options.pop("max_length", None)
@@ -164,7 +165,7 @@ def _options(recall: RecordReader, batch: _Batch, ids: Tensor) -> dict[str, Any]
 
 
 def _together(rows: Sequence[Tensor], pad: int) -> Tensor:
-    """[B, T] the rows as one batch, padded behind."""
+    """Return the rows as one batch [B, T], padded behind."""
     size = max(len(row) for row in rows)
     whole = rows[0].new_full((len(rows), size), pad)
     for index, row in enumerate(rows):

@@ -1,6 +1,6 @@
 """The trained part of a scope: from a pair's features to the chance that it is in scope.
 
-Knows its weights and their file format; leaves where they come from to `training`.
+Knows its weights and their file format; leaves learning them to `training`.
 
     relation  = [P a * P k, |P a - P k|]          a, k: the two relations' embeddings, times √d
     logit     = v · relu(W [numbers, relation] + b) + c
@@ -25,7 +25,7 @@ SHAPES = {
     "out_weight": ("hidden",),
     "out_bias": (),
 }
-BLOCK = 64  # rows of every product, so that no score is rounded by what it is computed with
+BLOCK = 64  # rows of every product, so that no score is rounded by the scores beside it
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Head:
 
     @torch.no_grad()
     def logits(self, features: Features) -> Tensor:
-        """[p] float64, each to the bit the same whatever pairs stand beside it."""
+        """Return [p] float64, each to the bit the same whatever pairs stand beside it."""
         exact = {name: weight.double() for name, weight in self.weights.items()}
         found = [
             logits(exact, *(_filled(part[start : start + BLOCK]) for part in features.parts))
@@ -54,7 +54,7 @@ class Head:
         return torch.cat([*found, torch.empty(0, dtype=torch.float64)])[: len(features)]
 
     def calibrated(self, slope: float, offset: float) -> Head:
-        """With logits slope · logit + offset (Platt 1999)."""
+        """Return a head with logits slope · logit + offset (Platt 1999)."""
         weights = dict(self.weights)
         weights["out_weight"] = weights["out_weight"] * slope
         weights["out_bias"] = weights["out_bias"] * slope + offset
@@ -62,7 +62,7 @@ class Head:
 
 
 def logits(weights: Mapping[str, Tensor], numbers: Tensor, asked: Tensor, kept: Tensor) -> Tensor:
-    """[p] for numbers [p, n] and relations [p, d]."""
+    """Return [p] logits for numbers [p, n] and relations [p, d]."""
     scale = weights["projection"].shape[1] ** 0.5
     one = (asked * scale) @ weights["projection"].T
     other = (kept * scale) @ weights["projection"].T
@@ -74,12 +74,12 @@ def logits(weights: Mapping[str, Tensor], numbers: Tensor, asked: Tensor, kept: 
 
 
 def _filled(rows: Tensor) -> Tensor:
-    """The rows, and rows of zeros up to a whole block."""
+    """Return the rows, with rows of zeros up to a whole block."""
     return torch.cat([rows, rows.new_zeros(BLOCK - len(rows), *rows.shape[1:])])
 
 
 def _problem(weights: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with the weights, if anything is."""
+    """Return the fault of the weights, or None."""
     if weights.keys() != SHAPES.keys():
         return f"has the tensors {sorted(weights)}, not {sorted(SHAPES)}"
     sizes = {"numbers": len(NUMBERS)}

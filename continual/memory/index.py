@@ -1,13 +1,14 @@
-"""The records of a memory in a vector index, when they are many: which are near to an input.
+"""The records of a memory in a vector index, when they are many: it finds the ones near to an
+input.
 
 Knows how an index follows a bank: by the requests' ids, as places differ between a history that was
 walked and one that was taken from snapshots. The index is a cache, kept with the store for the
 place in the journal that it stands for, and made anew where it does not fit.
 
 Up to `store.vectors.CROSSOVER` records it compares an input with each. Among more it may look at
-short codes of all, and at few records in full: what it leaves out no bound rules out, and a record
-that is near may be missed, as often as the index's recall says. A store that cannot have that says
-``exact = true`` under `[memory]`.
+short codes of all, and at few records in full. No bound rules out the others, so a near record may
+be missed, as often as the index's recall says. A store that cannot accept that says ``exact =
+true`` under `[memory]`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from store import Store
 from store.errors import StoreError
 from store.vectors import CROSSOVER, Stamp, VectorIndex
 
-_ID_DIGITS = 15  # hexadecimal: what an int64 holds
+_ID_DIGITS = 15  # hexadecimal: they fit into an int64
 
 
 @dataclass(frozen=True)
 class Found:
-    """Records that are near to each of q inputs, and how near any other can be."""
+    """Records that are near to each of q inputs, and a bound on the nearness of all others."""
 
     places: Tensor  # [q, n]; some may come twice
     beyond: Tensor
@@ -43,20 +44,20 @@ class RecordIndex:
     def __init__(
         self, bank: MemoryBank, records_min: int = CROSSOVER, *, is_exact: bool = False
     ) -> None:
-        """`records_min`: from how many on it is used; `is_exact`: each record is compared."""
+        """Follow `bank`, for use from `records_min` records on; `is_exact` compares each record."""
         self._bank, self.records_min = bank, records_min
         self._crossover = None if is_exact else CROSSOVER
         self._index: VectorIndex | None = None
         self._places: dict[int, int] = {}  # by the index's own ids
-        self._state: object = None  # of the bank, when it was followed last
+        self._state: object = None  # of the bank, at the last update
 
     @property
     def is_used(self) -> bool:
-        """Whether the records are so many."""
+        """True if there are at least `records_min` records."""
         return len(self._bank) >= self.records_min
 
     def nearest(self, queries: Queries, count: int) -> Found:
-        """`count` records for each part of an input, which may share some."""
+        """Return `count` records for each part of an input; parts may share some."""
         index = self._followed()
         vectors, own = _distinct(queries.embeddings)
         nearest = index.search(vectors, count)
@@ -69,7 +70,7 @@ class RecordIndex:
         return Found(by_vector[own].flatten(1), beyond)
 
     def _followed(self) -> VectorIndex:
-        """The index of what is in the bank now."""
+        """Return the index of the present records of the bank."""
         bank = self._bank
         if self._index is None:
             self._index = VectorIndex(bank.embeddings.shape[1], self._crossover)
@@ -86,7 +87,7 @@ class RecordIndex:
     # -- kept with the store
 
     def load(self, store: Store, scope: str) -> None:
-        """Take up what was kept, if it is of head, where the bank has to be."""
+        """Load the kept index, if it is of head, where the bank has to be."""
         bank = self._bank
         if self.is_used and self._index is None:
             path, width = store.cache / INDEX_FILE, bank.embeddings.shape[1]
@@ -109,8 +110,8 @@ class RecordIndex:
 
 
 def _distinct(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """The vectors [u, d] of inputs [q, s, d], each once, and which each part is [q, s]: an input of
-    one sentence has the same vector twice."""
+    """Return the vectors [u, d] of inputs [q, s, d], each once, and the number of each part's
+    vector [q, s]: an input of one sentence has the same vector twice."""
     queries, parts, width = embeddings.shape
     vectors, own = embeddings.reshape(-1, width).unique(dim=0, return_inverse=True)
     return vectors, own.reshape(queries, parts)

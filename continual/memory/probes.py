@@ -1,7 +1,7 @@
 """Probes that a record may answer: their routes and outcomes, followed as records come and go.
 
-A probe is judged again only where the record that answers it is another one; who reads a record is
-never edited, so that all other outcomes hold.
+A probe is judged again only when another record answers it; a reader is never edited, so that all
+other outcomes hold.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class RoutedProbes:
         return len(self._encodings)
 
     def effective(self, own: Tensor) -> Tensor:
-        """[n] bool: which probes are right, where `own` says what the model itself gets right."""
+        """Return [n] bool: true for each right probe. `own` [n] has the model's own outcomes."""
         return torch.where(self._routed.rows, self._right.rows, own)
 
     def route(self, index: int) -> Route | None:
-        """The record that answers a probe; None where the model does."""
+        """Return the record that answers a probe; None where the model does."""
         return self._routes.route(index) if bool(self._routed.rows[index]) else None
 
     def add(self, encodings: Sequence[Encoding]) -> None:
@@ -53,7 +53,7 @@ class RoutedProbes:
         self._judge(self._routes.advance())
 
     def remeasure(self) -> None:
-        """Every route, and every routed outcome, anew."""
+        """Route every probe anew, and judge every routed one anew."""
         self._routes = self._new_routes()
         self._embed(self._routes, self._encodings)
         self._judge(torch.arange(len(self)))
@@ -67,7 +67,7 @@ class RoutedProbes:
         routes.add(self._answers.recall.scope.queries(texts))
 
     def _judge(self, index: Tensor) -> None:
-        """The outcomes of these probes under the routes that they have now."""
+        """Judge these probes under the routes that they have now."""
         winners = self._routes.winners[index].tolist()
         reads: dict[int, Read] = {}
         for place, winner in zip(index.tolist(), winners, strict=True):

@@ -1,6 +1,6 @@
-"""Recall: what a model needs besides its records to answer by them.
+"""Recall: the parts besides its records that a model needs to answer by them.
 
-- the scope, which decides what record an input is about
+- the scope, which decides which record an input is about
 - readers by method, which answer it: SERAC's counterfactual model, IKE's frozen base model
 
 Both are loaded when an input first needs them; a model that remembers nothing loads neither.
@@ -35,7 +35,7 @@ UNTRAINED = "threshold"
 
 
 class ScopeChanged(CeditError):
-    """The records in memory were embedded by something else than what the store names now."""
+    """The records in memory were embedded by another encoder or scope than the store names now."""
 
     exit_code = 20
 
@@ -64,8 +64,11 @@ class MemoryConfig(Table):
 
 
 def make_scope(config: MemoryConfig) -> Scope:
-    """The scope that a store names: without one the trained scope that comes with the package, for
-    the encoder that comes with it, and one by threshold for any other."""
+    """Make the scope that a store names.
+
+    Without a name, the package's encoder gets the trained scope that comes with the package, and
+    any other encoder a scope by threshold.
+    """
     encoder = SentenceEncoder(None if config.encoder is None else Path(config.encoder))
     scope: TrainedScope | ThresholdScope
     if config.scope not in (None, UNTRAINED):
@@ -82,7 +85,7 @@ def make_scope(config: MemoryConfig) -> Scope:
 
 
 class Recall:
-    """How an edited model finds and reads its records."""
+    """Finds and reads the records of an edited model."""
 
     def __init__(
         self,
@@ -91,8 +94,8 @@ class Recall:
         store: Store | None = None,
         task: Task | None = None,
     ) -> None:
-        """`store` is where what was embedded is kept for the next time; `task` says how an input
-        is read behind a context, where it is not as the tokenizer has it."""
+        """Serve `edited`. Embedded texts are kept in `store` for the next time; `task` says how an
+        input is read behind a context, where it is not as the tokenizer has it."""
         self._edited, self._store = edited, store
         self.config = config or MemoryConfig()
         self._task = task
@@ -104,20 +107,20 @@ class Recall:
 
     @cached_property
     def scope(self) -> Scope:
-        """Made when first needed."""
+        """The scope, made when first needed."""
         scope = make_scope(self.config)
         if self._store is not None and scope.encoder is not None:
             embedded_texts.load(self._store, scope.encoder)
         return scope
 
     def _head(self) -> Store | None:
-        """The store, if the model stands at its head."""
+        """Return the store, if the model stands at its head."""
         store = self._store
         is_there = store is not None and store.head.fingerprint == self._edited.fingerprint
         return store if is_there else None
 
     def close(self) -> None:
-        """Keep what was embedded, if anything was."""
+        """Keep the embedded texts and the index, if there are any."""
         scope = self.__dict__.get("scope")  # without making it
         if self._store is None or scope is None:
             return
@@ -128,14 +131,14 @@ class Recall:
                 self._index.save(store, scope.fingerprint)
 
     def require_scope(self) -> Scope:
-        """The scope. Raises ScopeChanged where it is not the one that embedded the records."""
+        """Return the scope. Raises ScopeChanged if another one embedded the records."""
         found = self.scope.fingerprint
         for recorded in self._edited.memory.scopes - {found}:
             raise ScopeChanged(recorded, found)
         return self.scope
 
     def routes(self, texts: Sequence[str]) -> list[Route | None]:
-        """Which record each text is about; None for one that is answered by the model itself."""
+        """Return the record that each text is about; None where the model answers by itself."""
         bank = self._edited.memory
         if not len(bank):
             return [None] * len(texts)
@@ -151,35 +154,35 @@ class Recall:
         return generation.generate(self._edited, self, *args, **options)
 
     def text(self, ids: Sequence[int]) -> str:
-        """An input as the scope sees it."""
+        """Return an input as the scope sees it."""
         text: str = self._edited.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text.strip()
 
     def question(self, place: int, ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens that are read for an input that is about the record at a place."""
+        """Return the tokens to read for an input that is about the record at a place."""
         return self.behind(self._edited.memory.readings[place].context, ids)
 
     def behind(self, context: str, ids: Sequence[int]) -> tuple[int, ...]:
-        """The tokens of a context and of an input behind it."""
+        """Return the tokens of a context and of an input behind it."""
         text = self.text(ids) if self._task is None else self._task.readable(ids)
         return self.tokens(context + text)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """A text as the model reads it."""
+        """Return a text as the model reads it."""
         if self._task is not None:
             return self._task.tokens(text)
         return tuple(self._edited.tokenizer(text)["input_ids"])
 
     def room(self, question: Sequence[int]) -> int:
-        """How many tokens of an answer fit behind a question."""
+        """Return the number of answer tokens that fit behind a question."""
         limit = self._edited.base.context_tokens_max
         return sys.maxsize if limit is None else max(0, limit - len(question))
 
     @contextmanager
     def reading(self, method: str) -> Iterator[Any]:
-        """The model that reads for a method, for as long as this lasts.
+        """Yield the model that reads for a method, for as long as the `with` lasts.
 
         Raises ModelError for a method that this version does not know.
         """
@@ -216,7 +219,7 @@ class Recall:
 
 
 def load_reader(directory: Path, edited: EditedModel) -> Any:
-    """A causal model that reads the base model's own tokens. Raises ModelError."""
+    """Load a causal model that reads the base model's own tokens. Raises ModelError."""
     dtype = next(edited.model.parameters()).dtype
     loaded = load_pretrained(directory, "AutoModelForCausalLM", dtype)
     if loaded.tokenizer.get_vocab() != edited.tokenizer.get_vocab():
@@ -228,7 +231,7 @@ def load_reader(directory: Path, edited: EditedModel) -> Any:
 
 
 def recall_of(edited: EditedModel) -> Recall:
-    """How a model recalls. Raises ModelError for one that cannot."""
+    """Return a model's recall. Raises ModelError for a model without one."""
     recall = edited.require_recall()
     assert isinstance(recall, Recall)
     return recall

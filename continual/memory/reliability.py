@@ -1,4 +1,4 @@
-"""How far a scope's chances can be trusted: precision, recall, calibration.
+"""The reliability of a scope's chances: precision, recall, calibration.
 
 Knows chances and whether they came true; nothing of texts.
 """
@@ -20,13 +20,13 @@ _ITERATIONS = 100
 
 @dataclass(frozen=True)
 class Judged:
-    """Chances that were given, and what was true."""
+    """Chances that a scope gave, and the truth."""
 
     chances: Tensor  # [p] in [0, 1]
     truth: Tensor  # [p] 1 for a pair in scope, else 0
 
     def counts(self, threshold: float) -> tuple[int, int, int]:
-        """True positives, false positives, false negatives."""
+        """Return the numbers of true positives, false positives and false negatives."""
         said, true = self.chances >= threshold, self.truth > 0
         return int((said & true).sum()), int((said & ~true).sum()), int((~said & true).sum())
 
@@ -44,7 +44,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class ScopeReport:
-    """How a scope judges pairs that it was not trained on."""
+    """The reliability of a scope on pairs that it was not trained on."""
 
     threshold: float
     pairs: int
@@ -56,7 +56,7 @@ class ScopeReport:
 
     @classmethod
     def of(cls, judged: Judged, threshold: float) -> ScopeReport:
-        """The report of these pairs."""
+        """Make the report of these pairs."""
         right, wrong, missed = judged.counts(threshold)
         bins = reliability(judged)
         filled = [(b.count, b.chance, b.share) for b in bins]
@@ -72,12 +72,12 @@ class ScopeReport:
         )
 
     def to_json(self) -> Mapping[str, Any]:
-        """Ready for ``json.dumps``."""
+        """Return the report, ready for ``json.dumps``."""
         return asdict(self)
 
 
 def reliability(judged: Judged) -> tuple[Bin, ...]:
-    """The pairs in bins of equal width, by their chance."""
+    """Sort the pairs into bins of equal width, by their chance."""
     place = (judged.chances * BINS).long().clamp_max(BINS - 1)
     found = []
     for index in range(BINS):
@@ -88,7 +88,7 @@ def reliability(judged: Judged) -> tuple[Bin, ...]:
 
 
 def best_threshold(judged: Judged) -> float:
-    """The one with the highest F1; of several, the middle."""
+    """Return the threshold with the highest F1; of several, the middle one."""
     scored = {}
     for threshold in THRESHOLDS:
         right, wrong, missed = judged.counts(threshold)
@@ -98,7 +98,7 @@ def best_threshold(judged: Judged) -> float:
 
 
 def platt(logits: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Slope and offset with which logits [p] become calibrated (Platt 1999).
+    """Return slope and offset with which logits [p] become calibrated (Platt 1999).
 
     Truth is smoothed as he does, so that pairs that are all told apart give no infinite slope.
     """

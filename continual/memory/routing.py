@@ -1,4 +1,4 @@
-"""Routing: which record answers an input, and how that is followed while records come and go.
+"""Routing: decides which record answers an input, and follows that while records come and go.
 
 An input's candidates are the `scope.candidates` active records nearest to it; of equally near ones
 the latest. The candidate with the highest score wins the input, if the score reaches the threshold;
@@ -21,7 +21,7 @@ from continual.queries.growing import GrowingTensor
 
 NOBODY = -1  # in the place of a record
 NEAR = 1e-4  # float32 products of unit vectors are off by less
-SPARE = 8  # records beyond the candidates that are looked at exactly
+SPARE = 8  # records beyond the candidates, compared exactly
 PRODUCTS_MAX = 2**24  # in one piece
 
 
@@ -36,8 +36,11 @@ class Route:
 
 
 class Routes:
-    """Inputs and their routes. A new record is compared with every input; only the inputs of which
-    it becomes a candidate, or whose candidate went, are looked at again."""
+    """Inputs and their routes.
+
+    A new record is compared with every input. Only inputs that gain it as a candidate, or lose one,
+    are looked at again.
+    """
 
     def __init__(self, bank: MemoryBank, scope: Scope) -> None:
         self._bank, self._scope = bank, scope
@@ -64,7 +67,7 @@ class Routes:
         return self._candidates.rows
 
     def route(self, index: int) -> Route | None:
-        """The route of an input; None for one that no record is about."""
+        """Return the route of an input; None for one that no record is about."""
         place = int(self._winners.rows[index])
         if place == NOBODY:
             return None
@@ -93,7 +96,7 @@ class Routes:
             self._look(index, self._bank.places())
 
     def advance(self) -> Tensor:
-        """Follow the bank: the inputs [m] whose winner is another one now."""
+        """Follow the bank, and return the inputs [m] that have another winner now."""
         before = self._winners.rows.clone()
         bereft = self._bereft()
         places = self._bank.places()
@@ -104,7 +107,7 @@ class Routes:
         return (before != self._winners.rows).nonzero().squeeze(-1)
 
     def _bereft(self) -> Tensor:
-        """Inputs of which a candidate has been removed."""
+        """Return the inputs that have lost a candidate."""
         named = self._candidates.rows
         if not len(self._bank.active) or not len(named):
             return torch.empty(0, dtype=torch.long)
@@ -118,8 +121,8 @@ class Routes:
         self._winners.rows[index] = NOBODY
 
     def _keep(self, embeddings: Tensor) -> None:
-        """Inputs are seen in as many parts as the one that has most; the whole stands for those
-        that are missing."""
+        """Append inputs. All get as many parts as the longest; the whole stands for missing
+        parts."""
         known = embeddings[:0] if self._embeddings is None else self._embeddings.rows
         parts = max(known.shape[1], embeddings.shape[1])
         if self._embeddings is None or known.shape[1] < parts:
@@ -155,7 +158,7 @@ class Routes:
         self._merge(index, best, places.gather(1, column), queries)
 
     def _uncertain(self, index: Tensor, found: Found) -> Tensor:
-        """[m] bool: of which inputs a record that was not found may be a candidate."""
+        """Return [m] bool: true if a record that was not found may be a candidate of the input."""
         furthest = self._similarities.rows[index, -1]
         return found.beyond.isfinite() & (furthest <= found.beyond.double() + NEAR)
 
@@ -171,20 +174,23 @@ class Routes:
         self._merge(index, best, torch.tensor(places)[column], queries)
 
     def _vectors(self, places: Sequence[int]) -> Tensor:
-        """[r, d] the embeddings at these places, in ascending order."""
+        """Return [r, d] the embeddings at these places, in ascending order."""
         embeddings = self._bank.embeddings
         return embeddings if len(places) == len(embeddings) else embeddings[list(places)]
 
     def _near(self, index: Tensor, vectors: Tensor) -> Tensor:
-        """[m, r] the similarities by a product that is quick and nearly exact."""
+        """Return [m, r] the similarities by a product that is quick and nearly exact."""
         assert self._embeddings is not None
         rows = self._embeddings.rows
         own = rows if len(index) == len(rows) else rows[index]
         return (own @ vectors.T).amax(1)
 
     def _nearest(self, queries: Queries, vectors: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """The similarities [m, c] of the nearest records, and which they are. Only some that are
-        nearly nearest are looked at exactly, where it is certain that no other can be nearer."""
+        """Return the similarities [m, c] of the nearest records, and their columns.
+
+        Only records that are nearly nearest are compared exactly, if it is certain that no other
+        can be nearer.
+        """
         wanted = min(near.shape[1], self._scope.candidates)
         if near.shape[1] > wanted + SPARE:
             close, column = near.topk(wanted + SPARE, dim=1)
@@ -229,7 +235,7 @@ class Routes:
         scores[pairs[:, 0], pairs[:, 1]] = found
 
     def _won(self, places: Tensor, scores: Tensor) -> Tensor:
-        """[m] the winners; `max` names the first of equal ones, which is the nearest."""
+        """Return [m] the winners; `max` names the first of equal ones, which is the nearest."""
         highest = scores.amax(1, keepdim=True)
         first = (scores == highest).long().argmax(1, keepdim=True)
         won = places.gather(1, first).squeeze(1)
@@ -239,8 +245,7 @@ class Routes:
 def routes_of(
     texts: Iterable[str], bank: MemoryBank, scope: Scope, index: RecordIndex | None = None
 ) -> list[Route | None]:
-    """Which record each input is about, as the bank is now. The index changes how soon it is known,
-    not what."""
+    """Return the route of each input, as the bank is now. The index changes only the speed."""
     routes, queries = Routes(bank, scope), scope.queries(list(texts))
     found = None
     if index is not None and index.is_used and len(queries):
@@ -250,19 +255,19 @@ def routes_of(
 
 
 def _highest(found: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest `count` of each row and where they stand; of equal ones the last of the row."""
+    """Return the highest `count` of each row and their columns; the last of equal ones."""
     values, column = found.flip(1).sort(dim=1, descending=True, stable=True)
     return values[:, :count], found.shape[1] - 1 - column[:, :count]
 
 
 def _order(similarity: Tensor, places: Tensor) -> Tensor:
-    """The columns by similarity, the highest first; of equal ones the latest place first."""
+    """Return the columns by similarity, the highest first; of equal ones the latest place first."""
     latest = places.argsort(dim=1, descending=True, stable=True)
     order = similarity.gather(1, latest).argsort(dim=1, descending=True, stable=True)
     return latest.gather(1, order)
 
 
 def _filled(embeddings: Tensor, parts: int) -> Tensor:
-    """[n, parts, d]; the whole, which comes first, stands for the parts that are missing."""
+    """Return [n, parts, d]; the whole, which comes first, stands for missing parts."""
     missing = parts - embeddings.shape[1]
     return torch.cat([embeddings, embeddings[:, :1].expand(-1, missing, -1)], 1)

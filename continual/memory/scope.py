@@ -1,4 +1,4 @@
-"""The scope: which of the edits in memory, if any, an input is about.
+"""The scope: decides which of the edits in memory, if any, an input is about.
 
 An input's candidates are the records nearest to it by cosine. A scope gives each pair a score in
 [0, 1]; the best candidate wins the input if its score reaches the threshold.
@@ -22,29 +22,29 @@ THRESHOLD = 0.75  # a cosine of MiniLM
 
 
 class Scope(Protocol):
-    """A way to decide."""
+    """A way to decide whether an input is about a record."""
 
-    candidates: int  # how many of the nearest records get a second look
+    candidates: int  # number of nearest records that get a second look
     threshold: float
 
     @property
     def encoder(self) -> SentenceEncoder | None:
-        """What turns texts into vectors; None for a scope that needs none."""
+        """The encoder that turns texts into vectors; None for a scope that needs none."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the encoder and of what is trained on top of it."""
+        """The fingerprint of the encoder and of all weights trained on top of it."""
 
     def queries(self, texts: Sequence[str]) -> Queries:
-        """Inputs as the scope sees them. Each text is embedded once in its life."""
+        """Return inputs as the scope sees them. Each text is embedded once in its life."""
 
     def records(self, records: Sequence[Record]) -> Records:
-        """Records as they are kept."""
+        """Return records with the embeddings under which they are kept."""
 
     def scores(
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """[p] the score of each (query, record) pair. It depends on nothing but the two."""
+        """Return [p] the score of each (query, record) pair. It depends on nothing but the two."""
 
 
 class ThresholdScope:
@@ -62,27 +62,27 @@ class ThresholdScope:
 
     @property
     def fingerprint(self) -> str:
-        """The encoder's alone: nothing is trained."""
+        """The encoder's fingerprint alone: nothing is trained."""
         return self.encoder.fingerprint
 
     def queries(self, texts: Sequence[str]) -> Queries:
-        """Inputs seen as a whole only."""
+        """Return inputs seen as a whole only."""
         return Queries(tuple(texts), self.encoder.embed(texts).unsqueeze(1))
 
     def records(self, records: Sequence[Record]) -> Records:
-        """Records by their prompts."""
+        """Return records by their prompts."""
         prompts = [record.prompt for record in records]
         return Records(tuple(records), self.encoder.embed(prompts))
 
     def scores(
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """[p] the cosines, in [0, 1]."""
+        """Return [p] the cosines, in [0, 1]."""
         return part_cosines(queries, records, pairs).amax(1).clamp(0, 1).float()
 
 
 def require_threshold(threshold: float) -> float:
-    """The threshold, if it is one. Raises ``ScopeError``."""
+    """Return the threshold if it lies in (0, 1]. Raises ``ScopeError``."""
     if not 0 < threshold <= 1:
         raise ScopeError(f"a scope's threshold is a number in (0, 1]; it was given {threshold!r}")
     return threshold

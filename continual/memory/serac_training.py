@@ -4,7 +4,7 @@ The loss is E[-log p_h(y | z_e, x)] (Mitchell et al. 2022, equation 2), over inp
 scope, which take its answer, and inputs beside it, which keep their own: retrieval errs at times,
 and a model that heeds every context would answer for all of them. z_e and x are read as one text.
 
-Knows requests and one model; leaves when the model is asked to the router.
+Knows requests and one model; leaves to the router when the model is asked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _META_KEY = "cedit"
 
 @dataclass(frozen=True)
 class SeracRecipe:
-    """How h is trained."""
+    """The settings of h's training."""
 
     epochs: int = 4
     learning_rate: float = 2e-4
@@ -42,7 +42,7 @@ class SeracRecipe:
     gradient_clip: float = 1.0
     batch_tokens_max: int = 2048
     held_out_share: float = 0.1  # of the requests: they measure and do not teach
-    form: str = FORM  # how an edit and an input are read
+    form: str = FORM  # the text of an edit and an input
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,13 +51,13 @@ class SeracRecipe:
         require_form(self.form, "editor.serac")
 
     def text(self, edit: Request, prompt: Prompt) -> str:
-        """An edit and an input as h reads them."""
+        """Return an edit and an input as h reads them."""
         return context(self.form, str(edit.prompt), edit.target_new) + str(prompt)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What h begins as: a causal model, in eval mode and float32."""
+    """The start of h: a causal model, in eval mode and float32."""
 
     model: Any
     tokenizer: Any
@@ -66,14 +66,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What h learns from or is measured on."""
+    """Pairs that h learns from or is measured on."""
 
     inside: tuple[Encoding, ...]  # in scope: answered as the edit says
     beside: tuple[Encoding, ...]  # out of scope: answered as before
 
     @classmethod
     def of(cls, requests: Sequence[Request], task: Task, recipe: SeracRecipe) -> Pairs:
-        """Pairs of these requests; what is too long for the model is left out."""
+        """Make the pairs of these requests; leave out pairs too long for the model."""
         inside, beside = [], []
         draw = random.Random(recipe.seed)
         for edit in requests:
@@ -87,13 +87,13 @@ class Pairs:
 
     @property
     def all(self) -> tuple[Encoding, ...]:
-        """Those inside, then those beside."""
+        """The pairs inside, then those beside."""
         return (*self.inside, *self.beside)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where a training run is."""
+    """The state of a training run after an epoch."""
 
     number: int  # from 1
     loss: float | None  # the mean over the epoch's batches; None for one that was resumed
@@ -107,8 +107,8 @@ def train_serac(
     """Train the start's model in place and leave it in the new directory `out`, whole or not at
     all.
 
-    Yields after every epoch. What a run that was broken off had reached lies beside `out`, and the
-    same call goes on from there. Raises CeditError where `out` is taken or nothing can be learned.
+    Yields after every epoch. The state of an interrupted run lies beside `out`, and the same call
+    goes on from there. Raises CeditError where `out` is taken or nothing can be learned.
     """
     if out.exists():
         raise CeditError(f"{out} exists: name a new directory, or remove it.")
@@ -128,7 +128,7 @@ def train_serac(
 def _divided(
     requests: Sequence[Request], recipe: SeracRecipe
 ) -> tuple[list[Request], list[Request]]:
-    """Those that teach, and those that measure."""
+    """Return the requests that teach, and the requests that measure."""
     order = list(requests)
     random.Random(recipe.seed).shuffle(order)
     count = int(len(order) * recipe.held_out_share)
@@ -159,7 +159,7 @@ class _Run:
         self._resume()
 
     def advance(self, encodings: Sequence[Encoding]) -> float:
-        """One epoch; its mean loss."""
+        """Run one epoch, and return its mean loss."""
         recipe = self._recipe
         batches = length_sorted(encodings, recipe.batch_tokens_max)
         random.Random(f"{recipe.seed}|{self.epoch}").shuffle(batches)
@@ -177,7 +177,7 @@ class _Run:
 
     @torch.no_grad()
     def accuracy(self, encodings: Sequence[Encoding]) -> float | None:
-        """The share that greedy decoding answers exactly."""
+        """Return the share that greedy decoding answers exactly."""
         if not encodings:
             return None
         right = 0
@@ -189,7 +189,7 @@ class _Run:
         return right / len(encodings)
 
     def finish(self, out: Path) -> None:
-        """Put the model where it is to be, with the recipe beside it."""
+        """Move the model to `out`, with the recipe beside it."""
         self._model.eval().requires_grad_(False)
         made = self._folder / "model"
         self._model.save_pretrained(made)
@@ -208,7 +208,7 @@ class _Run:
         return float(loss.detach())
 
     def _answers(self, batch: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
-        """Logits [n, vocab] in float32 and targets [n] of all answer positions."""
+        """Return logits [n, vocab] in float32 and targets [n] of all answer positions."""
         device = self._model.device
         inputs = {n: t.to(device) for n, t in self._task.inputs(batch).items()}
         logits = self._model(**inputs, use_cache=False, return_dict=True).logits

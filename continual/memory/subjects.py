@@ -1,4 +1,4 @@
-"""Words of texts: whether an input names a record's subject, and what it says besides.
+"""Words of texts: whether an input names a record's subject, and the rest of the input's words.
 
 Knows spelling: case, accents and small misspellings make no difference, and function words count
 for little. Leaves meaning to the encoder.
@@ -14,14 +14,14 @@ from difflib import SequenceMatcher
 
 PLACEHOLDER = "this"  # stands for the subject in a masked text
 ALIKE_MIN = (
-    0.9  # of difflib's ratio, for two words to be spellings of one; Austria, Australia: .875
+    0.9  # difflib's ratio from which two words are spellings of one; Austria, Australia: .875
 )
 ALIKE_LETTERS_MIN = 5  # shorter words are compared letter by letter
-FUNCTION_WEIGHT = 0.05  # of a word such as "of", against 1 for any other
+FUNCTION_WEIGHT = 0.05  # weight of a word such as "of"; any other has 1
 
 _WORD = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_SEGMENT_WORDS_MIN = 2  # what is shorter belongs to the sentence before it
+_SEGMENT_WORDS_MIN = 2  # a shorter one belongs to the sentence before it
 _FUNCTION_TEXT = (
     "a an and are as at be by de del der des di do does el for from had has have he her his how i "
     "in is it its la le les of on or s she that the their they this to van von was were what when "
@@ -32,7 +32,7 @@ _FUNCTION_WORDS = frozenset(_FUNCTION_TEXT.split())
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text, and where it stands."""
+    """A word of a text, and its place."""
 
     folded: str
     start: int
@@ -41,13 +41,13 @@ class Word:
 
     @property
     def weight(self) -> float:
-        """How much it says."""
+        """The weight of the word: function words count for little."""
         return FUNCTION_WEIGHT if self.folded in _FUNCTION_WORDS else 1.0
 
 
 @dataclass(frozen=True)
 class Presence:
-    """How far a text names a subject."""
+    """The extent to which a text names a subject."""
 
     share: float  # of the subject's words, by weight and likeness, that the text has
     spans: tuple[tuple[int, int], ...]  # of the text's characters that name it
@@ -55,7 +55,7 @@ class Presence:
 
 
 def words(text: str) -> list[Word]:
-    """The words of a text, in order."""
+    """Return the words of a text, in order."""
     return [
         Word(folded(match[0]), match.start(), match.end(), match[0][0].isupper())
         for match in _WORD.finditer(text)
@@ -63,13 +63,13 @@ def words(text: str) -> list[Word]:
 
 
 def folded(text: str) -> str:
-    """The text without case and accents."""
+    """Return the text without case and accents."""
     apart = unicodedata.normalize("NFKD", text)
     return "".join(c for c in apart if not unicodedata.combining(c)).casefold()
 
 
 def segment(text: str) -> str:
-    """The last sentence of a text: what it asks, after what may stand before it."""
+    """Return the last sentence of a text, which asks, without the sentences before it."""
     parts = [part.strip() for part in _SENTENCE_END.split(text)]
     last = ""
     for part in reversed(parts):
@@ -80,7 +80,7 @@ def segment(text: str) -> str:
 
 
 def presence(subject: Sequence[Word], text: str) -> Presence:
-    """How far a text has a subject's words, in any order."""
+    """Measure how far a text has a subject's words, in any order."""
     there = words(text)
     whole = sum(word.weight for word in subject)
     found = [_places(word, there) for word in subject]
@@ -95,26 +95,26 @@ def presence(subject: Sequence[Word], text: str) -> Presence:
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The text with a placeholder for each span."""
+    """Return the text with a placeholder for each span."""
     for start, end in reversed(spans):
         text = text[:start] + PLACEHOLDER + text[end:]
     return text
 
 
 def names(text: str) -> list[Word]:
-    """Its capitalised words, the first word aside: the subject of a text that names none."""
+    """Return the capitalised words after the first: the subject of a text that names none."""
     return [word for word in words(text)[1:] if word.is_capital and word.weight == 1]
 
 
 def overlap(one: Sequence[Word], other: Sequence[Word]) -> float:
-    """The share of one text's words, by weight, that the other has."""
+    """Return the share of one text's words, by weight, that the other has."""
     there = {word.folded for word in other}
     whole = sum(word.weight for word in one)
     return sum(word.weight for word in one if word.folded in there) / whole if whole else 0.0
 
 
 def _places(word: Word, there: Sequence[Word]) -> tuple[list[int], float]:
-    """Where a text has a word, and how alike the two are spelt, in [0, 1]."""
+    """Return the places of a word in a text, and the likeness of their spelling, in [0, 1]."""
     alike = [_likeness(word.folded, other.folded) for other in there]
     best = max(alike, default=0.0)
     if best < ALIKE_MIN:
@@ -133,7 +133,7 @@ def _likeness(one: str, other: str) -> float:
 
 
 def _runs(places: set[int], there: Sequence[Word]) -> list[list[int]]:
-    """Neighbouring places together."""
+    """Group neighbouring places."""
     runs: list[list[int]] = []
     for place in sorted(places):
         if runs and place == runs[-1][-1] + 1:
@@ -144,7 +144,8 @@ def _runs(places: set[int], there: Sequence[Word]) -> list[list[int]]:
 
 
 def _goes_on(run: Sequence[int], there: Sequence[Word]) -> bool:
-    """Whether a capitalised word stands right before or behind; the first of a text always is."""
+    """Tell whether a capitalised word stands right before or behind. A text's first word, always
+    capitalised, does not count."""
     before, behind = run[0] - 1, run[-1] + 1
     left = before > 0 and there[before].is_capital and there[before].weight == 1
     right = behind < len(there) and there[behind].is_capital and there[behind].weight == 1

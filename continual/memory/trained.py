@@ -1,7 +1,7 @@
 """The trained scope: SERAC's classifier (Mitchell et al. 2022, section 3) on frozen embeddings.
 
 Knows its file: one safetensors file with canonical JSON beside the weights, which names the encoder
-that they were trained on. Leaves training to `training`, and what is seen of a pair to `features`.
+that they were trained on. Leaves training to `training`, and the features of a pair to `features`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FORMAT = 1
 
 
 class TrainedScope:
-    """A record wins an input whose chance to be about it, as learned, reaches the threshold."""
+    """A scope by learned chance: a record wins an input if its chance reaches the threshold."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class TrainedScope:
 
     @classmethod
     def embedded(cls, encoder: SentenceEncoder) -> TrainedScope:
-        """The one that comes with the package, for the encoder that comes with it."""
+        """Load the scope that comes with the package, for the encoder that comes with it."""
         return cls.load(EMBEDDED, encoder)
 
     @classmethod
     def load(cls, path: Path, encoder: SentenceEncoder) -> TrainedScope:
-        """A scope that was saved. Raises ``ScopeError`` for a file that is none, or one that was
+        """Load a saved scope. Raises ``ScopeError`` for a file that is no scope, or one that was
         trained on another encoder."""
         meta, weights = _read(path)
         if meta["encoder"] != encoder.fingerprint:
@@ -69,27 +69,27 @@ class TrainedScope:
             raise _damaged(path, error) from error
 
     def save(self, path: Path) -> None:
-        """Write it, replacing what is there."""
+        """Write the scope, replacing an older file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._serialised)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights, the threshold, the candidates and the encoder's own."""
+        """SHA-256 over the weights, the threshold, the candidates and the encoder's fingerprint."""
         return hashlib.sha256(self._serialised).hexdigest()
 
     def queries(self, texts: Sequence[str]) -> Queries:
-        """Inputs as a whole and by their last sentence."""
+        """Return inputs as a whole and by their last sentence."""
         return seen_queries(self.encoder, texts)
 
     def records(self, records: Sequence[Record]) -> Records:
-        """Records by their prompt and subject."""
+        """Return records by their prompt and subject."""
         return kept_records(self.encoder, records)
 
     def scores(
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """[p] float32: the chance that each input is about its record."""
+        """Return [p] float32: the chance that each input is about its record."""
         seen = features(self.encoder, queries, records, pairs)
         return torch.sigmoid(self.head.logits(seen)).float()
 

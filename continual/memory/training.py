@@ -1,10 +1,10 @@
-"""How a scope is trained: pairs from requests, binary cross-entropy, calibration, a report.
+"""Trains a scope: pairs from requests, binary cross-entropy, calibration, a report.
 
 SERAC's scope classifier (Mitchell et al. 2022, section 3.3) on frozen embeddings. In scope are a
 request's prompt and rephrases; out of scope its locality prompts, and every wording for the other
 requests nearest to it. Where requests name their relations, wordings also change places: another
-request's wording with this one's subject is in scope if the relation is the same, and asks
-something else of the same subject if it isn't.
+request's wording with this one's subject is in scope if the relation is the same, and out of scope
+if it asks for another relation of the same subject.
 
 Requests are split, not pairs: most are learned from, some calibrate, some are reported on.
 """
@@ -33,12 +33,12 @@ from continual.requests import Request
 T = TypeVar("T")
 
 REQUESTS_MIN = 20
-SPREAD_MIN = 0.01  # of a number that hardly varies in training
+SPREAD_MIN = 0.01  # the least spread of a number, if it hardly varies in training
 
 
 @dataclass(frozen=True)
 class ScopeTraining:
-    """How it is trained."""
+    """The settings of a scope's training."""
 
     epochs: int = 6
     batch: int = 256  # pairs
@@ -47,8 +47,8 @@ class ScopeTraining:
     dropout: float = 0.1  # of the relations' embeddings
     rank: int = 64
     hidden: int = 32
-    swaps: int = 24  # wordings that a request borrows, of its own relation and of others each
-    nameless: float = 0.1  # share of requests that are seen without their subject
+    swaps: int = 24  # wordings that a request borrows: from its own relation, and from others
+    nameless: float = 0.1  # share of requests seen without their subject
     calibrating: float = 0.1  # shares of the requests
     reporting: float = 0.1
     candidates: int = CANDIDATES
@@ -69,10 +69,10 @@ def train_scope(
     generator: Generator,
     training: ScopeTraining | None = None,
 ) -> tuple[TrainedScope, ScopeReport]:
-    """A scope trained on the requests, and how well it judges pairs of requests held out from it.
+    """Train a scope on the requests; return it with its report on requests held out from training.
 
-    Of a request without rephrases to learn from, the held-out ones are used: give requests that
-    nothing will be measured on. Raises ``ScopeError`` for fewer than ``REQUESTS_MIN`` requests.
+    A request without rephrases to learn from gives its held-out ones: pass requests on which
+    nothing will be measured. Raises ``ScopeError`` for fewer than ``REQUESTS_MIN`` requests.
     """
     training = training or ScopeTraining()
     if len(requests) < REQUESTS_MIN:
@@ -93,7 +93,7 @@ def train_scope(
 
 
 def wordings(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
-    """Every text that is learned from."""
+    """Yield every text that the scope learns from."""
     for place, request in enumerate(requests):
         yield from (Wording(text, place, True) for text in _asked(request))
         yield from (Wording(str(probe.prompt), place, False) for probe in request.locality)
@@ -101,7 +101,7 @@ def wordings(requests: Sequence[Request], generator: Generator, swaps: int) -> I
 
 
 def are_rivals(one: Request, other: Request) -> bool:
-    """Whether a wording of one is surely out of the other's scope.
+    """Tell whether a wording of one is surely out of the other's scope.
 
     Two requests on one subject may ask the same, unless they name different relations.
     """
@@ -111,8 +111,8 @@ def are_rivals(one: Request, other: Request) -> bool:
 
 
 def _may_ask(wording: Wording, other: Request) -> bool:
-    """Whether a text that is out of one request's scope may be in another's: it names its subject,
-    and what it asks of it is not known."""
+    """Tell whether a text out of one request's scope may be in another's: it names the other's
+    subject, and nobody knows which relation it asks for."""
     named = other.subject is not None and folded(other.subject) in folded(wording.text)
     return named and not wording.in_scope
 
@@ -123,7 +123,7 @@ def _asked(request: Request) -> tuple[str, ...]:
 
 
 def _swapped(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
-    """Wordings of other requests about the same kind of subject, with this one's subject."""
+    """Yield wordings that each request borrows from others about the same kind of subject."""
     known = [i for i, request in enumerate(requests) if request.subject and request.relation]
     for place in known:
         own = requests[place]
@@ -137,7 +137,7 @@ def _swapped(requests: Sequence[Request], generator: Generator, swaps: int) -> I
 
 
 def _kind(request: Request) -> str:
-    """What a relation is said of: what stands before the dot in "people.country"."""
+    """Return the kind of a relation's subjects: the part before the dot in "people.country"."""
     return str(request.relation).partition(".")[0]
 
 
@@ -148,7 +148,7 @@ def _drawn(pool: Sequence[T], count: int, generator: Generator) -> list[T]:
 def _split(
     requests: Sequence[Request], generator: Generator, training: ScopeTraining
 ) -> list[list[Request]]:
-    """The requests to learn from, to calibrate on and to report on."""
+    """Return the requests to learn from, to calibrate on and to report on."""
     order = [requests[i] for i in torch.randperm(len(requests), generator=generator).tolist()]
     reported = max(1, round(len(order) * training.reporting))
     used = reported + max(1, round(len(order) * training.calibrating))
@@ -161,7 +161,7 @@ def _pairs(
     generator: Generator,
     training: ScopeTraining,
 ) -> tuple[Features, Tensor]:
-    """Pairs' features, and 1 for those in scope."""
+    """Return the features of pairs, and 1 for each pair in scope."""
     kept = kept_records(encoder, _records(requests, generator, training.nameless))
     every = list(wordings(requests, generator, training.swaps))
     queries = seen_queries(encoder, [wording.text for wording in every])
@@ -223,7 +223,7 @@ def _dropped(rows: Tensor, share: float, generator: Generator) -> Tensor:
 
 
 def _start(width: int, generator: Generator, training: ScopeTraining) -> Mapping[str, Tensor]:
-    """Weights to learn from, uniform within 1/√fan-in."""
+    """Return weights to learn from, uniform within 1/√fan-in."""
     inputs = len(NUMBERS) + 2 * training.rank
     shapes = {
         "projection": ((training.rank, width), width),
