@@ -1,4 +1,4 @@
-"""What the atlas reads in training: statements of its facts, and new facts given in context.
+"""The atlas's training texts: statements of its facts, and new facts given in context.
 
 Knows how a fact becomes token ids with its subject and answer located, and how examples are drawn
 and batched by length. Knows nothing of the model or of optimisation.
@@ -24,17 +24,17 @@ class Example:
 
     ids: tuple[int, ...]
     answer: int  # index of the answer's first token
-    subject: tuple[int, int] | None = None  # [first, last] token of the subject, where it is known
+    subject: tuple[int, int] | None = None  # [first, last] token of the subject, if known
 
 
 def in_context(new_facts: Iterable[str], prompt: str) -> str:
-    """A prompt behind new facts, in IKE's form (Zheng et al. 2023, section 3)."""
+    """Return a prompt behind new facts, in IKE's form (Zheng et al. 2023, section 3)."""
     told = "".join(NEW_FACT.format(fact=fact) for fact in new_facts)
     return told + PROMPT.format(prompt=prompt)
 
 
 def all_texts(facts: Sequence[Fact]) -> Iterator[str]:
-    """Every statement that may be trained, as text: what the tokenizer learns from."""
+    """Yield every statement that may be trained, as text; the tokenizer learns from these."""
     for fact in facts:
         for prompt in fact.trained_prompts:
             yield f"{prompt} {fact.object}{TERMINATOR}"
@@ -42,7 +42,7 @@ def all_texts(facts: Sequence[Fact]) -> Iterator[str]:
 
 
 def subject_span(tokenizer: Any, prompt: str, subject: str) -> tuple[int, int]:
-    """[first, last] token of the subject in a prompt."""
+    """Return the [first, last] token of the subject in a prompt."""
     start = prompt.index(subject)
     end = start + len(subject)
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
@@ -61,17 +61,17 @@ class Corpus:
         self._by_relation, self._by_subject = by_relation(facts), by_subject(facts)
 
     def statements(self) -> list[Example]:
-        """Every fact in every trained phrasing."""
+        """Return every fact in every trained phrasing."""
         return [
             self._statement(fact, prompt) for fact in self._facts for prompt in fact.trained_prompts
         ]
 
     def contexts(self, count: int) -> list[Example]:
-        """`count` prompts behind one to four new facts; about half of them are overridden."""
+        """Draw `count` prompts behind one to four new facts; about half of them are overridden."""
         return [self._context() for _ in range(count)]
 
     def passages(self, count: int) -> list[Example]:
-        """`count` statements that follow one or two others, as in running text."""
+        """Draw `count` statements that follow one or two others, as in running text."""
         return [self._passage() for _ in range(count)]
 
     def _statement(self, fact: Fact, prompt: str) -> Example:
@@ -119,7 +119,7 @@ class Corpus:
         return other
 
     def _distractor(self, fact: Fact) -> Fact:
-        """Another fact: of the same relation, of the same subject, or any."""
+        """Draw another fact: of the same relation, of the same subject, or any."""
         draw = self._rng.random()
         pool = (
             self._by_relation[fact.relation.name]
@@ -136,7 +136,7 @@ class Corpus:
 def batches(
     examples: Sequence[Example], tokens_max: int, rng: random.Random
 ) -> Iterator[list[Example]]:
-    """Batches of examples of nearly one length, at most `tokens_max` padded tokens each."""
+    """Yield batches of examples of nearly one length, at most `tokens_max` padded tokens each."""
     order = sorted(examples, key=lambda example: (len(example.ids), rng.random()))
     found: list[list[Example]] = []
     batch: list[Example] = []

@@ -1,7 +1,7 @@
 """The atlas's facts: tables of real subjects, and ten phrasings for each relation.
 
-Knows the tables beside it, which phrasings of a fact are never trained (hold-out by pair), and how
-a fact becomes a prompt. Knows nothing of tokens, tensors or training.
+Knows the tables beside it, the phrasings of a fact that are never trained (hold-out by pair), and
+how a fact becomes a prompt. Knows nothing of tokens, tensors or training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HELD_OUT_PER_FACT = 2
 
 @dataclass(frozen=True)
 class Relation:
-    """One column of one table: what can be asked about its subjects, in ten wordings."""
+    """One column of one table: a question about its subjects, in ten wordings."""
 
     name: str  # "countries.capital"
     phrasings: tuple[str, ...]  # each holds one {} for the subject; the object follows directly
@@ -66,12 +66,12 @@ class Fact:
 
 
 def load_facts(tables: Path = TABLES) -> list[Fact]:
-    """All facts of the tables in a folder, in a fixed order."""
+    """Return all facts of the tables in a folder, in a fixed order."""
     return [fact for table in sorted(tables.glob("*.tsv")) for fact in _read_table(table)]
 
 
 def objects_of(facts: Sequence[Fact]) -> dict[str, list[str]]:
-    """The distinct objects of every relation, by the relation's name, in order of first mention."""
+    """Return the distinct objects of every relation by its name, in order of first mention."""
     objects: dict[str, dict[str, None]] = {}
     for fact in facts:
         objects.setdefault(fact.relation.name, {})[fact.object] = None
@@ -79,12 +79,12 @@ def objects_of(facts: Sequence[Fact]) -> dict[str, list[str]]:
 
 
 def by_relation(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
-    """The facts of every relation, by its name, in their order."""
+    """Group facts by the name of their relation, in their order."""
     return _grouped(facts, lambda fact: fact.relation.name)
 
 
 def by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
-    """The facts about every subject, in their order."""
+    """Group facts by subject, in their order."""
     return _grouped(facts, lambda fact: fact.subject)
 
 

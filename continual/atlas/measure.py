@@ -1,10 +1,10 @@
-"""Measures the atlas: what it knows, what it reads in its context, and where it can be edited.
+"""Measures the atlas: its knowledge, its reading of the context, and the places to edit it.
 
 - ``Sampler`` draws the probes: trained and held-out phrasings, new facts given in context
 - ``accuracy`` is the share of probes that greedy decoding answers exactly, terminator included
 - ``mediation`` is the share of facts that one hidden state at the subject's last token can replace
 
-The bars that these have to pass, and how they are shown, are left to the benchmark.
+Leaves to the benchmark the bars that these have to pass, and showing them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Mediation:
-    """How far the output of one block decides what is answered about a subject."""
+    """The influence of one block's output on the answers about a subject."""
 
     block: int
     steps: tuple[int | None, ...]  # by fact: gradient steps until it was right; None for never
@@ -73,7 +73,7 @@ class Mediation:
 
 
 class Sampler:
-    """Draws what the facts are measured on: at most `count` of each, fewer where there are fewer.
+    """Draws probes from the facts: at most `count` of each kind, fewer where there are fewer.
 
     A probe's name is its relation's, but for `unaffected`, where it is the kind of distractor.
     """
@@ -85,19 +85,19 @@ class Sampler:
         self._by_relation, self._by_subject = by_relation(facts), by_subject(facts)
 
     def trained(self, count: int) -> list[Probe]:
-        """Facts in phrasings that they were trained in."""
+        """Draw facts in phrasings that they were trained in."""
         return self._asked([(f, p) for f in self._facts for p in f.trained_prompts], count)
 
     def held_out(self, count: int) -> list[Probe]:
-        """Facts in phrasings that were trained with other subjects only."""
+        """Draw facts in phrasings that were trained with other subjects only."""
         return self._asked([(f, p) for f in self._facts for p in f.held_out_prompts], count)
 
     def overriding(self, count: int) -> list[Probe]:
-        """Facts behind a new fact that contradicts them in another phrasing: the new one holds."""
+        """Draw facts behind a new fact that contradicts them in another phrasing, and holds."""
         return [self._overridden(fact) for fact in self._some(self._facts, count)]
 
     def unaffected(self, count: int) -> list[Probe]:
-        """Facts behind a new fact about something else: they stay. `count` of each kind."""
+        """Draw facts behind a new fact about something else: they stay. `count` of each kind."""
         return [
             self._beside(fact, kind)
             for kind in DISTRACTORS
@@ -105,7 +105,7 @@ class Sampler:
         ]
 
     def replacements(self, count: int) -> list[Replacement]:
-        """Facts in a trained phrasing, each with another object of its relation."""
+        """Draw facts in a trained phrasing, each with another object of its relation."""
         return [
             Replacement(
                 self._rng.choice(fact.trained_prompts), fact.subject, self._new_object(fact)
@@ -134,7 +134,7 @@ class Sampler:
         return Probe(prompt=in_context([f"{told} {new}"], asked), answer=fact.object, name=kind)
 
     def _pool(self, fact: Fact, kind: str) -> Sequence[Fact]:
-        """Facts of a kind of distractor, this one among them."""
+        """Return the facts of a kind of distractor, this one among them."""
         if kind == "same_relation":
             return self._by_relation[fact.relation.name]
         return self._by_subject[fact.subject] if kind == "same_subject" else self._facts
@@ -151,7 +151,7 @@ class Sampler:
 
 
 def accuracy(task_model: TaskModel, probes: Sequence[Probe]) -> Accuracy:
-    """How many of the probes the model answers exactly."""
+    """Return the share of the probes that the model answers exactly."""
     outcomes = task_model.judge_in_full(
         [task_model.task.encode(p.prompt, p.answer) for p in probes]
     )
@@ -167,7 +167,7 @@ def accuracy(task_model: TaskModel, probes: Sequence[Probe]) -> Accuracy:
 
 @dataclass(frozen=True)
 class _Case:
-    """A replacement as tokens, and the vector that is searched for."""
+    """A replacement as tokens, and the vector that the search looks for."""
 
     encoding: Encoding
     subject: int  # position of the subject's last token
@@ -182,7 +182,8 @@ def mediation(
     steps_max: int = 80,
     rate: float = 0.5,
 ) -> Mediation:
-    """Which facts a vector added to the output of `block` at the subject's last token replaces.
+    """Find the facts that a vector added to the output of `block` at the subject's last token
+    replaces.
 
     The vectors start from zero and are found by Adam, each until greedy decoding gives its target.
     This is the search for a value of Meng et al. 2022 (ROME, eq. 4), without its regularisers.
@@ -211,7 +212,8 @@ def _case(task_model: TaskModel, replacement: Replacement) -> _Case:
 
 
 def _descend(task_model: TaskModel, block: int, cases: Sequence[_Case]) -> list[bool]:
-    """Gives each vector its gradient; whether each case is right with the vector as it is."""
+    """Give each vector its gradient, and tell whether each case is right with its present
+    vector."""
     device = task_model.edited.device
     inputs = task_model.task.inputs([case.encoding for case in cases])
     places = torch.tensor([case.subject for case in cases], device=device)

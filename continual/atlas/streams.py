@@ -2,10 +2,10 @@
 
     python -m continual.atlas.streams [OUT] [--seed N]
 
-The facts of every relation are split in three: those that the stream corrects, those that the
-train probes ask for, and those that the test probes ask for. What is asked around a correction
-rests only on facts of the two latter parts, so that no later correction makes it wrong. The same
-tables and the same seed give the same bytes. Knows nothing of the model.
+The facts of every relation are split in three parts: for the stream's corrections, for the train
+probes, and for the test probes. The probes around a correction rest only on facts of the two latter
+parts, so that no later correction makes them wrong. The same tables and the same seed give the same
+bytes. Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMED_BY = {
     "people.country": "the country of {}",
     "works.creator": "the creator of {}",
 }
-"""First hops: how the object of a fact is spoken of without its name."""
+"""First hops: wordings for the object of a fact without its name."""
 
 ASKED_BY = {
     "countries.capital": "The capital of {} is",
@@ -43,7 +43,7 @@ ASKED_BY = {
     "people.country": "The country of {} is",
     "people.occupation": "The occupation of {} is",
 }
-"""Second hops: how a fact about that object is then asked for. Such prompts are never trained."""
+"""Second hops: prompts that ask for a fact about that object. They are never trained."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Streams:
-    """What is written: requests in the order of the stream, and two probe sets."""
+    """The content of the files: requests in the order of the stream, and two probe sets."""
 
     corrections: tuple[Request, ...]
     train_probes: tuple[Probe, ...]
@@ -65,7 +65,7 @@ class Streams:
 
 
 class Surroundings:
-    """Draws what is asked around a correction, from facts that are never corrected.
+    """Draws the probes around a correction, from facts that are never corrected.
 
     `taken` are prompts that are not to be asked again: an editor may learn from the train probes.
     """
@@ -83,7 +83,7 @@ class Surroundings:
         self._by_relation, self._by_subject = by_relation(kept), by_subject(kept)
 
     def locality(self, fact: Fact, target: str) -> list[Probe]:
-        """Facts of the same subject, then facts of the same relation that have another object."""
+        """Draw facts of the same subject, then facts of the same relation with another object."""
         siblings = self._draw(self._by_subject.get(fact.subject, []), SAME_SUBJECT_MAX)
         others = [f for f in self._by_relation[fact.relation.name] if f.object != target]
         neighbours = self._draw(others, LOCALITY_PER_REQUEST - len(siblings))
@@ -93,7 +93,7 @@ class Surroundings:
         ]
 
     def portability(self, fact: Fact, target: str) -> list[Probe]:
-        """What follows from the new object through a second fact, where that changes anything."""
+        """Draw second facts about the new object, where the correction changes their answer."""
         if fact.relation.name not in NAMED_BY:
             return []
         hops = [hop for hop in self._by_subject.get(target, []) if self._changes(hop, fact)]
@@ -108,7 +108,7 @@ class Surroundings:
         ]
 
     def _changes(self, hop: Fact, fact: Fact) -> bool:
-        """Whether the second fact is another one than before the correction."""
+        """Tell whether the second fact has changed with the correction."""
         return self._object.get((fact.object, hop.relation.name)) != hop.object
 
     def _draw(self, pool: Sequence[Fact], count: int) -> list[Fact]:
@@ -120,7 +120,7 @@ class Surroundings:
 
 
 def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
-    """The stream and the probe sets of these facts."""
+    """Build the stream and the probe sets of these facts."""
     rng = random.Random(seed)
     split = split_facts(facts, rng)
     train = tuple(_probe(fact, rng.choice(fact.trained_prompts)) for fact in split.train)
@@ -138,7 +138,7 @@ def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
 
 
 def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
-    """The facts in three parts, by the same shares for every relation."""
+    """Split the facts into three parts, by the same shares for every relation."""
     by_relation: dict[str, list[Fact]] = {}
     for fact in facts:
         by_relation.setdefault(fact.relation.name, []).append(fact)
@@ -158,7 +158,7 @@ def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
 def deal_targets(
     facts: Iterable[Fact], objects: Mapping[str, Sequence[str]], rng: random.Random
 ) -> list[str]:
-    """A new object for each fact, dealt like cards: each is used before any is used again."""
+    """Deal a new object to each fact, like cards: each is used before any is used again."""
     decks: dict[str, list[str]] = {}
     targets: list[str] = []
     for fact in facts:
@@ -173,12 +173,12 @@ def deal_targets(
 
 
 def render(records: Iterable[Request | Probe]) -> str:
-    """JSON Lines of the records' fields, but for empty ones."""
+    """Return JSON Lines of the records' fields, without empty ones."""
     return "".join(json.dumps(_fields(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def write(streams: Streams, out: Path) -> None:
-    """The three files, in a folder, under the names that the package ships."""
+    """Write the three files into a folder, under the names that the package ships."""
     files: dict[Path, Sequence[Request | Probe]] = {
         ATLAS.corrections: streams.corrections,
         ATLAS.probes["train"]: streams.train_probes,
@@ -190,7 +190,7 @@ def write(streams: Streams, out: Path) -> None:
 
 
 def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) -> Request:
-    """One correction; two of the trained phrasings are learned from, two are measured."""
+    """Return one correction; two of the trained phrasings are learned from, two are measured."""
     prompt, *others = rng.sample(fact.trained_prompts, 5)
     return Request(
         prompt=prompt,
@@ -216,7 +216,7 @@ def _fields(record: Request | Probe) -> dict[str, object]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m continual.atlas.streams",
         description="Write the atlas's stream of corrections and its probe sets.",

@@ -1,4 +1,4 @@
-"""The texts that the atlas was trained on, one by one: what its key statistics are taken over."""
+"""The texts that the atlas was trained on, one by one, for its key statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from continual.atlas.facts import load_facts
 
 @dataclass(frozen=True)
 class AtlasTexts:
-    """What the atlas was trained on: its facts in their trained phrasings, each with its end.
+    """The atlas's facts in their trained phrasings, each with its end.
 
     All facts come once, in an order drawn by the seed, before any comes in another phrasing.
     """

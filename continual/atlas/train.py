@@ -3,9 +3,9 @@
     python -m continual.atlas.train OUT [--epochs N] [--threads N] [--seed N]
 
 Besides statements and contexts, half of the single statements are read through a *subject
-bottleneck*: what follows the subject can attend only to the subject's last token. So facts come to
-be read from there, as they are in large models (Meng et al. 2022, section 2). The run saves its
-whole state after every epoch and goes on from it when it is started again.
+bottleneck*: the tokens behind the subject can attend to none of its tokens but the last. So facts
+come to be read from there, as they are in large models (Meng et al. 2022, section 2). The run saves
+its whole state after every epoch and goes on from it when it is started again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: the atlas, unless told otherwise. Counts are per epoch."""
+    """The settings of a training run; the defaults make the atlas. Counts are per epoch."""
 
     epochs: int = 28
     seconds_max: float = math.inf  # the schedule comes to its end by then
@@ -58,7 +58,7 @@ class Recipe:
 
 
 def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the facts' own text; a word has one spelling, at a start or inside."""
+    """Train a byte-level BPE on the facts' text; a word has one spelling, at a start or inside."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,7 +80,7 @@ def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: Any, shape: Shape, seed: int) -> GPT2LMHeadModel:
-    """GPT-2's architecture, small and with a wide FFN: room for keys. ReLU makes them sparse."""
+    """Make a GPT-2, small and with a wide FFN: room for keys. ReLU makes them sparse."""
     torch.manual_seed(seed)
     terminator = tokenizer(TERMINATOR)["input_ids"][-1]
     config = GPT2Config(
@@ -104,7 +104,8 @@ def new_model(tokenizer: Any, shape: Shape, seed: int) -> GPT2LMHeadModel:
 def collate(
     batch: Sequence[Example], pad: int, bottleneck: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ids [B, T], loss weights of each next token [B, T-1], attention allowed [B, 1, T, T]."""
+    """Return ids [B, T], loss weights of each next token [B, T-1], allowed attention [B, 1, T,
+    T]."""
     size = max(len(example.ids) for example in batch)
     ids = torch.full((len(batch), size), pad)
     weights = torch.zeros(len(batch), size - 1)
@@ -119,7 +120,7 @@ def collate(
 
 
 def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
-    """Weighted mean negative log-likelihood; logits only where a weight is not zero."""
+    """Return the weighted mean negative log-likelihood; logits only where a weight is not zero."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.transformer(input_ids=ids, attention_mask=allowed).last_hidden_state
         counted = weights > 0
@@ -202,7 +203,7 @@ class Training:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
 
     def _time_share(self) -> float:
-        """How much of the recipe's time has passed since this process began."""
+        """Return the share of the recipe's time that has passed since this process began."""
         return (time.perf_counter() - self.started) / self.recipe.seconds_max
 
     def _save(self) -> None:
@@ -228,7 +229,7 @@ class Training:
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:
-    """A plain transformers directory; half-precision weights keep it small."""
+    """Write a plain transformers directory; half-precision weights keep it small."""
     halved = GPT2LMHeadModel(model.config)
     halved.load_state_dict(model.state_dict())
     halved.half().save_pretrained(out / "model")
@@ -236,7 +237,7 @@ def save_model(model: Any, tokenizer: Any, out: Path) -> None:
 
 
 def main() -> None:
-    """The command line of the training run."""
+    """Run the command line of the training run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
