@@ -1,12 +1,12 @@
 """Key statistics: C₀ = E[k kᵀ] of the key activations of a block, over text, on the bare base.
 
-A key is the input of a block's ``down`` matrix at one token of a text, padding left out. ROME
-(Meng et al. 2022, equation 2) and MEMIT (Meng et al. 2023, equations 14 and 15) weigh by C₀ what
-an edit may do to everything else.
+A key is the input of a block's ``down`` matrix at one token of a text, padding left out. ROME (Meng
+et al. 2022, equation 2) and MEMIT (Meng et al. 2023, equations 14 and 15) weigh by C₀ the effect of
+an edit on everything else.
 
-``texts`` says what a text is, ``windows`` how it is cut, ``moments`` how keys are summed, and
-``collecting`` how a run that was killed goes on to the same bits; ``kept`` is what there is in the
-end. What becomes of C₀ is left to the editors.
+``texts`` reads texts, ``windows`` cuts them, ``moments`` sums keys, and ``collecting`` lets an
+interrupted run go on to the same bits; ``kept`` has the final statistics. The use of C₀ is left to
+the editors.
 """
 
 from continual.statistics.collecting import Progress

@@ -25,7 +25,7 @@ _PARTIAL = "statistics/partial"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     documents: int
     tokens: int
@@ -33,7 +33,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be collected. ``made_for`` is whose keys."""
+    """The settings of a run. ``made_for`` names the model and the sites that the keys belong to."""
 
     blocks: tuple[int, ...]
     tokens_max: int | None
@@ -41,7 +41,7 @@ class Job:
     made_for: Mapping[str, Any]
 
     def identity(self, dtype: torch.dtype) -> dict[str, Any]:
-        """What must be the same for a run to go on where another was interrupted."""
+        """Return the settings that a run must share with an interrupted one to go on from it."""
         cut = asdict(self.passes)
         del cut["checkpoint_seconds"]
         return {"made_for": dict(self.made_for), "dtype": str(dtype), "passes": cut}
@@ -61,7 +61,7 @@ class Collection:
         self._identity = job.identity(next(edited.model.parameters()).dtype)
 
     def run(self, texts: Iterable[str], on_change: Callable[[str], None]) -> Iterator[Progress]:
-        """All of it, shown pass by pass."""
+        """Collect everything, and yield the progress pass by pass."""
         job = self._job
         documents, place = self._begin(texts, on_change)
         due = self._next_checkpoint()
@@ -88,7 +88,7 @@ class Collection:
         self._moments.require_finite()
 
     def _keep(self, place: Place) -> None:
-        """Put the statistics of every block in the place of what was there."""
+        """Replace the kept statistics of every block."""
         if not place.tokens:
             raise CeditError("The text has no tokens: key statistics need some.")
         made_for = self._job.made_for
@@ -110,7 +110,7 @@ class Collection:
     def _begin(
         self, texts: Iterable[str], on_change: Callable[[str], None]
     ) -> tuple[Iterator[str], Place]:
-        """The documents still to be read, and the place behind those that are summed already."""
+        """Return the documents still to be read, and the place behind the ones already summed."""
         partial = self._interrupted(on_change)
         if partial is None:
             return iter(texts), Place()
@@ -125,7 +125,7 @@ class Collection:
         return documents, place
 
     def _interrupted(self, on_change: Callable[[str], None]) -> Cached | None:
-        """What an interrupted run has left, where this run can go on with it."""
+        """Return the state of an interrupted run, if this run can go on from it."""
         try:
             partial = self._store.cached(_PARTIAL)
         except IntegrityError as error:
@@ -156,5 +156,5 @@ class Collection:
 
 
 def name_of(block: int) -> str:
-    """Where a block's statistics lie in the cache."""
+    """Return the name of a block's statistics in the cache."""
     return f"statistics/block-{block}"

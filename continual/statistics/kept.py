@@ -1,4 +1,4 @@
-"""The key statistics of one base model, as they are kept in a store's cache."""
+"""The key statistics of one base model, as a store's cache keeps them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from store.cache import Cached
 from store.errors import IntegrityError
 
 OWN_TOKENS = 2**16
-"""What is collected of a model's own text. The atlas: over a statement of every fact, 32·d_ff."""
+"""Tokens collected of a model's own text. For the atlas 32·d_ff: all facts, and some again."""
 
 _REMEDY = "run `cedit train stats --text FILE`"
 
 
 class StatisticsError(CeditError):
-    """Key statistics that are not there, or not to be used."""
+    """Key statistics that are missing or unusable."""
 
     def __init__(self, block: int, cause: str) -> None:
         super().__init__(f"The key statistics of block {block} {cause}: {_REMEDY}.")
@@ -50,7 +50,7 @@ class KeyStatistics:
     there was only one piece.
     """
     path: Path  # the file that holds them
-    digest: str  # SHA-256 of that file: which statistics an edit was made with
+    digest: str  # SHA-256 of that file: it names the statistics behind an edit
 
     def __post_init__(self) -> None:
         if not bool(self.second_moment.isfinite().all()):
@@ -58,14 +58,14 @@ class KeyStatistics:
 
 
 def _ignore(_: str) -> None:
-    """A notice, unheard."""
+    """Drop a notice."""
 
 
 class Statistics:
     """The key statistics of one base model, in a store's cache.
 
-    ``texts`` is the model's own text, if it has any: statistics that are not there are collected
-    from it when they are asked for. Without it they are an error.
+    ``texts`` is the model's own text, if it has any: missing statistics are collected from it when
+    they are asked for. Without it they are an error.
     """
 
     def __init__(
@@ -82,12 +82,13 @@ class Statistics:
 
     @classmethod
     def of(cls, store: Store, edited: EditedModel, executor: Executor = LOCAL) -> Statistics:
-        """The statistics of a store's base model: an embedded one brings its own text."""
+        """Return the statistics of a store's base model: an embedded one brings its own text."""
         own = embedded(StoreSettings.of(store.settings).model.path)
         return cls(store, edited, None if own is None else own.texts(), executor)
 
     def get(self, block: int) -> KeyStatistics:
-        """The statistics of a block, read from the disk. Raises StatisticsError without any."""
+        """Return the statistics of a block, read from the disk. Raises StatisticsError if
+        missing."""
         try:
             return self._kept(block)
         except StatisticsError:
@@ -106,13 +107,13 @@ class Statistics:
         passes: Passes | None = None,
         on_change: Callable[[str], None] = _ignore,
     ) -> Iterator[Progress]:
-        """Sum up the keys of some blocks, all unless named, in one pass over the text, and keep
-        the statistics of each when the text ends or ``tokens_max`` tokens are seen.
+        """Sum up the keys of some blocks, all unless named, in one pass over the text, and keep the
+        statistics of each when the text ends or ``tokens_max`` tokens are seen.
 
-        A run that was interrupted is gone on with, to the same bits, where model, blocks and text
-        are the same; ``on_change`` is told where they are not. ``texts`` gives the same documents
-        each time that it is iterated, one by one: it is never held whole. Memory and checkpoints
-        take 2·d_ff² float64 numbers for each block.
+        An interrupted run goes on, to the same bits, where model, blocks and text are the same;
+        ``on_change`` is told where they are not. ``texts`` gives the same documents each time that
+        it is iterated, one by one: it is never held whole. Memory and checkpoints take 2·d_ff²
+        float64 numbers for each block.
 
         Raises ModelError for keys that are not finite, CeditError for a text without tokens.
         """
@@ -124,11 +125,11 @@ class Statistics:
         return Collection(self._store, self._edited, job, self._executor).run(texts, on_change)
 
     def _fitting(self, passes: Passes) -> Passes:
-        """Pieces that the model can read."""
+        """Return passes with pieces that the model can read."""
         context = self._edited.base.context_tokens_max or passes.piece_tokens_max
         return replace(passes, piece_tokens_max=min(passes.piece_tokens_max, context))
 
-    # -- what is kept
+    # -- the kept statistics
 
     def _kept(self, block: int) -> KeyStatistics:
         found = self._found(block)
@@ -142,7 +143,7 @@ class Statistics:
         )
 
     def _found(self, block: int) -> Cached:
-        """What is cached for a block, once it is seen to be of this model and whole."""
+        """Return the cached set of a block, checked to be of this model and whole."""
         made_for = self._made_for([block])
         try:
             found = self._store.cached(name_of(block))
@@ -160,7 +161,10 @@ class Statistics:
         return found
 
     def _made_for(self, blocks: Sequence[int]) -> dict[str, Any]:
-        """Whose keys these are. Raises ModelError for a block that the model has not."""
+        """Return the base model and the sites that the keys belong to.
+
+        Raises ModelError for a block that the model does not have.
+        """
         anatomy = self._edited.anatomy
         for block in blocks:
             if not 0 <= block <= anatomy.last:

@@ -14,13 +14,13 @@ from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.statistics.windows import Piece
 
-_TILE = 512  # rows of a moment that are summed at once
+_TILE = 512  # rows of a moment summed at once
 
 
 class Moments:
     """Σ k kᵀ over the even and over the odd pieces, for some blocks of one model.
 
-    Of every sum only the upper triangle counts; below it stands what fell into a tile.
+    Only the upper triangle of a sum counts; below it lie leftovers of the tiles.
     """
 
     def __init__(self, edited: EditedModel, blocks: Sequence[int]) -> None:
@@ -35,8 +35,8 @@ class Moments:
 
     @torch.inference_mode()
     def keys(self, pieces: Sequence[Piece]) -> dict[int, Tensor]:
-        """The keys [n, d_ff] of each block wanted, by one pass over some pieces, which ends behind
-        the last of these blocks."""
+        """Return the keys [n, d_ff] of each block wanted, by one pass over some pieces, which ends
+        behind the last of these blocks."""
         inputs, real = self._inputs(pieces)
         keys: dict[int, Tensor] = {}
 
@@ -59,7 +59,7 @@ class Moments:
         self._counts[half] += len(next(iter(keys.values())))
 
     def require_finite(self) -> None:
-        """Raises ModelError for sums that a key with NaN or infinity has gone into."""
+        """Raise ModelError if a key with NaN or infinity has gone into the sums."""
         for block, sums in self._sums.items():
             if not bool(sums.diagonal(dim1=-2, dim2=-1).isfinite().all()):
                 raise ModelError(
@@ -68,7 +68,7 @@ class Moments:
                 )
 
     def mean(self, block: int) -> tuple[Tensor, float]:
-        """The second moment of a block, and its convergence; see ``KeyStatistics``."""
+        """Return the second moment of a block, and its convergence; see ``KeyStatistics``."""
         even, odd = (_symmetric(half) for half in self._sums[block].cpu())
         whole = (even + odd).div_(sum(self._counts))
         distance = even.div_(max(1, self._counts[0])).sub_(odd.div_(max(1, self._counts[1])))
@@ -76,7 +76,7 @@ class Moments:
         return whole, distance.norm().item() / norm if norm else 0.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of the state."""
+        """Return the whole state."""
         sums = {_tensor_name(block): sums for block, sums in self._sums.items()}
         return {**sums, "counts": torch.tensor(self._counts)}
 
@@ -87,7 +87,7 @@ class Moments:
         self._counts = tensors["counts"].tolist()
 
     def _inputs(self, pieces: Sequence[Piece]) -> tuple[dict[str, Tensor], Tensor]:
-        """A batch padded on the right, and which of its positions [B·T] are real."""
+        """Return a batch padded on the right, and a mask [B·T] of its real positions."""
         pad = self._edited.base.pad
         rows = [torch.tensor(piece) for piece in pieces]
         ids = pad_sequence(rows, batch_first=True, padding_value=pad)
@@ -99,7 +99,7 @@ class Moments:
 
 
 def _summing_device(down: torch.nn.Module) -> torch.device:
-    """Where the keys are, if float64 is known there."""
+    """Return the device of the keys, or the CPU where float64 is missing there."""
     device = next(down.parameters()).device
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -113,7 +113,7 @@ def _add_squares(total: Tensor, keys: Tensor) -> None:
 
 
 def _symmetric(total: Tensor) -> Tensor:
-    """A sum of which the upper triangle is given."""
+    """Return the whole of a symmetric sum from its upper triangle."""
     return total.triu() + total.triu(1).T
 
 

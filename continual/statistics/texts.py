@@ -1,8 +1,8 @@
 """Texts: documents to collect statistics over, from files.
 
-Knows where one document ends and the next begins, and how large it may be. Every iteration starts
-from the beginning and holds one document at a time. A file that is no text ends the iteration with
-a TextError that names the file and the line; nothing is skipped in silence but blank documents.
+Knows where one document ends and the next begins, and its largest size. Every iteration starts from
+the beginning and holds one document at a time. A file that is no text ends the iteration with a
+TextError that names the file and the line; nothing is skipped in silence but blank documents.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TextFiles:
 
     A file is JSON where its name ends so or where it begins as an object or an array of objects
     does: JSON Lines, or one array, of objects with a "text" or "content". Any other is plain text,
-    whose documents are paragraphs: what stands between blank lines.
+    whose documents are paragraphs, separated by blank lines.
     """
 
     paths: tuple[Path, ...]
@@ -48,7 +48,7 @@ class TextFiles:
 
 
 def _documents(path: Path) -> Iterator[str]:
-    """The documents of one file, at least one."""
+    """Yield the documents of one file. Raises TextError if there are none."""
     count = 0
     with _opened(path) as file:
         for text in _read(path, file):
@@ -69,7 +69,7 @@ def _read(path: Path, file: BinaryIO) -> Iterator[str]:
 
 
 def _begins_as_json(head: bytes) -> bool:
-    """Whether the first bytes are those of an object with a key, or of an array of objects."""
+    """Tell whether the first bytes begin an object with a key, or an array of objects."""
     bracket, inside = head[:1], head[1:].lstrip()
     return (bracket == b"{" and inside.startswith(b'"')) or (
         bracket == b"[" and inside.startswith(b"{")
@@ -102,7 +102,7 @@ def _paragraphs(path: Path, file: BinaryIO) -> Iterator[str]:
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers, without their ends."""
+    """Yield the lines with their numbers, without their ends."""
     number = 0
     while line := file.readline(LINE_BYTES_MAX + 1):
         number += 1

@@ -1,8 +1,8 @@
 """Text in windows: whole documents together, cut into pieces that a model can read.
 
-A window has at least so many tokens. Its pieces go through the model in passes of nearly one
-length, and the text alone decides what is in a pass, so that a run goes on behind any window as if
-nothing had happened.
+A window has at least `Passes.window_tokens` tokens. Its pieces go through the model in passes of
+nearly one length. The text alone decides the content of a pass, so that a run goes on behind any
+window as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import islice
 
 @dataclass(frozen=True)
 class Passes:
-    """How text is cut and batched, in tokens, and how often a run is made safe."""
+    """The sizes of pieces, passes and windows, in tokens, and the time between checkpoints."""
 
-    piece_tokens_max: int = 1024  # or what the model reads at once, where that is less
+    piece_tokens_max: int = 1024  # or the model's context, if that is less
     pass_tokens_max: int = 4096  # padding included
     window_tokens: int = 2**15
     checkpoint_seconds: float = 300.0
@@ -25,7 +25,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class Place:
-    """How much of a text was read, and the hash chain of its documents."""
+    """The amount of a text that was read, and the hash chain of its documents."""
 
     documents: int = 0
     pieces: int = 0
@@ -33,7 +33,7 @@ class Place:
     rolling: str = hashlib.sha256().digest_size * "00"
 
     def after(self, text: str, pieces: int, tokens: int) -> Place:
-        """The place behind one more document."""
+        """Return the place behind one more document."""
         return Place(
             self.documents + 1, self.pieces + pieces, self.tokens + tokens, _chained(self, text)
         )
@@ -64,7 +64,7 @@ def windows(
     passes: Passes,
     tokens_max: int | None,
 ) -> Iterator[Window]:
-    """The windows of the documents behind ``start``, up to ``tokens_max`` tokens in all."""
+    """Yield the windows of the documents behind ``start``, up to ``tokens_max`` tokens in all."""
     size = passes.piece_tokens_max
     place, pieces = start, []
     while place.tokens != tokens_max and (text := next(documents, None)) is not None:
@@ -88,7 +88,7 @@ def _window(pieces: Sequence[Piece], start: Place, place: Place, is_whole: bool)
 
 
 def skip(documents: Iterator[str], count: int) -> str:
-    """The hash chain of the next so many documents, or of all where there are fewer."""
+    """Read past `count` documents, or all where there are fewer, and return their hash chain."""
     place = Place()
     for text in islice(documents, count):
         place = place.after(text, 0, 0)
