@@ -1,9 +1,9 @@
-"""Rows rounded to a byte a number, and what their inner products are at most.
+"""Rows rounded to a byte a number, and upper bounds on their inner products.
 
-A row is x = s·u + e: whole numbers u from -127 to 127 in steps of s, and an error; a key likewise
-k = t·w + f. So x·k = s·t·(u·w) + s·(u·f) + e·k, where the last two are at most s·‖u‖‖f‖ + ‖e‖‖k‖
-(Cauchy and Schwarz). u·w is a product of bytes: it reads a quarter of what the rows themselves are,
-and CPUs have units for it.
+A row is x = s·u + e: whole numbers u from -127 to 127 in steps of s, and an error; a key likewise k
+= t·w + f. So x·k = s·t·(u·w) + s·(u·f) + e·k, where the last two are at most s·‖u‖‖f‖ + ‖e‖‖k‖
+(Cauchy and Schwarz). u·w is a product of bytes: it reads a quarter of the rows' own bytes, and CPUs
+have units for it.
 
 Knows numbers alone.
 """
@@ -23,10 +23,10 @@ class CodedRows:
     """Rows [m, d] that grow at the end."""
 
     def __init__(self, like: Tensor) -> None:
-        """`like` [d] gives width, dtype and device."""
+        """Begin without rows. `like` [d] gives width, dtype and device."""
         self._codes = GrowingTensor(like.new_empty(0, len(like), dtype=torch.int8))  # u
         self._steps = GrowingTensor(like.new_empty(0))  # s
-        self._longest = 0.0  # ‖u‖, of all rows that there ever were
+        self._longest = 0.0  # ‖u‖, over all rows ever held
         self._worst = 0.0  # ‖e‖/s, likewise
 
     def append(self, rows: Tensor) -> None:
@@ -46,19 +46,19 @@ class CodedRows:
         self._steps[index] = steps
 
     def _seen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The codes of rows, and their steps; the bounds hold for them from now on."""
+        """Return the codes of rows, and their steps; the bounds hold for them from now on."""
         codes, steps, errors = _coded(rows)
         self._longest = max(self._longest, float(torch.linalg.vector_norm(codes, dim=1).max()))
         self._worst = max(self._worst, float(errors.max()))
         return codes.to(torch.int8), steps
 
     def truncate(self, size: int) -> None:
-        """As `GrowingTensor.truncate`."""
+        """Drop rows as `GrowingTensor.truncate` does."""
         self._codes.truncate(size)
         self._steps.truncate(size)
 
     def bounds(self, keys: Tensor) -> Tensor:
-        """[n, m] what x·k is at most for keys [n, d], but for float rounding."""
+        """Return [n, m] upper bounds on x·k for keys [n, d], up to float rounding."""
         codes, steps, errors = _coded(keys)
         lengths = torch.linalg.vector_norm(keys, dim=1) / steps
         added = self._longest * errors + self._worst * lengths  # in steps of both
@@ -69,15 +69,15 @@ class CodedRows:
         return found
 
     def _products(self, codes: Tensor) -> Tensor:
-        """[n, m] int32: u·w for w [n, d]. For few keys, row by row is the quicker way."""
+        """Return [n, m] int32: u·w for w [n, d]. For few keys, row by row is the quicker way."""
         if len(codes) > FEW:
             return torch._int_mm(codes, self._codes.rows.T)
         return torch._int_mm(self._codes.rows, codes.T.contiguous()).T.contiguous()
 
 
 def _coded(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole numbers [r, d], the steps [r] that they are in, and the lengths [r] of what is rounded
-    off, in these steps."""
+    """Return whole numbers [r, d], the steps [r] that they count, and the lengths [r] of the
+    rounding errors, in these steps."""
     steps = (vectors.abs().amax(1) / STEPS).clamp(min=torch.finfo(vectors.dtype).tiny)
     exact = vectors / steps[:, None]
     codes = exact.round()

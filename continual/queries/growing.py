@@ -1,4 +1,4 @@
-"""Tensors that grow by rows, or by columns, at the cost of what is added."""
+"""Tensors that grow by rows, or by columns, at the cost of the added part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class GrowingTensor:
     """Rows of one shape in one piece of memory that doubles when it is full."""
 
     def __init__(self, like: Tensor) -> None:
-        """`like` gives the shape of a row, dtype and device: [.., *row]; its rows are not taken."""
+        """Begin without rows. `like` [.., *row] gives the shape of a row, dtype and device."""
         self._buffer = like.new_empty(FIRST_CAPACITY, *like.shape[1:])
         self._size = 0
 
@@ -24,7 +24,7 @@ class GrowingTensor:
         return self._buffer[: self._size]
 
     def append(self, rows: Tensor) -> Tensor:
-        """Put rows at the end; returns them as they stand there."""
+        """Put rows at the end, and return them as they stand there."""
         first, end = self._size, self._size + len(rows)
         if end > len(self._buffer):
             larger = self._buffer.new_empty(max(end, 2 * len(self._buffer)), *rows.shape[1:])
@@ -35,7 +35,7 @@ class GrowingTensor:
         return self._buffer[first:end]
 
     def truncate(self, size: int) -> None:
-        """Forget all rows but the first `size`; they come back with a larger size after that."""
+        """Forget all rows but the first `size`; a larger `size` after that brings them back."""
         self._size = size
 
     def cut(self, first: int, last: int) -> None:
@@ -49,10 +49,10 @@ class GrowingTensor:
 
 
 class GrowingColumns:
-    """The same by columns [r, n]: what is read row by row then lies in one piece, row by row."""
+    """Columns [r, n] that grow likewise; each row lies in one piece for readers that go by row."""
 
     def __init__(self, like: Tensor) -> None:
-        """`like` [r, ..] gives the number of rows, dtype and device; its columns are not taken."""
+        """Begin without columns. `like` [r, ..] gives the number of rows, dtype and device."""
         self._buffer = like.new_empty(len(like), FIRST_CAPACITY)
         self._size = 0
 

@@ -1,6 +1,6 @@
 """The queries on which a new neuron must stay silent: training inputs, and every edit before it.
 
-Knows queries at one FFN site and whose they are; nothing of patches or of the model.
+Knows queries at one FFN site and their owners; nothing of patches or of the model.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class QueryMemory:
         self._mean = training.mean(0)
         self._training = SearchedQueries(training)
         self._training.append(training)
-        self._places = list(range(len(training)))  # of the rows left, in the beginning
+        self._places = list(range(len(training)))  # original places of the remaining rows
         self._edits = SearchedQueries(training)
-        self._near = SearchedQueries(training)  # for the time of an edit; see `beside`
+        self._near = SearchedQueries(training)  # during an edit; see `beside`
         self._counts: dict[str, int] = {}  # queries by owner, in the order of the rows
 
     @property
@@ -39,8 +39,8 @@ class QueryMemory:
         return self._edits.rows
 
     def contradict(self, rows: Iterable[int]) -> None:
-        """Drop training queries for good, by their places in the beginning: an edit asks the same
-        with another answer. Those dropped before are no error."""
+        """Drop training queries for good, by their original places: an edit asks the same with
+        another answer. Places dropped before are no error."""
         for place in rows:
             now = bisect_left(self._places, place)
             if self._places[now : now + 1] == [place]:
@@ -48,8 +48,8 @@ class QueryMemory:
                 self._training.cut(now, now + 1)
 
     def recapture(self, training: Tensor, edits: Mapping[str, Tensor]) -> None:
-        """The queries as they are now that matrices were edited: all training queries, as in the
-        beginning, of which those that were contradicted stay out; and all edits', in order."""
+        """Replace all queries after an edit of matrices. `training` has all training queries, as in
+        the beginning, and the contradicted ones stay out; `edits` has every edit's, in order."""
         self._mean = training.mean(0)
         self._training.replace(training[self._places])
         self._edits.replace(torch.cat([training[:0], *edits.values()]))
@@ -76,8 +76,8 @@ class QueryMemory:
         self._edits.cut(last - self._counts.pop(owner), last)
 
     def part(self, training: Iterable[int], owners: Collection[str], near: Tensor) -> QueryMemory:
-        """A memory of some of the training queries, by their places in the beginning, of these
-        owners' queries, and of some more [r, d]. Its mean is that of the whole."""
+        """Return a memory of some training queries, by their original places, of these owners'
+        queries, and of `near` [r, d]. Its mean is that of the whole."""
         wanted = set(training)
         rows = [row for row, place in enumerate(self._places) if place in wanted]
         memory = QueryMemory(
@@ -94,7 +94,7 @@ class QueryMemory:
 
     @contextmanager
     def beside(self, queries: Tensor) -> Iterator[None]:
-        """Remember more queries [r, d] for as long as this lasts: the neighbours of an edit."""
+        """Remember more queries [r, d] while the `with` lasts: the neighbours of an edit."""
         before = self._near
         try:
             self._near = SearchedQueries(queries)
@@ -104,20 +104,20 @@ class QueryMemory:
             self._near = before
 
     def highest_scores(self, keys: Tensor) -> Tensor:
-        """max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
+        """Return max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""
         scores = torch.maximum(self._training.highest(keys), self._edits.highest(keys))
         return torch.maximum(scores, self._near.highest(keys)) if len(self._near) else scores
 
     def supporting(self, key: Tensor) -> Tensor:
-        """[r, d] one row of each part of the memory, where there are any: among them is the one
-        that a key [d] scores highest."""
+        """Return [r, d] one row of each part of the memory that has any; one of them has the
+        highest score with the key [d]."""
         parts = (self._training, self._edits, self._near)
         return torch.cat([part.supporting(key) for part in parts])
 
     def mean(self) -> Tensor:
-        """[d] the mean of the training queries; zero where there are none."""
+        """Return [d] the mean of the training queries; zero where there are none."""
         return self._mean if len(self._training) else torch.zeros_like(self._mean)
 
     def all(self) -> Tensor:
-        """[m + p + r, d]"""
+        """Return all queries [m + p + r, d]."""
         return torch.cat([self.training, self.edits, self._near.rows])

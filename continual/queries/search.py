@@ -1,11 +1,11 @@
-"""Exact search by inner product over many queries, most of which are never looked at.
+"""Exact search by inner product over many queries; it never looks at most of them.
 
-The queries are turned so that a few directions carry most of what tells them apart. Their *head*
-in these directions is scored; of the rest only the length is kept, and |rest·k| ≤ ‖rest‖‖k‖
-(Cauchy and Schwarz) bounds what it could add. Rows whose bound is too low are done with; the others
-are scored in full. The results are exact: what is pruned could not have been among them.
+The queries are turned so that a few directions carry most of their differences. Their *head* in
+these directions is scored; of the rest only the length is kept, and |rest·k| ≤ ‖rest‖‖k‖ (Cauchy
+and Schwarz) bounds its share. Rows whose bound is too low are done with; the others are scored in
+full. The results are exact: no pruned row could have been among them.
 
-Knows rows of numbers; whose queries they are is known to `memory` and the ledger.
+Knows rows of numbers; leaves the owners of the queries to `memory` and the ledger.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from continual.queries.growing import GrowingColumns, GrowingTensor
 
 ROWS_MIN = 8192  # fewer are scored in full
 FEW = 512  # rows: no need to choose among them
-FITTED_ON_MAX = 4096  # rows from which the directions are found
+FITTED_ON_MAX = 4096  # rows that the directions are fitted on
 HEAD_SHARE, HEAD_MAX = 4, 256  # a head is this part of the width, this many directions at most
 ITERATIONS = 4
 FEW_KEYS = 8
-PART = 4096  # rows, of which more keys than that score so many at a time
-GATHERED_SHARE = 4  # more than one row in so many: it is cheaper to score them all
+PART = 4096  # rows scored at a time, for more keys than FEW_KEYS
+GATHERED_SHARE = 4  # from one row in so many on, it is cheaper to score all
 ROUNDING = 2.0**-14
-"""More than float32 loses in a score, as a share of ‖q‖‖k‖."""
+"""An upper bound on float32's rounding of a score, as a share of ‖q‖‖k‖."""
 
 
 class SearchedQueries:
     """Rows [m, d] that grow at the end, and can be searched with keys [n, d]."""
 
     def __init__(self, like: Tensor) -> None:
-        """`like` [.., d] gives width and device; its rows are not taken."""
+        """Begin without rows. `like` [.., d] gives width and device."""
         self._rows = GrowingTensor(like[:0])
-        self._norm_max = 0.0  # of all rows that there ever were
+        self._norm_max = 0.0  # over all rows ever held
         self._heads: _Heads | None = None
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class SearchedQueries:
             self._heads.append(rows)
 
     def replace(self, rows: Tensor) -> None:
-        """Put other rows in the place of all that are there."""
+        """Replace all rows."""
         self._rows.truncate(0)
         self._heads, self._norm_max = None, 0.0
         self.append(rows)
@@ -77,9 +77,9 @@ class SearchedQueries:
             self._heads.cut(first, last)
 
     def highest(self, keys: Tensor) -> Tensor:
-        """max q·k over all rows, for keys [n, d] → [n]; -inf where there are none.
+        """Return max q·k over all rows, for keys [n, d] → [n]; -inf where there are no rows.
 
-        It is taken in float64, so that it does not depend on which rows were looked at.
+        It is taken in float64, so that it does not depend on the choice of rows that were scored.
         """
         if len(self) == 0 or len(keys) == 0:
             return keys.new_full((len(keys),), -torch.inf)
@@ -87,14 +87,15 @@ class SearchedQueries:
         return (keys.double() @ rows.double().T).amax(1).to(keys.dtype)
 
     def supporting(self, key: Tensor) -> Tensor:
-        """[1, d] the row that a key [d] scores highest, likewise; [0, d] where there are none."""
+        """Return [1, d] the row with the highest score for a key [d], likewise; [0, d] if empty."""
         if len(self) == 0:
             return self.rows
         rows = self._leading(key[None])
         return rows[(rows.double() @ key.double()).argmax()][None]
 
     def _leading(self, keys: Tensor) -> Tensor:
-        """[r, d] few of the rows: those that some key [n, d] may score highest, up to rounding."""
+        """Return few of the rows, [r, d]: all that may score highest with some key [n, d], up to
+        rounding."""
         if len(self) <= FEW:
             return self.rows
         slack = self._slack(keys)
@@ -112,8 +113,9 @@ class SearchedQueries:
         return self.rows[near if places is None else places[near]]
 
     def above(self, keys: Tensor, floors: Tensor) -> Tensor:
-        """[r] the rows, ascending, whose score with one of the keys [n, d] is above the key's
-        floor [n]; among them may be some that are below it by no more than float rounding."""
+        """Return [r] the places, ascending, of the rows whose score with one of the keys [n, d]
+        is above the key's floor [n]. Rows below it by no more than float rounding may be among
+        them."""
         if len(self) == 0 or len(keys) == 0:
             return torch.empty(0, dtype=torch.long, device=self.rows.device)
         reached = floors - self._slack(keys)
@@ -124,7 +126,7 @@ class SearchedQueries:
         return places[_reaching_one(scores, reached)]
 
     def _pruning(self) -> _Heads | None:
-        """The heads that bound the scores; None where scoring all rows costs less."""
+        """Return the heads that bound the scores; None where scoring all rows costs less."""
         if len(self) < ROWS_MIN:
             return None
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
@@ -132,20 +134,20 @@ class SearchedQueries:
         return self._heads
 
     def _scored(self, keys: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the rows are that are `near` [m], and their scores [n, r]."""
+        """Return the places [r] of the rows that are `near` [m], and their scores [n, r]."""
         places = near.nonzero().squeeze(-1)
         if GATHERED_SHARE * len(places) < len(self):
             return places, keys @ self.rows[places].T
         return places, (keys @ self.rows.T)[:, places]
 
     def _slack(self, keys: Tensor) -> Tensor:
-        """[n] what rounding may take from a score."""
+        """Return [n] the largest error that rounding may bring to a score."""
         lengths: Tensor = torch.linalg.vector_norm(keys, dim=1)
         return lengths * (ROUNDING * self._norm_max)
 
 
 class _Heads:
-    """The rows in the directions that tell them apart, and the length of what is left of each."""
+    """The rows in the directions that tell them apart, and the length of each row's rest."""
 
     def __init__(self, centre: Tensor, directions: Tensor, fitted_on: int) -> None:
         self._centre = centre  # [d]
@@ -155,11 +157,11 @@ class _Heads:
 
     @classmethod
     def fitted(cls, rows: Tensor) -> _Heads:
-        """For these rows; all of them are taken in."""
+        """Fit the directions to these rows, and take them all in."""
         sample = rows[:: -(-len(rows) // FITTED_ON_MAX)]
         centre = sample.mean(0)
         principal = _principal_directions(sample - centre)
-        # a key may point along what all rows share: as one more direction it loosens no bound
+        # a key may point along the rows' mean: as one more direction it loosens no bound
         directions = torch.linalg.qr(torch.cat([centre[:, None], principal], 1)).Q
         heads = cls(centre, directions, len(rows))
         heads.append(rows)
@@ -170,24 +172,24 @@ class _Heads:
         self._parts.append(self._split(rows - self._centre).T)
 
     def put(self, index: Tensor, rows: Tensor) -> None:
-        """As in `SearchedQueries.put`."""
+        """Put rows in places as `SearchedQueries.put` does."""
         self._parts.columns[:, index] = self._split(rows - self._centre).T
 
     def cut(self, first: int, last: int) -> None:
-        """As in `SearchedQueries.cut`."""
+        """Take rows out as `SearchedQueries.cut` does."""
         self._parts.cut(first, last)
 
     def shared(self, keys: Tensor) -> Tensor:
-        """[n] the part of q·k that all rows have."""
+        """Return [n] the part of q·k that all rows have."""
         return keys @ self._centre
 
     def bounds(self, keys: Tensor) -> Tensor:
-        """[n, m] what the rest of q·k is at most, but for rounding."""
+        """Return [n, m] upper bounds on the rest of q·k, up to rounding."""
         return self._split(keys) @ self._parts.columns
 
     def reaching(self, keys: Tensor, floors: Tensor) -> Tensor:
-        """[m] bool: which rows may reach the floor [n] of one of the keys, without what is shared.
-        Many keys go over parts of the rows that stay in a cache."""
+        """Return [m] bool: true for rows that may reach the floor [n] of one of the keys, without
+        the shared part. Many keys go over parts of the rows that stay in a cache."""
         if len(keys) <= FEW_KEYS:
             return _reaching_one(self.bounds(keys), floors)
         heads, least = self._split(keys), -floors[:, None]
@@ -195,7 +197,7 @@ class _Heads:
         return torch.cat([torch.addmm(least, heads, part).amax(0) >= 0 for part in parts])
 
     def _split(self, vectors: Tensor) -> Tensor:
-        """[r, h + 1] heads, and at least the lengths of the rests."""
+        """Return [r, h + 1] heads, and upper bounds on the lengths of the rests."""
         heads = vectors @ self._directions
         whole = vectors.square().sum(1, keepdim=True)
         left = (whole - heads.square().sum(1, keepdim=True)).clamp(min=0)
@@ -203,7 +205,8 @@ class _Heads:
 
 
 def _reaching_one(scores: Tensor, floors: Tensor) -> Tensor:
-    """[m] bool: which rows reach the floor of one of the keys, for scores [n, m] and floors [n].
+    """Return [m] bool: true for rows that reach the floor of one of the keys, for scores [n, m] and
+    floors [n].
 
     Key by key: to compare and to reduce them all at once takes twice as long.
     """
@@ -214,9 +217,9 @@ def _reaching_one(scores: Tensor, floors: Tensor) -> Tensor:
 
 
 def _principal_directions(centred: Tensor) -> Tensor:
-    """[d, h] about the leading principal directions of rows [m, d], by subspace iteration.
+    """Return [d, h] about the leading principal directions of rows [m, d], by subspace iteration.
 
-    How good they are decides the speed of a search, never its result.
+    Their quality decides the speed of a search, never its result.
     """
     width = centred.shape[1]
     count = min(max(1, width // HEAD_SHARE), HEAD_MAX)
