@@ -306,13 +306,21 @@ def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
     lists = [path for path in _block_lists(model) if _is_inside(path, root)]
     with_ffn = [p for p in lists if _ffns(_matrices(_children(model, p)[0], f"{p}.0", calls))]
     if not with_ffn:
-        mixed = any(_experts(_children(model, path)[0]) for path in lists)
         raise ModelError(
             f"No list of blocks with an FFN was found in {_name(model)}. "
-            + ("Mixtures of experts are not supported. " if mixed else "")
-            + f"{_describe_lists(model, lists)} {_remedy('blocks', 'up', 'down')}"
+            + _no_blocks(model, lists)
         )
     return max(with_ffn, key=lambda path: len(_children(model, path)))
+
+
+def _no_blocks(model: nn.Module, lists: list[str]) -> str:
+    """Why, and what to do: a mixture's experts are one parameter each, and cannot be named."""
+    described = _describe_lists(model, lists)
+    if not lists:
+        return f"{described} Models of this kind cannot be corrected."
+    if any(_experts(_children(model, path)[0]) for path in lists):
+        return f"Mixtures of experts are not supported. {described}"
+    return f"{described} {_remedy('blocks', 'up', 'down')}"
 
 
 def _block_lists(model: nn.Module) -> list[str]:
@@ -545,13 +553,25 @@ def _remedy(*keys: str) -> str:
 
 def _describe_lists(model: nn.Module, lists: list[str]) -> str:
     if not lists:
-        return "It has no list of equal modules at all."
+        return _describe_mixed(model)
     lines = []
     for path in lists:
         blocks = _children(model, path)
         experts = f", with {', '.join(_experts(blocks[0]))}" if _experts(blocks[0]) else ""
         lines.append(f"{path} ({len(blocks)} × {_name(blocks[0])}{experts})")
     return f"Its lists of equal modules: {'; '.join(lines)}."
+
+
+def _describe_mixed(model: nn.Module) -> str:
+    """The lists of a model whose blocks are of several classes: none of them can be edited."""
+    lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    if not lists:
+        return "It has no list of equal modules at all."
+    lines = []
+    for path in _outermost(lists):
+        kinds = dict.fromkeys(_name(block) for block in _children(model, path))
+        lines.append(f"{path} ({len(_children(model, path))} of {', '.join(kinds)})")
+    return f"Its lists have blocks of several kinds, which is not supported: {'; '.join(lines)}."
 
 
 def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:

@@ -72,9 +72,21 @@ def build(kind: Kind, directory: Path, *, seed: int = 0) -> None:
     torch.manual_seed(seed)
     model = getattr(hf, kind.name)(config).eval()
     stir(model)
+    _require_forward(kind, model)
     model.generation_config = hf.GenerationConfig.from_model_config(config)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@torch.no_grad()
+def _require_forward(kind: Kind, model: Any) -> None:
+    """See that transformers' own forward runs: a tiny config may fit together badly."""
+    inputs = {"input_ids": torch.arange(10, 17)[None]}
+    if kind.task == "seq2seq":
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    elif getattr(model.config, "is_encoder_decoder", False):
+        inputs["input_ids"][0, -1] = model.config.eos_token_id  # a classifier looks there
+    model(**inputs, use_cache=False)
 
 
 @torch.no_grad()
@@ -178,6 +190,7 @@ _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_st
 _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8, "num_layers": 4},
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "expand": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "ctrl": {"dff": FFN},
@@ -210,6 +223,8 @@ def _shrunk(config_class: Any, vocabulary: int) -> dict[str, Any]:
     for size, names in _SIZES:
         told |= {name: size for name in names if isinstance(named.get(name, ""), int | None)}
         told = {k: v for k, v in told.items() if k in named or k in _SPECIAL or k == "vocab_size"}
+    if "kv_lora_rank" in named:  # latent attention has as many keys as queries
+        told["num_key_value_heads"] = HEADS
     for name in _LISTS:
         if isinstance(named.get(name), list) and named[name]:
             told[name] = _spread(named[name])

@@ -309,15 +309,23 @@ def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step,
 
 def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
     """What the model itself does to the logits: a soft cap, a bias (maybe zero), a factor."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        return (partial(_soft_cap, cap),)
+    for cap in _soft_caps(model):
+        steps: tuple[Step, ...] = (partial(_soft_cap, cap),)
+        if _fits(steps, state.flatten(), target.flatten()):
+            return steps
     for bias in (*model.parameters(recurse=False), *model.buffers(recurse=False)):
         steps = (partial(operator.add, bias),)
         same_width = bias.shape[-1:] == state.shape[-1:]
         if same_width and _fits(steps, state.flatten(), target.flatten()):
             return steps
     return _joint(model, state, target, where)
+
+
+def _soft_caps(model: Any) -> list[float]:
+    """The soft caps that a config names, whatever their names: that of the logits is among them."""
+    told = model.config.get_text_config().to_dict()
+    named = {key: told[key] for key in told if "cap" in key and "soft" in key.replace("_", "")}
+    return [float(cap) for cap in named.values() if isinstance(cap, int | float) and cap > 0]
 
 
 def _fits(steps: tuple[Step, ...], state: Tensor, target: Tensor) -> bool:

@@ -345,3 +345,26 @@ def test_what_wraps_a_base_is_bare_outside_its_block(random_model: Path) -> None
     with EditedModel(base) as edited:
         edited.base.decoding  # noqa: B018  measured while the model is hooked
     assert not any(module._forward_hooks for module in base.model.modules())
+
+
+# -- soft caps
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_soft_cap", "soft_cap_of_it"])
+def test_a_soft_cap_of_the_logits_is_found_whatever_it_is_called(name: str) -> None:
+    model = tiny_model("llama")
+    model.config.attn_logit_softcapping = 50.0
+    setattr(model.config, name, 2.0)
+    head = model.forward
+
+    def capped(*args: Any, **kwargs: Any) -> Any:
+        made = head(*args, **kwargs)
+        made.logits = 2.0 * torch.tanh(made.logits / 2.0)
+        return made
+
+    model.forward = capped
+    anatomy = find_anatomy(model)
+    tail = find_tail(model, anatomy)
+    ids = torch.arange(4, 11)[None]
+    _, hidden = capture_site(model, anatomy, {"input_ids": ids}, anatomy.last)
+    torch.testing.assert_close(tail(hidden[0]), model(input_ids=ids, use_cache=False).logits[0])

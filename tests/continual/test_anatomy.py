@@ -270,3 +270,14 @@ def test_an_ffn_no_wider_than_the_hidden_state_is_found(name: str, width: int) -
     anatomy = find_anatomy(model)
     usual = find_anatomy(tiny_model(name))
     assert (anatomy.up, anatomy.down, anatomy.ffn_width) == (usual.up, usual.down, width)
+
+
+def test_blocks_of_several_kinds_are_named_with_their_kinds() -> None:
+    model = tiny_model("opt")
+    layers = model.model.decoder.layers
+    layers[1] = type("OtherLayer", (type(layers[1]),), {"forward": type(layers[1]).forward})(
+        model.config, 1
+    ).eval()
+    message = r"several kinds.*layers \(3 of OPTDecoderLayer, OtherLayer\).*cannot be corrected"
+    with pytest.raises(ModelError, match=message):
+        find_anatomy(model)
