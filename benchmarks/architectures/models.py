@@ -228,9 +228,10 @@ def _shrunk(config_class: Any, vocabulary: int) -> dict[str, Any]:
     for name in _LISTS:
         if isinstance(named.get(name), list) and named[name]:
             told[name] = _spread(named[name])
-    for part, part_class in getattr(defaults, "sub_configs", {}).items():
-        if getattr(defaults, part, None) is not None and hasattr(part_class, "model_type"):
-            told[part] = _shrunk(part_class, vocabulary)
+    for part in getattr(defaults, "sub_configs", {}):
+        own = getattr(defaults, part, None)
+        if isinstance(own, hf.PretrainedConfig):
+            told[part] = {**_shrunk(type(own), vocabulary), "model_type": own.model_type}
     return told
 
 
