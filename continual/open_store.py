@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from continual.base import BaseModel, WrongBaseModel, load_base
+from continual.embedded import embedded
+from continual.errors import ModelError
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.memory.recall import MemoryConfig, Recall
@@ -149,6 +151,7 @@ class OpenStore:
 def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
     """The model that a store names, and its task. Raises WrongBaseModel, and ModelError."""
     model = settings.model
+    _require_there(model)
     base = load_base(
         model.path,
         task_class(settings.task).architecture,
@@ -158,6 +161,17 @@ def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
     )
     _require_same(base, model)
     return EditedModel(base), make_task(base, settings.task)
+
+
+def _require_there(model: ModelSettings) -> None:
+    """Raise ModelError where the base's folder has gone from where the store names it."""
+    path = Path(model.path)
+    if embedded(model.path) is None and not path.exists():
+        raise ModelError(
+            f"The base model of this store is not in {path} any more, where cedit.toml has it "
+            "([model] path): move it back, or put a link there to where it is now: "
+            f"ln -s NEW {path}. It is compared with the store's fingerprint."
+        )
 
 
 def _require_same(base: BaseModel, model: ModelSettings) -> None:

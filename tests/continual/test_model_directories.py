@@ -318,6 +318,18 @@ def test_templates_shards_and_added_tokens_count_and_a_readme_does_not(directory
     }
 
 
+def test_a_base_that_was_moved_is_said_with_the_setting_and_a_remedy_that_works(
+    directory: Path, tmp_path: Path, made: Make
+) -> None:
+    store = made(directory).store
+    store.close()
+    directory.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"not in .*/model any more.*\[model\] path.*ln -s NEW"):
+        open_session(store.path)
+    directory.symlink_to(tmp_path / "elsewhere")
+    open_session(store.path).close()
+
+
 # -- a store is there or not
 
 
