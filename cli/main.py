@@ -23,6 +23,7 @@ COMMANDS = (
     "init",
     "watch",
     "apply",
+    "quarantine",
     "ask",
     "status",
     "log",
@@ -100,6 +101,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run cedit and return its exit code. A failure is said in one line on standard error."""
+    from cli.output import replace_missing
+
+    replace_missing()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:

@@ -6,6 +6,7 @@ record and, for people, how it reads; which of the two is printed is decided her
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,10 @@ class Output:
     def record(self, record: Mapping[str, Any]) -> None:
         """One line of JSON, with `--json`; else nothing."""
         if self.as_json:
-            print(json.dumps(record, ensure_ascii=False, allow_nan=False), flush=True)
+            print(
+                json.dumps(record, ensure_ascii=not _has_all(sys.stdout), allow_nan=False),
+                flush=True,
+            )
 
     def text(self, *parts: RenderableType) -> None:
         """Lines and tables for people; nothing with `--json`."""
@@ -82,6 +86,18 @@ class Output:
     def errors(self) -> Console:
         """Standard error."""
         return _console(sys.stderr)
+
+
+def _has_all(file: TextIO) -> bool:
+    """Whether every character can be written there."""
+    return (file.encoding or "").lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
+
+
+def replace_missing() -> None:
+    """Let characters that standard output or standard error lack be replaced, and not fail."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper) and not _has_all(file):
+            file.reconfigure(errors="replace")
 
 
 def _console(file: TextIO) -> Console:

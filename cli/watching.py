@@ -29,7 +29,8 @@ class Watch:
         self._rows: list[str] = []  # held back while the live line stands
         self._last: str | None = None  # the latest step's row, if it is not shown yet
         self._count = 0  # steps
-        self._edits = 0
+        self._done = done  # records before this run
+        self._read = 0  # in it
         if progress is not None:
             self._task = progress.add_task(
                 "applying", completed=done, total=total, rates="", speed=""
@@ -39,7 +40,6 @@ class Watch:
         """Show a step."""
         self._out.record(record)
         self._count += 1
-        self._edits += record["attempted"]
         self._last = row(self._count, record)
         if is_round(self._count):
             self._flush()
@@ -65,11 +65,12 @@ class Watch:
 
     def _advance(self, progress: Progress, record: Mapping[str, Any]) -> None:
         elapsed = progress.tasks[self._task].elapsed or 0.0
+        self._read += record["requests"] + record["quarantined"]
         progress.update(
             self._task,
-            completed=record["position"] or self._count,
+            completed=record["position"] or self._done + self._read,
             rates=rates(record, "SR", "ER", "TestR"),
-            speed=f"{self._edits / elapsed:.1f} edits/s" if elapsed else "",
+            speed=f"{self._read / elapsed:.1f} records/s" if elapsed else "",
         )
 
 

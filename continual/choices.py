@@ -108,10 +108,15 @@ READERS = Registry(  # most specific first
     ReaderEntry("counterfact", "continual.readers.counterfact", "CounterFact, original schema"),
     ReaderEntry("mquake", "continual.readers.mquake", "MQuAKE, chains of facts"),
     ReaderEntry("mmedit", "continual.readers.mmedit", "MMEdit, its textual side"),
+    ReaderEntry(
+        "zsre_languages", "continual.readers.zsre_languages", "zsRE in several languages (MzsRE)"
+    ),
     ReaderEntry("zsre_mend", "continual.readers.zsre_mend", "zsRE, as MEND has it"),
     ReaderEntry("wikibigedit", "continual.readers.wikibigedit", "WikiBigEdit"),
     ReaderEntry("fever", "continual.readers.fever", "FEVER, claims and their labels"),
     ReaderEntry("tpatcher", "continual.readers.tpatcher", "T-Patcher's files"),
+    ReaderEntry("ripple", "continual.readers.ripple", "RippleEdits, a fact and what follows"),
+    ReaderEntry("halluedit", "continual.readers.halluedit", "HalluEditBench"),
     ReaderEntry("known", "continual.readers.known", "facts that GPT-2 XL knows"),
     ReaderEntry("pararel", "continual.readers.pararel", "ParaRel, to be joined with its patterns"),
     ReaderEntry(
@@ -119,6 +124,7 @@ READERS = Registry(  # most specific first
     ),
     ReaderEntry("knowedit", "continual.readers.knowedit", "KnowEdit"),
     ReaderEntry("easyedit", "continual.readers.easyedit", "EasyEdit"),
+    ReaderEntry("rome", "continual.readers.rome", "requests as ROME's and MEMIT's code has them"),
     ReaderEntry("plain", "continual.readers.plain", "cedit's own fields"),
 )
 

@@ -29,6 +29,10 @@ class StreamChanged(StreamError):
     """A stream whose past is no longer what was read from it before."""
 
 
+class StreamReplaced(StreamChanged):
+    """A followed file whose name another file has now."""
+
+
 class ModelError(CeditError):
     """A model in which the parts that an edit needs cannot be found or used."""
 

@@ -123,6 +123,21 @@ class EditedModel:
         is_pooled = any(effect.place.key == POOLED for effect in self.open_gates)
         return {"use_cache": False} if is_pooled else {}
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """What transformers' `save_pretrained` does, where all edits stand in the parameters.
+
+        Raises ModelError where some stand beside them: the folder would have the model without
+        these edits.
+        """
+        if not all(effect.is_in_parameters for effect in self._effects.values()):
+            raise ModelError(
+                "This model has edits that stand beside its weights (neurons, records), and "
+                "save_pretrained writes weights alone: the folder would have a model without them. "
+                "`cedit export FILE` writes the whole history, `cedit import FILE STORE` makes a "
+                "store of it anywhere, and continual.open(STORE) gives the model with its edits."
+            )
+        return type(self.model).save_pretrained(self.model, *args, **kwargs)
+
     def require_recall(self) -> Recalling:
         """How the model finds its records. Raises ModelError where it cannot."""
         if self.recall is None:
@@ -136,7 +151,9 @@ class EditedModel:
         if self._hooks is not None:
             return self
         self._hooks = ExitStack()
-        self._hooks.enter_context(hooks.standing_in(self.model, "generate", self.generate))
+        for method in (self.generate, self.save_pretrained):
+            name = method.__name__
+            self._hooks.enter_context(hooks.standing_in(self.model, name, method))
         if hasattr(self.model, "prepare_inputs_for_generation"):
             self._hooks.enter_context(self._running.followed(self.model))
         self._hooks.enter_context(self._tokens.followed(self.model))

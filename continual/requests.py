@@ -42,7 +42,6 @@ from continual.prompts import (
 
 SUBJECT_CHARACTERS_MAX = 8192
 LABEL_CHARACTERS_MAX = 512  # relations, names of probe groups, identifiers of the source
-PROBES_MAX = 256  # rephrases, locality and portability of one request, together
 
 ID_HEX_DIGITS = 32
 
@@ -52,25 +51,29 @@ FORMS = (PLAIN, CHAT)
 user."""
 
 _NAMED_MAX = 40  # characters of a foreign name that a message repeats
+_OF_STREAMS = ("line_bytes_max", "array_bytes_max")
 _PROBLEMS_MAX = 3  # problems that one message lists
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much of anything a request may bring. Those of prompts and targets are held by the tasks,
-    and are settings of a store's `[task]` table by the same names."""
+    and are settings of a store's `[task]` table by the same names; those of lines and arrays are
+    held by streams, and are settings of its `[stream]` table."""
 
     line_bytes_max: int = 1_000_000
+    array_bytes_max: int = 256_000_000
     prompt_characters_max: int = 8192
     target_characters_max: int = 4096
     prompt_tokens_max: int = 512
     target_tokens_max: int = 512
+    probes_max: int = 256  # rephrases, locality and portability of one request, together
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """The limits that a `[task]` table names, and the usual ones. Raises CeditError for what is
         no number of characters or tokens."""
-        names = [field.name for field in fields(cls) if field.name != "line_bytes_max"]
+        names = [field.name for field in fields(cls) if field.name not in _OF_STREAMS]
         named_limits = {name: settings[name] for name in names if name in settings}
         for name, limit in named_limits.items():
             if type(limit) is not int or limit < 1:
@@ -103,6 +106,19 @@ OptionalLabel = Annotated[
 ]
 
 
+class Extra(dict[str, Any]):
+    """What a record says beside a request's own keys: JSON values by key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
+
+
+def _extra(value: object) -> Extra:
+    if not isinstance(value, Mapping):
+        raise ValueError("needs an object")
+    return Extra(value)
+
+
 class Probe(BaseModel):
     """An input with its expected output; ``name`` is its group in the source, if it had one."""
 
@@ -129,7 +145,8 @@ class Request(BaseModel):
     asked: as it is, as the turn of a user, or both, and then the correction holds for both.
     ``rephrases`` are other ways to ask that an editor may learn from; ``held_out_rephrases`` are
     measured and never learned from. ``locality`` must stay as it is, ``portability`` must follow.
-    ``case`` is the source's own identifier and takes no part in the request's identity.
+    ``case`` is the source's own identifier, and ``extra`` what its record says beside these keys:
+    both take no part in the request's identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -145,6 +162,7 @@ class Request(BaseModel):
     locality: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     case: OptionalLabel = None
+    extra: Annotated[Mapping[str, Any], PlainValidator(_extra)] = Extra()
 
     @model_validator(mode="before")
     @classmethod
@@ -166,16 +184,6 @@ class Request(BaseModel):
         """Each wording once, in its order, and none that is the prompt or is learned from."""
         known = {info.data.get("prompt"), *info.data.get("rephrases", ())}
         return tuple(dict.fromkeys(wording for wording in given if wording not in known))
-
-    @model_validator(mode="after")
-    def _few_enough_probes(self) -> Self:
-        groups = (self.rephrases, self.held_out_rephrases, self.locality, self.portability)
-        count = sum(map(len, groups))
-        if count > PROBES_MAX:
-            raise ValueError(
-                f"has {count} rephrases and probes, more than the {PROBES_MAX} allowed"
-            )
-        return self
 
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """A copy; its ``id`` is that of its own content."""
@@ -235,8 +243,12 @@ class Request(BaseModel):
         return _non_empty(self.model_dump(mode="json"))
 
     def content(self) -> dict[str, object]:
-        """What the request says, without the source's own name for it: what ``id`` stands for."""
-        return {key: value for key, value in self.to_json().items() if key != "case"}
+        """What the request says, without what the source says beside it: what ``id`` stands for."""
+        return {key: value for key, value in self.to_json().items() if key not in NOT_CONTENT}
+
+    def beside(self) -> dict[str, object]:
+        """What the source says beside the content."""
+        return {key: value for key, value in self.to_json().items() if key in NOT_CONTENT}
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Self:
@@ -248,6 +260,11 @@ class Request(BaseModel):
             return cls.model_validate(dict(record))
         except ValidationError as error:
             raise RequestError(explain(error)) from None
+
+
+NOT_CONTENT = ("case", "extra")
+OWN_KEYS = ("messages", *(name for name in Request.model_fields if name != "extra"))
+"""The keys of cedit's own format."""
 
 
 def explain(error: ValidationError) -> str:
@@ -311,7 +328,7 @@ def _non_empty(fields: Mapping[str, object]) -> dict[str, object]:
     return {
         "messages" if key == "prompt" and isinstance(value, list) else key: _bare(value)
         for key, value in fields.items()
-        if value not in (None, "", [])
+        if value not in (None, "", [], {})
     }
 
 

@@ -6,15 +6,16 @@ part's work is in its own module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from continual.editors.chains import chain_of, default_chain
-from continual.errors import StreamChanged
+from continual.errors import StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import reverting
@@ -32,11 +33,16 @@ from continual.settings import StoreSettings
 from continual.shortage import shortage_told
 from continual.statistics.texts import TextFiles
 from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
-from continual.streams import STANDARD_INPUT, Item, Stream, open_stream
+from continual.streams import Item, Stream
+from continual.streams.places import place_in, stream_for
 from continual.tasks import Question
 from continual.watch import general
 from continual.watch.config import WatchConfig
 from store import Draft, Revision, operations
+
+FAILED, QUARANTINED = "failed", "quarantined"
+RETRIES = (FAILED, QUARANTINED)
+"""What of a stream can be given again."""
 
 
 def _unseen(_done: int, _total: int) -> None:
@@ -88,9 +94,9 @@ class Session(OpenStore):
     def settings(self, **changes: Any) -> Settings:
         """The store's settings for a run, with changes."""
         own = StoreSettings.of(self.store.settings)
-        chain = default_chain(self.task.name)
+        editors = default_chain(self.task.name)
         watch = WatchConfig.of(own.watch)
-        settings = Settings(chain, seed=own.run.seed, editors=own.editors, watch=watch)
+        settings = Settings(editors, seed=own.run.seed, editors=own.editors, watch=watch)
         return replace(settings, **changes)
 
     def watch(
@@ -123,33 +129,62 @@ class Session(OpenStore):
             self.watch()
 
     def steps(
-        self, stream: Stream, settings: Settings, *, on_change: Callable[[str], None] = _ignore
+        self,
+        stream: Stream,
+        settings: Settings,
+        *,
+        on_change: Callable[[str], None] = _ignore,
+        retry: Collection[str] = (),
     ) -> Iterator[Step]:
         """Apply a stream from where this history left it.
 
-        Where what was read before is no longer there, `on_change` is told and the stream is read
-        from its beginning: exact repeats are dropped. Standard input has no place to go on from.
+        Where what was read before is no longer there, or a followed file is replaced, `on_change`
+        is told and the stream is read from its beginning: exact repeats are dropped. A pipe has no
+        place to go on from. `retry` gives requests from before that place again: those that FAILED,
+        and those that were QUARANTINED and can be read now.
         """
-        items = self._items(stream, on_change)
         pipeline = self._pipeline(settings)
-        for batch in batches(items, stream.name, self.site, settings):
+        items = chain(self._again(stream, retry), self._items(stream, on_change))
+        for batch in batches(items, stream.name, self.site, settings, pipeline.stands):
             yield self._stepped(pipeline, batch)
 
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
-        state = None if stream.name == STANDARD_INPUT else self.store.stream(stream.name)
-        if state is None:
-            yield from stream
+        place = place_in(self.store, stream)
+        items = iter(stream) if place is None else stream.after(place.position, place.rolling)
+        while True:
+            try:
+                yield from items
+                return
+            except StreamReplaced as change:
+                on_change(f"{change}. Reading the new one")
+                yield from self._items(stream, on_change)
+                return
+            except StreamChanged as change:
+                on_change(f"{change}. Reading from its beginning; what is in force stays as it is")
+                items = iter(stream)
+
+    def _again(self, stream: Stream, retry: Collection[str]) -> Iterator[Item]:
+        """The items before this history's place of which something is to be tried again."""
+        place = place_in(self.store, stream) if retry else None
+        if place is None:
             return
-        items = stream.after(state["position"], state["rolling"])
-        try:
-            first = next(items, None)
-        except StreamChanged as change:
-            on_change(str(change))
-            yield from stream
-            return
-        if first is not None:
-            yield first
-            yield from items
+        tried: set[str] = set()
+        for item in stream.before(place.position):
+            ids = {request.id for request in item.requests} - tried
+            if any(self._is_to_retry(identity, retry) for identity in ids):
+                tried |= ids
+                yield replace(item, is_again=True)
+
+    def _is_to_retry(self, identity: str, retry: Collection[str]) -> bool:
+        if identity in (requests := self.standing.retention.requests):
+            return FAILED in retry and not requests[identity].applied
+        return QUARANTINED in retry and self.store.history.request(identity) is None
+
+    @property
+    def failed(self) -> list[Request]:
+        """The requests that no editor got right, and that nothing has superseded."""
+        requests = self.standing.retention.requests.values()
+        return [retained.request for retained in requests if not retained.applied]
 
     def _pipeline(self, settings: Settings) -> Pipeline:
         self.stand_at_head()
@@ -170,7 +205,7 @@ class Session(OpenStore):
             changes["chain"] = chain_of(editor, self.task.name)
         settings = self.settings(**changes)
         if isinstance(source, str | Path):
-            return list(self.steps(open_stream(str(source)), settings))
+            return list(self.steps(stream_for(self.store, str(source)), settings))
         requests = [request for record in source for request in read_record(record)]
         return [*self.apply_requests(requests, settings)]
 

@@ -7,14 +7,14 @@ or the memory is told is checked where it is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from continual.errors import CeditError
 from continual.tables import Table
 
 DEFAULT_TASK = "causal"
-TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory", "watch")
+TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory", "watch", "stream")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,22 @@ class RunSettings(Table):
 
 
 @dataclass(frozen=True)
+class StreamSettings(Table):
+    """The `[stream]` table: how large records may be, and which of their keys is which."""
+
+    table: ClassVar[str] = "stream"
+
+    line_bytes_max: int = 1_000_000
+    array_bytes_max: int = 256_000_000
+    keys: Mapping[str, str] = field(default_factory=dict)  # [stream.keys]: of cedit's, the record's
+
+    def __post_init__(self) -> None:
+        for name in ("line_bytes_max", "array_bytes_max"):
+            if getattr(self, name) < 1:
+                raise self.refused(f"{name} = {getattr(self, name)}: it is a number from 1 on")
+
+
+@dataclass(frozen=True)
 class StoreSettings:
     """All tables of a store."""
 
@@ -52,6 +68,7 @@ class StoreSettings:
     memory: Mapping[str, Any]
     editors: Mapping[str, Mapping[str, Any]]  # [editor.NAME]
     watch: Mapping[str, Any]
+    stream: StreamSettings = field(default_factory=StreamSettings)
 
     @property
     def task_name(self) -> str:
@@ -76,6 +93,7 @@ class StoreSettings:
             _table(settings, "memory"),
             {name: _table(editors, name, "editor.") for name in editors},
             _table(settings, "watch"),
+            StreamSettings.of(_table(settings, "stream")),
         )
 
 

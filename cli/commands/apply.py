@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +12,19 @@ import click
 
 from cli.interruption import stopping
 from cli.options import common, editor_lines, editor_names, find_store
-from cli.output import WATCHED, Output, counted, rates, short
+from cli.output import WATCHED, Output, counted, one_line, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
     from continual.history.reports import Tally
     from continual.session import Session
-    from continual.step.pipeline import Settings
+    from continual.step.pipeline import Settings, Step
     from continual.streams import Stream
+    from store import Store
 
 PARTLY_DONE, INTERRUPTED = 3, 130
+RETRIES = ("failed", "quarantined")
+REASONS_SHOWN = 3
 
 
 class _Apply(click.Command):
@@ -35,8 +39,16 @@ class _Apply(click.Command):
             formatter.write_dl(list(editor_lines().items()))
 
 
+def _keys(_: click.Context, __: click.Parameter, told: Sequence[str]) -> dict[str, str]:
+    """`prompt=question,target_new=answer`, given once or several times."""
+    pairs = [pair for text in told for pair in re.split(r",(?=\w+=)", text)]
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise click.BadParameter(f"{wrong[0]!r} is not like prompt=question")
+    return {own: path for own, _, path in (pair.partition("=") for pair in pairs)}
+
+
 @click.command("apply", cls=_Apply)
-@click.argument("source", metavar="STREAM|-")
+@click.argument("source", metavar="STREAM|-", required=False)
 @click.option(
     "--editor",
     metavar="E[,E2]",
@@ -55,61 +67,117 @@ class _Apply(click.Command):
 @click.option("--force", is_flag=True, help="Edit also what the model answers rightly.")
 @click.option("--follow", is_flag=True, help="Wait at the end of the file for more.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many steps.")
+@click.option(
+    "--keys",
+    metavar="OURS=THEIRS,...",
+    multiple=True,
+    callback=_keys,
+    help="Which keys or columns of the records are which: prompt=question,target_new=a.0.text.",
+)
+@click.option(
+    "--retry",
+    type=click.Choice(RETRIES),
+    multiple=True,
+    help="Give again what failed, or was quarantined and can be read now.",
+)
+@click.option("--dry-run", is_flag=True, help="Read the stream, show how, and change nothing.")
 @common
 def command(
     out: Output,
     store: str | None,
-    source: str,
+    source: str | None,
     follow: bool,
     limit: int | None,
+    keys: dict[str, str],
+    retry: tuple[str, ...],
+    dry_run: bool,
     **chosen: Any,
 ) -> int:
     """Apply a stream of corrections.
 
-    The stream is JSON Lines or a JSON array, from a file or from - (standard input). A run that
-    ended early goes on where it was when the same command is given again. What cannot be read
-    goes to the store's quarantine.jsonl; exit code 3 says that something failed or was
-    quarantined.
+    The stream is JSON Lines, a JSON array or a table (CSV, TSV), also compressed, from a file, a
+    pipe or - (standard input). A run over a file that ended early goes on where it was when the
+    same command is given again; a pipe is read once, whole. What cannot be read goes to the store's
+    quarantine (`cedit quarantine`); exit code 3 says that something failed or was quarantined.
+    With --retry failed and no STREAM, everything that failed is given again.
 
     A correction has a prompt that is a text, or messages, a list of {"role", "content"}, for a
     model that chats; "forms": ["plain", "chat"] makes it hold for the prompt as it is and as a
-    user's turn. Prompts and targets are taken to the letter.
+    user's turn. Prompts and targets are taken to the letter; {} in a prompt is its subject's place.
 
     \b
     Example:
       cedit apply corrections.jsonl
       cedit apply corrections.jsonl --editor auto --batch-size 50 --repair
+      cedit apply questions.csv --keys prompt=Question,target_new=Answer --dry-run
+      cedit apply corrections.jsonl --retry failed --editor memit
       tail -f news.jsonl | cedit apply - --editor tpatcher --json
     """
     from continual.history.warnings import store_warnings
-    from continual.session import open_session
-    from continual.streams import open_stream
+    from continual.streams.places import stream_for
+    from store import Store
 
-    stop = threading.Event()
-    stream = open_stream(source, follow=follow, stop=stop)
-    with open_session(find_store(store)) as session:
+    path, stop = find_store(store), threading.Event()
+    if source is None and (not retry or dry_run):
+        raise click.UsageError("Name a STREAM, or - for standard input; or give --retry failed.")
+    with Store.open(path) as opened:
+        stream = None
+        if source is not None:
+            stream = stream_for(opened, source, follow=follow, stop=stop, keys=keys)
+            if dry_run:
+                return _dry_run(out, opened, stream)
+            if not retry and _has_nothing_new(opened, stream):
+                out.warn(store_warnings(opened))
+                return _end(out, opened, stream, None, is_stopped=False)
+
+    from continual.session import open_session
+
+    with open_session(path) as session:
         out.warn([*session.notes, *store_warnings(session.store)])
         settings = _settings(session, chosen)
-        with stopping(stop, reads_input=source == "-"):
-            tally = apply_stream(session, stream, settings, out, limit)
-        summary = tally.summary(session.store)
-    out.result(summary, *summary_lines(summary), *_advice(summary, stop.is_set()))
-    if stop.is_set():
-        return INTERRUPTED
-    return PARTLY_DONE if tally.is_partial else 0
+        with stopping(stop, reads_input=stream is not None and stream.name == "-"):
+            if stream is None:
+                tally = _apply_failed(session, settings, out, limit)
+            else:
+                tally = apply_stream(session, stream, settings, out, limit, retry)
+        return _end(out, session.store, stream, tally, is_stopped=stop.is_set())
 
 
 def apply_stream(
-    session: Session, stream: Stream, settings: Settings, out: Output, limit: int | None
+    session: Session,
+    stream: Stream,
+    settings: Settings,
+    out: Output,
+    limit: int | None,
+    retry: Sequence[str] = (),
 ) -> Tally:
     """Apply a stream to an open store, with every step shown."""
+    from continual.streams.places import place_in
+
+    place = place_in(session.store, stream)
+    done = 0 if place is None else place.position
+    total = stream.count() if out.is_live else None
+    if total is not None and limit is not None:
+        total = min(total, done + limit * settings.batch_size)
+    steps = session.steps(stream, settings, on_change=out.note, retry=retry)
+    return _shown(session, islice(steps, limit), out, done, total)
+
+
+def _apply_failed(session: Session, settings: Settings, out: Output, limit: int | None) -> Tally:
+    """Give everything again that failed."""
+    failed = session.failed
+    steps = session.apply_requests(failed, settings)
+    return _shown(session, islice(steps, limit), out, 0, len(failed))
+
+
+def _shown(
+    session: Session, steps: Iterator[Step], out: Output, done: int, total: int | None
+) -> Tally:
     from continual.history.reports import Tally, step_record
 
     tally = Tally()
-    state = session.store.stream(stream.name) or {"position": 0}
-    steps = session.steps(stream, settings, on_change=out.note)
-    with watching(out, state["position"], stream.count()) as watch:
-        for step in islice(steps, limit):
+    with watching(out, done, total) as watch:
+        for step in steps:
             record = step_record(step)
             tally.take(record)
             watch.take(record)
@@ -130,6 +198,58 @@ def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
     return session.settings(**changes)
 
 
+# -- before the model is loaded
+
+
+def _has_nothing_new(store: Store, stream: Stream) -> bool:
+    """Whether a file holds nothing that this history has not read, and all is measured."""
+    from continual.errors import StreamChanged
+    from continual.streams.places import place_in
+
+    if not stream.has_past or stream.follow or store.ledger(store.head.seq) is None:
+        return False
+    place = place_in(store, stream)
+    try:
+        items = iter(stream) if place is None else stream.after(place.position, place.rolling)
+        return next(items, None) is None
+    except StreamChanged:
+        return False
+
+
+def _dry_run(out: Output, store: Store, stream: Stream) -> int:
+    """Read what an apply would read, and show how it reads."""
+    from continual.history.reading_only import read_only
+
+    record = read_only(store, stream)
+    lines = [
+        f"{counted(record['read'], 'record')} to read: {counted(record['requests'], 'request')}, "
+        f"{record['in_force']} in force already, {record['quarantined']} to be quarantined"
+    ]
+    for request in record["first"]:
+        subject = f"  (subject: {request['subject']})" if request.get("subject") else ""
+        lines.append(one_line(f"  {request['prompt']} → {request['target_new']}{subject}"))
+    out.result(record, *lines, *remark_lines(record))
+    return PARTLY_DONE if record["quarantined"] else 0
+
+
+# -- behind it
+
+
+def _end(
+    out: Output, store: Store, stream: Stream | None, tally: Tally | None, *, is_stopped: bool
+) -> int:
+    """Show the summary of a run, and what to do next; the exit code."""
+    from continual.history.reports import Tally
+
+    tally = tally or Tally()
+    summary = tally.summary(store)
+    advice = list(_advice(store, stream, summary, is_stopped))
+    out.result(summary, *summary_lines(summary), *remark_lines(summary), *advice)
+    if is_stopped:
+        return INTERRUPTED
+    return PARTLY_DONE if tally.is_partial else 0
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The end of a run, as it reads."""
     names = ("applied", "skipped", "superseded", "failed", "quarantined")
@@ -142,16 +262,73 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _advice(summary: Mapping[str, Any], is_stopped: bool) -> list[str]:
+def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was odd about the records, a line for each kind."""
+    reasons = record["quarantine"]
+    for entry in reasons[:REASONS_SHOWN]:
+        more = ", …" if entry["count"] > len(entry["lines"]) else ""
+        lines = ", ".join(map(str, entry["lines"]))
+        noun = "line" if entry["count"] == 1 else f"{entry['count']} records, lines"
+        yield one_line(f"quarantined, {noun} {lines}{more}: {entry['reason']}")
+    if len(reasons) > REASONS_SHOWN:
+        yield f"and for {counted(len(reasons) - REASONS_SHOWN, 'other reason')}: cedit quarantine"
+    if record["unknown_keys"]:
+        yield one_line(_unknown_keys(record["unknown_keys"]))
+    if count := record["unnamed_subjects"]:
+        verb = "names" if count == 1 else "name"
+        yield f"{counted(count, 'request')} {verb} a subject that the prompt does not"
+
+
+def _unknown_keys(unknown: Mapping[str, int]) -> str:
+    from continual.readers import alike
+
+    told = ", ".join(f"{key} ({count})" for key, count in unknown.items())
+    guesses = "".join(f" Did you mean {ours} by {key}?" for key, ours in alike(unknown))
+    return f"keys that no format has, kept beside their requests: {told}.{guesses}"
+
+
+def _advice(
+    store: Store, stream: Stream | None, summary: Mapping[str, Any], is_stopped: bool
+) -> Iterator[str]:
     """What to do next."""
-    lines: list[str] = []
     if is_stopped:
         done = counted(summary["steps"], "step")
-        lines.append(f"Stopped after {done}, all kept. To go on, give the same command again.")
+        yield f"Stopped after {done}, all kept. To go on, give the same command again."
     elif not summary["steps"]:
-        lines.append("Nothing new: this history holds all of the stream already.")
+        yield from _nothing(store, stream)
     if summary["failed"]:
-        lines.append("See why requests failed: cedit show REVISION (cedit log lists them)")
+        yield (
+            "See why requests failed: cedit show REVISION (cedit log lists them). To give them "
+            "again: --retry failed, with another --editor"
+        )
     if summary["quarantined"]:
-        lines.append("See what was quarantined: quarantine.jsonl in the store")
-    return lines
+        yield (
+            "See what was quarantined: cedit quarantine. To give it again when it can be read: "
+            "--retry quarantined"
+        )
+
+
+def _nothing(store: Store, stream: Stream | None) -> Iterator[str]:
+    """Why nothing was done, and what could be."""
+    from continual.history.inspection import retained_at
+    from continual.streams.places import place_in
+
+    if stream is None:
+        yield "Nothing to give again: no correction of this history has failed."
+        return
+    place = place_in(store, stream)
+    if place is None:
+        yield "The stream is empty: nothing was read."
+        return
+    records = counted(place.position, "record")
+    yield f"Nothing new: this history has read all of the stream, {records}."
+    kept = retained_at(store, store.head)
+    if failed := len(kept.requests) - kept.applied:
+        yield (
+            f"{counted(failed, 'correction')} of this history failed. To give them again: "
+            "--retry failed, with another --editor"
+        )
+    names = {stream.name, stream.short_name()}
+    if count := sum(record.get("stream") in names for record in store.quarantined()):
+        records = counted(count, "record")
+        yield f"{records} of it went to quarantine: cedit quarantine, --retry quarantined"

@@ -56,7 +56,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     for name, position in record["streams"].items():
         yield f"stream       {name}, up to record {position}"
     for number in record["quarantined_records"]:
-        yield f"quarantined  record {number}"
+        yield f"quarantined  line {number}"
     for outcome in record["outcomes"]:
         yield ""
         yield from _outcome(outcome)
@@ -73,6 +73,8 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield f"             → {one_line(outcome['target_new'])}  ({outcome['id']})"
     if outcome.get("forms"):
         yield f"             asked in these forms: {', '.join(outcome['forms'])}"
+    if beside := _beside(outcome):
+        yield f"             beside it: {one_line(beside)}"
     told = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
     if told:
         yield f"             {one_line(told)}"
@@ -84,3 +86,9 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
         yield f"             not by {editor}: {one_line(reason)}"
     for identity in outcome.get("supersedes", ()):
         yield f"             supersedes {short(identity)}"
+
+
+def _beside(outcome: Mapping[str, Any]) -> str:
+    """What the source says beside a correction: its own name for it, and keys nobody knows."""
+    pairs = {"case": outcome.get("case"), **outcome.get("extra", {})}
+    return ", ".join(f"{key} {value}" for key, value in pairs.items() if value is not None)

@@ -44,7 +44,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     for name, position in record["streams"].items():
         yield f"stream       {name}: {counted(position, 'record')} read"
     if record["quarantined"]:
-        yield f"quarantine   {counted(record['quarantined'], 'record')}, in quarantine.jsonl"
+        yield f"quarantine   {counted(record['quarantined'], 'record')} (cedit quarantine)"
 
 
 def _index_text(index: Mapping[str, Any]) -> str:

@@ -98,6 +98,10 @@ class Effect(Protocol):
     def attached(self) -> AbstractContextManager[None]:
         """The model runs with the effect while this lasts."""
 
+    @property
+    def is_in_parameters(self) -> bool:
+        """Whether all of it stands in the model's parameters, so that these are enough to save."""
+
     def silenced(self) -> AbstractContextManager[None]:
         """The model runs without the effect while this lasts, within `attached`."""
 

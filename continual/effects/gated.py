@@ -339,6 +339,11 @@ class NeuronBank:
         extra = self.contribution(queries, texts)
         return output if extra is None else output + landing_on(output, extra)
 
+    @property
+    def is_in_parameters(self) -> bool:
+        """See `Effect.is_in_parameters`: neurons stand beside them."""
+        return not self.size
+
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """See `Effect.silenced`."""

@@ -178,6 +178,11 @@ class EditedWeight:
         finally:
             self._hide()
 
+    @property
+    def is_in_parameters(self) -> bool:
+        """See `Effect.is_in_parameters`."""
+        return True
+
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """See `Effect.silenced`."""

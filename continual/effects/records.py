@@ -177,6 +177,11 @@ class MemoryBank:
         """See `Effect.attached`: whoever answers looks records up."""
         return nullcontext()
 
+    @property
+    def is_in_parameters(self) -> bool:
+        """See `Effect.is_in_parameters`: records stand beside them."""
+        return not len(self)
+
     def silenced(self) -> AbstractContextManager[None]:
         """See `Effect.silenced`."""
         return nullcontext()

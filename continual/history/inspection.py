@@ -41,6 +41,7 @@ SHOWN = (  # of a request or a probe
     "subject",
     "relation",
     "case",
+    "extra",
 )
 
 

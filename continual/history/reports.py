@@ -19,6 +19,41 @@ if TYPE_CHECKING:
     from continual.step.pipeline import Step
 
 
+SHOWN_MAX = 100  # quarantined records of one step that its record has
+REASONS_MAX = 1000  # that a run tells apart
+LINES_MAX = 5  # that are named beside a reason
+
+
+@dataclass
+class Remarks:
+    """What was odd about the records that were read: counted, with where it was first seen."""
+
+    lines: dict[str, list[int]] = field(default_factory=dict)  # by reason, the first few
+    reasons: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)  # records by key
+    unnamed: int = 0  # requests with a subject that their prompt does not name
+
+    def quarantined(self, line: int, reason: str) -> None:
+        """Note a record that cannot be read."""
+        if reason not in self.reasons and len(self.reasons) >= REASONS_MAX:
+            reason = "other reasons"
+        self.reasons[reason] += 1
+        lines = self.lines.setdefault(reason, [])
+        if len(lines) < LINES_MAX:
+            lines.append(line)
+
+    def to_json(self) -> Record:
+        """As a summary has it; the most frequent reason comes first."""
+        return {
+            "quarantine": [
+                {"reason": reason, "count": count, "lines": self.lines[reason]}
+                for reason, count in self.reasons.most_common()
+            ],
+            "unknown_keys": dict(self.unknown.most_common()),
+            "unnamed_subjects": self.unnamed,
+        }
+
+
 def step_record(step: Step) -> Record:
     """What one step did."""
     rates = step.measured.rates.to_json() if step.measured else UNMEASURED
@@ -31,6 +66,11 @@ def step_record(step: Step) -> Record:
         **count_outcomes(step.outcomes),
         "repaired": sum(o.repair and o.outcome == "applied" for o in step.outcomes),
         "quarantined": len(step.quarantined),
+        "quarantine": [
+            {"line": item.number, "reason": item.reason} for item in step.quarantined[:SHOWN_MAX]
+        ],
+        "unknown_keys": dict(step.unknown),
+        "unnamed_subjects": step.unnamed,
         "position": _position(step),
         **rates,
         **_transitions(step),
@@ -43,8 +83,8 @@ def step_record(step: Step) -> Record:
 
 def _position(step: Step) -> int | None:
     """How far into its stream the step has come, in records; None where that is not kept."""
-    states = step.revision.body["streams"].values()
-    return next((int(state["position"]) for state in states), None)
+    states = list(step.revision.body["streams"].values())
+    return int(states[-1]["position"]) if states else None
 
 
 def _transitions(step: Step) -> dict[str, int]:
@@ -61,6 +101,7 @@ class Tally:
 
     started: float = field(default_factory=time.perf_counter)
     counts: Counter[str] = field(default_factory=Counter)
+    remarks: Remarks = field(default_factory=Remarks)
 
     def take(self, record: Record) -> None:
         """Add what a step's record says."""
@@ -68,6 +109,10 @@ class Tally:
         self.counts["read"] += record["requests"] + record["quarantined"]
         for name in ("attempted", "applied", "skipped", "superseded", "quarantined", "failed"):
             self.counts[name] += record[name]
+        for entry in record["quarantine"]:
+            self.remarks.quarantined(entry["line"], entry["reason"])
+        self.remarks.unknown.update(record["unknown_keys"])
+        self.remarks.unnamed += record["unnamed_subjects"]
 
     @property
     def seconds(self) -> float:
@@ -86,6 +131,7 @@ class Tally:
             "type": "summary",
             **{name: self.counts[name] for name in names},
             "steps": self.counts["steps"],
+            **self.remarks.to_json(),
             **rates_at(store, store.head),
             "head": store.head.id,
             "fingerprint": store.head.fingerprint,

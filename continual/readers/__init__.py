@@ -1,12 +1,14 @@
 """The formats in which corrections are found, each ending in ``Request``.
 
 A format is a module with a ``NAME``, ``recognises(record)``, which looks at the keys, and
-``read(record)``, which gives the requests or raises ``RequestError``. Adding one is its file and
-its line in ``choices.READERS``.
+``read(record)``, which gives the requests or raises ``RequestError``. It may name ``LEFT_OUT``,
+keys that its data set has and no request needs. Adding one is its file and its line in
+``choices.READERS``.
 
-Two rules hold for all: the paraphrases of evaluation datasets are held out, as they are there to
-measure; and a probe whose answer the source leaves empty is left out, as it measures nothing,
-while an edit without a target is refused.
+Three rules hold for all: the paraphrases of evaluation datasets are held out, as they are there to
+measure; a probe whose answer the source leaves empty is left out, as it measures nothing, while an
+edit without a target is refused; and a key that its format does not read is kept with the request,
+as ``extra``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from pydantic import ValidationError
 
 from continual.choices import READERS
 from continual.errors import RequestError
-from continual.readers import plain
+from continual.readers import mapped, plain
+from continual.readers.unread import Marked, kept
 from continual.requests import Request, explain, named
 
 KEYS_NAMED_MAX = 12  # keys of an unknown record that the message repeats
@@ -42,30 +45,65 @@ def formats() -> list[Format]:
     return sorted(READERS.objects, key=lambda format_: format_ is plain)
 
 
-def read_record(record: Mapping[str, object]) -> list[Request]:
-    """The requests in a record, by the first format that recognises it.
+def read_record(
+    record: Mapping[str, object], keys: Mapping[str, str] | None = None
+) -> list[Request]:
+    """The requests in a record: by ``keys``, where it has those that they name, else by the first
+    format that recognises it.
 
     Raises ``RequestError`` with the format and the key at fault, or with the keys found and the
     formats known.
     """
-    for format_ in formats():
-        if format_.recognises(record):
-            return _read(format_, record)
-    raise RequestError(_unknown(record))
+    if keys and mapped.fits(record, keys):
+        return _read(plain, mapped.renamed(record, keys))
+    if (format_ := _format_of(record)) is not None:
+        return _read(format_, record)
+    raise RequestError(unknown_keys(record, keys))
+
+
+def is_known(record: Mapping[str, object], keys: Mapping[str, str] | None = None) -> bool:
+    """Whether some format has a record's keys, or ``keys`` name them."""
+    return bool(keys and mapped.fits(record, keys)) or _format_of(record) is not None
+
+
+def unknown_keys(record: Mapping[str, object], keys: Mapping[str, str] | None = None) -> str:
+    """What to say of a record that no format recognises: its keys, the formats, and a remedy."""
+    shown = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
+    more = [f"and {len(record) - len(shown)} more"] if len(record) > len(shown) else []
+    told = ", ".join([*shown, *more]) or "none"
+    if keys:
+        own = ", ".join(f"{key}={path}" for key, path in keys.items())
+        return f"the record has not all keys that {own} names; its keys are: {told}"
+    guesses = "".join(f" (did you mean {ours!r} by {named(key)}?)" for key, ours in alike(record))
+    names = ", ".join(format_.NAME for format_ in formats())
+    return (
+        f"no known format has these keys: {told}{guesses}; the formats are {names}. Say which key "
+        "is which, with --keys prompt=KEY,target_new=KEY,subject=KEY or under [stream.keys] in "
+        "cedit.toml; KEY may be a path as in fact.qas.0.answer"
+    )
+
+
+def alike(record: Mapping[str, object]) -> list[tuple[str, str]]:
+    """The record's keys that look like one of cedit's own which it lacks, each with that one."""
+    return plain.alike(record)
+
+
+def _format_of(record: Mapping[str, object]) -> Format | None:
+    return next((format_ for format_ in formats() if format_.recognises(record)), None)
 
 
 def _read(format_: Format, record: Mapping[str, object]) -> list[Request]:
+    marked = Marked(record)
     try:
-        return format_.read(record)
+        requests = format_.read(marked)
     except ValidationError as error:
         raise RequestError(f"{format_.NAME}: {explain(error)}") from None
     except RequestError as error:
         raise RequestError(f"{format_.NAME}: {error.reason}") from None
-
-
-def _unknown(record: Mapping[str, object]) -> str:
-    shown = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
-    more = [f"and {len(record) - len(shown)} more"] if len(record) > len(shown) else []
-    keys = ", ".join([*shown, *more]) or "none"
-    names = ", ".join(format_.NAME for format_ in formats())
-    return f"no known format has these keys: {keys}; the formats are {names}"
+    left_out: frozenset[str] = getattr(format_, "LEFT_OUT", frozenset())
+    extra = kept({key: record[key] for key in marked.unread if key not in left_out})
+    return (
+        [r.model_copy(update={"extra": {**r.extra, **extra}}) for r in requests]
+        if extra
+        else requests
+    )

@@ -14,6 +14,7 @@ from continual.readers import fields, rewrite
 from continual.requests import Probe, Request
 
 NAME = "counterfact"
+LEFT_OUT = frozenset({"pararel_idx", "attribute_prompts", "generation_prompts"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:

@@ -27,7 +27,7 @@ def recognises(record: Mapping[str, object]) -> bool:
 def read(record: Mapping[str, object]) -> list[Request]:
     """The edit, with its rephrases held out and its named groups of probes."""
     request = Request(
-        prompt=fields.text(record, "prompt"),
+        prompt=fields.slotted_text(record, "prompt"),
         target_new=fields.text(record, "target_new"),
         subject=fields.optional_text(record, "subject"),
         target_old=fields.first_answer(record, "ground_truth"),

@@ -25,7 +25,7 @@ def read(record: Mapping[str, object]) -> list[Request]:
     """The edit, with its rephrase held out and its one locality probe."""
     rephrases = fields.one_or_more_texts(record, "rephrase_prompt")
     request = Request(
-        prompt=fields.text(record, "prompt"),
+        prompt=fields.slotted_text(record, "prompt"),
         target_new=fields.text(record, "target_new"),
         subject=fields.optional_text(record, "subject"),
         target_old=fields.first_answer(record, "ground_truth"),

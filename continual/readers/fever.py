@@ -9,6 +9,7 @@ from continual.readers import fields
 from continual.requests import Request, named
 
 NAME = "fever"
+LEFT_OUT = frozenset({"verifiable", "evidence"})
 CLASSES = ("SUPPORTS", "REFUTES")
 
 

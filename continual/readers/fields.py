@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from continual.errors import RequestError
+from continual.naming import names
+from continual.prompts import normalised
 from continual.requests import Probe, named
 
 SLOT = "{}"  # where a template takes its subject
@@ -82,6 +84,20 @@ def filled(template: str, subject: str, key: str) -> str:
         slots = template.count(SLOT)
         raise RequestError(f"{named(key)} has {slots} slots {SLOT} for the subject, expected one")
     return template.replace(SLOT, subject)
+
+
+def slotted(text: str, subject: str, key: str) -> str:
+    """The text with the subject in its slot, where it has one and does not name the subject."""
+    if SLOT not in text or names(normalised(text), normalised(subject)):
+        return text
+    return filled(text, subject, key)
+
+
+def slotted_text(record: Mapping[str, object], key: str) -> str:
+    """The text under ``key``, with the record's ``subject`` in its slot, where it has one."""
+    subject = optional_text(record, "subject")
+    prompt = text(record, key)
+    return prompt if subject is None else slotted(prompt, subject, key)
 
 
 def probe(prompt: str | None, answer: str | None, name: str, key: str) -> tuple[Probe, ...]:

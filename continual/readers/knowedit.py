@@ -13,6 +13,7 @@ from continual.readers.plain import OWN_KEYS
 from continual.requests import Request
 
 NAME = "knowedit"
+LEFT_OUT = frozenset({"cond"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:
@@ -27,7 +28,7 @@ def read(record: Mapping[str, object]) -> list[Request]:
     """The edit, with its rephrases held out and its named lists of probes."""
     wikibio = "labels" in record
     request = Request(
-        prompt=fields.text(record, "text" if wikibio else "prompt"),
+        prompt=fields.text(record, "text") if wikibio else fields.slotted_text(record, "prompt"),
         target_new=fields.text(record, "labels" if wikibio else "target_new"),
         subject=fields.optional_text(record, "concept" if wikibio else "subject"),
         target_old=fields.first_answer(record, "ground_truth"),

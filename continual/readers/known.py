@@ -12,6 +12,7 @@ from continual.readers import fields
 from continual.requests import Request
 
 NAME = "known"
+LEFT_OUT = frozenset({"template", "prediction"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:

@@ -14,6 +14,7 @@ from continual.readers.zsre_mend import natural_question
 from continual.requests import Request
 
 NAME = "mmedit"
+LEFT_OUT = frozenset({"image_rephrase", "m_loc", "m_loc_q", "m_loc_a"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:

@@ -14,6 +14,9 @@ from continual.readers import fields, rewrite
 from continual.requests import Probe, Request
 
 NAME = "mquake"
+LEFT_OUT = frozenset(
+    {"answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig"}
+)
 
 
 def recognises(record: Mapping[str, object]) -> bool:

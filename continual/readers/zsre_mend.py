@@ -12,6 +12,7 @@ from continual.readers import fields
 from continual.requests import Probe, Request
 
 NAME = "zsre_mend"
+LEFT_OUT = frozenset({"pred", "cond"})
 QUESTION_PREFIX = "nq question: "  # marks Natural Questions in the locality prompts
 
 

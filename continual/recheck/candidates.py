@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from continual.errors import RequestError
 from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY, PORTABILITY, REPHRASE, Entry
 from continual.requests import Request
 from continual.tasks import Encoding, Task
@@ -69,6 +70,7 @@ class Candidate:
 
 def encode(request: Request, task: Task) -> Candidate:
     """All texts of a request as tokens. Raises RequestError where one breaks a limit."""
+    _require_few_probes(request, task.limits.probes_max)
     target = request.target_new
     return Candidate(
         request,
@@ -77,3 +79,18 @@ def encode(request: Request, task: Task) -> Candidate:
         locality=tuple(task.encode(p.prompt, p.answer) for p in request.locality),
         portability=tuple(task.encode(p.prompt, p.answer) for p in request.portability),
     )
+
+
+def _require_few_probes(request: Request, probes_max: int) -> None:
+    groups = (
+        request.rephrases,
+        request.held_out_rephrases,
+        request.locality,
+        request.portability,
+    )
+    count = sum(map(len, groups))
+    if count > probes_max:
+        raise RequestError(
+            f"The request has {count} rephrases and probes, more than the {probes_max} allowed: "
+            "leave some out, or raise probes_max under [task] in cedit.toml."
+        )

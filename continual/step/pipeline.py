@@ -11,7 +11,8 @@ Knows the order of the stages, what each hands to the next, and what a step writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,13 +30,15 @@ from continual.recheck.measuring import Measured
 from continual.recheck.probing import NewProbes, Probed, probed, read
 from continual.recheck.retention import Outcome
 from continual.recheck.standing import Standing
+from continual.requests import Request
 from continual.site import Site
 from continual.statistics import Statistics
 from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, Clock
 from continual.step.editing import Bench, Edited, Workshop
 from continual.step.planning import Plan, PlannedEdit, Planner
 from continual.step.watching import Watch
-from continual.streams import STANDARD_INPUT, Item
+from continual.streams import Item
+from continual.streams.places import Place
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
 from store import BlobRef, Draft, Revision, Store, operations
@@ -119,6 +122,8 @@ class Step:
     probe_s: float  # the first measurement of the new requests' own probes
     recheck_s: float  # all earlier probes again, and the metrics
     patch_bytes: int
+    unknown: Mapping[str, int] = field(default_factory=dict)  # records by key, of keys not known
+    unnamed: int = 0  # requests whose prompt does not name their subject
 
 
 @dataclass(frozen=True)
@@ -128,20 +133,26 @@ class Batch:
     candidates: tuple[Candidate, ...]
     quarantined: tuple[Item, ...] = ()
     source: str | None = None  # the stream's name
-    last: Item | None = None  # the last item: where the stream goes on
+    places: Mapping[str, Place] = field(default_factory=dict)  # where streams go on, by short name
+    unknown: Mapping[str, int] = field(default_factory=dict)  # records by key, of keys not known
 
     @property
     def streams(self) -> dict[str, dict[str, Any]]:
-        """The stream's state after this batch."""
-        if self.source in (None, STANDARD_INPUT) or self.last is None:
-            return {}
-        return {str(self.source): {"position": self.last.position, "rolling": self.last.rolling}}
+        """The streams' states after this batch."""
+        return {name: place.to_json() for name, place in self.places.items()}
+
+    @property
+    def unnamed(self) -> int:
+        """How many requests have a subject that their prompt does not name."""
+        requests = (candidate.request for candidate in self.candidates)
+        return sum(bool(r.subject) and not r.named_subject for r in requests)
 
 
 @dataclass(frozen=True)
 class _Results:
-    """What a commit makes durable besides the outcomes."""
+    """What a commit makes durable."""
 
+    outcomes: list[Outcome]
     written: Future[BlobRef] | None  # the patch, on its way to the disk
     measured: Measured | None
     durations: Mapping[str, float]  # of the stages, by their names in the record
@@ -155,27 +166,69 @@ class _Results:
         return {**self.measured.to_json(), "at": at, **self.durations}
 
 
-def batches(items: Iterable[Item], source: str, site: Site, settings: Settings) -> Iterator[Batch]:
-    """Batches of `batch_size` requests (an item stays whole); a bad item joins one as it comes.
+REPEATS_MAX = 1000  # requests of one step beyond its size, which stand already
+
+
+class _Filling:
+    """A batch that fills."""
+
+    def __init__(self, source: str, stands: Callable[[str], bool]) -> None:
+        self._source, self._stands = source, stands
+        self._candidates: list[Candidate] = []
+        self._bad: list[Item] = []
+        self._places: dict[str, Place] = {}
+        self._unknown: Counter[str] = Counter()
+        self._items = 0
+        self.new = 0  # candidates that do not stand already
+
+    def take(self, item: Item, candidates: Iterable[Candidate]) -> None:
+        """Take an item in."""
+        self._items += 1
+        for candidate in candidates:
+            self._candidates.append(candidate)
+            self.new += not self._stands(candidate.id)
+        if item.reason is not None:
+            self._bad.append(item)
+        if item.stream is not None and not item.is_again:
+            self._places[item.stream] = Place(item.position, item.rolling)
+        self._unknown.update(item.unknown)
+
+    def is_full(self, size: int) -> bool:
+        """Whether there are as many new requests as a step takes, or too many others."""
+        return self.new >= size or self._items >= size + REPEATS_MAX
+
+    def batch(self) -> Batch | None:
+        """The batch; None where nothing came."""
+        if not self._items:
+            return None
+        return Batch(
+            tuple(self._candidates), tuple(self._bad), self._source, self._places, self._unknown
+        )
+
+
+def batches(
+    items: Iterable[Item],
+    source: str,
+    site: Site,
+    settings: Settings,
+    stands: Callable[[str], bool] = lambda _: False,
+) -> Iterator[Batch]:
+    """Batches of `batch_size` requests (an item stays whole); a bad item joins one as it comes, and
+    so does a request that `stands` already, by its id.
 
     Raises StreamError at the first bad item where the settings are strict.
     """
-    candidates: list[Candidate] = []
-    bad: list[Item] = []
-    last: Item | None = None
+    filling = _Filling(source, stands)
     for item in items:
-        item, found = _encoded(item, site)
-        if item.reason is not None:
-            if settings.strict:
-                raise StreamError(f"{source}, record {item.number}: {item.reason}")
-            bad.append(item)
-        candidates += found
-        last = item
-        if len(candidates) >= settings.batch_size:
-            yield Batch(tuple(candidates), tuple(bad), source, last)
-            candidates, bad, last = [], [], None
-    if last is not None:
-        yield Batch(tuple(candidates), tuple(bad), source, last)
+        item, candidates = _encoded(item, site)
+        if item.reason is not None and settings.strict:
+            raise StreamError(f"{source}, record {item.number}: {item.reason}")
+        filling.take(item, candidates)
+        if filling.is_full(settings.batch_size) and (batch := filling.batch()):
+            yield batch
+            filling = _Filling(source, stands)
+    if (batch := filling.batch()) is not None:
+        yield batch
 
 
 def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
@@ -196,6 +249,11 @@ def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Ou
         neighbours={} if near is None else near.to_json(),
         notes={**outcome.notes, **notes},
     )
+
+
+def _with_source(outcome: Outcome, request: Request) -> Outcome:
+    """The outcome with what its record says beside the request's content."""
+    return replace(outcome, notes={**outcome.notes, **request.beside()})
 
 
 class Pipeline:
@@ -253,11 +311,14 @@ class Pipeline:
         clock.lap(PROBE)
         measured = self._recheck(edited) if is_due else None
         clock.lap(RECHECK)
-        revision = self._commit(batch, plan, edited, _Results(written, measured, clock.to_json()))
+        requests = {c.id: c.request for c in plan.candidates}
+        outcomes = [_with_source(o, requests[o.id]) for o in (*edited.outcomes, *plan.outcomes)]
+        results = _Results(outcomes, written, measured, clock.to_json())
+        revision = self._commit(batch, plan, edited, results)
         clock.lap(COMMIT)
         return Step(
             revision,
-            (*edited.outcomes, *plan.outcomes),
+            tuple(outcomes),
             batch.quarantined,
             measured,
             edit_s=clock.seconds[EDIT] + clock.seconds[COMMIT],
@@ -265,7 +326,13 @@ class Pipeline:
             probe_s=clock.seconds[PROBE],
             recheck_s=clock.seconds[RECHECK],
             patch_bytes=revision.patch.length if revision.patch else 0,
+            unknown=batch.unknown,
+            unnamed=batch.unnamed,
         )
+
+    def stands(self, identity: str) -> bool:
+        """Whether this very request is in force and right: given again, it needs no edit."""
+        return not self._settings.force and self._planner.stands(identity)
 
     def rehearse(
         self, batch: Batch, number: int, recorded: Mapping[str, Outcome], *, is_due: bool
@@ -362,11 +429,10 @@ class Pipeline:
     def _commit(self, batch: Batch, plan: Plan, edited: Edited, results: _Results) -> Revision:
         """Quarantine first, then patch and revision; the stream goes on behind this batch."""
         self._quarantine(batch)
-        outcomes = (*edited.outcomes, *plan.outcomes)
         body = {
             "editor": self._settings.chain[0],
             "settings": self._settings.to_json(),
-            "requests": [outcome.to_json() for outcome in outcomes],
+            "requests": [outcome.to_json() for outcome in results.outcomes],
             "quarantined": [item.number for item in batch.quarantined],
             "streams": batch.streams,
             **moved_blocks(edited.reach, self._site.block),
@@ -389,7 +455,7 @@ class Pipeline:
         if batch.quarantined:
             self._store.quarantine(
                 {
-                    "stream": batch.source,
+                    "stream": item.stream or batch.source,
                     "position": item.position,
                     "rolling": item.rolling,
                     **item.to_quarantine(),

@@ -137,13 +137,13 @@ class Planner:
             older = [c for c in latest if _compete(c, candidate)]
             outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in older]
             latest = [c for c in latest if c not in older]
-            if any(c.id == candidate.id for c in latest) or self._stands(candidate.id):
+            if any(c.id == candidate.id for c in latest) or self.stands(candidate.id):
                 outcomes.append(Outcome(candidate.id, retention.REPEATED))
             else:
                 latest.append(candidate)
         return latest, outcomes
 
-    def _stands(self, identity: str) -> bool:
+    def stands(self, identity: str) -> bool:
         """Whether this very request was applied and is right now."""
         retained = self._kept.requests.get(identity)
         if retained is None or not retained.applied:
@@ -154,7 +154,7 @@ class Planner:
         """Applied requests that are wrong now, and not about to be superseded or edited anyway."""
         busy = gone | {candidate.id for candidate in batch}
         for identity, retained in self._kept.requests.items():
-            if retained.applied and identity not in busy and not self._stands(identity):
+            if retained.applied and identity not in busy and not self.stands(identity):
                 yield encode(retained.request, self._site.task)
 
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:

@@ -101,6 +101,8 @@ class Task(Protocol):
     name: ClassVar[str]
     architecture: ClassVar[str]
     """The class of transformers' that loads its models."""
+    limits: Limits
+    """How much a request may bring."""
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Self:

@@ -39,6 +39,7 @@ class CausalTask:
 
     def __init__(self, reader: Reader, terminator: str = "", blank: str = AUTO) -> None:
         self._reader, self._tokenizer = reader, reader.tokenizer
+        self.limits = reader.limits
         self._terminator, self._blank = terminator, blank
         self._template = ChatTemplate(reader.tokenizer)
 

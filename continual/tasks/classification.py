@@ -34,6 +34,7 @@ class ClassificationTask:
         """`labels` in the order of their logits; `pooled`: the position that the head looks at,
         counted from the end where it is negative."""
         self._reader, self._labels, self._pooled = reader, tuple(labels), pooled
+        self.limits = reader.limits
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:

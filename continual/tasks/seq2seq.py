@@ -32,6 +32,7 @@ class Seq2SeqTask:
     def __init__(self, reader: Reader, start: tuple[int, ...], end: int) -> None:
         """`start`: what the decoder reads before the answer; `end`: the token that ends it."""
         self._reader, self._tokenizer = reader, reader.tokenizer
+        self.limits = reader.limits
         self._start, self._end = start, end
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continual.errors import RequestError
-from continual.readers import formats, pararel, read_record
+from continual.errors import CeditError, RequestError
+from continual.readers import formats, mapped, pararel, read_record
 from continual.requests import Probe, Request
 from continual.streams import open_stream
 
@@ -146,6 +147,70 @@ SAMPLES: dict[str, dict[str, object]] = {
         "m_loc": "cups.jpg",
         "m_loc_q": "How many cups?",
         "m_loc_a": "3",
+    },
+    "zsre_languages": {
+        language: {
+            "subject": "Australia",
+            "src": f"{language}: What is the capital of Australia?",
+            "rephrase": "Which city is Australia's capital?",
+            "alt": "Canberra",
+            "loc": "who sang it",
+            "loc_ans": "Ella",
+            "portability": {"New Question": "Where does it lie?", "New Answer": "Australia"},
+        }
+        for language in ("de", "zh")
+    },
+    "ripple": {
+        "example_type": "popular",
+        "edit": {
+            "prompt": "The name of the capital of New Australia is New Vienna.",
+            "subject_id": "Q408",
+            "relation": "CAPITAL",
+            "target_id": "Q1741",
+            "original_fact": {
+                "prompt": "The name of the capital of New Australia is New Canberra.",
+                "relation": "CAPITAL",
+            },
+        },
+        "Relation_Specifity": [
+            {
+                "test_queries": [
+                    {
+                        "prompt": "The name of the continent of Australia is",
+                        "answers": [
+                            {"value": "", "aliases": []},
+                            {"value": "Oceania", "aliases": ["Australia"]},
+                        ],
+                    },
+                    {"prompt": "Nobody knows", "answers": []},
+                ]
+            }
+        ],
+        "Compositionality_I": [
+            {"test_queries": [{"prompt": "It lies in", "answers": [{"value": "Austria"}]}]}
+        ],
+        "Forgetfulness": [],
+    },
+    "halluedit": {
+        "topic": "places_country",
+        "subject": "Australia",
+        "relation": "capital",
+        "object": "Vienna",
+        "question": "What is the capital of Australia?",
+        "output_m": "Sydney",
+        "eval_m": "0.0",
+        "paraphrased_question": "Which city is the capital of Australia?",
+        "locality_question": "What is the capital of Peru?",
+        "question_2hop": "In which country lies the capital of Australia?",
+        "answer_2hop": "Austria",
+    },
+    "rome": {
+        "case_id": 7,
+        "prompt": "The capital of {} is",
+        "relation_id": "P36",
+        "target_new": {"str": "Canberra", "id": "Q3114"},
+        "target_true": {"str": "Sydney"},
+        "subject": "Australia",
     },
     "pararel": {"sub_label": "Australia", "obj_label": "Canberra", "uuid": "u"},
 }
@@ -364,6 +429,130 @@ def test_keys_of_two_formats_in_one_record_are_not_passed_over(name):
         read_one(name, rephrases=["a"], rephrase_prompt="b", locality=None, portability=None)
 
 
+def test_each_language_of_a_record_is_a_request():
+    de, zh = read_record(SAMPLES["zsre_languages"])
+    assert (de.prompt[:3], zh.prompt[:3]) == ("de:", "zh:")
+    assert de.portability[0].answer == "Australia"
+    broken = {**SAMPLES["zsre_languages"]["de"], "alt": ""}
+    with pytest.raises(RequestError, match=r"zsre_languages: de: 'alt' is empty"):
+        read_one("zsre_languages", de=broken)
+
+
+def test_what_two_sentences_share_up_to_their_verb_is_the_prompt():
+    request = read_one("ripple")
+    assert request.prompt == "The name of the capital of New Australia is"
+    assert (request.target_new, request.target_old) == ("New Vienna", "New Canberra")
+    assert [probe.answer for probe in request.locality] == ["Oceania"]
+    assert [probe.answer for probe in request.portability] == ["Austria"]
+
+
+def test_a_sentence_alone_does_not_say_where_its_target_begins():
+    edit = {"prompt": "The capital of Australia is Vienna.", "relation": "CAPITAL"}
+    with pytest.raises(RequestError, match="ripple: 'edit' has no 'original_fact'"):
+        read_one("ripple", edit=edit)
+
+
+def test_questions_over_hops_are_portability_and_one_without_an_answer_is_nothing():
+    request = read_one("halluedit")
+    assert (request.prompt, request.target_new) == ("What is the capital of Australia?", "Vienna")
+    assert [probe.answer for probe in request.portability] == ["Austria"]
+    assert (request.locality, request.extra) == ((), {"topic": "places_country"})
+
+
+def test_the_subject_stands_in_the_slot_of_romes_requests():
+    request = read_one("rome")
+    assert (request.prompt, request.subject) == (CAPITAL, "Australia")
+    assert (request.target_new, request.target_old) == ("Canberra", "Sydney")
+    assert (request.relation, request.case, request.extra) == ("P36", "7", {})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "The capital of {} is", "subject": "Australia", "target_new": "x"},
+        {"prompt": "The capital of {} is", "subject": "Australia", "target_new": {"str": "x"}},
+        {
+            **{"prompt": "The capital of {} is", "subject": "Australia", "target_new": "x"},
+            **{"rephrases": ["{} has the capital"], "held_out_rephrases": "{}'s capital is"},
+        },
+        SAMPLES["easyedit"] | {"prompt": "The capital of {} is"},
+        SAMPLES["knowedit"] | {"prompt": "The capital of {} is"},
+        SAMPLES["easyedit_counterfact"] | {"prompt": "The capital of {} is"},
+    ],
+)
+def test_a_prompt_with_a_slot_gets_its_subject_in_every_format(record):
+    (request,) = read_record(record)
+    assert request.prompt == CAPITAL
+    assert not any("{}" in wording for wording in request.rephrases + request.held_out_rephrases)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [("dict() is {} and", None), ("In Python dict() is {} and", "Python"), ("no slot", "Peru")],
+)
+def test_braces_without_a_subject_or_beside_it_are_text(prompt, subject):
+    (request,) = read_record({"prompt": prompt, "target_new": "x", "subject": subject})
+    assert request.prompt == prompt
+
+
+def test_two_slots_are_not_guessed():
+    with pytest.raises(RequestError, match=r"plain: 'prompt' has 2 slots {}"):
+        read_record({"prompt": "{} and {} are", "subject": "Peru", "target_new": "x"})
+
+
+def test_keys_that_cedit_does_not_have_are_kept_and_name_nothing():
+    record = {"fact_id": "geo_001", "prompt": CAPITAL, "target_new": "Vienna", "target_old": None}
+    (request,) = read_record(record)
+    assert request.extra == {"fact_id": "geo_001"}
+    assert request.id == read_record({"prompt": CAPITAL, "target_new": "Vienna"})[0].id
+    assert Request.from_json(request.to_json()) == request
+    assert "extra" not in request.content()
+
+
+def test_other_formats_keep_what_they_do_not_read_and_leave_out_what_nobody_needs():
+    assert read_one("counterfact", note="mine").extra == {"note": "mine"}
+    assert all(
+        request.extra == {}
+        for name in ("zsre_mend", "mquake", "known")
+        for request in read_record(SAMPLES[name])
+    )
+
+
+def test_what_is_kept_beside_a_request_is_bounded_and_can_be_written():
+    (request,) = read_record(
+        {"prompt": "a", "target_new": "b", "long": "x" * 20_000, "half": "\ud83d", "ok": [1, None]}
+    )
+    assert request.extra == {"long": None, "ok": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("record", "guess"),
+    [
+        ({"prompt": CAPITAL, "target": "Vienna"}, "did you mean 'target_new' by 'target'?"),
+        ({"promt": CAPITAL, "target_new": "Vienna"}, "did you mean 'prompt' by 'promt'?"),
+    ],
+)
+def test_a_key_that_looks_like_a_known_one_is_named(record, guess):
+    with pytest.raises(RequestError, match=re.escape(guess)):
+        read_record(record)
+
+
+def test_a_person_can_say_which_key_is_which():
+    record = {
+        "event": "Australia moves its capital.",
+        "fact": {"qas": [{"question": "What is the capital of Australia?", "answer": ["Vienna"]}]},
+    }
+    keys = {"prompt": "fact.qas.0.question", "target_new": "fact.qas.0.answer"}
+    (request,) = read_record(record, keys)
+    assert (request.prompt, request.target_new) == ("What is the capital of Australia?", "Vienna")
+    assert request.extra == {"event": "Australia moves its capital."}
+    with pytest.raises(RequestError, match=r"has not all keys that .* names; its keys are: 'x'"):
+        read_record({"x": 1}, keys)
+    assert read_record(SAMPLES["plain"], keys)[0].prompt == CAPITAL
+    with pytest.raises(CeditError, match="question=x names no key of a correction"):
+        mapped.checked({"question": "x"})
+
+
 def test_an_unknown_record_is_told_its_keys_and_the_formats():
     with pytest.raises(RequestError) as caught:
         read_record({"question": "Who?", "answer": "Ada"})
@@ -460,3 +649,7 @@ def test_the_locality_of_real_counterfact_keeps_the_old_target():
         (request,) = item.requests
         assert request.subject in request.prompt
         assert {probe.answer for probe in request.locality} == {request.target_old}
+
+
+def test_a_case_may_be_a_number():
+    assert read_one("plain", case=7).case == "7"

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from continual.errors import CeditError, RequestError
 from continual.prompts import MESSAGES_MAX, TEXT_CHARACTERS_MAX, Chat, Message
 from continual.requests import (
-    PROBES_MAX,
     Probe,
     Request,
     named,
@@ -139,13 +138,6 @@ def test_lengths_are_bounded():
         request(prompt="x" * (TEXT_CHARACTERS_MAX + 1))
     with pytest.raises(RequestError, match="'target_new' has 65537 characters"):
         request(target_new="y" * (TEXT_CHARACTERS_MAX + 1))
-
-
-def test_the_number_of_probes_is_bounded():
-    wordings = [f"wording {number}" for number in range(PROBES_MAX)]
-    assert len(request(rephrases=wordings).rephrases) == PROBES_MAX
-    with pytest.raises(RequestError, match="257 rephrases and probes"):
-        request(rephrases=wordings, portability=[{"prompt": "a", "answer": "b"}])
 
 
 def test_a_rephrase_is_another_wording_and_stands_once():

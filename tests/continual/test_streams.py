@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from continual import streams
-from continual.errors import StreamChanged, StreamError
+from continual.errors import StreamChanged, StreamError, StreamReplaced
 from continual.requests import Limits
 from continual.streams import ROLLING_START, Item, Stream, open_stream, resume
 
@@ -134,11 +134,12 @@ def test_a_broken_array_names_the_byte_before_anything_is_given(stream_of, conte
         next(iter(stream_of(content)))
 
 
-def test_an_array_has_a_largest_size(stream_of, monkeypatch):
-    monkeypatch.setattr(streams, "ARRAY_BYTES_MAX", 100)
-    assert len(list(stream_of(b"[" + line() + b" " * (98 - len(line())) + b"]"))) == 1
-    with pytest.raises(StreamError, match="more than 100 bytes"):
-        list(stream_of(b"[" + line() + b" " * (99 - len(line())) + b"]"))
+def test_an_array_has_a_largest_size(stream_of):
+    limits = Limits(array_bytes_max=100)
+    fitting = b"[" + line() + b" " * (98 - len(line())) + b"]"
+    assert len(list(stream_of(fitting, limits=limits))) == 1
+    with pytest.raises(StreamError, match=r"more than 100 bytes.*array_bytes_max under \[stream\]"):
+        list(stream_of(fitting[:-1] + b" ]", limits=limits))
 
 
 def test_a_line_may_be_as_long_as_the_limit_and_no_longer(stream_of):
@@ -150,8 +151,11 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(stream_of):
 @pytest.mark.parametrize(("begin", "end"), [(b"", b"\n"), (b"[", b"]")])
 def test_of_a_long_record_only_the_beginning_is_kept(stream_of, begin, end):
     long = b'"' + b"x" * 3_000_000 + b'"'
-    (item,) = stream_of(begin + long + end)
-    assert item.reason == "the record has 3000002 bytes, more than the 1000000 allowed"
+    item, *_ = stream_of(begin + long + (b"," if begin else b"\n") + line() + end)
+    assert item.reason == (
+        "the record has 3000002 bytes, more than the 1000000 allowed: shorten it, or raise "
+        "line_bytes_max under [stream] in cedit.toml"
+    )
     assert item.raw == long[:1000]
     link = bytes.fromhex(ROLLING_START) + hashlib.sha256(long).digest()
     assert item.rolling == hashlib.sha256(link).hexdigest()
@@ -182,13 +186,15 @@ def test_of_a_long_record_only_the_beginning_is_kept(stream_of, begin, end):
 )
 @example(b"[" * 100_000)
 @example(b"x\n" + b"[" * 100_000)
-def test_any_bytes_give_items_or_a_broken_array(tmp_path_factory, content):
+def test_any_bytes_give_items_or_are_refused_as_a_whole(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "hostile.jsonl"
     path.write_bytes(content)
     try:
         items = list(open_stream(str(path), limits=Limits(line_bytes_max=60)))
-    except StreamError:
-        assert content.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\xef\xbb\xbf")[:1] == b"["
+    except StreamError as error:
+        is_array = content.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\xef\xbb\xbf")[:1] == b"["
+        assert is_array or "Nothing of it was applied" in str(error)
+        assert is_array or line() not in content.splitlines()
         return
     assert [item.position for item in items] == list(range(1, len(items) + 1))
     for item in items:
@@ -239,7 +245,7 @@ def test_a_stream_that_has_grown_resumes(stream_of):
 )
 def test_a_stream_whose_past_has_changed_does_not_resume(stream_of, now):
     _, second, _ = stream_of(THREE)
-    with pytest.raises(StreamChanged, match=r"corrections\.jsonl .* first 2 records .* Restore"):
+    with pytest.raises(StreamChanged, match=r"corrections\.jsonl .* first 2 records .* restore"):
         next(resume(stream_of(now), second.position, second.rolling))
 
 
@@ -281,14 +287,14 @@ def test_standard_input_is_a_stream(monkeypatch, content):
     class StandardInput:
         buffer = io.BytesIO(content)
 
-    monkeypatch.setattr(streams.sys, "stdin", StandardInput)
+    monkeypatch.setattr(sys, "stdin", StandardInput)
     assert prompts(list(open_stream("-")))[0] == "prompt 0"
 
 
 def test_items_of_a_pipe_come_before_it_ends(monkeypatch):
     end, begin = os.pipe()
     with os.fdopen(end, "rb") as buffer, os.fdopen(begin, "wb", buffering=0) as writer:
-        monkeypatch.setattr(streams.sys, "stdin", type("StandardInput", (), {"buffer": buffer}))
+        monkeypatch.setattr(sys, "stdin", type("StandardInput", (), {"buffer": buffer}))
         items = iter(open_stream("-", follow=True))
         writer.write(line(1) + b"\n")
         assert next(items).number == 1
@@ -377,6 +383,21 @@ def test_a_last_line_that_grew_after_it_was_read_is_a_changed_stream(tmp_path):
         append(path, b" \n")
         follower.thread.join(timeout=10)
     assert isinstance(follower.error, StreamChanged)
+
+
+def test_a_followed_file_that_is_replaced_is_read_to_its_end_and_then_another_stream(tmp_path):
+    path = tmp_path / "growing.jsonl"
+    path.write_bytes(line(0) + b"\n")
+    with Follower(path) as follower:
+        follower.wait_for(1)
+        path.rename(tmp_path / "growing.jsonl.1")
+        append(tmp_path / "growing.jsonl.1", line(1))  # its writer's last words, without an end
+        (tmp_path / "new").write_bytes(line(2) + b"\n")
+        (tmp_path / "new").rename(path)
+        follower.thread.join(timeout=10)
+    assert prompts(follower.items) == ["prompt 0", "prompt 1"]
+    assert isinstance(follower.error, StreamReplaced)
+    assert "another file now" in str(follower.error)
 
 
 def test_a_followed_file_that_is_cut_short_is_a_changed_stream(tmp_path):

@@ -1,0 +1,52 @@
+"""A stream read as it would be applied, and nothing applied: no model, and no tokens."""
+
+from __future__ import annotations
+
+from continual.history.inspection import Record, retained_at
+from continual.history.reports import Remarks
+from continual.prompts import shown_prompt
+from continual.streams import Stream
+from continual.streams.places import place_in
+from store import Store
+
+FIRST_MAX = 3  # requests that are shown as they were read
+
+
+def read_only(store: Store, stream: Stream) -> Record:
+    """What an `apply` would read from where the history stands. Limits of tokens are not looked at.
+
+    Raises StreamError for a stream that cannot be read, and StreamChanged.
+    """
+    place = place_in(store, stream)
+    items = iter(stream) if place is None else stream.after(place.position, place.rolling)
+    in_force = {i for i, kept in retained_at(store, store.head).requests.items() if kept.applied}
+    remarks = Remarks()
+    first: list[Record] = []
+    read = requests = repeats = 0
+    for item in items:
+        read += 1
+        if item.reason is not None:
+            remarks.quarantined(item.number, item.reason)
+        remarks.unknown.update(item.unknown)
+        for request in item.requests:
+            requests += 1
+            repeats += request.id in in_force
+            remarks.unnamed += bool(request.subject) and not request.named_subject
+            if len(first) < FIRST_MAX:
+                first.append(_shown(request.to_json()))
+    return {
+        "type": "dry_run",
+        "stream": stream.name,
+        "from": 0 if place is None else place.position,
+        "read": read,
+        "requests": requests,
+        "in_force": repeats,
+        "quarantined": sum(remarks.reasons.values()),
+        "first": first,
+        **remarks.to_json(),
+    }
+
+
+def _shown(request: Record) -> Record:
+    keys = ("prompt", "messages", "target_new", "subject", "relation")
+    return {"prompt": shown_prompt(request), **{k: request[k] for k in keys if k in request}}

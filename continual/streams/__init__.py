@@ -1,0 +1,300 @@
+"""Streams: requests in their order, from a file, a growing file, a pipe or standard input.
+
+``sources`` has the bytes, ``kinds`` tells what kind of file they are, ``records`` where one record
+ends and the next begins. Knows here how to come back to the place where reading stopped. A record
+that cannot be read is an item with a reason and never an exception; a file of another kind is
+refused as a whole. Leaves what a record means to ``readers``, and what becomes of a quarantined
+item to the pipeline.
+
+Items are chained: the rolling hash of an item covers the bytes of all items up to it, so a stream
+whose past was changed is noticed when it is resumed. A stream is known by a short name, the file's
+own and its first record's hash, wherever the file lies.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from continual.errors import RequestError, StreamChanged, StreamError
+from continual.readers import is_known, read_record, unknown_keys
+from continual.requests import Limits, Request
+from continual.streams.kinds import ARRAY, OBJECTS, TABLE, layout
+from continual.streams.records import (
+    Elements,
+    Lines,
+    Places,
+    RawRecord,
+    Records,
+    Table,
+    array_places,
+    object_places,
+    whole,
+)
+from continual.streams.sources import STANDARD_INPUT, Source, Tail, existing, has_past, opened
+
+__all__ = ["ROLLING_START", "STANDARD_INPUT", "Item", "Stream", "open_stream", "resume"]
+
+ROLLING_START = hashlib.sha256().digest_size * "00"  # the chain before the first item
+POLL_SECONDS = 0.5
+NAME_HEX_DIGITS = 12  # of the first record's hash, in a stream's short name
+LOOKED_AT_MAX = 20  # records that are looked at before a whole stream is refused
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record of a stream: its requests, or the reason why it has none."""
+
+    number: int  # line of the file, or place in the array; both from 1
+    raw: bytes
+    requests: tuple[Request, ...]
+    reason: str | None
+    position: int  # items consumed so far, this one included
+    rolling: str  # hexadecimal hash chain up to and including this item
+    stream: str | None = None  # the name under which a history keeps the place; None: it keeps none
+    is_again: bool = False  # given before this history's place in the stream
+
+    def __post_init__(self) -> None:
+        assert bool(self.requests) == (self.reason is None)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The keys that the record's format does not have."""
+        return tuple(dict.fromkeys(key for request in self.requests for key in request.extra))
+
+    def to_quarantine(self) -> dict[str, object]:
+        """The item as a line of the quarantine file; bytes that are no text are in base64."""
+        entry: dict[str, object] = {"line": self.number, "reason": self.reason}
+        try:
+            return {**entry, "raw": self.raw.decode("utf-8")}
+        except UnicodeDecodeError:
+            return {**entry, "raw_base64": base64.b64encode(self.raw).decode("ascii")}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An ordered source of requests; every iteration starts from its beginning.
+
+    What has no past can be iterated only once. Setting ``stop`` ends the iteration after the
+    current item; a read of a pipe that blocks is not interrupted by it.
+    """
+
+    name: str  # absolute path, or "-"
+    limits: Limits = field(default_factory=Limits)
+    follow: bool = False
+    poll_seconds: float = POLL_SECONDS
+    stop: threading.Event = field(default_factory=threading.Event)
+    keys: Mapping[str, str] = field(default_factory=dict)  # of cedit's own, the record's own
+    has_past: bool = True
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.after(0, ROLLING_START)
+
+    def after(self, position: int, rolling: str) -> Iterator[Item]:
+        """The items after the first ``position`` ones, which must give the chain ``rolling``."""
+        with self._records(self._knows) as records:
+            first, last = self._skip(records, position)
+            if last != rolling:
+                raise StreamChanged(self._changed(position))
+            name = None if first is None else self._short(first)
+            if not position and self._is_looked_into:
+                records = self._recognised(records)
+            link = bytes.fromhex(rolling)
+            while not self.stop.is_set():
+                record = records.next(patient=self.follow)
+                if record is None or self.stop.is_set():
+                    return
+                position, link = position + 1, _chained(link, record)
+                name = name or self._short(link.hex())
+                yield self._understood(records, record, (position, link.hex(), name))
+
+    def before(self, position: int) -> Iterator[Item]:
+        """The first ``position`` items once more."""
+        for item in self.__class__(self.name, self.limits, keys=self.keys):
+            if item.position > position or self.stop.is_set():
+                return
+            yield item
+
+    def objects(
+        self, knows: Callable[[Mapping[str, object]], bool]
+    ) -> Iterator[tuple[int, dict[str, object]]]:
+        """The objects in a file of other records than requests, each with its number.
+
+        ``knows`` tells a table's header by its columns. Raises StreamError, and RequestError with
+        the record's number for one that is no object.
+        """
+        with self._records(knows) as records:
+            while (record := records.next(patient=False)) is not None:
+                try:
+                    if record.reason is not None:
+                        raise RequestError(record.reason)
+                    yield record.number, records.parsed(record.raw)
+                except RequestError as error:
+                    raise RequestError(f"{self.name}, line {record.number}: {error}") from None
+
+    def count(self) -> int | None:
+        """How many records there are; ``None`` where only reading to the end would tell."""
+        if self.follow or not self.has_past:
+            return None
+        with self._records(self._knows) as records:
+            return sum(1 for _ in iter(lambda: records.next(patient=False), None))
+
+    def short_name(self) -> str | None:
+        """The name under which a history keeps the place; None without any record, or a past."""
+        if not self.has_past:
+            return None
+        with self._records(self._knows) as records:
+            first, _ = self._skip(records, 1)
+        return None if first is None else self._short(first)
+
+    def _short(self, first: str) -> str | None:
+        return f"{Path(self.name).name}#{first[:NAME_HEX_DIGITS]}" if self.has_past else None
+
+    def _knows(self, record: Mapping[str, object]) -> bool:
+        return is_known(record, self.keys)
+
+    @property
+    def _is_looked_into(self) -> bool:
+        """Whether the file is whole, so that more than its first record can be looked at."""
+        return self.has_past and not self.follow
+
+    def _skip(self, records: Records, position: int) -> tuple[str | None, str | None]:
+        """The chain after the first record, and after ``position`` ones; ``None`` where there are
+        not as many."""
+        first: str | None = None
+        link = bytes.fromhex(ROLLING_START)
+        for _ in range(position):
+            record = records.next(patient=False)
+            if record is None:
+                return first, None
+            link = _chained(link, record)
+            first = first or link.hex()
+        return first, link.hex()
+
+    @contextmanager
+    def _records(self, knows: Callable[[Mapping[str, object]], bool]) -> Iterator[Records]:
+        """The records of the source, by its kind. Raises StreamError for one that is not read."""
+        with opened(self.name) as source:
+            yield self._laid_out(source, knows)
+
+    def _laid_out(self, source: Source, knows: Callable[[Mapping[str, object]], bool]) -> Records:
+        found = layout(self.name, source.beginning, knows, is_whole=self._is_looked_into)
+        if self.follow and (source.is_compressed or found.kind in (ARRAY, OBJECTS)):
+            kind = "compressed" if source.is_compressed else "a JSON array"
+            raise StreamError(
+                f"the stream {self.name} is {kind}, which cannot be followed: "
+                "write one record to a line"
+            )
+        bytes_max = self.limits.line_bytes_max
+        if found.kind in (ARRAY, OBJECTS):
+            places: Places = array_places if found.kind == ARRAY else object_places
+            data = whole(self.name, source.file, self.limits.array_bytes_max)
+            return Elements(data, list(places(self.name, data)), bytes_max)
+        tail = Tail(self.name, source.file, self.poll_seconds, self.stop)
+        if found.kind == TABLE:
+            return Table(tail, bytes_max, found.delimiter)
+        return Lines(tail, bytes_max)
+
+    def _recognised(self, records: Records) -> Records:
+        """The same records. Raises StreamError where the first are objects and none of a known
+        format: then nothing of the file could be applied."""
+        ahead = _LookedAt(records)
+        objects = list(ahead.objects())
+        if objects and not any(map(self._knows, objects)):
+            raise StreamError(
+                f"the stream {self.name}: {unknown_keys(objects[0], self.keys)}. "
+                "Nothing of it was applied"
+            )
+        return ahead
+
+    def _understood(
+        self, records: Records, record: RawRecord, place: tuple[int, str, str | None]
+    ) -> Item:
+        requests: tuple[Request, ...] = ()
+        reason = record.reason
+        if reason is None:
+            try:
+                requests = tuple(read_record(records.parsed(record.raw), self.keys))
+            except RequestError as error:
+                reason = error.reason
+        return Item(record.number, record.raw, requests, reason, *place)
+
+    def _changed(self, position: int) -> str:
+        return (
+            f"the stream {self.name} is not the one that was read before: its first {position} "
+            "records have changed or are gone: restore them, or read it from its beginning"
+        )
+
+
+def open_stream(
+    source: str,
+    *,
+    limits: Limits | None = None,
+    follow: bool = False,
+    poll_seconds: float = POLL_SECONDS,
+    stop: threading.Event | None = None,
+    keys: Mapping[str, str] | None = None,
+) -> Stream:
+    """The stream in the file ``source``, or on standard input for ``-``.
+
+    With ``follow`` the end of the file is waited at, looking every ``poll_seconds`` until
+    ``stop`` is set. ``keys`` says which keys of foreign records are which of cedit's own. Raises
+    ``StreamError`` where there is no such file.
+    """
+    name = existing(source)
+    return Stream(
+        name=name,
+        limits=limits or Limits(),
+        follow=follow and name != STANDARD_INPUT,
+        poll_seconds=poll_seconds,
+        stop=stop or threading.Event(),
+        keys=keys or {},
+        has_past=has_past(name),
+    )
+
+
+def resume(stream: Stream, position: int, rolling: str) -> Iterator[Item]:
+    """The items after the first ``position`` ones.
+
+    Raises ``StreamChanged`` where the items before are no longer those that gave ``rolling``.
+    """
+    return stream.after(position, rolling)
+
+
+class _LookedAt:
+    """Records whose first ones are looked at before they are given."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._ahead: deque[RawRecord] = deque()
+
+    def objects(self) -> Iterator[dict[str, object]]:
+        """Those of the first records that are objects."""
+        while len(self._ahead) < LOOKED_AT_MAX:
+            record = self._records.next(patient=False)
+            if record is None:
+                return
+            self._ahead.append(record)
+            try:
+                if record.reason is None:
+                    yield self.parsed(record.raw)
+            except RequestError:
+                continue
+
+    def next(self, *, patient: bool) -> RawRecord | None:
+        """The next record."""
+        return self._ahead.popleft() if self._ahead else self._records.next(patient=patient)
+
+    def parsed(self, raw: bytes) -> dict[str, object]:
+        """The object in a record's bytes."""
+        return self._records.parsed(raw)
+
+
+def _chained(link: bytes, record: RawRecord) -> bytes:
+    return hashlib.sha256(link + record.digest).digest()

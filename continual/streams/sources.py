@@ -1,0 +1,174 @@
+"""Where the bytes of a stream come from: a file, a compressed one, one that grows, or a pipe.
+
+Knows how a file is opened and looked into, waits at the end of one that is followed, and notices
+where it is cut short or another file takes its name. Leaves records to ``records``.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from continual.errors import StreamChanged, StreamError, StreamReplaced
+from continual.streams.kinds import BLANK, BOM, CHUNK_BYTES, decompressed
+
+STANDARD_INPUT = "-"
+
+
+def existing(source: str) -> str:
+    """The absolute path of a source, or ``-``. Raises StreamError where there is nothing to read.
+
+    ``/dev/stdin`` and its other names are ``-``.
+    """
+    if source in (STANDARD_INPUT, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
+        return STANDARD_INPUT
+    path = Path(source).absolute()
+    if not path.exists():
+        raise StreamError(f"the stream {path} does not exist: check the path")
+    if path.is_dir():
+        raise StreamError(f"the stream {path} is a folder: name a file in it")
+    return str(path)
+
+
+def has_past(name: str) -> bool:
+    """Whether the source holds tomorrow what it held today, and more: a regular file does. A pipe,
+    a FIFO, standard input and ``/dev/fd/N`` are read once, whatever had that name before."""
+    path = Path(name)
+    is_device = path.parts[:2] in (("/", "dev"), ("/", "proc"))
+    return name != STANDARD_INPUT and not is_device and path.is_file()
+
+
+@dataclass
+class Source:
+    """An open source: its bytes from the beginning, unpacked, and how it begins."""
+
+    file: BinaryIO
+    beginning: bytes
+    is_compressed: bool
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Source]:
+    """Open a source and look at its beginning. Raises StreamError where it cannot be read."""
+    try:
+        with _opened(name) as file:
+            beginning, file = _looked_into(file)
+            content = decompressed(file, beginning)
+            if content is None:
+                yield Source(file, beginning, is_compressed=False)
+                return
+            with content:
+                beginning, content = _looked_into(content, is_pipe=not file.seekable())
+                yield Source(content, beginning, is_compressed=True)
+    except OSError as error:
+        raise StreamError(f"the stream {name} cannot be read: {error.strerror or error}") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise StreamError(
+            f"the stream {name} cannot be unpacked: {error}. Pack it again, or give it unpacked"
+        ) from error
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == STANDARD_INPUT:
+        yield sys.stdin.buffer
+        return
+    with Path(name).open("rb") as file:
+        yield file
+
+
+def _looked_into(file: BinaryIO, *, is_pipe: bool = False) -> tuple[bytes, BinaryIO]:
+    """How a file begins, up to the first thing in it at least, and the file from its beginning."""
+    if file.seekable() and not is_pipe:
+        place = file.tell()
+        beginning = _beginning(lambda: file.read(CHUNK_BYTES))
+        file.seek(place)
+        return beginning, file
+    beginning = _beginning(lambda: file.readline(CHUNK_BYTES))
+    return beginning, io.BufferedReader(_PutBack(beginning, file))
+
+
+def _beginning(read: Callable[[], bytes]) -> bytes:
+    beginning = b""
+    while chunk := read():
+        beginning += chunk
+        if beginning.removeprefix(BOM).strip(BLANK):
+            break
+    return beginning
+
+
+class _PutBack(io.RawIOBase):
+    """A pipe with what was read from it put back; it is read as far as there is something."""
+
+    def __init__(self, beginning: bytes, file: BinaryIO) -> None:
+        self._beginning = beginning
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(cast(bytearray, buffer))
+        if not self._beginning:
+            chunk: bytes = self._file.read1(len(view))  # type: ignore[attr-defined]
+        else:
+            chunk, self._beginning = self._beginning[: len(view)], self._beginning[len(view) :]
+        view[: len(chunk)] = chunk
+        return len(chunk)
+
+
+@dataclass
+class Tail:
+    """The end of a file, and what to do there."""
+
+    name: str
+    file: BinaryIO
+    poll_seconds: float
+    stop: threading.Event
+
+    def chunk(self, *, patient: bool) -> bytes:
+        """The next bytes, up to a line's end; empty at the end of what there is to come.
+
+        A patient caller waits for more. Raises StreamChanged where the file is cut short, and
+        StreamReplaced where another one has its name.
+        """
+        while True:
+            chunk = self.file.readline(CHUNK_BYTES)
+            if chunk or not patient:
+                return chunk
+            if self._is_replaced():
+                return self.file.readline(CHUNK_BYTES) or self._give_up()
+            if self.stop.wait(self.poll_seconds):
+                return b""
+
+    def _give_up(self) -> bytes:
+        raise StreamReplaced(
+            f"the stream {self.name} is another file now, as a log is when it is rotated: "
+            "read the new one from its beginning"
+        )
+
+    def _is_replaced(self) -> bool:
+        """Whether another file has the name, and something in it: a writer has gone over to it."""
+        if not self.file.seekable():
+            return False
+        mine = os.fstat(self.file.fileno())
+        if mine.st_size < self.file.tell():
+            raise StreamChanged(
+                f"the stream {self.name} was cut short while it was followed: "
+                "read it from its beginning"
+            )
+        try:
+            named = Path(self.name).stat()
+        except OSError:
+            return False  # its new file is not there yet
+        is_other = (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
+        return is_other and named.st_size > 0
