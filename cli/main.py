@@ -36,6 +36,7 @@ COMMANDS = (
     "rebase",
     "reembed",
     "verify",
+    "relocate",
     "gc",
     "export",
     "import",

@@ -52,6 +52,7 @@ class NewStore:
     editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
     origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
     watch: Mapping[str, Any] | None = None  # the [watch] table
+    stream: Mapping[str, Any] | None = None  # the [stream] table
     text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
 
     @property
@@ -138,6 +139,8 @@ def _settings(
     }
     if new.watch:
         settings["watch"] = dict(new.watch)
+    if new.stream:
+        settings["stream"] = dict(new.stream)
     return settings
 
 

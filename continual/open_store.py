@@ -6,20 +6,22 @@ carried at head. Leaves to `history` what is done with steps of the past, and to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from continual.base import BaseModel, WrongBaseModel, load_base
+from continual.base import WrongBaseModel, load_base
 from continual.embedded import embedded
 from continual.errors import ModelError
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
-from continual.model_files import model_directory
+from continual.model_files import companion_files, directory_fingerprint, model_directory
 from continual.patches import Patch
 from continual.recheck.standing import Standing
 from continual.settings import ModelSettings, StoreSettings
@@ -159,7 +161,7 @@ def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
         dtype=model.dtype,
         overrides=settings.anatomy,
     )
-    _require_same(base, model)
+    _require_same(base.fingerprint, base.companions, model)
     return EditedModel(base), make_task(base, settings.task)
 
 
@@ -169,24 +171,39 @@ def _require_there(model: ModelSettings) -> None:
     if embedded(model.path) is None and not path.exists():
         raise ModelError(
             f"The base model of this store is not in {path} any more, where cedit.toml has it "
-            "([model] path): move it back, or put a link there to where it is now: "
-            f"ln -s NEW {path}. It is compared with the store's fingerprint."
+            "([model] path): `cedit relocate DIR` compares the files in another folder with the "
+            f"store's fingerprint, and names it. Or put a link there: ln -s NEW {path}."
         )
 
 
-def _require_same(base: BaseModel, model: ModelSettings) -> None:
+def relocate(path: Path, model: str) -> str:
+    """Name another place of a store's base model, whose files are the same there; that place.
+
+    Raises ModelError where there is no model, WrongBaseModel for another one, StoreLocked.
+    """
+    directory = model_directory(model)
+    place = model if embedded(model) else str(directory)
+    with Store.open(path, writable=True) as store:
+        settings = StoreSettings.of(store.settings).model
+        moved = replace(settings, path=place)
+        _require_same(directory_fingerprint(directory), companion_files(directory), moved)
+        store.change_setting("model", "path", place)
+    return place
+
+
+def _require_same(fingerprint: str, companions: Mapping[str, str], model: ModelSettings) -> None:
     """Raise WrongBaseModel where a base is not the one of a store."""
     directory = model_directory(model.path)
-    if base.fingerprint != model.fingerprint:
+    if fingerprint != model.fingerprint:
         raise WrongBaseModel(
-            f"The model in {directory} has fingerprint {base.fingerprint[:12]}, and this history "
+            f"The model in {directory} has fingerprint {fingerprint[:12]}, and this history "
             f"was made on {model.fingerprint[:12]}: put the right model back, or make a new store."
         )
     if model.companions is None:
         return
     recorded = dict(_named(line) for line in model.companions)
-    names = sorted(recorded.keys() | base.companions.keys())
-    changed = [name for name in names if recorded.get(name) != base.companions.get(name)]
+    names = sorted(recorded.keys() | companions.keys())
+    changed = [name for name in names if recorded.get(name) != companions.get(name)]
     if changed:
         raise WrongBaseModel(
             f"{', '.join(changed)} in {directory} changed since this store was made, and may "

@@ -23,7 +23,7 @@ from continual.history.inspection import retained_at
 from continual.new_store import NewStore, init
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
-from continual.requests import Request
+from continual.requests import NOT_CONTENT, Request
 from continual.session import Session, open_session
 from continual.settings import StoreSettings
 from continual.step.pipeline import Settings, Step
@@ -81,6 +81,12 @@ def report(source: Store, rebased: Store) -> Report:
 _TOLD = (retention.APPLIED, SKIPPED, retention.REPEATED, retention.FAILED)
 
 
+def _with_source(request: Request, revision: Revision) -> Request:
+    """The request with what its record said beside it when it was applied."""
+    notes = next(o.notes for o in outcomes_of(revision.body) if o.id == request.id)
+    return request.model_copy(update={key: notes[key] for key in NOT_CONTENT if key in notes})
+
+
 def groups(source: Store) -> Iterator[Group]:
     """The requests in force, in order, in batches with the settings that they were applied with."""
     made = _made_with(source.lineage("head"))
@@ -92,7 +98,7 @@ def groups(source: Store) -> Iterator[Group]:
             yield Group(tuple(batch), settings)
             batch = []
         settings = own
-        batch.append(retained.request)
+        batch.append(_with_source(retained.request, made[identity]))
     if settings is not None:
         yield Group(tuple(batch), settings)
 
@@ -142,6 +148,7 @@ def _new(
         train_probes=files.get("train"),
         test_probes=files.get("test"),
         seed=settings.run.seed,
+        stream=source.settings.get("stream"),
         device=settings.model.device,
         dtype=settings.model.dtype,
         editors=settings.editors,

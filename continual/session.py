@@ -149,19 +149,21 @@ class Session(OpenStore):
             yield self._stepped(pipeline, batch)
 
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
-        place = place_in(self.store, stream)
-        items = iter(stream) if place is None else stream.after(place.position, place.rolling)
+        items = self._from_its_place(stream)
         while True:
             try:
                 yield from items
                 return
             except StreamReplaced as change:
                 on_change(f"{change}. Reading the new one")
-                yield from self._items(stream, on_change)
-                return
+                items = self._from_its_place(stream)
             except StreamChanged as change:
                 on_change(f"{change}. Reading from its beginning; what is in force stays as it is")
                 items = iter(stream)
+
+    def _from_its_place(self, stream: Stream) -> Iterator[Item]:
+        place = place_in(self.store, stream)
+        return iter(stream) if place is None else stream.after(place.position, place.rolling)
 
     def _again(self, stream: Stream, retry: Collection[str]) -> Iterator[Item]:
         """The items before this history's place of which something is to be tried again."""

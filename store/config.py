@@ -78,6 +78,24 @@ def write(root: Path, settings: Mapping[str, Any]) -> None:
     durable.write_durably(root / FILE_NAME, marked("\n".join(lines).encode("utf-8")))
 
 
+def change(root: Path, table: str, key: str, value: str) -> None:
+    """Set one text in a table durably; all else stays as people have written it.
+
+    Raises StoreError where the table has no line for it.
+    """
+    file = root / FILE_NAME
+    was_as_written = is_as_written(root)
+    text = file.read_bytes().decode("utf-8")
+    line = re.compile(
+        rf"(^\[{re.escape(table)}\]\n(?:(?!\[).*\n)*?){re.escape(key)} *=.*$", re.MULTILINE
+    )
+    new = line.sub(lambda found: f"{found[1]}{key} = {_quoted(value)}", text, count=1)
+    if tomllib.loads(new).get(table, {}).get(key) != value:
+        raise StoreError(f"{file} has no line {key} = … under [{table}]: write it there")
+    data = new.encode("utf-8")
+    durable.write_durably(file, marked(data) if was_as_written else data)
+
+
 def marked(text: bytes) -> bytes:
     """Return the file's text with its checksum as the last line, in place of an old checksum."""
     text = _MARKED.sub(b"", text)

@@ -336,6 +336,12 @@ class Store:
             self.journal.write([Put("refs", text_key(TAG_PREFIX + name), None)])
             return identity
 
+    def change_setting(self, table: str, key: str, value: str) -> None:
+        """Set one text of cedit.toml, durably; all else in it stays as it is."""
+        with self._writing():
+            config.change(self.path, table, key, value)
+            self.settings = config.read(self.path)
+
     def quarantine(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Put records in quarantine, unless their (stream, position, rolling) is there already."""
         with self._writing():

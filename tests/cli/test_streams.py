@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import ROOT, Cedit, Start, request, write_lines
+from tests.cli.conftest import ROOT, Cedit, Start, request, save_model, write_lines
 from tests.cli.test_commands import imports_of
 
 
@@ -430,3 +430,27 @@ def test_characters_that_a_terminal_lacks_are_replaced(
         assert child.stdout.isascii() and child.stderr == b""
         if "--json" in arguments:
             assert json.loads(child.stdout) == cedit(*arguments).last
+
+
+# -- a base that was moved
+
+
+def test_a_base_that_was_moved_is_named_with_its_setting_and_can_be_found_again(
+    cedit: Cedit, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    store = tmp_path / "own"
+    assert cedit("init", store, "--model", folder, "--no-watch").code == 0
+    monkeypatch.setenv("CEDIT_STORE", str(store))
+    moved = folder.rename(tmp_path / "moved")
+    ran = cedit("ask", "a")
+    assert ran.code == 1
+    assert "([model] path)" in ran.err and "cedit relocate DIR" in ran.err
+    before = (store / "cedit.toml").read_text()
+    save_model(tmp_path / "another", seed=1)
+    assert cedit("relocate", tmp_path / "another").code == 21
+    assert cedit("relocate", tmp_path).code == 1
+    assert (store / "cedit.toml").read_text() == before
+    assert cedit("relocate", moved, "--json").last["model"] == str(moved)
+    assert cedit("ask", "a").code == 0
+    assert "damaged" not in cedit("verify").out
