@@ -308,3 +308,18 @@ def test_a_hundred_thousand_lines_take_no_more_memory_than_a_hundred(tmp_path):
         return peak
 
     assert peak_kib(100_000) < peak_kib(100) + 2_000
+
+
+# -- texts to the letter
+
+
+def test_a_prompt_that_a_template_made_keeps_its_line_break_and_an_answer_its_length(stream_of):
+    turn = "<|im_start|>user\nWhere was Ana born?<|im_end|>\n<|im_start|>assistant\n"
+    year = "In the year {} the town moved its market to the square number {} and was glad."
+    paragraph = " ".join(year.format(1900 + n, n) for n in range(8))
+    records = [
+        {"prompt": turn, "target_new": "Oslo"},
+        {"prompt": "What happened?", "target_new": paragraph},
+    ]
+    items = list(stream_of("\n".join(map(json.dumps, records)).encode()))
+    assert facts(items) == [(turn, "Oslo"), ("What happened?", paragraph)]
