@@ -143,7 +143,7 @@ def test_names_of_other_packages_are_offered_and_shown(example: Path) -> None:
 
 def test_cedits_own_fields_are_asked_last(example: Path) -> None:
     program = "from continual.readers import formats; print(*(f.NAME for f in formats()))"
-    assert python(example, "-c", program).out.split()[-3:] == ["easyedit", "questions", "plain"]
+    assert python(example, "-c", program).out.split()[-3:] == ["rome", "questions", "plain"]
 
 
 @pytest.mark.parametrize("name", REASONS)
