@@ -222,7 +222,7 @@ def test_a_long_text_is_folded_and_whole(
     cedit: Cedit, store: Path, tmp_path: Path, page: Any
 ) -> None:
     line = "x" * 10_000
-    cedit("apply", write_lines(tmp_path / "s.jsonl", [line]))
+    cedit("apply", write_lines(tmp_path / "s.jsonl", [line, request(0)]))
     shown = page()
     (fold,) = (i for i, (tag, _) in enumerate(shown.elements) if tag == "details")
     assert shown.elements[fold + 1][0] == "summary"
@@ -233,7 +233,9 @@ def test_a_long_text_is_folded_and_whole(
 def test_a_long_table_says_how_many_more_there_are(
     cedit: Cedit, store: Path, tmp_path: Path, page: Any
 ) -> None:
-    cedit("apply", write_lines(tmp_path / "s.jsonl", [f"bad {n}" for n in range(25)]))
+    cedit(
+        "apply", write_lines(tmp_path / "s.jsonl", [*(f"bad {n}" for n in range(25)), request(0)])
+    )
     shown = page()
     assert "bad 19" in shown.texts
     assert "bad 20" not in shown.texts
