@@ -52,7 +52,9 @@ class BaseModel:
         """
         config = self.model.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None)
-        return None if most is None else int(most) - _first_position(self.model)
+        if most is None or most < 1:  # XLNet's says -1
+            return None
+        return int(most) - _first_position(self.model)
 
     @cached_property
     def pad(self) -> int:

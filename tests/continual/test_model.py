@@ -379,6 +379,13 @@ def test_a_model_reads_as_many_tokens_as_it_is_said_to(name):
         model(**tiny_inputs(model, length=most + 1))
 
 
+@pytest.mark.parametrize("said", [None, -1, 0])
+def test_a_model_that_names_no_bound_reads_as_much_as_it_is_given(said):
+    model = tiny_model("gpt2")
+    model.config.n_positions = said
+    assert BaseModel(model, None, find_anatomy(model), "").context_tokens_max is None
+
+
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", ""])
 def test_a_device_that_is_not_here_is_named(random_model, device):
     with pytest.raises(ModelError, match=f"Device '{device}' cannot be used here .*cedit.toml"):
