@@ -91,7 +91,7 @@ def _disagreements(session: Session, kind: Kind, outcomes: list[str]) -> list[st
             ways["generate"] = _by_generate(session, probe)
         answer = session.ask(prompt)
         ways["ask"] = answer.startswith(target) if kind.task == "causal" else answer == target
-        if outcome in (APPLIED, "skipped"):
+        if outcome == APPLIED:  # of one that needed no edit nothing is claimed after later ones
             found += [f"{way} does not say {target!r}" for way, right in ways.items() if not right]
     return found
 
