@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -23,9 +24,12 @@ COMMANDS = (
     "init",
     "watch",
     "apply",
+    "fix",
     "quarantine",
     "ask",
     "status",
+    "list",
+    "find",
     "log",
     "show",
     "diff",
@@ -35,6 +39,7 @@ COMMANDS = (
     "replay",
     "rebase",
     "reembed",
+    "settings",
     "verify",
     "relocate",
     "gc",
@@ -59,6 +64,16 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name for one that is mistyped."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            nearest = get_close_matches(args[0], COMMANDS, n=1)
+            meant = f" Did you mean {nearest[0]}?" if nearest else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name."""

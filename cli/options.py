@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,49 @@ def find_store(store: str | None) -> Path:
     return Store.find(explicit=store)
 
 
+# -- what is wrong is said at once, before the model is loaded
+
+
+def require_revision(store: Path, name: str) -> None:
+    """Raises NoStore and UnknownRevision."""
+    from store import Store
+
+    with Store.open(store) as opened:
+        opened.revision(name)
+
+
+def require_writable(store: Path) -> None:
+    """Raises NoStore, and StoreLocked where another process writes."""
+    from store import Store
+
+    Store.open(store, writable=True).close()
+
+
+class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Editors and chains by name, joined by commas."""
+
+    name = "editors"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is. Fails for a name that no editor and no chain has."""
+        known = editor_lines()
+        for name in filter(None, map(str.strip, value.split(","))):
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                meant = (
+                    f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(known)}."
+                )
+                self.fail(f"there is no editor {name!r}.{meant}", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        """The editors and chains that can stand after the last comma, each with its summary."""
+        earlier, comma, begun = incomplete.rpartition(",")
+        return _completions(editor_lines(), begun, before=earlier + comma)
+
+
 # -- completing in a shell
 
 
@@ -56,12 +100,6 @@ def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     """Names of revisions, at the beginning of a range and behind its dots."""
     older, dots, begun = incomplete.rpartition("..")
     return [older + dots + name for name in revision_names(ctx, param, begun)]
-
-
-def editor_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """The editors and chains that can stand after the last comma, each with its summary."""
-    earlier, comma, begun = incomplete.rpartition(",")
-    return _completions(editor_lines(), begun, before=earlier + comma)
 
 
 def editor_lines() -> dict[str, str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DASH = "–"  # for what was not measured
+TARGET_WIDTH = 22  # of the column of targets, in a table that gives way
 ID_DIGITS = 12  # of an id or a fingerprint, where people read it
 _PLAIN_WIDTH = 10_000  # no line of a file is folded
 
@@ -118,17 +119,43 @@ WATCHED = ("Watch", "Neighbours", "Continuation", "Fluency")
 """The metrics of the watch set."""
 
 
-def columns(names: Sequence[str], rows: Iterable[Iterable[object]], right: str = "") -> Table:
-    """A table without lines; the columns named in `right` (space between) are aligned there."""
+def columns(
+    names: Sequence[str], rows: Iterable[Iterable[object]], right: str = "", shrinks: str = ""
+) -> Table:
+    """A table without lines. The columns named in `right` (space between) are aligned there; those
+    named in `shrinks` are cut where the terminal is narrow, the last column at TARGET_WIDTH where
+    it has no name, and no other is."""
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in right.split() else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(one_line(str(cell))) for cell in row))
+    for place, name in enumerate(names):
+        table.add_column(
+            name,
+            justify="right" if name in right.split() else "left",
+            **_widths(name, [name, *(row[place] for row in cells)], shrinks.split()),
+        )
+    for row in cells:
+        table.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
     return table
+
+
+def _widths(name: str, texts: Iterable[str], shrinking: Sequence[str]) -> dict[str, Any]:
+    """How wide a column has to be, and may be, where some of its table give way."""
+    from rich.cells import cell_len
+
+    if not shrinking or name in shrinking:
+        return {"no_wrap": not shrinking}
+    widest = max(map(cell_len, texts))
+    if name:
+        return {"no_wrap": True, "min_width": widest}
+    return {"no_wrap": True, "min_width": min(widest, TARGET_WIDTH), "max_width": TARGET_WIDTH}
+
+
+def day(moment: object) -> str:
+    """The date of a time in ISO 8601; a dash for none."""
+    return str(moment)[:10] if moment else DASH
 
 
 def one_line(text: str) -> str:

@@ -6,11 +6,11 @@ it as it is and leaves with ``exit_code``. Errors of the history live in ``store
 
 from __future__ import annotations
 
+from pathlib import Path
 
-class CeditError(Exception):
-    """The base of everything that the engine raises on purpose."""
+from store.errors import CeditError
 
-    exit_code = 1
+__all__ = ["CeditError"]
 
 
 class RequestError(CeditError):
@@ -43,6 +43,16 @@ class EditError(CeditError):
 
 class SharedPatch(EditError):
     """A request that cannot be taken out of a patch that it shares with others."""
+
+
+class SessionClosed(CeditError):
+    """A session that was closed, and is asked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"The session on {path} is closed, and its model has no edits any more: open the store "
+            "again, or stay within its `with` block."
+        )
 
 
 class OutOfMemory(CeditError):

@@ -16,7 +16,7 @@ from typing import Self
 
 from continual.base import WrongBaseModel, load_base
 from continual.embedded import embedded
-from continual.errors import ModelError
+from continual.errors import ModelError, SessionClosed
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.memory.recall import MemoryConfig, Recall
@@ -49,6 +49,7 @@ class OpenStore:
         self.task = task
         self.executor = executor
         self.states = States(store, edited)
+        self.is_closed = False
         self._stack = ExitStack()
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
@@ -98,7 +99,13 @@ class OpenStore:
 
     def close(self) -> None:
         """Take the patches off and let go of the store."""
+        self.is_closed = True
         self._stack.close()
+
+    def _require_open(self) -> None:
+        """Raises SessionClosed: without its patches the model would answer as the base does."""
+        if self.is_closed:
+            raise SessionClosed(self.store.path)
 
     @cached_property
     def site(self) -> Site:

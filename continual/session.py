@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from continual.editors.chains import chain_of, default_chain
 from continual.errors import StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
-from continual.history import reverting
+from continual.history import corrections, inspection, reverting
 from continual.history.reverting import Reverted
 from continual.history.rolling_back import roll_back
 from continual.memory.recall import recall_of
@@ -69,19 +70,86 @@ def _ignore(_: str) -> None:
 
 
 class Session(OpenStore):
-    """An open store with the edited model. A context manager; outside of it the model is bare."""
+    """An open store with the edited model at a revision of its history.
+
+    A context manager: within it the model answers with the edits, behind it the store is let go of
+    and the session answers nothing more.
+
+        with continual.open(".cedit") as session:
+            for step in session.apply("corrections.jsonl"):
+                print(step.revision.seq, step.measured.rates)
+            session.status()["ER"]
+    """
+
+    def __repr__(self) -> str:
+        if self.is_closed:
+            return f"<cedit session on {self.store.path}, closed>"
+        head = self.store.head
+        return (
+            f"<cedit session on {self.store.path}: {head.id[:12]} (@{head.seq}), "
+            f"{self.in_force} in force>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in self.status().items()
+            if not isinstance(value, Mapping | list)
+        )
+        return f"<table>{rows}</table>"
+
+    # -- the history, as the command line shows it
+
+    @property
+    def head(self) -> Revision:
+        """The revision that the history stands at."""
+        return self.store.head
+
+    @property
+    def in_force(self) -> int:
+        """How many corrections are in force at head."""
+        return inspection.retained_at(self.store, self.store.head).applied
+
+    def status(self) -> dict[str, Any]:
+        """Head, the corrections in force and the metrics, as `cedit status --json` has them."""
+        return inspection.status(self.store)
+
+    def log(self) -> list[dict[str, Any]]:
+        """The revisions from head to base, as `cedit log --json` has them."""
+        lineage = self.store.lineage("head")
+        return [inspection.entry(self.store, revision) for revision in reversed(lineage)]
+
+    def show(self, name: str = "head") -> dict[str, Any]:
+        """A revision with its requests, as `cedit show --json` has it. Raises UnknownRevision."""
+        return inspection.details(self.store, self.store.revision(name))
+
+    def diff(self, older: str, newer: str = "head") -> dict[str, Any]:
+        """The difference of two revisions, as `cedit diff` has it. Raises UnknownRevision."""
+        store = self.store
+        return inspection.difference(store, store.revision(older), store.revision(newer))
+
+    def corrections(self, text: str = "") -> list[dict[str, Any]]:
+        """The corrections in force, or all those of the history that have a text."""
+        if not text:
+            return corrections.in_force(self.store, self.store.head)
+        return corrections.matching(corrections.ever_asked(self.store), text)
+
+    def tag(self, name: str, revision: str = "head") -> None:
+        """Name a revision; a tag that exists moves. Raises UnknownRevision."""
+        self.store.tag(name, revision)
 
     # -- the model
 
     @property
     def model(self) -> Any:
         """The transformers model, running with the patches: for `generate` and pipelines, which
-        route every input; its forward knows of no memory."""
+        route every input; its forward knows of no memory. Raises SessionClosed."""
+        self._require_open()
         return self.edited.model
 
     @property
     def tokenizer(self) -> Any:
-        """The base model's tokenizer."""
+        """The tokenizer of the base model."""
         return self.edited.tokenizer
 
     @property
@@ -258,6 +326,7 @@ class Session(OpenStore):
     @torch.no_grad()
     def answer(self, prompt: Prompt, tokens_max: int = 32) -> Answer:
         """The model's answer to a prompt, and where it is from."""
+        self._require_open()
         question = self.task.question(prompt)
         answer = self.task.answer(self.model, question, tokens_max)
         return Answer(self.task.text(answer), self.route(question))

@@ -23,10 +23,10 @@ class ModelSettings(Table):
 
     table: ClassVar[str] = "model"
 
-    path: str
-    fingerprint: str = ""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    path: str  # the model's directory; atlas: the embedded model
+    fingerprint: str = ""  # of the base: a directory with other weights is refused
+    device: str = "cpu"  # cpu, cuda, mps, …
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights as loaded
     companions: tuple[str, ...] | None = None
     """"NAME SHA-256" of files beside those of the fingerprint; older stores have no such list, and
     compare none."""
@@ -38,7 +38,7 @@ class RunSettings(Table):
 
     table: ClassVar[str] = "run"
 
-    seed: int = 0
+    seed: int = 0  # of every random choice
 
 
 @dataclass(frozen=True)

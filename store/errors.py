@@ -14,10 +14,14 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-class StoreError(Exception):
-    """Base of all errors that the store raises on purpose."""
+class CeditError(Exception):
+    """The base of everything that cedit raises on purpose, in the store and in the engine."""
 
     exit_code = 1
+
+
+class StoreError(CeditError):
+    """The base of everything that the store raises on purpose."""
 
 
 class NoStore(StoreError):

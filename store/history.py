@@ -159,9 +159,9 @@ class History:
 
     def _by_prefix(self, stem: str) -> Revision:
         prefix = stem.lower()
-        if not _HEX.fullmatch(prefix):
-            raise UnknownRevision(stem)
-        candidates = self._ids_from(prefix)
+        candidates = self._ids_from(prefix) if _HEX.fullmatch(prefix) else []
+        if not candidates and stem.isdecimal():
+            raise UnknownRevision(stem, f"no id begins so; entry {stem} of the journal is @{stem}")
         if not candidates:
             raise UnknownRevision(stem)
         if len(candidates) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.interruption import stopping
-from cli.options import common, editor_lines, editor_names, find_store
+from cli.options import EditorChain, common, editor_lines, find_store, require_writable
 from cli.output import WATCHED, Output, counted, one_line, rates, short
 from cli.watching import watching
 
@@ -47,18 +48,31 @@ def _keys(_: click.Context, __: click.Parameter, told: Sequence[str]) -> dict[st
     return {own: path for own, _, path in (pair.partition("=") for pair in pairs)}
 
 
+class RecheckName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """exact, full or every=N."""
+
+    name = "how"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is. Fails for another."""
+        if not re.fullmatch(r"exact|full|every=[1-9]\d*", value):
+            self.fail(f"{value!r} is not exact, full or every=N with N at least 1.", param, ctx)
+        return value
+
+
 @click.command("apply", cls=_Apply)
 @click.argument("source", metavar="STREAM|-", required=False)
 @click.option(
     "--editor",
+    type=EditorChain(),
     metavar="E[,E2]",
-    shell_complete=editor_names,
     help="The editors to try, in turn: of those below.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Requests per step (default: 1).")
 @click.option("--seed", type=int, help="Of every random choice (default: the store's).")
 @click.option(
     "--recheck",
+    type=RecheckName(),
     metavar="HOW",
     help="How earlier edits are measured again: exact (the default), full or every=N.",
 )
@@ -80,6 +94,13 @@ def _keys(_: click.Context, __: click.Parameter, told: Sequence[str]) -> dict[st
     multiple=True,
     help="Give again what failed, or was quarantined and can be read now.",
 )
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="EDITOR.KEY=VALUE",
+    help="A setting of an editor, for this run (repeatable).",
+)
 @click.option("--dry-run", is_flag=True, help="Read the stream, show how, and change nothing.")
 @common
 def command(
@@ -90,6 +111,7 @@ def command(
     limit: int | None,
     keys: dict[str, str],
     retry: tuple[str, ...],
+    changes: tuple[str, ...],
     dry_run: bool,
     **chosen: Any,
 ) -> int:
@@ -109,6 +131,7 @@ def command(
     Example:
       cedit apply corrections.jsonl
       cedit apply corrections.jsonl --editor auto --batch-size 50 --repair
+      cedit apply corrections.jsonl --editor memit --set memit.place=end
       cedit apply questions.csv --keys prompt=Question,target_new=Answer --dry-run
       cedit apply corrections.jsonl --retry failed --editor memit
       tail -f news.jsonl | cedit apply - --editor tpatcher --json
@@ -118,6 +141,7 @@ def command(
     from store import Store
 
     path, stop = find_store(store), threading.Event()
+    tables = _tables(changes)
     if source is None and (not retry or dry_run):
         raise click.UsageError("Name a STREAM, or - for standard input; or give --retry failed.")
     with Store.open(path) as opened:
@@ -130,11 +154,12 @@ def command(
                 out.warn(store_warnings(opened))
                 return _end(out, opened, stream, None, is_stopped=False)
 
+    require_writable(path)
     from continual.session import open_session
 
     with open_session(path) as session:
         out.warn([*session.notes, *store_warnings(session.store)])
-        settings = _settings(session, chosen)
+        settings = _settings(session, chosen, tables)
         with stopping(stop, reads_input=stream is not None and stream.name == "-"):
             if stream is None:
                 tally = _apply_failed(session, settings, out, limit)
@@ -173,9 +198,10 @@ def _apply_failed(session: Session, settings: Settings, out: Output, limit: int 
 def _shown(
     session: Session, steps: Iterator[Step], out: Output, done: int, total: int | None
 ) -> Tally:
+    from continual.history.corrections import gone
     from continual.history.reports import Tally, step_record
 
-    tally = Tally()
+    tally = Tally(gone(session.store))
     with watching(out, done, total) as watch:
         for step in steps:
             record = step_record(step)
@@ -185,14 +211,39 @@ def _shown(
     return tally
 
 
-def _settings(session: Session, chosen: Mapping[str, Any]) -> Settings:
-    """The store's settings with what was chosen on the command line."""
+def _tables(changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The settings that --set gives, by editor. A value is TOML, or else a text."""
+    tables: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        editor, dot, key = name.strip().partition(".")
+        if not (equals and dot and editor and key):
+            raise click.UsageError(f"--set {change}: write EDITOR.KEY=VALUE, as memit.place=end.")
+        tables.setdefault(editor, {})[key] = _value(value.strip())
+    return tables
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _settings(
+    session: Session, chosen: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
+) -> Settings:
+    """The store's settings with those chosen on the command line."""
     from continual.editors.chains import chain_of
     from continual.step.pipeline import Recheck
 
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "editor" in changes:
         changes["chain"] = chain_of(changes.pop("editor"), session.task.name)
+    if tables:
+        own = session.settings().editors
+        names = {*own, *tables}
+        changes["editors"] = {n: {**own.get(n, {}), **tables.get(n, {})} for n in names}
     if "recheck" in changes:
         changes["recheck"] = Recheck.parse(changes["recheck"])
     return session.settings(**changes)
@@ -256,10 +307,23 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{summary[name]} {name}" for name in names)
     return [
         f"{summary['read']} read: {counts} in {summary['seconds']:.1f} s",
+        *_turned(summary),
+        "",
+        "The whole history:",
         rates(summary, "SR", "GR", "ER", "TrainR", "TestR", "Locality"),
         rates(summary, *WATCHED),
         f"head {short(summary['head'])}  fingerprint {short(summary['fingerprint'])}",
     ]
+
+
+def _turned(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The corrections that came back, and the earlier prompts that broke and were mended."""
+    if summary["again"]:
+        yield f"{counted(summary['again'], 'correction')} of these had been taken back before."
+    if not (summary["broke"] or summary["recovered"]):
+        return
+    mended = f", and {summary['recovered']} were mended" if summary["recovered"] else ""
+    yield f"{counted(summary['broke'], 'answer')} that had been right broke{mended}."
 
 
 def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:
@@ -296,9 +360,11 @@ def _advice(
         yield f"Stopped after {done}, all kept. To go on, give the same command again."
     elif not summary["steps"]:
         yield from _nothing(store, stream)
+    if summary["broke"]:
+        yield "See what broke: cedit diff REVISION head; to mend it: cedit apply --repair"
     if summary["failed"]:
         yield (
-            "See why requests failed: cedit show REVISION (cedit log lists them). To give them "
+            "See why requests failed: cedit list --failed, then cedit show REQUEST. To give them "
             "again: --retry failed, with another --editor"
         )
     if summary["quarantined"]:

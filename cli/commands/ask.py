@@ -1,26 +1,26 @@
-"""`cedit ask`: what the edited model answers."""
+"""`cedit ask`: the answers of the edited model."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store, revision_names
-from cli.output import Output, one_line, short
+from cli.options import common, find_store, require_revision, revision_names
+from cli.output import Output, columns, one_line, short
 
 if TYPE_CHECKING:
     from continual.memory.routing import Route
     from continual.prompts import Prompt
-    from continual.session import Answer
-    from store import Revision
+    from continual.session import Session
 
 
 @click.command("ask")
-@click.argument("prompt", required=False)
+@click.argument("texts", metavar="[PROMPT]...", nargs=-1)
 @click.option(
     "--messages",
     metavar="FILE|JSON",
@@ -47,15 +47,22 @@ if TYPE_CHECKING:
     default="head",
     help="The revision (default: head).",
 )
+@click.option(
+    "--compare",
+    metavar="REVISION",
+    shell_complete=revision_names,
+    help="Answer at this revision too, beside the other.",
+)
 @common
 def command(
     out: Output,
     store: str | None,
-    prompt: str | None,
+    texts: tuple[str, ...],
     messages: str | None,
     source: str | None,
     tokens_max: int,
     at: str,
+    compare: str | None,
 ) -> None:
     """Ask the edited model, at any revision.
 
@@ -67,51 +74,87 @@ def command(
     \b
     Example:
       cedit ask "The capital of Australia is"
-      cedit ask "The capital of Australia is" --at base
+      cedit ask "The capital of Australia is" --at head~1
+      cedit ask "The capital of Australia is" "The capital of Peru is" --compare base
       cedit ask --file prompts.txt --json
       cedit ask --messages '[{"role": "user", "content": "What is the capital of Australia?"}]'
     """
-    prompts = _prompts(prompt, messages, source)
+    prompts = _prompts(texts, messages, source)
+    path = find_store(store)
+    for name in filter(None, (at, compare)):
+        require_revision(path, name)
     from continual.session import open_session
 
-    with open_session(find_store(store), writable=False, at=at) as session:
-        revision = session.store.revision(at)
-        for asked in prompts:
-            answer = session.answer(asked, tokens_max)
-            _show(out, asked, answer, revision, is_one_of_many=source is not None)
+    with open_session(path, writable=False, at=at) as session:
+        answers = []
+        for prompt in prompts:
+            answers.append(_record(session, prompt, tokens_max, at))
+            if compare is None:
+                _show(out, answers[-1], is_one_of_many=len(prompts) > 1)
+        if compare is not None:
+            _compare(session, prompts, answers, tokens_max, compare)
+            _show_compared(out, answers, (compare, at))
 
 
-def _show(
-    out: Output, asked: Prompt, answer: Answer, revision: Revision, *, is_one_of_many: bool
-) -> None:
-    """An answer, and the record that it is from; of many, each behind its prompt."""
+def _record(session: Session, prompt: Prompt, tokens_max: int, at: str) -> dict[str, Any]:
+    """The answer where the session stands."""
     from continual.prompts import Chat
 
-    memory = None if answer.route is None else _told(answer.route)
-    record = {
+    answer = session.answer(prompt, tokens_max)
+    revision = session.store.revision(at)
+    return {
         "type": "answer",
-        "prompt": str(asked),
-        **({"messages": asked.to_json()} if isinstance(asked, Chat) else {}),
+        "prompt": str(prompt),
+        **({"messages": prompt.to_json()} if isinstance(prompt, Chat) else {}),
         "answer": answer.text,
         "revision": revision.id,
         "seq": revision.seq,
-        "memory": memory,
+        "memory": None if answer.route is None else _told(answer.route),
     }
-    before = f"{asked} → " if is_one_of_many else ""
-    out.result(record, one_line(before + answer.text))
-    if memory is not None and not out.as_json:
+
+
+def _compare(
+    session: Session,
+    prompts: Sequence[Prompt],
+    answers: Sequence[dict[str, Any]],
+    tokens_max: int,
+    at: str,
+) -> None:
+    """Put the answers at another revision beside these."""
+    session.stand_at(at)
+    for prompt, record in zip(prompts, answers, strict=True):
+        record["compared"] = _record(session, prompt, tokens_max, at)
+
+
+def _show_compared(
+    out: Output, answers: Sequence[Mapping[str, Any]], revisions: tuple[str, str]
+) -> None:
+    """A table of prompts with their answers at two revisions."""
+    for record in answers:
+        out.record(record)
+    rows = [(a["prompt"], a["compared"]["answer"], a["answer"]) for a in answers]
+    out.text(columns(("prompt", *revisions), rows, shrinks="prompt"))
+
+
+def _show(out: Output, record: Mapping[str, Any], *, is_one_of_many: bool) -> None:
+    """An answer, and the record that it is from; of many, each behind its prompt."""
+    before = f"{record['prompt']} → " if is_one_of_many else ""
+    out.result(record, one_line(before + record["answer"]))
+    if (memory := record["memory"]) is not None and not out.as_json:
         out.note(
             f"from memory: {one_line(memory['prompt'])} → {one_line(memory['target'])} "
             f"({memory['method']}, request {short(memory['request'])}, score {memory['score']:.3f})"
         )
 
 
-def _prompts(prompt: str | None, messages: str | None, source: str | None) -> list[Prompt]:
-    """All that is asked."""
+def _prompts(texts: Sequence[str], messages: str | None, source: str | None) -> list[Prompt]:
+    """Everything that is asked. Raises UsageError for nothing, and for prompts of two kinds."""
+    if [bool(texts), messages is not None, source is not None].count(True) != 1:
+        raise click.UsageError("Ask by PROMPTs, by a chat with --messages, or by --file.")
+    if messages is not None:
+        return [_chat(messages)]
     if source is None:
-        return [_asked(prompt, messages)]
-    if prompt is not None or messages is not None:
-        raise click.UsageError("Ask by a PROMPT, by --messages, or by --file.")
+        return [*texts]
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         lines = data.decode("utf-8-sig").split("\n")
@@ -139,14 +182,8 @@ def _of_line(line: str, number: int) -> Prompt:
         raise ValueError(f"line {number} has no prompt: {error}") from None
 
 
-def _asked(prompt: str | None, messages: str | None) -> Prompt:
-    """The text or the chat that is asked."""
-    if (prompt is None) == (messages is None):
-        raise click.UsageError(
-            "Ask one thing: a PROMPT, or a chat with --messages; or many with --file."
-        )
-    if messages is None:
-        return str(prompt)
+def _chat(messages: str) -> Prompt:
+    """A chat from JSON, or from a file with it. Raises UsageError."""
     from continual.prompts import Chat
 
     is_json = messages.lstrip().startswith(("[", "{"))

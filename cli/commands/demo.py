@@ -46,7 +46,12 @@ def command(out: Output, store: str | None, keep: str | None, count: int) -> Non
 
     kept = keep or store
     with _folder(kept) as folder, init(folder, NewStore()) as session:
-        out.text(f"A new store, and {counted(count, 'correction')} for the embedded model.", "")
+        out.text(
+            f"A new store, and {counted(count, 'correction')} for the embedded model.",
+            "They say what is not so (that Dali was from Chile), since the model knows what is:",
+            "each has to change an answer, and nothing else.",
+            "",
+        )
         _apply(session, out, count)
         _compare(session, out)
         _go_back(session, out)
@@ -83,7 +88,7 @@ def _compare(session: Session, out: Output) -> None:
     rows = list(zip(prompts, answers["base"], answers["head"], strict=True))
     for prompt, before, after in rows:
         out.record({"type": "example", "prompt": prompt, "before": before, "after": after})
-    out.text("", columns(("prompt", "before", "after"), rows))
+    out.text("", columns(("prompt", "before", "after"), rows, shrinks="prompt"))
 
 
 def _examples(session: Session) -> list[Request]:

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.corrections import ID_DIGITS
 from cli.options import common, find_store, ranges
-from cli.output import Output, columns, rate, short, size
+from cli.output import Output, columns, day, rate, short
 
 if TYPE_CHECKING:
     from store import Revision, Store
 
-NAMES = ("seq", "revision", "operation", "applied", "failed", "ER", "patch", "about")
+NAMES = ("seq", "revision", "date", "edits", "ER", "about", "")
 
 
 @click.command("log")
 @click.argument("range_", metavar="[RANGE]", shell_complete=ranges, required=False)
 @click.option("--all", "everything", is_flag=True, help="All entries, rolled back ones too.")
-@click.option("--limit", type=click.IntRange(1), help="At most this many.")
+@click.option("-n", "--limit", type=click.IntRange(1), metavar="N", help="At most this many.")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
+    metavar="DATE",
+    help="Those measured on that day (2026-11-30) or later.",
+)
+@click.option("--grep", metavar="TEXT", help="Those with a request that has this text.")
+@click.option("--failed", is_flag=True, help="Those with a request that failed.")
 @common
 def command(
-    out: Output, store: str | None, range_: str | None, everything: bool, limit: int | None
+    out: Output,
+    store: str | None,
+    range_: str | None,
+    everything: bool,
+    limit: int | None,
+    **filters: Any,
 ) -> None:
     """List the revisions, newest first.
 
@@ -30,25 +46,41 @@ def command(
 
     \b
     Example:
-      cedit log --limit 20
+      cedit log -n 20
       cedit log head~5..head
+      cedit log --since 2026-11-30 --failed
+      cedit log --grep Australia
     """
-    from continual.history.inspection import entry
     from store import Store
 
     if range_ and everything:
         raise click.UsageError("Give either a range or --all.")
     with Store.open(find_store(store)) as opened:
-        chosen = _everything(opened, limit) if everything else _lineage(opened, range_)
-        records = [entry(opened, revision) for revision in chosen[::-1][:limit]]
+        revisions = list(opened.revisions()) if everything else _lineage(opened, range_)
+        records = list(islice(_entries(opened, revisions[::-1], **filters), limit))
     for record in records:
         out.record(record)
-    out.text(columns(NAMES, map(_row, records), right="seq applied failed ER patch"))
+    out.text(columns(NAMES, map(_row, records), right="seq edits ER", shrinks="about"))
 
 
-def _everything(store: Store, limit: int | None) -> list[Revision]:
-    first = 0 if limit is None else max(0, store.length - limit)
-    return list(store.revisions(first))
+def _entries(
+    store: Store,
+    revisions: Iterable[Revision],
+    since: datetime | None,
+    grep: str | None,
+    failed: bool,
+) -> Iterator[Mapping[str, Any]]:
+    """The entries of these revisions that every filter lets pass."""
+    from continual.history.inspection import entry, has_text
+
+    earliest = since.isoformat() if since else ""
+    for revision in revisions:
+        if grep and not has_text(store, revision, grep):
+            continue
+        record = entry(store, revision)
+        is_late = not earliest or (record["measured_at"] or "") >= earliest
+        if is_late and (record["failed"] or not failed):
+            yield record
 
 
 def _lineage(store: Store, range_: str | None) -> list[Revision]:
@@ -65,22 +97,35 @@ def _row(record: Mapping[str, Any]) -> Iterator[object]:
 
     is_edit = record["operation"] == operations.EDIT
     yield f"@{record['seq']}"
-    yield " ".join([short(record["revision"]), *(f"[{tag}]" for tag in record["tags"])])
-    yield record["operation"]
-    yield record["applied"] if is_edit else ""
-    yield record["failed"] if is_edit else ""
+    yield " ".join([record["revision"][:ID_DIGITS], *(f"[{tag}]" for tag in record["tags"])])
+    yield day(record["measured_at"])
+    yield _edits(record) if is_edit else ""
     yield rate(record["ER"]) if is_edit or record["ER"] is not None else ""
-    yield size(record["patch_bytes"]) if record["patch_bytes"] else ""
-    yield f"to {short(record['target'])}" if record["target"] else _about(record)
+    yield from _about(record) if is_edit else _moved(record)
 
 
-def _about(record: Mapping[str, Any]) -> str:
-    """The first request of a revision, and how many there are besides."""
+def _edits(record: Mapping[str, Any]) -> str:
+    """The corrections applied, of those attempted where some failed."""
+    count = f"{record['applied']}"
+    return f"{count} of {record['attempted']}" if record["failed"] else count
+
+
+def _about(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The first request of an edit: its prompt, and its target with the number of others."""
+    return _one_of(record["first"], record["requests"]) if record["first"] else ("", "")
+
+
+def _moved(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The name of an operation that is no edit, and what it is about."""
+    operation = record["operation"]
+    if record["target"]:
+        return operation, f"to {short(record['target'])}"
     if record["reverted"]:
-        return f"without {_one_of(record['reverted'][0], len(record['reverted']))}"
-    return _one_of(record["first"], record["requests"]) if record["first"] else ""
+        prompt, target = _one_of(record["reverted"][0], len(record["reverted"]))
+        return f"{operation}: {prompt}", target
+    return operation, ""
 
 
-def _one_of(request: Mapping[str, Any], count: int) -> str:
+def _one_of(request: Mapping[str, Any], count: int) -> tuple[str, str]:
     more = f" and {count - 1} more" if count > 1 else ""
-    return f"{request['prompt']} → {request['target_new']}{more}"
+    return request["prompt"], f"→ {request['target_new']}{more}"

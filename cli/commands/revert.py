@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store, request_ids
+from cli.options import common, find_store, request_ids, require_writable
 from cli.output import Output, counted, one_line, rates, short
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 def command(out: Output, store: str | None, request: str, resolve: bool) -> None:
     """Take one correction out of the model.
 
-    REQUEST is its id, or the start of it, as `cedit show` prints it. Its neurons and records go,
-    and all others stay, bit for bit; of a batch of weight edits its columns go. A fine-tuned
-    patch goes whole; where others share it, only --resolve helps. What it had superseded counts
-    again. The history only grows, and the correction can be applied again.
+    REQUEST is its id, or the start of it, as `cedit find` and `cedit list` print it. Its neurons
+    and records go, and all others stay, bit for bit; of a batch of weight edits its columns go. A
+    fine-tuned patch goes whole; where others share it, only --resolve helps. What it had superseded
+    counts again. The history only grows, and the correction can be applied again.
 
     With --json: {"type":"revert","revision","seq","request","prompt","target_new","removed",
     "resolved","before","after","broke","recovered","fingerprint"}.
@@ -41,11 +42,23 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
       cedit revert 3f0a61c2
       cedit revert 3f0a61c2 --resolve --json
     """
+    path = find_store(store)
+    _require_request(path, request)
+    require_writable(path)
     from continual.session import open_session
 
-    with open_session(find_store(store)) as session:
+    with open_session(path) as session:
         record = _record(session.revert(request, resolve=resolve), session.store)
     out.result(record, *_text(record))
+
+
+def _require_request(path: Path, name: str) -> None:
+    """Raises NoStore and UnknownRequest, before the model is loaded."""
+    from continual.history.corrections import standing_request
+    from store import Store
+
+    with Store.open(path) as opened:
+        standing_request(opened.lineage("head"), name)
 
 
 def _record(done: Reverted, store: Store) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli.options import common, find_store, revision_names
+from cli.options import common, find_store, require_revision, require_writable, revision_names
 from cli.output import Output, short
 
 
@@ -22,9 +22,12 @@ def command(out: Output, store: str | None, revision: str) -> None:
       cedit rollback head~1
       cedit rollback base
     """
+    path = find_store(store)
+    require_revision(path, revision)
+    require_writable(path)
     from continual.session import open_session
 
-    with open_session(find_store(store), at=revision) as session:
+    with open_session(path, at=revision) as session:
         before = session.store.head
         target = session.rollback(revision)
         fingerprint = session.edited.fingerprint

@@ -1,14 +1,17 @@
-"""`cedit show`: one revision."""
+"""`cedit show`: one revision, or one correction with its past."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import common, find_store, revision_names
-from cli.output import WATCHED, Output, one_line, rates, short, size
+from cli.output import WATCHED, Output, day, one_line, rates, short, size
+
+if TYPE_CHECKING:
+    from store import Store
 
 _TOLD = (
     *("editor", "attempt", "neurons", "records", "steps", "loss", "condition", "residual"),
@@ -18,24 +21,65 @@ _TOLD = (
 
 
 @click.command("show")
-@click.argument("revision", shell_complete=revision_names, default="head")
+@click.argument("name", metavar="[REVISION|REQUEST]", shell_complete=revision_names, default="head")
 @common
-def command(out: Output, store: str | None, revision: str) -> None:
-    """Show one revision and its requests.
+def command(out: Output, store: str | None, name: str) -> None:
+    """Show one revision and its requests, or one request and its steps.
 
-    The revision is head unless named. A request is shown with what became of it, and why.
+    The revision is head unless named. A request is named by its id, or the start of it, as `cedit
+    list` and `cedit find` print it. Each is shown with what became of it, and why.
 
     \b
     Example:
       cedit show head
       cedit show head~3 --json
+      cedit show 3f0a61c2
     """
-    from continual.history.inspection import details
     from store import Store
 
     with Store.open(find_store(store)) as opened:
-        record = details(opened, opened.revision(revision))
+        identity = None if _is_revision(opened, name) else _request(opened, name)
+        if identity is not None:
+            from continual.history.corrections import past
+
+            record = past(opened, identity)
+            out.result(record, *_past(record))
+            return
+        from continual.history.inspection import details
+
+        record = details(opened, opened.revision(name))
     out.result(record, *_text(record))
+
+
+def _is_revision(store: Store, name: str) -> bool:
+    from store import UnknownRevision
+
+    try:
+        store.revision(name)
+    except UnknownRevision:
+        return False
+    return True
+
+
+def _request(store: Store, name: str) -> str | None:
+    """The id of a request that begins so; None where there is none."""
+    from continual.history.corrections import identified
+
+    return identified(store, name)
+
+
+def _past(record: Mapping[str, Any]) -> Iterator[str]:
+    """A correction, and the steps that it was part of."""
+    yield one_line(f"{record['prompt']} → {record['target_new']}")
+    yield f"id           {record['id']}"
+    for name in ("subject", "relation", "target_old", "case"):
+        if record.get(name):
+            yield one_line(f"{name:<11}  {record[name]}")
+    yield f"in force     {'yes' if record['in_force'] else 'no'}"
+    for step in record["steps"]:
+        told = ", ".join(f"{name} {step[name]}" for name in _TOLD if step.get(name))
+        place = f"@{step['seq']} {short(step['revision'])}  {day(step['measured_at'])}"
+        yield one_line(f"{place}  {step['outcome']}{': ' if told else ''}{told}")
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:

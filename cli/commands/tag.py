@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cli.options import common, find_store, revision_names
 from cli.output import Output, columns, short
+
+if TYPE_CHECKING:
+    from store import Store
 
 
 @click.command("tag")
 @click.argument("name", required=False)
 @click.argument("revision", shell_complete=revision_names, default="head")
 @click.option("--delete", is_flag=True, help="Take the tag away; the revision stays.")
+@click.option("--force", is_flag=True, help="Move a tag that is elsewhere.")
 @common
-def command(out: Output, store: str | None, name: str | None, revision: str, delete: bool) -> None:
+def command(
+    out: Output, store: str | None, name: str | None, revision: str, delete: bool, force: bool
+) -> None:
     """Name a revision, or list the tags.
 
-    The revision is head unless named. A tag that exists moves.
+    The revision is head unless named. A tag that exists stays where it is, unless --force moves it.
 
     With --json there is a line for each tag, {"type":"tag","tag","revision","seq"}; for one that
     was deleted, with "deleted":true.
@@ -34,6 +42,7 @@ def command(out: Output, store: str | None, name: str | None, revision: str, del
         return
     with Store.open(find_store(store), writable=name is not None) as opened:
         if name is not None:
+            _require_free(opened, name, revision, force)
             opened.tag(name, revision)
         tagged = {
             tag: opened.revision(identity)
@@ -44,6 +53,17 @@ def command(out: Output, store: str | None, name: str | None, revision: str, del
         out.record({"type": "tag", "tag": tag, "revision": found.id, "seq": found.seq})
     rows = [(tag, f"@{found.seq}", short(found.id)) for tag, found in tagged.items()]
     out.text(columns(("tag", "seq", "revision"), rows, right="seq"))
+
+
+def _require_free(store: Store, name: str, revision: str, force: bool) -> None:
+    """Raise UsageError for a tag that would move without --force."""
+    there = store.tags().get(name)
+    if there is None or force or there == store.revision(revision).id:
+        return
+    place = store.revision(there)
+    raise click.UsageError(
+        f"{name} is @{place.seq} {short(there)} already: --force moves it to {revision}."
+    )
 
 
 def _delete(out: Output, store: str | None, name: str | None) -> None:

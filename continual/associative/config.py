@@ -24,11 +24,11 @@ class AssociativeConfig(Table):
     step_decay: float = 0.95  # of each step, compared with the one before
     steps_max: int = 40
     stop_loss: float = 0.05  # where a request stands still, see `targets`
-    kl_factor: float = 0.0625
+    kl_factor: float = 0.0625  # of KL on the essence prompt, as MEMIT has it
     weight_decay: float = 0.5
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
     contexts: int = 2  # texts before the prompt, besides none at all
-    context_tokens: int = 5
+    context_tokens: int = 5  # of each such text
     drift_max: float = 0.1  # with everything that was added; see `drift_of`
     precision: str = "medium"
     """Of the search's float32 products, as `torch.set_float32_matmul_precision` takes it: "medium"

@@ -98,10 +98,19 @@ def entry(store: Store, revision: Revision) -> Record:
         "fingerprint": revision.fingerprint,
         "measured_at": ledger.get("at"),
         "target": revision.body.get("target"),
-        "reverted": [{"id": i, **_facts(store.request(i))} for i in reverted_by(revision.body)],
-        "first": _facts(store.request(outcomes[0].id)) if outcomes else None,
+        "reverted": [{"id": i, **facts_of(store.request(i))} for i in reverted_by(revision.body)],
+        "first": facts_of(store.request(outcomes[0].id)) if outcomes else None,
         "tags": [tag for tag, identity in store.tags().items() if identity == revision.id],
     }
+
+
+def has_text(store: Store, revision: Revision, text: str) -> bool:
+    """Tell whether a request of a revision has a text in its prompt, target, subject or relation,
+    whatever its case."""
+    wanted = text.casefold()
+    ids = [*(outcome.id for outcome in outcomes_of(revision.body)), *reverted_by(revision.body)]
+    texts = (facts_of(store.request(identity)).values() for identity in ids)
+    return any(wanted in str(value).casefold() for values in texts for value in values)
 
 
 def details(store: Store, revision: Revision) -> Record:
@@ -204,17 +213,18 @@ def _outcome(store: Store, outcome: Outcome) -> Record:
     record = outcome.to_json()
     for name in ("expected", "neighbours"):  # token ids, of use to the engine alone
         record.pop(name, None)
-    return {**_facts(store.request(outcome.id)), **record}
+    return {**facts_of(store.request(outcome.id)), **record}
 
 
 def _shown(identity: str, kept: Retention) -> Record:
     retained = kept.requests[identity]
-    facts = _facts(retained.request.to_json())
+    facts = facts_of(retained.request.to_json())
     return {"id": identity, **facts, "outcome": "applied" if retained.applied else "failed"}
 
 
-def _facts(request: Mapping[str, Any]) -> Record:
-    """Of a request or a probe; a chat stands under its messages, and as a text under `prompt`."""
+def facts_of(request: Mapping[str, Any]) -> Record:
+    """The fields of a request or a probe that people read; a chat stands under its messages, and as
+    a text under `prompt`."""
     facts = {key: request[key] for key in SHOWN if key in request}
     return {"prompt": shown_prompt(request), **facts}
 
@@ -252,7 +262,7 @@ def _probe(store: Store, owner: str, role: str, index: int) -> Record:
     """The text of a probe that the ledger has by key."""
     sets = store.base.body["probes"]
     if owner in sets:
-        return _facts(sets[owner][index])
+        return facts_of(sets[owner][index])
     request = Request.from_json(store.request(owner))
     wordings = {
         "edit": request.asked,
@@ -261,6 +271,6 @@ def _probe(store: Store, owner: str, role: str, index: int) -> Record:
     }
     if role in wordings:
         asked = Probe(prompt=wordings[role][index], answer=request.target_new)
-        return _facts(asked.to_json())
+        return facts_of(asked.to_json())
     probe = (request.locality if role == "locality" else request.portability)[index]
-    return _facts(probe.to_json())
+    return facts_of(probe.to_json())

@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from continual.history.inspection import UNMEASURED, Record, asked, rates_at
 from continual.history.warnings import store_warnings
-from continual.recheck.retention import count_outcomes
+from continual.recheck.retention import APPLIED, Outcome, count_outcomes
 from store import Store
 
 if TYPE_CHECKING:
     from continual.step.pipeline import Step
 
+
+COUNTED = (
+    "read",
+    "attempted",
+    "applied",
+    "skipped",
+    "superseded",
+    "quarantined",
+    "failed",
+    "broke",
+    "recovered",
+)
+"""The counts of a run, as its summary names them."""
 
 SHOWN_MAX = 100  # quarantined records of one step that its record has
 REASONS_MAX = 1000  # that a run tells apart
@@ -64,6 +78,7 @@ def step_record(step: Step) -> Record:
         "editor": step.revision.body["editor"],
         "requests": len(asked(step.outcomes)),
         **count_outcomes(step.outcomes),
+        "outcomes": [_told(outcome) for outcome in step.outcomes],
         "repaired": sum(o.repair and o.outcome == "applied" for o in step.outcomes),
         "quarantined": len(step.quarantined),
         "quarantine": [
@@ -79,6 +94,12 @@ def step_record(step: Step) -> Record:
         "recheck_s": step.recheck_s,
         "patch_bytes": step.patch_bytes,
     }
+
+
+def _told(outcome: Outcome) -> Record:
+    """An outcome's id, its kind, and the editor or the reason."""
+    told = {"id": outcome.id, "outcome": outcome.outcome, "editor": outcome.editor}
+    return {k: v for k, v in {**told, "reason": outcome.reason}.items() if v}
 
 
 def _position(step: Step) -> int | None:
@@ -97,8 +118,9 @@ def _transitions(step: Step) -> dict[str, int]:
 
 @dataclass
 class Tally:
-    """What the steps of a run come to."""
+    """The sums over the steps of a run."""
 
+    gone: Set[str] = frozenset()  # requests that were taken back before the run
     started: float = field(default_factory=time.perf_counter)
     counts: Counter[str] = field(default_factory=Counter)
     remarks: Remarks = field(default_factory=Remarks)
@@ -107,12 +129,14 @@ class Tally:
         """Add what a step's record says."""
         self.counts["steps"] += 1
         self.counts["read"] += record["requests"] + record["quarantined"]
-        for name in ("attempted", "applied", "skipped", "superseded", "quarantined", "failed"):
+        for name in COUNTED[1:]:
             self.counts[name] += record[name]
         for entry in record["quarantine"]:
             self.remarks.quarantined(entry["line"], entry["reason"])
         self.remarks.unknown.update(record["unknown_keys"])
         self.remarks.unnamed += record["unnamed_subjects"]
+        applied = (o["id"] for o in record["outcomes"] if o["outcome"] == APPLIED)
+        self.counts["again"] += sum(identity in self.gone for identity in applied)
 
     @property
     def seconds(self) -> float:
@@ -126,10 +150,9 @@ class Tally:
 
     def summary(self, store: Store) -> Record:
         """The run as a whole; the metrics are those on record at head."""
-        names = ("read", "attempted", "applied", "skipped", "superseded", "quarantined", "failed")
         return {
             "type": "summary",
-            **{name: self.counts[name] for name in names},
+            **{name: self.counts[name] for name in (*COUNTED, "again")},
             "steps": self.counts["steps"],
             **self.remarks.to_json(),
             **rates_at(store, store.head),

@@ -15,6 +15,7 @@ from typing import Any
 
 from continual.effects import NOTHING, Reach, moved_blocks
 from continual.errors import CeditError
+from continual.history.corrections import standing_request
 from continual.history.inspection import rates_at, retained_at
 from continual.history.rehearsing import pipeline_at, rehearse, settings_of
 from continual.history.rewriting import Choice, relaid, rewrite
@@ -24,14 +25,6 @@ from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
 from continual.recheck.standing import Past
 from store import Draft, Layer, Revision, operations
-
-PREFIX_LENGTH_MIN = 4  # digits of a request's id
-
-
-class UnknownRequest(CeditError):
-    """There is no such request to take out."""
-
-    exit_code = 2
 
 
 class RevertError(CeditError):
@@ -62,7 +55,7 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
     store = opened.store
     before = store.head
     lineage = store.lineage(before)
-    surgery = _Surgery(opened, find(lineage, name), lineage, resolve)
+    surgery = _Surgery(opened, standing_request(lineage, name), lineage, resolve)
     revision = rewrite(opened, surgery.operate)
     opened.settle()
     ledger = store.ledger(revision.seq) or {}
@@ -75,34 +68,6 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
         after=rates_at(store, revision),
         turned=dict(ledger.get("turned", {})),
     )
-
-
-def find(lineage: Sequence[Revision], name: str) -> str:
-    """The id of the request that a name stands for, among those that can be taken out.
-
-    Raises UnknownRequest.
-    """
-    known, standing = set[str](), set[str]()
-    for revision, gone in zip(lineage, reverted_later(lineage), strict=True):
-        outcomes = outcomes_of(revision.body)
-        known.update(o.id for o in outcomes)
-        standing.update(o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in gone)
-    if len(name) < PREFIX_LENGTH_MIN:
-        raise UnknownRequest(f"{name!r}: give {PREFIX_LENGTH_MIN} digits or more of its id.")
-    named = sorted(identity for identity in known if identity.startswith(name.lower()))
-    if not named:
-        raise UnknownRequest(
-            f"{name!r} is no request of this history: `cedit show` gives the ids of a revision's."
-        )
-    if len(named) > 1:
-        raise UnknownRequest(
-            f"{name!r} is the start of several requests: {', '.join(named[:5])}; give more of it."
-        )
-    if named[0] not in standing:
-        raise UnknownRequest(
-            f"Request {named[0]} has no part in the model: it was reverted, or never edited."
-        )
-    return named[0]
 
 
 @dataclass

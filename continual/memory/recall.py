@@ -57,7 +57,7 @@ class MemoryConfig(Table):
     encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
     scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
     threshold: float | None = None  # None: the scope's own
-    candidates: int | None = None
+    candidates: int | None = None  # records that the scope reads; None: the scope's own
     exact: bool = False  # compare an input with each record, however many there are
     counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
     counterfactual_fingerprint: str | None = None  # as it was when it was put here

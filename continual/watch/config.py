@@ -30,8 +30,8 @@ class WatchConfig(Table):
     neighbours: int = 16  # of each request, half of them held out; 0: none are made
     said: int = 4  # tokens of a neighbour's answer
     behind: int = 8  # tokens behind an answer
-    watch_max: float = 0.0005
-    neighbours_max: float = 0.125
+    watch_max: float = 0.0005  # share of held-out general positions that an edit may change
+    neighbours_max: float = 0.125  # share of its own held-out neighbours that it may change
 
     def __post_init__(self) -> None:
         counts = ("texts", "tokens", "neighbours", "said", "behind")

@@ -103,7 +103,7 @@ def test_a_setting_that_does_not_exist_is_named(
     cedit: Cedit, store: Path, stream: Path, option: tuple[str, str]
 ) -> None:
     ran = cedit("apply", stream, *option)
-    assert ran.code == 1
+    assert ran.code == 2
     assert option[1] in ran.err
     assert "Traceback" not in ran.err
 

@@ -31,7 +31,7 @@ class AlphaEditConfig(AssociativeConfig):
     or, where more is given up, in directions that other facts are in. There 300 edits at once by
     "projected" took TestR to .85.
     """
-    nullspace_least: float = 0.5
+    nullspace_least: float = 0.5  # the share of the keys' squared length that "auto" asks for
     nullspace_threshold: float | None = None
     """Eigenvalues of C₀ below it are the null space: 0.02 as published, for three large models.
     None: by share. How long keys are differs from model to model."""

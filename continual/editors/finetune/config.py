@@ -32,7 +32,7 @@ class FineTuneConfig(Table):
 class FineTuneKlConfig(FineTuneConfig):
     """With KL(before ‖ now) on training probes and past edits; the numbers are the paper's."""
 
-    kl_weight: float = 1.0
+    kl_weight: float = 1.0  # of the KL beside the loss
     kl_memory: int = 512  # training probes, drawn once: the base's answers
     kl_edits: int = 100  # past edits at most, drawn for each edit: the answers just before it
     kl_batch: int = 32  # of each of the two, at most, in one step

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from continual.history.corrections import UnknownRequest, standing_request
 from continual.history.inspection import difference, entry, retained_at
 from continual.history.replaying import rebuild, verify
-from continual.history.reverting import RevertError, UnknownRequest, find, with_owners
+from continual.history.reverting import RevertError, with_owners
 from continual.requests import Request
 from continual.session import Session, open_session
 from store import Revision
@@ -176,7 +177,7 @@ def test_a_prefix_of_several_names_them(knowing):
     body = {"requests": [{"id": f"abcd{n}", "outcome": "applied"} for n in range(2)]}
     twins = Revision("x", 1, "p", "p", "edit", None, "f", body)
     with pytest.raises(UnknownRequest, match="abcd0, abcd1"):
-        find([revision, twins], "abcd")
+        standing_request([revision, twins], "abcd")
 
 
 # -- batches of weight edits

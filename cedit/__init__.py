@@ -1,0 +1,19 @@
+"""cedit, by the name of its command: everything that `continual` offers."""
+
+from typing import Any
+
+import continual
+from continual import create as create
+from continual import open as open
+
+__all__ = [*continual.__all__]
+
+
+def __getattr__(name: str) -> Any:
+    """Look a name up in `continual`."""
+    return getattr(continual, name)
+
+
+def __dir__() -> list[str]:
+    """The names of the interface."""
+    return dir(continual)

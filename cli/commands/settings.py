@@ -1,0 +1,103 @@
+"""`cedit settings`: every setting with its meaning, as it stands in a store."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from cli.options import common, find_store
+from cli.output import Output
+
+WIDTH = 78  # of the comments
+
+
+@click.command("settings")
+@click.argument("table", required=False)
+@click.option("--defaults", is_flag=True, help="As a store is without any of its own.")
+@common
+def command(out: Output, store: str | None, table: str | None, defaults: bool) -> None:
+    """Print the settings as TOML, each with its meaning.
+
+    The lines can be copied into the store's cedit.toml and changed there; those that the store sets
+    already have its values. TABLE is one of them alone: model, run, watch, memory, or an editor.
+
+    With --json there is a line for each, {"type":"setting","table","key","value","meaning","set"}.
+
+    \b
+    Example:
+      cedit settings watch
+      cedit settings editor.memit
+    """
+    from continual.described import table_names
+
+    names = table_names()
+    chosen = names if table is None else [_named(table, names)]
+    own = {} if defaults else _own(store)
+    for record in (record for name in chosen for record in _records(name, _within(own, name))):
+        out.record(record)
+    for name in chosen:
+        out.text(*_lines(name, list(_records(name, _within(own, name)))))
+
+
+def _named(table: str, names: list[str]) -> str:
+    """The table of this name; an editor's by the editor's name, too."""
+    for name in (table, f"editor.{table}"):
+        if name in names:
+            return name
+    nearest = get_close_matches(table, names, n=1)
+    advice = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(names)}."
+    raise click.UsageError(f"There is no table {table!r}. {advice}")
+
+
+def _own(store: str | None) -> Mapping[str, Any]:
+    """The settings of the store; none where there is no store to be found."""
+    from store import NoStore, Store
+
+    try:
+        with Store.open(find_store(store)) as opened:
+            return opened.settings
+    except NoStore:
+        if store is not None:
+            raise
+        return {}
+
+
+def _within(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The values of a table whose name may have dots."""
+    table: Any = settings
+    for part in name.split("."):
+        table = table.get(part, {})
+    return dict(table)
+
+
+def _records(name: str, own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    from continual.described import settings_of, table_class
+
+    for setting in settings_of(table_class(name)):
+        default = None if setting.is_required else setting.default
+        yield {
+            "type": "setting",
+            "table": name,
+            "key": setting.name,
+            "value": own.get(setting.name, default),
+            "meaning": setting.meaning,
+            "set": setting.name in own,
+        }
+
+
+def _lines(name: str, records: list[dict[str, Any]]) -> Iterator[str]:
+    """The table as TOML; a setting without a value is a comment."""
+    from continual.described import toml_value
+
+    yield f"[{name}]"
+    for record in records:
+        yield from textwrap.wrap(
+            record["meaning"], WIDTH, initial_indent="# ", subsequent_indent="# "
+        )
+        value = toml_value(record["value"])
+        yield f"{record['key']} = {value}" if value else f"# {record['key']} ="
+    yield ""
