@@ -1,4 +1,4 @@
-"""cedit: a continual editing engine for language models.
+"""cedit: a continual editing engine for language models::
 
     import continual
 

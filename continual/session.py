@@ -73,7 +73,7 @@ class Session(OpenStore):
     """An open store with the edited model at a revision of its history.
 
     A context manager: within it the model answers with the edits, behind it the store is let go of
-    and the session answers nothing more.
+    and the session answers nothing more::
 
         with continual.open(".cedit") as session:
             for step in session.apply("corrections.jsonl"):

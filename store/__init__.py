@@ -1,7 +1,7 @@
 """Durable history: records, tensors and files; nothing of models, tokens or terminals.
 
-`Store` is the face; `check` reads everything back. A name is imported when it is first used, so that
-the errors can be had without the journal's library.
+`Store` is the face; `check` reads everything back. A name is imported when it is first used, so
+that the errors can be had without the journal's library.
 """
 
 from __future__ import annotations
