@@ -37,7 +37,8 @@ def test_log_lists_the_newest_first(cedit: Cedit, edited: Path) -> None:
     assert [r["seq"] for r in cedit("log", "--json").records] == [3, 2, 1, 0]
     assert [r["seq"] for r in cedit("log", "--limit", 2, "--json").records] == [3, 2]
     assert [r["seq"] for r in cedit("log", "@1..@2", "--json").records] == [2]
-    assert "The capital of country 2 is → Rome" in cedit("log").out
+    newest = cedit("log").out.splitlines()[1]
+    assert "The capital of country 2 is" in newest and newest.endswith("→ Rome")
 
 
 def test_log_of_everything_has_what_was_rolled_back(cedit: Cedit, edited: Path) -> None:
