@@ -92,5 +92,7 @@ def create(
     from continual.new_store import NewStore, init
 
     told: Mapping[str, Any] = settings if model is None else {**settings, "model": str(model)}
-    progress = {} if on_progress is None else {"on_progress": on_progress}
-    return init(Path(path), NewStore(**told), **progress)
+    new = NewStore(**told)
+    if on_progress is None:
+        return init(Path(path), new)
+    return init(Path(path), new, on_progress=on_progress)
