@@ -1,7 +1,7 @@
-"""What is done with steps of the past.
+"""The operations on steps of the past.
 
-``inspection`` and ``reports`` say what they were; ``replaying`` builds every state anew and
-compares, ``rehearsing`` makes a step once more. ``rewriting`` moves head to a state that is more
-than a step away, as an operation chooses it: ``rolling_back``, ``reverting`` (one request out of
+``inspection`` and ``reports`` describe them; ``replaying`` builds every state anew and compares,
+``rehearsing`` makes a step once more. ``rewriting`` moves head to a state that is more than a step
+away. One of four operations chooses that state: ``rolling_back``, ``reverting`` (one request out of
 the middle), ``reembedding`` (the memory by another encoder), ``repairing`` (without a lost patch).
 """

@@ -1,7 +1,7 @@
-"""What a history says of itself: status, log, one revision, and what lies between two.
+"""Views of a history: status, log, one revision, and the difference between two.
 
-Reads records alone: no model, no tensors, no torch. Each answer is a JSON object; how it looks on a
-terminal is left to others.
+Reads records alone: no model, no tensors, no torch. Returns JSON objects; leaves their look on a
+terminal to others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHOWN = (  # of a request or a probe
 
 
 def status(store: Store) -> Record:
-    """Where the store stands: head, how many corrections are in force, and the metrics there."""
+    """Return the store's status: head, the number of corrections in force, and the metrics."""
     head = store.head
     kept = retained_at(store, head)
     settings = StoreSettings.of(store.settings)
@@ -71,8 +71,9 @@ def status(store: Store) -> Record:
 
 
 def _index(store: Store, head: Revision) -> Record | None:
-    """The vector index that is kept for this head: how many vectors it has, and how often it finds
-    the nearest of them; null: it compares an input with each."""
+    """Return the size of the vector index in the cache and its recall, the share of inputs for
+    which it finds the nearest vector (null if it compares an input with each). None if the cache
+    has no index for this head."""
     kept = describe(store.cache / INDEX_FILE)
     if kept is None or (kept.seq, kept.revision) != (head.seq, head.id):
         return None
@@ -80,7 +81,7 @@ def _index(store: Store, head: Revision) -> Record | None:
 
 
 def entry(store: Store, revision: Revision) -> Record:
-    """One line of the log."""
+    """Return one line of the log."""
     outcomes = outcomes_of(revision.body)
     ledger = store.ledger(revision.seq) or {}
     return {
@@ -114,7 +115,7 @@ def has_text(store: Store, revision: Revision, text: str) -> bool:
 
 
 def details(store: Store, revision: Revision) -> Record:
-    """All that is known of one revision, its requests with their outcomes included."""
+    """Return everything on record about one revision, its requests and their outcomes included."""
     return {
         **entry(store, revision),
         "settings": revision.body.get("settings"),
@@ -128,7 +129,7 @@ def details(store: Store, revision: Revision) -> Record:
 
 
 def difference(store: Store, older: Revision, newer: Revision) -> Record:
-    """What holds at one revision and not at the other: requests, patches, outcomes of probes."""
+    """Return the requests, patches and probe outcomes that differ between two revisions."""
     before, after = retained_at(store, older), retained_at(store, newer)
     at_older, at_newer = _patches_at(store, older), _patches_at(store, newer)
     return {
@@ -148,16 +149,16 @@ def difference(store: Store, older: Revision, newer: Revision) -> Record:
     }
 
 
-# -- what the records hold
+# -- reading the records
 
 
 def retained_at(store: Store, revision: Revision) -> Retention:
-    """The retention set at a revision."""
+    """Return the retention set at a revision."""
     return retained_along(store, store.lineage(revision))
 
 
 def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
-    """The retention set at the end of a lineage (base first)."""
+    """Return the retention set at the end of a lineage (base first)."""
     kept = Retention()
     for ancestor, reverted in zip(lineage, reverted_later(lineage), strict=True):
         for outcome in outcomes_of(ancestor.body):
@@ -167,7 +168,7 @@ def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
 
 
 def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
-    """Patches with the revision in whose place they are."""
+    """Yield the patches in `refs`, each with its revision among the layers of `at`."""
     left = Counter(refs)
     for layer in store.layers(at):
         if layer.patch is not None and left[layer.patch] > 0:
@@ -182,30 +183,30 @@ def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> I
 
 
 def _patches_at(store: Store, revision: Revision) -> Counter[BlobRef]:
-    """The patches of a revision's state, and how many times each."""
+    """Count the patches of a revision's state: a state may have the same patch several times."""
     return Counter(layer.patch for layer in store.layers(revision) if layer.patch is not None)
 
 
 def rates_at(store: Store, revision: Revision) -> dict[str, float | None]:
-    """The metrics in the ledger; all None where the revision was not re-checked."""
+    """Return the metrics in the ledger; all None if the revision was not re-checked."""
     record = store.ledger(revision.seq)
     return {**UNMEASURED, **(record["rates"] if record else {})}
 
 
 def base_accuracies(store: Store) -> dict[str, float | None]:
-    """The accuracies on the probe sets before the first edit, by the set's name."""
+    """Return the accuracies on the probe sets before the first edit, by the set's name."""
     record = store.ledger(0)
     counts = record["base"] if record else {}
     return {role: Count(*count).rate for role, count in counts.items()}
 
 
 def asked(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes of what a stream asked for, without the repairs of earlier edits."""
+    """Return the outcomes of the stream's own requests, without the repairs of earlier edits."""
     return [outcome for outcome in outcomes if not outcome.repair]
 
 
 def patch_bytes(revision: Revision) -> int:
-    """The size of a revision's patch; 0 where it has none."""
+    """Return the size of a revision's patch in bytes; 0 if it has none."""
     return revision.patch.length if revision.patch else 0
 
 
@@ -223,8 +224,8 @@ def _shown(identity: str, kept: Retention) -> Record:
 
 
 def facts_of(request: Mapping[str, Any]) -> Record:
-    """The fields of a request or a probe that people read; a chat stands under its messages, and as
-    a text under `prompt`."""
+    """Return the fields of a request or a probe that people read. A chat is under `messages`, and
+    as a text under `prompt`."""
     facts = {key: request[key] for key in SHOWN if key in request}
     return {"prompt": shown_prompt(request), **facts}
 
@@ -233,7 +234,7 @@ def facts_of(request: Mapping[str, Any]) -> Record:
 
 
 def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> Iterator[Record]:
-    """The probes that both revisions measure, and that are right at one of them only."""
+    """Yield the probes that both revisions measure and only one of them answers rightly."""
     sets = store.base.body["probes"]
     before, after = _wrong_at(store, older), _wrong_at(store, newer)
     for key in sorted(before ^ after):
@@ -250,7 +251,8 @@ def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> I
 
 
 def _wrong_at(store: Store, revision: Revision) -> set[str]:
-    """The keys of the probes that are wrong at a revision, as far as the ledger has followed."""
+    """Return the keys of the probes that are wrong at a revision, by the ledger's last record of
+    each."""
     outcomes: dict[str, bool] = {}
     for ancestor in store.lineage(revision):
         record = store.ledger(ancestor.seq)
@@ -259,7 +261,7 @@ def _wrong_at(store: Store, revision: Revision) -> set[str]:
 
 
 def _probe(store: Store, owner: str, role: str, index: int) -> Record:
-    """The text of a probe that the ledger has by key."""
+    """Return the shown fields of a probe, given the parts of its key in the ledger."""
     sets = store.base.body["probes"]
     if owner in sets:
         return facts_of(sets[owner][index])

@@ -1,8 +1,8 @@
 """Embedding the memory anew, when a store names another encoder or scope than before.
 
-A revision of operation "re-embed" has, for every patch with records, the same patch with other
-embeddings stand in its place: who a record belongs to, and what can be taken back, stays as it is.
-What had made the embeddings before is not needed.
+A revision of operation "re-embed" replaces every patch with records by the same patch with other
+embeddings. Each record keeps its owner, and can be reverted as before. The earlier encoder is not
+needed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from store import Draft, Layer, Revision, operations
 
 @dataclass(frozen=True)
 class Reembedded:
-    """What was done."""
+    """The revision of a re-embedding, and the number of records embedded."""
 
     revision: Revision
     records: int
-    scope: str  # the fingerprint of what has made the embeddings now
+    scope: str  # the fingerprint of the scope that made the embeddings
 
 
 def reembed(opened: OpenStore) -> Reembedded:
-    """Embed all records in the history of head by what `[memory]` names now, and measure the model
-    with them. Raises CeditError where there is nothing to embed."""
+    """Embed all records in the history of head by the scope that `[memory]` names now, and measure
+    the model with them. Raises CeditError if no record needs it."""
     scope = recall_of(opened.edited).scope
     embedded: list[MemoryPatch] = []
 
@@ -57,7 +57,8 @@ def reembed(opened: OpenStore) -> Reembedded:
 
 
 def _anew(part: Patch, scope: Scope) -> MemoryPatch | None:
-    """A patch with records of another scope, embedded by this one; None for any other."""
+    """Return a patch with its records embedded by `scope`; None if the patch has no records or is
+    of this scope already."""
     if not isinstance(part, MemoryPatch) or part.scope in ("", scope.fingerprint):
         return None
     return replace(part, records=scope.records(part.records.records), scope=scope.fingerprint)

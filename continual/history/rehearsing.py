@@ -1,7 +1,7 @@
 """A step of the past made once more: the same requests, settings and seed, at the same state.
 
-Knows how a batch is found again in a revision's record. Writes nothing: what comes out is compared
-with what there is (`recompute`), or takes its place (`reverting`).
+Knows how to find a batch again in a revision's record. Writes nothing: `recompute` compares the new
+patch with the recorded one, `reverting` puts the new one in its place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from store import Revision, operations
 
 
 def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = ()) -> Batch:
-    """The requests of a step in an order that makes the same plan: first those that others of the
-    batch superseded, then repeats of what stood already, then what was edited or right, then
-    repeats of that."""
+    """Return the requests of a step in an order that makes the same plan: first the requests that
+    others of the batch superseded, then repeats of earlier requests, then the edited or right ones,
+    then repeats of these."""
     asked = [o for o in outcomes_of(revision.body) if not o.repair and o.id not in without]
     planned = {o.id for o in asked if o.outcome in (*retention.ATTEMPTED, retention.SKIPPED)}
 
@@ -43,7 +43,8 @@ def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = (
 
 
 def pipeline_at(opened: OpenStore, past: Past, settings: Settings) -> Pipeline:
-    """The pipeline as it was after a revision, whose state the model has to be in."""
+    """Return the pipeline as it was after a revision. The model has to be in that revision's
+    state."""
     standing = Standing(opened.store, opened.site, past)
     return Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
 
@@ -53,20 +54,20 @@ class Recomputed:
     """A step made again, beside the one on record."""
 
     revision: Revision
-    difference: str | None  # the first; None where every tensor has the same bits
+    difference: str | None  # the first; None if every tensor has the same bits
 
     @property
     def is_same(self) -> bool:
-        """Whether the patch came out bit for bit as it was."""
+        """True if the patch came out bit for bit as before."""
         return self.difference is None
 
 
 def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Recomputed]:
-    """Make the steps among these revisions again, each from the state that is on record before it,
-    and compare the patches. What is no step of an editor is passed over. The model is left where
-    the last one ended. Raises EditError where an editor lacks what it needs."""
+    """Make the steps among these revisions again, each from the recorded state before it, and
+    compare the patches. Revisions of other operations are passed over. The model is left at the end
+    of the last step. Raises EditError if an editor lacks something that it needs."""
     standing: Standing | None = None
-    on: str | None = None  # the revision after which model and standing are
+    on: str | None = None  # model and standing are in the state after this revision
     for revision in revisions:
         if revision.operation != operations.EDIT or revision.parent is None:
             continue
@@ -83,7 +84,7 @@ def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Reco
 
 
 def difference(wanted: Sequence[Patch], found: Sequence[Patch]) -> str | None:
-    """The first difference between two patches, in words; None where there is none."""
+    """Describe the first difference between two patches; None if they are the same."""
     if len(wanted) != len(found):
         return f"{len(found)} parts instead of {len(wanted)}"
     for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
@@ -112,8 +113,8 @@ def _tensor_difference(wanted: Tensor, found: Tensor | None) -> str | None:
 def rehearse(
     opened: OpenStore, pipeline: Pipeline, revision: Revision, without: Collection[str] = ()
 ) -> Edited:
-    """What a revision's step comes to now, without some of its requests. The model, which stands
-    before it, is left behind it."""
+    """Make a revision's step again, without some of its requests. The model has to be in the state
+    before the step, and is left in the state after it."""
     batch = batch_of(opened, revision, without)
     is_due = opened.store.ledger(revision.seq) is not None
     recorded = {outcome.id: outcome for outcome in outcomes_of(revision.body)}
@@ -121,5 +122,5 @@ def rehearse(
 
 
 def settings_of(revision: Revision) -> Settings:
-    """The settings of a step."""
+    """Return the settings of a step."""
     return Settings.from_json(revision.body["settings"])

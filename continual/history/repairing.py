@@ -1,8 +1,8 @@
 """A history that has lost patches goes on without them.
 
-A revision of operation "repair" says which patches are lost, and has nothing stand in their places:
-the state is base and all other patches. The requests of the steps that made them count no longer,
-and can be applied again. Healing the store's own files is left to `store.repair`.
+A revision of operation "repair" names the lost patches and replaces them by nothing: the state is
+base and all other patches. The requests of the steps that made the lost patches count no longer,
+and can be applied again. Leaves healing the store's own files to `store.repair`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from store.check import lost_patches
 
 @dataclass(frozen=True)
 class GivenUp:
-    """What a history went on without."""
+    """The revision that gave up lost patches, and the requests that this took out."""
 
     revision: Revision
-    requests: tuple[str, ...]  # that were in force and are not any more
+    requests: tuple[str, ...]  # in force before, and no longer
 
 
 def give_up(opened: OpenStore, lost: Sequence[BlobRef]) -> GivenUp:
-    """Go on at head without these patches. The model stands at base, since head cannot be."""
+    """Go on at head without these patches. The model has to be at base: head cannot be built."""
     digests = {ref.sha256 for ref in lost}
 
     def choose(layer: Layer) -> Choice:
@@ -51,7 +51,7 @@ def give_up(opened: OpenStore, lost: Sequence[BlobRef]) -> GivenUp:
 
 
 def _in_force(layers: Sequence[Layer], steps: Collection[str]) -> list[str]:
-    """The requests that some steps attempted and that no later revision took out."""
+    """Return the requests that these steps attempted and no later revision took out."""
     gone = reverted_later([layer.revision for layer in layers])
     return [
         outcome.id
@@ -63,7 +63,7 @@ def _in_force(layers: Sequence[Layer], steps: Collection[str]) -> list[str]:
 
 
 def whole_revisions(opened: OpenStore) -> list[Revision]:
-    """The revisions whose states can be made: none of their patches is lost."""
+    """Return the revisions whose states can be built: none of their patches is lost."""
     revisions = list(opened.store.revisions())
     lost = lost_patches(revisions)
     if not lost:

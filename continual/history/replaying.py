@@ -1,6 +1,6 @@
-"""Rebuilding: every revision's state made again from base, and compared with what it says it is.
+"""Rebuilding: every revision's state made again from base, and its fingerprint compared.
 
-Knows in which order patches go on; leaves reading the store's own records back to `store.check`.
+Knows in which order patches go on; leaves checking the store's own records to `store.check`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from store.check import Problem, verify_path
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A revision, and the fingerprint that its patches give now."""
+    """A revision, and the fingerprint of the model rebuilt from its patches."""
 
     revision: Revision
     fingerprint: str
 
     @property
     def is_same(self) -> bool:
-        """Whether the model is bit for bit what it was."""
+        """True if the model is bit for bit the same as when the revision was made."""
         return self.fingerprint == self.revision.fingerprint
 
 
@@ -34,8 +34,9 @@ def rebuild(
 ) -> Iterator[Rebuilt]:
     """Put the model at each revision in turn, from base; the model is left at the last of them.
 
-    Revisions that follow one another cost one patch each. With `from_snapshots` what lies before
-    the first of them is taken from there. Raises IntegrityError for a patch that cannot be read.
+    Revisions that follow one another cost one patch each. With `from_snapshots` the state before
+    the first of them is built from snapshots. Raises IntegrityError for a patch that cannot be
+    read.
     """
     edited = opened.edited
     on: str | None = None  # the revision whose state the model is in
@@ -54,7 +55,7 @@ def rebuild(
 
 
 def _build(opened: OpenStore, layers: Iterable[Layer]) -> None:
-    """Patch by patch, from base."""
+    """Build a state from base, patch by patch."""
     opened.edited.take_off(0)
     for layer in layers:
         opened.edited.put(opened.patches(layer.patch))
@@ -62,8 +63,8 @@ def _build(opened: OpenStore, layers: Iterable[Layer]) -> None:
 
 
 def verify(path: Path) -> list[Problem]:
-    """The store's own problems; and if it has none that harm, fingerprints that come out otherwise
-    and snapshots that are not what their patches come to.
+    """Return the store's own problems. If none of these does harm, rebuild every state and add the
+    fingerprints and the snapshots that differ from their patches' result.
 
     Raises NoStore, FormatVersionError, WrongBaseModel.
     """
@@ -77,7 +78,7 @@ def verify(path: Path) -> list[Problem]:
 
 
 def mismatch(made: Rebuilt) -> Problem:
-    """What is wrong where a state is not the one on record."""
+    """Describe a state whose fingerprint is not the recorded one."""
     return Problem(
         f"revision {made.revision.id[:12]}",
         f"its patches give the fingerprint {made.fingerprint[:12]}, "
@@ -86,7 +87,8 @@ def mismatch(made: Rebuilt) -> Problem:
 
 
 def wrong_snapshots(opened: OpenStore) -> Iterator[Problem]:
-    """The readable snapshots on the way to head or a tag that their patches do not come to."""
+    """Yield the readable snapshots on the way to head or a tag that differ from the result of their
+    patches."""
     store, seen = opened.store, set[str]()
     if not any(store.snapshots.names()):
         return
@@ -109,5 +111,5 @@ def wrong_snapshots(opened: OpenStore) -> Iterator[Problem]:
 
 
 def snapshot_label(segment: Segment) -> str:
-    """How messages name a snapshot."""
+    """Return the name of a snapshot for messages."""
     return f"snapshots/{segment.name}.json"

@@ -1,4 +1,4 @@
-"""What a run says of itself: a record for each step, and a summary at its end.
+"""Reports of a run: a record for each step, and a summary at its end.
 
 Knows the objects that `cedit apply --json` prints. Adds up what steps report and measures nothing.
 """
@@ -33,14 +33,14 @@ COUNTED = (
 )
 """The counts of a run, as its summary names them."""
 
-SHOWN_MAX = 100  # quarantined records of one step that its record has
-REASONS_MAX = 1000  # that a run tells apart
-LINES_MAX = 5  # that are named beside a reason
+SHOWN_MAX = 100  # quarantined records in the record of one step
+REASONS_MAX = 1000  # reasons that a run tells apart
+LINES_MAX = 5  # lines named beside a reason
 
 
 @dataclass
 class Remarks:
-    """What was odd about the records that were read: counted, with where it was first seen."""
+    """Odd things about the records read, counted, with the first lines of each."""
 
     lines: dict[str, list[int]] = field(default_factory=dict)  # by reason, the first few
     reasons: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class Remarks:
             lines.append(line)
 
     def to_json(self) -> Record:
-        """As a summary has it; the most frequent reason comes first."""
+        """Return the summary's entries; the most frequent reason comes first."""
         return {
             "quarantine": [
                 {"reason": reason, "count": count, "lines": self.lines[reason]}
@@ -69,7 +69,7 @@ class Remarks:
 
 
 def step_record(step: Step) -> Record:
-    """What one step did."""
+    """Return the record of one step."""
     rates = step.measured.rates.to_json() if step.measured else UNMEASURED
     return {
         "type": "step",
@@ -97,19 +97,19 @@ def step_record(step: Step) -> Record:
 
 
 def _told(outcome: Outcome) -> Record:
-    """An outcome's id, its kind, and the editor or the reason."""
+    """Return an outcome's id, its kind, and the editor or the reason."""
     told = {"id": outcome.id, "outcome": outcome.outcome, "editor": outcome.editor}
     return {k: v for k, v in {**told, "reason": outcome.reason}.items() if v}
 
 
 def _position(step: Step) -> int | None:
-    """How far into its stream the step has come, in records; None where that is not kept."""
+    """Return the step's position in its stream, in records; None if the position is not kept."""
     states = list(step.revision.body["streams"].values())
     return int(states[-1]["position"]) if states else None
 
 
 def _transitions(step: Step) -> dict[str, int]:
-    """How many probes of earlier requests and of the probe sets turned, and to what."""
+    """Count the probes of earlier requests and of the probe sets that broke or recovered."""
     turned = step.measured.turned if step.measured else {}
     new = {outcome.id for outcome in asked(step.outcomes)}
     earlier = [right for key, right in turned.items() if key.split(":")[0] not in new]
@@ -118,15 +118,15 @@ def _transitions(step: Step) -> dict[str, int]:
 
 @dataclass
 class Tally:
-    """The sums over the steps of a run."""
+    """Sums over the steps of a run."""
 
-    gone: Set[str] = frozenset()  # requests that were taken back before the run
+    gone: Set[str] = frozenset()  # requests taken back before the run
     started: float = field(default_factory=time.perf_counter)
     counts: Counter[str] = field(default_factory=Counter)
     remarks: Remarks = field(default_factory=Remarks)
 
     def take(self, record: Record) -> None:
-        """Add what a step's record says."""
+        """Add the counts of a step's record."""
         self.counts["steps"] += 1
         self.counts["read"] += record["requests"] + record["quarantined"]
         for name in COUNTED[1:]:
@@ -140,16 +140,16 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return time.perf_counter() - self.started
 
     @property
     def is_partial(self) -> bool:
-        """Whether something that was asked for is not in the model now."""
+        """True if a requested correction is not in the model now."""
         return bool(self.counts["failed"] or self.counts["quarantined"])
 
     def summary(self, store: Store) -> Record:
-        """The run as a whole; the metrics are those on record at head."""
+        """Summarise the run; the metrics are the recorded ones at head."""
         return {
             "type": "summary",
             **{name: self.counts[name] for name in (*COUNTED, "again")},

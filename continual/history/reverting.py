@@ -1,9 +1,8 @@
 """Reverting: one request taken out of the middle of the history, which only grows by it.
 
-A revision of operation "revert" says which request went, and what stands in the place of the
-patches that had a part in it: the state is base and all other patches, in their old order and with
-their old bytes. What the request had superseded counts again. Nothing is erased: the request can be
-applied again, and a rollback leads to before.
+A revision of operation "revert" names the request, and replaces the patches that had a part in it;
+all other patches keep their order and their bytes. The requests that it had superseded count again.
+Nothing is erased: the request can be applied again, and a rollback leads back to the state before.
 """
 
 from __future__ import annotations
@@ -28,29 +27,29 @@ from store import Draft, Layer, Revision, operations
 
 
 class RevertError(CeditError):
-    """A request of a patch that does not say what in it is whose."""
+    """The request's patch does not say which of its rows belong to which request."""
 
 
 @dataclass(frozen=True)
 class Reverted:
-    """What a revert did, and what it cost."""
+    """The revision of a revert, with its effect on patches, metrics and probes."""
 
     revision: Revision
     request: str
-    rows: dict[str, int]  # neurons, columns, records or whole dense patches that went, by kind
-    resolved: tuple[Outcome, ...]  # of the other requests of batches that were solved again
+    rows: dict[str, int]  # neurons, columns, records or whole dense patches removed, by kind
+    resolved: tuple[Outcome, ...]  # of the other requests of batches solved again
     before: dict[str, float | None]  # the metrics
     after: dict[str, float | None]
-    turned: dict[str, bool]  # probes that are right now, or wrong, and were not
+    turned: dict[str, bool]  # probes whose outcome changed: True if right now
 
 
 def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
-    """Take a request out of the history at head, and measure what that costs.
+    """Take a request out of the history at head, and measure the model without it.
 
     `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
-    patch are dropped, and those of the others of its batch stay as they were solved beside them;
-    with it, the batch is solved again without the request. A dense patch goes whole, or not at all.
-    Raises UnknownRequest, RevertError, SharedPatch.
+    patch are dropped, and the columns of its batch's other requests stay as they were solved beside
+    them; with it, the batch is solved again without the request. A dense patch goes whole, or not
+    at all. Raises UnknownRequest, RevertError, SharedPatch.
     """
     store = opened.store
     before = store.head
@@ -72,19 +71,18 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
 
 @dataclass
 class _Surgery:
-    """The patches of a state, put on anew without one request."""
+    """Puts the patches of a state on anew, without one request."""
 
     opened: OpenStore
     request: str
     lineage: Sequence[Revision]
     resolve: bool
     rows: dict[str, int] = field(default_factory=dict)
-    reach: Reach = NOTHING  # of what changes
+    reach: Reach = NOTHING  # of the changes
     resolved: dict[str, Outcome] = field(default_factory=dict)
 
     def operate(self, layers: Sequence[Layer]) -> Draft:
-        """Put all layers on, those that the request has a part in without it; the revision that
-        says so."""
+        """Put all layers on, without the request's parts; return the draft of the revision."""
         replaces = relaid(self.opened, layers, self._choose)
         body: dict[str, Any] = {
             "reverted": [self.request],
@@ -95,7 +93,7 @@ class _Surgery:
         return Draft(operations.REVERT, head.id, fingerprint, body, replaces=replaces)
 
     def _choose(self, layer: Layer) -> Choice:
-        """The parts of a layer without the request."""
+        """Return the parts of a layer without the request, and whether they replace the layer's."""
         parts = self.opened.patches(layer.patch)
         if not self._has_part(layer.revision):
             return parts, False
@@ -111,12 +109,12 @@ class _Surgery:
 
     @cached_property
     def _gone(self) -> dict[str, frozenset[str]]:
-        """The requests of each step that were reverted later, by the step's id."""
+        """The requests of each step reverted later, by the step's id."""
         ids = (revision.id for revision in self.lineage)
         return dict(zip(ids, reverted_later(self.lineage), strict=True))
 
     def _has_part(self, revision: Revision) -> bool:
-        """Whether a step edited the request, or solved for it, and that still stands."""
+        """Tell whether a step attempted the request and no later revision reverted it."""
         return self.request not in self._gone[revision.id] and any(
             outcome.id == self.request and outcome.outcome in ATTEMPTED
             for outcome in outcomes_of(revision.body)
@@ -129,7 +127,8 @@ class _Surgery:
             self.reach |= part.reach
 
     def _solve_again(self, revision: Revision) -> tuple[Patch, ...]:
-        """The parts of a step whose batch lacks the request; the model is as before the step."""
+        """Solve a step's batch again without the request, and return the parts. The model is in the
+        state before the step, and stays there."""
         opened = self.opened
         before = opened.store.revision(revision.parent or "base")
         without = self._gone[revision.id] | {self.request}
@@ -140,14 +139,14 @@ class _Surgery:
         self.reach |= edited.reach
         kept = retained_at(opened.store, self.lineage[-1]).requests
         for outcome in edited.outcomes:
-            if outcome.id in kept:  # what was superseded since then stays so
+            if outcome.id in kept:  # a request superseded since then stays superseded
                 self.resolved[outcome.id] = replace(outcome, repair=True, supersedes=())
         return edited.parts
 
 
 def with_owners(part: Patch, revision: Revision, parts: Sequence[Patch]) -> Patch:
-    """The part, told whose its rows are. Older files do not say it: what became of the requests
-    does, where it leaves no doubt. Raises RevertError where it does."""
+    """Return the part with the owners of its rows. Older files do not name them: the outcomes of
+    the requests tell the owners if only one assignment fits. Raises RevertError otherwise."""
     if part.owners:
         return part
     outcomes = [o for o in outcomes_of(revision.body) if o.outcome in ATTEMPTED]

@@ -1,8 +1,8 @@
 """Rewriting: head moved to a state that is more than a step away.
 
-Knows the one way there for rollback, revert, re-embed and repair: the model is put at the state
-that an operation chooses, the revision that says so is committed, and what is carried at head is
-forgotten. Where any of this breaks off the model stands at head again.
+Knows the one way there for rollback, revert, re-embed and repair: it puts the model at the state
+that an operation chooses, commits the operation's revision, and forgets the standing at the old
+head. If any of this fails the model goes back to head.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from continual.patches import Patch, pack
 from store import Draft, Layer, Replacement, Revision, StoreError
 
 Choice = tuple[Sequence[Patch], bool]
-"""The parts that go on for a layer, and whether they stand in the place of its own."""
+"""The parts to put on for a layer, and whether they replace its own."""
 
 
 def rewrite(opened: OpenStore, choose: Callable[[Sequence[Layer]], Draft]) -> Revision:
-    """Commit the draft that `choose` makes of head's layers; it leaves the model at its state.
+    """Commit the draft that `choose` makes of head's layers; `choose` leaves the model at the
+    draft's state.
 
-    Where one of them fails the model is put back at head, or at base where head has lost a patch.
+    If `choose` or the commit fails, the model goes back to head, or to base if head has lost a
+    patch.
     """
     head = opened.store.head
     layers = opened.store.layers(head)
@@ -38,7 +40,8 @@ def rewrite(opened: OpenStore, choose: Callable[[Sequence[Layer]], Draft]) -> Re
 def relaid(
     opened: OpenStore, layers: Sequence[Layer], choose: Callable[[Layer], Choice]
 ) -> dict[str, Replacement | None]:
-    """Put layers on from base with the parts that `choose` gives for each; a draft's `replaces`."""
+    """Put layers on from base, with the parts that `choose` gives for each; return the `replaces`
+    of a draft."""
     replaces: dict[str, Replacement | None] = {}
     opened.edited.take_off(0)
     for layer in layers:

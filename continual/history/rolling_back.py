@@ -14,7 +14,7 @@ from store import Draft, Layer, Revision, operations
 
 
 def roll_back(opened: OpenStore, name: str) -> Revision:
-    """Move head to a revision, and give it back. Streams go on from where they were there."""
+    """Move head to a revision, and return it. Streams go on from their positions there."""
     store = opened.store
     target = store.revision(name)
 
@@ -34,7 +34,8 @@ def roll_back(opened: OpenStore, name: str) -> Revision:
 
 
 def _streams_after(lineage: Iterable[Revision]) -> dict[str, Any]:
-    """Where the streams were at the end of a lineage: its own history is what counts."""
+    """Return the streams' states at the end of a lineage, from the revisions of this lineage
+    alone."""
     states: dict[str, Any] = {}
     for revision in lineage:
         states.update(revision.body.get("streams", {}))

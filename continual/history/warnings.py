@@ -1,7 +1,7 @@
-"""Warnings: what a person should know of a store before more is edited, each with a remedy.
+"""Warnings about a store that a person should read before the next edit, each with a remedy.
 
 One function for each cause, and its line in CAUSES. Reads records alone; `init`, `status` and
-`apply` say them on the terminal, and have them as `warnings` in their JSON.
+`apply` print the warnings on the terminal, and have them as `warnings` in their JSON.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ RIGHT_SHARE_MIN = 0.1
 
 
 def store_warnings(store: Store) -> list[str]:
-    """All warnings of a store, as sentences for people."""
+    """Return all warnings of a store, as sentences for people."""
     return [warning for cause in CAUSES for warning in cause(store)]
 
 
 def unanswered_probes(store: Store) -> Iterator[str]:
-    """Probe sets that the base model answers hardly any of: edits would be judged by nothing."""
+    """Warn about probe sets that the base hardly answers: they could not show any damage."""
     record = store.ledger(0)
     for name, counted in (record["base"] if record else {}).items():
         count = Count(*counted)
@@ -49,8 +49,8 @@ def _likely_reason(store: Store, name: str) -> str:
 
 
 def little_memory(store: Store) -> Iterator[str]:
-    """Few positions that tell an edit what to leave alone: it may change anything else. A store
-    that was told to watch no text knows."""
+    """Warn if too few positions tell an edit to leave them alone: it may change everything else.
+    A store set to watch no text gets no warning."""
     settings = StoreSettings.of(store.settings)
     if settings.task_name != "causal" or settings.watch.get("texts") == 0:
         return
@@ -69,4 +69,4 @@ CAUSES: tuple[Callable[[Store], Iterator[str]], ...] = (
     unanswered_probes,
     little_memory,
 )
-"""Each looks at a store, and yields its warnings."""
+"""Functions that look at a store and yield its warnings."""
