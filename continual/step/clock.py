@@ -1,4 +1,4 @@
-"""The clock of a step: how long its stages take, by the names that the ledger's record has."""
+"""The clock of a step: the seconds of its stages, by their names in the ledger's record."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 EDIT, PROBE, RECHECK, COMMIT = "edit_s", "probe_s", "recheck_s", "commit_s"
 RECORDED = (EDIT, PROBE, RECHECK)
-"""The stages that are over when the commit writes how long they took."""
+"""The stages that are over when the commit writes their durations."""
 
 
 class Clock:
-    """Adds up the seconds of each stage, from the moment that it is made."""
+    """Adds up the seconds of each stage, from the clock's making on."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys((*RECORDED, COMMIT), 0.0)
@@ -23,5 +23,5 @@ class Clock:
         self._last = now
 
     def to_json(self) -> dict[str, float]:
-        """The seconds on record, to the microsecond."""
+        """Return the seconds that go on record, to the microsecond."""
         return {stage: round(self.seconds[stage], 6) for stage in RECORDED}

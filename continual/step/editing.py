@@ -1,10 +1,10 @@
 """The edit and prove stages: each request goes from editor to editor until one gets it right.
 
 A proposal is put on the model and proved there: finite, of fitting shapes, inside its budget, and
-its requests right. A batch that is too large for its budget is halved, where the editor says that
-this helps. What fails is tried again on a larger budget, then by the next editor of the chain, and
-is failed, with the reason, when the chain ends. Where single edits are over the budget one after
-another, the editor is spared the rest of the step.
+its requests right. A batch over its budget is halved if the editor splits batches. A failed edit
+is tried again on a larger budget, then by the next editor of the chain; when the chain ends it has
+failed, with the reason. After several single edits over its budget in a row, an editor is not asked
+again in the step.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from continual.step.progress import Group, Progress
 from continual.step.watching import Watch
 
 NARROWER_MAX = 4
-"""Retries of a single edit, each narrower than the one before, that changed too much of what is
-held out; the editor's other attempts go on from there."""
+"""Retries of a single edit that changed too many held-out probes, each narrower than the one
+before; the editor's other attempts go on from there."""
 OVER_BUDGET_MAX = 3
-"""Single edits in a row that are over an editor's budget: then the others of the step are, too."""
+"""Single edits in a row over an editor's budget: the step's others then count as over it, too."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ class Edited:
 
     @property
     def reach(self) -> Reach:
-        """What the step may change."""
+        """The inputs that the step may change."""
         return reduce(or_, (part.reach for part in self.parts), NOTHING)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What edits are made on, and what they have to mind."""
+    """The model that edits are made on, and the memory, ledger and watch set that judge them."""
 
     site: Site
     memory: QueryMemory
-    recapture: Callable[[], None]  # to be called when matrices were edited: the queries moved
+    recapture: Callable[[], None]  # to call after an edit of matrices: the queries moved
     statistics: Statistics | None = None
-    taught: Callable[[], Taught] = Taught  # as it is known to the ledger
+    taught: Callable[[], Taught] = Taught  # the answers known to the ledger
     ledger: Ledger | None = None
     watch: Watch | None = None  # None: nothing is watched
     naming: Callable[[str, torch.Tensor], QueryMemory] | None = None
@@ -72,7 +72,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A proposal, and the edits that it is for."""
+    """A proposal, and its edits."""
 
     editor: Editor
     around: Surroundings
@@ -81,27 +81,27 @@ class _Tried:
 
     @property
     def parts(self) -> list[Patch]:
-        """The patch as parts of a step's; none where the edits were right already."""
+        """The proposal's patch as a list; empty if the edits were right without one."""
         return [] if self.proposal.patch is None else [self.proposal.patch]
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What came out when a proposal was looked at and put on."""
+    """The result of checking a proposal and proving it on the model."""
 
-    wrong: frozenset[str] = frozenset()  # edits whose prompts are not right with it
-    broken: tuple[PlannedEdit, ...] = ()  # earlier edits of the step that it turned
+    wrong: frozenset[str] = frozenset()  # edits whose prompts are wrong with it
+    broken: tuple[PlannedEdit, ...] = ()  # earlier edits of the step that it broke
     is_proved: bool = False
-    objection: str | None = None  # why it was not put on
-    harm: str | None = None  # why it changes too much of what is held out
+    objection: str | None = None  # the reason not to put it on
+    harm: str | None = None  # the reason to take it off: too many held-out probes change
 
     @property
     def is_kept(self) -> bool:
-        """Whether it stays on the model."""
+        """True if the proposal stays on the model."""
         return self.is_proved and self.harm is None
 
     def right(self, edits: Group) -> Group:
-        """The edits whose prompts are right with it."""
+        """Return the edits whose prompts are right with the proposal."""
         return [edit for edit in edits if edit.id not in self.wrong]
 
 
@@ -115,10 +115,10 @@ class Workshop:
         self._near_rows: dict[tuple[str, str], Rows | None] = {}
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
-        """All edits of step `seq`. The result is on the model; nothing else is.
+        """Make all edits of step `seq`, and leave the step's patch on the model, alone.
 
-        `parts` are the beginning of the step's patch, put on last of all. Where an editor breaks
-        off, the model is as before the step; the memory is to be built anew.
+        `parts` are the beginning of the step's patch, on the model already as its last patch. If an
+        editor raises, the model is as before the step; the caller has to build the memory anew.
         """
         model = self._site.edited
         depth = model.depth - bool(parts)
@@ -140,8 +140,9 @@ class Workshop:
         return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 
     def _attempt(self, progress: Progress, editor: Editor, attempt: int, seq: int) -> None:
-        """All pending edits together at first, or always for an editor of batches; else, and where
-        they crowd each other, each alone."""
+        """Let an editor try the pending edits: all together in its first attempt, or in every one
+        if it splits batches; each alone in its other attempts, or afterwards if edits crowd each
+        other."""
         pending = list(progress.pending.values())
         groups: deque[Group] = deque()
         together = attempt == 0 or editor.splits
@@ -172,7 +173,7 @@ class Workshop:
                 number += 1
 
     def _taught(self, progress: Progress) -> Taught:
-        """What is known, with what this step has applied so far."""
+        """Return the known answers, with the edits that this step has applied so far."""
         taught = self._bench.taught()
         new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
         return replace(taught, edits={**taught.edits, **new})
@@ -180,7 +181,7 @@ class Workshop:
     def _try(
         self, progress: Progress, editor: Editor, around: Surroundings, group: Group
     ) -> list[Group]:
-        """One proposal, kept if it is proved; else the groups worth another one."""
+        """Make one proposal, and keep it if it is proved; return the groups worth another one."""
         tried = self._propose(progress, editor, around, group)
         if not tried.edits:
             return []
@@ -203,7 +204,7 @@ class Workshop:
         return _Tried(editor, around, proposal, pending)
 
     def _judge(self, progress: Progress, tried: _Tried) -> _Verdict:
-        """Look at a patch, put it on and prove it. One that is not kept is off again."""
+        """Check a patch, put it on and prove it; take it off again if it is not kept."""
         objection = self._objection(tried)
         if objection is not None:
             return _Verdict(objection=objection)
@@ -217,7 +218,7 @@ class Workshop:
         return verdict
 
     def _settle(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> list[Group]:
-        """Record what a verdict means for each edit; the groups that are worth another proposal."""
+        """Record a verdict for each edit; return the groups worth another proposal."""
         name, right = tried.editor.name, verdict.right(tried.edits)
         if verdict.objection is not None:
             return self._split(progress, tried, verdict.objection)
@@ -237,7 +238,7 @@ class Workshop:
 
     @staticmethod
     def _split(progress: Progress, tried: _Tried, objection: str) -> list[Group]:
-        """Refuse a patch before it is put on: the halves of its batch, where that may help."""
+        """Refuse a patch before it is put on; return the halves of its batch, if that may help."""
         editor, half = tried.editor, len(tried.edits) // 2
         for edit in tried.edits:
             progress.refuse(edit.id, editor.name, objection)
@@ -246,7 +247,8 @@ class Workshop:
 
     @staticmethod
     def _narrow(progress: Progress, editor: Editor, edits: Group, harm: str) -> list[Group]:
-        """Refuse a patch that changes too much: halves, or a narrower one while there are any."""
+        """Refuse a patch that changes too much; return the halves of its batch, or a single edit
+        for a narrower retry while any are left."""
         for edit in edits:
             progress.refuse(edit.id, editor.name, harm)
             progress.narrowed[edit.id] += 1
@@ -257,7 +259,7 @@ class Workshop:
         return [] if is_last else [edits]
 
     def _keep(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> None:
-        """Take in a patch that is proved; what it has broken has to be made again."""
+        """Take in a patch that is proved, and reopen the earlier edits that it broke."""
         name, right = tried.editor.name, verdict.right(tried.edits)
         progress.parts += tried.parts
         progress.over_budget[name] = 0
@@ -272,7 +274,7 @@ class Workshop:
                 self._memory.remember(edit.id, edit.rows.query)
 
     def _near(self, edit: PlannedEdit) -> Rows | None:
-        """The rows of an edit's neighbours in memory, as the matrices are now."""
+        """Return the rows of an edit's neighbours in memory, by the matrices as they are now."""
         watch = self._bench.watch
         if watch is None or edit.neighbourhood is None:
             return None
@@ -283,14 +285,14 @@ class Workshop:
 
     @contextmanager
     def _beside(self, edits: Sequence[Edit]) -> Iterator[None]:
-        """The neighbours of these edits are in memory for as long as this lasts."""
+        """Keep the neighbours of these edits in memory within `with`."""
         near = [edit.near.query for edit in edits if edit.near is not None]
         with self._memory.beside(torch.cat(near)) if near else nullcontext():
             yield
 
     def _naming(self, edits: Sequence[Edit], edit: Edit) -> QueryMemory:
-        """The memory of a neuron that asks for an edit's subject: what names it in the history,
-        among the edit's neighbours, and among the others of its group."""
+        """Return the memory of a neuron that asks for an edit's subject: the queries that name it
+        in the history, among the edit's neighbours, and among the other edits of its group."""
         assert self._bench.naming is not None
         subject = edit.request.named_subject
         rows = [edit.near, *(part for e in edits if e is not edit for part in e.rows)]
@@ -299,7 +301,7 @@ class Workshop:
         return self._bench.naming(subject, torch.cat([empty, *near]))
 
     def _harm(self, edits: Group) -> str | None:
-        """Why the patch that was put on last changes too much of what is held out."""
+        """Say why the last patch put on changes too many held-out probes; None if it does not."""
         watch, ledger = self._bench.watch, self._bench.ledger
         if watch is None or ledger is None or not edits:
             return None
@@ -307,12 +309,12 @@ class Workshop:
         return watch.objection(near, ledger)
 
     def _forget(self, progress: Progress) -> None:
-        """The edits of this step leave the memory, where they stand for the time of the step."""
+        """Take this step's edits out of the memory: they stand there only during the step."""
         for identity in progress.applied:
             self._memory.forget(identity)
 
     def _follow_matrices(self, progress: Progress) -> None:
-        """What is remembered, as it is now, where matrices were edited since the last proposal."""
+        """Read the remembered queries anew if matrices were edited since the last proposal."""
         state = self._site.edited.rows_state
         if progress.state == state:
             return
@@ -324,7 +326,7 @@ class Workshop:
 
     @staticmethod
     def _objection(tried: _Tried) -> str | None:
-        """Why a patch is not sound, or larger than it may be."""
+        """Say why a patch is not sound or over its budget; None if it is neither."""
         patch = tried.proposal.patch
         if patch is None:
             return None
@@ -338,8 +340,8 @@ class Workshop:
     def _prove(
         self, progress: Progress, parts: Sequence[Patch], edits: Group
     ) -> tuple[list[str], Group]:
-        """Put the parts on; the edits that are wrong with them, and the edits of this step that
-        they have broken."""
+        """Put the parts on; return the edits that are wrong with them, and the earlier edits of
+        this step that they broke."""
         self._site.edited.put(parts)
         touched = self._touched(list(progress.applied.values()), parts)
         right = self._right([*edits, *touched])
@@ -347,8 +349,8 @@ class Workshop:
         return wrong, [edit for edit in touched if not right[edit.id]]
 
     def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
-        """Of edits that were right, those that may not be with these parts, which are on: a neuron
-        leaves alone whatever it does not fire on."""
+        """Return the applied edits that these parts, which are on, may have broken. A neuron can
+        break only prompts that it fires on."""
         reach = reduce(or_, (part.reach for part in parts), NOTHING)
         if not applied or not reach.is_rows_alone(self._site.block):
             return applied
@@ -363,13 +365,15 @@ class Workshop:
         return [edit for edit in applied if edit.id in fired]
 
     def _fires(self, rows: Rows, count: int) -> torch.Tensor:
-        """[n] bool: on which rows one of the last `count` neurons of the last FFN fires."""
+        """Tell for each row, as [n] bool, whether one of the last `count` neurons of the last FFN
+        fires on it."""
         bank = self._site.bank
         firing = bank.firing(rows.query, bank.size - count, rows.texts)
         return (firing.activations > 0).any(1)
 
     def _right(self, edits: Group) -> dict[str, bool]:
-        """Which prompts are answered rightly as the model stands, in each of their forms."""
+        """Tell for each edit, by its id, whether the model answers its prompt rightly now, in each
+        of its forms."""
         state = self._site.edited.rows_state
         moved = [edit for edit in edits if edit.state != state]
         asked = [(edit.id, form) for edit in moved for form in edit.candidate.required]
@@ -385,7 +389,7 @@ class Workshop:
 
 
 def _rows_naming(rows: Rows, subject: str) -> torch.Tensor:
-    """[r, d] the queries of the rows whose text names a subject."""
+    """Return the queries [r, d] of the rows whose text names a subject."""
     named = named_in(rows.texts, range(len(rows)), subject)
     return rows.query[torch.tensor(named, dtype=torch.bool, device=rows.query.device)]
 
@@ -397,6 +401,6 @@ _TAKEN = "a later patch of the same step took its right answer"
 
 
 def _derived_seed(*parts: object) -> int:
-    """A seed of its own for every use, the same whenever the run is repeated or resumed."""
+    """Return a separate seed for every use, the same if the run is repeated or resumed."""
     digest = hashlib.sha256("|".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

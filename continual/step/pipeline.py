@@ -3,10 +3,10 @@
     read → plan → edit → prove → re-check → commit
 
 The patch is written to the disk while the earlier edits are measured again, and one transaction
-makes the revision durable, with what was measured.
+makes the revision durable, with the measurements.
 
-Knows the order of the stages, what each hands to the next, and what a step writes. Planning is in
-`planning`, editing and proving in `editing`, what a run carries along in `standing`.
+Knows the order of the stages, their hand-overs, and the record of a step. Leaves planning to
+`planning`, editing and proving to `editing`, the state of a run to `standing`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from store import BlobRef, Draft, Revision, Store, operations
 
 @dataclass(frozen=True)
 class Recheck:
-    """How and how often earlier edits are measured again."""
+    """The way in which earlier edits are measured again, and how often."""
 
-    full: bool = False  # by forward passes of the whole model, not by what has changed
+    full: bool = False  # by forward passes of the whole model, not by the changes alone
     every: int = 1  # steps
 
     @classmethod
     def parse(cls, text: str) -> Recheck:
-        """From `exact`, `full` or `every=N`. Raises CeditError."""
+        """Read `exact`, `full` or `every=N`. Raises CeditError for any other text."""
         if text in ("exact", "full"):
             return cls(full=text == "full")
         name, _, number = text.partition("=")
@@ -64,7 +64,7 @@ class Recheck:
 
 @dataclass(frozen=True)
 class Settings:
-    """How requests are applied."""
+    """The settings by which requests are applied."""
 
     chain: tuple[str, ...]  # editors, tried in turn
     batch_size: int = 1
@@ -74,17 +74,17 @@ class Settings:
     strict: bool = False
     force: bool = False
     editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
-    watch: WatchConfig | None = None  # None: as before there was a watch set
+    watch: WatchConfig | None = None  # None: the revision is older than the watch set
 
     @property
     def watched(self) -> WatchConfig | None:
-        """The settings of the watch set; None where nothing is watched."""
+        """The settings of the watch set; None if nothing is watched."""
         config = self.watch
         return config if config is not None and (config.texts or config.neighbours) else None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Settings:
-        """The settings that a revision was made with; how it was re-checked is not among them."""
+        """Read a revision's settings; the way in which it was re-checked is not among them."""
         return cls(
             chain=tuple(record["chain"]),
             batch_size=int(record["batch_size"]),
@@ -96,7 +96,7 @@ class Settings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What a revision says of the settings that it was made with."""
+        """Return the settings as a revision's body has them."""
         tables = {name: dict(self.editors.get(name, {})) for name in self.chain}
         return {
             "chain": list(self.chain),
@@ -111,30 +111,30 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. Keys of probes are as in the ledger."""
+    """A step that is done: its revision, outcomes, measurements and durations."""
 
     revision: Revision
     outcomes: tuple[Outcome, ...]
     quarantined: tuple[Item, ...]
-    measured: Measured | None  # None where this step was not re-checked
+    measured: Measured | None  # None if this step was not re-checked
     edit_s: float  # plan, edit, prove, commit
     commit_s: float  # of that, the commit: everything on disk
     probe_s: float  # the first measurement of the new requests' own probes
     recheck_s: float  # all earlier probes again, and the metrics
     patch_bytes: int
-    unknown: Mapping[str, int] = field(default_factory=dict)  # records by key, of keys not known
+    unknown: Mapping[str, int] = field(default_factory=dict)  # records by unknown key
     unnamed: int = 0  # requests whose prompt does not name their subject
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step is made of: items of a stream, and the requests in them that are readable."""
+    """The input of one step: items of a stream, and the readable requests in them."""
 
     candidates: tuple[Candidate, ...]
     quarantined: tuple[Item, ...] = ()
     source: str | None = None  # the stream's name
-    places: Mapping[str, Place] = field(default_factory=dict)  # where streams go on, by short name
-    unknown: Mapping[str, int] = field(default_factory=dict)  # records by key, of keys not known
+    places: Mapping[str, Place] = field(default_factory=dict)  # to go on from, by stream's name
+    unknown: Mapping[str, int] = field(default_factory=dict)  # records by unknown key
 
     @property
     def streams(self) -> dict[str, dict[str, Any]]:
@@ -143,14 +143,14 @@ class Batch:
 
     @property
     def unnamed(self) -> int:
-        """How many requests have a subject that their prompt does not name."""
+        """The number of requests whose prompt does not name their subject."""
         requests = (candidate.request for candidate in self.candidates)
         return sum(bool(r.subject) and not r.named_subject for r in requests)
 
 
 @dataclass(frozen=True)
 class _Results:
-    """What a commit makes durable."""
+    """The outcomes, patch and measurements that a commit makes durable."""
 
     outcomes: list[Outcome]
     written: Future[BlobRef] | None  # the patch, on its way to the disk
@@ -159,18 +159,18 @@ class _Results:
 
     @property
     def ledger(self) -> dict[str, Any] | None:
-        """The ledger's record of the step: what was measured, when, and how long it all took."""
+        """The ledger's record of the step: measurements, their time, and the durations."""
         if self.measured is None:
             return None
         at = datetime.now(UTC).isoformat(timespec="seconds")
         return {**self.measured.to_json(), "at": at, **self.durations}
 
 
-REPEATS_MAX = 1000  # requests of one step beyond its size, which stand already
+REPEATS_MAX = 1000  # items of one step beyond its size: most of them stand already
 
 
 class _Filling:
-    """A batch that fills."""
+    """A batch that fills up with items."""
 
     def __init__(self, source: str, stands: Callable[[str], bool]) -> None:
         self._source, self._stands = source, stands
@@ -182,7 +182,7 @@ class _Filling:
         self.new = 0  # candidates that do not stand already
 
     def take(self, item: Item, candidates: Iterable[Candidate]) -> None:
-        """Take an item in."""
+        """Take in an item and its requests."""
         self._items += 1
         for candidate in candidates:
             self._candidates.append(candidate)
@@ -194,11 +194,11 @@ class _Filling:
         self._unknown.update(item.unknown)
 
     def is_full(self, size: int) -> bool:
-        """Whether there are as many new requests as a step takes, or too many others."""
+        """Tell whether the batch has as many new requests as a step takes, or too many items."""
         return self.new >= size or self._items >= size + REPEATS_MAX
 
     def batch(self) -> Batch | None:
-        """The batch; None where nothing came."""
+        """Return the batch; None if no item came."""
         if not self._items:
             return None
         return Batch(
@@ -213,10 +213,10 @@ def batches(
     settings: Settings,
     stands: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[Batch]:
-    """Batches of `batch_size` requests (an item stays whole); a bad item joins one as it comes, and
-    so does a request that `stands` already, by its id.
+    """Yield batches of `batch_size` new requests (an item stays whole). A bad item, and a request
+    that `stands` already, by its id, join the batch in which they come.
 
-    Raises StreamError at the first bad item where the settings are strict.
+    Raises StreamError at the first bad item if the settings are strict.
     """
     filling = _Filling(source, stands)
     for item in items:
@@ -232,7 +232,7 @@ def batches(
 
 
 def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
-    """The item with its requests as tokens; one that breaks a limit makes it a bad item."""
+    """Return the item, and its requests as tokens; one that breaks a limit makes it a bad item."""
     try:
         return item, [encode(request, site.task) for request in item.requests]
     except RequestError as error:
@@ -240,7 +240,7 @@ def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
 
 
 def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Outcome:
-    """The outcome with what was known of its request before the edit."""
+    """Return the outcome with the answers and neighbours of its request from before the edit."""
     notes = {"answered_by": edit.answered_by} if edit.answered_by else {}
     near = edit.neighbourhood
     return replace(
@@ -252,7 +252,7 @@ def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Ou
 
 
 def _with_source(outcome: Outcome, request: Request) -> Outcome:
-    """The outcome with what its record says beside the request's content."""
+    """Return the outcome with the record's notes beside the request's content."""
     return replace(outcome, notes={**outcome.notes, **request.beside()})
 
 
@@ -293,7 +293,7 @@ class Pipeline:
         self._workshop = Workshop(bench, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:
-        """One step, durable when this returns. Raises StoreError where it cannot be written."""
+        """Make one step, durable when this returns. Raises StoreError if it cannot be written."""
         clock = Clock()
         number = self._store.length
         is_due = number % self._settings.recheck.every == 0
@@ -331,15 +331,15 @@ class Pipeline:
         )
 
     def stands(self, identity: str) -> bool:
-        """Whether this very request is in force and right: given again, it needs no edit."""
+        """Tell whether this very request is in force and right: given again, it needs no edit."""
         return not self._settings.force and self._planner.stands(identity)
 
     def rehearse(
         self, batch: Batch, number: int, recorded: Mapping[str, Outcome], *, is_due: bool
     ) -> Edited:
-        """What step `number` makes of a batch. The model is left as the step leaves it, and nothing
-        is written; `is_due` says whether the ledger follows, as it did then, and `recorded` has the
-        neighbours that each request had, by its id."""
+        """Make step `number` of a batch again without writing it; the model is left as the step
+        leaves it. `is_due` says whether the ledger followed that step, `recorded` has the outcomes
+        on record with the requests' neighbours, by id."""
         plan = self._planner.plan(batch.candidates, self._settings.repair)
         plan = self._watched(plan, recorded)
         probes = self._probes(plan)
@@ -351,7 +351,8 @@ class Pipeline:
     # -- edit and prove
 
     def _edit(self, plan: Plan, probes: Mapping[str, Probed], number: int) -> Edited:
-        """The edits' queries leave the memory while they, or what supersedes them, are edited."""
+        """Make the planned edits. The queries of requests that are edited again or superseded leave
+        the memory first."""
         memory = self._standing.memory
         for outcome in plan.outcomes:
             for identity in outcome.supersedes:
@@ -377,7 +378,7 @@ class Pipeline:
     # -- neighbours
 
     def _watched(self, plan: Plan, recorded: Mapping[str, Outcome] = MappingProxyType({})) -> Plan:
-        """The plan with the neighbourhood of every edit: as it is on record, or written now."""
+        """Return the plan with the neighbourhood of every edit, from the record or written now."""
         if self._watch is None:
             return plan
         kept = self._standing.retention.requests
@@ -401,13 +402,14 @@ class Pipeline:
     # -- probes of new requests
 
     def _probes(self, plan: Plan) -> dict[str, Probed]:
-        """The other probes of requests that are attempted for the first time, before the edit."""
+        """Read the other probes of requests attempted for the first time, before the edit."""
         kept = self._standing.retention
         new = [edit.candidate for edit in plan.edits if edit.id not in kept]
         return probed(self._answers, new)
 
     def _register(self, plan: Plan, probes: Mapping[str, Probed], edited: Edited) -> None:
-        """Behind an edit of matrices all rows of the new requests have moved."""
+        """Register the new requests' probes. Rows from before an edit of matrices are read again:
+        all have moved."""
         state = self._site.edited.rows_state
         new = []
         for edit in plan.edits:
@@ -427,7 +429,7 @@ class Pipeline:
         return self._store.write_ahead(*pack(edited.parts)) if edited.parts else None
 
     def _commit(self, batch: Batch, plan: Plan, edited: Edited, results: _Results) -> Revision:
-        """Quarantine first, then patch and revision; the stream goes on behind this batch."""
+        """Write quarantine, then patch and revision; the stream goes on behind this batch."""
         self._quarantine(batch)
         body = {
             "editor": self._settings.chain[0],
@@ -466,8 +468,9 @@ class Pipeline:
     # -- re-check
 
     def _follow(self, plan: Plan, edited: Edited, is_due: bool) -> None:
-        """The outcomes of the probes known before, after this step's patch and those before it
-        that no re-check has followed yet; not of requests that this step has superseded."""
+        """Take the outcomes into retention set and memory, and retire the probes of superseded
+        requests. If a re-check is due, let the ledger follow all patches since the last one, for
+        the other probes known before the step."""
         requests = {c.id: c.request for c in plan.candidates}
         self._standing.take((*edited.outcomes, *plan.outcomes), requests)
         if is_due:

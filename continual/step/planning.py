@@ -1,8 +1,8 @@
-"""The plan stage: which requests of a batch are edited, and what becomes of the others.
+"""The plan stage: chooses the requests of a batch to edit, and gives the others their outcomes.
 
-Drops exact repeats, lets a later request supersede earlier ones on the same fact, and skips what
-the model already answers rightly. Records in memory of what is superseded or edited again go before
-that is looked at. Measures nothing but the prompts.
+Drops exact repeats, lets a later request supersede earlier ones on the same fact, and skips
+requests that the model already answers rightly. Memory records of requests that are superseded or
+edited again leave the model first. Measures nothing but the prompts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from continual.watch.neighbours import Neighbourhood
 
 @dataclass(frozen=True)
 class PlannedEdit:
-    """A request to edit, with the rows of what it may learn from."""
+    """A request to edit, with the rows of its prompt and rephrases."""
 
     candidate: Candidate
     rows: Rows  # of the prompt and the rephrases, from one pass over them alone
-    state: str  # of the model's matrices, for which the rows hold
+    state: str  # of the model's matrices when the rows were read
     supersedes: tuple[str, ...] = ()
     repair: bool = False
     neighbourhood: Neighbourhood | None = None  # None: nothing is watched
@@ -41,14 +41,14 @@ class PlannedEdit:
         return self.candidate.id
 
     def standing_on(self, site: Site) -> PlannedEdit:
-        """The same with its rows as the model's matrices are now."""
+        """Return the edit with its rows by the model's matrices as they are now."""
         if self.state == site.edited.rows_state:
             return self
         rows = site.rows(self.candidate.learned)
         return replace(self, rows=rows, state=site.edited.rows_state)
 
     def edit(self, near: Rows | None = None) -> Edit:
-        """The request as an editor sees it, with the rows of its neighbours in memory."""
+        """Return the request as an editor sees it, with the rows of its neighbours in memory."""
         sizes = [len(encoding.targets) for encoding in self.candidate.learned]
         rows = self.rows.split(sizes)
         candidate = self.candidate
@@ -59,7 +59,7 @@ class PlannedEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to edit, and the outcomes of the requests that are not."""
+    """The requests to edit, and the outcomes of the others."""
 
     edits: tuple[PlannedEdit, ...]
     outcomes: tuple[Outcome, ...]
@@ -68,7 +68,7 @@ class Plan:
 
 
 class Planner:
-    """Plans batches against what is retained."""
+    """Plans batches against the retained requests."""
 
     def __init__(
         self, site: Site, kept: Retention, ledger: Ledger, *, force: bool, sees_spills: bool
@@ -79,9 +79,9 @@ class Planner:
         self._answers = Answers(site)
 
     def plan(self, batch: Sequence[Candidate], repair: bool) -> Plan:
-        """The plan for a batch, in the order of its requests; repairs come first.
+        """Plan a batch, in the order of its requests; repairs come first.
 
-        Records that go are off the model when this returns.
+        When this returns, the records that go are off the model.
         """
         latest, outcomes = self._without_repeats(batch)
         gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
@@ -97,7 +97,7 @@ class Planner:
     def _gate(
         self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
     ) -> tuple[list[PlannedEdit], list[Outcome]]:
-        """What is to be edited, and the outcomes of what the model answers rightly already."""
+        """Return the requests to edit, and the outcomes of those the model answers rightly."""
         state = self._site.edited.rows_state
         edits: list[PlannedEdit] = []
         skipped: list[Outcome] = []
@@ -116,7 +116,8 @@ class Planner:
         return edits, skipped
 
     def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
-        """Take out of the model's memory what these supersede, and their own earlier records."""
+        """Take the records of superseded requests, and the candidates' own earlier ones, out of the
+        model's memory."""
         edited = self._site.edited
         going: dict[str, str] = {}  # by id, the request that a record goes for
         if len(edited.memory):
@@ -130,7 +131,7 @@ class Planner:
         return (patch,)
 
     def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
-        """The last word of the batch on each fact, and the outcomes of the others."""
+        """Return the batch's last request on each fact, and the outcomes of the others."""
         latest: list[Candidate] = []
         outcomes: list[Outcome] = []
         for candidate in batch:
@@ -144,26 +145,27 @@ class Planner:
         return latest, outcomes
 
     def stands(self, identity: str) -> bool:
-        """Whether this very request was applied and is right now."""
+        """Tell whether this very request was applied and is right now."""
         retained = self._kept.requests.get(identity)
         if retained is None or not retained.applied:
             return False
         return self._ledger.count(EDIT, [identity]).right == 1
 
     def _broken(self, batch: Iterable[Candidate], gone: set[str]) -> Iterable[Candidate]:
-        """Applied requests that are wrong now, and not about to be superseded or edited anyway."""
+        """Yield applied requests that are wrong now and that this step neither supersedes nor edits
+        anyway."""
         busy = gone | {candidate.id for candidate in batch}
         for identity, retained in self._kept.requests.items():
             if retained.applied and identity not in busy and not self.stands(identity):
                 yield encode(retained.request, self._site.task)
 
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
-        """Whether the model at head answers the prompt rightly, in each of its forms."""
+        """Tell whether the model at head answers the prompt rightly, in each of its forms."""
         return self._answers.are_all_right(candidate.learned, candidate.forms, rows)
 
     def _spilt_from(self, candidate: Candidate, rows: Rows) -> str | None:
-        """The edit of another request that a prompt owes its right answer to; None where the model
-        knows it without any neuron or record."""
+        """Return the id of the other request whose edit gives this prompt its right answer; None if
+        the model knows the answer without any neuron or record."""
         if not self._sees_spills:
             return None
         routes = self._answers.routes(candidate.required)
@@ -182,6 +184,6 @@ UNKNOWN = "an earlier edit"
 
 
 def _compete(one: Candidate, other: Candidate) -> bool:
-    """Whether two requests are about the same fact, or have the same prompt, and disagree."""
+    """Tell whether two requests are about the same fact, or have the same prompt, and disagree."""
     a, b = one.request, other.request
     return not set(a.keys).isdisjoint(b.keys) and a.disagrees_with(b)

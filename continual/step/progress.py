@@ -1,6 +1,6 @@
-"""How far the edits of a step have come: what is pending, applied and refused, and why.
+"""The progress of a step's edits: pending, applied and refused ones, with the reasons.
 
-Knows requests, parts and reasons; leaves to `editing` what happens to the model.
+Knows requests, parts and reasons; leaves the model to `editing`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Group = list[PlannedEdit]
 
 @dataclass
 class Progress:
-    """Where the edits of a step are. The patches proved so far are on the model."""
+    """The progress of a step's edits. The patches proved so far are on the model."""
 
     pending: dict[str, PlannedEdit]
-    state: str  # of the matrices, for which the memory holds
+    state: str  # of the matrices when the memory was read
     applied: dict[str, PlannedEdit] = field(default_factory=dict)
     parts: list[Patch] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
@@ -51,13 +51,13 @@ class Progress:
         )
 
     def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:
-        """An edit that a later patch of the same step has broken has to be made again."""
+        """Make an applied edit pending again: a later patch of the same step broke it."""
         self.pending[edit.id] = self.applied.pop(edit.id)
         del self.outcomes[edit.id]
         self.refuse(edit.id, editor, reason)
 
     def failures(self) -> dict[str, Outcome]:
-        """The outcomes of all that is still pending when the chain has ended, by request."""
+        """Return the outcomes of the edits still pending at the end of the chain, by request."""
         return {
             identity: Outcome(
                 identity,
@@ -71,7 +71,7 @@ class Progress:
 
 
 def _told(reasons: Mapping[str, str]) -> str:
-    """The reasons of every editor that had a try, with their names where there are several."""
+    """Join the reasons of every editor that tried, with the editors' names if there are several."""
     if not reasons:
         return "no editor proposed a patch for it"
     if len(reasons) == 1:

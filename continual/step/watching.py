@@ -1,4 +1,4 @@
-"""The watch set of a run: neighbourhoods written before an edit, its patch weighed against them.
+"""The watch set of a run: writes neighbourhoods before an edit, and weighs its patch against them.
 
 Knows the site, the ledger and the budget; leaves the order of the stages to `step`.
 """
@@ -25,7 +25,7 @@ SHOWN_CHARACTERS = 60  # of a text that a reason repeats
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run watches, and how much an edit may change of it."""
+    """The watch set of a run, and the share of it that an edit may change."""
 
     site: Site
     config: WatchConfig
@@ -35,9 +35,9 @@ class Watch:
     def neighbourhoods(
         self, asked: Sequence[Asked], known: Iterable[Request]
     ) -> dict[str, Neighbourhood]:
-        """Write the neighbourhood of each request, by its id, as the model stands; `known` are
-        those of the history, the latest first. Held-out prompts that a record answers otherwise are
-        left away."""
+        """Write the neighbourhood of each request, by its id, with the model as it stands; `known`
+        are the history's requests, the latest first. Held-out prompts that a record answers
+        otherwise are left out."""
         self._read.clear()
         written = neighbours.write(self.site, asked, known, self.config, self.seed)
         return {
@@ -46,8 +46,8 @@ class Watch:
         }
 
     def _measurable(self, neighbourhood: Neighbourhood) -> Neighbourhood:
-        """The neighbourhood without held-out prompts that are answered otherwise than written: by
-        a record, or where two tokens are too close."""
+        """Return the neighbourhood without held-out prompts whose answer differs from the written
+        one: a record answers them, or two tokens score too close."""
         return replace(neighbourhood, held_out=self._right_among(neighbourhood.held_out))
 
     def _right_among(self, passages: Sequence[Passage]) -> tuple[Passage, ...]:
@@ -55,7 +55,7 @@ class Watch:
         return tuple(p for p, is_right in zip(passages, right, strict=True) if is_right)
 
     def _are_right(self, passages: Sequence[Passage]) -> list[bool]:
-        """Tell which passages go on as expected, by whoever answers them."""
+        """Tell for each passage whether it goes on as expected, by whoever answers it."""
         if not passages:
             return []
         encodings = [passage.encoding() for passage in passages]
@@ -63,8 +63,8 @@ class Watch:
         return Answers(self.site).are_right(encodings, rows, range(len(encodings)))
 
     def rows_of(self, passages: Sequence[Passage]) -> Rows:
-        """The rows of one passage or more, as the matrices are now. What belongs to the latest
-        neighbourhoods is read once."""
+        """Return the rows of one passage or more, by the matrices as they are now. Passages of the
+        latest neighbourhoods are read once."""
         state = self.site.edited.rows_state
         new = [p for p in dict.fromkeys(passages) if (state, p) not in self._read]
         if new:
@@ -74,8 +74,8 @@ class Watch:
         return Rows.join(self._read[state, passage] for passage in passages)
 
     def probe_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
-        """The rows that are measured from now on: the prompts held out, and the positions behind
-        the answer that say something; None where there are none."""
+        """Return the rows to measure from now on: the held-out prompts, and the positions behind
+        the answer with an expected token; None if there are none."""
         passages = [*neighbourhood.held_out, *neighbourhood.behind]
         if not passages:
             return None
@@ -85,14 +85,14 @@ class Watch:
         return rows[torch.tensor(near + behind, dtype=torch.bool, device=rows.query.device)]
 
     def silent_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
-        """The rows of the passages that the edit itself stays silent on, in a pass over them alone;
-        None where there are none."""
+        """Return the rows of the passages on which the edit itself stays silent, read in a pass
+        over them alone; None if there are none."""
         encodings = [passage.encoding() for passage in neighbourhood.silent]
         return self.site.rows(encodings) if encodings else None
 
     def objection(self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger) -> str | None:
-        """Say why the patches that are on, and that the ledger has not followed yet, change too
-        much of what is held out; None where they are inside the budget."""
+        """Say why the patches on the model that the ledger has not followed yet change too many
+        held-out probes; None if they are inside the budget."""
         broken = ledger.would_break(WATCHED)
         general = [entry for entry in broken if entry.role == WATCH]
         total = ledger.count(WATCH).total
