@@ -1,4 +1,4 @@
-"""A request as tokens: what is edited and what is measured, encoded once, before all else."""
+"""A request as tokens: its prompts and probes, encoded once, before all else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from continual.requests import Request
 from continual.tasks import Encoding, Task
 
 Expected = tuple[tuple[int, ...], ...]
-"""The tokens with which a request's locality prompts were answered before its edit, in order."""
+"""The tokens of the answers to a request's locality prompts before its edit, in order."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,18 @@ class Candidate:
 
     @property
     def forms(self) -> int:
-        """How many of `learned`, from the first, must be right for the request to be."""
+        """The number of the first encodings of `learned` that must all be right for the request to
+        be right."""
         return len(self.request.asked)
 
     @property
     def required(self) -> tuple[Encoding, ...]:
-        """The prompt in each of its forms: all of them are right, or the request is not."""
+        """The prompt in each of its forms; the request is right if all of them are."""
         return self.learned[: self.forms]
 
     @property
     def required_rows(self) -> int:
-        """How many rows these have, the first of all that is learned from."""
+        """The number of rows of `required`; they come first among the rows of `learned`."""
         return sum(len(encoding.targets) for encoding in self.required)
 
     @cached_property
@@ -46,14 +47,14 @@ class Candidate:
         return self.request.id
 
     def learned_entries(self) -> list[Entry]:
-        """The prompt in its forms and the rephrases, as probes."""
+        """Return the prompt in its forms and the rephrases, as probes."""
         return [
             *self._entries(EDIT, self.required),
             *self._entries(REPHRASE, self.learned[self.forms :]),
         ]
 
     def other_entries(self, expected: Expected) -> list[Entry]:
-        """All other probes; the locality prompts must go on being answered as expected."""
+        """Return all other probes; locality prompts are right if answered as `expected`."""
         locality = [
             encoding.answered(tokens)
             for encoding, tokens in zip(self.locality, expected, strict=True)
@@ -69,7 +70,7 @@ class Candidate:
 
 
 def encode(request: Request, task: Task) -> Candidate:
-    """All texts of a request as tokens. Raises RequestError where one breaks a limit."""
+    """Encode all texts of a request as tokens. Raises RequestError if one breaks a limit."""
     _require_few_probes(request, task.limits.probes_max)
     target = request.target_new
     return Candidate(

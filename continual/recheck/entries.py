@@ -1,6 +1,6 @@
 """The ledger's two tables: rows at the last FFN, and the entries that they belong to.
 
-Knows columns, and which rows are whose; the ledger fills them in, and keeps them true.
+Knows the columns, and the entry of each row; leaves filling and updating them to the ledger.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """Its name in the journal."""
+        """The probe's name in the journal."""
         return f"{self.owner}:{self.role}:{self.index}"
 
 
 class EntryTable:
-    """All entries in the order in which they came. What is counted lies on the CPU."""
+    """All entries in the order in which they came. Flags and numbers lie on the CPU."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
@@ -63,11 +63,12 @@ class EntryTable:
         return self._entries
 
     def encodings(self, places: Tensor) -> list[Encoding]:
-        """The encodings of the entries at some places."""
+        """Return the encodings of the entries at some places."""
         return [self._entries[place].encoding for place in places.tolist()]
 
     def append(self, entries: Sequence[Entry], first_row: int) -> Tensor:
-        """Take in entries whose rows begin at `first_row`; [rows] the place of each row's entry."""
+        """Take in entries whose rows begin at `first_row`; return the place of each row's entry,
+        [rows]."""
         places = torch.arange(len(self), len(self) + len(entries))
         sizes = torch.tensor([len(entry.encoding.targets) for entry in entries])
         self._entries += entries
@@ -79,20 +80,20 @@ class EntryTable:
         return places.repeat_interleave(sizes)
 
     def active(self, roles: Sequence[str]) -> Tensor:
-        """[entries] bool: the active entries of these roles."""
+        """Return a mask, [entries] bool, of the active entries of these roles."""
         numbers = torch.tensor([ROLES.index(role) for role in roles])
         return self.is_active.rows & torch.isin(self._role.rows, numbers)
 
     def rows_of(self, places: Tensor) -> Tensor:
-        """[r] the rows of the entries at these places, one entry's after another's."""
+        """Return the row numbers [r] of the entries at these places, one entry after another."""
         sizes = self._row_count.rows[places]
         ends = sizes.cumsum(0)
         shift = self._first_row.rows[places] - (ends - sizes)  # from here to the rows' places
         return torch.arange(int(sizes.sum())) + shift.repeat_interleave(sizes)
 
     def hold_for_all(self, of_row: Tensor, places: Tensor) -> Tensor:
-        """[places] bool: whether a property [rows] holds for all rows of each of these entries;
-        only these rows are looked at."""
+        """Tell for each of these entries, as [places] bool, whether a property [rows] holds for all
+        its rows. Looks at these rows only."""
         sizes = self._row_count.rows[places]
         ends = sizes.cumsum(0)
         missing = (~of_row[self.rows_of(places)]).long().cumsum(0)
@@ -100,7 +101,7 @@ class EntryTable:
         return counts[ends] == counts[ends - sizes]
 
     def texts(self, places: Tensor, rows: Tensor, decode: Decode) -> RowTexts:
-        """The words read up to these rows [r], of the entries at `places` [r]."""
+        """Return the words read up to these rows [r], of the entries at `places` [r]."""
         offsets = (rows - self._first_row.rows[places]).tolist()
         read = [
             (encoding.ids, encoding.positions[offset] + 1)
@@ -110,8 +111,8 @@ class EntryTable:
 
 
 class RowTable:
-    """The rows of all entries, one entry's after another's. States lie on the model's device, what
-    is counted on the CPU."""
+    """The rows of all entries, one entry's after another's. States lie on the model's device, flags
+    and numbers on the CPU."""
 
     def __init__(self, like: Tensor) -> None:
         """`like` [.., d] gives width and device."""
@@ -131,7 +132,7 @@ class RowTable:
 
     @property
     def verdict(self) -> Verdict:
-        """The outcome of each row, as it was judged last."""
+        """The latest outcome of each row."""
         return Verdict(self._right.rows, self._close.rows)
 
     @property
@@ -140,7 +141,7 @@ class RowTable:
         return Rows(self.query.rows, self._hidden.rows, self._target.rows)
 
     def at(self, index: Tensor, texts: RowTexts) -> Rows:
-        """The rows at some places, with their texts."""
+        """Return the rows at some places, with their texts."""
         hidden, targets = self._hidden.rows[index], self._target.rows[index]
         return Rows(self.query.rows[index], hidden, targets, texts)
 
@@ -154,17 +155,17 @@ class RowTable:
         self._close.append(torch.zeros(len(rows), dtype=torch.bool))
 
     def replace(self, rows: Rows) -> None:
-        """Put other states in the place of all that are there."""
+        """Replace the states of all rows."""
         self.query.replace(rows.query)
         self._hidden[slice(None)] = rows.hidden
 
     def put(self, index: Tensor, rows: Rows) -> None:
-        """Put other states in the places `index` [r]."""
+        """Replace the states of the rows at `index` [r]."""
         self.query.put(index, rows.query)
         self._hidden[index] = rows.hidden
 
     def judged(self, index: Tensor, verdict: Verdict) -> Verdict:
-        """The outcomes of all rows, with those at `index` as in `verdict`."""
+        """Return the outcomes of all rows, with those at `index` as in `verdict`."""
         right, close = self._right.rows.clone(), self._close.rows.clone()
         right[index], close[index] = verdict.right.cpu(), verdict.close.cpu()
         return Verdict(right, close)

@@ -1,7 +1,7 @@
 """The general text of a history as rows at the last FFN: memory for editors, probes for the ledger.
 
 Reading it through the base takes long, so its rows are kept in the store's cache as long as no
-matrix is edited. Knows rows and their texts; `watch.general` knows where the text is from.
+matrix is edited. Knows rows and their texts; leaves the making of the text to `watch.general`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BODY = "watch"
 
 @dataclass(frozen=True)
 class GeneralRows:
-    """General text, and where it stands at the last FFN."""
+    """General text, and its rows at the last FFN."""
 
     store: Store
     site: Site
@@ -38,13 +38,13 @@ class GeneralRows:
 
     @classmethod
     def at(cls, store: Store, site: Site, lineage: Sequence[Revision]) -> GeneralRows:
-        """The latest general text of a lineage, base first."""
+        """Return the latest general text of a lineage (base first)."""
         bodies = [r.body[BODY] for r in lineage if BODY in r.body]
         return cls(store, site, GeneralText.from_json(bodies[-1]) if bodies else NONE)
 
     @classmethod
     def keep(cls, store: Store, site: Site, read: ReadText) -> None:
-        """Keep the rows of text that was just read, so that it is not read again."""
+        """Keep the rows of text just read, so that nobody reads it again."""
         general = cls(store, site, read.text)
         halves = {"memory": (read.text.memory, read.memory)}
         halves["held-out"] = (read.text.held_out, read.held_out)
@@ -60,20 +60,20 @@ class GeneralRows:
 
     @property
     def memory_rows(self) -> int:
-        """Count the positions in memory."""
+        """The number of positions in memory."""
         return sum(passage.rows for passage in self.text.memory)
 
     def size(self) -> int:
-        """Count the bytes of its rows, which the store's cache keeps and a run holds."""
+        """Count the bytes of all rows, in the store's cache and in a run's memory alike."""
         rows = self.memory_rows + sum(passage.rows for passage in self.text.held_out)
         return rows * 2 * self.site.edited.anatomy.width * 4
 
     def queries(self) -> Tensor:
-        """[m, d] the queries of all positions in memory, as the matrices are now."""
+        """Return the queries [m, d] of all positions in memory, by the matrices as they are now."""
         return self._rows("memory", self.text.memory).query
 
     def stated_in_memory(self, fact: CorrectedFact) -> Iterator[int]:
-        """The places in memory whose next token states a fact."""
+        """Yield the places in memory whose next token states a fact."""
         first = 0
         for passage, text in zip(self.text.memory, self._texts(self.text.memory), strict=True):
             if not fact.answers.isdisjoint(passage.said) and fact.is_about(text):
@@ -83,7 +83,7 @@ class GeneralRows:
     # -- held out
 
     def held_out(self) -> tuple[list[Entry], Rows]:
-        """The probes of the held-out positions, and their rows."""
+        """Return the probes of the held-out positions, and their rows."""
         passages = self.text.held_out
         encodings = [e for passage in passages for e in passage.positions()]
         expected = [t != UNSAID for passage in passages for t in passage.said]
@@ -93,7 +93,7 @@ class GeneralRows:
         return entries, rows[rows.targets.new_tensor(wanted)]
 
     def stated_in_held_out(self, fact: CorrectedFact) -> Iterator[int]:
-        """The held-out probes, by their index, whose token states a fact."""
+        """Yield the indices of the held-out probes whose token states a fact."""
         index = 0
         for passage, text in zip(self.text.held_out, self._texts(self.text.held_out), strict=True):
             is_about = not fact.answers.isdisjoint(passage.said) and fact.is_about(text)
@@ -119,7 +119,7 @@ class GeneralRows:
         return self._cached(name, encodings) or self._read(name, encodings)
 
     def _cached(self, name: str, encodings: Sequence[Encoding]) -> Rows | None:
-        """The rows that were read before, of this very text by this very model."""
+        """Return the cached rows of this very text by this very model; None if there are none."""
         try:
             cached = self.store.cached(f"{CACHE}-{name}")
         except StoreError:
@@ -141,7 +141,7 @@ class GeneralRows:
         if self.store.writable:
             tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
             made_for = {"made_for": self._made_for(encodings)}
-            with suppress(StoreError):  # nothing depends on it: it is read again
+            with suppress(StoreError):  # nothing depends on the cache: the text is read again
                 self.store.put_cached(f"{CACHE}-{name}", tensors, made_for)
 
     def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:

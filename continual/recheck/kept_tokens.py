@@ -1,10 +1,10 @@
 """The queries of all tokens of the probes, at the places that have gates, in a byte a number.
 
 A gate at an inner block can open on any token of an input. So a probe's tokens are kept at each
-such place, rounded; the bounds that these give say which probes a new gate may touch. Only those
-are run again, through the whole model, and their tokens are kept anew.
+such place, rounded; their bounds say which probes a new gate may touch. Only these probes are run
+again, through the whole model, and their tokens are kept anew.
 
-Knows tokens and places; what becomes of a probe's outcome is the ledger's.
+Knows tokens and places; leaves the outcomes of probes to the ledger.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ class PlaceQueries:
         return squares
 
     def bounds(self, keys: Tensor) -> Tensor:
-        """[n, m] no less than x·k for keys [n, d]; see `KeptQueries.bounds`."""
+        """Return upper bounds [n, m] of x·k for keys [n, d]; see `KeptQueries.bounds`."""
         lengths: Tensor = torch.linalg.vector_norm(keys, dim=1)
         return self._codes.bounds(keys) + (ROUNDING * self._longest * lengths)[:, None]
 
 
 class KeptTokens:
-    """The tokens of a growing list of probes, at the places that are watched.
+    """The tokens of a growing list of probes, at the watched places.
 
-    Probes that stand in one text share its tokens.
+    Probes in one text share its tokens.
     """
 
     def __init__(self, model: TaskModel) -> None:
@@ -82,16 +82,16 @@ class KeptTokens:
         self._firsts: list[int] = []  # the first token of each sequence
 
     def __len__(self) -> int:
-        """How many probes."""
+        """Count the probes."""
         return len(self._probes)
 
     @property
     def places(self) -> Collection[GatePlace]:
-        """The places that are watched."""
+        """The watched places."""
         return self._places.keys()
 
     def add(self, encodings: Iterable[Encoding]) -> None:
-        """Take in probes behind those that are there, as the model stands."""
+        """Append probes, read by the model as it stands."""
         known = len(self._sequences)
         numbers = [self._number(encoding) for encoding in encodings]
         self._probes.append(torch.tensor(numbers, dtype=torch.long))
@@ -109,8 +109,8 @@ class KeptTokens:
         return self._numbers[key]
 
     def watch(self, places: Iterable[GatePlace]) -> None:
-        """Keep queries at these places alone: what is missing is read as the model stands. Gates of
-        a place do not change the queries there, so that it may have some already."""
+        """Keep queries at these places alone, and read missing ones by the model as it stands. A
+        place may have gates already: these do not change the queries there."""
         wanted = list(places)
         self._places = {place: q for place, q in self._places.items() if place in wanted}
         missing = [place for place in wanted if place not in self._places]
@@ -118,18 +118,18 @@ class KeptTokens:
             self._places[place] = PlaceQueries(queries)
 
     def forget(self) -> None:
-        """Keep no queries: they are no longer those of the model."""
+        """Drop all queries: they are no longer those of the model."""
         self._places = {}
 
     def touched(self, effect: GatedEffect, first: int) -> Tensor:
-        """[p] the probes, ascending, to which an effect at a watched place may now do something
-        else than with its first pieces alone."""
+        """Return the probes [p], ascending, on which an effect at a watched place may differ from
+        its first `first` pieces alone."""
         tokens = effect.may_differ(self._places[effect.place], first)
         sequences = self._tokens.rows[tokens].unique()
         return torch.isin(self._probes.rows, sequences).nonzero().squeeze(-1)
 
     def renew(self, probes: Tensor) -> None:
-        """Read the queries of these probes [p] again, as the model stands."""
+        """Read the queries of these probes [p] again, by the model as it stands."""
         sequences = self._probes.rows[probes].unique().tolist()
         chosen = [self._sequences[number] for number in sequences]
         spans = [
@@ -143,7 +143,7 @@ class KeptTokens:
     def _read(
         self, sequences: Sequence[Encoding], places: Sequence[GatePlace]
     ) -> dict[GatePlace, Tensor]:
-        """[tokens, d] the queries of sequences at each place, one after another."""
+        """Return the queries [tokens, d] of sequences at each place, one after another."""
         if not places:
             return {}
         if not sequences:

@@ -2,13 +2,13 @@
 
 A probe is kept as rows at the last FFN. A new neuron there touches only rows with q·k + b > 0: a
 search finds them, and only their logits are computed again. A gate at any other place touches the
-probes with a token that opens it; these are run again, and no others. Where parameters are edited,
-every probe is measured again. Where a row's two best logits are closer than float rounding, its
-probe is decided by a forward pass over it alone; a full re-check decides such probes in the same
-way, so that both give the same outcomes, probe by probe.
+probes with a token that opens it; only these are run again. If parameters are edited, every probe
+is measured again. If a row's two best logits are closer than float rounding, a forward pass over
+its probe alone decides; a full re-check decides such probes in the same way, so that both give the
+same outcomes, probe by probe.
 
-Where the model remembers edits, a probe that a record is about is answered by the record: the
-ledger then follows both, what the model itself gets right and what `RoutedProbes` says.
+If the model remembers edits, a record answers the probes that are about it: the ledger then follows
+both the model's own outcomes and those of `RoutedProbes`.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Ledger:
         self._entries = EntryTable()
         width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
         self._rows = RowTable(width)
-        self._state = site.edited.fingerprint  # of the model, as the outcomes reflect it
+        self._state = site.edited.fingerprint  # of the model that the outcomes are for
         self._passes: ProbePasses | None = None
         self._tokens: KeptTokens | None = None  # of all entries, once there are gates elsewhere
         self._routed: RoutedProbes | None = None  # of all entries, once the model remembers edits
         self._places: dict[tuple[str, str], list[int]] = {}
-        self._in_forms: set[str] = set()  # owners whose prompt is asked in several forms
+        self._in_forms: set[str] = set()  # owners whose prompt has several forms
 
-    # -- what is known
+    # -- reading
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -94,39 +94,39 @@ class Ledger:
         return self._rows.all
 
     def _rows_at(self, index: Tensor) -> Rows:
-        """The rows at these places, with their texts."""
+        """Return the rows at these places, with their texts."""
         texts = self._entries.texts(self._rows.entry[index], index, self._site.edited.decode)
         return self._rows.at(index, texts)
 
     def is_right(self, entry: Entry) -> bool:
-        """Whether a registered probe is right now."""
+        """Tell whether a registered probe is right now."""
         place = self.places(entry.owner, entry.role)[entry.index]
         return bool(self._outcomes[place])
 
     def entry(self, key: str) -> Entry | None:
-        """The registered probe of this name; None where its owner is retired."""
+        """Return the registered probe with this key; None if its owner is retired."""
         owner, role, index = key.rsplit(":", 2)
         places = self.places(owner, role)
         return self.entries[places[int(index)]] if int(index) < len(places) else None
 
     def route(self, entry: Entry) -> Route | None:
-        """The record that answers a registered probe; None where the model itself does."""
+        """Return the record that answers a registered probe; None if the model itself does."""
         place = self.places(entry.owner, entry.role)[entry.index]
         return None if self._routed is None else self._routed.route(place)
 
     def outcomes(self) -> dict[str, bool]:
-        """All outcomes by key, of active entries."""
+        """Return the outcomes of all active entries, by key."""
         places = self._entries.is_active.rows.nonzero().squeeze(-1).tolist()
         values = self._outcomes[places].tolist()
         return {self.entries[i].key: value for i, value in zip(places, values, strict=True)}
 
     def places(self, owner: str, role: str) -> Sequence[int]:
-        """Where an owner's entries of a role stand."""
+        """Return the places of an owner's entries of a role."""
         return self._places.get((owner, role), ())
 
     def count(self, role: str, owners: Iterable[str] | None = None) -> Count:
-        """How many active entries of a role are right: all of them, or only these owners'. An edit
-        counts once, and is right where its prompt is in each of its forms."""
+        """Count the active entries of a role that are right: of all owners, or of these alone. An
+        edit counts once, and is right if its prompt is right in each of its forms."""
         if owners is not None:
             owners = list(owners)
             places = [place for owner in owners for place in self.places(owner, role)]
@@ -137,7 +137,7 @@ class Ledger:
         return self._once(found, owners) if role == EDIT and self._in_forms else found
 
     def _once(self, edits: Count, owners: Iterable[str] | None) -> Count:
-        """A count of edits' entries, with one for each edit that has several."""
+        """Return a count of edits' entries in which an edit with several entries counts once."""
         for owner in self._in_forms if owners is None else self._in_forms & {*owners}:
             outcomes = self._outcomes[list(self.places(owner, EDIT))]
             right, total = int(outcomes.sum()), len(outcomes)
@@ -146,20 +146,21 @@ class Ledger:
         return edits
 
     def rows_of(self, owner: str, role: str) -> Rows:
-        """The rows of an owner's entries of a role."""
+        """Return the rows of an owner's entries of a role."""
         wanted = torch.isin(self._rows.entry, torch.tensor(self.places(owner, role)))
         return self._rows_at(wanted.nonzero().squeeze(-1))
 
     @property
     def _outcomes(self) -> Tensor:
-        """[entries] bool"""
+        """[entries] bool: the outcomes by whoever answers, the model or a record."""
         own = self._entries.is_right.rows
         return own if self._routed is None else self._routed.effective(own)
 
-    # -- what changes
+    # -- following changes
 
     def register(self, entries: Sequence[Entry], rows: Rows | None = None) -> None:
-        """Take in probes, measured as the model stands; `rows` where they are known already."""
+        """Take in probes, and measure them with the model as it stands; `rows` are theirs if known
+        already."""
         if not entries:
             return
         if rows is None:
@@ -178,7 +179,7 @@ class Ledger:
             self._tokens.add(entry.encoding for entry in entries)
 
     def _route_new(self) -> None:
-        """Route the probes that have no route yet, if the model remembers anything, or did."""
+        """Route the probes that have no route yet, if the model has records, or had."""
         if self._routed is None:
             if not self._site.edited.memory.size:
                 return
@@ -186,8 +187,8 @@ class Ledger:
         self._routed.add([entry.encoding for entry in self.entries[len(self._routed) :]])
 
     def would_break(self, roles: Sequence[str]) -> list[Entry]:
-        """Active entries of these roles that are right in the ledger, and wrong with the patches
-        that are on the model but not followed yet. The ledger itself stays as it is."""
+        """Return the active entries of these roles that are right in the ledger, and wrong with the
+        patches that are on the model but not followed yet. Changes no outcome in the ledger."""
         places = (self._entries.active(roles) & self._outcomes).nonzero().squeeze(-1)
         if not len(places):
             return []
@@ -197,7 +198,7 @@ class Ledger:
         return [self.entries[place] for place in places[~own].tolist()]
 
     def _own_preview(self, places: Tensor) -> Tensor:
-        """[n] bool: the model's own outcomes at these places, as it stands now."""
+        """Return the model's own outcomes at these places, [n] bool, as it stands now."""
         since = self._since()
         if since is None or self._is_mixed(since):
             return self._judged_in_full(places)
@@ -216,13 +217,13 @@ class Ledger:
         return own[places]
 
     def _routed_preview(self, places: Tensor, own: Tensor) -> Tensor:
-        """[n] bool: the outcomes at these places by whoever answers now."""
+        """Return the outcomes at these places, [n] bool, by whoever answers now."""
         answers = Answers(self._site)
         encodings = [self.entries[place].encoding for place in places.tolist()]
         return torch.tensor(answers.with_own(encodings, own.tolist()), dtype=torch.bool)
 
     def retire(self, owner: str) -> list[str]:
-        """Count an owner's entries no longer: another request has superseded it. Their keys."""
+        """Count the entries of a superseded owner no longer; return their keys."""
         self._in_forms.discard(owner)
         places = [place for role in ROLES for place in self._places.pop((owner, role), ())]
         if places:
@@ -230,15 +231,15 @@ class Ledger:
         return [self.entries[place].key for place in places]
 
     def drop(self, places: Sequence[int]) -> None:
-        """Count these entries no longer; their owner's others stay."""
+        """Count these entries no longer; other entries of their owners stay."""
         if places:
             self._entries.is_active[torch.tensor(places)] = False
 
     def advance(self) -> dict[str, bool]:
-        """Follow what was put on since the last time: the outcomes that turned.
+        """Follow the patches put on since the last time; return the outcomes that turned, by key.
 
-        Neurons touch the rows on which they fire; where matrices were edited, every row moves.
-        Records touch the probes that they win.
+        Neurons touch the rows on which they fire; edited matrices move every row. Records touch the
+        probes that they win.
         """
         before = self._outcomes.clone()
         self._follow()
@@ -248,7 +249,7 @@ class Ledger:
         return self._turned(before)
 
     def _follow(self) -> None:
-        """The model's own outcomes, as it is now."""
+        """Bring the model's own outcomes up to date."""
         since = self._since()
         if since is None:
             self._read_anew()
@@ -260,13 +261,15 @@ class Ledger:
         self._state = self._site.edited.fingerprint
 
     def _since(self) -> Since | None:
-        """The effects that came since the outcomes were measured; None where parameters are others,
-        or the model did not come by that state: every probe is then measured again."""
+        """Return the effects that came since the outcomes were measured; None if parameters
+        changed, or the model did not pass through that state: every probe is then measured
+        again."""
         since = self._site.edited.since(self._state)
         return None if since is None or since.reach.blocks else since
 
     def _fired(self, since: Since) -> Tensor:
-        """[r] the rows on which neurons fire that came to the last FFN, where rows say all."""
+        """Return the rows [r] on which new neurons of the last FFN fire; none if outcomes cannot be
+        read off rows."""
         if not self._site.edited.is_read_off_rows:
             return NONE
         bank = self._site.bank
@@ -274,7 +277,7 @@ class Ledger:
         return self._rows.query.above(bank.keys[first:], -bank.bias[first:]).cpu()
 
     def _touched(self, since: Since) -> Tensor:
-        """[p] the entries, ascending, with a token that may open a gate elsewhere that came."""
+        """Return the entries [p], ascending, with a token that may open a new gate elsewhere."""
         self._keep_tokens()
         if self._tokens is None:
             return NONE
@@ -285,21 +288,21 @@ class Ledger:
         return touched
 
     def _watched_places(self) -> list[GatePlace]:
-        """The places whose gates are followed token by token: all but the last FFN's own, and that
-        one, too, where gates read behind it."""
+        """Return the places whose gates are followed token by token: all but the last FFN's own,
+        and that one, too, if gates read behind it."""
         edited = self._site.edited
         own = GatePlace.at(self._site.block)
         places = dict.fromkeys(effect.place for effect in edited.open_gates)
         return [place for place in places if place != own or not edited.is_read_off_rows]
 
     def _is_mixed(self, since: Since) -> bool:
-        """Whether tokens that are read now, at a place that is new, would show gates of other
-        places that came: they may go again, and are not to be kept."""
+        """Tell whether tokens read now at a new place would include the effect of new gates at
+        other places. These gates may be taken off again, so such tokens must not be kept."""
         known = () if self._tokens is None else self._tokens.places
         return len(since.gated) > 1 and any(p not in known for p in self._watched_places())
 
     def _keep_tokens(self) -> None:
-        """Keep the tokens of all entries at the places that are watched now."""
+        """Keep the tokens of all entries at the places watched now."""
         watched = self._watched_places()
         if self._tokens is None:
             if not watched:
@@ -309,7 +312,7 @@ class Ledger:
         self._tokens.add(entry.encoding for entry in self.entries[len(self._tokens) :])
 
     def _run_again(self, places: Tensor) -> None:
-        """The rows and the tokens of these entries [p] as the model stands."""
+        """Read the rows and the tokens of these entries [p] again, by the model as it stands."""
         if not len(places):
             return
         if self._site.edited.moves_rows:
@@ -319,7 +322,7 @@ class Ledger:
             self._tokens.renew(places)
 
     def _read_anew(self) -> None:
-        """All rows, tokens and outcomes."""
+        """Read all rows and tokens again, and judge every probe."""
         if not self.entries:
             return
         self._rows.replace(self._read_rows())
@@ -329,8 +332,8 @@ class Ledger:
         self._measure(torch.arange(len(self._rows)))
 
     def _read_rows(self) -> Rows:
-        """All rows, from the lowest edited block upward; in whole passes where there is nothing
-        below it to spare, or gates see whole texts."""
+        """Read all rows, from the lowest edited block upward; in whole passes if no block is below
+        it, or gates see whole texts."""
         edited = self._site.edited
         lowest = edited.reach.lowest(self._site.block) or 0
         encodings = [entry.encoding for entry in self.entries]
@@ -343,7 +346,8 @@ class Ledger:
         return self._passes.rows()
 
     def remeasure(self) -> dict[str, bool]:
-        """Every route and outcome anew, by full forward passes: those that turned."""
+        """Route and judge every probe anew, by full forward passes; return the outcomes that
+        turned."""
         before = self._outcomes.clone()
         every = torch.arange(len(self._entries))
         self._entries.is_right[every] = self._judged_in_full(every)
@@ -353,7 +357,7 @@ class Ledger:
         return self._turned(before)
 
     def _measure(self, rows: Tensor) -> None:
-        """Judge these rows [r] anew, and the probes that they belong to."""
+        """Judge these rows [r] anew, and their probes."""
         if len(rows) == 0:
             return
         probes = self._rows.entry[rows].unique()
@@ -368,11 +372,11 @@ class Ledger:
             self._entries.is_right[slice(place, place + 1)] = outcome
 
     def _close_among(self, probes: Tensor, close: Tensor) -> Tensor:
-        """The probes [p] of which a row is close, by `close` [rows]."""
+        """Return those of the probes [p] that have a close row, by `close` [rows]."""
         return probes[~self._entries.hold_for_all(~close, probes)]
 
     def _judged_in_full(self, places: Tensor) -> Tensor:
-        """[p] bool: the outcomes of entries by whole passes."""
+        """Return the outcomes of entries, [p] bool, by whole passes."""
         found = self._site.judge_in_full(self._entries.encodings(places))
         return torch.tensor(found, dtype=torch.bool)
 

@@ -1,7 +1,7 @@
-"""The metrics of a run, as they go on record: rates, the probes that turned, and words for harm.
+"""The metrics of a run, as they go on record: rates, the probes that turned, and harm in words.
 
-Knows the outcomes that are in the journal and those that are news. Leaves outcomes to the ledger,
-which requests count to the retention set, and when to measure to the steps.
+Knows which outcomes are in the journal and which are news. Leaves judging probes to the ledger, the
+choice of requests that count to the retention set, and the time of measuring to the steps.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Measured:
     rates: Rates
     turned: Mapping[str, bool]
     generality: Count  # of the edits since the last record
-    changed: tuple[Mapping[str, str], ...] = ()  # probes that should have stayed, in words
-    fluency: Mapping[str, float] = field(default_factory=dict)  # of requests where it is news
+    changed: tuple[Mapping[str, str], ...] = ()  # probes that an edit should not have turned
+    fluency: Mapping[str, float] = field(default_factory=dict)  # by request, if it is news
     base: Mapping[str, Count] | None = None  # accuracies before the first edit; at base only
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger's record."""
+        """Return the ledger's record."""
         record: dict[str, Any] = {
             "rates": self.rates.to_json(),
             "turned": dict(self.turned),
@@ -65,16 +65,16 @@ class Measured:
 
 
 class Measurements:
-    """The metrics up to the last record, and what is news since."""
+    """The metrics up to the last record, and the outcomes that are news since."""
 
     def __init__(self, store: Store, site: Site, ledger: Ledger, retention: Retention) -> None:
         self._store, self._site = store, site
         self._ledger, self._retention = ledger, retention
-        self._generality = Count()  # GR, as far as it is recorded
+        self._generality = Count()  # GR up to the last record
         self._fresh = Count()  # GR of the requests since the last record
-        self._recorded: dict[str, bool] = {}  # outcomes in the journal; right where not named
+        self._recorded: dict[str, bool] = {}  # outcomes in the journal; a probe not named is right
         self._unrecorded: dict[str, bool] = {}  # outcomes that may be news
-        self._fluency: dict[str, float] = {}  # of requests whose continuation is not as it was
+        self._fluency: dict[str, float] = {}  # of requests whose continuation has changed
         self._base: Mapping[str, Count] = {}
 
     # -- following
@@ -86,9 +86,10 @@ class Measurements:
         self._generality += Count(*record["GR"])
 
     def begin(self, fresh: Iterable[str]) -> None:
-        """Begin with the probes of head registered; `fresh` are the requests since the last record.
+        """Begin at head, whose probes are registered; `fresh` are the requests since the last
+        record.
 
-        Outcomes that are not those in the journal (say, on other hardware) are news.
+        Outcomes that differ from the journal's (say, on other hardware) are news.
         """
         self._base = self._base_counts()
         outcomes = self._ledger.outcomes()
@@ -101,11 +102,11 @@ class Measurements:
         self._fresh += self._generality_of(identity)
 
     def note(self, outcomes: Mapping[str, bool]) -> None:
-        """Take outcomes as they are now: those that are news join the next record."""
+        """Take in outcomes as they are now: those that are news join the next record."""
         self._unrecorded.update(outcomes)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Let go of probes that count no longer."""
+        """Forget probes that count no longer."""
         for key in keys:
             self._unrecorded.pop(key, None)
 
@@ -116,18 +117,18 @@ class Measurements:
         return {role: self._ledger.count(role) for role in (TRAIN, TEST)}
 
     def _news(self, outcomes: Mapping[str, bool]) -> dict[str, bool]:
-        """The outcomes that are not those in the journal."""
+        """Return the outcomes that differ from the journal's."""
         return {k: now for k, now in outcomes.items() if self._recorded.get(k, True) != now}
 
     def _generality_of(self, owner: str) -> Count:
-        """Held-out rephrases where a request has any, else the rephrases that it learned from."""
+        """Count the held-out rephrases of a request, or, if it has none, its learned ones."""
         held_out = self._ledger.count(HELD_OUT, [owner])
         return held_out if held_out.total else self._ledger.count(REPHRASE, [owner])
 
     # -- measuring
 
     def measure(self, current: Sequence[str]) -> Measured:
-        """The metrics, where `current` are the requests of the step just done."""
+        """Return the metrics; `current` are the requests of the step just done."""
         self._generality += self._fresh
         generality, self._fresh = self._fresh, Count()
         turned, self._unrecorded = self._news(self._unrecorded), {}
@@ -159,7 +160,8 @@ class Measurements:
     # -- words
 
     def _changed(self, turned: Mapping[str, bool]) -> tuple[Mapping[str, str], ...]:
-        """The probes that should have stayed right and did not, in words; the first of many."""
+        """Describe the probes that should have stayed right and did not, at most the first
+        CHANGES_TOLD_MAX."""
         broken = (self._ledger.entry(key) for key, right in turned.items() if not right)
         harmed = (entry for entry in broken if entry is not None and entry.role in KEPT)
         return tuple(self._in_words(entry) for entry in islice(harmed, CHANGES_TOLD_MAX))
@@ -177,8 +179,8 @@ class Measurements:
     # -- fluency
 
     def _follow_fluency(self, turned: Mapping[str, bool]) -> dict[str, float]:
-        """Measure the free continuations of requests behind whose answer a position turned. Where
-        none is wrong the text goes on as the base's, word for word, and fluency is 1."""
+        """Measure the free continuations of requests behind whose answer a position turned. If
+        no position is wrong, the text goes on word for word as the base's, and fluency is 1."""
         owners = {key.rsplit(":", 2)[0] for key in turned if f":{CONTINUATION}:" in key}
         news = {owner: self._fluency_of(owner) for owner in owners if owner in self._retention}
         self._fluency.update(news)
@@ -197,7 +199,7 @@ class Measurements:
         return fluency.share_kept(said, base)
 
     def _mean_fluency(self) -> float | None:
-        """The mean over the edits in force that have a continuation."""
+        """Return the mean over the edits in force that have a continuation; None without any."""
         owners = [o for o in self._retention.requests if self._ledger.places(o, CONTINUATION)]
         if not owners:
             return None

@@ -5,7 +5,7 @@
     ER      accuracy now on the inputs of all edits but the current step's (ER_incl: with them)
     TrainR  accuracy now on the training probes over their accuracy before the first edit
     TestR   the same for the test probes
-    Locality  share of the locality probes whose answer is still what it was before their edit
+    Locality  share of the locality probes with the same answer as before their edit
 
 and those of the watch set, which needs no user (`continual.watch`):
 
@@ -14,7 +14,7 @@ and those of the watch set, which needs no user (`continual.watch`):
     Continuation  share of positions behind the edits' answers that go on as before their edit
     Fluency       entropy of the n-grams of the edits' free continuations over that of the base's
 
-A rate is None where there was nothing to measure.
+A rate is None if there was nothing to measure.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Count:
-    """How many were right, of how many."""
+    """The number of right ones, and the number of all."""
 
     right: int = 0
     total: int = 0
 
     @property
     def rate(self) -> float | None:
-        """right / total, None for nothing."""
+        """right / total; None if total is 0."""
         return self.right / self.total if self.total else None
 
     def __add__(self, other: Count) -> Count:
@@ -55,12 +55,12 @@ class Rates:
     Fluency: float | None = None
 
     def to_json(self) -> dict[str, float | None]:
-        """By name, in the order above."""
+        """Return the metrics by name, in the order above."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def ratio(now: Count, before: Count) -> float | None:
-    """Accuracy now over accuracy before: TrainR and TestR. It may pass 1."""
+    """Return accuracy now over accuracy before, for TrainR and TestR. It may pass 1."""
     if not before.right or now.rate is None or before.rate is None:
         return None
     return now.rate / before.rate

@@ -1,8 +1,8 @@
-"""Probes kept at the block where weight edits begin: what an edit there moves is run again from it.
+"""Probes kept at the block where weight edits begin, so that they are run again from there alone.
 
 The probes stand in passes of nearly one length, each recorded where its hidden states enter the
 first edited block; below it nothing ever changes. Rows at the last FFN are then the recorded states
-taken through the blocks above, by the model's own code, so they equal those of whole passes.
+taken through the blocks above, by the model's own code, so they equal the rows of whole passes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ProbePasses:
         return self._count
 
     def add(self, encodings: Sequence[Encoding]) -> None:
-        """Take in probes behind those that are there."""
+        """Append probes."""
         batches = length_sorted(encodings)
         chosen = [tuple(encodings[i] for i in batch) for batch in batches]
         recordings = self._site.executor.map(self._recorded, chosen)
@@ -57,7 +57,8 @@ class ProbePasses:
             return record(edited.model, edited.anatomy, inputs, [self.block])
 
     def rows(self) -> Rows:
-        """The rows of all probes, in the order in which they came, as the model is now."""
+        """Return the rows of all probes, in the order in which they came, by the model as it is
+        now."""
         found: dict[int, Rows] = {}
         for one, rows in zip(
             self._passes, self._site.executor.map(self._rows_of, self._passes), strict=True

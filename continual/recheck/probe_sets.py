@@ -1,5 +1,5 @@
-"""Probe files, read as streams are: {"prompt", "answer"}, with "messages" in the place of "prompt"
-for a chat, and "label" in the place of "answer" for a classifier."""
+"""Probe files, read like streams: {"prompt", "answer"}, with "messages" instead of "prompt" for a
+chat, and "label" instead of "answer" for a classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from continual.tasks import Task
 
 
 def read_probes(path: Path, task: Task) -> list[Probe]:
-    """All probes of a file, each checked to fit the task. Raises CeditError with the line."""
+    """Read all probes of a file, and check that each fits the task. Raises CeditError with the
+    line."""
     try:
         objects = list(open_stream(str(path)).objects(_knows))
     except (StreamError, RequestError) as error:
@@ -24,7 +25,7 @@ def read_probes(path: Path, task: Task) -> list[Probe]:
 
 
 def _knows(record: Mapping[str, object]) -> bool:
-    """Whether a table with these columns is one of probes."""
+    """Tell whether a table with these columns holds probes."""
     return bool({"prompt", "messages"} & record.keys() and {"answer", "label"} & record.keys())
 
 
@@ -40,7 +41,7 @@ def _probe(path: Path, number: int, record: Mapping[str, object], task: Task) ->
 
 
 def _answered(record: Mapping[str, object]) -> Mapping[str, object]:
-    """The record with its label, where that is what it has, as the answer."""
+    """Return the record with its label, if it has one and no answer, as the answer."""
     if "label" not in record or "answer" in record:
         return record
     return {**{k: v for k, v in record.items() if k != "label"}, "answer": record["label"]}

@@ -1,8 +1,8 @@
-"""The probes of requests that are attempted for the first time, besides what is learned from.
+"""The probes of requests attempted for the first time, besides the learned prompts.
 
-They go through the model together, before the edit: those of many requests only where something has
-to be known by then, as an edit of matrices moves all rows. What is missing is read behind it.
-Knows what is expected of a probe; leaves outcomes to the ledger.
+They go through the model together, before the edit. Of many requests only the locality probes do,
+whose answers have to be known by then; the others are read behind the edit, as an edit of matrices
+moves all rows. Knows the expected answer of a probe; leaves outcomes to the ledger.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MANY = 8  # new requests: their probes fill passes, however they are divided
 
 @dataclass(frozen=True)
 class Probed:
-    """The other probes of a request, as they are before its edit."""
+    """The other probes of a request, read before its edit."""
 
-    expected: Expected  # what its locality prompts have to go on answering
+    expected: Expected  # the answers that its locality prompts have to keep
     rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`, if read by then
 
 
 @dataclass(frozen=True)
 class NewProbes:
-    """All probes of a request, and their rows as the model is now; None for those not yet read."""
+    """All probes of a request, and their rows by the model as it is now; None if not read yet."""
 
     candidate: Candidate
     expected: Expected
@@ -39,7 +39,7 @@ class NewProbes:
     others: Rows | None
 
     def groups(self) -> tuple[tuple[list[Entry], Rows | None], ...]:
-        """What it learns from, and the others."""
+        """Return the learned prompts and the other probes, each group with its rows."""
         return (
             (self.candidate.learned_entries(), self.learned),
             (self.candidate.other_entries(self.expected), self.others),
@@ -47,8 +47,9 @@ class NewProbes:
 
 
 def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
-    """By request. A locality prompt that is answered otherwise than its request says is expected to
-    go on with the model's own answer, and measured with that, for as many tokens."""
+    """Read the other probes of new requests, by the request's id. If the model's answer to a
+    locality prompt differs from the request's, the probe expects the model's own answer, for as
+    many tokens."""
     said = [tuple(encoding.targets for encoding in c.locality) for c in new]
     groups = [c.other_entries(s) for c, s in zip(new, said, strict=True)]
     if is_later := len(new) >= MANY:
@@ -75,7 +76,7 @@ def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
 
 
 def read(site: Site, new: Sequence[NewProbes]) -> list[NewProbes]:
-    """With the rows that are missing, by the matrices as they are now."""
+    """Return the probes with their missing rows read by the matrices as they are now."""
     groups = [group for one in new for group in one.groups()]
     missing = [entries for entries, rows in groups if rows is None]
     if not any(missing):
@@ -91,7 +92,7 @@ def _row_count(entries: Sequence[Entry]) -> int:
 
 
 def _replaced(rows: Rows, encodings: Sequence[Encoding], moved: Mapping[int, Rows]) -> Rows:
-    """The rows of some probes, with those of these places instead."""
+    """Return the rows of some probes, with the rows in `moved` at their places instead."""
     if not moved:
         return rows
     parts = rows.split([len(encoding.targets) for encoding in encodings])

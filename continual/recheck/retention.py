@@ -1,7 +1,7 @@
 """The retention set: which requests the model answers for at a revision.
 
-A fold over the revisions from base to head. Knows what the bodies of revisions say of requests;
-nothing of models.
+A fold over the revisions from base to head. Knows the requests in the bodies of revisions; knows no
+model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATTEMPTED = (APPLIED, FAILED)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request in one step: an entry of a revision's body."""
+    """The outcome of one request in one step: an entry of a revision's body."""
 
     id: str
     outcome: str  # one of the words above
@@ -34,13 +34,13 @@ class Outcome:
     attempt: int | None = None  # 1 for the first
     reason: str | None = None
     supersedes: tuple[str, ...] = ()
-    expected: tuple[tuple[int, ...], ...] = ()  # what its locality prompts were answered with
+    expected: tuple[tuple[int, ...], ...] = ()  # answers to its locality prompts before the edit
     repair: bool = False
     neighbours: Mapping[str, Any] = field(default_factory=dict)  # see `watch.neighbours`
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The non-empty fields."""
+        """Return the non-empty fields."""
         record = {
             "id": self.id,
             "outcome": self.outcome,
@@ -57,7 +57,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Outcome:
-        """The entry read back."""
+        """Read an entry back."""
         known = {field.name for field in fields(cls)} - {"notes"}
         return cls(
             id=record["id"],
@@ -75,7 +75,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Retained:
-    """A request that counts, with what its locality prompts were answered with before its edit."""
+    """A request that counts, with the answers to its locality prompts from before its edit."""
 
     request: Request
     applied: bool
@@ -84,7 +84,7 @@ class Retained:
 
 
 class Retention:
-    """The attempted requests that no later one has superseded, in the order of their attempts."""
+    """The attempted requests that no later request has superseded, in the order of attempts."""
 
     def __init__(self) -> None:
         self.requests: dict[str, Retained] = {}
@@ -96,19 +96,19 @@ class Retention:
 
     @property
     def applied(self) -> int:
-        """How many corrections are in force."""
+        """The number of corrections in force."""
         return sum(retained.applied for retained in self.requests.values())
 
     def competitors(self, request: Request) -> list[str]:
-        """Retained requests on the same fact, or the same prompt, with another target."""
+        """Return the retained requests on the same fact or prompt with another target."""
         found = dict.fromkeys(
             identity for key in _keys(request) for identity in self._by_key.get(key, ())
         )
         return [i for i in found if self.requests[i].request.disagrees_with(request)]
 
     def take(self, outcome: Outcome, request: Request, *, is_reverted: bool = False) -> None:
-        """Follow one entry of a revision's body. One that was reverted later was an attempt, and
-        nothing else."""
+        """Follow one entry of a revision's body. An entry reverted later counts as an attempt
+        only."""
         if is_reverted:
             if outcome.outcome in ATTEMPTED and not outcome.repair:
                 self.attempts += Count(int(outcome.outcome == APPLIED), 1)
@@ -136,17 +136,17 @@ class Retention:
 
 
 def outcomes_of(body: Mapping[str, Any]) -> list[Outcome]:
-    """The entries of a revision's body."""
+    """Read the entries of a revision's body."""
     return [Outcome.from_json(record) for record in body.get("requests", ())]
 
 
 def reverted_by(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """The requests that a revision takes out of the history before it."""
+    """Return the requests that a revision takes out of the history before it."""
     return tuple(body.get("reverted", ()))
 
 
 def reverted_later(lineage: Sequence[Revision]) -> list[frozenset[str]]:
-    """For each revision of a lineage, the requests that a later one of the lineage takes out."""
+    """Return for each revision of a lineage the requests that a later one takes out."""
     gone: frozenset[str] = frozenset()
     found: list[frozenset[str]] = []
     for revision in reversed(lineage):
@@ -157,7 +157,8 @@ def reverted_later(lineage: Sequence[Revision]) -> list[frozenset[str]]:
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
-    """Applied, skipped (repeats too), failed, superseded and attempted, as reports give them."""
+    """Count applied, skipped (repeats too), failed, superseded and attempted requests, as reports
+    give them."""
     every: Sequence[Outcome] = [outcome for outcome in outcomes if not outcome.repair]
     of = {name: sum(o.outcome == name for o in every) for name in (APPLIED, FAILED, SUPERSEDED)}
     return {

@@ -1,9 +1,9 @@
-"""Where a run stands: all that it carries in memory at head, rebuilt from the journal on opening.
+"""The state of a run at head, carried in memory and rebuilt from the journal on opening.
 
 Retention set, ledger, query memory and the metrics are folds over the revisions from base to head;
-a run that was killed comes back to the same state. Knows how to build and to advance them together;
-what goes on record is in `measuring`, the memory that no edit made in `training_memory`, and the
-stages of a step in `step.pipeline`.
+a run that was killed comes back to the same state. Builds and advances them together; leaves the
+records to `measuring`, the memory that no edit made to `training_memory`, and the stages of a step
+to `step.pipeline`.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ REGISTERED_TOGETHER = 1024  # probes: few passes over the neurons, and few rows 
 
 @dataclass(frozen=True)
 class _Neighbour:
-    """A held-out neighbour in the ledger, as facts are looked for in it."""
+    """A held-out neighbour in the ledger, as it is searched for facts."""
 
     owner: str
     place: int
-    text: str  # of the question, as it is compared
+    text: str  # of the question
     said: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Past:
-    """A revision to stand at as if some requests had never been made."""
+    """A revision, as if some requests had never been made."""
 
     revision: Revision
     without: frozenset[str] = frozenset()
@@ -73,10 +73,10 @@ class Past:
 
 @dataclass(frozen=True)
 class _Trace:
-    """What a lineage comes to: requests, by the last time that something became of them."""
+    """The requests of a lineage, by their last event."""
 
     fresh: Sequence[str]  # attempted for the first time since the last record
-    moved: Sequence[str]  # applied when matrices were edited last
+    moved: Sequence[str]  # in force at the last edit of matrices
     since: Collection[str]  # applied again or anew since then
 
 
@@ -84,7 +84,7 @@ class Standing:
     """The state of a run at head, read from the journal. The model has head's patches on."""
 
     def __init__(self, store: Store, site: Site, past: Past | None = None) -> None:
-        """`past` is where it stands instead of at head."""
+        """`past` is the state to stand at instead of head."""
         self._store = store
         self._site = site
         self.retention = Retention()
@@ -105,8 +105,8 @@ class Standing:
         self._revision = lineage[-1]
 
     def record(self) -> None:
-        """Measure head, and put it on record, where no step has: at base, and where a run ended
-        between two re-checks."""
+        """Measure head and put it on record if no step did: at base, and if a run ended between two
+        re-checks."""
         if not self._store.writable or self._store.ledger(self._revision.seq) is not None:
             return
         outcomes = outcomes_of(self._revision.body)
@@ -133,8 +133,8 @@ class Standing:
         return _Trace(fresh, moved, since)
 
     def _follow(self, revision: Revision, reverted: Collection[str]) -> list[str]:
-        """Follow a revision's outcomes; the requests that it attempted for the first time. What was
-        reverted later is as if it had never been there."""
+        """Follow a revision's outcomes; return the requests that it attempted for the first time.
+        A request reverted later is left out, as if it had never been there."""
         fresh = []
         for outcome in outcomes_of(revision.body):
             request = self._request(outcome.id)
@@ -153,16 +153,17 @@ class Standing:
         return fresh
 
     def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
-        """The probe sets of the base revision: training and test."""
+        """Register the probe sets of the base revision: training and test."""
         for name in (TRAIN, TEST):
             read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
             encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
             self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
 
     def _register_retained(self, moved: Sequence[str], since: Collection[str]) -> None:
-        """The probes of the retained requests: what was learned in a pass for each, as when it was
-        edited, so that the rows have the same bits; all others together. The memory has what was
-        captured together when matrices were edited last, and what came since."""
+        """Register the probes of the retained requests. The learned prompts of each request are
+        read in a pass of their own, as when it was edited, so that the rows have the same bits; all
+        other probes together. The memory gets the queries captured together at the last edit of
+        matrices, and those of the edits since."""
         learned: list[Entry] = []
         others: list[Entry] = []
         parts: list[Rows] = []
@@ -186,8 +187,8 @@ class Standing:
         self._register_neighbours()
 
     def _register_neighbours(self) -> None:
-        """The held-out neighbours of the edits in force; those go that state the fact of an edit
-        behind theirs."""
+        """Register the held-out neighbours of the edits in force, except neighbours that state the
+        fact of a later edit."""
         entries: list[Entry] = []
         for identity, retained in self.retention.requests.items():
             if retained.applied and retained.neighbours:
@@ -209,7 +210,7 @@ class Standing:
                 self._near.append(_Neighbour(entry.owner, place, text, said))
 
     def _drop_stating(self, fact: CorrectedFact, near: Iterable[_Neighbour]) -> None:
-        """Count no longer the neighbours that state a fact."""
+        """Count neighbours that state a fact no longer."""
         stating = [n for n in near if not fact.answers.isdisjoint(n.said) and fact.is_about(n.text)]
         self.ledger.drop([neighbour.place for neighbour in stating])
 
@@ -219,8 +220,9 @@ class Standing:
     def _captured(
         self, owners: Sequence[str], new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})
     ) -> dict[str, Tensor]:
-        """The queries of these edits as the model stands, in passes over all of them together: the
-        same owners in the same order give the same bits. `new` are learned from and not stored."""
+        """Read the queries of these edits with the model as it stands, in passes over all of them
+        together: the same owners in the same order give the same bits. `new` has the learned
+        encodings of requests that are not stored yet."""
         learned = {i: new.get(i) or self._learned(i) for i in owners}
         if not learned:
             return {}
@@ -238,18 +240,18 @@ class Standing:
     # -- advancing
 
     def contradict(self, learned: Iterable[Encoding]) -> None:
-        """Take out of the memory what training said to the very questions that a request asks."""
+        """Take the training probes that ask a request's very questions out of the memory."""
         self.memory.contradict(self._training.contradicted(learned))
 
     def set_aside(self, identity: str, fact: CorrectedFact) -> None:
-        """Take out of the memory, and out of what is measured, whatever states the fact that a
-        request corrects."""
+        """Take passages and probes that state the fact that a request corrects out of the memory
+        and out of the measurements."""
         self._set_aside_in_general(fact)
         self._corrected[identity] = fact
         self._drop_stating(fact, (n for n in self._near if n.owner != identity))
 
     def _set_aside_in_general(self, fact: CorrectedFact) -> None:
-        """The same for training probes and general text."""
+        """Set a fact aside among training probes and general text."""
         if not fact.answers:
             return
         self.memory.contradict(self._training.stating(fact))
@@ -257,8 +259,8 @@ class Standing:
         self.ledger.drop([held_out[index] for index in self.general.stated_in_held_out(fact)])
 
     def memory_naming(self, subject: str, near: Tensor) -> QueryMemory:
-        """The memory of a neuron that asks for a normalised subject: general text, whatever else
-        names the subject, and the queries [r, d] of its neighbours."""
+        """Return the memory of a neuron that asks for a normalised subject: general text, training
+        probes and edits that name the subject, and the queries [r, d] of its neighbours."""
         owners = {
             owner
             for owner in self.memory.owners
@@ -268,23 +270,25 @@ class Standing:
         return self.memory.part(self._training.beside(subject), owners, near)
 
     def names_enough(self, subject: str) -> bool:
-        """Tell whether the training probes say by themselves what else there is about a subject."""
+        """Tell whether enough training probes name a subject to protect its other facts."""
         return self._training.names_enough(subject)
 
     def taught(self) -> Taught:
-        """Training probes, and the prompts of the edits that the memory has queries of."""
+        """Return the known answers: the training probes, the prompts of the edits with queries in
+        memory, and the general text in memory."""
         places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
         edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
         general = tuple(passage.ids for passage in self.general.text.memory)
         return Taught(self._training.encodings(), self._training.gone(), edits, general)
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
-        """Matrices were edited: what the memory holds has moved. `new`: as in `_captured`."""
+        """Read the queries in memory anew after an edit of matrices. `new`: as in `_captured`."""
         training = self._training.recaptured()
         self.memory.recapture(training, self._captured(self.memory.owners, new))
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
-        """Follow what a step did to the retention set."""
+        """Take a step's outcomes into the retention set; superseded requests leave ledger and
+        memory."""
         for outcome in outcomes:
             for superseded in outcome.supersedes:
                 self._measurements.forget(self.ledger.retire(superseded))
@@ -304,24 +308,25 @@ class Standing:
     def watch_over(
         self, identity: str, neighbourhood: Neighbourhood, rows: Rows | None = None
     ) -> None:
-        """Take in the held-out neighbours of an edit that was just applied; `rows` where they are
-        known already."""
+        """Take in the held-out neighbours of an edit just applied; `rows` are theirs if known
+        already."""
         entries = watched_entries(identity, neighbourhood)
         self.ledger.register(entries, rows)
         self._note_neighbours(entries)
         self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
 
     def note(self, turned: Mapping[str, bool]) -> None:
-        """Take outcomes as they are now: those that are news join the next record."""
+        """Take in outcomes as they are now: those that are news join the next record."""
         self._measurements.note(turned)
 
     def measure(self, current: Sequence[str]) -> Measured:
-        """The metrics, where `current` are the requests of the step just done."""
+        """Return the metrics; `current` are the requests of the step just done."""
         return self._measurements.measure(current)
 
 
 def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[Entry]:
-    """The probes of a neighbourhood: its held-out prompts, and each position behind the answer."""
+    """Return the probes of a neighbourhood: its held-out prompts, and each position behind the
+    answer."""
     near = [passage.encoding() for passage in neighbourhood.held_out]
     behind = [encoding for passage in neighbourhood.behind for encoding in passage.positions()]
     return [

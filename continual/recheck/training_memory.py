@@ -1,8 +1,8 @@
 """The queries in memory that no edit made: training probes, then general text.
 
-Knows where each probe and each passage has its rows in the memory, and which of them a request
-contradicts, states the fact of a correction, or names a subject. The edits' own queries are kept
-by whoever follows the history.
+Knows the rows of each probe and each passage in the memory, and finds those that a request
+contradicts, that state the fact of a correction, or that name a subject. Leaves the edits' own
+queries to `standing`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class TrainingMemory:
     # -- queries
 
     def queries(self) -> Tensor:
-        """[m, d] as the ledger has them."""
+        """Return the queries [m, d] as the ledger has them."""
         return self._with_general(self._ledger.rows_of(TRAIN, TRAIN).query)
 
     def recaptured(self) -> Tensor:
-        """[m, d] as the matrices are now."""
+        """Read the queries [m, d] anew, by the matrices as they are now."""
         if not self._entries:
             return self.queries()
         return self._with_general(self._site.rows_in_passes(self.encodings()).query)
@@ -58,11 +58,11 @@ class TrainingMemory:
     # -- training probes
 
     def encodings(self) -> tuple[Encoding, ...]:
-        """The training probes."""
+        """Return the training probes."""
         return tuple(entry.encoding for entry in self._entries)
 
     def gone(self) -> frozenset[int]:
-        """The training probes, by their places among `encodings`, that a request contradicts."""
+        """Return the places, among `encodings`, of training probes that a request contradicts."""
         questions = (entry.encoding.question for entry in self._entries)
         return frozenset(
             i for i, question in enumerate(questions) if question in self._contradicted
@@ -71,7 +71,8 @@ class TrainingMemory:
     # -- places
 
     def contradicted(self, learned: Iterable[Encoding]) -> list[int]:
-        """The places of the very questions that a request asks; from now on they are gone."""
+        """Return the places of the very questions that a request asks; these count as gone from
+        now on."""
         places: list[int] = []
         for encoding in learned:
             if encoding.question in self._places:
@@ -80,7 +81,7 @@ class TrainingMemory:
         return places
 
     def stating(self, fact: CorrectedFact) -> list[int]:
-        """The places of whatever states a fact."""
+        """Return the places of general text and training probes that state a fact."""
         places = [self._count + place for place in self._general.stated_in_memory(fact)]
         for text, token, rows in self._texts:
             if token in fact.answers and fact.is_about(text):
@@ -88,24 +89,26 @@ class TrainingMemory:
         return places
 
     def beside(self, subject: str) -> list[int]:
-        """The places of training probes that name a normalised subject, and of all general text."""
+        """Return the places of training probes that name a normalised subject, and of all general
+        text."""
         general = range(self._count, self._count + self._general.memory_rows)
         taught = [row for text, _, rows in self._texts if names(text, subject) for row in rows]
         return [*taught, *general]
 
     def names_enough(self, subject: str) -> bool:
-        """Tell whether the training probes say by themselves what else there is about a subject."""
+        """Tell whether enough training probes name a subject to protect its other facts."""
         naming = (1 for text, _, _ in self._texts if subject and names(text, subject))
         return sum(islice(naming, NAMING_MIN)) == NAMING_MIN
 
     @cached_property
     def _count(self) -> int:
-        """How many rows of the memory are training probes'; general text stands behind them."""
+        """The number of training probes' rows in the memory; general text stands behind them."""
         return sum(len(rows) for rows in self._places.values())
 
     @cached_property
     def _texts(self) -> list[tuple[str, int, range]]:
-        """The training probes as they are compared: text, first token of the answer, places."""
+        """The training probes as tests for names and facts see them: text, first token of the
+        answer, places."""
         decode = self._site.edited.decode
         return [
             (decode(e.encoding.question.ids), e.encoding.targets[0], places)
