@@ -1,6 +1,6 @@
-"""How a model is run in parts, and no more of it than an answer depends on.
+"""Runs a model in parts, and no more of it than an answer depends on.
 
 ``partial`` runs blocks i to j from kept states, ``site_pass`` a pass up to the last FFN, and
-``suffix`` the ends of sequences alone; ``packing`` puts these in one row, and ``batching`` puts
-sequences of like lengths together. Nothing here knows of edits.
+``suffix`` the ends of sequences alone; ``packing`` puts these ends in one row, and ``batching``
+puts sequences of like lengths together. Nothing here knows of edits.
 """

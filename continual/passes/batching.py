@@ -9,8 +9,9 @@ from collections.abc import Sequence
 def by_length(
     lengths: Sequence[int], tokens_max: int, padded_max: float = math.inf
 ) -> list[list[int]]:
-    """Places in batches, the shortest first: each of at most `tokens_max` padded tokens, or of one
-    sequence that is longer, and none padded to more than `padded_max` times its length."""
+    """Divide the places of sequences into batches, the shortest first: each of at most `tokens_max`
+    padded tokens, or of one longer sequence. No sequence is padded to more than `padded_max` times
+    its length."""
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         longest = lengths[place]  # so far

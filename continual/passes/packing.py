@@ -1,11 +1,11 @@
 """Sequences one behind another in a single row, and the attention among the tokens of each.
 
-All else in a block works token by token: nothing that is padding has to go through it. Attention
-alone knows of sequences. It takes those of like lengths side by side, padded, and the keys and
-values of all that comes before a sequence's tokens as they were kept.
+Attention alone knows of sequences: it takes sequences of like lengths side by side, padded, with
+the kept keys and values of the tokens before them. All other parts of a block work token by token,
+so no padding has to go through them.
 
-Scaled dot-product attention as transformers' models ask for it: with groups of heads on one key,
-with a window, causal. Knows nothing of models.
+Scaled dot-product attention as transformers' models ask for it: causal, with groups of heads on one
+key, with a window. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from continual.passes.batching import by_length
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of some sequences: the tokens in the row, and those before them, which are kept."""
+    """The numbers of each sequence's tokens in the row, and of the kept tokens before them."""
 
     sizes: tuple[int, ...]
     before: tuple[int, ...]
@@ -31,25 +31,27 @@ class Lengths:
 
 GROUP_TOKENS_MAX = 32_768  # side by side, with padding
 ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-"""The lengths that a row comes in. A CPU's library makes a product of each size ready anew, which
-takes longer than the product of a few rows does, and ends have other sizes whenever some leave."""
+"""The lengths of a row. A CPU's library prepares a product of each new size, which takes longer
+than the product of a few rows, and ends have other sizes whenever some leave."""
 ROWS_MAX = ROWS[-1]
 
 
 def filled_up(rows: int) -> int:
-    """So many rows, or the next of the lengths that they come in."""
+    """Round `rows` up to the next size in ROWS, or above all of them to a multiple of 256."""
     if rows > ROWS_MAX:
         return -(-rows // 256) * 256
     return next(size for size in ROWS if size >= rows)
 
 
 class Group:
-    """Sequences of like lengths: a stretch of the row, and side by side for attention."""
+    """Sequences of like lengths: they stand in a stretch of the row, and side by side in
+    attention."""
 
     def __init__(
         self, first: int, sizes: Tensor, before: Tensor, nowhere: int, device: torch.device
     ) -> None:
-        """`nowhere`: the place in the row of a token that belongs to no sequence."""
+        """`sizes` and `before` as in `Lengths`, [count]; `nowhere` is the place in the row of a
+        token that belongs to no sequence."""
         self.first, self.rows = first, int(sizes.sum())
         self.count, self.size, self.room = len(sizes), int(sizes.max()), int(before.max())
         self._before = before.to(device)
@@ -60,28 +62,29 @@ class Group:
         sources = torch.full_like(inside, nowhere, dtype=torch.long)
         sources[places] = torch.arange(first, first + self.rows)
         self._places = places.to(device)  # of the row's tokens, side by side
-        self._sources = sources.to(device)  # of what is side by side, in the row
+        self._sources = sources.to(device)  # of the side-by-side tokens, in the row
 
     @property
     def stretch(self) -> slice:
-        """Its tokens in the row."""
+        """The group's tokens in the row."""
         return slice(self.first, self.first + self.rows)
 
     def side_by_side(self, row: Tensor) -> Tensor:
-        """[count, heads, size, d] of a row's [N, heads, d]; what belongs to no sequence where there
-        is no token."""
+        """Return the row's states [N, heads, d] side by side, [count, heads, size, d]; padding
+        has the states of a token that belongs to no sequence."""
         found = row[self.stretch] if self._is_full else row.index_select(0, self._sources)
         return found.view(self.count, self.size, *found.shape[1:]).transpose(1, 2)
 
     def room_behind(self, before: Tensor) -> Tensor:
-        """[count, heads, room + size, d] of what is before the tokens, [count, room, heads, d]."""
+        """Return the states before the tokens, [count, room, heads, d], with room for the tokens'
+        own behind them: [count, heads, room + size, d]."""
         count, _, heads, width = before.shape
         whole = before.new_empty(count, heads, self.room + self.size, width)
         whole[:, :, : self.room] = before.transpose(1, 2)
         return whole
 
     def put(self, row: Tensor, found: Tensor) -> None:
-        """Write [count, heads, size, d] to a row [N, heads, d]."""
+        """Write side-by-side states [count, heads, size, d] to a row [N, heads, d]."""
         into, found = row[self.stretch], found.transpose(1, 2)
         if self._is_full:
             into.view(found.shape).copy_(found)
@@ -89,8 +92,8 @@ class Group:
             torch.index_select(found.flatten(0, 1), 0, self._places, out=into)
 
     def mask(self, window: int | None) -> Tensor:
-        """[count, 1, 1, size, room + size] what is added to scores: -inf for what a token does not
-        look at, zero else."""
+        """Return the mask to add to scores, [count, 1, 1, size, room + size]: -inf for tokens that
+        a token does not look at, zero for the others."""
         if window not in self._masks:
             device = self._before.device
             query = torch.arange(self.size, device=device)[:, None]
@@ -104,8 +107,8 @@ class Group:
 
 
 class Packing:
-    """Where the tokens of some sequences stand in one row, which is filled up with others that
-    belong to none: what is padding to attention is read from the last of them."""
+    """The places of the tokens of some sequences in one row. Tokens that belong to no sequence fill
+    the row up; attention reads its padding from the last of them."""
 
     def __init__(
         self, lengths: Lengths, groups: Sequence[Sequence[int]], device: torch.device
@@ -128,22 +131,25 @@ class Packing:
 
     @classmethod
     def of(cls, lengths: Lengths, padded_max: float, device: torch.device) -> Packing:
-        """In groups of like lengths: the longest is at most so many times the shortest."""
+        """Pack sequences in groups of like lengths: the longest of a group is at most `padded_max`
+        times the shortest."""
         return cls(lengths, by_length(lengths.sizes, GROUP_TOKENS_MAX, padded_max), device)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """[N, ..] for what is to be put in for all sequences; zero for what belongs to none."""
+        """Return a row [N, ..] to write all sequences' states into; zero at the tokens that belong
+        to none."""
         found = torch.empty(*shape, dtype=dtype, device=self._device)
         found[self.rows :] = 0
         return found
 
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
-        """Where tokens stand, by their sequences and their positions among its own tokens."""
+        """Return the places of tokens in the row, by their sequences and their positions among the
+        sequence's own tokens."""
         return self._begin[sequences] + positions
 
     def tokens(self, firsts: Tensor) -> Tensor:
-        """[N] where the row's tokens stand elsewhere, when those of each sequence begin there (on
-        the CPU); the first place for those that belong to none."""
+        """Return the places [N] of the row's tokens in another layout, in which the tokens of each
+        sequence begin at `firsts` (on the CPU); 0 for tokens that belong to no sequence."""
         order = torch.tensor(self.order)
         sizes = torch.tensor(self.lengths.sizes)[order]
         places = torch.zeros(self.width, dtype=torch.long)
@@ -152,8 +158,8 @@ class Packing:
         return places.to(self._device)
 
     def select(self, chosen: Sequence[int]) -> tuple[Packing, list[list[int]]]:
-        """The packing of some of the sequences, and which members of each group they are: groups
-        without any are gone."""
+        """Return the packing of some of the sequences, without the groups that have none of them;
+        and for each present group, the places of the chosen among its members."""
         number = {sequence: i for i, sequence in enumerate(chosen)}
         kept = [[i for i, s in enumerate(some) if s in number] for some in self._members]
         groups = [
@@ -168,36 +174,39 @@ class Packing:
         return Packing(lengths, groups, self._device), kept
 
     def members(self) -> Iterator[tuple[Group, Tensor]]:
-        """The groups, each with its sequences, on the CPU."""
+        """Yield the groups, each with its sequences, on the CPU."""
         for group, some in zip(self.groups, self._members, strict=True):
             yield group, torch.tensor(some)
 
     def firsts(self, chosen: Sequence[int]) -> Tensor:
-        """Where some of the sequences begin in the row, on the CPU."""
+        """Return the places where some of the sequences begin in the row, on the CPU."""
         return self._firsts[torch.tensor(chosen)]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Keys and values [count, heads, room + size, d] of one group: first those before its tokens,
-    closed up to them, then room for those of its own."""
+    """Keys and values [count, heads, room + size, d] of one group: first the keys and values before
+    its tokens, closed up to them, then room for its tokens' own."""
 
     keys: Tensor
     values: Tensor
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, places: Tensor, group: Group) -> Kept:
-        """From rows [·, heads, d] that have at `places` [count, room] what is before the tokens."""
+        """Gather them from rows [·, heads, d]; `places` [count, room] are those of the tokens
+        before the group's."""
         return cls(*(group.room_behind(some[places]) for some in (keys, values)))
 
     @classmethod
     def none(cls, keys: Tensor, group: Group) -> Kept:
-        """Of sequences that nothing comes before; like keys [N, heads, d]."""
+        """Return empty room for sequences that begin with the row's tokens; like keys
+        [N, heads, d]."""
         shape = (group.count, keys.shape[1], group.size, keys.shape[2])
         return cls(keys.new_empty(shape), keys.new_empty(shape))
 
     def select(self, members: Tensor, before: Group, group: Group) -> Kept:
-        """Of some members of a group, which now are a group: without what none of them has."""
+        """Return the keys and values of some members of the group `before`, which now are `group`,
+        without columns that none of them needs."""
         columns = slice(before.room - group.room, before.room + group.size)
         return Kept(self.keys[members, :, columns], self.values[members, :, columns])
 
@@ -211,10 +220,10 @@ def attend(
     scaling: float,
     window: int | None,
 ) -> Tensor:
-    """[N, heads, d] what attention gives for the tokens of a row, by their queries
+    """Return the output [N, heads, d] of attention for the tokens of a row, by their queries
     [N, heads, d] and keys and values [N, heads or fewer, d], differentiable in all three.
 
-    Writes the keys and values into what is kept, behind those before.
+    Writes the keys and values into `kept`, behind those of the tokens before.
     """
     found: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         query, key, value, _Call(packing, tuple(kept), scaling, window)
@@ -255,7 +264,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Of the queries, keys and values of the row."""
+        """Return the gradients of the row's queries, keys and values."""
         (gradient,), call = gradients, ctx.call
         queries, (own_keys, _), *_ = ctx.seen[0]
         heads = own_keys.shape[1]
@@ -280,19 +289,21 @@ class _Attention(torch.autograd.Function):
 
 
 def _grouped(side_by_side: Tensor, heads: int) -> Tensor:
-    """[count·heads, heads' size, d] of [count, all heads, size, d]: those on one key as one."""
+    """Join the heads on one key: [count, all heads, size, d] → [count·heads, heads' size, d]."""
     count, _, _, width = side_by_side.shape
     return side_by_side.reshape(count * heads, -1, width)
 
 
 def _filled(kept: Kept, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys and values [count·heads, room + size, d] with the row's own behind those before."""
+    """Write the row's own keys and values behind the kept ones; return both, each
+    [count·heads, room + size, d]."""
     for whole, some in zip((kept.keys, kept.values), own, strict=True):
         whole[:, :, -some.shape[2] :] = some
     return kept.keys.flatten(0, 1), kept.values.flatten(0, 1)
 
 
 def _masked(scores: Tensor, group: Group, window: int | None) -> None:
-    """Scores [count·heads, heads' size, room + size] without those of what is not looked at."""
+    """Set the scores [count·heads, heads' size, room + size] of tokens out of sight to -inf, in
+    place."""
     shape = (group.count, -1, scores.shape[1] // group.size, group.size, scores.shape[2])
     scores.view(shape).add_(group.mask(window))

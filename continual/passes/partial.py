@@ -1,6 +1,6 @@
 """Runs a model in parts: block to block on kept hidden states, and from the last FFN to logits.
 
-- ``record`` keeps how each block was called in one forward pass, and the hidden states asked for
+- ``record`` keeps each block's call in one forward pass, and the hidden states asked for
 - ``run`` takes hidden states through some of the blocks, ``finish`` from the last one to the logits
 - ``rows_from`` gives queries and residual sums at the last FFN from recorded states on
 - ``capture_answers`` gives them for some positions in one pass, and runs the last FFN for no other
@@ -10,7 +10,7 @@
 
 ``run`` and ``finish`` go through the model's own code and equal its forward bit for bit; the row
 tail is a chain of its modules, checked against the forward when it is built, and equal up to
-rounding. Patches that are on the model act in all of them. Nothing here knows what an edit is.
+rounding. Patches that are on the model act in all of them. Nothing here knows of edits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Step = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class BlockCall:
-    """How a block was called, but for the hidden state, and how many values it returned."""
+    """A block's call: its arguments without the hidden state, and the number of values returned."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -44,19 +44,19 @@ class BlockCall:
 
     @classmethod
     def of(cls, call: hooks.Call) -> BlockCall:
-        """What there is to keep of an observed call."""
+        """Keep the needed parts of an observed call."""
         kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
         returned = None if isinstance(call.output, Tensor) else len(call.output)
         return cls(call.args[1:], kwargs, not call.args, returned)
 
     def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The hidden state that the block makes of another one."""
+        """Call the block with another hidden state; return its output state."""
         if self.by_name:
             return hooks.hidden_of(block(*self.args, hidden_states=hidden, **self.kwargs))
         return hooks.hidden_of(block(hidden, *self.args, **self.kwargs))
 
     def output(self, hidden: Tensor) -> Any:
-        """``hidden`` in the form in which the block returns it."""
+        """Return ``hidden`` in the form in which the block returns it."""
         if self.returned is None:
             return hidden
         return (hidden, *[None] * (self.returned - 1))
@@ -66,19 +66,19 @@ class BlockCall:
 class Recording:
     """One forward pass, to be run again in parts; the batch is part of it.
 
-    ``hidden`` holds the states [B, T, d] that enter the blocks asked for; the one that leaves the
-    last block stands at ``block_count``.
+    ``hidden`` holds the states [B, T, d] that enter the blocks asked for, and at ``block_count``
+    the state that leaves the last block.
     """
 
     inputs: Mapping[str, Tensor]
     calls: tuple[BlockCall, ...]
     hidden: Mapping[int, Tensor]
-    encoded: Any  # what the encoder returned; None without one
+    encoded: Any  # the encoder's output; None without an encoder
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a patch at one FFN site starts from."""
+    """The states at one FFN site that a patch starts from, and the logits."""
 
     query: Tensor  # [B, T, d] the input of the FFN
     hidden: Tensor  # [B, T, d] residual + FFN output, before any norm
@@ -87,17 +87,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class RowTail:
-    """From rows [n, d] of the last block's residual sum to their logits [n, vocab or labels].
+    """Takes rows [n, d] of the last block's residual sum to their logits [n, vocab or labels].
 
-    ``pooled`` is the position whose row a classifier looks at, 0 or -1 (the last one that is not
-    padding); None where every position has logits of its own.
+    ``pooled`` is the position whose row a classifier looks at, 0 or -1 (the last that is not
+    padding); None if every position has its own logits.
     """
 
     steps: tuple[Step, ...]
     pooled: int | None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits of each row, differentiable in ``hidden``."""
+        """Return the logits of each row, differentiable in ``hidden``."""
         state = hidden.unsqueeze(1)  # each row is a sequence of one position
         for step in self.steps:
             state = step(state)
@@ -105,7 +105,7 @@ class RowTail:
 
 
 def logits_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a plain forward pass without a cache."""
+    """Return the logits of a plain forward pass without a cache."""
     logits = model(**inputs, use_cache=False, return_dict=True).logits
     assert isinstance(logits, Tensor)
     return logits
@@ -115,7 +115,7 @@ def logits_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 def record(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blocks: Iterable[int]
 ) -> Recording:
-    """One forward pass that keeps what ``run`` and ``finish`` need; ``blocks`` as in ``hidden``."""
+    """Record one forward pass for ``run`` and ``finish``; ``blocks`` are the keys of ``hidden``."""
     wanted = set(blocks)
     calls: list[BlockCall] = []
     hidden: dict[int, Tensor] = {}
@@ -140,16 +140,17 @@ def record(
 def run(
     model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor, first: int, last: int
 ) -> Tensor:
-    """The state leaving block ``last - 1`` when ``hidden`` [B, T, d] enters block ``first``."""
+    """Return the state that leaves block ``last - 1`` if ``hidden`` [B, T, d] enters block
+    ``first``."""
     for index in range(first, last):
         hidden = recording.calls[index].replay(anatomy.block(model, index), hidden)
     return hidden
 
 
 def finish(model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor) -> Tensor:
-    """The logits when ``hidden`` [B, T, d] leaves the last block.
+    """Return the logits if ``hidden`` [B, T, d] leaves the last block.
 
-    It is the model's own forward, with stand-ins for its blocks and its encoder.
+    Runs the model's own forward, with stand-ins for its blocks and its encoder.
     """
     with ExitStack() as stack:
         for index, call in enumerate(recording.calls):
@@ -162,7 +163,7 @@ def finish(model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor) -
 
 @torch.no_grad()
 def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int) -> Rows:
-    """Query and residual sum at the FFN site of one block, and the logits, in one forward pass.
+    """Capture query and residual sum at one block's FFN site, and the logits, in one forward pass.
 
     At the last block, adding p to the output of ``down`` gives the logits of ``hidden + p``.
     """
@@ -175,7 +176,8 @@ def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blo
 def capture_site(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int
 ) -> tuple[Tensor, Tensor]:
-    """Query and residual sum as in ``capture_rows``, by a forward pass that ends with the block."""
+    """Capture query and residual sum as ``capture_rows``, by a forward pass that ends with the
+    block."""
     with (
         _site_observed(model, anatomy, block) as seen,
         hooks.cut_short(anatomy.block(model, block)),
@@ -190,11 +192,11 @@ def capture_site(
 def capture_answers(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Query and residual sum [n, d] at the last FFN site, for n positions of the batch, counted
-    through its sequences.
+    """Capture query and residual sum [n, d] at the last FFN site, for n positions of the batch,
+    counted through its sequences.
 
-    The last FFN runs for these alone, where it works row by row: nothing behind it looks at any
-    other.
+    If the last FFN works row by row, it runs for these positions alone: nothing behind it looks at
+    any other.
     """
     block = anatomy.last
     if not anatomy.is_rowwise:
@@ -215,7 +217,7 @@ def capture_answers(
 def rows_from(
     model: Any, anatomy: Anatomy, recording: Recording, block: int
 ) -> tuple[Tensor, Tensor]:
-    """Query and residual sum [B, T, d] at the last FFN site, as in ``capture_site``, from the
+    """Return query and residual sum [B, T, d] at the last FFN site, as ``capture_site``, from the
     recorded states that enter ``block`` on."""
     with _site_observed(model, anatomy, anatomy.last) as seen:
         run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
@@ -225,7 +227,7 @@ def rows_from(
 
 
 def sums_from(model: Any, anatomy: Anatomy, recording: Recording, block: int) -> Tensor:
-    """The residual sum [B, T, d] alone, likewise."""
+    """Return the residual sum [B, T, d] of ``rows_from`` alone."""
     with _site_observed(model, anatomy, anatomy.last) as seen:
         run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
     return seen()[1].reshape(*recording.hidden[block].shape[:-1], anatomy.width)
@@ -235,7 +237,8 @@ def sums_from(model: Any, anatomy: Anatomy, recording: Recording, block: int) ->
 def _site_observed(
     model: Any, anatomy: Anatomy, block: int
 ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
-    """Gives what a forward pass showed at the FFN site of a block: query and residual sum."""
+    """Observe a forward pass within ``with``; the function returned gives query and residual sum at
+    the FFN site of a block."""
     with (
         hooks.captured(anatomy.query_module(model, block)) as queries,
         sums_observed(model, anatomy, block) as seen,
@@ -245,17 +248,18 @@ def _site_observed(
 
 @contextmanager
 def sums_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Callable[[], Tensor]]:
-    """Gives the residual sum of a block that a forward pass showed, in the shape that it has."""
+    """Observe a forward pass within ``with``; the function returned gives the residual sum of a
+    block, in the pass's own shape."""
     norm = anatomy.norm_after_module(model, block)
     with hooks.captured(anatomy.block(model, block) if norm is None else norm) as calls:
         yield lambda: calls[0].hidden if norm is None else calls[0].input
 
 
 def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
-    """The row tail of the last block, built from one observed token and checked on eight.
+    """Build the row tail of the last block from one observed token, and check it on eight.
 
-    Raises ``ModelError`` where the rows do not give the model's own logits, or where what is added
-    to the output of ``down`` is not simply added to the residual sum.
+    Raises ``ModelError`` if the rows do not give the model's own logits, or if an addition to the
+    output of ``down`` is not simply added to the residual sum.
     """
     rows = RowTail(_find_steps(model, anatomy), None)
     inputs = sample_inputs(model, length=8)
@@ -265,17 +269,17 @@ def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
 # --- building a row tail --------------------------------------------------------------------------
 
 _ADDED_ROUNDINGS = 4
-"""How many roundings what was added to a sum may be off by."""
+"""Roundings by which an addition to a sum may be off."""
 
 _SCALED_EVENLY = 0.1
-"""A share: so much of a patch that was scaled may be rounding."""
+"""The share of a scaled patch that may be rounding."""
 
 _ROUNDINGS = 8
-"""How many units in the last place a factor found by division may be off."""
+"""Units in the last place by which a factor found by division may be off."""
 
 
 def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
-    """The modules of the tail, and what the model does to the state between and behind them."""
+    """Return the modules of the tail, with the model's own steps between and behind them."""
     calls = dict(observe(model, sample_inputs(model, length=1)))
     if missing := [path for path in anatomy.tail if path not in calls]:
         raise ModelError(f"{missing[0]}, named under [anatomy], does not run in a forward pass.")
@@ -292,7 +296,8 @@ def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
 
 
 def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
-    """Nothing, or a factor, between the output [1, 1, .] of one module and the next one's input."""
+    """Return the steps, none or a factor, from the output [1, 1, .] of one module to the next one's
+    input. Raises ``ModelError`` if neither fits."""
     state, target = state.flatten(), target.flatten()
     if state.shape == target.shape:
         factor = torch.dot(state.double(), target.double()) / state.double().square().sum()
@@ -308,7 +313,7 @@ def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step,
 
 
 def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
-    """What the model itself does to the logits: a soft cap, a bias (maybe zero), a factor."""
+    """Return the model's own steps on the logits: a soft cap, a bias (maybe zero), or a factor."""
     for cap in _soft_caps(model):
         steps: tuple[Step, ...] = (partial(_soft_cap, cap),)
         if _fits(steps, state.flatten(), target.flatten()):
@@ -322,7 +327,7 @@ def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step
 
 
 def _soft_caps(model: Any) -> list[float]:
-    """The soft caps that a config names, whatever their names: that of the logits is among them."""
+    """Return the soft caps in a config, under any name: the cap of the logits is among them."""
     told = model.config.get_text_config().to_dict()
     named = {key: told[key] for key in told if "cap" in key and "soft" in key.replace("_", "")}
     return [float(cap) for cap in named.values() if isinstance(cap, int | float) and cap > 0]
@@ -344,7 +349,8 @@ def _soft_cap(cap: float, logits: Tensor) -> Tensor:
 def _check_rows(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], tail: RowTail
 ) -> RowTail:
-    """The tail with its pooled position, once its rows are seen to give the model's logits."""
+    """Return the tail with its pooled position, if its rows give the model's logits. Raises
+    ``ModelError`` otherwise."""
     captured = capture_rows(model, anatomy, inputs, anatomy.last)
     logits = tail(captured.hidden[0])
     if captured.logits.ndim == 3 and _is_close(logits, captured.logits[0]):
@@ -364,10 +370,11 @@ def _check_rows(
 def _check_additive(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], tail: RowTail
 ) -> RowTail:
-    """The tail, once what is added to the FFN's output is seen to be added to the residual sum.
+    """Return the tail, if an addition to the FFN's output is added to the residual sum unchanged.
+    Raises ``ModelError`` otherwise.
 
-    The sum itself is looked at, in the units of its own rounding: half-precision logits would hide
-    a factor of 0.9.
+    Compares the sum itself, in the units of its own rounding: half-precision logits would hide a
+    factor of 0.9.
     """
     hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden[0]
     patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
@@ -387,8 +394,8 @@ def _check_additive(
 
 
 def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:
-    """Whether a sum [T, d] grew by the patch [d], up to the rounding of its number format: in each
-    number, and, where roundings cancel out, in all of them together."""
+    """Tell whether a sum [T, d] grew by the patch [d], up to the rounding of its number format: in
+    each number, and in all of them together, where roundings cancel out."""
     eps = torch.finfo(hidden.dtype).eps
     largest = hidden.double().abs().max() + patch.abs().max()
     each = bool((found - patch).abs().max() <= _ADDED_ROUNDINGS * eps * largest)
@@ -398,12 +405,12 @@ def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:
 
 
 def _share(found: Tensor, patch: Tensor) -> float:
-    """The factor by which a patch [d] was multiplied before it was added to [T, d]."""
+    """Return the factor by which a patch [d] was multiplied before it was added to [T, d]."""
     return float((found * patch).sum() / (len(found) * patch.square().sum()))
 
 
 def _changed(found: Tensor, patch: Tensor) -> str:
-    """What became of a patch, in words."""
+    """Describe the change of a patch on its way to the sum."""
     factor = _share(found, patch)
     rest = (found - factor * patch).abs().max() / patch.abs().max()
     if rest < _SCALED_EVENLY:
@@ -412,7 +419,7 @@ def _changed(found: Tensor, patch: Tensor) -> str:
 
 
 def _is_close(found: Tensor, expected: Tensor, tolerance: float | None = None) -> bool:
-    """Whether both differ by rounding only, in units of the largest value.
+    """Tell whether both differ by rounding only, in units of the largest value.
 
     Unless given, half of the digits must agree: a missing module leaves none.
     """
@@ -423,7 +430,7 @@ def _is_close(found: Tensor, expected: Tensor, tolerance: float | None = None) -
 
 
 def _difference(found: Tensor, expected: Tensor) -> str:
-    """How far logits are from the model's own, for a message."""
+    """Describe the distance of logits from the model's own, for a message."""
     if found.numel() != expected.numel():
         return f"shape {list(found.shape)} instead of {list(expected.shape)}"
     difference = (found.flatten() - expected.flatten()).abs().max().item()
@@ -438,5 +445,5 @@ def _returning(value: Any) -> Callable[..., Any]:
 
 
 def _encoders(model: nn.Module, anatomy: Anatomy) -> dict[str, nn.Module]:
-    """The encoder by its path, or nothing."""
+    """Return the encoder by its path; empty if there is none."""
     return {path: model.get_submodule(path) for path in [anatomy.encoder] if path is not None}

@@ -1,11 +1,11 @@
 """The pass that shows sequences at the last FFN, made as cheap as it can be.
 
-In a decoder, what stands at a token depends on nothing behind it: padding at the end needs no mask,
-where a model is seen to keep to that. And small passes spend a third of their time on the way from
+In a decoder a token's states depend on nothing behind it: padding at the end needs no mask, if a
+check of the model confirms this. And small passes spend a third of their time on the way from
 module to module: after some dozens the pass is traced, and the trace takes over if it gives the
-very bits of the model's own modules, for batches of other shapes too. Weights that are edited in
-place act in both. A short pass is given its causal mask, which a model makes anew each time in some
-dozens of small steps.
+very bits of the model's own modules, for batches of other shapes too. Weights edited in place act
+in both. A short pass is given its causal mask, which a model makes anew each time in some dozens of
+small steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRACED_SHAPE = (3, 12)  # sequences, tokens
 CHECKED_SHAPES = ((1, 1), (1, 2), (1, 7), (1, 31), (2, 5), (3, 16), (9, 8))
 SHORT = max(tokens for _, tokens in CHECKED_SHAPES)  # a model may look no further than a window
 TRACED_TOKENS_MAX = 512  # of a batch: larger ones spend their time in the matrices
-PADDED_LENGTHS = (9, 5)  # of the sequences that padding is tried on
+PADDED_LENGTHS = (9, 5)  # of the sequences in the check of padding
 
 
 class SitePass:
@@ -42,9 +42,11 @@ class SitePass:
     def __call__(
         self, inputs: Mapping[str, Tensor], rows: Tensor, *, is_whole: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `capture_answers`, [n, d] each, for real positions; padding stands behind them.
+        """Return query and residual sum as `capture_answers`, [n, d] each, for real positions;
+        padding stands behind them.
 
-        With `is_whole` nothing is made cheaper: gates at other places see all tokens, and the mask.
+        With `is_whole` the pass takes no shortcut: gates at other places see all tokens, and the
+        mask.
         """
         if is_whole:
             return self._whole(inputs, rows)
@@ -68,7 +70,7 @@ class SitePass:
 
 
 def needs_mask(model: Any, anatomy: Anatomy) -> bool:
-    """Whether padding behind a sequence changes what is shown of it, unless a mask is given."""
+    """Tell whether padding behind a sequence changes its states if no mask is given."""
     longest, shortest = PADDED_LENGTHS
     ids = sample_inputs(model, longest)["input_ids"].repeat(2, 1)
     mask = torch.ones_like(ids)
@@ -81,22 +83,22 @@ def needs_mask(model: Any, anatomy: Anatomy) -> bool:
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
-    """Whether both differ by rounding only: half of the digits agree."""
+    """Tell whether both differ by rounding only: half of the digits agree."""
     digits = math.sqrt(torch.finfo(expected.dtype).eps)
     return bool((found - expected).abs().max() <= digits * expected.abs().max())
 
 
 class _TracedLater:
-    """A pass that is traced when it has been asked for some dozens of times."""
+    """A pass that is traced at its `TRACED_AFTER`-th use."""
 
     def __init__(self, model: Any, anatomy: Anatomy, masked: tuple[bool, ...]) -> None:
-        """`masked`: whether the trace is given its mask, the better one first."""
+        """`masked`: the traces to try, with a mask or without, the better one first."""
         self._model, self._anatomy, self._masked = model, anatomy, masked
         self._passes = 0
         self._trace: Trace | None = None
 
     def once_more(self) -> Trace | None:
-        """The trace for one more pass, if there is one."""
+        """Count one more pass; return the trace for it, if there is one."""
         self._passes += 1
         if self._passes == TRACED_AFTER:
             tried = (traced(self._model, self._anatomy, masked=m) for m in self._masked)
@@ -108,20 +110,20 @@ class Trace:
     """A traced pass."""
 
     def __init__(self, model: Any, anatomy: Anatomy, *, masked: bool) -> None:
-        """`masked`: it is given its causal mask."""
+        """`masked`: the trace is given its causal mask."""
         self._mask: Callable[[int], Tensor] | None = None
         if masked:
             like = next(model.parameters())
             self._mask = cache(partial(_causal_mask, dtype=like.dtype, device=like.device))
         captured = _Captured(model, anatomy).eval()
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # of what is constant in a trace: `traced` checks it
+            warnings.simplefilter("ignore")  # about constants in a trace: `traced` checks these
             given = self._given(*_sample(model, *TRACED_SHAPE))
             run = torch.jit.trace(captured, given, check_trace=False)
             self._run = torch.jit.freeze(run)  # no look-ups of the weights, which stay the model's
 
     def __call__(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """As `SitePass`, for ids [B, T]."""
+        """Return the result of `SitePass` for ids [B, T]."""
         as_written = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
         with torch.inference_mode(), as_written:
             query, hidden = self._run(*self._given(ids, rows))
@@ -132,11 +134,11 @@ class Trace:
 
 
 def traced(model: Any, anatomy: Anatomy, *, masked: bool) -> Trace | None:
-    """The traced pass, or None for a model that cannot be traced to the same bits."""
+    """Trace the pass; None for a model that cannot be traced to the same bits."""
     try:
         trace = Trace(model, anatomy, masked=masked)
         same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
-    except Exception:  # whatever a model does that the tracer does not know
+    except Exception:  # a model may do anything that the tracer does not know
         return None
     return trace if same else None
 
@@ -156,13 +158,14 @@ class _Captured(nn.Module):
 
 
 def _causal_mask(tokens: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[1, 1, T, T] what is added to attention: -inf where a token would look at a later one."""
+    """Return the mask to add to attention, [1, 1, T, T]: -inf where a token would look at a later
+    one."""
     mask = torch.full((tokens, tokens), -torch.inf, dtype=dtype, device=device).triu(1)
     return mask[None, None]
 
 
 def _sample(model: Any, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Ids [sequences, tokens] that are not all alike, and every third position or so."""
+    """Return ids [sequences, tokens] that are not all alike, and every third position."""
     ids = sample_inputs(model, sequences * tokens)["input_ids"].view(sequences, tokens)
     return ids, torch.arange(0, ids.numel(), 3, device=ids.device)
 

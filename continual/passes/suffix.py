@@ -1,12 +1,12 @@
 """Runs the ends of sequences, from a position of each on, with all before it kept.
 
-A decoder's states at a position depend on nothing behind it. What changes at one token therefore
-moves only that token and those behind it: the keys and values that attention has of the tokens
-before are kept, and only the ends go through the blocks, packed into one row without padding
-(`PackedEnds`). A model whose attention is not to be had that way is run over the whole of its
-sequences each time (`WholeSequences`).
+A decoder's states at a position depend on nothing behind it. A change at one token therefore moves
+only that token and the later ones: attention's keys and values of the tokens before are kept, and
+only the ends go through the blocks, packed into one row without padding (`PackedEnds`). A model
+whose attention cannot be run in this way goes over its whole sequences each time
+(`WholeSequences`).
 
-Knows how transformers' models are called; leaves what changes to its callers.
+Knows the calls of transformers' models; leaves the changes to its callers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ACCELERATED_TOKENS_MAX = 32_768
 WHOLE_PADDED_MAX = 1.25  # in attention, see `PackedEnds`
 ATTENTIONS = frozenset({"full_attention", "sliding_attention"})
 UNKNOWN = ("softcap", "s_aux", "position_bias")
-"""What an attention function may be told that `attend` does not do."""
+"""Arguments of an attention function that `attend` does not support."""
 TOLERANCE = 1e-3  # of the largest value: a kept prefix that is read wrongly is off by far more
 
 
@@ -51,13 +51,13 @@ class Ends:
         return Ends(tuple(self.ids[i] for i in chosen), tuple(self.starts[i] for i in chosen))
 
     def end(self, sequence: int) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens of an end, and their positions in the sequence."""
+        """Return the tokens of an end, and their positions in the sequence."""
         ids, start = self.ids[sequence], self.starts[sequence]
         return ids[start:], range(start, len(ids))
 
     @property
     def lengths(self) -> Lengths:
-        """Of the ends, behind what is before them."""
+        """The numbers of tokens in the ends, and before them."""
         sizes = (len(ids) - start for ids, start in zip(self.ids, self.starts, strict=True))
         return Lengths(tuple(sizes), self.starts)
 
@@ -72,22 +72,23 @@ class EndPass(ABC):
 
     @abstractmethod
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
-        """The rows of tokens, by their sequences and their positions in the ends."""
+        """Return the rows of tokens, by their sequences and their positions in the ends."""
 
     @abstractmethod
     def _above(self, hidden: Tensor) -> Tensor:
-        """[R, d] the residual sums of the last block, from the states that enter the one above."""
+        """Return the residual sums [R, d] of the last block, from the states that enter the block
+        above the recorded one."""
 
     def last_sums(self, sums: Tensor) -> Tensor:
-        """[R, d] the residual sums of the last block, from those of the recorded one."""
+        """Return the residual sums [R, d] of the last block, from the recorded block's."""
         if self._block == self._anatomy.last:
             return sums
         norm = self._anatomy.norm_after_module(self._model, self._block)
         return self._above(sums if norm is None else norm(sums))
 
     def answers(self, sums: Tensor, rows: Tensor) -> Tensor:
-        """[n, d] the same for some rows alone: the last FFN runs for these only, as nothing behind
-        it looks at any other."""
+        """Return the residual sums [n, d] of the last block for some rows. The last FFN runs for
+        these only, as nothing behind it looks at any other."""
         anatomy = self._anatomy
         if self._block == anatomy.last:
             return sums.index_select(0, rows)
@@ -104,14 +105,13 @@ class PackedEnds(EndPass):
     def __init__(
         self, model: Any, anatomy: Anatomy, ends: Ends, block: int, padded_max: float
     ) -> None:
-        """A pass over the whole of the sequences, without gradients; in attention those of like
-        lengths are padded to `padded_max` times the length of the shortest.
+        """Run whole sequences once, without gradients; in attention, sequences of like lengths are
+        padded to at most `padded_max` times the length of the shortest.
 
-        Raises ModelError for a model that does not tell what its attention is, or is not told where
-        tokens stand.
+        Raises ModelError for a model with another attention than `attend`, or without position ids.
         """
         super().__init__(model, anatomy, block)
-        self.windows: set[int | None] = set()  # that attention was told of
+        self.windows: set[int | None] = set()  # the windows that attention was called with
         self._ends = ends
         self._blocks = _blocks_by_module(model, anatomy)
         device = model.get_input_embeddings().weight.device
@@ -142,7 +142,7 @@ class PackedEnds(EndPass):
         return self._packing.row(sequences, positions)
 
     def select(self, chosen: Sequence[int]) -> PackedEnds:
-        """The same for some of the sequences, none of them run again."""
+        """Return the pass of some of the sequences, without running any again."""
         some = copy.copy(self)
         some._ends = self._ends[chosen]
         some._packing, members = self._packing.select(chosen)
@@ -166,7 +166,7 @@ class PackedEnds(EndPass):
         return attention(asked, self._packing, kept)
 
     def _called(self) -> tuple[BlockCall, ...]:
-        """How the blocks are called for the ends; none of them is run."""
+        """Return the blocks' calls for the ends; no block is run."""
         if self._form is None or self._block == self._anatomy.last:
             return ()
         calls: list[BlockCall] = []
@@ -194,7 +194,7 @@ class PackedEnds(EndPass):
 def _selected(
     kept: Sequence[Kept], members: Sequence[Sequence[int]], before: Packing, now: Packing
 ) -> Iterator[Kept]:
-    """Of each group what some members have, where there are any."""
+    """Yield the kept keys and values of the chosen members, for each group that has any."""
     groups = iter(now.groups)
     for one, group, places in zip(kept, before.groups, members, strict=True):
         if places:
@@ -203,7 +203,8 @@ def _selected(
 
 
 def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Tensor:
-    """[1, N, heads, d] for a row. Raises ModelError for what `attend` does not do."""
+    """Return the output of attention for a row, [1, N, heads, d]. Raises ModelError for arguments
+    that `attend` does not support."""
     unknown = [name for name in UNKNOWN if asked.told.get(name) is not None]
     if unknown or asked.told.get("dropout") or len(asked.query) != 1:
         raise ModelError(f"Its attention is told of {', '.join(unknown) or 'more than one row'}.")
@@ -215,12 +216,12 @@ def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Ten
 
 
 def _row_of(states: Tensor) -> Tensor:
-    """[N, heads, d] of [1, heads, N, d]."""
+    """Turn states [1, heads, N, d] into a row [N, heads, d]."""
     return states.squeeze(0).transpose(0, 1)
 
 
 def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
-    """The block that a module, by its identity, is in."""
+    """Return the block of each module in a block, by the module's `id`."""
     return {
         id(module): index
         for index in range(anatomy.block_count)
@@ -229,11 +230,11 @@ def _blocks_by_module(model: Any, anatomy: Anatomy) -> dict[int, int]:
 
 
 class _Recorder:
-    """Whole sequences of N tokens, one behind another, as a model went through them: up to the last
-    attention that the states of ends depend on."""
+    """Runs whole sequences, one behind another, in all N tokens, up to the last attention that the
+    states of ends depend on, and keeps the states."""
 
     form: BlockCall | None = None
-    """Of what a block returns, if one was gone through."""
+    """The form of a block's output; None if no block ran to its end."""
 
     def __init__(self, model: Any, anatomy: Anatomy, block: int, blocks: Mapping[int, int]) -> None:
         self._model, self._anatomy, self._block, self._blocks = model, anatomy, block, blocks
@@ -242,7 +243,7 @@ class _Recorder:
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
 
     def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """[B] where each of these begins, once they are gone through; on the CPU."""
+        """Run these sequences; return the places [B] where they begin, on the CPU."""
         firsts = torch.empty(len(sequences), dtype=torch.long)
         total = 0
         most = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
@@ -255,12 +256,12 @@ class _Recorder:
         return firsts
 
     def sums(self) -> Tensor:
-        """[N, d] the residual sums of the block."""
+        """Return the residual sums [N, d] of the block."""
         return torch.cat(self._sums)
 
     def kept(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The keys and values [N, heads, d] of each block above it, one after another: those that
-        were taken are held no more."""
+        """Yield the number, keys and values [N, heads, d] of each block above the recorded one; the
+        recorder lets go of yielded ones."""
         for index in list(self._kept):
             keys, values = zip(*self._kept.pop(index), strict=True)
             yield index, torch.cat(keys), torch.cat(values)
@@ -298,14 +299,14 @@ class _Row:
 
     @classmethod
     def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> _Row:
-        """Of tokens and positions, filled up with the first of them."""
+        """Make a row of tokens and positions, filled up with its first token."""
         ids = [token for tokens, _ in sequences for token in tokens]
         positions = [place for _, places in sequences for place in places]
         rest = width - len(ids)
         return cls((*ids, *[ids[0]] * rest), (*positions, *[0] * rest))
 
     def run(self, model: Any) -> None:
-        """A pass over them. Raises ModelError for a model that isn't told where tokens stand."""
+        """Run a pass over the row. Raises ModelError for a model without position ids."""
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise ModelError(f"{type(model).__name__} takes no position_ids.")
         device = model.get_input_embeddings().weight.device
@@ -314,12 +315,12 @@ class _Row:
 
 
 class WholeSequences(EndPass):
-    """Sequences side by side, padded behind: their ends are the whole of them."""
+    """Whole sequences side by side, padded behind: each is its own end."""
 
     def __init__(
         self, model: Any, anatomy: Anatomy, ids: Sequence[Sequence[int]], block: int, pad: int
     ) -> None:
-        """One pass over them, without gradients."""
+        """Run one pass over the sequences, without gradients."""
         super().__init__(model, anatomy, block)
         device = model.get_input_embeddings().weight.device
         self._size = max(map(len, ids))
@@ -345,12 +346,12 @@ class WholeSequences(EndPass):
         return found.reshape(-1, self._anatomy.width)
 
 
-# --- whether a model can be run that way ----------------------------------------------------------
+# --- checking a model -----------------------------------------------------------------------------
 
 
 def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
-    """Whether the ends of a model's sequences, packed, come out as in passes over the whole, all of
-    them and some of them: seen on three."""
+    """Tell whether the packed ends of a model's sequences give the states of passes over whole
+    sequences. Tried on three sequences, and on two chosen from them."""
     sample = tuple(sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist())
     ends = Ends((sample, sample[1:-1], sample[2:]), (3, 1, 2))
     chosen = [2, 0]
@@ -374,14 +375,15 @@ def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
 
 
 def _has_known_attention(model: Any) -> bool:
-    """Whether a token looks at all before it in all blocks, or at those in a window."""
+    """Tell whether in every block a token looks at all tokens before it, or at those in a
+    window."""
     config = model.config.get_text_config()
     return ATTENTIONS.issuperset(getattr(config, "layer_types", None) or ())
 
 
 def _has_window(model: Any) -> bool:
-    """Whether some tokens may look at those in a window only: which is said to attention, or hidden
-    in a mask."""
+    """Tell whether some blocks look at a window only: attention is told of it, or a mask hides
+    it."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     has_one = getattr(config, "sliding_window", None) is not None
@@ -389,13 +391,13 @@ def _has_window(model: Any) -> bool:
 
 
 def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
-    """[size, d] what one end comes to."""
+    """Return the residual sums [size, d] of the last block for one end."""
     positions = torch.arange(size, device=run.sums.device)
     return run.last_sums(run.sums)[run.row(torch.full_like(positions, sequence), positions)]
 
 
 def _alone(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
-    """[T, d] the residual sums of the last block in a pass over one sequence."""
+    """Return the residual sums [T, d] of the last block in a pass over one sequence."""
     given = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
     with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as seen:
         model(input_ids=given, use_cache=False, return_dict=True)
