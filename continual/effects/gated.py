@@ -2,10 +2,10 @@
 
     FFN_p(q) = FFN(q) + relu(q·K + b)·V
 
-That is the place of the paper, the FFN of one block; see `places` for the others. The gate is ReLU
+This is the place of the paper, the FFN of one block; see `places` for the others. The gate is ReLU
 whatever the model's own activation is, so a silent neuron changes nothing, bit for bit. Knows all
 neurons at one place, in the order in which they came; leaves files and owners to `patches.neuron`.
-`Mount` is how any effect with gates hooks a model.
+Every effect with gates hooks a model by a `Mount`.
 """
 
 from __future__ import annotations
@@ -28,32 +28,33 @@ from continual.reading import RowTexts, named_in
 
 ROUNDING = 2.0**-14
 """More than float32 loses in an activation, as a share of ‖q‖‖k‖."""
-ACTIVATIONS_MAX = 2**20  # in one piece: what the cache of a CPU holds
+ACTIVATIONS_MAX = 2**20  # in one piece: these fit in the cache of a CPU
 ACCELERATED_ACTIVATIONS_MAX = 2**24  # on a device that waits for work rather than for memory
 FEW = 16  # neurons
 CODED_MIN = 2048
-"""Neurons that codes are kept of, where a CPU looks for those that fire: fewer are scored at
-once."""
+"""From this number of neurons on, a CPU keeps their codes to find those that fire; fewer neurons
+are scored at once."""
 
 
 class Neurons(Protocol):
-    """Neurons that are put on."""
+    """The neurons of a patch to put on."""
 
     @property
     def keys(self) -> Tensor:
-        """[n, d]"""
+        """The keys, [n, d]."""
 
     @property
     def bias(self) -> Tensor:
-        """[n]"""
+        """The biases, [n]."""
 
     @property
     def values(self) -> Tensor:
-        """[n, d]"""
+        """The values, [n, d]."""
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """[n] the subject that each asks for; empty for none, or for none of all."""
+        """The subject that each neuron asks for, [n], "" for none; or an empty tuple if no neuron
+        asks for any."""
 
 
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -62,21 +63,21 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mount:
-    """A place in a model: the modules to hook, and what a pass shows there."""
+    """A place in a model: the modules to hook, and the texts of the pass under way."""
 
     place: GatePlace
     width: int
     device: torch.device  # where values land
-    modules: tuple[nn.Module, nn.Module]  # one shows the query, values land on what one returns
+    modules: tuple[nn.Module, nn.Module]  # one shows the query, values land on the other's output
     pool: Callable[[Tensor], Tensor] | None = None  # states [B, T, d] → their running means
     texts: Callable[[int], RowTexts | None] = lambda _rows: None
-    """The texts behind which the rows of the pass under way stand, by their number."""
-    is_last: bool = True  # the FFN of the last block: there alone neurons may ask for a subject
+    """The texts before the rows of the pass under way, given the number of rows."""
+    is_last: bool = True  # the FFN of the last block: only there neurons may ask for a subject
 
     @contextmanager
     def attached(self, is_on: Callable[[], bool], change: Change) -> Iterator[None]:
-        """Pass the landing's output through `change` while this lasts, wherever the effect `is_on`;
-        without it, nothing is computed."""
+        """Pass the landing's output through `change` within `with`, whenever the effect `is_on`;
+        otherwise compute nothing."""
         reader, landing = self.modules
         read: list[Tensor] = []
 
@@ -100,7 +101,7 @@ class Mount:
 
     @contextmanager
     def shown(self) -> Iterator[list[Tensor]]:
-        """Collect the queries [.., d] of the passes that run while this lasts, in order."""
+        """Collect the queries [.., d] of the passes that run within `with`, in order."""
         queries: list[Tensor] = []
 
         def see(_: int, call: hooks.Call) -> None:
@@ -110,7 +111,7 @@ class Mount:
             yield queries
 
     def query(self, call: hooks.Call) -> Tensor:
-        """The query [.., d] that a call of the first module shows."""
+        """Return the query [.., d] that a call of the first module shows."""
         if self.place.key == FFN:
             return call.input
         return call.hidden if self.pool is None else self.pool(call.hidden)
@@ -118,7 +119,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Firing:
-    """Neurons that fire on some queries."""
+    """The neurons that fire on some queries, with their activations."""
 
     places: Tensor  # [f] in the bank, ascending
     activations: Tensor  # [r, f] relu(q·k + b)
@@ -127,7 +128,7 @@ class Firing:
         return len(self.places)
 
     def of_first(self, count: int) -> Firing:
-        """Those that fire on the first so many of the queries."""
+        """Return the neurons that fire on the first `count` queries."""
         if count == len(self.activations):
             return self
         activations = self.activations[:count]
@@ -135,7 +136,7 @@ class Firing:
         return Firing(self.places[fires], activations[:, fires])
 
     def followed_by(self, later: Firing) -> Firing:
-        """These, and others that come after them, on the same queries."""
+        """Return these neurons and `later` ones of the bank, on the same queries."""
         if not len(later):
             return self
         return Firing(
@@ -145,10 +146,10 @@ class Firing:
 
 
 def firing_of(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Firing:
-    """Which of the neurons at these places fire on one of the queries [r, d].
+    """Find the neurons at these places that fire on one of the queries [r, d].
 
-    Activations are taken in float64: they are the same whatever else is asked, and however many
-    neurons came later.
+    Activations are computed in float64: they are the same whatever the other queries are, and
+    however many neurons came later.
     """
     scores = queries.double() @ keys.double().T + bias.double()
     fires = (scores > 0).any(0)
@@ -156,8 +157,8 @@ def firing_of(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Fi
 
 
 def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None) -> Firing:
-    """The neurons that fire where the text names the subject that they ask for, of `subjects` by
-    their places; none where no neuron asks for one."""
+    """Return the firing neurons, silenced on rows whose text does not name the subject that they
+    ask for. `subjects` are by the neurons' places, empty if no neuron asks for one."""
     if not subjects or not len(firing):
         return firing
     wanted = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]
@@ -173,13 +174,14 @@ def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None)
 
 
 def landing_on(output: Tensor, values: Tensor) -> Tensor:
-    """Values [.., d] of a pass in the shape, dtype and device of the output that they land on: some
-    blocks give their FFN flat rows."""
+    """Return values [.., d] of a pass in shape, dtype and device of the output that they land on:
+    some blocks give their FFN flat rows."""
     return values.to(output).view(output.shape)
 
 
 class NeuronBank:
-    """All neurons at one place. Growing costs what is added; going back is cutting the end off."""
+    """All neurons at one place. Appending costs only the new neurons; going back cuts the end
+    off."""
 
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
@@ -187,7 +189,7 @@ class NeuronBank:
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._bias = GrowingTensor(rows[:, 0])
         self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
-        self._longest = 0.0  # of all keys that there ever were
+        self._longest = 0.0  # the largest ‖k‖ of all keys ever appended
         self._codes: CodedRows | None = None
 
     @property
@@ -197,28 +199,29 @@ class NeuronBank:
 
     @property
     def size(self) -> int:
-        """How many neurons are on."""
+        """The number of neurons on the model."""
         return len(self._bias)
 
     @property
     def keys(self) -> Tensor:
-        """[size, d]"""
+        """The keys, [size, d]."""
         return self._keys.rows
 
     @property
     def bias(self) -> Tensor:
-        """[size]"""
+        """The biases, [size]."""
         return self._bias.rows
 
     @property
     def values(self) -> Tensor:
-        """[size, d]"""
+        """The values, [size, d]."""
         return self._values.rows
 
     def extend(self, patch: Neurons) -> tuple[Tensor, Tensor, Tensor]:
-        """Append a patch's neurons; returns them as they now stand in the bank.
+        """Append a patch's neurons; return them as they now stand in the bank.
 
-        Raises EditError where they are of another width than the model.
+        Raises EditError if they are of another width than the model, or ask for a subject at a
+        place where neurons cannot.
         """
         if patch.keys.shape[1:] != self.keys.shape[1:]:
             raise EditError(
@@ -251,7 +254,7 @@ class NeuronBank:
             self._codes.truncate(size)
 
     def require_way_back(self, size: int) -> None:
-        """See `Effect.require_way_back`: there is one to everywhere."""
+        """See `Effect.require_way_back`: every size can be reached."""
 
     def settle(self) -> None:
         """See `Effect.settle`: nothing is let go."""
@@ -261,7 +264,7 @@ class NeuronBank:
         return Reach(gates=frozenset({self.place} if self.size > first else ()))
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
-        """See `GatedEffect.may_differ`: on the queries that open a new neuron."""
+        """See `GatedEffect.may_differ`: True for queries that may open a new neuron."""
         found = torch.zeros(len(queries), dtype=torch.bool)
         keys, bias = self.keys[first:].cpu(), self.bias[first:].cpu()
         for some, floors in zip(keys.split(FEW), bias.split(FEW), strict=True):
@@ -271,13 +274,14 @@ class NeuronBank:
 
     @property
     def subjects(self) -> Sequence[str]:
-        """[size] the subject that each neuron asks for; empty for none. They stay in their places
-        while neurons are silenced for a time, and are written over when others come."""
+        """The subject that each neuron asks for, [size]; "" for none. Subjects stay in their places
+        while neurons are silenced for a time; `extend` writes over those of removed neurons."""
         return self._subjects[: self.size]
 
     def firing(self, queries: Tensor, first: int = 0, texts: RowTexts | None = None) -> Firing:
-        """The neurons, from `first` on, that fire on one of the queries [r, d], which stand behind
-        these texts. Raises ValueError for queries without texts where a neuron asks for one."""
+        """Find the neurons, from `first` on, that fire on one of the queries [r, d]; `texts` are
+        the texts before the queries. Raises ValueError for queries without texts if a neuron asks
+        for a subject."""
         asked = queries.to(self.keys.dtype)
         near = self._nearly_firing(asked.detach(), first)
         if not len(near):
@@ -286,8 +290,8 @@ class NeuronBank:
         return where_named(firing, self._subjects, texts)
 
     def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
-        """The neurons, from `first` on, that may fire, by a product in float32 or of codes; all of
-        a few."""
+        """Return the places of neurons, from `first` on, that may fire, by a product in float32 or
+        of codes. Returns all places if there are few."""
         if self.size - first <= FEW or not len(queries):
             return torch.arange(first, self.size, device=queries.device)
         longest = float(torch.linalg.vector_norm(queries, dim=1).max())
@@ -296,7 +300,7 @@ class NeuronBank:
         return (~silent).nonzero().squeeze(-1) + first
 
     def _bounds(self, queries: Tensor, first: int) -> Tensor:
-        """[r, size - first] what q·k is at most."""
+        """Return upper bounds [r, size - first] of q·k, up to float rounding."""
         if self.size - first < CODED_MIN or queries.device.type != "cpu":
             return queries @ self.keys[first:].T
         if self._codes is None:
@@ -305,7 +309,8 @@ class NeuronBank:
         return self._codes.bounds(queries)[:, first:]
 
     def contribution(self, queries: Tensor, texts: RowTexts | None = None) -> Tensor | None:
-        """What the neurons add to the output for queries [.., d]; None where all are silent.
+        """Return the sum that the neurons add to the output for queries [.., d]; None if all are
+        silent.
 
         Only neurons that fire enter the sum, in their order.
         """
@@ -325,7 +330,7 @@ class NeuronBank:
         return torch.cat([self.summed(firing) for firing in found]).view(queries.shape)
 
     def summed(self, firing: Firing) -> Tensor:
-        """[r, d] what these add to the FFN's output."""
+        """Return the sum [r, d] that these neurons add to the FFN's output."""
         return firing.activations @ self.values[firing.places]
 
     def attached(self) -> AbstractContextManager[None]:
@@ -333,7 +338,7 @@ class NeuronBank:
         return self._mount.attached(lambda: self.size > 0, self._added)
 
     def _added(self, queries: Tensor, output: Tensor) -> Tensor:
-        """The output with what the neurons add to it."""
+        """Return the output with the neurons' sum added."""
         asks = any(self.subjects)
         texts = self._mount.texts(queries.shape[:-1].numel()) if asks else None
         extra = self.contribution(queries, texts)

@@ -1,8 +1,9 @@
 """Sums added to a parameter of a model, by patches of any kind.
 
 A parameter is edited by float32 additions in one fixed order: the same bytes on every machine.
-Going back is never a subtraction; what is left is added to the base again. Knows one parameter;
-leaves to the kinds of patch what an addition is made of, and to `EditedModel` which parameter.
+Going back never subtracts: the remaining additions are made to the base again. Knows one parameter;
+leaves the making of an addition to the kinds of patch, and the choice of parameter to
+`EditedModel`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from continual.errors import EditError, ModelError
 
 
 class Addition(Protocol):
-    """What one patch does to one parameter."""
+    """The change of one parameter by one patch."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the parameter that it is for."""
+        """The shape of the parameter."""
 
     @property
     def is_dense(self) -> bool:
-        """Whether it takes as much room as the parameter."""
+        """True if it takes as much room as the parameter."""
 
     def add_to(self, total: Tensor) -> None:
         """Change the sum [float32] in place, always with the same bytes."""
@@ -57,7 +58,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Total(Delta):
-    """A sum that stands in the place of all that was there before it."""
+    """A sum that replaces everything before it."""
 
     def add_to(self, total: Tensor) -> None:
         """See `Addition`."""
@@ -65,22 +66,22 @@ class Total(Delta):
 
 
 class EditedWeight:
-    """A parameter of a model: the base, and what was added to it, in order.
+    """A parameter of a model: the base, and the additions to it, in order.
 
-    The sum is kept in float32 whatever the model's own precision; it stands in the model while the
-    effect is attached, and the base otherwise. The matrix of a linear layer is seen as [inputs,
-    outputs], whatever way the model stores it; `turned` leads from the one way to the other.
+    The sum is kept in float32 whatever the model's own precision. It stands in the model while the
+    effect is attached; otherwise the base does. The matrix of a linear layer is seen as [inputs,
+    outputs], however the model stores it; `turned` leads from the one form to the other.
     """
 
     def __init__(self, weight: Tensor, block: int, *, is_turned: bool = False) -> None:
-        """`weight`: a view of the model's own parameter; `is_turned` says that it is transposed;
-        `block` is the first whose output depends on it."""
+        """`weight` is a view of the model's own parameter, transposed if `is_turned`; `block` is
+        the first block whose output depends on it."""
         self._weight, self._block = weight.detach(), block
         self._is_turned = is_turned
         self._base = self._weight.clone()
         self._sum = self._base.float().clone()
-        self._start: Tensor | None = None  # the sum that `_added` begins from; None: the base
-        self._settled = 0  # patches in it
+        self._start: Tensor | None = None  # the sum before `_added`; None: the base
+        self._settled = 0  # patches in `_start`
         self._added: list[Addition] = []
         self._before: Tensor | None = None  # the sum without the last addition
         self._keys: list[Tensor | None] = []  # of every patch
@@ -88,7 +89,7 @@ class EditedWeight:
 
     @property
     def size(self) -> int:
-        """How many patches are in the sum."""
+        """The number of patches in the sum."""
         return self._settled + len(self._added)
 
     @property
@@ -98,24 +99,24 @@ class EditedWeight:
 
     @property
     def sum(self) -> Tensor:
-        """float32: base and all that was added."""
+        """The sum of base and all additions, float32."""
         return self._sum
 
     @property
     def keys(self) -> Tensor:
-        """[m, inputs] the keys that came with the patches, in order."""
+        """The keys [m, inputs] that came with the patches, in order."""
         none = self._sum.new_empty(0, len(self._sum))
         return torch.cat([none, *(keys for keys in self._keys if keys is not None)])
 
     def turned(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape as the model stores it, as it is seen here; and back
-        again: a view."""
+        """Turn a tensor of the parameter's shape from the model's form into the one used here, or
+        back: a view."""
         return tensor.T if self._is_turned else tensor
 
     def add(self, addition: Addition, keys: Tensor | None = None) -> Tensor:
-        """Add what a patch brings; returns the parameter as it now stands in the model.
+        """Make a patch's addition; return the parameter as it now stands in the model.
 
-        Raises EditError where it is of another shape than the parameter.
+        Raises EditError if it is of another shape than the parameter.
         """
         if addition.shape != tuple(self._sum.shape):
             raise EditError(
@@ -129,16 +130,16 @@ class EditedWeight:
         return self._refreshed()
 
     def settle(self) -> None:
-        """No way leads back behind here but the one to the base: dense additions are let go.
+        """Let go of dense additions: only the base can then be reached behind here.
 
-        What a history of them would take is the history's room many times over.
+        Keeping all of them in memory would take a multiple of the history's own size.
         """
         if any(addition.is_dense for addition in self._added):
             self._start, self._settled = self._sum.clone(), self.size
             self._added.clear()
 
     def require_way_back(self, size: int) -> None:
-        """Raises ModelError where the first `size` patches cannot be kept alone any more."""
+        """Raise ModelError if the first `size` patches cannot be kept alone any more."""
         if 0 < size < self._settled:
             raise ModelError(
                 f"{size} patches of {self.size} cannot be kept: the dense ones among them were let "
@@ -158,7 +159,7 @@ class EditedWeight:
         self._refreshed()
 
     def _rebuild(self, size: int) -> None:
-        """The sum of the first `size` patches: none, or no fewer than are settled."""
+        """Make the sum of the first `size` patches: zero, or at least the settled ones."""
         if size == 0:
             self._start, self._settled = None, 0
         self._sum = (self._base.float() if self._start is None else self._start).clone()
@@ -204,11 +205,11 @@ class EditedWeight:
         self._is_shown = False
 
     def restore(self) -> None:
-        """The model's own parameter as it should be, after it was changed otherwise."""
+        """Write the parameter into the model again, after another change of it."""
         self._weight.copy_(self._sum if self._is_shown else self._base)
 
     def _refreshed(self) -> Tensor:
-        """The parameter in the model's precision, and in the model where it is shown."""
+        """Return the parameter in the model's precision; write it into the model if it is shown."""
         if not self._is_shown:
             return self._sum.to(self._weight.dtype)
         self._weight.copy_(self._sum)

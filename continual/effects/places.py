@@ -1,12 +1,12 @@
 """Places of gates in a model: where a gate reads its query, and where its values land.
 
 A gate reads the query of a block's FFN (`FFN`), the block's output (`HIDDEN`), or the mean of the
-outputs over the tokens up to here (`POOLED`). Its values land on an FFN's output or on a block's
+outputs over the tokens so far (`POOLED`). Its values land on an FFN's output or on a block's
 output, in the same block or in a later one: a *remote gate* has its key early and its value late.
-Outputs of blocks are read before values land on them, so that no gate of a block sees what another
-one adds there.
+Outputs of blocks are read before values land on them, so that no gate of a block sees the values
+of another one there.
 
-Knows blocks by their numbers; `gated` finds the modules.
+Knows blocks by their numbers; leaves the modules to `EditedModel`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LANDED = {FFN: 1, HIDDEN: 3}
 
 @dataclass(frozen=True, order=True)
 class GatePlace:
-    """Where gates stand. Places are ordered: values land on one output in the order of places."""
+    """A place of gates. Places are ordered: values land on one output in the order of places."""
 
     block: int  # whose state is read
     key: str  # one of KEYS
@@ -38,10 +38,10 @@ class GatePlace:
     def at(
         cls, block: int, key: str = FFN, value_block: int | None = None, value: str | None = None
     ) -> Self:
-        """The place with these parts. A value lands in the block of its key unless another one is
-        named; on the FFN's output, or on the block's where the FFN has run before the key is read.
+        """Make a place of these parts. A value lands in the block of its key unless another one is
+        named; on the FFN's output, or on the block's if the FFN has run before the key is read.
 
-        Raises EditError for unknown names, and where values would land before the key is read.
+        Raises EditError for unknown names, and if values would land before the key is read.
         """
         lands_in = block if value_block is None else value_block
         is_late = lands_in > block or key == FFN
@@ -63,26 +63,27 @@ class GatePlace:
 
     @property
     def is_local(self) -> bool:
-        """Whether key and value are at one FFN, as T-Patcher's neurons are."""
+        """True if key and value are at one FFN, as T-Patcher's neurons are."""
         return self == GatePlace(self.block, FFN, self.block, FFN)
 
     @property
     def is_remote(self) -> bool:
-        """Whether the values land in a later block than the key is read in."""
+        """True if the values land in a later block than the key's."""
         return self.value_block > self.block
 
     def is_behind(self, last: int) -> bool:
-        """Whether the values land behind the residual sum of the FFN of block `last`, the last."""
+        """Tell whether the values land behind the residual sum at the FFN of `last`, the last
+        block."""
         return self.value_block == last and self.value == HIDDEN
 
     def moves_rows(self, last: int) -> bool:
-        """Whether an open gate changes rows at the FFN of block `last`: a query, or a residual sum
-        without the neurons of that FFN."""
+        """Tell whether an open gate changes rows at the FFN of block `last`: a query, or a residual
+        sum without the neurons of that FFN."""
         return not self.is_behind(last) and self != GatePlace.at(last)
 
     @property
     def reading(self) -> str:
-        """The state that is read, in words."""
+        """The state that the gate reads, in words."""
         state = {FFN: "the FFN query", HIDDEN: "the output", POOLED: "the pooled output"}
         return f"{state.get(self.key, self.key)} of block {self.block}"
 
@@ -96,7 +97,7 @@ class GatePlace:
         return f"{self.reading} → {self.landing}"
 
     def to_json(self) -> dict[str, Any]:
-        """Its parts by name."""
+        """Return the place's parts by name."""
         return {
             "block": self.block,
             "key": self.key,

@@ -1,8 +1,8 @@
 """Pooled states: the mean of a block's outputs over a text.
 
 In a decoder the mean at a token is over all tokens up to it: later ones are not known yet. In an
-encoder, where each token sees the whole text, it is over all tokens of the text. Padding counts in
-neither. Means are summed in float64, token by token, so that padding does not touch their bits.
+encoder, where each token sees the whole text, it is over all tokens of the text. Padding never
+counts. Means are summed in float64, token by token, so that padding does not change their bits.
 
 A decoder that goes on from its cache shows no earlier tokens. `generate` runs without a cache while
 a pooled gate is on; other passes with one are refused.
@@ -22,15 +22,15 @@ from continual.errors import ModelError
 
 
 class PassTokens:
-    """Which positions of the pass under way are tokens, and not padding."""
+    """The positions of the pass under way that are tokens, not padding."""
 
     def __init__(self) -> None:
-        self._mask: Tensor | None = None  # [B, T] as the pass was given it
+        self._mask: Tensor | None = None  # [B, T] the pass's own mask
         self._cached = 0  # tokens that the pass reads from a cache
 
     @contextmanager
     def followed(self, model: Any) -> Iterator[None]:
-        """Look at the arguments of all passes of a model while this lasts."""
+        """Look at the arguments of all passes of a model within `with`."""
         name = "attention_mask"
         if model.config.is_encoder_decoder:
             name = "decoder_attention_mask"
@@ -44,8 +44,8 @@ class PassTokens:
             yield
 
     def real(self, states: Tensor) -> Tensor:
-        """[B, T] bool: which of the states [B, T, d] are of tokens. Raises ModelError for a pass
-        that does not show all tokens of its texts."""
+        """Tell for each of the states [B, T, d], as [B, T] bool, whether it is a token's. Raises
+        ModelError for a pass that does not show all tokens of its texts."""
         if self._cached:
             raise ModelError(
                 f"A pooled gate is on, and a pass reads {self._cached} tokens from a cache: the "
@@ -62,8 +62,8 @@ class PassTokens:
 
 
 def means(states: Tensor, real: Tensor, *, is_whole: bool) -> Tensor:
-    """[B, T, d] float32: the mean of states [B, T, d] over the tokens `real` [B, T] up to each
-    position; with `is_whole`, over all tokens of the text."""
+    """Return the means [B, T, d] float32 of states [B, T, d] over the tokens `real` [B, T] up to
+    each position; with `is_whole`, over all tokens of the text."""
     sums = states.double().masked_fill(~real.unsqueeze(-1), 0.0).cumsum(1)
     counts = real.cumsum(1).clamp(min=1).unsqueeze(-1)
     if is_whole:

@@ -1,7 +1,7 @@
 """Records beside a model: edits kept as texts (SERAC, IKE); no weight is touched.
 
-Knows all that a model remembers, in the order in which it came, and comes back to any earlier state
-exactly. Leaves to `memory` which record an input is about, and how it is read.
+Knows all records of a model, in the order in which they came, and goes back to any earlier state
+exactly. Leaves the choice of a record for an input, and its reading, to `memory`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from continual.queries.growing import GrowingTensor
 
 @dataclass(frozen=True)
 class Record:
-    """An edit as a text: what was asked, what is to be answered, about what."""
+    """An edit as a text: its prompt, target and subject."""
 
     id: str  # the request's
     prompt: str
@@ -31,7 +31,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """Records and their embeddings, one each: what a memory patch holds."""
+    """The records of a memory patch, with an embedding each."""
 
     records: tuple[Record, ...]
     embeddings: Tensor  # [r, d] float32, of unit length
@@ -42,43 +42,43 @@ class Records:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an input that is about a record is answered: who reads it, and behind which words."""
+    """The way to answer an input that is about a record: who reads it, and behind which words."""
 
     method: str  # serac or ike
     context: str  # stands in front of the input
 
 
 class Change(Protocol):
-    """Records that come, one reading each, and the ids of those that go before."""
+    """The new records of a patch, one reading each, and the ids of records to remove first."""
 
     @property
     def records(self) -> Records:
-        """Those that come."""
+        """The new records."""
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """How each is read."""
+        """The reading of each new record."""
 
     @property
     def scope(self) -> str:
-        """The fingerprint of what made their embeddings."""
+        """The fingerprint of the scope that made their embeddings."""
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The ids of those that go."""
+        """The ids of records to remove."""
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """What a patch changed: enough to undo it."""
+    """The changes of one patch, enough to undo them."""
 
     first: int  # the place of its first record
     removed: tuple[int, ...]  # places
 
 
 class MemoryBank:
-    """All that a model remembers. Every record keeps its place, also when it is removed; growing
-    costs what is added, going back what is cut off."""
+    """All records of a model. Every record keeps its place, also when it is removed. Appending
+    costs only the new records, going back only the removed ones."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []  # by place, removed ones too
@@ -91,52 +91,53 @@ class MemoryBank:
         self._changes = 0
 
     def __len__(self) -> int:
-        """How many records are active."""
+        """Return the number of active records."""
         return len(self._places)
 
     def __contains__(self, identity: object) -> bool:
-        """Whether a request has an active record."""
+        """Tell whether a request has an active record."""
         return identity in self._places
 
     @property
     def size(self) -> int:
-        """How many patches are on."""
+        """The number of patches on the model."""
         return len(self._turns)
 
     @property
     def state(self) -> int:
-        """Another number whenever anything has come, gone or been taken back."""
+        """A number that changes whenever records come, go or are taken back."""
         return self._changes
 
     @property
     def active(self) -> Tensor:
-        """[places] bool."""
+        """True at the places of active records, [places] bool."""
         return self._active.rows
 
     @property
     def embeddings(self) -> Tensor:
-        """[places, d]"""
+        """The embeddings of all records, [places, d]."""
         return torch.empty(0, 0) if self._embeddings is None else self._embeddings.rows
 
     @property
     def scopes(self) -> set[str]:
-        """The fingerprints of what made the active records' embeddings."""
+        """The fingerprints of the scopes that made the active records' embeddings."""
         return {self._scopes[place] for place in self._places.values()}
 
     def places(self) -> list[int]:
-        """Of the active records, in the order in which they came."""
+        """Return the places of the active records, in the order in which they came."""
         return list(self._places.values())
 
     def chosen(self, places: Sequence[int]) -> Records:
-        """The records at some places."""
+        """Return the records at some places."""
         return Records(tuple(self.records[i] for i in places), self.embeddings[list(places)])
 
     def extend(self, patch: Change) -> Tensor:
-        """Take records away, and others in; returns the new embeddings as they now stand.
+        """Remove a patch's old records and append its new ones; return the new embeddings as they
+        now stand.
 
-        A record takes the place of an earlier one of the same request. One that is to go and is not
-        there is no error: what had put it there may have been reverted. Raises EditError for
-        embeddings of another width.
+        A new record replaces an earlier one of the same request. A record to remove that is not
+        there is no error: its patch may have been reverted. Raises EditError for embeddings of
+        another width.
         """
         self._require_width(patch)
         self._changes += 1
@@ -174,7 +175,7 @@ class MemoryBank:
         return Reach(records=self.size > first)
 
     def attached(self) -> AbstractContextManager[None]:
-        """See `Effect.attached`: whoever answers looks records up."""
+        """See `Effect.attached`: nothing is hooked, as the answering side looks records up."""
         return nullcontext()
 
     @property
@@ -187,13 +188,13 @@ class MemoryBank:
         return nullcontext()
 
     def require_way_back(self, size: int) -> None:
-        """See `Effect.require_way_back`: there is one to everywhere."""
+        """See `Effect.require_way_back`: every size can be reached."""
 
     def settle(self) -> None:
         """See `Effect.settle`: nothing is let go."""
 
     def truncate(self, size: int) -> None:
-        """Be as after the first `size` patches."""
+        """Go back to the state after the first `size` patches."""
         if size == self.size:
             return
         self._changes += 1
