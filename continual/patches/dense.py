@@ -1,8 +1,8 @@
 """Dense patches: the difference itself, for any parameter of the model (the fine-tuning baselines).
 
 A parameter is named by its path in the model and stands in the model's own orientation; tied
-parameters go by the first of their names. Where a patch begins to move hidden states, its `blocks`
-say: by path, the lowest block that the parameter has an effect on.
+parameters go by the first of their names. A patch's `blocks` give, by path, the lowest block on
+which the parameter has an effect: hidden states move from there on.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from continual.patches import by_path
 
 
 class Tunable(Protocol):
-    """What a dense patch needs of the model that it is put on."""
+    """The model that a dense patch is put on."""
 
     def parameter(self, path: str) -> EditedWeight:
-        """The parameter at a path."""
+        """Return the parameter at a path."""
 
 
 @dataclass(frozen=True)
 class DensePatch:
-    """Differences by path; float32. All that own it own the whole of it."""
+    """Differences by path; float32. Every owner owns the whole patch."""
 
     kind: ClassVar[str] = "dense"
 
     deltas: Mapping[str, Tensor]
     blocks: Mapping[str, int]  # of each path
-    owners: tuple[str, ...] = ()  # the requests that it was trained for, each once
+    owners: tuple[str, ...] = ()  # the requests of its training, each once
 
     @property
     def rows(self) -> int:
-        """One for each owner."""
+        """The number of owners."""
         return len(self.owners)
 
     @property
@@ -48,11 +48,11 @@ class DensePatch:
         return Reach(blocks=frozenset(self.blocks.values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The differences by path."""
+        """Return the differences by path."""
         return {path: self.deltas[path] for path in sorted(self.deltas)}
 
     def meta(self) -> dict[str, Any]:
-        """The block of each path."""
+        """Return the block of each path."""
         return by_path.meta_of(self.blocks)
 
     @classmethod
@@ -74,16 +74,16 @@ class DensePatch:
         ]
 
     def norm(self) -> float:
-        """The largest norm of a difference."""
+        """Return the largest norm of a difference."""
         return max((float(delta.norm()) for delta in self.deltas.values()), default=0.0)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Sequence[DensePatch]:
-        """See `Patch.joined`: a sum of differences would be rounded otherwise."""
+        """See `Patch.joined`: returns the parts, as a sum of them would be rounded differently."""
         return parts
 
     def without(self, request_id: str) -> DensePatch | None:
-        """See `Patch.without`: whole or not at all. Raises SharedPatch where others own it too."""
+        """See `Patch.without`: whole or not at all. Raises SharedPatch if others own it too."""
         if request_id not in self.owners:
             return self
         others = [owner for owner in self.owners if owner != request_id]

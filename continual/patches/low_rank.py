@@ -1,10 +1,10 @@
 """Low-rank patches: ΔW = L·R on matrices of linear layers (ROME, MEMIT and their kin, MEND, LoRA).
 
 Every matrix is seen as [inputs, outputs], so that a row of activations is multiplied from the left,
-whatever way the model stores it. It is edited by float32 additions in one fixed order, column by
-column of L, each product rounded before it is added: the same bytes on every machine. A step adds
-a `LowRankPatch`, which names its matrices by their paths; `FfnLowRankPatch` names FFN output
-matrices by their blocks. The matrix with all that was added to it is an `EditedWeight`.
+however the model stores it. It is edited by float32 additions in one fixed order, column by column
+of L, each product rounded before it is added: the same bytes on every machine. A step adds a
+`LowRankPatch`, which names its matrices by their paths; `FfnLowRankPatch` names FFN output matrices
+by their blocks. The matrix with all additions is an `EditedWeight`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Editable(Protocol):
     """The model that a low-rank patch is put on."""
 
     def weight(self, block: int) -> EditedWeight:
-        """The FFN's output matrix of a block."""
+        """Return the FFN's output matrix of a block."""
 
     def matrix(self, path: str) -> EditedWeight:
-        """The matrix of a linear layer at a path, as [inputs, outputs]."""
+        """Return the matrix of a linear layer at a path, as [inputs, outputs]."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Factors:
 
     @classmethod
     def joined(cls, parts: Sequence[Factors]) -> Factors:
-        """The columns of all of them, in order."""
+        """Join the columns of all parts, in order."""
         left = torch.cat([part.left for part in parts], 1)
         return cls(left, torch.cat([part.right for part in parts]))
 
     def chosen(self, columns: Sequence[int]) -> Factors:
-        """The outer products of these columns alone."""
+        """Return the outer products of these columns alone."""
         places = torch.tensor(columns, dtype=torch.long, device=self.left.device)
         return Factors(self.left[:, places].contiguous(), self.right[places])
 
@@ -61,7 +61,7 @@ class Factors:
         return False
 
     def add_to(self, total: Tensor) -> None:
-        """One outer product after another, each rounded to float32 before it is added."""
+        """Add one outer product after another, each rounded to float32 before it is added."""
         product = torch.empty_like(total)
         columns = self.left.to(total).T.contiguous()
         for column, row in zip(columns, self.right.to(total), strict=True):
@@ -70,18 +70,18 @@ class Factors:
 
     @property
     def is_smaller_than_dense(self) -> bool:
-        """Whether the factors have fewer numbers than the matrix."""
+        """True if the factors have fewer numbers than the matrix."""
         return self.left.numel() + self.right.numel() < len(self.left) * self.right.shape[1]
 
     def norm(self) -> float:
-        """The Frobenius norm of ΔW, from the factors."""
+        """Return the Frobenius norm of ΔW, from the factors."""
         left, right = self.left.double(), self.right.double()
         return float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
 
 
 @dataclass(frozen=True)
 class LowRankPatch:
-    """Factors by the path of the matrix; and the keys that an editor asks later steps to mind.
+    """Factors by the path of the matrix, and the keys that later steps have to take into account.
 
     The paths are those of `named_parameters`, as in a `DensePatch`.
     """
@@ -95,7 +95,7 @@ class LowRankPatch:
 
     @property
     def rows(self) -> int:
-        """How many columns L has, in the matrix that has most."""
+        """The number of columns of L, in the matrix with the most."""
         return max((factors.left.shape[1] for factors in self.factors.values()), default=0)
 
     @property
@@ -110,19 +110,19 @@ class LowRankPatch:
 
     @classmethod
     def weight(cls, model: Editable, name: str) -> EditedWeight:
-        """The matrix of a name on a model. Raises ModelError where there is none, or one that a
-        low-rank patch cannot edit."""
+        """Return a model's matrix by its name. Raises ModelError if there is none, or if a low-rank
+        patch cannot edit it."""
         return model.matrix(name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """`PATH.left`, `PATH.right` and, where there are any, `PATH.keys`."""
+        """Return `PATH.left`, `PATH.right` and, if there are any, `PATH.keys`."""
         named: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
             named |= {f"{name}.left": factors.left, f"{name}.right": factors.right}
         return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
-        """The block of each path."""
+        """Return the block of each path."""
         return {"parameters": {name: self.blocks[name] for name in self.names}}
 
     @classmethod
@@ -140,7 +140,7 @@ class LowRankPatch:
 
     @classmethod
     def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
-        """The block of each matrix, as `meta` gave it."""
+        """Read the block of each matrix from `meta`."""
         return {str(path): int(block) for path, block in meta["parameters"].items()}
 
     def put_on(self, model: Editable) -> Sequence[Tensor]:
@@ -149,12 +149,12 @@ class LowRankPatch:
         return [w.add(self.factors[name], self.keys.get(name)) for name, w in weights.items()]
 
     def norm(self) -> float:
-        """The largest Frobenius norm of a ΔW."""
+        """Return the largest Frobenius norm of a ΔW."""
         return max((factors.norm() for factors in self.factors.values()), default=0.0)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> list[Self]:
-        """See `Patch.joined`: all columns, in the order in which they are added."""
+        """See `Patch.joined`: joins all columns, in the order of their addition."""
         blocks = {name: block for part in parts for name, block in part.blocks.items()}
         factors = {
             n: Factors.joined([p.factors[n] for p in parts if n in p.factors]) for n in blocks
@@ -163,7 +163,7 @@ class LowRankPatch:
         return [cls(factors, blocks, {n: torch.cat(some) for n, some in keys.items() if some})]
 
     def without(self, request_id: str) -> Self | None:
-        """See `Patch.without`: its columns go, those of others stay as they were solved."""
+        """See `Patch.without`: its columns go, the others' stay as they were solved."""
         kept = others_places(self.owners, request_id)
         if len(kept) == len(self.owners):
             return self
@@ -208,35 +208,35 @@ class LowRankPatch:
 
     @classmethod
     def label(cls, name: str) -> str:
-        """A matrix as messages name it."""
+        """Return the name of a matrix for messages."""
         return name
 
 
 class OfBlocks:
-    """Matrices that are the FFN output matrices of blocks, and named by the block's number."""
+    """FFN output matrices, each named by its block's number."""
 
     @classmethod
     def weight(cls, model: Editable, name: str) -> EditedWeight:
-        """The FFN's output matrix of a block."""
+        """Return the FFN's output matrix of a block."""
         return model.weight(int(name))
 
     @classmethod
     def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
-        """The block of each matrix, in the order of their edits."""
+        """Read the block of each matrix, in the order of their edits."""
         return {str(int(block)): int(block) for block in meta["blocks"]}
 
     @classmethod
     def label(cls, name: str) -> str:
-        """A matrix as messages name it."""
+        """Return the name of a matrix for messages."""
         return f"block {name}"
 
 
 @dataclass(frozen=True)
 class FfnLowRankPatch(OfBlocks, LowRankPatch):
-    """A low-rank patch of FFN output matrices, in the form that cedit had from the first.
+    """A low-rank patch of FFN output matrices, in cedit's first form.
 
-    The methods that write to FFN output matrices go on with it, so that a history of theirs that
-    is made again has the same bytes and fingerprints.
+    The methods that write to FFN output matrices keep this form, so that a replay of their
+    histories gives the same bytes and fingerprints.
     """
 
     kind: ClassVar[str] = "low-rank"
@@ -255,9 +255,9 @@ class FfnLowRankPatch(OfBlocks, LowRankPatch):
 
     @property
     def names(self) -> Sequence[str]:
-        """See `LowRankPatch.names`: as they were given."""
+        """See `LowRankPatch.names`: in the order in which they were given."""
         return list(self.factors)
 
     def meta(self) -> dict[str, Any]:
-        """The blocks, in the order of their edits."""
+        """Return the blocks, in the order of their edits."""
         return {"blocks": [self.blocks[name] for name in self.names]}

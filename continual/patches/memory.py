@@ -1,7 +1,7 @@
 """Memory patches: edits kept as texts beside the model (SERAC, IKE); no weight is touched.
 
-A patch adds records, with their embeddings and how each is to be read, and takes away records that
-no longer hold. `MemoryPatch` is what a step adds; `effects.records` is what a model remembers.
+A patch adds records, with their embeddings and readings, and takes away records that no longer
+hold. A step adds a `MemoryPatch`; `effects.records` holds all records of a model.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ _NOTHING = Records((), torch.empty(0, 0))
 
 
 class Remembering(Protocol):
-    """What a memory patch needs of the model that it is put on."""
+    """The model that a memory patch is put on."""
 
     @property
     def memory(self) -> MemoryBank:
-        """What the model remembers."""
+        """The model's records."""
 
 
 @dataclass(frozen=True)
 class MemoryPatch:
-    """Records with their readings, one each, and the ids of the records that go."""
+    """New records, with a reading each, and the ids of the records to remove."""
 
     kind: ClassVar[str] = "memory"
 
     records: Records = _NOTHING
     readings: tuple[Reading, ...] = ()
-    scope: str = ""  # the fingerprint of what made the embeddings
-    removed: tuple[str, ...] = ()  # they go before the new ones come
-    removed_for: tuple[str, ...] = ()  # the requests that they make room for; empty: not known
+    scope: str = ""  # the fingerprint of the scope that made the embeddings
+    removed: tuple[str, ...] = ()  # removed before the new records come
+    removed_for: tuple[str, ...] = ()  # the request that each was removed for; empty: not known
 
     @property
     def rows(self) -> int:
-        """Records, and then those that go."""
+        """The number of new and removed records; the new ones come first."""
         return len(self.records) + len(self.removed)
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """A record is its request's; one that goes belongs to the request that it goes for."""
+        """The request of each new record, then the request for which each removed one went."""
         if len(self.removed_for) != len(self.removed):
             return ()
         return (*(record.id for record in self.records.records), *self.removed_for)
@@ -60,11 +60,11 @@ class MemoryPatch:
         return Reach(records=bool(self.rows))
 
     def tensors(self) -> dict[str, Tensor]:
-        """embeddings [n, d]."""
+        """Return the embeddings [n, d]."""
         return {"embeddings": self.records.embeddings}
 
     def meta(self) -> dict[str, Any]:
-        """The texts, what made the embeddings, and what goes."""
+        """Return the texts, the scope of the embeddings, and the ids to remove."""
         pairs = zip(self.records.records, self.readings, strict=True)
         return {
             "scope": self.scope,
@@ -93,12 +93,12 @@ class MemoryPatch:
         return [model.memory.extend(self)]
 
     def norm(self) -> float:
-        """How many records it adds."""
+        """Return the number of new records."""
         return float(len(self.records))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Sequence[Self]:
-        """One patch for each run of records from one scope. See `Patch.joined`."""
+        """See `Patch.joined`: makes one patch for each run of records from one scope."""
         removed: dict[str, None] = {}
         alive: dict[str, tuple[Self, int]] = {}  # by id, in the order of the bank
         for part in parts:
@@ -120,7 +120,7 @@ class MemoryPatch:
         return cls(Records(records, embeddings), readings, run[0][0].scope)
 
     def without(self, request_id: str) -> Self | None:
-        """See `Patch.without`. What has gone for the request stays."""
+        """See `Patch.without`. Records removed for the request come back."""
         owners = self.owners
         count = len(self.records)
         kept = others_places(owners[:count], request_id)

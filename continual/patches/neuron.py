@@ -2,8 +2,8 @@
 
     FFN_p(q) = FFN(q) + relu(q·K + b)·V
 
-`NeuronPatch` is what a step adds there, `GatePatch` the same at any other place; `effects.gated`
-runs the model with all neurons of a place.
+A step adds a `NeuronPatch` there, or a `GatePatch` at any other place; `effects.gated` runs the
+model with all neurons of a place.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Neurons = TypeVar("Neurons", bound="NeuronPatch")
 
 
 class Mountable(Protocol):
-    """What a neuron patch needs of the model that it is put on."""
+    """The model that a neuron patch is put on."""
 
     def gates(self, place: GatePlace) -> NeuronBank:
-        """The neurons at a place."""
+        """Return the neurons at a place."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class NeuronPatch:
     keys: Tensor  # [n, d]
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
-    owners: tuple[str, ...] = ()  # [n] the request that each neuron is for, where it is known
+    owners: tuple[str, ...] = ()  # [n] the request of each neuron, if known
     subjects: tuple[
         str, ...
     ] = ()  # [n] normalised; where one is not empty, the text has to name it
 
     @property
     def place(self) -> GatePlace:
-        """Where its neurons stand."""
+        """The place of its neurons."""
         return GatePlace.at(self.block)
 
     @property
     def rows(self) -> int:
-        """How many neurons."""
+        """The number of neurons."""
         return len(self.keys)
 
     @property
@@ -64,11 +64,11 @@ class NeuronPatch:
         return Reach(gates=frozenset({self.place} if len(self.keys) else ()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """keys, bias and values."""
+        """Return keys, bias and values."""
         return {"keys": self.keys, "bias": self.bias, "values": self.values}
 
     def meta(self) -> dict[str, Any]:
-        """The block, and the subjects of neurons that ask for one."""
+        """Return the block, and the subjects of neurons that ask for one."""
         return {"block": self.block, **({"subjects": self.subjects} if any(self.subjects) else {})}
 
     @classmethod
@@ -92,7 +92,7 @@ class NeuronPatch:
         return model.gates(self.place).extend(self)
 
     def norm(self) -> float:
-        """The largest norm of a value."""
+        """Return the largest norm of a value."""
         return float(self.values.norm(dim=1).max()) if len(self.values) else 0.0
 
     @classmethod
@@ -102,8 +102,8 @@ class NeuronPatch:
         return [_concatenated([part for part in parts if part.place == p]) for p in places]
 
     def firing(self, queries: Tensor, texts: RowTexts | None = None) -> Firing:
-        """Its neurons that fire on one of the queries [r, d] behind these texts; places count from
-        its first."""
+        """Find its neurons that fire on one of the queries [r, d], which stand behind `texts`;
+        places count from the patch's first neuron."""
         places = torch.arange(len(self.keys), device=queries.device)
         firing = firing_of(queries.to(self.keys.dtype), places, self.keys, self.bias)
         return where_named(firing, self.subjects, texts)
@@ -149,9 +149,9 @@ class NeuronPatch:
 
 @dataclass(frozen=True)
 class GatePatch(NeuronPatch):
-    """n neurons at any place but an FFN of their own; float32.
+    """n neurons at any place other than one block's FFN; float32.
 
-    A kind of its own: versions that know neurons at an FFN alone refuse it by name.
+    A separate kind, so that versions that know only neurons at an FFN refuse it by name.
     """
 
     kind: ClassVar[str] = "gate"
@@ -162,11 +162,11 @@ class GatePatch(NeuronPatch):
 
     @property
     def place(self) -> GatePlace:
-        """Where its neurons stand."""
+        """The place of its neurons."""
         return GatePlace.at(self.block, self.key, self.value_block, self.value)
 
     def meta(self) -> dict[str, Any]:
-        """The place, and the subjects of neurons that ask for one."""
+        """Return the place, and the subjects of neurons that ask for one."""
         return {**super().meta(), **self.place.to_json()}
 
     @classmethod
@@ -192,7 +192,8 @@ class GatePatch(NeuronPatch):
 def neurons_at(
     place: GatePlace, keys: Tensor, bias: Tensor, values: Tensor, owners: tuple[str, ...] = ()
 ) -> NeuronPatch:
-    """The patch with neurons [n, d], [n], [n, d] at a place, of the kind that the place takes."""
+    """Make a patch of neurons (keys [n, d], bias [n], values [n, d]) at a place, of the place's
+    kind."""
     if place.is_local:
         return NeuronPatch(place.block, keys, bias, values, owners)
     return GatePatch(
@@ -208,7 +209,7 @@ def neurons_at(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are: the largest is, and NaN counts as larger."""
+    """Tell whether all numbers are finite: the largest is, and NaN counts as larger."""
     return not tensor.numel() or math.isfinite(torch.linalg.vector_norm(tensor, math.inf))
 
 

@@ -1,9 +1,9 @@
-"""Parameters as they are at the end of many steps, where that is less than all that was added.
+"""Parameters as they are at the end of many steps, if that takes less room than the additions.
 
-For snapshots: a step never is one. A sum that is put on stands in the place of everything that was
-added before. `MatrixSums` are matrices by path and `WeightSums` FFN output matrices by block, with
-the keys that came with their low-rank patches; `ParameterSums` are any parameters, by path.
-`summed` chooses between them and the patches' factors.
+For snapshots: no step adds one. A sum that is put on replaces everything added before. `MatrixSums`
+are matrices by path and `WeightSums` FFN output matrices by block, with the keys that came with
+their low-rank patches; `ParameterSums` are any parameters, by path. `summed` chooses between them
+and the patches' factors.
 """
 
 from __future__ import annotations
@@ -31,23 +31,22 @@ class Summable(Protocol):
     """The model that sums are read from, and put on."""
 
     def weight(self, block: int) -> EditedWeight:
-        """The FFN's output matrix of a block."""
+        """Return the FFN's output matrix of a block."""
 
     def matrix(self, path: str) -> EditedWeight:
-        """The matrix of a linear layer at a path, as [inputs, outputs]."""
+        """Return the matrix of a linear layer at a path, as [inputs, outputs]."""
 
     def parameter(self, path: str) -> EditedWeight:
-        """The parameter at a path."""
+        """Return the parameter at a path."""
 
 
 def summed(
     low_rank: Sequence[LowRankPatch], dense: Mapping[str, int], model: Summable
 ) -> list[LowRankPatch | MatrixSums | ParameterSums]:
     """Sum up a segment's low-rank patches, in their order, and its dense ones, as they stand on the
-    model; `dense` has the paths of the latter with their blocks.
+    model; `dense` has the dense patches' paths with their blocks.
 
-    Factors stay factors where they take less room than the matrix and no other kind of patch is in
-    it.
+    Factors stay factors if they take less room than the matrix and no other kind of patch edits it.
     """
     paths = {id(model.parameter(path)): path for path in dense}
     matrices = _by_matrix(low_rank, model)
@@ -74,16 +73,16 @@ def summed(
 
 @dataclass(eq=False)
 class _Matrix:
-    """A matrix with all that the low-rank patches of a segment have on it, in their order."""
+    """A matrix with all low-rank patches of a segment that edit it, in their order."""
 
     name: str
     kind: type[LowRankPatch]  # by path, if any of its patches is
     weight: EditedWeight
     block: int
-    parts: list[tuple[LowRankPatch, str]] = field(default_factory=list)  # and its name in each
+    parts: list[tuple[LowRankPatch, str]] = field(default_factory=list)  # with its name in each
 
     def take(self, part: LowRankPatch, name: str) -> None:
-        """Take in a patch that has the matrix by this name."""
+        """Take in a patch that edits the matrix under this name."""
         if not isinstance(part, FfnLowRankPatch):
             self.kind, self.name, self.block = LowRankPatch, name, part.blocks[name]
         self.parts.append((part, name))
@@ -95,18 +94,18 @@ class _Matrix:
 
     @property
     def keys(self) -> Tensor | None:
-        """[m, inputs] the keys of all of its patches."""
+        """The keys [m, inputs] of all of its patches; None if there are none."""
         keys = [part.keys[name] for part, name in self.parts if name in part.keys]
         return torch.cat(keys) if keys else None
 
     @property
     def stays_factors(self) -> bool:
-        """Tell whether factors take less room than the matrix."""
+        """True if the factors take less room than the matrix."""
         return self.factors.is_smaller_than_dense
 
 
 def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_Matrix]:
-    """The matrices of some patches, in the order in which they were first edited."""
+    """Return the matrices of some patches, in the order of their first edits."""
     matrices: dict[int, _Matrix] = {}
     for part in low_rank:
         for name in part.factors:
@@ -126,7 +125,7 @@ def _keys_of(matrices: Mapping[str, _Matrix]) -> dict[str, Tensor]:
 
 
 def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list[Patch]:
-    """The earlier parts without the sums in whose places later ones stand."""
+    """Return the earlier parts without sums that later sums replace."""
     gone = {path for part in later if isinstance(part, ParameterSums) for path in part.sums}
     kept: list[Patch] = []
     for part in earlier:
@@ -140,18 +139,18 @@ def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list
 
 
 class _Sums:
-    """What sums of any kind have in common: nothing in them is a request's own."""
+    """The common part of all kinds of sums: no request owns anything in them."""
 
     sums: Mapping[Any, Tensor]
     owners: tuple[str, ...]
 
     @property
     def rows(self) -> int:
-        """None that a request owns."""
+        """0: no request owns any."""
         return 0
 
     def norm(self) -> float:
-        """The largest norm of a sum."""
+        """Return the largest norm of a sum."""
         return max((float(total.norm()) for total in self.sums.values()), default=0.0)
 
     @classmethod
@@ -175,9 +174,9 @@ class MatrixSums(_Sums):
 
     kind: ClassVar[str] = "matrix-sums"
 
-    sums: Mapping[str, Tensor]  # by path [inputs, outputs] float32: base and all that was added
+    sums: Mapping[str, Tensor]  # by path [inputs, outputs] float32: base and all additions
     blocks: Mapping[str, int]  # as in `LowRankPatch`
-    keys: Mapping[str, Tensor] = field(default_factory=dict)  # [m, inputs] those of these steps
+    keys: Mapping[str, Tensor] = field(default_factory=dict)  # [m, inputs] of these steps
     owners: tuple[str, ...] = ()
 
     @property
@@ -191,17 +190,17 @@ class MatrixSums(_Sums):
         return model.matrix(name)
 
     def tensors(self) -> dict[str, Tensor]:
-        """`PATH.sum` and, where there are any, `PATH.keys`."""
+        """Return `PATH.sum` and, if there are any, `PATH.keys`."""
         named = {f"{name}.sum": total for name, total in self.sums.items()}
         return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
-        """The block of each path."""
+        """Return the block of each path."""
         return {"parameters": {path: self.blocks[path] for path in sorted(self.sums)}}
 
     @classmethod
     def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
-        """The block of each matrix, as `meta` gave it."""
+        """Read the block of each matrix from `meta`."""
         return {str(path): int(block) for path, block in meta["parameters"].items()}
 
     @classmethod
@@ -236,7 +235,7 @@ class WeightSums(OfBlocks, MatrixSums):
     kind: ClassVar[str] = "weight-sums"
 
     def meta(self) -> dict[str, Any]:
-        """The blocks."""
+        """Return the blocks."""
         return {"blocks": [self.blocks[name] for name in self.sums]}
 
 
@@ -256,11 +255,11 @@ class ParameterSums(_Sums):
         return Reach(blocks=frozenset(self.blocks.values()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums by path."""
+        """Return the sums by path."""
         return {path: self.sums[path] for path in sorted(self.sums)}
 
     def meta(self) -> dict[str, Any]:
-        """The block of each path."""
+        """Return the block of each path."""
         return by_path.meta_of(self.blocks)
 
     @classmethod
