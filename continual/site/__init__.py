@@ -1,9 +1,9 @@
-"""The last FFN as a place to edit: how a probe stands there, and what is answered from there.
+"""The last FFN as a place to edit: a probe's rows there, and the answers computed from them.
 
 The query q and the residual sum h at the last FFN do not depend on any neuron there. A probe is
 therefore kept as *rows*, one (q, h) per answer position, and its answer under any neurons is one
-norm and one projection: logits = tail(h + relu(q·K + b)·V). Knows rows, and what neurons make of
-them; how probes become inputs, and judging by whole passes, is the `TaskModel`'s.
+norm and one projection: logits = tail(h + relu(q·K + b)·V). Knows rows, and the answers that
+neurons give on them; leaves the inputs of probes, and judging by whole passes, to `TaskModel`.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ class Site(TaskModel):
 
     @property
     def block(self) -> int:
-        """The block whose FFN this is."""
+        """The FFN's block."""
         return self.edited.anatomy.last
 
     @property
     def bank(self) -> NeuronBank:
-        """The neurons here."""
+        """The neurons at this FFN."""
         return self.edited.bank(self.block)
 
     # -- rows
 
     def rows(self, encodings: Sequence[Encoding]) -> Rows:
-        """The rows of these probes, in one forward pass over them alone.
+        """Read the rows of these probes, in one forward pass over them alone.
 
         The same probes in the same order give the same bits.
         """
@@ -71,16 +71,17 @@ class Site(TaskModel):
                 inputs, torch.tensor(places, device=device), is_whole=edited.moves_rows
             )
         targets = [target for encoding in encodings for target in encoding.targets]
-        rows = (query.clone().float(), hidden.clone().float())  # such as autograd can use
+        rows = (query.clone().float(), hidden.clone().float())  # clones: autograd can use them
         return Rows(*rows, torch.tensor(targets, device=device), self.texts(encodings))
 
     def texts(self, encodings: Sequence[Encoding]) -> RowTexts:
-        """The words read up to the rows of these probes."""
+        """Return the words read up to the rows of these probes."""
         read = [(e.ids, place + 1) for e in encodings for place in e.positions]
         return RowTexts(self.edited.decode, read)
 
     def rows_in_passes(self, encodings: Sequence[Encoding]) -> Rows:
-        """The rows of many probes: passes of nearly one length, rows in the probes' order."""
+        """Read the rows of many probes in passes of nearly one length, and return them in the
+        probes' order."""
         return Rows.join(self.in_passes(self._rows_by_probe, encodings))
 
     def _rows_by_probe(self, encodings: Sequence[Encoding]) -> tuple[Rows, ...]:
@@ -89,31 +90,31 @@ class Site(TaskModel):
     # -- answers
 
     def patched(self, rows: Rows) -> Tensor:
-        """h [n, d] with what the neurons add to it."""
+        """Return h [n, d] with the neurons' sum added."""
         if len(rows) <= ROWS_REMEMBERED_MAX:
             return self._sums.of(rows)
         extra = self.bank.contribution(rows.query, rows.texts)
         return rows.hidden if extra is None else rows.hidden + extra
 
     def patched_with(self, rows: Rows, patch: NeuronPatch) -> Tensor:
-        """h [n, d] as it will be, to the bit, when this patch is put on next."""
+        """Return h [n, d] as it will be, to the bit, if this patch is put on next."""
         return self._sums.with_next(rows, patch)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The logits [n, vocab] of residual sums [n, d], in float32."""
+        """Return the logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
             return _logits(self.tail, self.dtype, hidden)
         return self._answers.of(hidden).logits
 
     def verdict(self, hidden: Tensor, targets: Tensor) -> Verdict:
-        """The verdict of residual sums [n, d] on targets: those of the first rows, or of all."""
+        """Judge residual sums [n, d] against targets: those of the first rows, or of all."""
         if len(hidden) > ROWS_REMEMBERED_MAX:
             return verdict_of(_logits(self.tail, self.dtype, hidden), targets, self.tie)
         return self._answers.of(hidden).leading.verdict(targets)
 
     @torch.no_grad()
     def judge(self, rows: Rows) -> Verdict:
-        """Which rows have their target as the arg-max, with the neurons that are on."""
+        """Tell which rows have their target as the arg-max, with the present neurons."""
         hidden = self.patched(rows)
         size = max(1, LOGITS_MAX // self.choices)
         return Verdict.join(
@@ -124,11 +125,11 @@ class Site(TaskModel):
         )
 
     def is_right(self, encoding: Encoding, rows: Rows) -> bool:
-        """Whether a probe is right, from the first of these rows, which are its own; by a pass over
-        it alone where rows do not say all."""
+        """Tell whether a probe is right, from the first of these rows, which are its own; by a pass
+        over it alone if rows do not determine the answer."""
         if not self.edited.is_read_off_rows:
             return self.judge_alone(encoding)
-        with torch.no_grad():  # of all rows at once: an editor will ask for all of them
+        with torch.no_grad():  # judges all rows at once: an editor will ask for all of them
             verdict = self.verdict(self.patched(rows), rows.targets[: len(encoding.targets)])
         if bool(verdict.close.any()):
             return self.judge_alone(encoding)
@@ -137,9 +138,9 @@ class Site(TaskModel):
     def are_right(
         self, encodings: Sequence[Encoding], rows: Rows, chosen: Sequence[int]
     ) -> list[bool]:
-        """Whether these of some probes are right, from the rows of all, one probe's after
-        another's: the ledger will ask for all of them. By whole passes where rows do not say
-        all."""
+        """Tell for each of the `chosen` probes whether it is right. `rows` are the rows of all
+        probes, one probe's after another's: the ledger will ask for all of them. Judges by whole
+        passes if rows do not determine the answer."""
         if not chosen:
             return []
         if not self.edited.is_read_off_rows:

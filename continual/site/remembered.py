@@ -1,8 +1,9 @@
-"""What a few rows came to before: a gate, an editor, a proof and the ledger often ask the same.
+"""Sums and answers of a few rows, remembered: a gate, an editor, a proof and the ledger often ask
+for the same ones.
 
-Sums are remembered with the neurons that fire, so that only neurons that came later are asked.
-Knows how long something remembered holds; leaves it to `Site` what is worth remembering, and to
-the model what is computed anew. The same bits come out, remembered or not.
+Sums are remembered with the neurons that fire, so that only later neurons are evaluated. Knows how
+long a remembered value holds; leaves the choice of rows worth remembering to `Site`, and computing
+to the model. The same bits come out, remembered or not.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ class _Sum:
     """Rows with the neurons that fire on them, at one state of the model."""
 
     state: str  # the model's fingerprint
-    neurons: int  # so many were on
-    mark: float  # of the rows' residual sums
+    neurons: int  # the number on the model
+    mark: float  # of the rows' residual sums, see `_mark`
     rows: Rows
     firing: Firing
     patched: Tensor
 
     @property
     def name(self) -> tuple[str, int, int]:
-        """What makes it the same sum, for the same rows: the state, the neurons, how many rows."""
+        """State, number of neurons and number of rows: sums of the same rows are the same if these
+        are."""
         return self.state, self.neurons, len(self.rows)
 
 
@@ -50,7 +52,7 @@ class PatchedSums:
         self._sums: list[_Sum] = []  # the latest first
 
     def of(self, rows: Rows) -> Tensor:
-        """h [n, d] with what the neurons add to it."""
+        """Return h [n, d] with the neurons' sum added."""
         state, size, mark = self._edited.fingerprint, self._bank.size, _mark(rows.hidden)
         known = self._known(rows, mark)
         if known is not None and known.name == (state, size, len(rows)):
@@ -63,7 +65,7 @@ class PatchedSums:
         return patched
 
     def with_next(self, rows: Rows, patch: NeuronPatch) -> Tensor:
-        """h [n, d] as it will be, to the bit, when this patch is put on next."""
+        """Return h [n, d] as it will be, to the bit, if this patch is put on next."""
         firing = self._firing(rows, self._known(rows, _mark(rows.hidden)))
         more = patch.firing(rows.query, rows.texts)
         if not len(more):
@@ -77,11 +79,12 @@ class PatchedSums:
         return self._edited.bank(self._block)
 
     def _known(self, rows: Rows, mark: float) -> _Sum | None:
-        """The latest sum of rows that begin with these."""
+        """Return the latest sum whose rows begin with these; None if there is none."""
         return next((s for s in self._sums if s.mark == mark and s.rows.begin_with(rows)), None)
 
     def _firing(self, rows: Rows, known: _Sum | None) -> Firing:
-        """The neurons that fire on a few rows; only those that came since they were known."""
+        """Return the neurons that fire on a few rows; evaluates only neurons later than the `known`
+        sum's."""
         bank = self._bank
         if known is None or not self._edited.has_passed(known.state, self._block, known.neurons):
             return bank.firing(rows.query, texts=rows.texts)
@@ -108,7 +111,7 @@ class Answer:
         return Leading.of(self.logits, self.tie)
 
     def is_of(self, state: str, hidden: Tensor, mark: float) -> bool:
-        """Whether these are its residual sums, and this its state."""
+        """Tell whether the answer is for this state and these residual sums."""
         return mark == self.mark and state == self.state and torch.equal(hidden, self.hidden)
 
 
@@ -116,12 +119,12 @@ class RowAnswers:
     """The answers of a few rows, the latest remembered."""
 
     def __init__(self, edited: EditedModel, logits: Callable[[Tensor], Tensor], tie: float) -> None:
-        """`logits` of residual sums [n, d]; `tie` as in `verdicts.tie_of`."""
+        """`logits` computes the logits of residual sums [n, d]; `tie` as in `verdicts.tie_of`."""
         self._edited, self._logits, self._tie = edited, logits, tie
         self._answers: list[Answer] = []  # the latest first
 
     def of(self, hidden: Tensor) -> Answer:
-        """The answer of residual sums [n, d]: remembered, or computed."""
+        """Return the answer of residual sums [n, d], remembered or computed."""
         state, mark = self._edited.rows_state, _mark(hidden)
         known = next((a for a in self._answers if a.is_of(state, hidden, mark)), None)
         if known is None:
@@ -132,5 +135,5 @@ class RowAnswers:
 
 
 def _mark(rows: Tensor) -> float:
-    """A number that tells most rows [n, d] apart, before they are compared whole."""
+    """Return a number that tells most rows [n, d] apart, before they are compared whole."""
     return float(rows[0, 0]) if len(rows) else 0.0

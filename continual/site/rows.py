@@ -1,6 +1,6 @@
-"""Rows: the answer positions of probes as they stand at the last FFN, with what is wanted there.
+"""Rows: query, residual sum and target of probes' answer positions at the last FFN.
 
-Knows tensors and the texts behind them; where rows come from and what they answer is `Site`'s.
+Knows tensors and the texts before them; leaves reading and judging rows to `Site`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Rows:
 
     query: Tensor  # [n, d] float32
     hidden: Tensor  # [n, d] float32: residual + FFN output
-    targets: Tensor  # [n] the token wanted
-    texts: RowTexts | None = None  # [n] the words read up to there, where they are known
+    targets: Tensor  # [n] the expected token
+    texts: RowTexts | None = None  # [n] the words read up to each row, if known
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -34,14 +34,14 @@ class Rows:
         return Rows(self.query[index], self.hidden[index], self.targets[index], texts)
 
     def split(self, sizes: Sequence[int]) -> tuple[Rows, ...]:
-        """Consecutive parts of these sizes."""
+        """Split the rows into consecutive parts of these sizes."""
         if list(sizes) == [len(self)]:
             return (self,)
         ends = list(accumulate(sizes, initial=0))
         return tuple(self[slice(a, b)] for a, b in pairwise(ends))
 
     def begin_with(self, rows: Rows) -> bool:
-        """Whether these rows are its first, or all of it: same bits, read behind the same words."""
+        """Tell whether `rows` are the first of these, or all: same bits, behind the same words."""
         count = len(rows)
         if self.texts is not None and rows.texts is not None:
             same = list(rows.texts.prefixes) == list(self.texts.prefixes[:count])
@@ -52,7 +52,7 @@ class Rows:
 
     @classmethod
     def join(cls, rows: Iterable[Rows]) -> Self:
-        """All of them, one after another."""
+        """Join all rows, one after another."""
         every = list(rows)
         if len(every) == 1:
             return cls(every[0].query, every[0].hidden, every[0].targets, every[0].texts)
@@ -65,7 +65,7 @@ class Rows:
 
 
 def answer_rows(encodings: Sequence[Encoding], query: Tensor, hidden: Tensor) -> Rows:
-    """The answer positions of a pass: query and residual sum [B, T, d] of its probes."""
+    """Pick the answer positions out of a pass's query and residual sum [B, T, d]."""
     sequence, position = answer_places(encodings, hidden.device)
     targets = [target for encoding in encodings for target in encoding.targets]
     return Rows(

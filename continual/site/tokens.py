@@ -1,6 +1,6 @@
 """The queries of all tokens of probes at some places, as a running model shows them.
 
-Knows passes and places of gates; leaves to the ledger what is kept of the queries.
+Knows passes and places of gates; leaves keeping the queries to the ledger.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from continual.tasks import Encoding
 def token_queries(
     model: TaskModel, encodings: Sequence[Encoding], places: Sequence[GatePlace]
 ) -> Mapping[GatePlace, list[Tensor]]:
-    """[T, d] float32: the queries at each place of every token that goes in (`Encoding.ids`), for
-    probes that are each a sequence of its own, with all that is on the model."""
+    """Read the queries [T, d] float32 of every input token (`Encoding.ids`) at each place, for each
+    probe, with all patches on the model. No two probes may share a sequence."""
     found = model.in_passes(partial(_shown, model, places), encodings)
     return {place: [of_probe[place] for of_probe in found] for place in places}
 
@@ -32,7 +32,7 @@ def token_queries(
 def _shown(
     model: TaskModel, places: Sequence[GatePlace], encodings: Sequence[Encoding]
 ) -> list[dict[GatePlace, Tensor]]:
-    """The queries of each probe of one pass, which ends with the last block."""
+    """Read the queries of each probe in one pass, which ends with the last block."""
     edited, inputs = model.edited, model.inputs(encodings)
     mounts = {place: edited.mount(place) for place in places}
     with ExitStack() as stack:
