@@ -1,10 +1,10 @@
 """The edited model: a base, and the patches of one revision, put on in order.
 
 `EditedModel` behaves as the transformers model that it wraps: within its `with` block `generate`
-and pipelines run with the patches. Taking patches off rebuilds what they touched, so that going
-back gives the same bytes as never having gone forward. What a model remembers beside its weights is
-put on and taken off alike; `generate` then answers every input by the record that it is about, if
-there is one. Knows nothing of requests or of the store.
+and pipelines run with the patches. Taking patches off rebuilds the tensors that they touched, so
+that going back gives the same bytes as never having gone forward. Records beside the weights are
+put on and taken off alike; `generate` then answers an input that is about a record by the record.
+Knows nothing of requests or of the store.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from continual.errors import ModelError
 from continual.patches import Patch
 from continual.reading import RunningText, decoder
 
-PASSED_MAX = 8  # states that are looked at
+PASSED_MAX = 8  # latest states that `has_passed` looks at
 AnyEffect = TypeVar("AnyEffect", bound=Effect)
 AnyGated = TypeVar("AnyGated", bound=GatedEffect)
 
 
 class Recalling(Protocol):
-    """How a model finds its records and answers by them; see `memory.recall`."""
+    """The part that finds a model's records and answers by them; see `memory.recall`."""
 
     def generate(self, *args: Any, **options: Any) -> Any:
-        """What `EditedModel.generate` returns where the model remembers anything."""
+        """Generate for `EditedModel.generate` if the model has records."""
 
 
 @dataclass(frozen=True)
 class _Mark:
-    """The state after one patch: enough to come back to it by cutting off what came later."""
+    """The state after one patch: enough to come back to it by cutting off later pieces."""
 
     sizes: Mapping[str, int]  # of each effect, by its name
     fingerprint: str
@@ -58,14 +58,14 @@ class _Mark:
 
 @dataclass(frozen=True)
 class Since:
-    """What came to a model since a state that it passed."""
+    """The effects that came to a model since a state that it passed."""
 
     reach: Reach
     gated: Sequence[GatedEffect]  # effects with gates that have more pieces than then
     _sizes: Mapping[int, int]  # of every effect with gates at that state, by its identity
 
     def first(self, effect: GatedEffect) -> int:
-        """How many pieces an effect had then: those from there on came."""
+        """Return the number of pieces that an effect had then: the pieces from there on are new."""
         return self._sizes.get(id(effect), 0)
 
 
@@ -87,25 +87,25 @@ class EditedModel:
         self.decode = decoder(base.tokenizer)
         self._running = RunningText(self.decode)
         self._tokens = PassTokens()
-        self._gated: dict[str, GatedEffect] = {}  # those of the effects that have gates
+        self._gated: dict[str, GatedEffect] = {}  # the effects with gates
         self._marks = [_Mark({}, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
         self._gate_hooks = ExitStack()
         self._is_bare = False
-        self._entered = 0  # the `with` blocks that are open
+        self._entered = 0  # open `with` blocks
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own forward, which knows of no memory."""
+        """Run the model's own forward, which knows of no memory."""
         return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """What transformers' `generate` returns; where the model remembers anything, each input of
-        the batch that a record is about goes on as the record's reader answers it.
+        """Generate as transformers' `generate`; if the model has records, the reader of a record
+        answers the inputs of the batch that are about it.
 
-        Raises ModelError for what a routed answer cannot give.
+        Raises ModelError for options that a routed answer does not support.
         """
         kwargs |= self._uncached
         if self._is_bare or not len(self.memory):
@@ -119,7 +119,7 @@ class EditedModel:
 
     @property
     def _uncached(self) -> dict[str, Any]:
-        """The option of `generate` that shows a pooled gate whole texts, where one is on."""
+        """The option of `generate` that shows whole texts to a pooled gate; empty without one."""
         is_pooled = any(effect.place.key == POOLED for effect in self.open_gates)
         return {"use_cache": False} if is_pooled else {}
 
@@ -139,7 +139,7 @@ class EditedModel:
         return type(self.model).save_pretrained(self.model, *args, **kwargs)
 
     def require_recall(self) -> Recalling:
-        """How the model finds its records. Raises ModelError where it cannot."""
+        """Return the part that finds the model's records. Raises ModelError if there is none."""
         if self.recall is None:
             raise ModelError(
                 "The model remembers edits and has nothing to find them by: open it with its store."
@@ -165,8 +165,8 @@ class EditedModel:
         return self
 
     def _attach_gates(self) -> None:
-        """Hook the gates in the order of their places, whatever order they came in: values that
-        land on one output are added in one order, in every session."""
+        """Hook the gates in the order of their places, whatever order they came in: values on one
+        output are then added in the same order in every session."""
         for effect in sorted(self._gated.values(), key=lambda effect: effect.place):
             self._gate_hooks.enter_context(effect.attached())
 
@@ -188,7 +188,7 @@ class EditedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs go."""
+        """The device of the inputs."""
         device = self.model.get_input_embeddings().weight.device
         assert isinstance(device, torch.device)
         return device
@@ -200,17 +200,17 @@ class EditedModel:
 
     @property
     def rows_state(self) -> str:
-        """The name of the state that rows at the last FFN are in: neurons put on there later leave
-        it as it is.
+        """The name of the state of rows at the last FFN; neurons put on there later do not change
+        it.
 
-        Queries, residual sums and what is read from these hold as long as it does.
+        Queries, residual sums and everything read from them hold as long as this name does.
         """
         return self.base.fingerprint if self._is_bare else self._marks[-1].rows_state
 
     @property
     def reach(self) -> Reach:
-        """What the patches that are on may have changed. For parameters in front of the blocks, or
-        behind them, it names the first or the last."""
+        """The reach of all patches on the model. It names the first block for parameters in front
+        of the blocks, the last for those behind them."""
         return self._reach_since(self._marks[0])
 
     def _reach_since(self, mark: _Mark) -> Reach:
@@ -219,8 +219,8 @@ class EditedModel:
         return reduce(or_, found, NOTHING)
 
     def has_passed(self, state: str, block: int, neurons: int) -> bool:
-        """Whether a state with so many neurons at a block was one of the last on the way to this
-        one: those neurons are then the first that are on."""
+        """Tell whether a state with so many neurons at a block was one of the last on the way to
+        this one: those neurons are then the first of the present ones."""
         name = _neurons_at(GatePlace.at(block))
         return self.bank(block).size >= neurons and any(
             mark.fingerprint == state and mark.sizes.get(name, 0) == neurons
@@ -228,8 +228,8 @@ class EditedModel:
         )
 
     def since(self, state: str) -> Since | None:
-        """What came since a state on the way to this one, by its fingerprint; None for a state that
-        the model did not come by."""
+        """Return the effects that came since an earlier state, named by its fingerprint; None for a
+        state that the model did not pass."""
         mark = next((m for m in reversed(self._marks) if m.fingerprint == state), None)
         if mark is None:
             return None
@@ -239,11 +239,11 @@ class EditedModel:
 
     @property
     def depth(self) -> int:
-        """How many steps' patches are on."""
+        """The number of steps whose patches are on."""
         return len(self._marks) - 1
 
     def put(self, parts: Sequence[Patch]) -> None:
-        """Put one step's patch on. Where it does not fit, the model is as before."""
+        """Put one step's patch on. If it does not fit, the model is as before."""
         chain = hashlib.sha256(self.fingerprint.encode())
         try:
             for part in parts:
@@ -257,14 +257,14 @@ class EditedModel:
         self._mark(chain.hexdigest() if parts else self.fingerprint)
 
     def put_many(self, parts: Sequence[Patch], fingerprint: str, rows_state: str) -> None:
-        """Put on what the patches of many steps come to, as one; the names are those of the state
-        that they lead to, by steps."""
+        """Put on the joined patches of many steps as one; `fingerprint` and `rows_state` are the
+        names of the state that the steps lead to one by one."""
         for part in parts:
             part.put_on(self)
         self._mark(fingerprint, rows_state)
 
     def _mark(self, fingerprint: str, rows_state: str | None = None) -> None:
-        """Keep the way back to here."""
+        """Mark the present state, as a way back to it."""
         before = self._marks[-1]
         moved = self._reach_since(before).moves(self.anatomy.last)
         state = rows_state or (fingerprint if moved else before.rows_state)
@@ -272,9 +272,9 @@ class EditedModel:
         self._marks.append(_Mark(sizes, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
-        """Go back to the state in which the first `depth` steps' patches were on.
+        """Go back to the state with the first `depth` steps' patches.
 
-        Raises ModelError where dense ones among them were let go; see `settle`.
+        Raises ModelError if `settle` let go of dense patches among them.
         """
         if not 0 <= depth <= self.depth:
             raise ValueError(f"{depth} patches cannot be kept of {self.depth}")
@@ -286,7 +286,7 @@ class EditedModel:
             effect.truncate(sizes.get(name, 0))
 
     def settle(self) -> None:
-        """What is on stays on until all of it is taken off: dense differences are let go.
+        """Let go of the dense differences of the present patches.
 
         A way back to a state between base and here may then be refused; see `take_off`.
         """
@@ -296,18 +296,18 @@ class EditedModel:
     # -- gates
 
     def bank(self, block: int) -> NeuronBank:
-        """The neurons at the FFN of a block."""
+        """Return the neurons at the FFN of a block."""
         return self.gates(GatePlace.at(block))
 
     def gates(self, place: GatePlace) -> NeuronBank:
-        """The neurons at a place: made, and attached, when first asked for."""
+        """Return the neurons at a place, made and attached at the first call."""
         return self.gated(_neurons_at(place), place, NeuronBank)
 
     def gated(self, name: str, place: GatePlace, make: Callable[[Mount], AnyGated]) -> AnyGated:
-        """The effect of this name, with its gates at a place: made, and attached, when first asked
-        for. One name has one kind of effect. Raises ModelError for blocks that the model has not,
-        and for effects other than neurons at the last FFN alone: what is added there is worked out
-        from rows."""
+        """Return the effect of this name, with its gates at a place, made and attached at the first
+        call. One name has one kind of effect. Raises ModelError for blocks that the model does not
+        have, and for effects other than neurons at the place of the last FFN: the values added
+        there are computed from rows."""
         known = self._gated.get(name)
         if known is not None:
             return cast(AnyGated, known)
@@ -324,7 +324,8 @@ class EditedModel:
         return effect
 
     def mount(self, place: GatePlace) -> Mount:
-        """How gates at a place hook the model. Raises ModelError for blocks that it has not."""
+        """Return the modules that gates at a place hook, as a `Mount`. Raises ModelError for blocks
+        that the model does not have."""
         self._require_block(place.block)
         self._require_block(place.value_block)
         anatomy, model = self.anatomy, self.model
@@ -344,12 +345,12 @@ class EditedModel:
         )
 
     def _pool(self) -> Callable[[Tensor], Tensor]:
-        """The way from a block's outputs [B, T, d] to their pooled states, in the pass under way.
-        Runs the model, to see whether it is an encoder."""
+        """Return the function from a block's outputs [B, T, d] to their pooled states in the pass
+        under way. Runs the model, to see whether it is an encoder."""
         is_whole = self._reads_ahead
         if self.model.can_generate() and not self.model.config.is_encoder_decoder:
             with self.bare():
-                dict(self.base.decoding)  # looked for once, with a cache: a gate would refuse it
+                dict(self.base.decoding)  # found once, with a cache, which a gate would refuse
         return lambda states: means(states, self._tokens.real(states), is_whole=is_whole)
 
     @cached_property
@@ -359,17 +360,17 @@ class EditedModel:
 
     @property
     def open_gates(self) -> Sequence[GatedEffect]:
-        """The effects with gates that have pieces on."""
+        """The effects with gates that have any pieces."""
         return [effect for effect in self._gated.values() if effect.size]
 
     @property
     def moves_rows(self) -> bool:
-        """Whether gates that are on may change rows at the last FFN."""
+        """True if gates on the model may change rows at the last FFN."""
         return any(e.place.moves_rows(self.anatomy.last) for e in self.open_gates)
 
     @property
     def is_read_off_rows(self) -> bool:
-        """Whether rows at the last FFN say all of an answer: no values land behind it."""
+        """True if rows at the last FFN determine the answer: no values land behind it."""
         return not any(e.place.is_behind(self.anatomy.last) for e in self.open_gates)
 
     # -- parameters
@@ -382,14 +383,15 @@ class EditedModel:
         return effect
 
     def weight(self, block: int) -> EditedWeight:
-        """The FFN's output matrix of a block as [d_ff, d], with what was added to it."""
+        """Return the FFN's output matrix of a block as [d_ff, d], with the additions to it."""
         self._require_block(block)
         return self.parameter(self.anatomy.down_path(block))
 
     def parameter(self, path: str) -> EditedWeight:
-        """The parameter at a path, with what was added to it: one object for all of its names.
+        """Return the parameter at a path, with the additions to it: one object for all of its
+        names.
 
-        Raises ModelError where there is none.
+        Raises ModelError if there is none.
         """
         name = self._names(path)[0]
         known = self._effects.get(_sum_of(name))
@@ -398,11 +400,11 @@ class EditedModel:
         return self._add(_sum_of(name), self._seen(name))
 
     def matrix(self, path: str) -> EditedWeight:
-        """The matrix at a path as [inputs, outputs], with what was added to it: the weight of one
-        linear or embedding layer.
+        """Return the matrix at a path as [inputs, outputs], with the additions to it: the weight of
+        one linear or embedding layer.
 
-        Raises ModelError where there is none, or one that a product of factors cannot edit: tied to
-        another, of other than two dimensions, or of a layer that is not known to multiply by it.
+        Raises ModelError if there is none, or if a product of factors cannot edit it: it is tied to
+        another, does not have two dimensions, or is of a layer not known to multiply by it.
         """
         names = self._names(path)
         if len(names) > 1:
@@ -425,7 +427,7 @@ class EditedModel:
         return self.parameter(path)
 
     def block_of(self, path: str) -> int:
-        """The first block whose output depends on the parameter at a path."""
+        """Return the first block whose output depends on the parameter at a path."""
         return self.anatomy.lowest_block(self._names(path))
 
     def _seen(self, name: str) -> EditedWeight:
@@ -434,7 +436,7 @@ class EditedModel:
         return EditedWeight(weight.T if turned else weight, self.block_of(name), is_turned=turned)
 
     def _names(self, path: str) -> Sequence[str]:
-        """All names of the parameter at a path: tied ones have several."""
+        """Return all names of the parameter at a path: tied ones have several."""
         if path not in self._named:
             raise ModelError(
                 f"A patch is for the parameter {path}, which the model does not have: it was made "
@@ -453,8 +455,8 @@ class EditedModel:
 
     @contextmanager
     def trained(self, paths: Iterable[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
-        """The model's own parameters at these paths, by their first names, to be changed and
-        differentiated while this lasts; they are as before when it ends."""
+        """Give the model's own parameters at these paths, by their first names, to change and
+        differentiate within `with`; afterwards they are as before."""
         names = dict.fromkeys(self._names(path)[0] for path in paths)
         weights = [self.parameter(name) for name in names]
         parameters = {name: self.model.get_parameter(name) for name in names}
@@ -478,14 +480,14 @@ class EditedModel:
 
     @contextmanager
     def before_last_neurons(self) -> Iterator[None]:
-        """The model without the neurons of the last FFN and without values that land behind it,
-        for as long as this lasts: rows there do not depend on either."""
+        """Run the model within `with` without the neurons of the last FFN and without values that
+        land behind it: rows there depend on neither."""
         with self.bank(self.anatomy.last).silenced(), self.up_to_last_sum():
             yield
 
     @contextmanager
     def up_to_last_sum(self) -> Iterator[None]:
-        """The model without values that land behind the last residual sum, while this lasts."""
+        """Run the model within `with` without values that land behind the last residual sum."""
         with ExitStack() as stack:
             for effect in self.open_gates:
                 if effect.place.is_behind(self.anatomy.last):
@@ -494,7 +496,7 @@ class EditedModel:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """The base model, without memory too, for as long as this lasts."""
+        """Run the base model within `with`, without memory too."""
         was_bare, self._is_bare = self._is_bare, True
         try:
             with ExitStack() as stack:
@@ -506,23 +508,23 @@ class EditedModel:
 
 
 def _neurons_at(place: GatePlace) -> str:
-    """The name of the effect of a place's neurons."""
+    """Return the name of the effect of a place's neurons."""
     return f"neurons at {place.block}" if place.is_local else f"neurons from {place}"
 
 
 def _sum_of(path: str) -> str:
-    """The name of the effect of what is added to a parameter."""
+    """Return the name of the effect of additions to a parameter."""
     return f"sum of {path}"
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """A tensor's own bytes, row by row."""
+    """Return a tensor's own bytes, row by row."""
     contiguous = tensor.detach().cpu().contiguous()
     return contiguous.flatten().view(torch.uint8).numpy().tobytes() if contiguous.numel() else b""
 
 
 def stand_at(edited: EditedModel, steps: Iterable[Sequence[Patch]]) -> None:
-    """Take everything off and put these steps' patches on."""
+    """Take all patches off and put these steps' patches on."""
     edited.take_off(0)
     for parts in steps:
         edited.put(parts)

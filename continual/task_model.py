@@ -1,7 +1,7 @@
 """The edited model with its task: probes become inputs, are asked in passes, and are judged.
 
 Knows whole forward passes, of the edited model or of another one, and the tail that makes logits of
-the last block's residual sum. Leaves what is read inside the model to `site` and `passes`.
+the last block's residual sum. Leaves reading inside the model to `site` and `passes`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ PASS_LOGITS_MAX = 2**28  # of a pass that shows the logits of all tokens
 
 
 class TaskModel:
-    """An edited model, asked as its task asks. Used within the model's `with` block."""
+    """An edited model with its task's inputs and judging. Used within the model's `with` block."""
 
     def __init__(self, edited: EditedModel, task: Task, executor: Executor = LOCAL) -> None:
-        """`executor` works the passes over many probes."""
+        """`executor` runs the passes over many probes."""
         self.edited = edited
         self.task = task
         self.executor = executor
@@ -49,12 +49,12 @@ class TaskModel:
 
     @cached_property
     def choices(self) -> int:
-        """How many logits a row has: tokens, or labels."""
+        """The number of logits of a row: tokens, or labels."""
         width, device = self.edited.anatomy.width, self.edited.device
         return self.tail(torch.zeros(1, width, dtype=self.dtype, device=device)).shape[-1]
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
-        """The model's inputs for a pass over these probes, on its device."""
+        """Make the model's inputs for a pass over these probes, on its device."""
         inputs = self.task.inputs(sequences(encodings)[0])
         return {name: tensor.to(self.edited.device) for name, tensor in inputs.items()}
 
@@ -64,8 +64,9 @@ class TaskModel:
         encodings: Sequence[Encoding],
         tokens_max: int = PASS_TOKENS_MAX,
     ) -> list[Result]:
-        """The results of many probes, in their order: `read` has one for each probe of a pass, and
-        is given passes of nearly one length, of at most `tokens_max` padded tokens each."""
+        """Return the results of many probes, in their order. `read` is called with passes of nearly
+        one length, of at most `tokens_max` padded tokens each, and returns a result for each probe
+        of the pass."""
         batches = length_sorted(encodings, tokens_max)
         passes = self.executor.map(read, [[encodings[i] for i in batch] for batch in batches])
         results: dict[int, Result] = {}
@@ -74,13 +75,14 @@ class TaskModel:
         return [results[i] for i in range(len(encodings))]
 
     def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
-        """Which probes are right, by forward passes of the whole edited model, or another one."""
+        """Tell for each probe whether it is right, by forward passes of the whole edited model, or
+        of another `model`."""
         tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
         return self.in_passes(partial(self._judged, model=model), encodings, tokens_max)
 
     @torch.no_grad()
     def _judged(self, encodings: Sequence[Encoding], model: Any) -> list[bool]:
-        """Which probes of one pass are right."""
+        """Tell for each probe of one pass whether it is right."""
         logits = logits_of(model or self.edited.model, self.inputs(encodings))
         answered, targets = answer_logits(encodings, logits)
         verdict = verdict_of(answered, targets, self.tie)
@@ -93,15 +95,15 @@ class TaskModel:
 
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
-        """Whether one probe is right, by a pass over it alone: what decides a close one."""
+        """Tell whether one probe is right, by a pass over it alone, which decides a close one."""
         logits = logits_of(model or self.edited.model, self.inputs([encoding]))
         answered, wanted = answer_logits([encoding], logits)
         return bool((answered.argmax(-1) == wanted).all())
 
     @torch.no_grad()
     def greedily(self, encoding: Encoding, model: Any = None) -> tuple[int, ...]:
-        """What the model says in the place of a probe's targets, without a stop; or another
-        model."""
+        """Return greedy tokens in the place of a probe's targets, without a stop, by the edited
+        model or another `model`."""
         said: tuple[int, ...] = ()
         for position in encoding.positions:
             asked = Encoding(encoding.question, (position,), (*said, encoding.targets[-1]))
@@ -112,8 +114,8 @@ class TaskModel:
 
 
 def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The answer positions of a pass with logits [B, T, vocab], or [B, labels] where there is one
-    answer for a whole input: [n, vocab or labels] float32, and the tokens wanted there [n]."""
+    """Pick the answer positions out of a pass's logits [B, T, vocab], or [B, labels] if a whole
+    input has one answer: [n, vocab or labels] float32, and the expected tokens [n]."""
     targets = torch.tensor([t for e in encodings for t in e.targets], device=logits.device)
     if logits.ndim == 2:
         return logits.float(), targets
@@ -124,8 +126,8 @@ def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor
 def length_sorted(
     encodings: Sequence[Encoding], tokens_max: int = PASS_TOKENS_MAX
 ) -> list[list[int]]:
-    """Indices in batches of nearly one length, each of at most `tokens_max` padded tokens; the
-    beginnings of one text stay together."""
+    """Divide indices into batches of nearly one length, each of at most `tokens_max` padded tokens;
+    the beginnings of one text stay together."""
     read, owners = sequences(encodings)
     members: list[list[int]] = [[] for _ in read]
     for index, owner in enumerate(owners):
