@@ -124,10 +124,10 @@ class EditedModel:
         return {"use_cache": False} if is_pooled else {}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """What transformers' `save_pretrained` does, where all edits stand in the parameters.
+        """Save as transformers' `save_pretrained`, if all edits stand in the parameters.
 
-        Raises ModelError where some stand beside them: the folder would have the model without
-        these edits.
+        Raises ModelError if some stand beside them: the folder would have the model without these
+        edits.
         """
         if not all(effect.is_in_parameters for effect in self._effects.values()):
             raise ModelError(

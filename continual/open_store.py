@@ -1,7 +1,8 @@
 """An open store: its base model, and that model as it stands at a revision of the history.
 
-Knows how store, model and task belong together, moves the model between states, and builds what is
-carried at head. Leaves to `history` what is done with steps of the past, and to `session` all else.
+Knows how store, model and task belong together, moves the model between states, and builds the
+standing at head. Leaves the operations on past steps to `history`, and everything else to
+`session`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class OpenStore:
         at: str = "head",
         executor: Executor = LOCAL,
     ) -> None:
-        """`executor` works the passes over many inputs."""
+        """`executor` runs the passes over many inputs."""
         self.store = store
         self.edited = edited
         self.task = task
@@ -103,13 +104,14 @@ class OpenStore:
         self._stack.close()
 
     def _require_open(self) -> None:
-        """Raises SessionClosed: without its patches the model would answer as the base does."""
+        """Raise SessionClosed if the store is closed: without its patches the model would answer as
+        the base does."""
         if self.is_closed:
             raise SessionClosed(self.store.path)
 
     @cached_property
     def site(self) -> Site:
-        """The last FFN, where probes are looked at."""
+        """The last FFN, where probes are read and judged."""
         return Site(self.edited, self.task, self.executor)
 
     @cached_property
@@ -120,45 +122,45 @@ class OpenStore:
     # -- standing at a revision
 
     def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
-        """The parts of a patch; none for None."""
+        """Read the parts of a patch; empty for None."""
         return self.states.patches(ref)
 
     def stand_at(self, name: str | Revision) -> Revision:
-        """Put the model at a revision. Raises IntegrityError where its fingerprint is another."""
+        """Put the model at a revision. Raises IntegrityError if its fingerprint differs."""
         revision = self.store.revision(name)
         self.states.stand(revision)
         return revision
 
     def stand_at_head(self) -> None:
-        """Put the model at head, where it is at another state."""
+        """Put the model at head if it is at another state."""
         if self.edited.fingerprint != self.store.head.fingerprint:
             self.stand_at("head")
 
-    # -- what is carried at head
+    # -- the standing at head
 
     @cached_property
     def standing(self) -> Standing:
-        """Retention set, ledger and memory at head: built when first needed, and measured where no
-        step has."""
+        """Retention set, ledger and memory at head: built when first needed, and measured if no
+        step did."""
         self.stand_at_head()
         standing = Standing(self.store, self.site)
         standing.record()
         return standing
 
     def forget_standing(self) -> None:
-        """Build what is carried in memory anew when it is needed next."""
+        """Forget the standing; it is built anew when it is needed next."""
         with suppress(AttributeError):
             del self.standing
 
     def settle(self) -> None:
-        """Re-check head where no step has, so that its metrics are on record at a run's end."""
+        """Re-check head if no step did, so that its metrics are on record at a run's end."""
         if self.store.ledger(self.store.head.seq) is None:
             self.forget_standing()
-            self.standing  # noqa: B018  measures what is not measured yet
+            self.standing  # noqa: B018  building it measures head
 
 
 def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
-    """The model that a store names, and its task. Raises WrongBaseModel, and ModelError."""
+    """Load the model that a store names, and its task. Raises WrongBaseModel, ModelError."""
     model = settings.model
     _require_there(model)
     base = load_base(
@@ -173,7 +175,7 @@ def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
 
 
 def _require_there(model: ModelSettings) -> None:
-    """Raise ModelError where the base's folder has gone from where the store names it."""
+    """Raise ModelError if the base's folder is no longer at the path that the store names."""
     path = Path(model.path)
     if embedded(model.path) is None and not path.exists():
         raise ModelError(
@@ -184,9 +186,9 @@ def _require_there(model: ModelSettings) -> None:
 
 
 def relocate(path: Path, model: str) -> str:
-    """Name another place of a store's base model, whose files are the same there; that place.
+    """Point a store to another folder with the same base model; return the folder.
 
-    Raises ModelError where there is no model, WrongBaseModel for another one, StoreLocked.
+    Raises ModelError if there is no model, WrongBaseModel for another one, StoreLocked.
     """
     directory = model_directory(model)
     place = model if embedded(model) else str(directory)
@@ -199,7 +201,7 @@ def relocate(path: Path, model: str) -> str:
 
 
 def _require_same(fingerprint: str, companions: Mapping[str, str], model: ModelSettings) -> None:
-    """Raise WrongBaseModel where a base is not the one of a store."""
+    """Raise WrongBaseModel if a base is not the store's."""
     directory = model_directory(model.path)
     if fingerprint != model.fingerprint:
         raise WrongBaseModel(
@@ -219,6 +221,6 @@ def _require_same(fingerprint: str, companions: Mapping[str, str], model: ModelS
 
 
 def _named(line: str) -> tuple[str, str]:
-    """Name and digest of a companion file; see `ModelSettings`."""
+    """Read the name and digest of a companion file; see `ModelSettings`."""
     name, _, digest = line.rpartition(" ")
     return name, digest

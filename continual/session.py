@@ -1,7 +1,7 @@
-"""A session: an open store that requests are applied to, that goes back, and that is asked.
+"""A session: an open store that applies requests, goes back, and answers prompts.
 
-This is what the command line and Python programs hold. Knows how the parts are put together; each
-part's work is in its own module.
+The command line and Python programs hold one. Knows how the parts are put together; leaves each
+part's work to its own module.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from store import Draft, Revision, operations
 
 FAILED, QUARANTINED = "failed", "quarantined"
 RETRIES = (FAILED, QUARANTINED)
-"""What of a stream can be given again."""
+"""The kinds of a stream's requests that can be given again."""
 
 
 def _unseen(_done: int, _total: int) -> None:
-    """Progress, unseen."""
+    """Ignore progress."""
 
 
 def open_session(
@@ -59,20 +59,20 @@ def open_session(
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answers, and the record that it was read from, if one was."""
+    """The model's answer, and the record that it was read from; `route` is None without one."""
 
     text: str
     route: Route | None
 
 
 def _ignore(_: str) -> None:
-    """The notice that a stream has changed, unheard."""
+    """Ignore the notice that a stream has changed."""
 
 
 class Session(OpenStore):
     """An open store with the edited model at a revision of its history.
 
-    A context manager: within it the model answers with the edits, behind it the store is let go of
+    A context manager: within it the model answers with the edits; behind it the store is closed
     and the session answers nothing more::
 
         with continual.open(".cedit") as session:
@@ -102,48 +102,52 @@ class Session(OpenStore):
 
     @property
     def head(self) -> Revision:
-        """The revision that the history stands at."""
+        """The revision at which the history stands."""
         return self.store.head
 
     @property
     def in_force(self) -> int:
-        """How many corrections are in force at head."""
+        """The number of corrections in force at head."""
         return inspection.retained_at(self.store, self.store.head).applied
 
     def status(self) -> dict[str, Any]:
-        """Head, the corrections in force and the metrics, as `cedit status --json` has them."""
+        """Return head, the number of corrections in force and the metrics, as `cedit status --json`
+        prints them."""
         return inspection.status(self.store)
 
     def log(self) -> list[dict[str, Any]]:
-        """The revisions from head to base, as `cedit log --json` has them."""
+        """Return the revisions from head to base, as `cedit log --json` prints them."""
         lineage = self.store.lineage("head")
         return [inspection.entry(self.store, revision) for revision in reversed(lineage)]
 
     def show(self, name: str = "head") -> dict[str, Any]:
-        """A revision with its requests, as `cedit show --json` has it. Raises UnknownRevision."""
+        """Return a revision with its requests, as `cedit show --json` prints it. Raises
+        UnknownRevision."""
         return inspection.details(self.store, self.store.revision(name))
 
     def diff(self, older: str, newer: str = "head") -> dict[str, Any]:
-        """The difference of two revisions, as `cedit diff` has it. Raises UnknownRevision."""
+        """Return the difference of two revisions, as `cedit diff --json` prints it. Raises
+        UnknownRevision."""
         store = self.store
         return inspection.difference(store, store.revision(older), store.revision(newer))
 
     def corrections(self, text: str = "") -> list[dict[str, Any]]:
-        """The corrections in force, or all those of the history that have a text."""
+        """Return the corrections in force, or all corrections of the history that have a text."""
         if not text:
             return corrections.in_force(self.store, self.store.head)
         return corrections.matching(corrections.ever_asked(self.store), text)
 
     def tag(self, name: str, revision: str = "head") -> None:
-        """Name a revision; a tag that exists moves. Raises UnknownRevision."""
+        """Give a revision a name; an existing tag of this name moves. Raises UnknownRevision."""
         self.store.tag(name, revision)
 
     # -- the model
 
     @property
     def model(self) -> Any:
-        """The transformers model, running with the patches: for `generate` and pipelines, which
-        route every input; its forward knows of no memory. Raises SessionClosed."""
+        """The transformers model, running with the patches. `generate` and pipelines send inputs
+        that are about a record to its reader; the model's own forward knows of no records. Raises
+        SessionClosed."""
         self._require_open()
         return self.edited.model
 
@@ -154,13 +158,13 @@ class Session(OpenStore):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the base model, as it was found when it was loaded."""
+        """Notes for people about the base model, made when it was loaded."""
         return self.edited.base.notes
 
     # -- applying
 
     def settings(self, **changes: Any) -> Settings:
-        """The store's settings for a run, with changes."""
+        """Return the store's settings for a run, with changes."""
         own = StoreSettings.of(self.store.settings)
         editors = default_chain(self.task.name)
         watch = WatchConfig.of(own.watch)
@@ -170,8 +174,8 @@ class Session(OpenStore):
     def watch(
         self, files: Sequence[Path] = (), on_progress: Callable[[int, int], None] = _unseen
     ) -> Revision | None:
-        """Give a history its general text: of files, or as the base writes it. From here on edits
-        leave it alone, and Watch is measured. None where there is none to give."""
+        """Give a history its general text, from files, or written by the base. From then on edits
+        leave it alone, and Watch is measured. Returns None if there is no text to give."""
         config = WatchConfig.of(StoreSettings.of(self.store.settings).watch)
         self.stand_at_head()
         if files:
@@ -204,12 +208,12 @@ class Session(OpenStore):
         on_change: Callable[[str], None] = _ignore,
         retry: Collection[str] = (),
     ) -> Iterator[Step]:
-        """Apply a stream from where this history left it.
+        """Apply a stream from this history's position in it.
 
-        Where what was read before is no longer there, or a followed file is replaced, `on_change`
-        is told and the stream is read from its beginning: exact repeats are dropped. A pipe has no
-        place to go on from. `retry` gives requests from before that place again: those that FAILED,
-        and those that were QUARANTINED and can be read now.
+        If the records read before are no longer there, or a followed file is replaced, `on_change`
+        is called and the stream is read from its beginning: exact repeats are dropped. A pipe has
+        no position to go on from. `retry` gives requests from before that position again: requests
+        that FAILED, and QUARANTINED records that can be read now.
         """
         pipeline = self._pipeline(settings)
         items = chain(self._again(stream, retry), self._items(stream, on_change))
@@ -234,7 +238,7 @@ class Session(OpenStore):
         return iter(stream) if place is None else stream.after(place.position, place.rolling)
 
     def _again(self, stream: Stream, retry: Collection[str]) -> Iterator[Item]:
-        """The items before this history's place of which something is to be tried again."""
+        """Yield the items before this history's position with a request to try again."""
         place = place_in(self.store, stream) if retry else None
         if place is None:
             return
@@ -252,7 +256,7 @@ class Session(OpenStore):
 
     @property
     def failed(self) -> list[Request]:
-        """The requests that no editor got right, and that nothing has superseded."""
+        """The requests that no editor got right and no later request superseded."""
         requests = self.standing.retention.requests.values()
         return [retained.request for retained in requests if not retained.applied]
 
@@ -270,7 +274,7 @@ class Session(OpenStore):
         **changes: Any,
     ) -> list[Step]:
         """Apply a file, or records in any format that the readers know. Raises RequestError for a
-        record that cannot be read; records of a file go to quarantine instead."""
+        record that cannot be read; unreadable records of a file go to quarantine instead."""
         if editor is not None:
             changes["chain"] = chain_of(editor, self.task.name)
         settings = self.settings(**changes)
@@ -288,8 +292,8 @@ class Session(OpenStore):
             yield self._stepped(pipeline, batch)
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
-        """One step. Where it breaks off the model stands at head, and what a run carries, which may
-        have moved, is built anew."""
+        """Make one step. If it fails, the model goes back to head, and the standing, which may have
+        changed, is built anew when needed."""
         depth = self.edited.depth
         size = len(batch.candidates)
         smaller = f"in smaller batches than {size}, or " if size > 1 else ""
@@ -320,19 +324,20 @@ class Session(OpenStore):
     # -- asking
 
     def ask(self, prompt: Prompt, tokens_max: int = 32) -> str:
-        """The model's answer to a prompt, at the revision where it stands."""
+        """Return the model's answer to a prompt, at the session's revision."""
         return self.answer(prompt, tokens_max).text
 
     @torch.no_grad()
     def answer(self, prompt: Prompt, tokens_max: int = 32) -> Answer:
-        """The model's answer to a prompt, and where it is from."""
+        """Return the model's answer to a prompt, and the record that it was read from."""
         self._require_open()
         question = self.task.question(prompt)
         answer = self.task.answer(self.model, question, tokens_max)
         return Answer(self.task.text(answer), self.route(question))
 
     def route(self, question: Question) -> Route | None:
-        """The record that an input's tokens are about; None where the model answers by itself."""
+        """Return the record that an input's tokens are about; None if the model answers by
+        itself."""
         recall = recall_of(self.edited)
         (route,) = recall.routes([recall.text(question.ids)])
         return route

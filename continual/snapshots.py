@@ -1,10 +1,10 @@
-"""Standing at a state: snapshots where there are any, patches where there are none.
+"""Standing at a state: by snapshots as far as there are any, then by patches.
 
-A snapshot holds what the patches of one segment come to: their neurons in one piece, their columns
-in one piece or, where these take more room than the matrix, or dense patches are in it, the matrix;
-of dense patches the parameters as they stand. Put on, it leaves the same
-bytes as the patches one by one. Snapshots are made while a writer passes by, and are never relied
-on: what is missing or damaged is made again from the patches.
+A snapshot holds the joined patches of one segment: their neurons in one piece, their columns in one
+piece or, if these take more room than the matrix or dense patches edit it too, the matrix; of dense
+patches the parameters as they stand. Put on, it leaves the same bytes as the patches one by one.
+A writer makes snapshots as it passes; nothing depends on them: a missing or damaged one is made
+again from the patches.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from store.errors import IntegrityError
 
 
 class Gathered:
-    """The patches of a segment, as far as a snapshot is made of them: of dense ones only where they
-    are, as the model has what they come to."""
+    """The patches of a segment that a snapshot is made of; of dense patches only their paths, as
+    the model has their sums."""
 
     def __init__(self) -> None:
         self._parts: list[Patch] = []
         self._dense: dict[str, int] = {}  # block by path
 
     def take(self, parts: Iterable[Patch]) -> None:
-        """Take in what was put on."""
+        """Take in parts that were put on."""
         for part in parts:
             if isinstance(part, DensePatch):
                 self._dense |= part.blocks
@@ -42,9 +42,9 @@ class Gathered:
                 self._parts.append(part)
 
     def joined(self, edited: EditedModel) -> tuple[Patch, ...]:
-        """As few patches as can be, kind by kind: kinds touch nothing of each other's, but for
-        those that edit parameters, which are summed up together. All of them are on the model, and
-        nothing behind them."""
+        """Join the patches into as few as possible, kind by kind: kinds are independent of each
+        other, except for those that edit parameters, which are summed up together. All of them have
+        to be on the model, and no later patch."""
         kinds: dict[type[Patch], list[Patch]] = {}
         low_rank = [part for part in self._parts if isinstance(part, LowRankPatch)]
         for part in self._parts:
@@ -57,7 +57,7 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a segment comes to, and the names of the state behind it."""
+    """The joined patches of a segment, and the names of the state behind it."""
 
     parts: tuple[Patch, ...]
     fingerprint: str
@@ -65,11 +65,12 @@ class Snapshot:
 
     @classmethod
     def of(cls, gathered: Gathered, edited: EditedModel) -> Snapshot:
-        """Of a segment's patches, all of which are on the model, and nothing behind them."""
+        """Make a snapshot of a segment's patches. All of them have to be on the model, and no later
+        patch."""
         return cls(gathered.joined(edited), edited.fingerprint, edited.rows_state)
 
     def is_same(self, other: Snapshot) -> bool:
-        """Whether both have the same bits and names."""
+        """Tell whether both have the same bits and names."""
         (mine, meta), (theirs, other_meta) = self.to_file(), other.to_file()
         return (
             meta == other_meta
@@ -79,11 +80,11 @@ class Snapshot:
 
     @classmethod
     def from_file(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Snapshot:
-        """As `to_file` gave it."""
+        """Read a snapshot from the tensors and meta of `to_file`."""
         return cls(unpack(tensors, meta), meta["fingerprint"], meta["weights_state"])
 
     def to_file(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and meta."""
+        """Return the tensors and meta of the snapshot's file."""
         tensors, meta = pack(self.parts)
         names = {"fingerprint": self.fingerprint, "weights_state": self.rows_state}
         return tensors, {**meta, **names}
@@ -94,16 +95,16 @@ class States:
 
     def __init__(self, store: Store, edited: EditedModel) -> None:
         self._store, self._edited = store, edited
-        self._at: str | None = None  # the revision that was stood at or followed last
-        self._segmenter = store.segmenter()  # has taken in its layers
+        self._at: str | None = None  # the revision stood at or followed last
+        self._segmenter = store.segmenter()  # has taken in that revision's layers
 
     def stand(self, revision: Revision) -> list[Revision]:
-        """Put the model at a revision; base … revision, along the parents. Raises IntegrityError
-        where its fingerprint is another."""
+        """Put the model at a revision; return its lineage, base first. Raises IntegrityError if the
+        fingerprint differs."""
         return self.stand_on(revision, self._store.layers(revision))
 
     def stand_on(self, revision: Revision, layers: Sequence[Layer]) -> list[Revision]:
-        """The same for a revision whose layers are at hand: nothing is read from the journal."""
+        """Put the model at a revision whose layers are at hand, without reading the journal."""
         if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
             self.build(layers)
         self._at = revision.id
@@ -121,7 +122,8 @@ class States:
         self._put(layers[segments[-1].last if segments else 0 :])
 
     def follow(self, revision: Revision) -> None:
-        """Keep a snapshot where a segment is full now. The model stands at the new revision."""
+        """Follow a new revision, at which the model stands; keep a snapshot if a segment is full
+        now."""
         if revision.parent == self._at and not revision.replaces:
             full = self._segmenter.take(revision.patch)
         else:
@@ -137,11 +139,11 @@ class States:
             self._keep(full, gathered)
 
     def patches(self, ref: BlobRef | None) -> tuple[Patch, ...]:
-        """The parts of a patch; none for None."""
+        """Read the parts of a patch; empty for None."""
         return () if ref is None else unpack(*self._store.patch(ref))
 
     def snapshot(self, segment: Segment) -> Snapshot | None:
-        """The snapshot of a segment; None where there is none, or a damaged one."""
+        """Read the snapshot of a segment; None if there is none, or it is damaged."""
         try:
             found = self._store.snapshots.get(segment.name)
             return None if found is None else Snapshot.from_file(found.tensors, found.meta)
@@ -149,7 +151,7 @@ class States:
             return None
 
     def _stand_on_snapshots(self, layers: Sequence[Layer], segments: Sequence[Segment]) -> int:
-        """Put on the snapshots from base on, as far as there are any; how many."""
+        """Put on the snapshots from base on, up to the first missing one; return their number."""
         parts: list[Patch] = []
         last: Snapshot | None = None
         count = 0
@@ -169,7 +171,7 @@ class States:
         return count
 
     def _put(self, layers: Sequence[Layer]) -> Gathered:
-        """Put layers on."""
+        """Put layers on, and gather their patches."""
         gathered = Gathered()
         for layer in layers:
             parts = self.patches(layer.patch)
@@ -184,7 +186,7 @@ class States:
             check_fingerprint(layer.revision, self._edited.fingerprint)
 
     def _keep(self, segment: Segment, gathered: Gathered) -> None:
-        """Write a snapshot, where it can be written: nothing depends on it."""
+        """Write a snapshot if it can be written: nothing depends on it."""
         if not self._store.writable:
             return
         try:
@@ -194,7 +196,7 @@ class States:
 
 
 def check_fingerprint(revision: Revision, found: str) -> None:
-    """Raises IntegrityError where a rebuilt state is not what its revision says."""
+    """Raise IntegrityError if a rebuilt state's fingerprint differs from its revision's."""
     if revision.fingerprint != found:
         raise IntegrityError(
             f"revision {revision.id[:12]}",

@@ -99,7 +99,7 @@ class Effect(Protocol):
 
     @property
     def is_in_parameters(self) -> bool:
-        """Whether all of it stands in the model's parameters, so that these are enough to save."""
+        """True if all of it stands in the model's parameters, so that saving these is enough."""
 
     def silenced(self) -> AbstractContextManager[None]:
         """Run the model without the effect within `with`, inside `attached`."""

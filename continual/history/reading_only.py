@@ -1,4 +1,4 @@
-"""A stream read as it would be applied, and nothing applied: no model, and no tokens."""
+"""Reads a stream as `apply` would, and applies nothing: needs no model, and makes no tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from continual.streams import Stream
 from continual.streams.places import place_in
 from store import Store
 
-FIRST_MAX = 3  # requests that are shown as they were read
+FIRST_MAX = 3  # requests shown as they were read
 
 
 def read_only(store: Store, stream: Stream) -> Record:
-    """What an `apply` would read from where the history stands. Limits of tokens are not looked at.
+    """Report the records that `apply` would read from the history's position in the stream. Checks
+    no limits of tokens.
 
     Raises StreamError for a stream that cannot be read, and StreamChanged.
     """
