@@ -115,7 +115,7 @@ class Workshop:
         self._near_rows: dict[tuple[str, str], Rows | None] = {}
 
     def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
-        """Make all edits of step `seq`, and leave the step's patch on the model, alone.
+        """Make all edits of step `seq`; their proven patch, and no other, stays on the model.
 
         `parts` are the beginning of the step's patch, on the model already as its last patch. If an
         editor raises, the model is as before the step; the caller has to build the memory anew.
