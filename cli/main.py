@@ -23,6 +23,7 @@ NAME = "cedit"
 COMMANDS = (
     "init",
     "watch",
+    "calibrate",
     "apply",
     "fix",
     "quarantine",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cli.output import Output, rate, rates
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+
+    from continual.listening import Listener
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")
 _HEADER = "".join(f"{name:>8}" for name in ("step", *RATES))
@@ -98,6 +100,34 @@ def writing(out: Output) -> Iterator[Callable[[int, int], None]]:
     with Progress(*parts, console=out.errors, transient=True) as progress:
         task = progress.add_task("the base writes its general text", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def listening(out: Output) -> Iterator[Listener]:
+    """Hear of what takes long: notes go beside the result, progress to a terminal."""
+    from continual.listening import Listener
+
+    if not out.is_live:
+        yield Listener(note=out.note)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    parts = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*parts, console=out.errors, transient=True) as progress:
+
+        def seen(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            progress.update(tasks[what], completed=done, total=total or None)
+            if total and done >= total:
+                progress.update(tasks[what], visible=False)
+
+        yield Listener(note=out.note, progress=seen)
 
 
 def row(count: int, record: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ _CLASSES = {
     "model": "continual.settings:ModelSettings",
     "run": "continual.settings:RunSettings",
     "watch": "continual.watch.config:WatchConfig",
+    "calibration": "continual.calibration.config:CalibrationConfig",
     "memory": "continual.memory.recall:MemoryConfig",
 }
 _EDITOR = "editor."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from continual.base import BaseModel, load_base
+from continual.calibration.config import NEW_STORES
 from continual.editors.chains import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
 from continual.execution import Executor
@@ -53,6 +54,7 @@ class NewStore:
     origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
     watch: Mapping[str, Any] | None = None  # the [watch] table
     stream: Mapping[str, Any] | None = None  # the [stream] table
+    calibration: Mapping[str, Any] | None = None  # the [calibration] table; None: of a new store
     text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
 
     @property
@@ -141,7 +143,16 @@ def _settings(
         settings["watch"] = dict(new.watch)
     if new.stream:
         settings["stream"] = dict(new.stream)
+    if calibration := _calibration(new, task):
+        settings["calibration"] = dict(calibration)
     return settings
+
+
+def _calibration(new: NewStore, task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The [calibration] table: the settings of an embedded model come with it."""
+    if new.calibration is not None:
+        return new.calibration
+    return {} if new.embedded or task.get("name", DEFAULT_TASK) != "causal" else NEW_STORES
 
 
 def _editors(new: NewStore, task: Task) -> dict[str, Any]:

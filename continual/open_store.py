@@ -20,6 +20,7 @@ from continual.embedded import embedded
 from continual.errors import ModelError, SessionClosed
 from continual.execution import Executor
 from continual.execution.local import LOCAL
+from continual.listening import Listener
 from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
 from continual.model_files import companion_files, directory_fingerprint, model_directory
@@ -30,6 +31,7 @@ from continual.site import Site
 from continual.snapshots import States
 from continual.statistics import Statistics
 from continual.tasks import Task, make_task, task_class
+from continual.watch.own_text import OwnText
 from store import BlobRef, Revision, Store
 
 
@@ -51,6 +53,7 @@ class OpenStore:
         self.executor = executor
         self.states = States(store, edited)
         self.is_closed = False
+        self.listener = Listener()
         self._stack = ExitStack()
         self._stack.callback(store.close)
         self._stack.enter_context(edited)
@@ -116,8 +119,13 @@ class OpenStore:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The key statistics of the base model."""
-        return Statistics.of(self.store, self.edited, self.executor)
+        """The key statistics of the base model: where nobody gave text for them, of what it writes
+        itself."""
+        statistics = Statistics.of(self.store, self.edited, self.executor)
+        if statistics.texts is None and self.task.name == "causal":
+            seed = StoreSettings.of(self.store.settings).run.seed
+            statistics.texts = OwnText(self.site, seed, self.listener)
+        return statistics
 
     # -- standing at a revision
 

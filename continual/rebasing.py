@@ -152,6 +152,7 @@ def _new(
         device=settings.model.device,
         dtype=settings.model.dtype,
         editors=settings.editors,
+        calibration=settings.calibration,
         origin=origin,
     )
 

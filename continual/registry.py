@@ -64,6 +64,7 @@ class EditorEntry(Entry):
 
     tasks: tuple[str, ...] = ()  # whose models it edits; none named: any
     config: str = ""  # the path of its settings, a `Table`; empty: `…Config` beside the class
+    grid: str = ""  # the path of a `GridOf`: settings to try on a base model; empty: none
 
     def edits(self, task: str) -> bool:
         """Whether it edits the models of a task."""
@@ -72,6 +73,11 @@ class EditorEntry(Entry):
     def load_config(self) -> Any:
         """Import the class of its settings. Raises PluginError, as `load` does."""
         return self._imported(self.config or f"{self.path}Config")
+
+    def load_grid(self) -> Any:
+        """Import the function that gives its grid for a model; None for an editor without one.
+        Raises PluginError, as `load` does."""
+        return self._imported(self.grid) if self.grid else None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from continual.calibration import Calibrated
+from continual.calibration.calibrating import told
+from continual.calibration.of_store import StoreCalibration
 from continual.editors.chains import chain_of, default_chain
 from continual.errors import StreamChanged, StreamReplaced
 from continual.execution import Executor
@@ -44,6 +48,8 @@ from store import Draft, Revision, operations
 FAILED, QUARANTINED = "failed", "quarantined"
 RETRIES = (FAILED, QUARANTINED)
 """The kinds of a stream's requests that can be given again."""
+SAMPLED_MAX = 512
+"""Records of a stream that facts to calibrate with are drawn from."""
 
 
 def _unseen(_done: int, _total: int) -> None:
@@ -215,7 +221,7 @@ class Session(OpenStore):
         no position to go on from. `retry` gives requests from before that position again: requests
         that FAILED, and QUARANTINED records that can be read now.
         """
-        pipeline = self._pipeline(settings)
+        pipeline = self._pipeline(settings, partial(self._sampled, stream))
         items = chain(self._again(stream, retry), self._items(stream, on_change))
         for batch in batches(items, stream.name, self.site, settings, pipeline.stands):
             yield self._stepped(pipeline, batch)
@@ -260,11 +266,73 @@ class Session(OpenStore):
         requests = self.standing.retention.requests.values()
         return [retained.request for retained in requests if not retained.applied]
 
-    def _pipeline(self, settings: Settings) -> Pipeline:
+    def _pipeline(self, settings: Settings, sampled: Callable[[], Sequence[Request]]) -> Pipeline:
         self.stand_at_head()
         if settings.watch is not None:
             self._require_watch()
+        settings = self._calibrated(settings, sampled)
+        self.stand_at_head()
         return Pipeline(self.store, self.site, self.standing, settings, self.statistics)
+
+    # -- calibration
+
+    def calibrate(
+        self, editors: Sequence[str], source: str | Path | None = None, *, again: bool = False
+    ) -> Iterator[Calibrated]:
+        """Measure the settings of these editors on the base model, on facts of a stream or of the
+        history, and give what is known behind each trial. What is measured already is not measured
+        again, unless asked for. Raises CeditError for an editor that offers none."""
+        calibration = StoreCalibration.of(self)
+        tables = self.settings().editors
+        if again:
+            calibration.forget(editors, tables)
+        requests = [] if source is None else self._sampled(stream_for(self.store, str(source)))
+        yield from calibration.measure(editors, tables, requests)
+
+    def calibrated(self, settings: Settings, stream: Stream) -> Settings:
+        """The settings as the steps of a stream use them: with what was measured on the base."""
+        return self._calibrated(settings, partial(self._sampled, stream))
+
+    def _calibrated(self, settings: Settings, sampled: Callable[[], Sequence[Request]]) -> Settings:
+        """The settings with what was measured on the base. Editors that nothing is known of are
+        measured first, in a store that says so; `auto` asks those that lose too much last."""
+        calibration = StoreCalibration.of(self)
+        if not calibration.config.at_first_use:
+            return settings
+        missing = calibration.missing(settings.chain, settings.editors)
+        if missing:
+            self._measure(calibration, missing, settings, sampled())
+        chain = settings.chain
+        if chain == chain_of("auto", self.task.name):
+            chain = calibration.ordered(chain, settings.editors)
+        tables = calibration.tables(chain, settings.editors)
+        return replace(settings, chain=chain, editors=tables)
+
+    def _measure(
+        self,
+        calibration: StoreCalibration,
+        missing: Sequence[str],
+        settings: Settings,
+        requests: Sequence[Request],
+    ) -> None:
+        listener, names = self.listener, ", ".join(missing)
+        listener.note(f"First use on this base model: choosing the settings of {names} by trials.")
+        for state in calibration.measure(missing, settings.editors, requests):
+            listener.progress(f"{state.editor}: trials", len(state.trials), 0)
+            if state.chosen is not None:
+                lines = "; ".join(told(state)) or "the defaults"
+                listener.note(
+                    f"{state.editor}: {lines} (`cedit calibrate` shows why; lines under "
+                    f"[editor.{state.editor}] in cedit.toml take precedence)"
+                )
+
+    @staticmethod
+    def _sampled(stream: Stream) -> list[Request]:
+        """Requests at the beginning of a stream; none of one that can be read only once."""
+        if not Path(stream.name).is_file():
+            return []
+        items = islice(replace(stream, follow=False), SAMPLED_MAX)
+        return [request for item in items for request in item.requests]
 
     def apply(
         self,
@@ -286,7 +354,7 @@ class Session(OpenStore):
     def apply_requests(self, requests: Sequence[Request], settings: Settings) -> Iterator[Step]:
         """Apply requests that come from no stream."""
         candidates = [encode(request, self.task) for request in requests]
-        pipeline = self._pipeline(settings)
+        pipeline = self._pipeline(settings, lambda: requests)
         for first in range(0, len(candidates), settings.batch_size):
             batch = Batch(tuple(candidates[first : first + settings.batch_size]))
             yield self._stepped(pipeline, batch)

@@ -14,7 +14,10 @@ from continual.errors import CeditError
 from continual.tables import Table
 
 DEFAULT_TASK = "causal"
-TABLES = ("model", "task", "anatomy", "run", "probes", "editor", "memory", "watch", "stream")
+TABLES = (
+    *("model", "task", "anatomy", "run", "probes"),
+    *("editor", "memory", "watch", "stream", "calibration"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class StoreSettings:
     memory: Mapping[str, Any]
     editors: Mapping[str, Mapping[str, Any]]  # [editor.NAME]
     watch: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     stream: StreamSettings = field(default_factory=StreamSettings)
 
     @property
@@ -93,6 +97,7 @@ class StoreSettings:
             _table(settings, "memory"),
             {name: _table(editors, name, "editor.") for name in editors},
             _table(settings, "watch"),
+            _table(settings, "calibration"),
             StreamSettings.of(_table(settings, "stream")),
         )
 

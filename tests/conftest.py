@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as the command does, before it is too late
 
+from continual.calibration.config import CalibrationConfig
 from continual.watch.config import UNWATCHED, WatchConfig
 from tests import tiny_language as language
 from tests.tiny_memories import WordScope
@@ -39,6 +41,24 @@ def _watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Tests marked `watched` have stores as new ones are: general text and neighbours."""
     if request.node.get_closest_marker("watched") is not None:
         monkeypatch.setattr(WatchConfig, "of", _of)
+
+
+_calibrated = CalibrationConfig.of
+
+
+def _not_by_itself(table: Mapping[str, Any]) -> CalibrationConfig:
+    """Most tests know what their editors' settings are."""
+    return replace(_calibrated(table), at_first_use=False)
+
+
+CalibrationConfig.of = _not_by_itself  # type: ignore[method-assign, assignment]
+
+
+@pytest.fixture(autouse=True)
+def _measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `calibrated` have editors that are calibrated at their first use."""
+    if request.node.get_closest_marker("calibrated") is not None:
+        monkeypatch.setattr(CalibrationConfig, "of", _calibrated)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import click
 from cli.interruption import stopping
 from cli.options import EditorChain, common, editor_lines, find_store, require_writable
 from cli.output import WATCHED, Output, counted, one_line, rates, short
-from cli.watching import watching
+from cli.watching import listening, watching
 
 if TYPE_CHECKING:
     from continual.history.reports import Tally
@@ -137,6 +137,7 @@ def command(
       tail -f news.jsonl | cedit apply - --editor tpatcher --json
     """
     from continual.history.warnings import store_warnings
+    from continual.listening import Listener
     from continual.streams.places import stream_for
     from store import Store
 
@@ -160,6 +161,10 @@ def command(
     with open_session(path) as session:
         out.warn([*session.notes, *store_warnings(session.store)])
         settings = _settings(session, chosen, tables)
+        if stream is not None:
+            with listening(out) as session.listener:
+                settings = session.calibrated(settings, stream)
+        session.listener = Listener(note=out.note)
         with stopping(stop, reads_input=stream is not None and stream.name == "-"):
             if stream is None:
                 tally = _apply_failed(session, settings, out, limit)

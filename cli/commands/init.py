@@ -52,6 +52,11 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
     is_flag=True,
     help="Watch nothing: edits leave alone what probes name, and no more.",
 )
+@click.option(
+    "--no-calibration",
+    is_flag=True,
+    help="Editors use their defaults: at their first use no settings are tried on the model.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
 @click.option(
@@ -77,6 +82,7 @@ def command(
     blank: str | None,
     anatomy: tuple[str, ...],
     no_watch: bool,
+    no_calibration: bool,
     **told: Any,
 ) -> None:
     """Make a store for a base model.
@@ -97,6 +103,7 @@ def command(
         task=_task(name=task, terminator=terminator, blank=blank),
         anatomy=_pairs(anatomy),
         watch=UNWATCHED if no_watch else None,
+        calibration={"at_first_use": False} if no_calibration else None,
         **told,
     )
     began = time.perf_counter()

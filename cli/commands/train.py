@@ -61,7 +61,8 @@ def command() -> None:
     type=File,
     multiple=True,
     help='Text to learn from: JSON Lines or an array of objects with a "text" or "content", or '
-    "plain text in paragraphs. May be repeated. The atlas has its own.",
+    "plain text in paragraphs. May be repeated. Without it the base writes text itself; the atlas "
+    "has its own.",
 )
 @click.option(
     "--blocks",
@@ -103,10 +104,11 @@ def stats(
     from continual.statistics.texts import TextFiles
 
     with open_session(find_store(store), writable=False, at="base") as session:
+        session.listener.note = out.note
         statistics = session.statistics
         text = TextFiles(texts) if texts else statistics.texts
         if text is None:
-            raise click.UsageError("This model has no text of its own: name some with --text.")
+            raise click.UsageError("This model writes no text of its own: name some with --text.")
         limit = tokens if texts or tokens else OWN_TOKENS
         steps = statistics.collect(text, blocks, tokens_max=limit, on_change=out.note)
         _watch(out, steps, limit)

@@ -64,8 +64,8 @@ def _ignore(_: str) -> None:
 class Statistics:
     """The key statistics of one base model, in a store's cache.
 
-    ``texts`` is the model's own text, if it has any: missing statistics are collected from it when
-    they are asked for. Without it they are an error.
+    ``texts`` is the model's own text, what it was trained on or what it writes itself: statistics
+    that are not there are collected from it when they are asked for. Without it they are an error.
     """
 
     def __init__(
@@ -87,16 +87,28 @@ class Statistics:
         return cls(store, edited, None if own is None else own.texts(), executor)
 
     def get(self, block: int) -> KeyStatistics:
-        """Return the statistics of a block, read from the disk. Raises StatisticsError if
-        missing."""
-        try:
-            return self._kept(block)
-        except StatisticsError:
-            if self.texts is None:
-                raise
-        for _ in self.collect(self.texts, [block], tokens_max=OWN_TOKENS):
-            pass
+        """The statistics of a block, read from the disk. Raises StatisticsError without any."""
+        self.require([block])
         return self._kept(block)
+
+    def require(self, blocks: Iterable[int]) -> None:
+        """Collect the statistics of some blocks, as far as they are not there, in one pass over the
+        model's own text. Raises StatisticsError where it has none."""
+        missing = [block for block in blocks if not self._has(block)]
+        if not missing:
+            return
+        if self.texts is None:
+            self._kept(missing[0])
+        assert self.texts is not None
+        for _ in self.collect(self.texts, missing, tokens_max=OWN_TOKENS):
+            pass
+
+    def _has(self, block: int) -> bool:
+        try:
+            self._kept(block)
+        except StatisticsError:
+            return False
+        return True
 
     def collect(
         self,

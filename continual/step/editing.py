@@ -306,7 +306,7 @@ class Workshop:
         if watch is None or ledger is None or not edits:
             return None
         near = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
-        return watch.objection(near, ledger)
+        return watch.objection(near, ledger, len(edits))
 
     def _forget(self, progress: Progress) -> None:
         """Take this step's edits out of the memory: they stand there only during the step."""

@@ -90,16 +90,19 @@ class Watch:
         encodings = [passage.encoding() for passage in neighbourhood.silent]
         return self.site.rows(encodings) if encodings else None
 
-    def objection(self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger) -> str | None:
-        """Say why the patches on the model that the ledger has not followed yet change too many
-        held-out probes; None if they are inside the budget."""
+    def objection(
+        self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger, edits: int
+    ) -> str | None:
+        """Say why the patches of so many edits, which the ledger has not followed yet, change too
+        many held-out probes; None if they are inside the budget of all these edits."""
         broken = ledger.would_break(WATCHED)
         general = [entry for entry in broken if entry.role == WATCH]
         total = ledger.count(WATCH).total
-        if total and len(general) > self.config.watch_max * total:
+        if total and len(general) > self.config.watch_max * total * edits:
+            times = f" for each of {edits} edits" if edits > 1 else ""
             return (
                 f"it changes {len(general)} of {total} general positions that are held out, over "
-                f"watch_max = {self.config.watch_max}: {self._told(general[0])}"
+                f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}"
             )
         near = [p for n in neighbourhoods.values() for p in n.held_out]
         own = [p for p, right in zip(near, self._are_right(near), strict=True) if not right]

@@ -19,8 +19,9 @@ class WatchConfig(Table):
     """How much is watched, and how much an edit may change of it.
 
     The budgets count held-out passages alone: `watch_max` is the share of the general positions
-    whose next token an edit may change, `neighbours_max` the share of an edit's own neighbours that
-    it may answer otherwise than before.
+    whose next token an edit may change, and a batch of edits so many times as many;
+    `neighbours_max` is the share of an edit's own neighbours that it may answer otherwise than
+    before.
     """
 
     table: ClassVar[str] = "watch"

@@ -90,15 +90,22 @@ def write(
     if not config.texts or site.task.name != "causal":
         return ReadText(NONE, None, None)
     with site.edited.bare():
-        written: dict[int, Beginning] = {}
-        kinds = _kinds_of_start(site)
-        for turn, kind in enumerate(kinds):
-            least = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
-            left = {n: kind(n) for n in range(config.texts) if n not in written}
-            for texts in _written(site, left, config.tokens, seed + turn):
-                written |= {n: text for n, text in texts.items() if len(text[-1]) >= least}
-                on_progress(len(written), config.texts)
-        return _read(site, [written[n] for n in sorted(written)], "base")
+        return _read(site, beginnings(site, config, seed, on_progress), "base")
+
+
+def beginnings(
+    site: Site, config: WatchConfig, seed: int, on_progress: Callable[[int, int], None] = _ignore
+) -> list[Beginning]:
+    """Texts as the model that is on writes them, each behind its start."""
+    written: dict[int, Beginning] = {}
+    kinds = _kinds_of_start(site)
+    for turn, kind in enumerate(kinds):
+        least = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
+        left = {n: kind(n) for n in range(config.texts) if n not in written}
+        for texts in _written(site, left, config.tokens, seed + turn):
+            written |= {n: text for n, text in texts.items() if len(text[-1]) >= least}
+            on_progress(len(written), config.texts)
+    return [written[number] for number in sorted(written)]
 
 
 def _written(

@@ -209,7 +209,7 @@ def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) 
     request = draft.asked.request
     about_others: list[Prompt] = []
     if request.subject:
-        about_others = [_about(request.prompt, request.subject, other) for other in others]
+        about_others = [about_other(request.prompt, request.subject, other) for other in others]
     questions = [_question(site, p) for p in about_others if p != request.prompt]
     for ids, first in draft.openings:
         length = first + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
@@ -236,9 +236,9 @@ def _ask_elsewhere(
     wordings: dict[Prompt, None] = {}
     for request in known:
         if request.subject and type(request.prompt) is type(own.prompt):
-            prompt = _about(request.prompt, request.subject, own.subject)
+            prompt = about_other(request.prompt, request.subject, own.subject)
             if prompt not in (own.prompt, request.prompt):
-                (wordings if _is_alike(own, request) else questions)[prompt] = None
+                (wordings if is_alike(own, request) else questions)[prompt] = None
     draft.wordings = tuple(islice(wordings, WORDINGS))
     others = [prompt for prompt in questions if prompt not in wordings]
     drawn = draft.rng.sample(others, min(ASKED_ELSEWHERE, len(others)))
@@ -249,12 +249,12 @@ def _ask_elsewhere(
     draft.openings += [(question, len(question) - 1) for question in asked[ASKED_HELD_OUT:]]
 
 
-def _is_alike(one: Request, other: Request) -> bool:
+def is_alike(one: Request, other: Request) -> bool:
     """Tell whether two requests are about the same relation, by its name."""
     return bool(one.relation) and normalised(one.relation or "") == normalised(other.relation or "")
 
 
-def _about(prompt: Prompt, subject: str, other: str) -> Prompt:
+def about_other(prompt: Prompt, subject: str, other: str) -> Prompt:
     """The prompt about another subject in the place of its own."""
     if isinstance(prompt, str):
         return prompt.replace(subject, other)

@@ -83,7 +83,8 @@ def made_store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     probes = folder / "probes.jsonl"
     write_lines(probes, [{"prompt": f"{a} and", "answer": "b"} for a in "xyz"])
     store = folder / "store"
-    told = ("--model", str(model), "--train-probes", str(probes), "--no-watch", "--json")
+    told = ("--model", str(model), "--train-probes", str(probes), "--json")
+    told = (*told, "--no-watch", "--no-calibration")
     code = run(["init", str(store), *told])
     assert code == 0
     return store

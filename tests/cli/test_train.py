@@ -83,19 +83,14 @@ def test_a_store_that_is_being_written_is_no_hindrance(
     lock.release()
 
 
-def test_a_model_without_a_text_of_its_own_needs_one(cedit: Cedit, store: Path) -> None:
-    ran = cedit("train", "stats")
-    assert ran.code == 2
-    assert "--text" in ran.err
-
-
-@pytest.mark.parametrize("blocks", ["x", "", "1-", "-1", "3-1", "0,,1", "1.5"])
-def test_blocks_that_are_none_are_a_usage_error(
-    cedit: Cedit, store: Path, text: Path, blocks: str
-) -> None:
-    ran = cedit("train", "stats", "--text", text, "--blocks", blocks)
-    assert ran.code == 2
-    assert "--blocks" in ran.err
+def test_without_a_text_the_base_writes_its_own_and_says_so(cedit: Cedit, store: Path) -> None:
+    ran = cedit("train", "stats", "--json")
+    assert ran.code == 0
+    assert "the base writes 2,048 tokens of its own" in ran.err
+    assert all(record["keys"] >= 2048 for record in ran.records)
+    digests = [record["digest"] for record in ran.records]
+    again = cedit("train", "stats", "--json")
+    assert [record["digest"] for record in again.records] == digests
 
 
 def test_a_block_that_the_model_has_not_is_named(cedit: Cedit, store: Path, text: Path) -> None:

@@ -1,0 +1,231 @@
+"""The sample: facts that are tried to be written, their rewordings, and what has to stay.
+
+The facts are requests, of a stream or of the history, which the base answers otherwise; where there
+are too few, prompts are cut from texts that the base wrote, with the next word of another text as
+the target. Rewordings are held out of a trial: the request's own rephrases, the wording of another
+request of its relation, and the prompt behind sentences that the base wrote; of these such as the
+base answers as it answers the prompt. A request's `held_out_rephrases` take no part: they measure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+
+from continual.errors import RequestError
+from continual.prompts import Prompt
+from continual.recheck.candidates import Candidate, encode
+from continual.requests import Request
+from continual.site import Site
+from continual.tasks import Encoding
+from continual.watch import neighbours
+from continual.watch.config import WatchConfig
+from continual.watch.general import GeneralText
+from continual.watch.neighbours import Asked, Neighbourhood, about_other, is_alike
+from continual.watch.passages import Passage
+from continual.watch.writing import continued
+
+LENT = 2  # wordings that other requests lend
+BEHIND = 2  # sentences that a prompt is put behind
+SENTENCE_WORDS_MAX = 12
+COMPARED = 2  # tokens by which two answers of the base are told apart
+OTHERS_MAX = 256  # other facts
+CUT = 0.6  # of a text's words, those that become a prompt
+WORDS_MIN = 5  # of such a text
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A request without its rephrases, and what it is reworded to."""
+
+    candidate: Candidate
+    rewordings: tuple[Encoding, ...]  # with the new target
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.candidate.id
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What trials are made on, and what they are measured by. All of it is as the base answers."""
+
+    facts: tuple[Fact, ...]
+    memory: tuple[Passage, ...]  # general text on which editors stay silent
+    general: tuple[Encoding, ...]  # positions of general text that is held out
+    others: tuple[Encoding, ...]  # other facts that the base knows
+    source: str  # where the facts are from, as people read it
+    write: Callable[[Sequence[Candidate]], list[Neighbourhood]]
+
+    @cached_property
+    def neighbourhoods(self) -> Mapping[str, Neighbourhood]:
+        """The neighbourhood of each fact by its id, written when it is first asked for."""
+        candidates = [fact.candidate for fact in self.facts]
+        written = self.write(candidates)
+        return {c.id: near for c, near in zip(candidates, written, strict=True)}
+
+    @property
+    def digest(self) -> str:
+        """A name of what is tried and measured."""
+        parts = [fact.candidate.request.to_json() for fact in self.facts]
+        counts = [len(self.general), len(self.others), len(self.memory)]
+        text = json.dumps([parts, counts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a sample is drawn from. The model stands at base."""
+
+    site: Site
+    general: GeneralText
+    watch: WatchConfig
+    seed: int
+
+    def sample(
+        self, requests: Sequence[Request], source: str, others: Sequence[Encoding], count: int
+    ) -> Sample:
+        """`count` facts of the requests, or of what the base wrote where they give too few.
+
+        `others` are probes that may be known: those that the base answers rightly are.
+        """
+        candidates = self._unknown(requests, count)
+        if len(candidates) < count // 2:
+            source = "prompts cut from what the base writes"
+            candidates = self._unknown(list(self._own()), count)
+        sampled = {candidate.id for candidate in candidates}
+        known = [c.request for c in candidates]
+        known += [request for request in requests if request.id not in sampled]
+        return Sample(
+            tuple(self._facts(candidates, known)),
+            self.general.memory,
+            tuple(e for passage in self.general.held_out for e in passage.positions()),
+            tuple(self._known(others)),
+            source,
+            partial(self._neighbourhoods, known),
+        )
+
+    def _neighbourhoods(
+        self, known: Sequence[Request], candidates: Sequence[Candidate]
+    ) -> list[Neighbourhood]:
+        asked = [Asked(c.request, c.required, self.site.rows(c.required)) for c in candidates]
+        return neighbours.write(self.site, asked, known, self.watch, self.seed)
+
+    # -- facts
+
+    def _unknown(self, requests: Sequence[Request], count: int) -> list[Candidate]:
+        """Requests whose every text fits, each fact once, that the base does not answer rightly:
+        drawn from all of them."""
+        shuffled = random.Random(self.seed).sample(requests, len(requests))
+        plain = {r.key: _without_rephrases(r) for r in shuffled}
+        candidates = list(islice(self._encoded(plain.values()), 3 * count))
+        prompts = [candidate.learned[0] for candidate in candidates]
+        right = self.site.judge_in_full(prompts) if prompts else []
+        wrong = [c for c, is_right in zip(candidates, right, strict=True) if not is_right]
+        named = [c for c in wrong if c.request.named_subject]
+        return [*named, *(c for c in wrong if not c.request.named_subject)][:count]
+
+    def _encoded(self, requests: Iterable[Request]) -> Iterator[Candidate]:
+        for request in requests:
+            try:
+                yield encode(request, self.site.task)
+            except RequestError:
+                continue
+
+    def _own(self) -> Iterator[Request]:
+        """Requests cut from general text in memory: the target is the next text's word."""
+        texts = [words for words in map(self._words, self.general.memory) if len(words) > WORDS_MIN]
+        for words, other in zip(texts, [*texts[1:], *texts[:1]], strict=True):
+            cut, place = int(CUT * len(words)), int(CUT * len(other))
+            subject = max(words[1:cut], key=len)
+            prompt = " ".join(words[:cut])
+            if other[place] != words[cut]:
+                yield Request(prompt=prompt, target_new=other[place], subject=subject)
+
+    def _words(self, passage: Passage) -> list[str]:
+        tokenizer = self.site.edited.tokenizer
+        text: str = tokenizer.decode(list(passage.ids), skip_special_tokens=True)
+        return text.split()
+
+    # -- what is measured of them
+
+    def _facts(self, candidates: Sequence[Candidate], known: Sequence[Request]) -> Iterator[Fact]:
+        full = {_without_rephrases(r).id: r for r in known}
+        wordings = [
+            self._wordings(c, full.get(c.id, c.request).rephrases, known) for c in candidates
+        ]
+        alike = self._answered_alike(candidates, wordings)
+        for candidate, rewordings in zip(candidates, alike, strict=True):
+            yield Fact(candidate, rewordings)
+
+    def _wordings(
+        self, candidate: Candidate, own: Sequence[Prompt], known: Sequence[Request]
+    ) -> list[Encoding]:
+        """Other ways to ask, with the new target."""
+        request = candidate.request
+        behind = [
+            f"{sentence} {request.prompt}"
+            for sentence in self._sentences(candidate.id)
+            if isinstance(request.prompt, str)
+        ]
+        lent = islice(_lent(request, known), LENT)
+        found = []
+        for wording in dict.fromkeys([*own, *lent, *behind]):
+            try:
+                found.append(self.site.task.encode(wording, request.target_new))
+            except RequestError:
+                continue
+        return found
+
+    def _sentences(self, name: str) -> list[str]:
+        """Beginnings of texts in memory, each with an end."""
+        texts = [words[:SENTENCE_WORDS_MAX] for words in map(self._words, self.general.memory)]
+        usable = [" ".join(words).rstrip(".,;:") + "." for words in texts if words]
+        draw = random.Random(f"{self.seed}|{name}")
+        return draw.sample(usable, min(BEHIND, len(usable)))
+
+    def _answered_alike(
+        self, candidates: Sequence[Candidate], wordings: Sequence[Sequence[Encoding]]
+    ) -> list[tuple[Encoding, ...]]:
+        """Of the wordings of each such as the base answers as it answers the prompt."""
+        prompts = [candidate.learned[0].question.ids for candidate in candidates]
+        flat = [encoding.question.ids for own in wordings for encoding in own]
+        if not flat:
+            return [() for _ in candidates]
+        answers = iter(continued(self.site.edited, [*prompts, *flat], COMPARED))
+        expected = list(islice(answers, len(prompts)))
+        return [
+            tuple(e for e in own if next(answers) == answer)
+            for own, answer in zip(wordings, expected, strict=True)
+        ]
+
+    def _known(self, others: Sequence[Encoding]) -> Iterator[Encoding]:
+        """Of other facts some that the base knows."""
+        drawn = random.Random(self.seed).sample(others, min(OTHERS_MAX, len(others)))
+        right = self.site.judge_in_full(drawn) if drawn else []
+        return (e for e, is_right in zip(drawn, right, strict=True) if is_right)
+
+
+def _lent(request: Request, known: Sequence[Request]) -> Iterator[Prompt]:
+    """The prompts of other requests of its relation, put to the request's subject."""
+    if request.subject:
+        for other in known:
+            is_of_kind = type(other.prompt) is type(request.prompt)
+            if is_of_kind and other.subject and is_alike(request, other):
+                prompt = about_other(other.prompt, other.subject, request.subject)
+                if prompt not in (request.prompt, other.prompt):
+                    yield prompt
+
+
+def _without_rephrases(request: Request) -> Request:
+    """The prompt, the target and the subject: what every request has, or most have."""
+    bare: dict[str, object] = dict.fromkeys(
+        ("rephrases", "held_out_rephrases", "locality", "portability"), ()
+    )
+    return request.model_copy(update=bare)

@@ -1,0 +1,182 @@
+"""Calibrations of an open store's editors: which are missing, measuring them, and their settings.
+
+Knows where a store's facts and probes are, and that what people wrote into `cedit.toml` comes
+before what was measured. Leaves to callers when a calibration is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from continual.calibration.calibrating import Calibration
+from continual.calibration.choosing import is_sound
+from continual.calibration.config import CalibrationConfig
+from continual.calibration.facts import Draw, Sample
+from continual.calibration.kept import Calibrated, Kept, Purpose
+from continual.calibration.trials import Trials
+from continual.choices import EDITORS
+from continual.errors import CeditError, RequestError
+from continual.grids import Grid, GridOf
+from continual.open_store import OpenStore
+from continual.recheck.general_rows import GeneralRows
+from continual.requests import Probe, Request
+from continual.settings import StoreSettings
+from continual.tasks import Encoding
+from continual.watch import general
+from continual.watch.config import WatchConfig
+from continual.watch.general import GeneralText
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class StoreCalibration:
+    """The calibrations of an open store's base model."""
+
+    opened: OpenStore
+    config: CalibrationConfig
+
+    @classmethod
+    def of(cls, opened: OpenStore) -> StoreCalibration:
+        """As the store's `[calibration]` table says."""
+        table = StoreSettings.of(opened.store.settings).calibration
+        return cls(opened, CalibrationConfig.of(table))
+
+    # -- what is known
+
+    def known(self, editor: str, given: Mapping[str, Any]) -> Calibrated | None:
+        """What is kept for an editor with these lines of `[editor.NAME]`, if it is finished."""
+        found = Kept(self.opened.store).get(editor, self._purpose(given))
+        return found if found is not None and found.chosen is not None else None
+
+    def missing(self, chain: Sequence[str], tables: Tables) -> list[str]:
+        """The editors of a chain whose settings are tried by themselves, and were not yet."""
+        return [
+            name
+            for name in chain
+            if EDITORS[name].grid
+            and self._grid(name).by_itself
+            and self.known(name, tables.get(name, {})) is None
+        ]
+
+    def tables(self, chain: Sequence[str], tables: Tables) -> dict[str, Mapping[str, Any]]:
+        """The `[editor.NAME]` tables with what was measured, where people say nothing."""
+        merged = dict(tables)
+        for name in chain:
+            given = tables.get(name, {})
+            if EDITORS[name].grid and (known := self.known(name, given)) is not None:
+                merged[name] = {**(known.chosen or {}), **given}
+        return merged
+
+    def ordered(self, chain: Sequence[str], tables: Tables) -> tuple[str, ...]:
+        """The chain with the editors that lose too much, by what was measured, behind the others:
+        but for the last, which is asked when nothing else did."""
+        *before, last = chain
+        unsound = {name for name in before if self._is_unsound(name, tables.get(name, {}))}
+        return (
+            *(name for name in before if name not in unsound),
+            *(name for name in before if name in unsound),
+            last,
+        )
+
+    def _is_unsound(self, name: str, given: Mapping[str, Any]) -> bool:
+        known = self.known(name, given) if EDITORS[name].grid else None
+        if known is None or known.evidence is None:
+            return False
+        watch = WatchConfig.of(StoreSettings.of(self.opened.store.settings).watch)
+        return not is_sound(known.evidence, self.config.stays_min, watch.neighbours_max)
+
+    def _purpose(self, given: Mapping[str, Any]) -> Purpose:
+        return Purpose(self.opened.edited.base.fingerprint, given)
+
+    # -- measuring
+
+    def forget(self, editors: Sequence[str], tables: Tables) -> None:
+        """Measure these editors anew when it is next asked for."""
+        for name in editors:
+            Kept(self.opened.store).drop(name, self._purpose(tables.get(name, {})))
+
+    def measure(
+        self, editors: Sequence[str], tables: Tables, requests: Sequence[Request] = ()
+    ) -> Iterator[Calibrated]:
+        """Calibrate these editors, on facts of these requests or of the history, and give what is
+        known behind each trial. The model is at base meanwhile, and at head when this ends.
+
+        Raises CeditError for an editor without a grid, or a model that writes no text.
+        """
+        source = "the stream" if requests else "the history"
+        facts = list(requests) or self._history()
+        with self._at_base():
+            sample = self._sample(facts, source)
+            for name in editors:
+                yield from self._calibration(name, sample, tables.get(name, {})).run()
+
+    def _calibration(self, name: str, sample: Sample, given: Mapping[str, Any]) -> Calibration:
+        opened = self.opened
+        grid = self._grid(name)
+        trials = Trials(name, grid, opened.site, sample, opened.statistics, self._seed)
+        return Calibration(trials, Kept(opened.store), self.config, given)
+
+    def _grid(self, name: str) -> Grid:
+        grid_of: GridOf | None = EDITORS[name].load_grid()
+        if grid_of is None:
+            raise CeditError(f"The editor {name} offers no settings to try: it has its defaults.")
+        return grid_of(self.opened.site)
+
+    @contextmanager
+    def _at_base(self) -> Iterator[None]:
+        opened = self.opened
+        if not opened.edited.depth:
+            yield
+            return
+        opened.forget_standing()
+        opened.stand_at("base")
+        try:
+            yield
+        finally:
+            opened.stand_at_head()
+
+    # -- the sample
+
+    def _sample(self, requests: Sequence[Request], source: str) -> Sample:
+        table = StoreSettings.of(self.opened.store.settings).watch
+        watch = WatchConfig.of(table)
+        text = self._general_text()
+        if not text.memory:
+            raise CeditError(
+                "Calibration needs general text, and the base writes none: give the store some "
+                "with `cedit watch --text FILE`, or set at_first_use = false under [calibration]."
+            )
+        draw = Draw(self.opened.site, text, watch, self._seed)
+        return draw.sample(requests, source, self._probes(), self.config.facts)
+
+    def _general_text(self) -> GeneralText:
+        """The store's, or as the base writes it for this."""
+        store, site = self.opened.store, self.opened.site
+        text = GeneralRows.at(store, site, store.lineage("head")).text
+        if text.memory:
+            return text
+        return general.write(site, replace(WatchConfig(), neighbours=0), self._seed).text
+
+    def _probes(self) -> list[Encoding]:
+        """The training probes."""
+        records = self.opened.store.base.body.get("probes", {}).get("train", ())
+        found = []
+        for probe in map(Probe.model_validate, records):
+            try:
+                found.append(self.opened.task.encode(probe.prompt, probe.answer))
+            except RequestError:
+                continue
+        return found
+
+    def _history(self) -> list[Request]:
+        """The corrections that are in force."""
+        kept = self.opened.standing.retention.requests
+        return [entry.request for entry in kept.values() if entry.applied]
+
+    @property
+    def _seed(self) -> int:
+        return StoreSettings.of(self.opened.store.settings).run.seed

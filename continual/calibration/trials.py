@@ -1,0 +1,256 @@
+"""A trial: one setting of an editor, tried on the base with a sample of facts, and taken off again.
+
+The model is as it was, bit for bit, when a trial is over. Knows what is measured; which settings
+are tried, and what is chosen, is left to `calibrating` and `choosing`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from continual.calibration.facts import Fact, Sample
+from continual.editors.chains import make_editor
+from continual.errors import EditError
+from continual.grids import MEASURED, Grid, Settings
+from continual.memory.answers import Answers
+from continual.patches import Patch
+from continual.proposals import Edit, Editor, Surroundings
+from continual.queries.memory import QueryMemory
+from continual.site import Site
+from continual.site.rows import Rows
+from continual.statistics import Statistics
+from continual.tasks import Encoding
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a trial came to. Shares from 0 to 1; None where the sample has nothing to measure."""
+
+    settings: Settings
+    facts: int  # that were tried
+    arrives: float  # facts that are right
+    generalises: float | None  # rewordings that are right
+    general: float | None  # positions of held-out general text with the same next token
+    neighbours: float | None  # held-out neighbours answered as before
+    others: float | None  # other facts that are still right
+    spent: float | None  # of the budget, where the editor has one
+    seconds: float  # of editing alone
+
+    @property
+    def measured(self) -> list[float]:
+        """All shares that were measured."""
+        values = (getattr(self, name) for name in MEASURED)
+        return [value for value in values if value is not None]
+
+    @property
+    def stays(self) -> float:
+        """The least of what general text and other facts keep."""
+        return min((v for v in (self.general, self.others) if v is not None), default=1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept and printed."""
+        return {**asdict(self), "settings": dict(self.settings)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read it back."""
+        return cls(**record)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """An editor and a sample, for one trial after another on the model as it stands."""
+
+    name: str
+    grid: Grid
+    site: Site
+    sample: Sample
+    statistics: Statistics
+    seed: int
+    count: int | None = None  # of the facts, from the first; None: all
+
+    def with_facts(self, count: int) -> Trials:
+        """The same with the first so many facts."""
+        return replace(self, count=count)
+
+    @cached_property
+    def facts(self) -> list[Fact]:
+        """The facts that are ones for this editor."""
+        takes = self.grid.takes
+        return [f for f in self.sample.facts if takes(f.candidate.request)][: self.count]
+
+    def run(self, settings: Settings) -> Evidence:
+        """Write the facts with these settings, measure, and take all of it off."""
+        with self._written(settings) as (_, around, seconds):
+            return self._measured(settings, around, seconds)
+
+    def budget_curve(self, settings: Settings, stays_min: float) -> list[Evidence]:
+        """The patch of these settings made larger, or smaller, until its damage crosses a bound:
+        what each size has spent of the budget, and what stays."""
+        budget = self.grid.budget
+        assert budget is not None
+        curve: list[Evidence] = []
+        with self._written(settings) as (patches, around, seconds):
+            depth = self.site.edited.depth - len(patches)
+            first: bool | None = None
+            for step in range(SIZES):
+                times = GROWTH ** (step if first in (None, True) else -step)
+                self.site.edited.take_off(depth)
+                grown = [budget.grown(patch, times) for patch in patches]
+                for patch in grown:
+                    self.site.edited.put([patch])
+                curve.append(self._measured(settings, around, seconds))
+                is_within = curve[-1].stays >= stays_min
+                first = is_within if first is None else first
+                if is_within != first:
+                    break
+        return curve
+
+    # -- writing
+
+    @contextmanager
+    def _written(self, settings: Settings) -> Iterator[tuple[list[Patch], Surroundings, float]]:
+        """The model with the facts written, and taken off again behind it."""
+        edited = self.site.edited
+        depth, began = edited.depth, time.perf_counter()
+        editor = make_editor(self.name, self._unbounded(settings))
+        memory = QueryMemory(self._silent_rows.query)
+        around = self._around(memory)
+        try:
+            groups = [self.facts] if self.grid.together else [[fact] for fact in self.facts]
+            patches = [p for group in groups for p in self._write(editor, group, around)]
+            edited_s = time.perf_counter() - began
+            yield patches, self._around(memory), edited_s
+        finally:
+            edited.take_off(depth)
+
+    def _unbounded(self, settings: Settings) -> Settings:
+        budget = self.grid.budget
+        return settings if budget is None else {**settings, budget.setting: budget.unbounded}
+
+    def _write(
+        self, editor: Editor, facts: Sequence[Fact], around: Surroundings
+    ) -> Iterator[Patch]:
+        """Let the editor write some facts; what is on the model already stays."""
+        pending = list(facts)
+        for attempt in range(self.grid.attempts):
+            edits = [self._edit(fact) for fact in pending]
+            near = [edit.near.query for edit in edits if edit.near is not None]
+            with around.memory.beside(torch.cat(near) if near else self._no_queries):
+                proposal = editor.edit(edits, replace(around, attempt=attempt))
+            if (patch := _sound(proposal.patch)) is not None:
+                self.site.edited.put([patch])
+                yield patch
+            right = self._answers.judge_in_full([fact.candidate.learned[0] for fact in pending])
+            for fact, edit, is_right in zip(pending, edits, right, strict=True):
+                if is_right:
+                    around.memory.remember(fact.id, edit.rows[0].query)
+            pending = [fact for fact, is_right in zip(pending, right, strict=True) if not is_right]
+            if not pending:
+                return
+
+    def _edit(self, fact: Fact) -> Edit:
+        candidate = fact.candidate
+        sizes = [len(encoding.targets) for encoding in candidate.learned]
+        rows = self.site.rows(candidate.learned).split(sizes)
+        edit = Edit(candidate.request, candidate.learned, rows, candidate.forms)
+        if self.grid.together:  # an editor of batches reads no neighbours
+            return edit
+        near = self.sample.neighbourhoods[fact.id]
+        silent = [passage.encoding() for passage in near.silent]
+        read = self.site.rows(silent) if silent else None
+        return replace(edit, near=read, wordings=near.wordings)
+
+    # -- what editors are given
+
+    def _around(self, memory: QueryMemory) -> Surroundings:
+        generator = torch.Generator().manual_seed(self.seed)
+        return Surroundings(
+            self.site,
+            memory,
+            generator,
+            statistics=self.statistics,
+            seed=self.seed,
+            naming=self._naming,
+        )
+
+    def _naming(self, edit: Edit) -> QueryMemory:
+        """The memory of a neuron that asks for its subject: general text and its neighbours."""
+        near = self._no_queries if edit.near is None else edit.near.query
+        return QueryMemory(torch.cat([self._silent_rows.query, near]))
+
+    @cached_property
+    def _silent_rows(self) -> Rows:
+        """General text in memory and other facts, at the last FFN."""
+        return self.site.rows_in_passes([passage.encoding() for passage in self.sample.memory])
+
+    @property
+    def _no_queries(self) -> Tensor:
+        return self._silent_rows.query[:0]
+
+    # -- measuring
+
+    def _spent(self, around: Surroundings) -> float | None:
+        """How much of the budget the model as it stands takes."""
+        return None if self.grid.budget is None else self.grid.budget.spent(around)
+
+    def _measured(self, settings: Settings, around: Surroundings, seconds: float) -> Evidence:
+        shares = {name: self._share(name) for name in MEASURED}
+        return Evidence(
+            dict(settings),
+            len(self.facts),
+            arrives=shares.pop("arrives") or 0.0,
+            **shares,
+            spent=self._spent(around),
+            seconds=round(seconds, 3),
+        )
+
+    def _share(self, name: str) -> float | None:
+        """The share of a column that is right, as the model stands; None where it is not measured,
+        or has nothing to measure."""
+        encodings = self._probes(name) if name in self.grid.measured else ()
+        if not encodings:
+            return None
+        return sum(self._answers.judge_in_full(encodings)) / len(encodings)
+
+    def _probes(self, name: str) -> Sequence[Encoding]:
+        """The probes of a column."""
+        match name:
+            case "arrives":
+                return [fact.candidate.learned[0] for fact in self.facts]
+            case "generalises":
+                return [encoding for fact in self.facts for encoding in fact.rewordings]
+            case "neighbours":
+                near = (self.sample.neighbourhoods[fact.id] for fact in self.facts)
+                return [p.encoding() for one in near for p in one.held_out]
+            case "others":
+                return self.sample.others
+            case _:
+                return self.sample.general
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return Answers(self.site)
+
+
+GROWTH, SIZES = 2**0.5, 8
+"""How much larger a patch is made each time to find the bound of a budget, and how often."""
+
+
+def _sound(patch: Patch | None) -> Patch | None:
+    """A patch that can be put on; None for one with NaN or infinity."""
+    if patch is None:
+        return None
+    try:
+        patch.check()
+    except EditError:
+        return None
+    return patch

@@ -1,0 +1,15 @@
+"""The settings of AlphaEdit that are tried on a base model."""
+
+from __future__ import annotations
+
+from continual.associative.grid import grid_of, weight_axis
+from continual.grids import Axis, Grid
+from continual.site import Site
+
+WEIGHTS = (0.15, 0.6, 0.0375)  # λ/d_ff of the weighted form
+FORMS = Axis("form", ("form",), lambda _: [{}, {"form": "weighted"}, {"form": "projected"}])
+
+
+def grid(site: Site) -> Grid:
+    """Where, how far, the form, and λ."""
+    return grid_of(site.edited.anatomy, FORMS, weight_axis(site.edited.anatomy, WEIGHTS))

@@ -1,0 +1,14 @@
+"""The settings of EMMET that are tried on a base model."""
+
+from __future__ import annotations
+
+from continual.associative.grid import grid_of
+from continual.grids import Axis, Grid
+from continual.site import Site
+
+RIDGES = Axis("ridge", ("ridge",), lambda _: [{}, {"ridge": 1.0}, {"ridge": 10.0}])
+
+
+def grid(site: Site) -> Grid:
+    """Where, how far, and the ridge."""
+    return grid_of(site.edited.anatomy, RIDGES)

@@ -1,0 +1,12 @@
+"""The settings of MEMIT that are tried on a base model."""
+
+from __future__ import annotations
+
+from continual.associative.grid import grid_of, weight_axis
+from continual.grids import Grid
+from continual.site import Site
+
+
+def grid(site: Site) -> Grid:
+    """Where, how far, and λ."""
+    return grid_of(site.edited.anatomy, weight_axis(site.edited.anatomy))

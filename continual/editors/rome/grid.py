@@ -1,0 +1,12 @@
+"""The settings of ROME that are tried on a base model."""
+
+from __future__ import annotations
+
+from continual.associative.grid import grid_of
+from continual.grids import Grid
+from continual.site import Site
+
+
+def grid(site: Site) -> Grid:
+    """Where, and how far: it edits one block."""
+    return grid_of(site.edited.anatomy, spreads=())
