@@ -1,1 +1,1 @@
-"""The faces of cedit: what a person at a terminal sees. No logic of their own."""
+"""The commands and the report page that a person sees. They have no logic of their own."""

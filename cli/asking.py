@@ -1,4 +1,4 @@
-"""Asking before something is lost: on a terminal a question, elsewhere an option."""
+"""Confirms a loss before it happens: by a question on a terminal, elsewhere by an option."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import click
 
 
 def confirmed(question: str, is_said: bool, options: str) -> bool:
-    """True where it was said, or is answered with yes. Raises click.Abort for another answer, and
-    UsageError, which names the options, where nobody can be asked."""
+    """Return True if an option said yes already, or a person answers yes. Raises click.Abort for
+    another answer, and UsageError, which names the options, where nobody can be asked."""
     if is_said:
         return True
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

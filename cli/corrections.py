@@ -1,4 +1,4 @@
-"""How corrections read in a list."""
+"""Prints corrections as a table, or as JSON Lines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _row(correction: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _state(correction: Mapping[str, Any]) -> str:
-    """Applied, failed, or gone: rolled back, reverted or superseded."""
+    """Name the state: applied, failed, or gone (rolled back, reverted or superseded)."""
     if correction["outcome"] == "failed":
         return "failed"
     return "applied" if correction["in_force"] else NOT_IN_FORCE

@@ -1,4 +1,4 @@
-"""How a run is interrupted: the first signal asks it to end after its step, a second ends it."""
+"""Interrupts a run: the first signal asks it to end after its step, a second ends it at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NOTICE = b"\ncedit: finishing the current step; once more to stop at once\n"
 def stopping(stop: threading.Event, *, reads_input: bool) -> Iterator[None]:
     """Set `stop` at the first SIGINT or SIGTERM, and raise KeyboardInterrupt at the second.
 
-    Where the run `reads_input`, the first signal also ends standard input, which it may be
-    waiting for.
+    If the run `reads_input`, the first signal also ends standard input, as the run may be waiting
+    for it.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def stopping(stop: threading.Event, *, reads_input: bool) -> Iterator[None]:
 
 
 def _end_input() -> None:
-    """A read of standard input that waits goes on, and finds its end."""
+    """End standard input; a read that waits for it then returns."""
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, sys.stdin.fileno())
     os.close(nowhere)

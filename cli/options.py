@@ -1,6 +1,6 @@
-"""What commands have in common on their command line: `--store`, `--json`, names of revisions.
+"""The options and arguments that commands share: `--store`, `--json`, names of revisions.
 
-Knows how a shell completes them.
+Offers a shell the completions of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Function = Callable[..., Any]
 
 
 def common(function: Function) -> Function:
-    """Add `--store` and `--json`; the command gets `out`, and as `store` what was said."""
+    """Add `--store` and `--json`; the command gets `out`, and the value of `--store`."""
 
     @click.option(
         "--store", type=click.Path(), help="The store's folder (default: as git finds its own)."
@@ -34,17 +34,17 @@ def common(function: Function) -> Function:
 
 
 def find_store(store: str | None) -> Path:
-    """Where the store is. Raises NoStore."""
+    """Return the store's folder. Raises NoStore."""
     from store import Store
 
     return Store.find(explicit=store)
 
 
-# -- what is wrong is said at once, before the model is loaded
+# -- errors are raised at once, before the model is loaded
 
 
 def require_revision(store: Path, name: str) -> None:
-    """Raises NoStore and UnknownRevision."""
+    """Raise NoStore or UnknownRevision if there is no such store or revision."""
     from store import Store
 
     with Store.open(store) as opened:
@@ -52,7 +52,7 @@ def require_revision(store: Path, name: str) -> None:
 
 
 def require_writable(store: Path) -> None:
-    """Raises NoStore, and StoreLocked where another process writes."""
+    """Raise NoStore if there is no store, and StoreLocked if another process writes to it."""
     from store import Store
 
     Store.open(store, writable=True).close()
@@ -64,7 +64,7 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "editors"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it is. Fails for a name that no editor and no chain has."""
+        """Return the text as it is. Fails for a name that no editor and no chain has."""
         known = editor_lines()
         for name in filter(None, map(str.strip, value.split(","))):
             if name not in known:
@@ -78,7 +78,7 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[Any]:
-        """The editors and chains that can stand after the last comma, each with its summary."""
+        """Return the editors and chains that can follow the last comma, each with its summary."""
         earlier, comma, begun = incomplete.rpartition(",")
         return _completions(editor_lines(), begun, before=earlier + comma)
 
@@ -87,23 +87,23 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def revision_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """head, base, the tags, and the latest ids."""
+    """Return the matching names: head, base, the tags, and the latest ids."""
     return [name for name in _known_names(ctx.params.get("store")) if name.startswith(incomplete)]
 
 
 def request_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """The ids of the latest requests, with their prompts."""
+    """Return the ids of the latest requests, with their prompts."""
     return _completions(_known_requests(ctx.params.get("store")), incomplete)
 
 
 def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Names of revisions, at the beginning of a range and behind its dots."""
+    """Return names of revisions, at the beginning of a range and behind its dots."""
     older, dots, begun = incomplete.rpartition("..")
     return [older + dots + name for name in revision_names(ctx, param, begun)]
 
 
 def editor_lines() -> dict[str, str]:
-    """The summary of every editor and chain by its name."""
+    """Return the summary of every editor and chain by its name."""
     from continual.choices import CHAINS, EDITORS
 
     return {**EDITORS.summaries, **{name: chain.summary for name, chain in CHAINS.items()}}
@@ -115,13 +115,13 @@ class TaskName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "task"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """The names, as click shows a choice."""
+        """Return the names in the form in which click shows a choice."""
         from continual.choices import TASKS
 
         return f"[{'|'.join(TASKS)}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name as it is. Fails for one that no task has."""
+        """Return the name as it is. Fails for a name that no task has."""
         from continual.choices import TASKS
 
         if value not in TASKS:
@@ -131,14 +131,15 @@ class TaskName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[Any]:
-        """The tasks with their summaries."""
+        """Return the tasks with their summaries."""
         from continual.choices import TASKS
 
         return _completions(TASKS.summaries, incomplete)
 
 
 def _completions(lines: Mapping[str, str], begun: str, before: str = "") -> list[Any]:
-    """Offers of a shell: the names that begin so, with a line for each, behind a text."""
+    """Return the completions of `begun`: each matching name, after the text `before`, with its
+    line of help."""
     from click.shell_completion import CompletionItem
 
     return [
@@ -149,7 +150,7 @@ def _completions(lines: Mapping[str, str], begun: str, before: str = "") -> list
 
 
 def _known_names(store: str | None) -> list[str]:
-    """Names of revisions, none where there is no store to read."""
+    """Return names of revisions; none if there is no store to read."""
     from store import Store, StoreError
 
     try:
@@ -161,7 +162,7 @@ def _known_names(store: str | None) -> list[str]:
 
 
 def _known_requests(store: str | None) -> dict[str, str]:
-    """Prompts by id, the latest first; none where there is no store to read."""
+    """Return prompts by id, the latest first; none if there is no store to read."""
     from continual.prompts import shown_prompt
     from store import Store, StoreError
 

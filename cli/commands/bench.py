@@ -1,7 +1,7 @@
-"""`cedit bench`: the project's benchmarks, where the project's folder is.
+"""`cedit bench`: runs the project's benchmarks from the project's folder.
 
-They are no part of the installed distribution: a command here finds them beside the package, or in
-the folder in which it is called, and runs them in a process of their own.
+The installed distribution leaves the benchmarks out. A command here finds them beside the package
+or in the current folder, and runs each in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import click
 def command() -> None:
     """Run the published protocols.
 
-    A benchmark makes stores of its own in its --output, where every other command can look at
-    them with --store. Every subcommand has --json.
+    A benchmark makes its own stores in its --output; every other command can read them with
+    --store. Every subcommand has --json.
 
     \b
     Example:
@@ -74,10 +74,10 @@ def command() -> None:
 def protocol(as_json: bool, **options: Any) -> None:
     """Run T-Patcher's sequential protocol.
 
-    An initial model, trained on D_train, meets a stream of inputs that it was not trained on; where
-    it is wrong it is edited, and SR, GR, ER, TrainR and TestR are measured after every edit. The
-    table has mean and deviation over the folds, beside the published rows. A run that was
-    interrupted goes on when the same command is given again.
+    An initial model, trained on D_train, meets a stream of inputs that it was not trained on. Each
+    wrong answer is edited, and SR, GR, ER, TrainR and TestR are measured after every edit. The
+    table has mean and deviation over the folds, beside the published rows. The same command resumes
+    an interrupted run.
 
     With --json there is a line for each row: {"type":"protocol","editor","model","folds","met",
     "edits","SR","GR","ER","TrainR","TestR","edit_s","recheck_s","bytes"}.
@@ -94,7 +94,7 @@ def protocol(as_json: bool, **options: Any) -> None:
 
 
 def run_benchmark(name: str, arguments: Iterable[str]) -> int:
-    """Run a benchmark with these arguments; its exit code. Raises BenchmarksMissing."""
+    """Run a benchmark with these arguments; return its exit code. Raises BenchmarksMissing."""
     root = benchmarks_root()
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -103,7 +103,7 @@ def run_benchmark(name: str, arguments: Iterable[str]) -> int:
 
 
 def benchmarks_root() -> Path:
-    """The project's folder. Raises BenchmarksMissing where there is none."""
+    """Return the project's folder. Raises BenchmarksMissing where there is none."""
     from continual.errors import BenchmarksMissing
 
     beside = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""`cedit completion`: the script with which a shell completes cedit's command lines."""
+"""`cedit completion`: prints the script that lets a shell complete cedit's command lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cedit demo`: the whole way once, on the embedded model."""
+"""`cedit demo`: corrects the embedded model, measures it and rolls it back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLES = 3
 def command(out: Output, store: str | None, keep: str | None, count: int) -> None:
     """Show it all on the embedded model.
 
-    Corrects it some hundreds of times, measures it all along, and rolls back.
+    Correct it some hundreds of times, measure after every step, and roll back.
 
     \b
     Example:
@@ -60,7 +60,8 @@ def command(out: Output, store: str | None, keep: str | None, count: int) -> Non
 
 @contextmanager
 def _folder(kept: str | None) -> Iterator[Path]:
-    """Where the demonstration's store is made; it goes away unless it is to be kept."""
+    """Yield the folder for the demonstration's store; remove it afterwards unless `kept` names
+    it."""
     if kept is not None:
         yield Path(kept)
         return
@@ -79,7 +80,7 @@ def _apply(session: Session, out: Output, count: int) -> None:
 
 
 def _compare(session: Session, out: Output) -> None:
-    """Some corrections, asked at base and at head, in their own words and in others."""
+    """Show the answers at base and at head to some corrections, in their own and other words."""
     prompts = [prompt for request in _examples(session) for prompt in _wordings(request)]
     answers: dict[str, list[str]] = {}
     for revision in ("base", "head"):
@@ -92,7 +93,7 @@ def _compare(session: Session, out: Output) -> None:
 
 
 def _examples(session: Session) -> list[Request]:
-    """Corrections in force, from the first to the last."""
+    """Return EXAMPLES corrections in force, spread evenly from the first to the last."""
     applied = [r.request for r in session.standing.retention.requests.values() if r.applied]
     last = len(applied) - 1
     places = sorted({round(last * n / (EXAMPLES - 1)) for n in range(EXAMPLES)})

@@ -1,4 +1,4 @@
-"""`cedit diff`: what lies between two revisions."""
+"""`cedit diff`: shows the requests, patches and turned probes between two revisions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PLACE = {"from": "A", "to": "B"}
 )
 @common
 def command(out: Output, store: str | None, a: str, b: str, prompts: tuple[str, ...]) -> None:
-    """Show what lies between two revisions.
+    """Show the changes between two revisions.
 
-    What is new at B (head unless named): requests, patches, and the probes that turned. With --ask
-    also what the model answers at both.
+    Lists the requests and patches that B (head unless named) adds or lacks, and the probes that
+    turned. With --ask also the model's answers at both.
 
     With --json: {"type":"diff","from","to","added","gone","patches","patch_bytes_added",
     "patch_bytes_gone","turned","rates","answers"}.
@@ -47,7 +47,7 @@ def command(out: Output, store: str | None, a: str, b: str, prompts: tuple[str, 
 
 
 def _answers(path: Path, ids: tuple[str, str], prompts: tuple[str, ...]) -> list[dict[str, str]]:
-    """What the model answers to each prompt at both revisions."""
+    """Return the model's answer to each prompt at both revisions."""
     from continual.session import open_session
 
     answers = []

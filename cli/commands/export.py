@@ -1,4 +1,4 @@
-"""`cedit export`: the whole history in one file."""
+"""`cedit export`: writes the whole history to one file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cli.output import Output, counted, short, size
 def command(out: Output, store: str | None, file: Path) -> None:
     """Write the whole history to one file.
 
-    It is a tar archive with a checksum for each part, of the revisions, rolled back ones too, the
-    patches, the quarantine and the settings; not of the base model, the cache and the snapshots.
-    The same history gives the same bytes.
+    The file is a tar archive with a checksum for each part. It has all revisions, rolled back ones
+    too, the patches, the quarantine and the settings, but not the base model, the cache or the
+    snapshots. The same history gives the same bytes.
 
     With --json: {"type":"archive","file","revisions","patches","head","fingerprint","length"}.
 

@@ -1,4 +1,4 @@
-"""`cedit find`: corrections by a text that they have."""
+"""`cedit find`: finds corrections by a text in them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from cli.output import Output
 def command(out: Output, store: str | None, text: str) -> None:
     """Find corrections by a text in their prompt, target, subject, relation, case or id.
 
-    Upper and lower case are the same. Corrections that were rolled back, reverted or superseded are
-    found as well, and marked. The id is what `cedit show` and `cedit revert` take.
+    Upper and lower case count as the same. Corrections that were rolled back, reverted or
+    superseded are found as well, and marked. `cedit show` and `cedit revert` take the printed id.
 
-    With --json there is a line for each, as `cedit list` has them.
+    With --json there is a line for each, in the form of `cedit list`.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`cedit fix`: one correction, without a file."""
+"""`cedit fix`: makes one correction, without a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def command(
     """Correct the answer to one prompt.
 
     A subject keeps the correction to texts that name it, and lets it answer other wordings. Exit
-    code 3 says that the correction failed; `cedit show` has the reasons.
+    code 3 means that the correction failed; `cedit show` has the reasons.
 
     With --json: {"type":"fix","id","prompt","target_new","before","after","outcome","reason","seq",
     "revision"} and the metrics.

@@ -1,4 +1,4 @@
-"""`cedit gc`: what a store's folder holds and nothing leads to."""
+"""`cedit gc`: removes unused files from a store's folder."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: bool) -> None:
-    """Remove what nothing leads to any more.
+    """Remove files that nothing refers to.
 
-    Patches that no revision uses, what interrupted writes have left, and snapshots on the way to
-    neither head nor a tag. No revision is lost, not even one that was rolled back. With --cache
-    also what can be made again: the key statistics then have to be collected anew.
+    They are patches that no revision uses, leftovers of interrupted writes, and snapshots on the
+    way to neither head nor a tag. No revision is lost, not even one that was rolled back. With
+    --cache the files that can be made again go too: the key statistics are then collected anew.
 
-    With --dry-run a store that someone else is writing to, or that may only be read, is looked at
-    as well; what was touched within the hour may be in use there, and is not counted.
+    With --dry-run the command also looks at a store that another process writes to, or that may
+    only be read; files touched within the hour may be in use there, and are not counted.
 
     With --json there is a line for each file, {"type":"garbage","path","bytes","why"}, and a last
     one, {"type":"summary","files","bytes","removed"}.
@@ -60,7 +60,7 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
 
 
 def _opened(path: Path, dry_run: bool) -> Store:
-    """The store, which has to be writable if anything is to go."""
+    """Open the store for writing; for a dry run, for reading if it cannot be written to."""
     from store import Store, StoreError
 
     try:

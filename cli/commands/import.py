@@ -1,4 +1,4 @@
-"""`cedit import`: a store from an archive."""
+"""`cedit import`: makes a store from an archive."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cli.output import Output, counted, one_line, short
 def command(
     out: Output, store: str | None, file: Path, folder: str | None, model: str | None
 ) -> None:
-    """Make a store of what `cedit export` wrote.
+    """Make a store from an archive of `cedit export`.
 
-    STORE is a folder that is not there yet, or empty (default: .cedit). Every part is checked
-    before the store is there at all; the revisions have the same ids and fingerprints.
+    STORE is a new or empty folder (default: .cedit). Every part is checked before the store is
+    made; the revisions keep their ids and fingerprints.
 
     With --json: {"type":"archive","file","store","revisions","patches","head","fingerprint",
     "length"}.

@@ -1,4 +1,4 @@
-"""`cedit list`: the corrections in force."""
+"""`cedit list`: lists the corrections in force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(out: Output, store: str | None, revision: str, failed: bool) -> None
     """List the corrections in force at a revision (head unless named), the oldest first.
 
     With --json there is a line for each, {"type":"correction","id","prompt","target_new","outcome",
-    "editor","in_force","seq","revision","measured_at"}, with what the request says besides.
+    "editor","in_force","seq","revision","measured_at"}, with the other fields of the request.
 
     \b
     Example:

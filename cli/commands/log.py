@@ -1,4 +1,4 @@
-"""`cedit log`: the revisions, newest first."""
+"""`cedit log`: lists the revisions, newest first."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def command(
 ) -> None:
     """List the revisions, newest first.
 
-    Those are head and its ancestors, the ones in a range A..B, or --all of the journal.
+    Without options they are head and its ancestors; a range A..B lists the revisions in it, --all
+    the whole journal.
 
     \b
     Example:
@@ -70,7 +71,7 @@ def _entries(
     grep: str | None,
     failed: bool,
 ) -> Iterator[Mapping[str, Any]]:
-    """The entries of these revisions that every filter lets pass."""
+    """Yield the entries of the revisions that pass every filter."""
     from continual.history.inspection import entry, has_text
 
     earliest = since.isoformat() if since else ""
@@ -84,7 +85,7 @@ def _entries(
 
 
 def _lineage(store: Store, range_: str | None) -> list[Revision]:
-    """The revisions of a range, or a revision with all before it; head's without either."""
+    """Return the revisions of a range, or a revision (head if None) with all its ancestors."""
     from store import parse_range
 
     if range_ and ".." in range_:
@@ -105,18 +106,18 @@ def _row(record: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _edits(record: Mapping[str, Any]) -> str:
-    """The corrections applied, of those attempted where some failed."""
+    """Return the number of corrections applied, with the number attempted if some failed."""
     count = f"{record['applied']}"
     return f"{count} of {record['attempted']}" if record["failed"] else count
 
 
 def _about(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The first request of an edit: its prompt, and its target with the number of others."""
+    """Return the first prompt of an edit, and its target with the number of further requests."""
     return _one_of(record["first"], record["requests"]) if record["first"] else ("", "")
 
 
 def _moved(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The name of an operation that is no edit, and what it is about."""
+    """Return the name and the object of an operation that is no edit."""
     operation = record["operation"]
     if record["target"]:
         return operation, f"to {short(record['target'])}"

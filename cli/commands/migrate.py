@@ -1,4 +1,4 @@
-"""`cedit migrate`: an older store in the format of this version."""
+"""`cedit migrate`: brings an older store to the format of this version."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cli.output import Output, one_line
 def command(out: Output, store: str | None) -> None:
     """Bring an older store to this version's format.
 
-    The settings and the journal are kept in the store's folder `backup` first. A store of a newer
-    format is refused (exit code 12). Nothing is done to one that has this version's format.
+    The settings and the journal are first copied to the store's folder `backup`. A store of a newer
+    format is refused (exit code 12). A store that has this version's format is left alone.
 
     With --json: {"type":"migration","store","before","after","changes","backup"}.
 

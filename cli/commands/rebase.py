@@ -1,4 +1,4 @@
-"""`cedit rebase`: the corrections in force, on another base model."""
+"""`cedit rebase`: applies the corrections in force to another base model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
     """Apply the corrections in force to another model.
 
     The new model gets a store of its own, STORE2 (default: the store's name with -rebased), with
-    the same probes and settings; the old store stays as it is. What the new model answers rightly
-    by itself is not edited. A run that ended early goes on where it was when the same command is
-    given again; exit code 3 says that some corrections failed.
+    the same probes and settings; the old store stays as it is. Prompts that the new model already
+    answers rightly are not edited. The same command resumes a run that ended early; exit code 3
+    means that some corrections failed.
 
     With --json there is a line for each step, as of `cedit apply`, and a last one,
     {"type":"rebase","store","model","requests","needed","right_already","failed","failures","SR",

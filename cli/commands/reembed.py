@@ -1,4 +1,4 @@
-"""`cedit reembed`: the memory's records, embedded by another encoder."""
+"""`cedit reembed`: embeds the memory's records by another encoder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 def command(out: Output, store: str | None) -> None:
     """Embed the memory anew, by the encoder and scope that cedit.toml names.
 
-    Needed when [memory] names others than those that embedded the records: until then the store
-    answers nothing from memory, and refuses to. The records stay, and so do all other patches; a
-    rollback leads to before.
+    This is needed once [memory] names another encoder or scope than the records were embedded by:
+    until then the store refuses to answer from memory. The records and all other patches stay; a
+    rollback undoes it.
 
     With --json: {"type":"reembed","revision","seq","records","scope","fingerprint"} and
     the metrics.

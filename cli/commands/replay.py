@@ -1,4 +1,4 @@
-"""`cedit replay`: the model built again from base, patch by patch."""
+"""`cedit replay`: builds the model again from base, patch by patch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DAMAGED = 20
 def command(out: Output, store: str | None, range_: str, recompute: bool) -> int:
     """Build the model again from base.
 
-    The fingerprint is compared at every revision of the range (all of head's unless given); what
-    lies before the range may come from snapshots, which `cedit verify` never trusts. With
-    --recompute each step of the range is made again from the same requests, settings and seed, and
-    its tensors are compared, bit for bit. Exit code 20 says that one is not what the history says.
+    The fingerprint is compared at every revision of the range (base..head unless given). Revisions
+    before the range may come from snapshots, which `cedit verify` never trusts. With --recompute
+    each step of the range is made again from the same requests, settings and seed, and its tensors
+    are compared, bit for bit. Exit code 20 means that a revision differs from the history.
 
     With --json there is a line for each revision, {"type":"revision","seq","revision","ok"} with
-    "fingerprint" and "rebuilt", or with "difference" of what was recomputed; and a last one,
+    "fingerprint" and "rebuilt", or with "difference" after --recompute; and a last one,
     {"type":"summary","revisions","mismatches","ok","seconds"}.
 
     \b
@@ -72,7 +72,8 @@ def _verdict(count: int, wrong: int, recompute: bool) -> str:
 
 
 def _rebuilt(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
-    """Build the revisions, each on the one before it where that is its parent."""
+    """Build the revisions, each on the one before it if that is its parent; yield whether each has
+    the fingerprint on record."""
     from continual.history.replaying import rebuild
 
     for made in rebuild(session, wanted, from_snapshots=True):
@@ -98,7 +99,7 @@ def _recomputed(out: Output, session: Session, wanted: Sequence[Revision]) -> It
 
 
 def _show(out: Output, made: Rebuilt) -> None:
-    """One revision: on record and rebuilt."""
+    """Print one revision: its fingerprint on record and its rebuilt one."""
     record = {
         "type": "revision",
         "seq": made.revision.seq,

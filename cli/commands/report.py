@@ -1,4 +1,4 @@
-"""`cedit report`: the whole history as one page."""
+"""`cedit report`: writes the whole history as one page."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _BEGINNING = 1024  # bytes in which a page of ours says that it is one
 def command(out: Output, store: str | None, output: Path | None, force: bool) -> None:
     """Write a page about the whole history.
 
-    It is one HTML file that needs no network and nothing beside it: the metrics at head and over
-    the revisions, what is broken, mended, failed, quarantined, superseded and reverted, the slowest
-    steps, what each editor took, sizes, and settings. The store may be written to meanwhile.
+    The page is one HTML file that needs no network and no other file. It has the metrics at head
+    and over the revisions; the broken, mended, failed, quarantined, superseded and reverted
+    corrections; the slowest steps, the cost of each editor, sizes, and settings. The store may be
+    written to meanwhile.
 
-    A report that is there is replaced; another file only with --force.
+    An existing report is replaced; any other file only with --force.
 
     With --json the facts are printed as one object, and the page is written only with --output:
     {"type":"report","title":{"model","task","base","head","seq","fingerprint","revisions",
@@ -44,7 +45,7 @@ def command(out: Output, store: str | None, output: Path | None, force: bool) ->
     "broken","repaired","failed","superseded","reverted","quarantined"},"editors":[{"editors",
     "steps","edits","timed_edits","edit_s","patch_bytes"}],"sizes":{…},"settings":{…},
     "warnings":["…"]}.
-    A place is the number of steps from base; a seq is that of the journal.
+    A place counts the steps from base; a seq is a number in the journal.
 
     \b
     Example:
@@ -69,7 +70,7 @@ def command(out: Output, store: str | None, output: Path | None, force: bool) ->
 
 
 def _write(report: HistoryReport, target: Path) -> int:
-    """Write the page, all of it or nothing; its length in bytes."""
+    """Write the page, all of it or nothing; return its length in bytes."""
     from importlib.metadata import version
 
     from cli.report import page
@@ -81,7 +82,7 @@ def _write(report: HistoryReport, target: Path) -> int:
 
 
 def _require_replaceable(target: Path, force: bool) -> None:
-    """Raise ClickException for something that is there and must not be lost."""
+    """Raise ClickException for a folder, and for a file that is no report unless `force`."""
     from cli.report import GENERATOR
     from store.errors import reading
 

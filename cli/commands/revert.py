@@ -1,4 +1,4 @@
-"""`cedit revert`: one correction out of the middle of the history."""
+"""`cedit revert`: takes one correction out of the middle of the history."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 def command(out: Output, store: str | None, request: str, resolve: bool) -> None:
     """Take one correction out of the model.
 
-    REQUEST is its id, or the start of it, as `cedit find` and `cedit list` print it. Its neurons
-    and records go, and all others stay, bit for bit; of a batch of weight edits its columns go. A
-    fine-tuned patch goes whole; where others share it, only --resolve helps. What it had superseded
-    counts again. The history only grows, and the correction can be applied again.
+    REQUEST is its id, or the start of it, as `cedit find` and `cedit list` print it. Its neurons,
+    its records and its columns in a batch of weight edits go; all others stay, bit for bit. A
+    fine-tuned patch goes whole; where other corrections share it, only --resolve helps. A
+    correction that it had superseded counts again. The history only grows, and the correction can
+    be applied again.
 
     With --json: {"type":"revert","revision","seq","request","prompt","target_new","removed",
     "resolved","before","after","broke","recovered","fingerprint"}.
@@ -53,7 +54,7 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
 
 
 def _require_request(path: Path, name: str) -> None:
-    """Raises NoStore and UnknownRequest, before the model is loaded."""
+    """Raise NoStore or UnknownRequest, before the model is loaded."""
     from continual.history.corrections import standing_request
     from store import Store
 

@@ -1,4 +1,4 @@
-"""`cedit rollback`: head goes back, and the model with it."""
+"""`cedit rollback`: moves head to another revision, and the model with it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cli.output import Output, short
 def command(out: Output, store: str | None, revision: str) -> None:
     """Move head to another revision.
 
-    The model is then, bit for bit, what it was there. Nothing is erased, and the way forward is
-    the same command.
+    The model then equals, bit for bit, the model of that revision. Nothing is erased; the same
+    command goes forward again.
 
     \b
     Example:

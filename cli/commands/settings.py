@@ -1,4 +1,4 @@
-"""`cedit settings`: every setting with its meaning, as it stands in a store."""
+"""`cedit settings`: prints every setting with its meaning and its value in a store."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WIDTH = 78  # of the comments
 def command(out: Output, store: str | None, table: str | None, defaults: bool) -> None:
     """Print the settings as TOML, each with its meaning.
 
-    The lines can be copied into the store's cedit.toml and changed there; those that the store sets
-    already have its values. TABLE is one of them alone: model, run, watch, memory, or an editor.
+    The lines can be copied into the store's cedit.toml and changed there; settings of the store
+    have its values. TABLE prints one table alone: model, run, watch, memory, or an editor.
 
     With --json there is a line for each, {"type":"setting","table","key","value","meaning","set"}.
 
@@ -44,7 +44,7 @@ def command(out: Output, store: str | None, table: str | None, defaults: bool) -
 
 
 def _named(table: str, names: list[str]) -> str:
-    """The table of this name; an editor's by the editor's name, too."""
+    """Return the full name of a table; an editor's name stands for its table. Raises UsageError."""
     for name in (table, f"editor.{table}"):
         if name in names:
             return name
@@ -54,7 +54,7 @@ def _named(table: str, names: list[str]) -> str:
 
 
 def _own(store: str | None) -> Mapping[str, Any]:
-    """The settings of the store; none where there is no store to be found."""
+    """Return the store's settings; none if no store is named and none is found. Raises NoStore."""
     from store import NoStore, Store
 
     try:
@@ -67,7 +67,7 @@ def _own(store: str | None) -> Mapping[str, Any]:
 
 
 def _within(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The values of a table whose name may have dots."""
+    """Return the values of a table, whose name may have dots; empty if it is not set."""
     table: Any = settings
     for part in name.split("."):
         table = table.get(part, {})
@@ -90,7 +90,7 @@ def _records(name: str, own: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _lines(name: str, records: list[dict[str, Any]]) -> Iterator[str]:
-    """The table as TOML; a setting without a value is a comment."""
+    """Yield the lines of the table as TOML; a setting without a value is a comment."""
     from continual.described import toml_value
 
     yield f"[{name}]"

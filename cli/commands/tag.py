@@ -1,4 +1,4 @@
-"""`cedit tag`: names for revisions."""
+"""`cedit tag`: names revisions, and lists and deletes the names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def command(
 ) -> None:
     """Name a revision, or list the tags.
 
-    The revision is head unless named. A tag that exists stays where it is, unless --force moves it.
+    The revision is head unless named. An existing tag stays where it is, unless --force moves it.
 
-    With --json there is a line for each tag, {"type":"tag","tag","revision","seq"}; for one that
-    was deleted, with "deleted":true.
+    With --json there is a line for each tag, {"type":"tag","tag","revision","seq"}; the line of a
+    deleted tag has "deleted":true.
 
     \b
     Example:

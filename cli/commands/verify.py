@@ -1,4 +1,4 @@
-"""`cedit verify`: the whole store read back, and the model built again."""
+"""`cedit verify`: reads the whole store back, and builds the model again."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ DAMAGED = 20
 def command(out: Output, store: str | None, repair: bool, yes: bool) -> int:
     """Check the whole store.
 
-    Checksums, the chain of revisions, patches, and every fingerprint by building it again. Exit
-    code 20 says that something is not as it was written; what only takes up space, or can be made
-    again, is named as harmless.
+    It checks checksums, the chain of revisions, patches, and every fingerprint by building the
+    model again. Exit code 20 means that something is not as it was written. A file that only takes
+    up space, or can be made again, is named as harmless.
 
-    With --repair indexes, cache and snapshots are made again and what nothing leads to goes. A
-    history that cannot be read to its end stops where it can; a patch that cannot be read is taken
-    out of the model, and its corrections can be applied again. What cannot be healed is kept in the
-    store's folder `damaged`. Before anything is lost it is said, and asked.
+    With --repair indexes, cache and snapshots are made again, and files that nothing refers to go.
+    A history that cannot be read to its end is cut off at its last readable revision. A patch that
+    cannot be read is taken out of the model, and its corrections can be applied again. Files that
+    cannot be healed are kept in the store's folder `damaged`. The command names every loss and
+    asks before it happens.
 
     With --json there is one line, {"ok","problems":[{"object","problem","harmless"}]}, and with
     --repair one for each remedy before it, {"type":"remedy","object","action","loses"}.
@@ -67,7 +68,8 @@ def _lines(problems: Sequence[Problem]) -> list[str]:
 
 
 def _repair(out: Output, path: Path, yes: bool) -> None:
-    """Say what would be done, ask where something is lost, and do it."""
+    """Show the repair plan, ask before a loss, and carry the plan out. Raises IntegrityError for
+    damage beyond repair."""
     from store import Store
     from store.check import verify_path
     from store.errors import IntegrityError

@@ -1,4 +1,4 @@
-"""`cedit watch`: the general text that edits leave alone."""
+"""`cedit watch`: gives a store the general text that edits leave alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @common
 def command(out: Output, store: str | None, text: tuple[Path, ...]) -> None:
-    """Give a store general text, in the place of what it has.
+    """Replace a store's general text.
 
     Half of the text is memory: edits stay silent on it. The other half is held out, and Watch is
     the share of its positions that the edited model continues as the base does. A new store has
@@ -51,7 +51,7 @@ def command(out: Output, store: str | None, text: tuple[Path, ...]) -> None:
 
 
 def watch_record(session: Session, seconds: float) -> dict[str, Any]:
-    """The general text of a session, and what it cost."""
+    """Return the JSON record of a session's general text: its counts, seconds and bytes."""
     general = session.standing.general
     return {
         "type": "watch",
@@ -65,7 +65,7 @@ def watch_record(session: Session, seconds: float) -> dict[str, Any]:
 
 
 def watch_line(record: dict[str, Any]) -> str:
-    """The general text, as it reads."""
+    """Return the sentence that describes a record of general text."""
     if not record["texts"]:
         return "No general text: Watch will not be measured."
     who = "written by the base" if record["source"] == "base" else f"from {short(record['source'])}"
