@@ -1,4 +1,4 @@
-"""The settings that the locate-then-edit methods have in common."""
+"""The settings that all locate-then-edit methods share."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from continual.tables import Table
 
 @dataclass(frozen=True)
 class AssociativeConfig(Table):
-    """Settings of the search for z, of the texts that it is made from, and of what Δ may be.
+    """Settings of the search for z, of its texts, and of the limits on Δ.
 
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
 
     blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
     place: Literal["auto", "subject", "end"] = "auto"
-    """The token that is written to: the subject's last one, as published, or the prompt's. "auto":
-    the subject's, and the prompt's for a request that no value at its subject makes right. Where a
-    model reads a fact off is a matter of how it was trained; see `located`."""
-    step: float = 0.2  # of the search, in ‖h‖
-    step_decay: float = 0.95  # of each step, compared with the one before
+    """The token to write to: the subject's last one, as published, or the prompt's. "auto": the
+    subject's, and the prompt's for a request that no value at its subject makes right. A model's
+    training decides at which token it reads a fact; see `located`."""
+    step: float = 0.2  # length of the search's first step, in ‖h‖
+    step_decay: float = 0.95  # length of each step, in the length of the one before
     steps_max: int = 40
-    stop_loss: float = 0.05  # where a request stands still, see `targets`
-    kl_factor: float = 0.0625  # of KL on the essence prompt, as MEMIT has it
+    stop_loss: float = 0.05  # a request below it is searched no further, see `targets`
+    kl_factor: float = 0.0625  # weight of the KL on the essence prompt, as in MEMIT
     weight_decay: float = 0.5
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
-    contexts: int = 2  # texts before the prompt, besides none at all
+    contexts: int = 2  # texts to stand before the prompt, besides the empty one
     context_tokens: int = 5  # of each such text
-    drift_max: float = 0.1  # with everything that was added; see `drift_of`
+    drift_max: float = 0.1  # a matrix's drift from the base, all edits together; see `drift_of`
     precision: str = "medium"
-    """Of the search's float32 products, as `torch.set_float32_matmul_precision` takes it: "medium"
-    lets units for bfloat16 do them where there are any, "highest" does them in full."""
+    """The precision of the search's float32 products, as `torch.set_float32_matmul_precision` takes
+    it: "medium" lets units for bfloat16 do them where there are any, "highest" does them fully."""
     chunk: int | None = None
     """Requests whose z are searched for together, at most. None: 128 on a CPU, where more are not
-    faster, and 1,024 elsewhere; fewer where what is kept of them would fill 4 GiB."""
+    faster, and 1,024 elsewhere; fewer if their recorded states would fill 4 GiB."""
     require_arrival: bool = True
-    """A request whose z does not give its target fails: what is written for it moves others only.
-    The public code writes it all the same."""
+    """Fail a request whose z does not give its target: an update for it would only move other
+    prompts. The public code writes it all the same."""
 
     def __post_init__(self) -> None:
         for name in ("step", "step_decay", "clamp_norm_factor", "drift_max"):
@@ -61,9 +61,9 @@ class AssociativeConfig(Table):
 
 
 def default_blocks(count: int) -> tuple[int, ...]:
-    """The blocks to edit of so many: about an eighth of them, the last a quarter of the way up.
+    """Return the blocks to edit of `count`: about an eighth, the last a quarter of the way up.
 
-    Where the published choices are: 4-8 of 32, here 4-7.
+    For 32 blocks they are 4-7, next to the published 4-8.
     """
     last = max(0, count // 4 - 1)
     size = max(1, count // 8)

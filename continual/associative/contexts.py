@@ -18,16 +18,17 @@ from continual.tasks import Encoding, Question
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
 LIKELIEST = 5
-"""How many of the likeliest tokens a token is drawn from."""
+"""The number of likeliest tokens that a token is drawn from."""
 
 
 def write_contexts(
     task_model: TaskModel, count: int, tokens: int, generator: torch.Generator
 ) -> tuple[str, ...]:
-    """The empty text, then `count` others: each a generic word and about `tokens` tokens more.
+    """Return the empty text, then `count` others: each a generic word and about `tokens` tokens
+    more.
 
-    Without beginnings that the tokenizer knows, tokens drawn from the vocabulary take their place.
-    Contexts that a model is too short for are cut; the prompt behind one may still not fit.
+    If the tokenizer knows none of the generic words, a token drawn from the vocabulary begins each
+    text. Contexts end at the model's limit of tokens; the prompt behind one may still not fit.
     """
     if count == 0:
         return ("",)
@@ -41,7 +42,7 @@ def write_contexts(
 
 
 def _start(task_model: TaskModel, number: int, generator: torch.Generator) -> list[int]:
-    """The tokens of a generic word, or one of the vocabulary."""
+    """Return the tokens of a generic word, or one drawn from the vocabulary."""
     tokenizer = task_model.edited.tokenizer
     known = [ids for word in STARTS if (ids := _ids(tokenizer, word))]
     if known:
@@ -53,7 +54,7 @@ def _start(task_model: TaskModel, number: int, generator: torch.Generator) -> li
 
 
 def _ids(tokenizer: Any, word: str) -> list[int]:
-    """The tokens of a word; none where the tokenizer does not know it."""
+    """Return the tokens of a word; none if the tokenizer does not know it."""
     ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
     return [] if set(ids) & {tokenizer.unk_token_id} else ids
 
@@ -62,7 +63,7 @@ def _ids(tokenizer: Any, word: str) -> list[int]:
 def _longer(
     task_model: TaskModel, rows: Sequence[list[int]], generator: torch.Generator
 ) -> list[list[int]]:
-    """Every row with one token more."""
+    """Return the rows, each one token longer."""
     inputs = task_model.inputs([Encoding(Question(tuple(row)), (), ()) for row in rows])
     logits = logits_of(task_model.edited.model, inputs)
     ends = [len(row) - 1 for row in rows]
@@ -71,7 +72,7 @@ def _longer(
 
 
 def _draw(logits: Tensor, tokenizer: Any, generator: torch.Generator) -> list[int]:
-    """One of the likeliest tokens of each row [n, vocab], no special one."""
+    """Draw one of the LIKELIEST tokens for each row [n, vocab], never a special token."""
     scores = logits.float().cpu()
     scores[:, tokenizer.all_special_ids] = -torch.inf
     best = scores.topk(min(LIKELIEST, scores.shape[1]), dim=1)
@@ -81,8 +82,8 @@ def _draw(logits: Tensor, tokenizer: Any, generator: torch.Generator) -> list[in
 
 
 def _closed(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of some tokens, with a full stop and a space."""
+    """Return the text of some tokens, closed by a full stop and a space."""
     text: str = tokenizer.decode(
         list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     ).strip()
-    return f"{text}. " if _ids(tokenizer, f"{text}.") else f"{text} . "  # it is a word of its own
+    return f"{text}. " if _ids(tokenizer, f"{text}.") else f"{text} . "  # it is a separate word

@@ -1,7 +1,7 @@
 """The flow of a locate-then-edit method: values, then block after block keys and an update.
 
-What the methods share, as in MEMIT (Meng et al. 2023, algorithm 1). How an update is solved for is
-left to each of them.
+All methods share it, after MEMIT (Meng et al. 2023, algorithm 1). The flow leaves the solve for an
+update to each of them.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.proposals import Edit, Proposal, Surroundings
 
 FULL = 0.95
-"""Of the budget: what is left beyond is not searched for."""
+"""The share of the drift budget at which no more values are searched for."""
 
 Config = TypeVar("Config", bound=AssociativeConfig)
 Moments = TypeVar("Moments")
-"""What a method makes of C₀, once in a run."""
+"""A method's preparation of C₀, made once in a run."""
 
 
 @dataclass(frozen=True)
 class Update(Generic[Config, Moments]):
-    """What an update of one block is solved from."""
+    """The inputs of the solve for one block's update."""
 
     keys: Keys
-    residual: Tensor  # R [n, d]: what the update is to add to the block's output
+    residual: Tensor  # R [n, d]: the change that the update has to make in the block's output
     moments: Moments
     weight: EditedWeight
     config: Config
 
 
 class AssociativeEditor(ABC, Generic[Config, Moments]):
-    """A method that writes to FFN output matrices what they are to give at subjects."""
+    """A method that edits FFN output matrices so that they give new values at subjects."""
 
     name: str
     attempts = 2
@@ -65,26 +65,27 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         self.config = config
         self._moments: dict[tuple[str, int], _Statistics[Moments]] = {}  # by base model and block
 
-    # -- what a method says of itself
+    # -- the parts that each method defines
 
     @abstractmethod
     def prepare(self, moment: Tensor, device: torch.device) -> Moments:
-        """What the updates of a block need of its C₀ [d_ff, d_ff]. Raises Unsolvable."""
+        """Return the form of a block's C₀ [d_ff, d_ff] that its updates need. Raises Unsolvable."""
 
     @abstractmethod
     def solve(self, update: Update[Config, Moments]) -> tuple[Solution, Tensor]:
-        """A and R [n, d] of one block's ΔW = A·R. Raises Unsolvable."""
+        """Solve for one block's ΔW = A·R; return A, as a Solution, and R [n, d]. Raises
+        Unsolvable."""
 
     def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
-        """The lessons in the groups that are solved for together, one after another."""
+        """Return the groups of lessons to solve for together, one group after another."""
         return [lessons] if lessons else []
 
     def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
-        """The blocks that it edits of those that are edited by default."""
+        """Return the blocks to edit out of the default `blocks`."""
         return blocks
 
     def minded(self, keys: Keys) -> Tensor | None:
-        """The keys [n, d_ff] float32 of an update that later steps have to mind, if any."""
+        """Return the keys [n, d_ff] float32 of an update that later steps must respect, if any."""
         return None
 
     # -- the editor
@@ -92,9 +93,9 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry takes twice the steps.
 
-        A request without a subject fails alone; where the budget is used up, all fail before a
-        value is searched for. Raises EditError without statistics, or for a model
-        that is no decoder.
+        A request without a subject fails alone; if the drift budget is used up, all fail before
+        the search for values. Raises EditError without statistics, and for a model that is no
+        decoder.
         """
         config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
         draft = _Draft()
@@ -128,8 +129,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         return None
 
     def _unsearchable(self, around: Surroundings) -> str | None:
-        """Why no value can be searched for: gates that are on need whole texts, and a search runs
-        the ends of texts from one block upward, many texts in a row."""
+        """Return the reason why no value can be searched for, if any: some open gates need whole
+        texts, and a search runs only the ends of texts, from one block upward, many in a row."""
         for effect in around.site.edited.open_gates:
             if effect.place.is_remote or effect.place.key == POOLED:
                 return (
@@ -139,7 +140,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         return None
 
     def _full(self, around: Surroundings) -> str | None:
-        """Why no request is worth a search: so little of the budget is left."""
+        """Return a refusal for all requests if a block has used up FULL of its drift budget."""
         for block in sorted({*self._blocks(around)} & around.site.edited.reach.blocks):
             drift = self._drift(block, around)
             if drift > FULL * self.config.drift_max:
@@ -151,7 +152,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         return None
 
     def _drift(self, block: int, around: Surroundings, added: Factors | None = None) -> float:
-        """How far a matrix is from the base, as it stands or with a ΔW added to it."""
+        """Return the drift of a block's matrix from the base, with a ΔW `added` to it if given."""
         weight = around.site.edited.weight(block)
         base = weight.base.float()
         change = weight.sum - base
@@ -160,7 +161,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         return drift_of(base, change, self._prepared(block, around).moment.to(base))
 
     def _over(self, why: str) -> str:
-        """With what can be done about it."""
+        """Return the reason with its remedy: another editor, or a larger `drift_max`."""
         return (
             f"{why}: go on with another editor, as `auto` does, or raise drift_max under "
             f"[{self.config.table}]"
@@ -176,7 +177,7 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         draft: _Draft,
         scaffold: _Scaffold,
     ) -> None:
-        """The updates of some lessons, on top of all that was made before."""
+        """Make the updates of some lessons on top of all earlier ones, block after block."""
         site, blocks = around.site, self._blocks(around)
         scaffold.put_on()
         lessons, targets = located(site, lessons, blocks[-1], config)
@@ -198,7 +199,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             scaffold.parts.append(FfnLowRankPatch.of({block: factors}, minds, owners))
 
     def _blocks(self, around: Surroundings) -> tuple[int, ...]:
-        """The blocks to edit. Raises EditError for those that the model has not."""
+        """Return the blocks to edit. Raises EditError for a block that the model does not have, and
+        for a model with an encoder."""
         anatomy = around.site.edited.anatomy
         if anatomy.encoder is not None:
             raise EditError(f"{self.name} edits decoders only: choose another editor.")
@@ -212,7 +214,8 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
         return blocks
 
     def _prepared(self, block: int, around: Surroundings) -> _Statistics[Moments]:
-        """A block's statistics, and what is made of them; they are read once in a run."""
+        """Return a block's statistics and the method's form of them; they are read once in a run.
+        Raises EditError without statistics."""
         if around.statistics is None:
             raise EditError(
                 f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
@@ -228,14 +231,15 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
 @dataclass(frozen=True)
 class _Statistics(Generic[Moments]):
-    """What is known of a block's keys."""
+    """The statistics of a block's keys, and the method's form of them."""
 
     moment: Tensor  # C₀ [d_ff, d_ff] float32
     prepared: Moments
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
-    """ΔW = A·R of A [d_ff, n] and R [n, d]. Raises Unsolvable where they do not fit float32."""
+    """Return ΔW = A·R as factors A [d_ff, n] and R [n, d] in float32. Raises Unsolvable if they do
+    not fit float32."""
     factors = Factors(left.float(), right.to(left.device).float())
     if not bool(factors.left.isfinite().all() and factors.right.isfinite().all()):
         raise Unsolvable("An update is too large for float32.")
@@ -248,7 +252,7 @@ _AT_END = "its subject is in its prompt, but its answer is found at the prompt's
 
 @dataclass(frozen=True)
 class _Draft:
-    """What a proposal says of its requests."""
+    """The failures and notes of a proposal, collected by request."""
 
     failed: dict[str, str] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -256,7 +260,7 @@ class _Draft:
     def lessons(
         self, edits: Sequence[Edit], config: AssociativeConfig, around: Surroundings
     ) -> list[Lesson]:
-        """The lessons of the edits that have a subject."""
+        """Return the lessons of the edits that have a subject; record the others as failed."""
         contexts = write_contexts(
             around.site, config.contexts, config.context_tokens, around.generator
         )
@@ -275,7 +279,7 @@ class _Draft:
             self.notes.pop(identity, None)
 
     def solved(self, lessons: Sequence[Lesson], solution: Solution) -> None:
-        """Record how well an update was solved for: the worst of the blocks'."""
+        """Record the condition and the residual of a solve: the worst over the blocks."""
         for lesson in lessons:
             notes = self.notes[lesson.id]
             for name in ("condition", "residual"):
@@ -285,7 +289,8 @@ class _Draft:
     def accepted(
         self, lessons: Sequence[Lesson], targets: Targets, config: AssociativeConfig
     ) -> tuple[list[Lesson], Targets]:
-        """The lessons with a target to go for, and these targets."""
+        """Return the lessons with a usable target, and these targets; record the others as
+        failed."""
         chosen = []
         for i, lesson in enumerate(lessons):
             arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
@@ -309,24 +314,24 @@ class _Draft:
 
 
 class _Scaffold:
-    """The parts made so far, which stand on the model where the next ones are computed on top."""
+    """The parts made so far; they stand on the model while the next ones are computed."""
 
     def __init__(self, edited: EditedModel) -> None:
         self._edited, self._depth = edited, edited.depth
         self.parts: list[FfnLowRankPatch] = []
 
     def put_on(self) -> None:
-        """Put on what is not on yet."""
+        """Put on the parts that are not on yet."""
         for part in self.parts[self._edited.depth - self._depth :]:
             self._edited.put([part])
 
     def keep(self, count: int) -> None:
-        """Forget all parts but the first so many."""
+        """Forget all parts but the first `count`."""
         self._edited.take_off(min(self._edited.depth, self._depth + count))
         del self.parts[count:]
 
     def take_down(self) -> None:
-        """Leave the model as it was found."""
+        """Take all parts off the model."""
         self._edited.take_off(self._depth)
 
 
@@ -340,7 +345,8 @@ def _scaffold(edited: EditedModel) -> Iterator[_Scaffold]:
 
 
 def _joined(parts: Sequence[FfnLowRankPatch]) -> FfnLowRankPatch | None:
-    """One patch that adds what the parts add, column by column in the same order."""
+    """Join the parts into one patch that adds the same columns in the same order; None without
+    parts."""
     if not parts:
         return None
     first = next(iter(parts[0].factors))

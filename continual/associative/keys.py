@@ -1,7 +1,7 @@
-"""What the model has where lessons write: keys at the matrix, hidden states behind a block.
+"""Reads the model at the tokens of lessons: keys before the matrix, hidden states behind a block.
 
-A decoder's state at a token depends on nothing behind it, so a pass reads a text up to that token,
-and through the last block that is wanted.
+A decoder's state at a token does not depend on later tokens, so a pass reads a text up to that
+token, and stops behind the block that is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from continual.tasks import Encoding
 
 @dataclass(frozen=True)
 class Keys:
-    """The inputs of one block's ``down`` at the token that is written to; float32."""
+    """The inputs of one block's ``down`` at the tokens to write to; float32."""
 
     mean: Tensor  # [n, d_ff] over all texts of a lesson, by their shares (MEMIT, section 4.3.2)
     plain: Tensor  # [n, d_ff] in the bare prompt
 
 
 def read_keys(task_model: TaskModel, lessons: Sequence[Lesson], block: int) -> Keys:
-    """The keys of some lessons at a block, as the model stands."""
+    """Read the keys of some lessons at a block of the model as it stands."""
     texts = [text for lesson in lessons for text in lesson.texts]
     down = task_model.edited.anatomy.down_module(task_model.edited.model, block)
     keys = _read(task_model, texts, block, down, takes_input=True)
@@ -41,7 +41,7 @@ def read_keys(task_model: TaskModel, lessons: Sequence[Lesson], block: int) -> K
 
 
 def read_states(task_model: TaskModel, lessons: Sequence[Lesson], block: int) -> Tensor:
-    """[n, d] float32: the residual sum of a block at the place of each bare prompt."""
+    """Read [n, d] float32: the residual sum of a block at the place of each bare prompt."""
     anatomy, model = task_model.edited.anatomy, task_model.edited.model
     texts = [lesson.texts[0] for lesson in lessons]
     norm = anatomy.norm_after_module(model, block)
@@ -53,7 +53,7 @@ def read_states(task_model: TaskModel, lessons: Sequence[Lesson], block: int) ->
 def _read(
     task_model: TaskModel, texts: Sequence[Text], block: int, module: nn.Module, takes_input: bool
 ) -> Tensor:
-    """[texts, ·] float32: what goes into a module of the block, or comes out, at the places."""
+    """Read [texts, ·] float32: the input or the output of a module of the block, at the places."""
     read = partial(_read_pass, task_model, block, module, takes_input)
     return torch.stack(task_model.in_passes(read, [text.until_place() for text in texts]))
 
@@ -65,7 +65,7 @@ def _read_pass(
     takes_input: bool,
     encodings: Sequence[Encoding],
 ) -> tuple[Tensor, ...]:
-    """Likewise in one pass: [·] at the last token of each."""
+    """Read the same in one pass: a row [·] at the last token of each encoding."""
     call = _last_call(task_model, encodings, block, module)
     seen = call.input if takes_input else call.hidden
     rows = seen.reshape(len(encodings), -1, seen.shape[-1])  # some blocks give their FFN flat rows
@@ -77,7 +77,7 @@ def _read_pass(
 def _last_call(
     task_model: TaskModel, encodings: Sequence[Encoding], block: int, module: nn.Module
 ) -> hooks.Call:
-    """The call of a module of a block, in a pass that ends with the block."""
+    """Return the last call of a module of a block, in a pass that ends with the block."""
     model, inputs = task_model.edited.model, task_model.inputs(encodings)
     with (
         hooks.captured(module) as calls,

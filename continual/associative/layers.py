@@ -1,14 +1,14 @@
-"""A model's layers made for many passes of few rows: products and activations that take less time.
+"""Stand-ins for a model's layers that are faster over many passes of few rows.
 
 `torch.set_float32_matmul_precision("medium")` lets a CPU with units for bfloat16 multiply float32
 matrices there, but rounds all weights anew in each product: for the few rows of a search that takes
-longer than the product does. Here they are rounded once, and what an FFN's matrices pass on to each
-other stays rounded. The output of a layer is rounded, too, but for the head's: its logits are
-large, and a loss is a small difference of them.
+longer than the product does. Here the weights are rounded once, and the activations between an
+FFN's matrices stay rounded. The output of every layer is rounded, too, except the head's: its
+logits are large, and a loss is a small difference of them.
 
 GELU's tanh form, which transformers writes out in eight steps, is one function in PyTorch.
 
-Knows linear layers and activations by what they do; which models have them is left to `anatomy`.
+Knows linear layers and activations by their behaviour; leaves the structure of models to `anatomy`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from continual.passes.packing import ROWS_MAX, filled_up
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 CACHED_MAX = 128
-"""Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape: those of
-`packing.ROWS` for a block's layers, both ways. The head's come in any size, and the 1,024 of the
-default can come to gigabytes."""
-GRID = 8.0  # two functions that are one on [-8, 8] go on as straight lines
+"""Products that oneDNN, and PyTorch on top of it, keep ready for more of the same shape: enough for
+`packing.ROWS` in a block's layers, both ways. The head's products come in any size, and the default
+of 1,024 can take gigabytes."""
+GRID = 8.0  # outside [-8, 8] both functions are straight lines
 GRID_POINTS = 1025
 GRID_TOLERANCE = 1e-5
 
@@ -42,8 +42,8 @@ GRID_TOLERANCE = 1e-5
 class QuickLayers:
     """Stand-ins for the layers above one block, with the weights as they are now.
 
-    They take the place of none where that gains nothing: on another device than a CPU, on a CPU
-    without such units, or with other weights than float32.
+    They replace no layer where that gains nothing: on another device than a CPU, on a CPU without
+    units for bfloat16, or with other weights than float32.
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
@@ -52,13 +52,13 @@ class QuickLayers:
         above = range(block + 1, anatomy.block_count)
         inner = [module for i in above for module in anatomy.block(model, i).modules()]
         self.are_rounded = any(map(_is_linear, inner))
-        """Whether the products of the blocks are in bfloat16."""
+        """True if the products of the blocks are in bfloat16."""
         upward = {id(up) for i in above for up in anatomy.up_modules(model, i)}
         others: list[tuple[nn.Module, Forward]] = [
             *((module, _TANH_GELU) for module in inner if _is_tanh_gelu(module)),
             *((m, _head(m)) for m in anatomy.tail_modules(model) if _is_linear(m)),
         ]
-        for narrow in (torch.bfloat16, torch.float32):  # what an FFN's activations are in
+        for narrow in (torch.bfloat16, torch.float32):  # the format of an FFN's activations
             products_ = [
                 (module, _product(module, narrow if id(module) in upward else torch.float32))
                 for module in inner
@@ -70,7 +70,7 @@ class QuickLayers:
         self._stand_ins = []
 
     def _run(self, model: nn.Module) -> bool:
-        """Whether the model runs with the stand-ins: an FFN may do more than activate."""
+        """Tell whether the model runs with the stand-ins: an FFN may do more than activate."""
         try:
             with torch.no_grad(), self.on():
                 model(**sample_inputs(model, 1))
@@ -80,7 +80,7 @@ class QuickLayers:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """The model with the stand-ins, for as long as this lasts."""
+        """Run the model with the stand-ins while the `with` lasts."""
         with ExitStack() as stack:
             for module, forward in self._stand_ins:
                 stack.enter_context(hooks.bypassed(module, forward))
@@ -89,7 +89,7 @@ class QuickLayers:
 
 @contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Products of float32 matrices as `torch.set_float32_matmul_precision` has it."""
+    """Multiply float32 matrices in this precision of `torch.set_float32_matmul_precision`."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -99,7 +99,7 @@ def products(precision: str) -> Iterator[None]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix that rounding once is worth it for."""
+    """Tell whether a module multiplies by a matrix that gains by being rounded once."""
     if not isinstance(module, nn.Linear | Conv1D) or "forward" in module.__dict__:
         return False
     weight = module.weight
@@ -112,33 +112,33 @@ def _has_units() -> bool:
 
 
 def _parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """A linear layer's weight [outputs, inputs] and bias."""
+    """Return a linear layer's weight [outputs, inputs] and bias."""
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
     return weight.detach().T if isinstance(module, Conv1D) else weight.detach(), bias
 
 
 class _Product(torch.autograd.Function):
-    """Rows times a matrix, both in bfloat16, and the gradient of the rows."""
+    """The product of rows and a matrix, both in bfloat16, with the gradient of the rows."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> Tensor:
-        """[.., outputs] of this type from rows [.., inputs], by a weight [outputs, inputs]."""
+        """Return [.., outputs] in `dtype` from rows [.., inputs] and a weight [outputs, inputs]."""
         ctx.save_for_backward(weight)
         ctx.dtype = rows.dtype
         return _multiplied(rows, weight.T, bias, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Of the rows alone."""
+        """Return the gradient of the rows, and none for the rest."""
         (weight,) = ctx.saved_tensors
         return _multiplied(gradients[0], weight, None, ctx.dtype), None, None, None
 
 
 def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Rows [.., k] by a matrix [k, n] bfloat16, in parts of few different sizes."""
+    """Multiply rows [.., k] by a matrix [k, n] bfloat16, in parts of few different sizes."""
     found = rows.new_empty(*rows.shape[:-1], matrix.shape[1], dtype=dtype)
     parts = (some.flatten(0, -2).split(ROWS_MAX) for some in (rows, found))
     for part, into in zip(*parts, strict=True):
@@ -155,7 +155,7 @@ def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.
 
 
 def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """A part in this type; behind it zeros, where its size is not one of `packing.ROWS`."""
+    """Return a part in this type, filled up with zero rows to a size of `packing.ROWS`."""
     size = filled_up(len(part))
     if size == len(part):
         return part.to(dtype)
@@ -166,7 +166,7 @@ def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _product(module: nn.Module, dtype: torch.dtype) -> Forward:
-    """The layer with its weight and what goes in in bfloat16, and what comes out in this type."""
+    """Return the layer's forward with weight and input in bfloat16, and output in `dtype`."""
     weight, bias = _parts(module)
     weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
 
@@ -178,24 +178,24 @@ def _product(module: nn.Module, dtype: torch.dtype) -> Forward:
 
 
 class _Head(torch.autograd.Function):
-    """A product whose logits are not rounded themselves, and its gradient in bfloat16."""
+    """The head's product: its logits are not rounded, its gradient is computed in bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
-        """Logits of hidden states, by a weight [outputs, inputs]."""
+        """Return the logits of hidden states, by a weight [outputs, inputs]."""
         ctx.save_for_backward(rounded)
         with products("medium"):
             return functional.linear(hidden, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Of the hidden states alone."""
+        """Return the gradient of the hidden states, and none for the rest."""
         (rounded,) = ctx.saved_tensors
         return _multiplied(gradients[0], rounded, None, torch.float32), None, None
 
 
 def _head(module: nn.Module) -> Forward:
-    """The layer with its gradient in bfloat16."""
+    """Return the head's forward with its gradient in bfloat16."""
     weight, bias = _parts(module)
     rounded = weight.bfloat16()
 
@@ -211,7 +211,7 @@ _TANH_GELU: Forward = partial(functional.gelu, approximate="tanh")
 
 @torch.no_grad()
 def _is_tanh_gelu(module: nn.Module) -> bool:
-    """Whether a module without parts is GELU's tanh form, to be seen on a grid."""
+    """Tell whether a module without parameters is GELU's tanh form, by its values on a grid."""
     name = type(module).__name__.lower()
     if "gelu" not in name or "forward" in module.__dict__ or any(module.parameters()):
         return False

@@ -1,7 +1,6 @@
-"""A request as the texts that its edit is made from, each with the token that is written to.
+"""Turns a request into the texts that its edit is made from, each with the token to write to.
 
-Knows which texts and tokens those are; leaves to ``targets`` and ``keys`` what is read from the
-model there.
+Chooses the texts and tokens; leaves reading the model there to ``targets`` and ``keys``.
 """
 
 from __future__ import annotations
@@ -17,49 +16,51 @@ from continual.task_model import TaskModel
 from continual.tasks import Encoding, Question
 
 ESSENCE = "{} is a"
-"""What the model goes on with here is what it takes the subject for (Meng et al. 2022, eq. 4)."""
+"""The model's continuation of it shows its essence of the subject (Meng et al. 2022, eq. 4)."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt as tokens, and the position of the one that is written to."""
+    """A prompt as tokens, and the position of the token to write to."""
 
     encoding: Encoding
     place: int
 
     def until_place(self) -> Encoding:
-        """What the model has read when it has read that token."""
+        """Return the text up to that token, and including it."""
         return Encoding(Question(self.encoding.ids[: self.place + 1]), (), ())
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one request is learned from."""
+    """The texts that one request is learned from."""
 
     id: str
     texts: tuple[Text, ...]  # the prompt, the rephrases with the subject, the prompt in contexts
     shares: tuple[float, ...]
-    """Of each text in the key; their sum is 1. Contexts together count as much as the prompt, as in
-    the public code of MEMIT: alone, each as much, they take the key too far from the prompt's."""
+    """The weight of each text in the key; their sum is 1. All contexts together weigh as much as
+    the prompt, as in the public code of MEMIT: if each did, they would take the key too far from
+    the prompt's."""
     anchors: tuple[Text, ...]
-    """What must go on as before, from the one position that counts: `ESSENCE`, and the request's
-    locality prompts with the subject in them."""
+    """Texts whose continuation at one position must stay the same: `ESSENCE`, and the request's
+    locality prompts that contain the subject."""
     is_at_end: bool = False
-    """Written to at the last token of the prompt, not of the subject."""
+    """True if the token to write to is the last one of the prompt, not of the subject."""
 
     def at_end(self) -> Lesson:
-        """The same, written to where each prompt ends (``fact_token = "last"`` in the public code).
+        """Return the lesson with its places at the end of each prompt (``fact_token = "last"`` in
+        the public code).
 
-        Without anchors: what ends otherwise has another key, so that nothing is written there.
+        It has no anchors: texts with another end have other keys, so the update leaves them alone.
         """
         texts = tuple(replace(text, place=text.encoding.positions[0]) for text in self.texts)
         return replace(self, texts=texts, anchors=(), is_at_end=True)
 
 
 def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Lesson:
-    """The lesson of an edit; `contexts` begin with the empty one.
+    """Make the lesson of an edit; `contexts` begin with the empty one.
 
-    Contexts behind which the prompt is too long are left out. Raises SubjectMissing.
+    A context is left out if the prompt behind it gets too long. Raises SubjectMissing.
     """
     request = edit.request
     forms, others = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
@@ -83,8 +84,8 @@ def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Les
 def _subject_place(
     prompt: Prompt, subject: str | None, task_model: TaskModel, before: str = ""
 ) -> int:
-    """The position of the subject's last token among the tokens of a prompt. Raises
-    SubjectMissing."""
+    """Return the position of the subject's last token among the tokens of `before` and the prompt.
+    Raises SubjectMissing."""
     asked = task_model.task.asked(prompt)
     return subject_position(
         task_model.edited.tokenizer, asked.text, subject, before, is_whole=asked.is_whole
@@ -92,7 +93,8 @@ def _subject_place(
 
 
 def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Iterator[Text]:
-    """A plain prompt behind each context; a turn of a chat begins where it begins."""
+    """Yield a plain prompt behind each context; none for a turn of a chat, which has a fixed
+    beginning."""
     request, asked = edit.request, task_model.task.asked(edit.request.prompt)
     if asked.is_whole:
         return

@@ -1,11 +1,11 @@
-"""At which token a request is written: where a value there changes what is answered.
+"""Chooses the token that a request is written to: one where a value changes the answer.
 
-The papers write at the subject's last token, as that is where large models have put together what
-they know of a subject (Meng et al. 2022, section 2.2). A model may do otherwise: one that is small,
-or was taught few wordings, may look a fact up from the whole prompt, at its end. There no value at
-the subject changes the answer, and the prompt's last token is written to, as the public code can be
-told to. Which of them it is shows in the search itself: there is a value that gives the target, or
-there is none.
+The papers write at the subject's last token, because large models have gathered their knowledge of
+the subject there (Meng et al. 2022, section 2.2). Other models differ: a small one, or one that was
+taught few wordings, may look a fact up from the whole prompt, at its end. Then no value at the
+subject changes the answer, and the edit writes to the prompt's last token, which the public code
+offers as an option. The search itself decides between the two: it finds a value that gives the
+target at the subject, or it finds none.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from continual.site import Site
 def located(
     site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
 ) -> tuple[list[Lesson], Targets]:
-    """The lessons as they are to be written, by `config.place`, and z of each at a block.
+    """Return the lessons with their places chosen by `config.place`, and z of each at a block.
 
-    One with a value at neither token stays at its subject.
+    A lesson without a value at either token stays at its subject.
     """
     if config.place == "end":
         lessons = [lesson.at_end() for lesson in lessons]

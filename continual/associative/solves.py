@@ -1,8 +1,8 @@
 """The linear algebra of locate-then-edit, in float64: from keys to the left factor of Δ.
 
 With a request a row, keys K [n, d_ff] and residuals R [n, d], every method writes
-ΔW = A·R [d_ff, d]; here is A [d_ff, n]. Knows nothing of models. In the papers a request is a
-column and Δ is the transpose.
+ΔW = A·R [d_ff, d]; this module solves for A [d_ff, n]. It knows nothing of models. In the papers a
+request is a column and Δ is the transpose.
 
     A = C₀⁻¹Kᵀ (λI + K C₀⁻¹ Kᵀ)⁻¹ = (λC₀ + KᵀK)⁻¹ Kᵀ
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from continual.errors import EditError
 
 RIDGE = 1e-9
-"""What a singular C₀ gets on its diagonal, as a share of the diagonal's mean."""
+"""The ridge on the diagonal of a singular C₀, as a share of the diagonal's mean."""
 SINGULAR = 1e-13
-"""A pivot of C₀ below this share of the diagonal's mean is no more than rounding."""
+"""A pivot of C₀ below this share of the diagonal's mean is mere rounding."""
 
 
 class Unsolvable(EditError):
@@ -33,10 +33,10 @@ class Unsolvable(EditError):
 
 @dataclass(frozen=True)
 class Solution:
-    """A left factor, and how well its system was solved."""
+    """A left factor, with the condition and the residual of its system."""
 
     left: Tensor  # A [d_ff, n] float64
-    condition: float  # of the system, estimated from its pivots: it is no smaller
+    condition: float  # of the system, estimated from its pivots: a lower bound
     residual: float  # ‖S·A − K‖ / ‖K‖, S the d_ff × d_ff system
 
 
@@ -44,8 +44,8 @@ class Solution:
 class Whitening:
     """C₀ = L·Lᵀ, factored once.
 
-    ReLU units that no text of the statistics woke make C₀ singular; it then has a `ridge` on its
-    diagonal, which leaves them free to be written to.
+    ReLU units that no text of the statistics woke make C₀ singular; it then gets a `ridge` on its
+    diagonal, which leaves these units free for edits.
     """
 
     factor: Tensor  # L [d_ff, d_ff] float64, lower
@@ -53,7 +53,7 @@ class Whitening:
 
     @classmethod
     def of(cls, moment: Tensor, device: torch.device) -> Whitening:
-        """Of a second moment C₀ [d_ff, d_ff]. Raises Unsolvable where it is none."""
+        """Factor a second moment C₀ [d_ff, d_ff]. Raises Unsolvable if it is not one."""
         _require_finite("The key statistics", moment)
         dense = moment.to(_float64_device(device), torch.float64)
         scale = float(dense.diagonal().mean())
@@ -66,29 +66,29 @@ class Whitening:
         raise Unsolvable("The key statistics are no second moment: C₀ is not positive definite.")
 
     def whitened(self, keys: Tensor) -> Tensor:
-        """L⁻¹Kᵀ [d_ff, n] of keys [n, d_ff]."""
+        """Return L⁻¹Kᵀ [d_ff, n] of keys [n, d_ff]."""
         columns: Tensor = torch.linalg.solve_triangular(self.factor, keys.T, upper=False)
         return columns
 
     def unwhitened(self, columns: Tensor) -> Tensor:
-        """L⁻ᵀX of columns [d_ff, n]."""
+        """Return L⁻ᵀX of columns [d_ff, n]."""
         solved: Tensor = torch.linalg.solve_triangular(self.factor.T, columns, upper=True)
         return solved
 
     def times(self, columns: Tensor) -> Tensor:
-        """C₀X of columns [d_ff, n]."""
+        """Return C₀X of columns [d_ff, n]."""
         return self.factor @ (self.factor.T @ columns)
 
 
 def weighted(
     whitening: Whitening, keys: Tensor, weight: float, past: Tensor | None = None
 ) -> Solution:
-    """A = (λC₀ + C_p + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
+    """Solve for A = (λC₀ + C_p + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
 
-    C_p = pastᵀ·past of the keys [m, d_ff] of earlier edits, which then count as the batch's own do;
-    zero in the papers that have λC₀. By Woodbury's identity, O(d_ff²·(n + m)), or directly where
-    there are as many keys as they are wide. Raises Unsolvable for keys that are not finite, or with
-    λ = 0 not independent.
+    C_p = pastᵀ·past of the keys [m, d_ff] of earlier edits, which then count like the batch's own;
+    the papers with λC₀ have no C_p. Uses Woodbury's identity, O(d_ff²·(n + m)), or solves directly
+    if n + m reaches d_ff. Raises Unsolvable for keys that are not finite, and, with λ = 0, for keys
+    that are not independent.
     """
     keys = _prepared(keys, whitening.factor)
     every = keys if past is None else torch.cat([keys, _prepared(past, whitening.factor)])
@@ -112,10 +112,11 @@ def weighted(
 
 
 def rank_one(whitening: Whitening, key: Tensor, constrained: Tensor) -> Solution:
-    """A = u / (kᵀu) with u = C₀⁻¹k̄ (Meng et al. 2022, equation 2).
+    """Return A = u / (kᵀu) with u = C₀⁻¹k̄ (Meng et al. 2022, equation 2).
 
-    `key` k̄ [1, d_ff] gives the direction, `constrained` k [1, d_ff] is the key that is to give the
-    new value exactly; published as the mean over contexts and the bare prompt's own.
+    `key` k̄ [1, d_ff] gives the direction; `constrained` k [1, d_ff] is the key that must give the
+    new value exactly. As published, k̄ is the mean over contexts and k the bare prompt's own key.
+    Raises Unsolvable if k is orthogonal to u.
     """
     key, constrained = _prepared(key, whitening.factor), _prepared(constrained, whitening.factor)
     direction = whitening.unwhitened(whitening.whitened(key))  # u [d_ff, 1]
@@ -134,15 +135,15 @@ def rank_one(whitening: Whitening, key: Tensor, constrained: Tensor) -> Solution
 
 @dataclass(frozen=True)
 class NullSpace:
-    """The directions of keys that the statistics hardly have: P = U·Uᵀ (Fang et al. 2025, eq. 5).
+    """The directions that keys of the statistics hardly have: P = U·Uᵀ (Fang et al. 2025, eq. 5).
 
-    Kept as its basis, so that the system of an update is symmetric and only as large as it is.
+    Kept as its basis, so that the system of an update is symmetric, and no larger than the basis.
     """
 
     basis: Tensor  # U [d_ff, m] float64, orthonormal
 
     def share_of(self, keys: Tensor) -> float:
-        """How much of the squared length of keys [n, d_ff] is in it."""
+        """Return the share of the squared length of keys [n, d_ff] that lies in the space."""
         keys = keys.to(self.basis)
         return float((keys @ self.basis).square().sum() / keys.square().sum())
 
@@ -150,10 +151,10 @@ class NullSpace:
     def of(
         cls, moment: Tensor, threshold: float | None, share: float, device: torch.device
     ) -> NullSpace:
-        """The eigenvectors of C₀ with eigenvalues below `threshold`.
+        """Take the eigenvectors of C₀ with eigenvalues below `threshold`.
 
-        Without a threshold, or where nothing is below it: as many of the smallest as together hold
-        no more than `share` of the trace. Raises Unsolvable where that leaves nothing, either.
+        Without a threshold, or with no eigenvalue below it, take as many of the smallest as
+        together hold no more than `share` of the trace. Raises Unsolvable if there are none.
         """
         _require_finite("The key statistics", moment)
         dense = moment.to(_float64_device(device), torch.float64)
@@ -171,10 +172,10 @@ class NullSpace:
 
 
 def projected(space: NullSpace, keys: Tensor, past: Tensor, ridge: float) -> Solution:
-    """A = (P(KᵀK + C_p) + ridge·I)⁻¹ P Kᵀ (Fang et al. 2025, equation 14).
+    """Solve for A = (P(KᵀK + C_p) + ridge·I)⁻¹ P Kᵀ (Fang et al. 2025, equation 14).
 
     `keys` K [n, d_ff], `past` [m, d_ff] the keys of all earlier edits, C_p = pastᵀ·past. A lies in
-    the null space, where it is U·y with (Uᵀ(KᵀK + C_p)U + ridge·I)·y = UᵀKᵀ.
+    the null space: A = U·y with (Uᵀ(KᵀK + C_p)U + ridge·I)·y = UᵀKᵀ.
     """
     keys, past = _prepared(keys, space.basis), _prepared(past, space.basis)
     own, every = keys @ space.basis, torch.cat([keys, past]) @ space.basis  # [., m]
@@ -204,7 +205,7 @@ def _prepared(keys: Tensor, like: Tensor) -> Tensor:
 
 
 def _factored(system: Tensor) -> Tensor:
-    """The Cholesky factor of a system."""
+    """Return the Cholesky factor of a system. Raises Unsolvable if it is not positive definite."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(system)
     if info.item():
@@ -230,5 +231,5 @@ def _require_finite(name: str, tensor: Tensor) -> None:
 
 
 def _float64_device(device: torch.device) -> torch.device:
-    """The device, if float64 is known there."""
+    """Return the device if it has float64, else the CPU."""
     return torch.device("cpu") if device.type == "mps" else device

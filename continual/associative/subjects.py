@@ -1,8 +1,8 @@
-"""Where the subject of a request ends in its prompt, as a position among tokens.
+"""Finds the token of a prompt at which the request's subject ends.
 
-The subject is looked for as it is written, case and all; where it stands in the prompt more than
-once, the first place counts (Meng et al. 2022, section 3.1: the subject's last token). What happens
-at that token is left to others.
+The subject is searched for as it is written, case and all; if the prompt contains it more than
+once, the first place counts (Meng et al. 2022, section 3.1: the subject's last token). Leaves the
+use of that token to others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from continual.errors import EditError
 
 
 class SubjectMissing(EditError):
-    """A request whose subject isn't known, or not to be found in its prompt."""
+    """A request without a subject, or with one that its prompt does not contain."""
 
     def __init__(self, prompt: str, subject: str | None) -> None:
         cause = (
@@ -35,10 +35,10 @@ def subject_position(
     *,
     is_whole: bool = False,
 ) -> int:
-    """The position of the subject's last token among the tokens of `before` + `prompt`.
+    """Return the position of the subject's last token among the tokens of `before` + `prompt`.
 
-    A subject in `before` does not count; a text that `is_whole` has its special tokens in it.
-    Raises SubjectMissing.
+    A subject in `before` does not count. A text that `is_whole` contains its special tokens, so the
+    tokenizer adds none. Raises SubjectMissing.
     """
     if not subject or subject not in prompt:
         raise SubjectMissing(prompt, subject)
@@ -58,10 +58,11 @@ def _by_offsets(tokenizer: Any, text: str, span: tuple[int, int], is_whole: bool
 
 
 def _by_beginning(tokenizer: Any, text: str, end: int, is_whole: bool) -> int:
-    """For tokenizers that do not say where tokens come from: by encoding the text up to there.
+    """Find the position by encoding the text up to the subject's end, for tokenizers without
+    offsets.
 
-    Where that is tokenised otherwise at its end, a token reaches over the end of the subject: it is
-    the first that is not the same.
+    If the encoding differs from the whole text's at its end, a token reaches over the end of the
+    subject: the first token that differs.
     """
     whole = list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
     part = list(tokenizer(text[:end], add_special_tokens=not is_whole)["input_ids"])

@@ -1,28 +1,28 @@
-"""The values that edits aim at: z for many requests at once (ROME eq. 4, MEMIT eq. 16).
+"""Searches for the values that edits aim at: z for many requests at once (ROME eq. 4, MEMIT eq.
+16).
 
-z = h + δ at the token that is written to, the subject's last one or the prompt's, h the residual
-sum of the last edited block there. δ goes down the gradient of
+z = h + δ at the token to write to, the subject's last one or the prompt's; h is the residual sum of
+the last edited block there. δ goes down the gradient of
 
     mean NLL of the target over the texts of the lesson, each the mean over the target's tokens
     + kl_factor · mean over its anchors of KL(p_δ ‖ p), p the next token's distribution there
     + weight_decay · ‖δ‖ / ‖h‖²
 
-the terms as in the public code of ROME and MEMIT, and the KL taken where an anchor ends, as in the
-papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_factor · ‖h‖. The steps are
-of a length that is set in ‖h‖, and shrink: hidden states differ in size from model to model and
-from block to block, and one such step does what five of Adam's do, with a shorter δ in the end.
+with the terms of the public code of ROME and MEMIT, and the KL taken at the end of an anchor, as in
+the papers (the code takes it at the subject). ‖δ‖ never exceeds clamp_norm_factor · ‖h‖. The length
+of a step is set in ‖h‖, and shrinks: hidden states differ in size from model to model and from
+block to block, and one such step replaces five of Adam's, with a shorter δ in the end.
 
 Nothing below the edited block, and nothing before that token, depends on δ. So a pass is recorded
 once, and a step of the search takes the recorded sums of the ends of the texts, with δ added,
 through the blocks above only, and turns only the rows of answers and anchors into logits. Requests
-do not interact: each stands still, and is looked at no more, once it has arrived. A request has
-arrived when its target is the likeliest token everywhere in its texts and the first two terms are
-below stop_loss; the third depends on how long states are in a model, more than on anything that was
-asked for.
+do not interact: each stops moving, and is run no more, once it has arrived. A request has arrived
+when its target is the likeliest token everywhere in its texts and the first two terms are below
+stop_loss; the third depends mostly on the length of a model's states, not on the request.
 
-Where a step goes matters less than where it ends: the products of the search may be rounded as
-`precision` says, which is several times faster where a device has units for it. h is read in full,
-so that z is off by what δ is at most, and whether an edit works is judged by the model itself.
+The end of the search matters more than its way there: its products may be rounded as `precision`
+says, which is several times faster on a device with units for it. h is read in full, so that only
+the δ in z carries the rounding, and the model itself judges whether an edit works.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ from continual.site import Site
 
 @dataclass(frozen=True)
 class PassSize:
-    """What a search takes at once, and a pass of it."""
+    """The sizes of a search and of its passes."""
 
-    requests: int  # of a search, where the settings do not say how many
+    requests: int  # of a search, unless the settings say how many
     tokens: int  # of a pass
     padded: float  # in attention: the longest end of a group, in the length of its shortest
 
     @classmethod
     def on(cls, device: torch.device) -> PassSize:
-        """What does best on a device."""
+        """Return the fastest sizes for a device."""
         return ON_CPU if device.type == "cpu" else ACCELERATED
 
 
 ON_CPU = PassSize(128, 2047, 1.6)
 ACCELERATED = PassSize(1024, 32_768, 4.0)
-"""On a device that waits for work rather than for memory."""
-KEPT_BYTES_MAX = 4 * 2**30  # of sums, keys and values that a search holds of its texts
+"""The sizes for a device that waits for work more than for memory."""
+KEPT_BYTES_MAX = 4 * 2**30  # for the sums, keys and values that a search keeps of its texts
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What n requests aim at; float32."""
+    """The values that n requests aim at; float32."""
 
     states: Tensor  # z [n, d]
     before: Tensor  # h [n, d]
@@ -85,7 +85,7 @@ class Targets:
 
     @classmethod
     def joined(cls, parts: Sequence[Targets]) -> Targets:
-        """Of some requests, one after another."""
+        """Join the targets of some requests, one after another."""
         return cls(
             torch.cat([part.states for part in parts]),
             torch.cat([part.before for part in parts]),
@@ -97,20 +97,20 @@ class Targets:
 
 @dataclass(frozen=True)
 class Look:
-    """n requests at some δ."""
+    """The losses and gradients of n requests at some δ."""
 
     loss: Tensor  # [n]
-    fit: Tensor  # [n] the loss without what δ itself costs
+    fit: Tensor  # [n] the loss without the term of δ itself
     gradient: Tensor  # [n, d] of each request's own loss
     is_right: Tensor  # [n] bool: the target is the arg-max at all positions of the bare prompt
-    is_done: Tensor  # [n] bool: and of all other texts
+    is_done: Tensor  # [n] bool: the same for all texts of the request
 
 
 def find_targets(
     site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
 ) -> Targets:
-    """z of each lesson at a block, in chunks that are searched together: of at most so many lessons
-    as the settings say, or as is best on the device, and of what fits `KEPT_BYTES_MAX`."""
+    """Search for z of each lesson at a block, chunk by chunk. A chunk has at most `config.chunk`
+    lessons, or the device's best number, and fits KEPT_BYTES_MAX."""
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
     most = config.chunk or PassSize.on(site.edited.device).requests
     kept = [_kept_bytes(site, lesson, block) for lesson in lessons]
@@ -127,7 +127,8 @@ def find_targets(
 
 
 def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:
-    """About: the sums of a block, and the keys and values of those above it."""
+    """Estimate the bytes that a lesson keeps: a block's sums, the keys and values of all blocks
+    above it."""
     anatomy, weight = site.edited.anatomy, site.edited.model.get_input_embeddings().weight
     tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
     states = 1 + 2 * (anatomy.last - block)
@@ -135,7 +136,7 @@ def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:
 
 
 def _search(bench: Bench) -> Targets:
-    """Normalised gradient descent on the δ of every lesson side by side."""
+    """Run normalised gradient descent on the δ of all lessons side by side."""
     config = bench.config
     lengths = torch.linalg.vector_norm(bench.before, dim=1, keepdim=True)
     delta = torch.zeros_like(bench.before)
@@ -163,14 +164,14 @@ def _search(bench: Bench) -> Targets:
 
 
 def _clamped(delta: Tensor, longest: Tensor) -> Tensor:
-    """δ [n, d] no longer than allowed [n, 1]."""
+    """Shorten δ [n, d] to the allowed lengths [n, 1]."""
     norms = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
     shrunk: Tensor = longest / norms.clamp(min=torch.finfo(norms.dtype).tiny)
     return delta * shrunk.clamp(max=1.0)
 
 
 def _merged(old: Look, new: Look, live: Tensor) -> Look:
-    """The new look at the live requests, the old one at the others."""
+    """Return the new look at the live requests, the old one at the others."""
     return Look(
         torch.where(live, new.loss, old.loss),
         torch.where(live, new.fit, old.fit),
@@ -180,7 +181,7 @@ def _merged(old: Look, new: Look, live: Tensor) -> Look:
     )
 
 
-# --- what a search looks at -----------------------------------------------------------------------
+# --- the recorded passes of a search --------------------------------------------------------------
 
 
 class Bench:
@@ -194,7 +195,7 @@ class Bench:
         config: AssociativeConfig,
         packs: bool,
     ) -> None:
-        """`packs`: whether only the ends of texts are run, see `keeps_prefixes`."""
+        """Record the passes. With `packs` only the ends of texts are run, see `keeps_prefixes`."""
         self.config, self._lessons, self._packs = config, lessons, packs
         self.before = read_states(site, lessons, block)  # h [n, d] of the bare prompts
         self._device = site.edited.device
@@ -203,11 +204,11 @@ class Bench:
             self._passes = self._recorded(site, block)
 
     def focus(self, live: Tensor) -> None:
-        """Look at these requests [n] only, from here on."""
+        """Run only the live requests [n] from here on."""
         self._passes = [some for p in self._passes if (some := p.focused(live)) is not None]
 
     def look(self, delta: Tensor) -> Look:
-        """The losses and gradients at δ [n, d]; zero for requests that are in no pass."""
+        """Return the losses and gradients at δ [n, d]; zero for requests that are in no pass."""
         sums = _Sums.zero(delta)
         with self._quickened():
             for recorded in self._passes:
@@ -226,7 +227,7 @@ class Bench:
 
     @contextmanager
     def _quickened(self) -> Iterator[None]:
-        """The model as the search runs it."""
+        """Run the model with the search's layers and precision while the `with` lasts."""
         precision = self.config.precision
         quick = self._layers if precision == "medium" else None
         if quick is not None and quick.are_rounded:
@@ -245,7 +246,7 @@ class Bench:
 
 
 def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Places in batches of at most so much together, or of one that is larger, in their order."""
+    """Batch places in their order: each batch sums to at most `most`, or has one larger place."""
     batches: list[list[int]] = []
     room = 0
     for place, size in enumerate(sizes):
@@ -259,7 +260,7 @@ def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 @dataclass
 class _Sums:
-    """What passes add up to, request by request."""
+    """The sums over passes, request by request."""
 
     fit: Tensor  # [n] see `Look`
     gradient: Tensor  # [n, d] of it
@@ -280,7 +281,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A text of a lesson, and how much each of its rows counts in that lesson's loss."""
+    """A text of a lesson, and the weight of each of its rows in that lesson's loss."""
 
     owner: int
     text: Text
@@ -313,11 +314,11 @@ class _Pass:
         self._anchors = _Rows.of(placed, starts, device, anchors=True)
         parts = (self._answers, self._anchors)
         self._rows = torch.cat([run.row(part.sequences, part.positions) for part in parts])
-        self._known: Tensor | None = None  # [anchors, vocab] log p without δ, once it was looked at
+        self._known: Tensor | None = None  # [anchors, vocab] log p without δ, from the first look
 
     @classmethod
     def packed(cls, site: Site, placed: Sequence[_Placed], block: int, size: PassSize) -> _Pass:
-        """From the model as it stands, from where it is written to in each text."""
+        """Record the ends of texts, from the token to write to, on the model as it stands."""
         starts = tuple(p.text.place for p in placed)
         ends = Ends(tuple(p.text.encoding.ids for p in placed), starts)
         run = PackedEnds(site.edited.model, site.edited.anatomy, ends, block, size.padded)
@@ -325,14 +326,15 @@ class _Pass:
 
     @classmethod
     def whole(cls, site: Site, placed: Sequence[_Placed], block: int) -> _Pass:
-        """Likewise, the whole of each text."""
+        """Record the whole of each text on the model as it stands."""
         edited = site.edited
         ids = [p.text.encoding.ids for p in placed]
         run = WholeSequences(edited.model, edited.anatomy, ids, block, edited.base.pad)
         return cls(site, run, placed, [0] * len(placed))
 
     def focused(self, live: Tensor) -> _Pass | None:
-        """The texts of these requests [n] alone; None where there are none of them."""
+        """Return a pass with the live requests' [n] texts alone; None if it has none of them. A
+        pass of whole texts stays as it is."""
         wanted = live[self._owners]
         if bool(wanted.all()) or not isinstance(self._run, PackedEnds):
             return self
@@ -350,7 +352,7 @@ class _Pass:
         return some
 
     def look(self, delta: Tensor, kl_factor: float) -> _Sums:
-        """The pass's part of each request's loss, without what δ itself costs."""
+        """Return the pass's part of each request's loss, without the term of δ itself."""
         delta = delta.detach().requires_grad_()
         sums = self._run.sums
         moved = sums.index_add(0, self._places, delta[self._owners].to(sums.dtype))
@@ -377,22 +379,23 @@ class _Pass:
         )
 
     def _logits(self, sums: Tensor) -> Tensor:
-        """[answers and anchors, vocab] with these sums of the edited block."""
+        """Return logits [answers and anchors, vocab] for these sums of the edited block."""
         return self._site.logits(self._run.answers(sums, self._rows))
 
     @torch.no_grad()
     def _unmoved(self) -> Tensor:
-        """[anchors, vocab] log p without δ."""
+        """Return [anchors, vocab] log p without δ."""
         return self._logits(self._run.sums)[len(self._answers.owners) :].log_softmax(1)
 
 
 class _Costs(torch.autograd.Function):
-    """-log p of the target in the rows of answers, KL(p ‖ known) in those of anchors, behind."""
+    """-log p of the target in the rows of answers, then KL(p ‖ known) in the rows of anchors."""
 
     @staticmethod
     def forward(ctx: Any, _: Tensor, log_probs: Tensor, targets: Tensor, known: Tensor) -> Tensor:
-        """[n] of logits [n, vocab], given log p of them [n, vocab], which the gradient is made in,
-        targets [answers], and [anchors, vocab] log p as it was."""
+        """Return the costs [n] of logits [n, vocab], given their log p [n, vocab], the targets
+        [answers], and the anchors' log p without δ [anchors, vocab]. `backward` writes the gradient
+        into `log_probs`."""
         count = len(targets)
         missed = -log_probs[:count].gather(1, targets[:, None]).squeeze(1)
         now = log_probs[count:]
@@ -402,7 +405,7 @@ class _Costs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Of the logits: p - [target], and p·(log p - log known - KL)."""
+        """Return the gradient of the logits: p - [target], and p·(log p - log known - KL)."""
         log_probs, targets, known, drift = ctx.saved_tensors
         count = len(targets)
         moved = log_probs[count:] - known - drift[:, None]
@@ -414,7 +417,7 @@ class _Costs(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a pass that become logits: places, and whose they are."""
+    """The rows of a pass that become logits: their places and owners."""
 
     sequences: Tensor
     positions: Tensor
@@ -431,7 +434,8 @@ class _Rows:
         device: torch.device,
         anchors: bool,
     ) -> _Rows:
-        """Of texts that are recorded from these positions on."""
+        """Collect the rows of the answers, or of the anchors, of texts recorded from `starts`
+        on."""
         chosen = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]
         rows = [(i, q - starts[i], p) for i, p in chosen for q in p.text.encoding.positions]
         targets = [t for _, p in chosen for t in p.text.encoding.targets]
