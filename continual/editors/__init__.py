@@ -1,3 +1,5 @@
-"""The editors: methods that turn requests into a patch. One folder per method, and one line in
-`choices`; `continual.proposals` says what all of them are given, and what they give.
+"""The editors: methods that turn requests into a patch.
+
+Each method has a folder here and a line in `choices`; `continual.proposals` has the contract that
+all of them keep.
 """

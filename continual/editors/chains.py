@@ -1,6 +1,6 @@
-"""Editors by name, made from the tables of `cedit.toml`, and the chains that they form.
+"""Makes editors by name from the tables of `cedit.toml`, and chains of editors.
 
-The names are in `choices`: an editor's folder is imported when the editor is asked for.
+Leaves the names to `choices`: an editor's folder is imported when the editor is asked for.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from continual.proposals import Editor
 
 
 def chain_of(text: str, task: str) -> tuple[str, ...]:
-    """The editors that `a`, `a,b` or the name of a chain stands for. Raises CeditError for none,
-    or an unknown."""
+    """Return the editors that `a`, `a,b` or the name of a chain stands for. Raises CeditError for
+    an empty text and for an unknown name."""
     named = [name.strip() for name in text.split(",") if name.strip()]
     chain = dict.fromkeys(editor for name in named for editor in _chosen(name, task))
     if not chain:
@@ -26,22 +26,23 @@ def chain_of(text: str, task: str) -> tuple[str, ...]:
 
 
 def _chosen(name: str, task: str) -> Sequence[str]:
-    """The editors of a chain by name, for the models of a task; another name stands for itself."""
+    """Return the editors of a chain by name that edit a task's models; another name stands for
+    itself."""
     if name not in CHAINS:
         return (name,)
     return [editor for editor in CHAINS[name].editors if EDITORS[editor].edits(task)]
 
 
 def default_chain(task: str) -> tuple[str, ...]:
-    """The editors of the default chain that edit the models of a task."""
+    """Return the editors of the default chain that edit the models of a task."""
     return tuple(name for name in DEFAULT_CHAIN if EDITORS[name].edits(task))
 
 
 def make_chain(
     names: Sequence[str], tables: Mapping[str, Mapping[str, Any]], task: str
 ) -> list[Editor]:
-    """The editors of a chain, for the models of a task. Raises CeditError, as `make_editor` does,
-    and for one that does not edit them, or a table that is for no editor."""
+    """Make the editors of a chain for the models of a task. Raises CeditError as `make_editor`
+    does, and for an editor that does not edit them, and for a table of no editor."""
     if strangers := sorted(set(tables) - set(EDITORS)):
         raise CeditError(
             f"[editor.{strangers[0]}] in cedit.toml is for no editor: there are "
@@ -53,7 +54,7 @@ def make_chain(
 
 
 def require_edits(name: str, task: str) -> None:
-    """Raises CeditError for an editor that does not edit the models of a task."""
+    """Raise CeditError for an unknown editor, and for one that does not edit a task's models."""
     _require(name)
     if not EDITORS[name].edits(task):
         tasks = " and ".join(EDITORS[name].tasks)
@@ -64,15 +65,15 @@ def require_edits(name: str, task: str) -> None:
 
 
 def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
-    """The editor of this name, set up from its `[editor.NAME]` table. Raises CeditError."""
+    """Make the editor of this name from its `[editor.NAME]` table. Raises CeditError."""
     _require(name)
     entry = EDITORS[name]
     return cast(Editor, entry.load()(entry.load_config().of(settings)))
 
 
 def new_tables(given: Mapping[str, Mapping[str, Any]], task: str) -> dict[str, Mapping[str, Any]]:
-    """The `[editor.NAME]` tables of a new store: the settings that the editors of the default chain
-    have for its task, and those given, which take precedence."""
+    """Return the `[editor.NAME]` tables of a new store: the settings that the default chain's
+    editors have for its task, and the given settings, which take precedence."""
     written = {
         name: EDITORS[name].load_config().new_stores.get(task, {}) for name in default_chain(task)
     }

@@ -1,4 +1,4 @@
-"""AlphaEdit: updates in the null space of what is to stay (Fang et al., ICLR 2025)."""
+"""AlphaEdit: updates in the null space of preserved knowledge (Fang et al., ICLR 2025)."""
 
 from continual.editors.alphaedit.config import AlphaEditConfig
 from continual.editors.alphaedit.editor import AlphaEdit

@@ -18,24 +18,25 @@ class AlphaEditConfig(AssociativeConfig):
     table: ClassVar[str] = "editor.alphaedit"
 
     form: Literal["auto", "projected", "weighted"] = "auto"
-    """How an update keeps off what is known.
+    """The form of the update, which protects the knowledge behind C₀.
 
     "projected", as published: Δ lies in the null space of C₀, the directions that the statistics
-    hardly have. "weighted": Δ = R·Kᵀ(λC₀ + K·Kᵀ + C_p)⁻¹, each direction is held by as much as the
-    statistics have of it. That is not in the paper: it is MEMIT's update with the keys of all
-    earlier edits in its system. "auto": projected where the keys of the batch are in the null space
-    with `nullspace_least` of their squared length or more.
+    hardly have. "weighted": Δ = R·Kᵀ(λC₀ + K·Kᵀ + C_p)⁻¹, where each direction is held in
+    proportion to its share of the statistics. The paper does not have this form: it is MEMIT's
+    update with the keys of all earlier edits in its system. "auto": projected if at least
+    `nullspace_least` of the squared length of the batch's keys lies in the null space, else
+    weighted.
 
     A narrow model has no such space. On the atlas, d_ff 2,048, the directions below the published
-    threshold hold 2 % of an edit's key: a value is written there by factors many times too large,
-    or, where more is given up, in directions that other facts are in. There 300 edits at once by
+    threshold hold 2 % of an edit's key. A value written there needs factors many times too large;
+    with a larger space it is written in directions that other facts use. There 300 edits at once by
     "projected" took TestR to .85.
     """
     nullspace_least: float = 0.5  # the share of the keys' squared length that "auto" asks for
     nullspace_threshold: float | None = None
-    """Eigenvalues of C₀ below it are the null space: 0.02 as published, for three large models.
-    None: by share. How long keys are differs from model to model."""
-    nullspace_share: float = 0.1  # the share of C₀'s trace that is given up to edits
+    """Directions with eigenvalues of C₀ below it form the null space: 0.02 as published, for three
+    large models. None: by share, as the length of keys differs from model to model."""
+    nullspace_share: float = 0.1  # the share of C₀'s trace that edits may use up
     ridge: float = 1.0  # of the projected form; 10 as published
     moment_weight: float | None = None  # λ of the weighted form; None: `MOMENT_SHARE`·d_ff
 

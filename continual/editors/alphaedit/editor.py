@@ -22,7 +22,7 @@ from continual.editors.alphaedit.config import MOMENT_SHARE, AlphaEditConfig
 
 @dataclass(frozen=True)
 class Known:
-    """C₀ as the forms of the update need it; None for a form that is not taken."""
+    """C₀ in the shapes that the forms of the update need; None for a form that is not used."""
 
     space: NullSpace | None
     whitening: Whitening | None
@@ -31,8 +31,8 @@ class Known:
 class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
     """Δ = R·KᵀP(KKᵀP + C_p·P + ridge·I)⁻¹ (equation 14), C_p from the keys of all earlier edits.
 
-    Where C₀ leaves no null space: Δ = R·Kᵀ(λC₀ + KKᵀ + C_p)⁻¹, see `AlphaEditConfig.form`. The keys
-    of earlier edits are in the patches: C_p goes back with the history.
+    If C₀ leaves no null space: Δ = R·Kᵀ(λC₀ + KKᵀ + C_p)⁻¹, see `AlphaEditConfig.form`. The patches
+    hold the keys of earlier edits, so a rollback of the history rolls C_p back too.
     """
 
     name = "alphaedit"
@@ -41,17 +41,17 @@ class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
         super().__init__(config or AlphaEditConfig())
 
     def prepare(self, moment: Tensor, device: torch.device) -> Known:
-        """The null space of C₀, C₀ factored, or both."""
+        """Return the null space of C₀, C₀ factored, or both. Raises Unsolvable."""
         form = self.config.form
         whitening = None if form == "projected" else Whitening.of(moment, device)
         return Known(None if form == "weighted" else self._space(moment, device), whitening)
 
     def minded(self, keys: Keys) -> Tensor:
-        """All keys of the batch."""
+        """Return all keys of the batch [n, d_ff]."""
         return keys.mean
 
     def solve(self, update: Update[AlphaEditConfig, Known]) -> tuple[Solution, Tensor]:
-        """The update of a batch."""
+        """Solve for the update of a batch, projected or weighted."""
         config, keys, past = update.config, update.keys.mean, update.weight.keys
         space, whitening = update.moments.space, update.moments.whitening
         if space is not None and (
@@ -63,7 +63,8 @@ class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
         return weighted(whitening, keys, weight, past), update.residual
 
     def _space(self, moment: Tensor, device: torch.device) -> NullSpace | None:
-        """The null space, if there is one. Raises Unsolvable where it has to be."""
+        """Return the null space, if there is one. Raises Unsolvable if the form "projected" needs
+        one."""
         config = self.config
         try:
             return NullSpace.of(moment, config.nullspace_threshold, config.nullspace_share, device)

@@ -11,7 +11,7 @@ from continual.editors.emmet.config import EmmetConfig
 
 
 class Emmet(AssociativeEditor[EmmetConfig, Whitening]):
-    """The update that writes every value and otherwise changes the least."""
+    """The update that writes every value and otherwise changes least."""
 
     name = "emmet"
 
@@ -19,10 +19,10 @@ class Emmet(AssociativeEditor[EmmetConfig, Whitening]):
         super().__init__(config or EmmetConfig())
 
     def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
-        """C₀, factored."""
+        """Return C₀ factored. Raises Unsolvable."""
         return Whitening.of(moment, device)
 
     def solve(self, update: Update[EmmetConfig, Whitening]) -> tuple[Solution, Tensor]:
-        """Δ = R(KᵀC₀⁻¹K + ridge·I)⁻¹KᵀC₀⁻¹, in the paper's orientation."""
+        """Solve for Δ = R(KᵀC₀⁻¹K + ridge·I)⁻¹KᵀC₀⁻¹, in the paper's orientation."""
         solution = weighted(update.moments, update.keys.mean, update.config.ridge)
         return solution, update.residual

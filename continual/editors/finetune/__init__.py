@@ -1,7 +1,7 @@
-"""Fine-tuning, what the literature compares with: Adam on some parameters, until an edit is right.
+"""Fine-tuning, the literature's baseline: Adam on some parameters, until an edit is right.
 
-Huang et al. (ICLR 2023) call them FT(last), FT(all), FT(last)+KL and FT(all)+KL; FT-L is Zhu et
-al.'s (2020), as ROME's authors made it for one matrix.
+Huang et al. (ICLR 2023) name the variants FT(last), FT(all), FT(last)+KL and FT(all)+KL; FT-L is
+Zhu et al.'s (2020), in the form that ROME's authors gave it for one matrix.
 """
 
 from continual.editors.finetune.config import (

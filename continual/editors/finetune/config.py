@@ -10,16 +10,16 @@ from continual.tables import Table
 
 @dataclass(frozen=True)
 class FineTuneConfig(Table):
-    """What all of them have. Adam's other numbers are torch's own, without weight decay.
+    """The settings of all variants. Adam's other numbers are torch's own, without weight decay.
 
     The paper has a learning rate of 1e-5, for models of a hundred million parameters. The atlas has
     four million: there an edit takes 35 steps of 1e-4 in the last block and 12 of 3e-4, or 7 of
-    1e-4 in all blocks, where 3e-4 takes half of what the model knows in fifteen edits.
+    1e-4 in all blocks, where 3e-4 destroys half of the model's knowledge in fifteen edits.
     """
 
     learning_rate: float = 1e-4
     steps_max: int = 100
-    rephrases: bool = False  # whether the rephrases that may be learned from join the prompt
+    rephrases: bool = False  # learn from the rephrases too, as far as they may be learned from
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -30,7 +30,7 @@ class FineTuneConfig(Table):
 
 @dataclass(frozen=True)
 class FineTuneKlConfig(FineTuneConfig):
-    """With KL(before ‖ now) on training probes and past edits; the numbers are the paper's."""
+    """Settings with KL(before ‖ now) on training probes and past edits; the paper's numbers."""
 
     kl_weight: float = 1.0  # of the KL beside the loss
     kl_memory: int = 512  # training probes, drawn once: the base's answers
@@ -47,7 +47,7 @@ class FineTuneKlConfig(FineTuneConfig):
 
 @dataclass(frozen=True)
 class FtLastConfig(FineTuneConfig):
-    """Of FT(last)."""
+    """The settings of FT(last)."""
 
     table: ClassVar[str] = "editor.ft-last"
 
@@ -56,14 +56,14 @@ class FtLastConfig(FineTuneConfig):
 
 @dataclass(frozen=True)
 class FtAllConfig(FineTuneConfig):
-    """Of FT(all)."""
+    """The settings of FT(all)."""
 
     table: ClassVar[str] = "editor.ft-all"
 
 
 @dataclass(frozen=True)
 class FtLastKlConfig(FineTuneKlConfig):
-    """Of FT(last)+KL."""
+    """The settings of FT(last)+KL."""
 
     table: ClassVar[str] = "editor.ft-last-kl"
 
@@ -72,17 +72,18 @@ class FtLastKlConfig(FineTuneKlConfig):
 
 @dataclass(frozen=True)
 class FtAllKlConfig(FineTuneKlConfig):
-    """Of FT(all)+KL."""
+    """The settings of FT(all)+KL."""
 
     table: ClassVar[str] = "editor.ft-all-kl"
 
 
 @dataclass(frozen=True)
 class FtLConfig(FineTuneConfig):
-    """Of FT-L: one FFN output matrix, each element held near where the edit has found it.
+    """The settings of FT-L: one FFN output matrix, each element held near its value before the
+    edit.
 
-    Published for models of a billion parameters: 5e-4, and a bound of one such step or less. In 25
-    steps of that one in fifteen edits of the atlas gets there, and within 0.01 three in twenty.
+    Published for models of a billion parameters: 5e-4, and a bound of one such step or less. With
+    25 such steps one in fifteen edits of the atlas succeeds, and three in twenty within 0.01.
     """
 
     table: ClassVar[str] = "editor.ft-l"

@@ -1,4 +1,4 @@
-"""The fine-tuning editors: which parameters each of them trains, and what it holds on to."""
+"""The fine-tuning editors: each chooses the parameters to train and the restraint on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KlConfig = TypeVar("KlConfig", bound=FineTuneKlConfig)
 
 
 class FineTuneEditor(ABC, Generic[Config]):
-    """Adam on some parameters, for all edits of a batch together."""
+    """An editor that runs Adam on some parameters, for all edits of a batch together."""
 
     name: str
     attempts = 1
@@ -44,20 +44,20 @@ class FineTuneEditor(ABC, Generic[Config]):
 
     @abstractmethod
     def paths(self, edited: EditedModel) -> Sequence[str]:
-        """The parameters that it trains. Raises CeditError where there are none such."""
+        """Return the parameters to train. Raises CeditError if the model does not have them."""
 
     def restraint(self, around: Surroundings) -> Restraint | None:
-        """What is added to the loss of each step, if anything."""
+        """Return the term to add to the loss of each step, if any."""
         return None
 
     @property
     def bound(self) -> float | None:
-        """How far an element may move, if that is bounded."""
+        """The largest change of an element; None if it is unbounded."""
         return None
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        """See `Editor.edit`. A request that is still wrong in the end fails; where others are right
-        they keep the patch, which it then has a part in."""
+        """See `Editor.edit`. A request that is still wrong in the end fails; if others are right,
+        they keep the patch, although the failed request shaped it too."""
         texts = [
             edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
             for edit in edits
@@ -96,26 +96,27 @@ def _proposal(
 
 class _LastBlock(FineTuneEditor[Config]):
     def paths(self, edited: EditedModel) -> Sequence[str]:
-        """All of the last block's."""
+        """Return all parameters of the last block."""
         inside = f"{edited.anatomy.blocks}.{edited.anatomy.last}."
         return [name for name, _ in edited.model.named_parameters() if name.startswith(inside)]
 
 
 class _All(FineTuneEditor[Config]):
     def paths(self, edited: EditedModel) -> Sequence[str]:
-        """All of the model's; what is tied counts once."""
+        """Return all parameters of the model; tied ones count once."""
         return [name for name, _ in edited.model.named_parameters()]
 
 
 class _WithKl(FineTuneEditor[KlConfig]):
-    """The base's answers are read once in the life of the editor, which is a run's."""
+    """An editor with KL terms; it reads the base's answers once, as it lives for one run."""
 
     def __init__(self, config: KlConfig) -> None:
         super().__init__(config)
         self._read: tuple[tuple[str, int, int], tuple[int, ...], Anchors] | None = None
 
     def restraint(self, around: Surroundings) -> Restraint:
-        """KL on training probes against the base, and on past edits against the model as it is."""
+        """Return KL on training probes against the base, and on past edits against the model as it
+        stands."""
         taught = around.taught()
         places, base = self._base(around)
         kept = [i for i, place in enumerate(places) if place not in taught.contradicted]
@@ -129,7 +130,8 @@ class _WithKl(FineTuneEditor[KlConfig]):
         )
 
     def _base(self, around: Surroundings) -> tuple[tuple[int, ...], Anchors]:
-        """Training probes by their places, the same in all of a history, and the base's answers."""
+        """Return the places of drawn training probes, which a history's seed fixes, and the base's
+        answers to them."""
         training, edited = around.taught().training, around.site.edited
         key = (edited.base.fingerprint, len(training), around.seed)
         if self._read is None or self._read[0] != key:
@@ -178,7 +180,7 @@ class FtAllKl(_WithKl[FtAllKlConfig], _All[FtAllKlConfig]):
 
 
 class FtL(FineTuneEditor[FtLConfig]):
-    """FT-L: one FFN output matrix, each element within ε of where the edit has found it."""
+    """FT-L: one FFN output matrix, each element within ε of its value before the edit."""
 
     name = "ft-l"
 
@@ -186,7 +188,7 @@ class FtL(FineTuneEditor[FtLConfig]):
         super().__init__(config or FtLConfig())
 
     def paths(self, edited: EditedModel) -> Sequence[str]:
-        """The one matrix. Raises CeditError for a block that the model has not."""
+        """Return the one matrix. Raises CeditError for a block that the model does not have."""
         last = edited.anatomy.last
         block = last if self.config.block is None else self.config.block
         if not 0 <= block <= last:
@@ -195,5 +197,5 @@ class FtL(FineTuneEditor[FtLConfig]):
 
     @property
     def bound(self) -> float:
-        """ε"""
+        """The largest change of an element: ε."""
         return self.config.norm_bound

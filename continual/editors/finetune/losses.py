@@ -1,10 +1,10 @@
-"""What fine-tuning goes down: the answers' likelihood, and how far other answers have moved.
+"""The losses of fine-tuning: the answers' likelihood, and the divergence of other answers.
 
     l   = l_e + kl_weight · (KL on training probes + KL on past edits)
     l_e = mean over the texts of the mean over an answer's tokens of -log p(token)
     KL  = mean over the inputs of the mean over an answer's tokens of KL(p_before ‖ p_now)
 
-Answers are read teacher-forced, at their own positions alone.
+Answers are read teacher-forced, only at their own positions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from continual.verdicts import verdict_of
 
 @dataclass(frozen=True)
 class Look:
-    """Some texts as the model answers them now."""
+    """The model's present answers to some texts."""
 
     loss: Tensor  # l_e, differentiable
-    right: tuple[bool, ...]  # of each text: every token is the arg-max, and not by rounding
+    right: tuple[bool, ...]  # of each text: every token is the arg-max by more than rounding
 
 
 def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
-    """The texts in passes of nearly one length."""
+    """Run the texts, in passes of nearly one length."""
     losses: list[Tensor] = []
     right: dict[int, bool] = {}
     for batch in length_sorted(encodings):
@@ -48,14 +48,14 @@ def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
 
 
 def _shares(encodings: Sequence[Encoding], like: Tensor) -> Tensor:
-    """[n] what each token counts among those of its text."""
+    """Return the weight [n] of each token among the answer tokens of its text."""
     shares = [1.0 / len(e.targets) for e in encodings for _ in e.targets]
     return like.new_tensor(shares)
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Inputs, and how they were answered."""
+    """Inputs, with the log-probabilities of their answers at an earlier time."""
 
     encodings: tuple[Encoding, ...]
     log_probs: tuple[Tensor, ...]  # of each [tokens, vocab or labels] float32
@@ -69,7 +69,7 @@ class Anchors:
         )
 
     def drawn(self, count: int, generator: Generator) -> Anchors:
-        """So many of them at most."""
+        """Draw at most `count` of them."""
         if len(self) <= count:
             return self
         return self[torch.randperm(len(self), generator=generator)[:count].tolist()]
@@ -77,8 +77,8 @@ class Anchors:
 
 @torch.no_grad()
 def anchored(task_model: TaskModel, encodings: Sequence[Encoding]) -> Anchors:
-    """The inputs as the model answers them now; the same inputs in the same order give the same
-    bits."""
+    """Read the model's present answers to the inputs; the same inputs in the same order give the
+    same bits."""
 
     def log_probs(chosen: list[Encoding]) -> tuple[Tensor, ...]:
         inputs = task_model.inputs(chosen)
@@ -90,7 +90,7 @@ def anchored(task_model: TaskModel, encodings: Sequence[Encoding]) -> Anchors:
 
 
 def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
-    """KL(p_before ‖ p_now), differentiable."""
+    """Return KL(p_before ‖ p_now) over the anchors, differentiable."""
     losses: list[Tensor] = []
     for batch in length_sorted(anchors.encodings):
         chosen = anchors[batch]
@@ -113,7 +113,7 @@ class Restraint:
     generator: Generator
 
     def __call__(self) -> Tensor | None:
-        """kl_weight times their sum; None where there is nothing to hold on to."""
+        """Return kl_weight times the sum of the terms; None if all groups are empty."""
         drawn = [group.drawn(self.batch, self.generator) for group in self.groups if len(group)]
         if not drawn:
             return None

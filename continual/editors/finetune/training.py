@@ -1,7 +1,7 @@
-"""Adam on some of a model's own parameters, as differences from where they stand.
+"""Trains some of a model's own parameters by Adam, as differences from their present values.
 
-What is trained is the float32 difference δ of each parameter, and the model runs with W + δ in one
-float32 addition: exactly what the finished patch puts on. Leaves what is gone down to `losses`.
+The float32 difference δ of each parameter is trained, and the model runs with W + δ in one float32
+addition: exactly the sum that the finished patch puts on. Leaves the losses to `losses`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from continual.tasks import Encoding
 
 
 class Diverged(EditError):
-    """A training that has run into NaN or infinity."""
+    """A training that ran into NaN or infinity."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training."""
+    """The result of a training."""
 
-    deltas: dict[str, Tensor]  # by path, float32; none of them is zero throughout
+    deltas: dict[str, Tensor]  # by path, float32; none is zero throughout
     right: tuple[bool, ...]  # of each text
     steps: int
     loss: float  # l_e at the end
@@ -35,7 +35,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is to be learned, where, and what holds it back."""
+    """The texts to learn, the parameters to train, and the limits on them."""
 
     texts: tuple[Encoding, ...]
     paths: tuple[str, ...]
@@ -44,8 +44,8 @@ class Lesson:
 
 
 def train(task_model: TaskModel, lesson: Lesson, config: FineTuneConfig) -> Trained:
-    """Steps until every text is right, `steps_max` at most. The model is as before when this
-    returns or raises. Raises Diverged."""
+    """Train until every text is right, for at most `steps_max` steps. The model is as before when
+    this returns or raises. Raises Diverged."""
     with task_model.edited.trained(lesson.paths) as parameters, torch.enable_grad():
         weights = [task_model.edited.parameter(path) for path in parameters]
         starts = [weight.turned(weight.sum) for weight in weights]
@@ -75,7 +75,7 @@ def _step(
     parameters: Sequence[torch.nn.Parameter],
     bound: float | None,
 ) -> None:
-    """One step of Adam on δ, by the parameters' gradients, which are taken away from them."""
+    """Take one step of Adam on δ, by the parameters' gradients, and clear these."""
     for delta, parameter in zip(deltas, parameters, strict=True):
         delta.grad = None if parameter.grad is None else parameter.grad.float()
         parameter.grad = None

@@ -15,13 +15,13 @@ class IkeConfig(Table):
 
     table: ClassVar[str] = "editor.ike"
 
-    form: str = FORM  # of every new fact and of what is asked behind it
+    form: str = FORM  # of every new fact and of the question behind it
     demonstrations: str | None = None  # a file of requests to demonstrate with; None: no examples
     count: int = 16  # demonstrations, those nearest to the edit; half as many at each retry
     copy: int = 1  # of 8: their own prompts
     update: int = 3  # of 8: their rephrases
-    retain: int = 4  # of 8: what has to stay as it is
-    tokens_max: int = 1024  # of all that is read in front of an input; fewer demonstrations then
+    retain: int = 4  # of 8: prompts whose answers have to stay
+    tokens_max: int = 1024  # of all text in front of an input; demonstrations are cut to fit
 
     def __post_init__(self) -> None:
         require_form(self.form, self.table)
@@ -33,7 +33,7 @@ class IkeConfig(Table):
             )
 
     def kinds(self, count: int) -> dict[str, int]:
-        """How many of so many demonstrations there are of each kind."""
+        """Return the number of demonstrations of each kind, out of `count`."""
         shares = {"copy": self.copy, "update": self.update, "retain": self.retain}
         whole = sum(shares.values())
         ends: list[int] = []

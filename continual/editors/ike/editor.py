@@ -1,4 +1,4 @@
-"""The IKE editor: which demonstrations stand in front of a new fact."""
+"""The IKE editor: chooses the demonstrations that stand in front of a new fact."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from continual.streams import open_stream
 
 @dataclass(frozen=True)
 class _Shown:
-    """What can be demonstrated, and the embeddings [n, d] of the facts that it is about."""
+    """The requests that can be demonstrated, and the embeddings [n, d] of their facts."""
 
     requests: tuple[Request, ...]
     embeddings: Tensor
 
 
 class Ike(MemoryEditor):
-    """In scope of an edit the base model answers, behind demonstrations and the new fact.
+    """An editor in memory: in scope, the base model reads demonstrations, the new fact, the input.
 
-    The demonstrations are those nearest to the new fact (section 3.2); they are chosen when the
-    edit is made and kept with it. A model that they lead astray gets half as many at each attempt,
-    and none at the last.
+    The demonstrations are the nearest to the new fact (section 3.2); they are chosen when the edit
+    is made, and kept with it. If they lead the model astray, each retry has half as many, and the
+    last one none.
     """
 
     name = "ike"
@@ -44,7 +44,7 @@ class Ike(MemoryEditor):
         self.attempts = 1 + (self.config.count.bit_length() if is_shown else 0)
 
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
-        """Demonstrations and the new fact."""
+        """Return the demonstrations and the new fact of each edit, as one text."""
         form, recall = self.config.form, answers.recall
         last = [context(form, str(e.request.prompt), e.request.target_new) for e in edits]
         count = self.config.count >> attempt
@@ -71,7 +71,8 @@ class Ike(MemoryEditor):
         return self._embedded
 
     def _nearest(self, request: Request, count: int, recall: Recall) -> list[str]:
-        """Demonstrations of every kind, the nearest first; none is about the request's own fact."""
+        """Return demonstrations of every kind, the nearest first; none is about the request's own
+        fact."""
         shown = self._shown(recall)
         near = recall.scope.queries([str(request.prompt)]).similarity(shown.embeddings)[0]
         order = near.argsort(descending=True, stable=True).tolist()
@@ -86,13 +87,13 @@ class Ike(MemoryEditor):
         return _mixed(list(found.values()))
 
     def _fitting(self, shown: list[str], told: str, recall: Recall) -> str:
-        """As many demonstrations as the budget has room for; the nearest stand last."""
+        """Join as many demonstrations as fit `tokens_max` with the fact; the nearest stand last."""
         while shown and len(recall.tokens(joined(shown[::-1], told))) > self.config.tokens_max:
             shown = shown[:-1]
         return joined(shown[::-1], told)
 
 
 def _mixed(kinds: Sequence[Sequence[str]]) -> list[str]:
-    """All demonstrations, kind by turns, so that a budget cuts the furthest of each."""
+    """Interleave the kinds of demonstrations, so that a budget cuts the furthest of each."""
     longest = max((len(kind) for kind in kinds), default=0)
     return [kind[i] for i in range(longest) for kind in kinds if i < len(kind)]

@@ -17,9 +17,9 @@ class MemitConfig(AssociativeConfig):
     table: ClassVar[str] = "editor.memit"
 
     moment_weight: float | None = None
-    """λ: how much the statistics weigh against a request. None: `MOMENT_SHARE`·d_ff.
+    """λ: the weight of the statistics against a request. None: `MOMENT_SHARE`·d_ff.
 
-    A value is written up to the share s / (λ + s), s = kᵀC₀⁻¹k, which is d_ff on average over the
+    The share s / (λ + s) of a value is written, with s = kᵀC₀⁻¹k, which is d_ff on average over the
     keys of the statistics. Published, for five or six blocks: 15,000 (GPT-J), 20,000 (GPT-2 XL).
     """
 

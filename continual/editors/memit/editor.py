@@ -19,11 +19,11 @@ class Memit(AssociativeEditor[MemitConfig, Whitening]):
         super().__init__(config or MemitConfig())
 
     def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
-        """C₀, factored."""
+        """Return C₀ factored. Raises Unsolvable."""
         return Whitening.of(moment, device)
 
     def solve(self, update: Update[MemitConfig, Whitening]) -> tuple[Solution, Tensor]:
-        """Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
+        """Solve for Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
         keys, weight = update.keys.mean, update.config.moment_weight
         solution = weighted(update.moments, keys, weight or MOMENT_SHARE * keys.shape[1])
         return solution, update.residual

@@ -15,8 +15,8 @@ class RomeConfig(AssociativeConfig):
     table: ClassVar[str] = "editor.rome"
 
     averaged: bool = True
-    """The key averaged over contexts stands on both sides of the update (R-ROME, Gupta et al.
-    2024). False is the published code, with the bare prompt's key on one: it can blow up."""
+    """Use the key averaged over contexts on both sides of the update (R-ROME, Gupta et al. 2024).
+    False is the published code, with the bare prompt's key on one side: its updates can blow up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,22 +22,22 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
         super().__init__(config or RomeConfig())
 
     def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
-        """C₀, factored."""
+        """Return C₀ factored. Raises Unsolvable."""
         return Whitening.of(moment, device)
 
     def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
-        """Each lesson alone."""
+        """Return each lesson in a group of its own."""
         return [[lesson] for lesson in lessons]
 
     def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
-        """The last one."""
+        """Return the last block alone."""
         return blocks[-1:]
 
     def solve(self, update: Update[RomeConfig, Whitening]) -> tuple[Solution, Tensor]:
-        """The update of one request.
+        """Solve for the update of one request.
 
-        The value v* is what the bare prompt's key gives, plus δ. So v* − Wk is δ for that key, and
-        for the mean one δ and what W gives the two differently.
+        The value v* is the bare prompt's output plus δ. So v* − Wk is δ for the bare prompt's key;
+        for the mean key it is δ plus the difference of W's outputs for the two keys.
         """
         mean, plain = update.keys.mean, update.keys.plain
         if not update.config.averaged:

@@ -15,7 +15,7 @@ class SeracConfig(Table):
 
     table: ClassVar[str] = "editor.serac"
 
-    form: str = FORM  # how the counterfactual model is told the edit, and asked
+    form: str = FORM  # of the edit and the question, as the counterfactual model reads them
 
     def __post_init__(self) -> None:
         require_form(self.form, self.table)

@@ -12,8 +12,8 @@ from continual.proposals import Edit
 
 
 class Serac(MemoryEditor):
-    """In scope of an edit z_e the counterfactual model h(z_e, x) answers (section 3); it reads the
-    edit and then the input. Out of scope the model answers as it is."""
+    """An editor in memory: in scope of an edit z_e the counterfactual model h(z_e, x) answers
+    (section 3), which reads the edit and then the input. Out of scope the model answers itself."""
 
     name = "serac"
 
@@ -21,6 +21,6 @@ class Serac(MemoryEditor):
         self.config = config or SeracConfig()
 
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
-        """The new fact alone."""
+        """Return the new fact of each edit alone."""
         form = self.config.form
         return [context(form, str(e.request.prompt), e.request.target_new) for e in edits]

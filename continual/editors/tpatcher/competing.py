@@ -1,9 +1,9 @@
-"""Which logits compete while values are trained: the highest few hundred, and the targets.
+"""Chooses the logits that compete while values are trained: the highest few hundred, the targets.
 
 A step over a vocabulary of 50,000 costs as much as reading the whole head from memory, and the
 logits far below take no part in the loss. So values are trained on rows sliced from the head, and
-all logits judge the result. Where the way to the logits does not end in a plain linear head, the
-vocabulary is small, or a slice would spare nothing, all of them compete.
+all logits judge the result. If the way to the logits does not end in a plain linear head, the
+vocabulary is small, or a slice would spare nothing, all logits compete.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ VOCABULARY_MIN = 4096  # tokens: a smaller head is read as fast as it is sliced
 
 @dataclass(frozen=True)
 class Survey:
-    """What rows answer before an edit, and which tokens are in the running for each."""
+    """The answers of rows before an edit, and the tokens that compete for each."""
 
     hidden: Tensor  # [n, d] with the neurons that are on
     verdict: Verdict
-    rivals: Tensor | None  # [n, count] the tokens of the highest logits, where they were asked for
+    rivals: Tensor | None  # [n, count] the tokens of the highest logits; None if not asked for
 
 
 @torch.no_grad()
 def survey(site: Site, rows: Rows, count: int) -> Survey:
-    """One pass over the whole vocabulary, in parts that fit; no rivals for a `count` of 0."""
+    """Survey rows over the whole vocabulary, in parts that fit; no rivals for a `count` of 0."""
     hidden = site.patched(rows)
     size = max(1, LOGITS_MAX // site.choices)
     right, close, rivals = [], [], []
@@ -62,7 +62,7 @@ class Plain:
 
     @classmethod
     def of(cls, tail: RowTail) -> Plain | None:
-        """Such a tail; None for another one."""
+        """Return the norm and the head of such a tail; None for any other tail."""
         if [type(step) for step in tail.steps] != [nn.LayerNorm, nn.Linear]:
             return None
         norm, head = tail.steps
@@ -71,7 +71,7 @@ class Plain:
 
     @torch.no_grad()
     def gradient(self, rows: Tensor, targets: Tensor) -> Tensor:
-        """[n, d] the gradient of each row's l_e by the row [n, d], for targets [n]."""
+        """Return [n, d] the gradient of each row's l_e by the row [n, d], for targets [n]."""
         norm, shape = self.norm, self.norm.normalized_shape
         normed, mean, scale = torch.native_layer_norm(rows, shape, norm.weight, norm.bias, norm.eps)
         error = nn.functional.linear(normed, self.weight, self.bias).softmax(-1)
@@ -90,15 +90,15 @@ class Readout:
     """The way from residual sums [.., d] to logits [.., tokens], and back down l_e's gradient."""
 
     read: Callable[[Tensor], Tensor]  # [n, d] → [n, tokens] in float32
-    plain: Plain | None  # the same as a norm and a head, where it is no more
+    plain: Plain | None  # the same as a norm and a head, if it consists of just these
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of residual sums of any number of dimensions; differentiable."""
+        """Return the logits of residual sums of any number of dimensions; differentiable."""
         found = self.read(hidden.flatten(0, -2))
         return found.view(*hidden.shape[:-1], found.shape[-1])
 
     def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """[.., d] the gradient of each row's l_e by its residual sum, for targets [..]."""
+        """Return [.., d] the gradient of each row's l_e by its residual sum, for targets [..]."""
         rows, wanted = hidden.flatten(0, -2), targets.flatten()
         if self.plain is not None:
             return self.plain.gradient(rows, wanted).view_as(hidden)
@@ -112,14 +112,14 @@ class Readout:
 
 
 def whole(site: Site) -> Readout:
-    """All logits."""
+    """Return the readout of all logits."""
     return Readout(partial(_logits, site.tail, site.dtype), Plain.of(site.tail))
 
 
 def competing(site: Site, slots: Slots, rivals: Tensor) -> tuple[Slots, Readout] | None:
-    """The slots with their targets counted among the competing tokens, and those tokens' logits.
+    """Return the slots with targets numbered among the competing tokens, and these tokens' readout.
 
-    `rivals` are the token ids in the running, [n] in any order, repeats and all. None where all
+    `rivals` are the competing token ids, [n] in any order, repeats and all. Returns None if all
     logits should compete.
     """
     head = site.tail.steps[-1]

@@ -1,12 +1,12 @@
 """Copies of an edit's prompt behind a few foreign words: other queries that ask the same.
 
-A prompt alone is one point, and a neuron that is told it from the memory may be told it from its
-rephrases, too. Its copies show in which directions a query moves where only the wording does. They
-stand beside the own rows while key and bias are made; values know nothing of them. The wordings of
-other requests of the same relation, put to the subject, are taken as copies are.
+A prompt alone is one point: a neuron that separates it from the memory may separate it from its
+rephrases, too. The copies show the directions in which a query moves with the wording alone. They
+join the own rows while key and bias are made; values are trained without them. The wordings of
+other requests of the same relation, with this subject, are used like copies.
 
-Knows where foreign words come from, how copies are made and which are kept: those that the model
-answers as it answers the prompt, or all of them. Leaves keys to `separating` and `training`.
+Finds the foreign words, makes the copies and chooses among them: the copies that the model answers
+like the prompt, or all of them. Leaves keys to `separating` and `training`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from continual.tasks import Encoding
 PREFIXES = 128  # in a pool
 SHORT, SENTENCES = (1, 5), (6, 20)
 """The fewest and the most tokens of a prefix."""
-WRITTEN_TOKENS = (1, 2, 3)  # behind a generic word, with a full stop behind them
+WRITTEN_TOKENS = (1, 2, 3)  # between a generic word and a full stop
 
 
 SEED_DIGITS = 15  # of a request's id
@@ -38,13 +38,13 @@ Lengths = tuple[int, int]
 
 
 class Prefixes:
-    """Foreign words by the store's seed: the same for all edits of a history, made when needed."""
+    """Foreign words by the store's seed: the same for all edits of a history, made on demand."""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[str, int, Lengths], tuple[str, ...]] = {}
 
     def draw(self, count: int, around: Surroundings, lengths: Lengths = SHORT) -> list[str]:
-        """Draw so many from the pool of these lengths, none twice."""
+        """Draw `count` prefixes from the pool of these lengths, none twice."""
         pool = self._pool(around, lengths)
         order = torch.randperm(len(pool), generator=around.generator)[:count]
         return [pool[place] for place in order.tolist()]
@@ -60,9 +60,9 @@ class Prefixes:
 def _make_pool(
     around: Surroundings, generator: torch.Generator, lengths: Lengths
 ) -> tuple[str, ...]:
-    """Distinct prefixes: cut out of the general text that a decoder wrote, or written by it in its
-    base state where there is none; for other models they are cut out of the training probes'
-    inputs, or drawn from the vocabulary."""
+    """Make distinct prefixes. They are cut out of the general text; without one, a decoder writes
+    them in its base state, and for other models they are cut out of the training probes' inputs or
+    drawn from the vocabulary."""
     site, taught = around.site, around.taught()
     if taught.general:
         cut = _cut_out(taught.general, site, generator, lengths)
@@ -85,7 +85,7 @@ def _written(site: Site, generator: torch.Generator) -> list[str]:
 def _cut_out(
     inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator, lengths: Lengths
 ) -> list[str]:
-    """Consecutive tokens of inputs."""
+    """Cut PREFIXES runs of consecutive tokens out of inputs."""
     least, most = lengths
     texts = []
     for _ in range(PREFIXES):
@@ -97,7 +97,7 @@ def _cut_out(
 
 
 def _drawn(site: Site, generator: torch.Generator) -> list[str]:
-    """Any tokens that the model knows."""
+    """Draw PREFIXES runs of tokens from the model's vocabulary."""
     ids = _ordinary(range(len(site.edited.model.get_input_embeddings().weight)), site)
     sizes = [1 + _below(SHORT[1], generator) for _ in range(PREFIXES)]
     return [_text([ids[_below(len(ids), generator)] for _ in range(s)], site) for s in sizes]
@@ -109,7 +109,7 @@ def _ordinary(ids: Iterable[int], site: Site) -> list[int]:
 
 
 def _text(ids: Sequence[int], site: Site) -> str:
-    """The words that tokens spell, with a space behind them."""
+    """Return the words that tokens spell, with a space behind them."""
     text: str = site.edited.tokenizer.decode(
         list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -125,7 +125,7 @@ def _below(limit: int, generator: torch.Generator) -> int:
 
 @dataclass(frozen=True)
 class Originals:
-    """The slots of a batch, each by the row of the prompt that its neuron is for."""
+    """The slots of a batch, each by the prompt's row that its neuron is for."""
 
     edits: Sequence[Edit]
     owner: Sequence[int]  # the edit of each slot
@@ -137,8 +137,8 @@ class Originals:
 def copied(
     originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
 ) -> Slots:
-    """The rows of `count` copies of each prompt that its slots may own, padded: at the slot's place
-    the model, as it stands, answers them as it answers the prompt. One pass for each edit."""
+    """Return the rows of `count` copies of each prompt that its slots may own, padded: the model as
+    it stands answers them, at the slot's place, like the prompt. Runs one pass for each edit."""
     copies = {
         number: _Copies.of(
             edit, _behind(prefixes.draw(count, around), edit.request.prompt), around.site, ground
@@ -155,8 +155,9 @@ def copied(
 def worded(
     originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
 ) -> Slots:
-    """The rows of `count` copies of each prompt behind whole sentences, and of its other wordings,
-    whatever the model answers there. One pass for each edit; a retry draws the same sentences."""
+    """Return the rows of `count` copies of each prompt behind whole sentences, and of its other
+    wordings, whatever the model answers there, padded. Runs one pass for each edit; a retry draws
+    the same sentences."""
     copies = {}
     for number in dict.fromkeys(originals.owner):
         edit = originals.edits[number]
@@ -171,7 +172,8 @@ def worded(
 
 
 def _behind(prefixes: Iterable[str], prompt: Prompt) -> list[Prompt]:
-    """The prompt behind each of these prefixes; in a chat they stand in the turn that asks."""
+    """Return the prompt behind each of these prefixes; in a chat a prefix stands in the turn that
+    asks."""
     if isinstance(prompt, str):
         return [f"{prefix}{prompt}" for prefix in prefixes]
     *before, asking = prompt.messages
@@ -182,7 +184,7 @@ def _behind(prefixes: Iterable[str], prompt: Prompt) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class _Copies:
-    """The rows of an edit's copies, and what the model answers there."""
+    """The rows of an edit's copies, and the model's answers there."""
 
     rows: Rows  # [copies · positions]; `hidden` with the neurons that are on
     answers: Tensor  # [copies · positions] tokens
@@ -190,8 +192,8 @@ class _Copies:
 
     @classmethod
     def of(cls, edit: Edit, prompts: Iterable[Prompt], site: Site, ground: Ground) -> _Copies:
-        """Copies of these prompts; those that break a limit, or whose answer is tokenised
-        otherwise, are left out."""
+        """Read copies with these prompts; a prompt is left out if it breaks a limit, or if its
+        answer is tokenised otherwise."""
         prompt, target = edit.encodings[0], edit.request.target_new
         encodings = [e for p in prompts if (e := _encoded(p, target, site)) is not None]
         encodings = [e for e in encodings if e.targets == prompt.targets]
@@ -201,16 +203,17 @@ class _Copies:
         return cls(*ground.seen(encodings), len(prompt.targets))
 
     def at(self, place: int) -> Rows:
-        """The rows at one answer position."""
+        """Return the rows at one answer position."""
         return self.rows[place :: self.positions]
 
     def answered(self, place: int, token: int) -> Rows:
-        """Likewise, of the copies that are answered with this token."""
+        """Return the rows at one answer position of the copies that are answered with this
+        token."""
         return self.at(place)[self.answers[place :: self.positions] == token]
 
 
 def _encoded(prompt: Prompt, target: str, site: Site) -> Encoding | None:
-    """A prompt with its answer; None where a limit forbids it."""
+    """Encode a prompt with its answer; None if a limit forbids it."""
     try:
         return site.task.encode(prompt, target)
     except RequestError:
@@ -218,7 +221,7 @@ def _encoded(prompt: Prompt, target: str, site: Site) -> Encoding | None:
 
 
 def _padded(rows: Sequence[Rows]) -> Slots:
-    """The rows of each slot, to one length."""
+    """Pad the rows of each slot to one length."""
     widest = max(map(len, rows))
     real = torch.tensor([[i < len(own) for i in range(widest)] for own in rows], dtype=torch.bool)
 

@@ -1,6 +1,6 @@
 """The T-Patcher editor: wrong answer positions become slots, slots become neurons.
 
-Knows how a batch becomes neurons; what differs from place to place is known to their `grounds`.
+Turns a batch into neurons; leaves the differences between places to their `grounds`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class TPatcher:
         self._worded: tuple[tuple[str, ...], Slots] | None = None  # the latest
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        """See `Editor.edit`. A retry learns from the prompt alone, the last one by the paper's own
-        training where the closed form does not separate. Edits whose neurons ask for their subject
-        are made one by one, each against what names it."""
+        """See `Editor.edit`. A retry learns from the prompt alone; the last one uses the paper's
+        own training if the closed form does not separate. Edits whose neurons ask for their subject
+        are made one by one, each against the memory that names it."""
         if not self.config.asks_subject or around.naming is None:
             return self._propose(edits, around)
         asking = [edit for edit in edits if edit.request.named_subject]
@@ -78,7 +78,7 @@ class TPatcher:
         return _joined(proposals)
 
     def _propose(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Proposal:
-        """Neurons for these edits, which ask for the subject where there is one."""
+        """Make neurons for these edits; with a `subject` the neurons ask for it."""
         if around.attempt:
             edits = [edit.alone() for edit in edits]
         ground = self._ground(edits, around, subject)
@@ -104,8 +104,8 @@ class TPatcher:
         return Proposal(patch, failed, notes)
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
-        """A value may be `norm_max` times as long as the edits' residual sums are on average, with
-        the neurons that are on; twice that at each retry."""
+        """Object to a patch over its norm budget: `norm_max` times the mean norm of the edits'
+        residual sums, with the neurons that are on; each retry doubles it."""
         hidden = self._ground(edits, around).hidden()
         asks = isinstance(patch, NeuronPatch) and any(patch.subjects)
         norm_max = self.config.asking().norm_max if asks else self.config.norm_max
@@ -115,8 +115,9 @@ class TPatcher:
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
     def _ground(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Ground:
-        """Where the neurons of these edits are made: the last FFN, unless `config` says otherwise.
-        Raises EditError for a place that the model has not."""
+        """Return the ground for the neurons of these edits: the last FFN, unless `config` says
+        otherwise. Raises EditError for a place that the model does not have, and for `asks_subject`
+        elsewhere."""
         place = self.config.place(around.site.block)
         if place == GatePlace.at(around.site.block):
             return LastFfn(edits, around, subject)
@@ -131,8 +132,8 @@ class TPatcher:
         return Elsewhere(edits, around, self._protected)
 
     def _budget(self, around: Surroundings, ground: Ground) -> TPatcherConfig:
-        """Each retry may take more neurons and steps, and gives up more generality; one of an edit
-        that changed too much is narrower, and else as at first."""
+        """Return the settings of this attempt. Each retry may take more neurons and steps, and
+        gives up more generality; a retry of an edit that changed too much is only narrower."""
         crowd = around.site.edited.gates(ground.place).size
         config = self.config.asking() if ground.subject else self.config.among(crowd)
         attempt, config = around.attempt, config.narrower(around.narrow)
@@ -153,7 +154,8 @@ class TPatcher:
     def _copies(
         self, plan: Plan, ground: Ground, around: Surroundings, config: TPatcherConfig
     ) -> Slots | None:
-        """Further own rows of the slots, for their keys alone; None where none are asked for."""
+        """Return further own rows of the slots, for their keys alone; None if the settings ask for
+        none."""
         if not config.copies:
             return None
         edits = ground.edits
@@ -175,7 +177,8 @@ class TPatcher:
         around: Surroundings,
         config: TPatcherConfig,
     ) -> tuple[Plan, Neurons, Tensor]:
-        """Keys and biases, and which of them [n] tell their own rows from all others."""
+        """Return the plan, keys and biases, and a mask [n] of the neurons that separate their own
+        rows from all others."""
         silent = _Silent(plan, ground.memory)
         if copies is None:
             neurons, separate = _separated(plan.slots, silent, config)
@@ -193,8 +196,8 @@ _NOT_ARRIVED = "its values did not arrive in {} steps"
 
 
 def _whole(plan: Plan, neurons: Neurons, done: Tensor) -> tuple[Plan, Neurons, set[int]]:
-    """The edits of which all neurons [n] are done, and the numbers of the others: an edit has all
-    of its neurons, or none."""
+    """Keep the edits whose neurons [n] are all done, and return the numbers of the others: an edit
+    has all of its neurons, or none."""
     lost = {plan.owner[slot] for slot in (~done).nonzero().flatten().tolist()}
     if not lost:
         return plan, neurons, lost
@@ -208,27 +211,27 @@ def _whole(plan: Plan, neurons: Neurons, done: Tensor) -> tuple[Plan, Neurons, s
 
 @dataclass(frozen=True)
 class _Silent:
-    """Where the neurons of a batch have to be silent: on the memory, and on each other's rows."""
+    """The rows on which a batch's neurons must be silent: the memory, and each other's rows."""
 
     plan: Plan
     memory: QueryMemory
 
     def highest(self, keys: Tensor) -> Tensor:
-        """The highest score of each slot's key [slots, d] → [slots]."""
+        """Return the highest score of each slot's key [slots, d] → [slots]."""
         batch = keys @ self.plan.rows.query.T
         others = batch.masked_fill(~self.plan.foreign(), -torch.inf).amax(1)
         return torch.maximum(self.memory.highest_scores(keys), others)
 
     def highest_row(self, slot: int, key: Tensor) -> Tensor:
-        """[d] the row that a slot's key [d] scores highest; zero where there is none."""
+        """Return [d] the row that a slot's key [d] scores highest; zero if there is none."""
         others = self.plan.rows.query[self.plan.foreign()[slot]]
         rows = torch.cat([self.memory.supporting(key), others])
         return rows[(rows @ key).argmax()] if len(rows) else torch.zeros_like(key)
 
 
 def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
-    """Neurons in the closed form; those that it does not separate with the widest margin, if they
-    have one row of their own: a plane around several takes in too much else."""
+    """Make neurons in the closed form. If it does not separate a neuron with one own row, that
+    neuron gets the widest margin; a plane around several rows would take in too much else."""
     neurons, separate = _closed(slots, silent, config)
     wanted = ~separate & (slots.real.sum(1) == 1)
     return _widened(slots, silent, config, (neurons, separate), wanted)
@@ -237,9 +240,9 @@ def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[N
 def _separated_with(
     copies: Slots, slots: Slots, silent: _Silent, config: TPatcherConfig
 ) -> tuple[Neurons, Tensor, Tensor]:
-    """Likewise with copies among the own rows, where there is a plane around them at all: its
-    margin leaves out what it would take in too much. And the queries [slots, r, d] at which the
-    values of the own rows have to do. With whitening all keys have the widest margin.
+    """Make neurons with copies among the own rows, if a plane separates them from the memory; its
+    margin keeps other text out. With whitening all keys have the widest margin. Returns also the
+    separate ones [slots], and the queries [slots, r, d] at which values must be enough.
     """
     among, all_rows = config.among_copies(), slots.joined(copies)
     has_copies = copies.real.any(1)
@@ -267,7 +270,8 @@ def _widened(
     start: tuple[Neurons, Tensor],
     wanted: Tensor,
 ) -> tuple[Neurons, Tensor]:
-    """The neurons and which of them separate, with the widest margin for the slots `wanted` [n]."""
+    """Give the slots `wanted` [n] the widest margin; return the neurons and a mask [n] of the
+    separate ones."""
     neurons, separate = start
     if not bool(wanted.any()):
         return start
@@ -284,7 +288,7 @@ def _widened(
 def _retrain(
     slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Highest
 ) -> tuple[Neurons, Tensor]:
-    """The paper's training for all slots of a batch of which some do not separate."""
+    """Run the paper's training for all slots of a batch, some of which do not separate."""
     keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
     start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = around.memory.all()
@@ -295,7 +299,7 @@ def _retrain(
 
 
 def _joined(proposals: Sequence[Proposal]) -> Proposal:
-    """One proposal of several, whose neurons stand in their order."""
+    """Join proposals into one, with their neurons in order."""
     patches = [p.patch for p in proposals if isinstance(p.patch, NeuronPatch)]
     failed = {identity: reason for p in proposals for identity, reason in p.failed.items()}
     notes = {identity: note for p in proposals for identity, note in p.notes.items()}

@@ -1,11 +1,11 @@
-"""Neurons at any other place than the last FFN: between a value and the answer lie blocks.
+"""Makes neurons at any other place than the last FFN: blocks lie between a value and the answer.
 
 A neuron there can open on any token, so it stays silent on all tokens of the memory, and its value
 is trained by running the model with it: the forward pass is the model's own, with the value added
 wherever the neuron opens in the edit's texts. Slots are trained one after another, each with the
-neurons of the edit before it in place, as in a decoder what lands on a token reaches later ones.
+earlier neurons of the edit in place, because in a decoder a value on one token reaches later ones.
 
-The memory is the one that the base shows: gates do not change the queries of their own place.
+The memory is read from the base: gates do not change the queries of their own place.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ Asked = tuple[Encoding, int]
 
 
 class ProtectedTokens:
-    """The queries at a place of all tokens on which new neurons stay silent, in the base state.
+    """The base's queries, at a place, of all tokens on which new neurons stay silent.
 
-    They are read once; an edit that joins costs one pass over its prompt.
+    They are read once; each further edit costs one pass over its prompt.
     """
 
     def __init__(self, site: Site, place: GatePlace) -> None:
@@ -54,7 +54,7 @@ class ProtectedTokens:
         self._firsts: list[int] = []  # the first row of each training probe
 
     def memory(self, taught: Taught) -> QueryMemory:
-        """All of it, as it is known now."""
+        """Return the memory of all texts and edits in `taught`, brought up to date."""
         known = taught.training, taught.general
         if self._taught != known or not self._continues(taught.edits):
             self._read(taught)
@@ -69,7 +69,7 @@ class ProtectedTokens:
         return self._memory
 
     def _continues(self, edits: Mapping[str, Encoding]) -> bool:
-        """Whether the edits that are remembered come first, and in this order."""
+        """Tell whether `edits` begin with the remembered ones, in their order."""
         kept = [owner for owner in self._memory.owners if owner in edits]
         return kept == list(edits)[: len(kept)]
 
@@ -90,12 +90,13 @@ class ProtectedTokens:
         return known[1]
 
     def queries(self, encodings: Sequence[Encoding]) -> list[Tensor]:
-        """[T, d] the queries of each text's tokens, in the base state."""
+        """Return the queries [T, d] of each text's tokens, in the base state."""
         with self._site.edited.bare():
             return token_queries(self._site, encodings, [self.place])[self.place]
 
     def near(self, edits: Sequence[Edit]) -> list[Tensor]:
-        """[T, d] likewise, of the neighbours of edits."""
+        """Return the queries [T, d] of the tokens of each neighbour of the edits, in the base
+        state."""
         known = [edit.near.texts for edit in edits if edit.near is not None]
         texts = dict.fromkeys(ids for own in known if own is not None for ids, _ in own.prefixes)
         return self.queries([Encoding(Question(ids), (), ()) for ids in texts]) if texts else []
@@ -128,7 +129,7 @@ class Elsewhere:
 
     @contextmanager
     def minded(self) -> Iterator[None]:
-        """See `Ground.minded`: the neighbours of the edits are in memory, too."""
+        """See `Ground.minded`: add the neighbours of the edits to the memory."""
         if not self._near:
             yield
             return
@@ -145,7 +146,7 @@ class Elsewhere:
 
     @torch.no_grad()
     def _read(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
-        """The rows of texts in one pass over them alone, and their logits [n, vocab]."""
+        """Read the rows of texts in one pass over them alone, and their logits [n, vocab]."""
         edited = self._site.edited
         landing = edited.anatomy.block(edited.model, self.place.value_block)
         own = list(encodings)
@@ -176,7 +177,7 @@ class Elsewhere:
         return rows, logits.argmax(-1)
 
     def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
-        """See `Ground.train`: slot by slot, each with those before it on the model."""
+        """See `Ground.train`: slot by slot, each with the earlier neurons on the model."""
         trained: list[Neurons] = []
         edited = self._site.edited
         depth = edited.depth
@@ -191,7 +192,7 @@ class Elsewhere:
         return Neurons(neurons.keys, neurons.bias, values), done
 
     def _trained(self, plan: Plan, neurons: Neurons, slot: int, config: TPatcherConfig) -> Neurons:
-        """One neuron with its value."""
+        """Train the value of one slot's neuron."""
         only = torch.tensor([slot])
         slots, neuron = plan.value_slots[only], neurons[only]
         asked = [self._asked[row] for row in plan.own[slot]]
@@ -201,8 +202,8 @@ class Elsewhere:
         return found
 
     def _openings(self, asked: Sequence[Asked], neuron: Neurons) -> list[Tensor]:
-        """[T] for each row's text, how far the neuron opens on each token, as a share of how far it
-        does at the row's own."""
+        """Return, for each row's text, the neuron's activation [T] on each token as a share of its
+        activation on the row's own token."""
         texts = [encoding for encoding, _ in asked]
         queries = token_queries(self._site, texts, [self.place])[self.place]
         shares = []
@@ -215,7 +216,7 @@ class Elsewhere:
         return shares
 
     def _tried(self, plan: Plan) -> Tensor:
-        """[slots] which own rows are right as the model stands."""
+        """Return a mask [slots]: all own rows of the slot are right on the model as it stands."""
         encodings = [encoding for edit in self.edits for encoding in edit.encodings]
         _, logits = self._read(encodings)
         right = (logits.argmax(-1) == plan.rows.targets).tolist()
@@ -230,8 +231,8 @@ class Elsewhere:
 @dataclass(frozen=True)
 class _Way:
     """The way from the states on which one slot's values land, [.., 1, r, d], to the logits of its
-    rows: the model's own pass, in which the difference to the states before lands on every token on
-    which the neuron opens."""
+    rows. It is the model's own pass; the difference to the states `before` lands on every token
+    where the neuron opens."""
 
     site: Site
     place: GatePlace
@@ -258,7 +259,8 @@ class _Way:
         return gradient
 
     def _logits(self, added: Tensor, first: int) -> Tensor:
-        """[k, vocab] for differences [k, d], of rows in turn, the first of number `first`."""
+        """Return logits [k, vocab] for differences [k, d] of the rows in turn, beginning with row
+        number `first`."""
         numbers = [(first + i) % len(self.asked) for i in range(len(added))]
         rows = [_one(*self.asked[number]) for number in numbers]
         edited = self.site.edited
@@ -276,6 +278,6 @@ def _adding(values: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _one(encoding: Encoding, position: int) -> Encoding:
-    """One answer position of a probe, as a sequence of its own; the same tokens go in."""
+    """Return one answer position of a probe as an encoding of its own, with the same tokens."""
     place, target = encoding.positions[position], encoding.targets[position]
     return Encoding(Question(encoding.ids, encoding.question.source), (place,), (target,))

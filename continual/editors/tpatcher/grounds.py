@@ -1,7 +1,7 @@
-"""Where neurons are made: the rows of edits there, what they answer, and how values are trained.
+"""The places of neurons: the rows of edits there, their answers, and the training of values.
 
-`Ground` is what the editor asks of a place; `LastFfn` is the paper's, where rows say all of an
-answer and no pass of the model is needed. `elsewhere` has all other places.
+`Ground` is the contract between the editor and a place; `LastFfn` is the paper's place, where rows
+determine an answer and no pass of the model is needed. `elsewhere` has all other places.
 """
 
 from __future__ import annotations
@@ -38,42 +38,43 @@ class Ground(Protocol):
     subject: str
     """The subject that the neurons ask for; empty for none."""
     retrains: bool
-    """Whether the paper's training of keys, biases and values can be run here."""
+    """True if the paper's training of keys, biases and values can be run here."""
 
     @property
     def place(self) -> GatePlace:
-        """Where the neurons stand."""
+        """The place of the neurons."""
 
     @property
     def edits(self) -> Sequence[Edit]:
-        """The edits, with their rows as they stand here: `query` is read by keys, `hidden` is where
-        values land."""
+        """The edits, with their rows at this place: keys read `query`, values land on `hidden`."""
 
     @property
     def memory(self) -> QueryMemory:
         """The queries on which the neurons stay silent."""
 
     def minded(self) -> AbstractContextManager[None]:
-        """The neighbours of the edits are in memory, too, while this lasts."""
+        """Add the neighbours of the edits to the memory while the `with` lasts."""
 
     def hidden(self) -> Tensor:
-        """[n, d] the states on which values land, of all rows, with the neurons that are on."""
+        """Return the states [n, d] on which values land, of all rows, with the neurons that are
+        on."""
 
     def survey(self, rows: Rows, count: int) -> Survey:
-        """What the edits' rows answer before the edit; see `competing.survey`."""
+        """Return the answers of the edits' rows before the edit; see `competing.survey`."""
 
     def answers(self, plan: Plan) -> Tensor:
-        """[slots] the token that the model gives at each slot's first row."""
+        """Return [slots] the token that the model gives at each slot's first row."""
 
     def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
-        """The rows of other texts, `hidden` with the neurons that are on, and the tokens [n] that
-        the model gives there."""
+        """Return the rows of other texts, `hidden` with the neurons that are on, and the tokens [n]
+        that the model gives there."""
 
     def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
-        """The neurons with their values, and which of them [slots] make their own rows right."""
+        """Return the neurons with their values, and a mask [slots] of those whose own rows are
+        right with them."""
 
     def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
-        """The patch that puts the neurons on here."""
+        """Return the patch that puts the neurons on here."""
 
 
 class LastFfn:
@@ -91,7 +92,7 @@ class LastFfn:
         return GatePlace.at(self._site.block)
 
     def minded(self) -> AbstractContextManager[None]:
-        """See `Ground.minded`: they are, while an editor is asked."""
+        """See `Ground.minded`: the pipeline adds them before it asks an editor."""
         return nullcontext()
 
     def hidden(self) -> Tensor:
@@ -113,7 +114,7 @@ class LastFfn:
         return rows, answers_of(self._site, rows.hidden)
 
     def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
-        """See `Ground.train`: all slots side by side, on few logits where these will do."""
+        """See `Ground.train`: all slots side by side, on few logits where these are enough."""
         slots, rivals = plan.value_slots, plan.rivals()
         done = torch.zeros_like(neurons.bias, dtype=torch.bool)
         few = None if rivals is None else competing(self._site, slots, rivals)
@@ -129,7 +130,7 @@ class LastFfn:
 
     @torch.no_grad()
     def _tried(self, plan: Plan, neurons: Neurons) -> Tensor:
-        """[n] which of the neurons make all of their own rows right, with all of them on."""
+        """Return a mask [n]: with all neurons on, all own rows of the neuron are right."""
         on = self.patch(neurons, ())
         hidden = self._site.patched_with(plan.rows, on)  # the proof will ask for the same
         right = (self._site.logits(hidden).argmax(-1) == plan.rows.targets).tolist()
@@ -145,6 +146,6 @@ class LastFfn:
 
 
 def answers_of(site: Site, hidden: Tensor) -> Tensor:
-    """[n] the token with the highest logit, for residual sums [n, d]."""
+    """Return [n] the token with the highest logit, for residual sums [n, d]."""
     size = max(1, LOGITS_MAX // site.choices)
     return torch.cat([site.logits(part).argmax(-1) for part in hidden.split(size)])

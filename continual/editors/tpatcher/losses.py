@@ -20,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bounds:
-    """How silent the memory has to be, and how much of it counts."""
+    """The bounds on scores over the memory, and the number of its rows that count."""
 
     beta: float = -3.0
     gamma: float = -3.0
@@ -28,20 +28,21 @@ class Bounds:
 
 
 def mean_of_top_exponentials(scores: Tensor, count: int) -> Tensor:
-    """S(v; n) over the last dimension. -inf is no value; fewer than n are all taken, none is 0."""
+    """Return S(v; n) over the last dimension, 0 without values. -inf is no value; if there are
+    fewer than n values, all count."""
     taken = scores.topk(min(count, scores.shape[-1]), dim=-1).values
     return taken.exp().sum(-1) / (taken > -torch.inf).sum(-1).clamp(min=1)
 
 
 def activation_loss(own_scores: Tensor, count: int = 5) -> Tensor:
-    """l_a from q_e·k + b of the neuron's own queries [n, r]; inf is no query."""
+    """Return l_a from q_e·k + b of the neuron's own queries [n, r]; inf is no query."""
     return mean_of_top_exponentials(-own_scores, count)
 
 
 def memory_losses(
     memory_scores: Tensor, own_score: Tensor, bias: Tensor, bounds: Bounds
 ) -> tuple[Tensor, Tensor]:
-    """l_m1 and l_m2 from M·k [n, m], the edit's own q_e·k [n], and b [n]."""
+    """Return l_m1 and l_m2 from M·k [n, m], the edit's own q_e·k [n], and b [n]."""
     raised = memory_scores + bias[:, None]
     silent = mean_of_top_exponentials(raised - bounds.beta, bounds.top)
     below = mean_of_top_exponentials(raised - own_score[:, None] - bounds.gamma, bounds.top)
@@ -49,7 +50,7 @@ def memory_losses(
 
 
 def edit_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """l_e: negative log-likelihood of each row's target, [..]."""
+    """Return l_e: the negative log-likelihood of each row's target, [..]."""
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), reduction="none"
     ).view(targets.shape)

@@ -1,6 +1,6 @@
-"""A batch as slots: which rows of its edits each neuron is for.
+"""Divides a batch into slots: each neuron gets the rows of the edits that it is for.
 
-Knows rows, and what they answer before the edit; where they stand in the model is its ground's.
+Knows rows and their answers before the edit; leaves their place in the model to its ground.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ TOO_MANY = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows of a batch, and which of them each neuron owns."""
+    """The rows of a batch, and the owned rows of each neuron."""
 
     rows: Rows  # every answer row of every edit
     before: Survey  # of the rows
     own: tuple[tuple[int, ...], ...]  # rows of each slot
     owner: tuple[int, ...]  # the edit of each slot
-    reached: Tensor | None = None  # [slots, r, d] own queries at which values have to do, if others
+    reached: Tensor | None = None  # [slots, r, d] queries to train values at, unless the own ones
 
     @property
     def value_slots(self) -> Slots:
-        """The slots as values are trained on them."""
+        """The slots that values are trained on."""
         return self.slots if self.reached is None else replace(self.slots, query=self.reached)
 
     @cached_property
@@ -51,14 +51,14 @@ class Plan:
         )
 
     def chosen(self, slots: Sequence[int]) -> Plan:
-        """These slots; the rows of all edits stay."""
+        """Return a plan with these slots alone; the rows of all edits stay."""
         own = tuple(self.own[slot] for slot in slots)
         owner = tuple(self.owner[slot] for slot in slots)
         reached = None if self.reached is None else self.reached[list(slots)]
         return replace(self, own=own, owner=owner, reached=reached)
 
     def places(self, edits: Sequence[Edit]) -> tuple[int, ...]:
-        """The answer position that each slot is for."""
+        """Return the answer position that each slot is for."""
         sizes = [sum(map(len, edit.rows)) for edit in edits]
         starts = list(accumulate(sizes, initial=0))
         return tuple(
@@ -67,12 +67,12 @@ class Plan:
         )
 
     def rivals(self) -> Tensor | None:
-        """The tokens that were in the running in any slot, where they were surveyed."""
+        """Return the competing tokens of all slots; None if the survey did not ask for them."""
         found = self.before.rivals
         return None if found is None else found[[row for rows in self.own for row in rows]]
 
     def foreign(self) -> Tensor:
-        """[slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
+        """Return [slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
         mask = [[row not in rows for row in range(len(self.rows))] for rows in self.own]
         return torch.tensor(mask, device=self.before.hidden.device)
 
@@ -80,8 +80,9 @@ class Plan:
 def planned(
     edits: Sequence[Edit], rows: Rows, before: Survey, config: TPatcherConfig
 ) -> tuple[Plan, dict[str, str]]:
-    """One slot for every answer position at which the prompt or a rephrase is wrong, from the rows
-    of all edits and what they answer; and why some edits have none."""
+    """Plan one slot for every answer position at which the prompt or a rephrase is wrong, from the
+    rows of all edits and their answers `before`; return also the reasons why some edits have
+    none."""
     wrong = (~before.verdict.right | before.verdict.close).tolist()
     own: list[tuple[int, ...]] = []
     owner: list[int] = []
@@ -105,10 +106,11 @@ def planned(
 def _wrong_positions(
     edit: Edit, starts: Sequence[int], wrong: Sequence[bool]
 ) -> list[tuple[int, ...]]:
-    """For each answer position that is wrong somewhere: its row in the prompt and each rephrase.
+    """Return, for each answer position that is wrong in some text, its row in the prompt and in
+    each rephrase.
 
-    Each form of the prompt whose answer is tokenised otherwise has positions of its own. Rephrases
-    whose answer is tokenised as in no form have no such row.
+    A form of the prompt whose answer has other tokens has its own positions. A rephrase whose
+    answer has the tokens of no form has no such row.
     """
     answers = dict.fromkeys(encoding.targets for encoding in edit.encodings[: edit.forms])
     columns: list[tuple[int, ...]] = []

@@ -1,10 +1,10 @@
-"""Keys of the largest margin, for queries that the closed form cannot tell from the memory.
+"""Finds the key of the largest margin for queries that the closed form cannot separate from memory.
 
-A neuron's key and bias are a plane: its own queries lie on one side, the memory on the other. Of
-all planes the one with the most room to both sides stands on the shortest line from the convex hull
-of the memory to that of the own queries, and there is none at all where the hulls meet. The line is
-found by Wolfe's algorithm for the point of least norm (Wolfe, Mathematical Programming 11, 1976) on
-the differences of the two sets, of which only the few that carry the point are ever looked at.
+A neuron's key and bias are a plane: its own queries lie on one side, the memory on the other. The
+plane with the most room on both sides is perpendicular to the shortest line from the convex hull of
+the memory to the hull of the own queries; if the hulls meet, there is no plane. Wolfe's algorithm
+for the point of least norm (Wolfe, Mathematical Programming 11, 1976) finds the line, on the
+differences of the two sets; it looks only at the few differences that carry the point.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Supports = Callable[[Tensor], Tensor]  # key [d] → the row [d] of memory that 
 
 ENOUGH = 0.99  # of the largest margin
 STEPS_MAX = 200  # searches of the memory; some twenty are usual
-_NONE = 1e-12  # a share of the point that is no share
+_NONE = 1e-12  # a share of the point that counts as zero
 
 
 def widest_key(
     own: Tensor, start: Tensor, supports: Supports, whitening: Whitening | None = None
 ) -> Tensor:
-    """[d] the shortest line from the memory's hull to that of the own queries [r, d].
+    """Return [d] the shortest line from the memory's hull to the hull of the own queries [r, d].
 
-    `start` [d] is where the search looks first. The key scores every own query higher than every
-    row of the memory by ``ENOUGH`` of its square at least; it is about zero where the hulls meet,
-    and `start` for queries that are not finite, which nothing separates. With a whitening the line
+    The search begins with the key `start` [d]. The result scores every own query higher than every
+    row of the memory by at least ``ENOUGH`` of its own square; it is about zero if the hulls meet,
+    and `start` for queries that are not finite, which no key separates. With a whitening the line
     is the shortest in its coordinates.
     """
     own = own.double().cpu()
@@ -42,7 +42,7 @@ def widest_key(
         return whitening.key_here(key).to(start)
 
     def furthest(key: Tensor) -> Tensor:
-        """The difference [d] of an own query and a row of the memory that `key` scores least."""
+        """Return the difference [d] of an own query and a row of memory that `key` scores least."""
         return own[(own @ key).argmin()] - supports(key.to(start)).double().cpu()
 
     corral = _Corral(furthest(start.double().cpu()))
@@ -55,7 +55,7 @@ def widest_key(
 
 
 def _whitened(supports: Supports, whitening: Whitening, like: Tensor) -> Supports:
-    """The supports in whitened coordinates; keys are looked at in the dtype of `like`."""
+    """Return the supports in whitened coordinates; they read keys in the dtype of `like`."""
 
     def there(key: Tensor) -> Tensor:
         return whitening.queries(supports(whitening.key_here(key).to(like)))
@@ -64,7 +64,7 @@ def _whitened(supports: Supports, whitening: Whitening, like: Tensor) -> Support
 
 
 class _Corral:
-    """Few vectors, each needed, whose hull comes nearest to zero in its inside."""
+    """A few vectors, all needed, whose hull comes nearest to zero at an inner point."""
 
     def __init__(self, first: Tensor) -> None:
         self._vectors = first[None]  # [n, d]
@@ -76,8 +76,8 @@ class _Corral:
         return self._shares @ self._vectors
 
     def take(self, vector: Tensor) -> bool:
-        """Take one more vector in, and let go of those that it makes needless; False where it is
-        here already: then rounding is all that is left."""
+        """Take one more vector in, and drop the vectors that it makes needless. Return False if the
+        vector is here already: then only rounding is left to gain."""
         if bool((self._vectors == vector).all(1).any()):
             return False
         self._vectors = torch.cat([self._vectors, vector[None]])
@@ -88,7 +88,7 @@ class _Corral:
             way = (self._shares[going] / falls).amin().clamp(0.0, 1.0)
             shares = self._shares + way * (flat - self._shares)
             kept = shares > _NONE
-            if bool(kept.all()):  # by rounding: the first to go does
+            if bool(kept.all()):  # by rounding: drop the first to reach zero
                 kept[going[(self._shares[going] / falls).argmin()]] = False
             self._vectors = self._vectors[kept]
             self._shares = shares[kept] / shares[kept].sum()
@@ -96,8 +96,8 @@ class _Corral:
         return True
 
     def _flat_shares(self) -> Tensor:
-        """[n] the shares, of any sign, of the point of least norm in the flat through all of them:
-        products with it are equal, and the shares sum to 1."""
+        """Return [n] the shares, of any sign, of the point of least norm in the flat through all
+        vectors: its products with them are equal, and the shares sum to 1."""
         count = len(self._vectors)
         system = self._vectors.new_ones(count + 1, count + 1)
         system[:count, :count] = self._vectors @ self._vectors.T

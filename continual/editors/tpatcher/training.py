@@ -1,7 +1,7 @@
 """Training neurons on cached rows: no model forward, all the neurons of a batch side by side.
 
-A *slot* is one neuron with the rows that are its own: the same answer position of the prompt and of
-the rephrases that may be learned from, padded to the widest. Neurons of a batch do not interact
+A *slot* is one neuron with its own rows: the same answer position of the prompt and of the
+rephrases that may be learned from, padded to the widest slot. Neurons of a batch do not interact
 here: each is held silent on the others' rows, as on the memory.
 """
 
@@ -33,13 +33,13 @@ Highest = Callable[[Tensor], Tensor]  # keys [n, d] → their highest scores in 
 
 
 class Descends(Protocol):
-    """Logits that know the way down."""
+    """A function to logits that also gives the gradient of l_e."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Residual sums [.., d] → logits [.., vocab]."""
+        """Return the logits [.., vocab] of residual sums [.., d]."""
 
     def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """[.., d] the gradient of each row's l_e by its residual sum."""
+        """Return [.., d] the gradient of each row's l_e by its residual sum."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Slots:
         return Slots(self.query[index], self.hidden[index], self.targets[index], self.real[index])
 
     def joined(self, more: Slots) -> Slots:
-        """The same neurons with more own rows."""
+        """Return the same neurons with more own rows."""
         return Slots(
             torch.cat([self.query, more.query], 1),
             torch.cat([self.hidden, more.hidden], 1),
@@ -69,21 +69,21 @@ class Slots:
 
 @dataclass(frozen=True)
 class Neurons:
-    """n neurons on their way to a patch."""
+    """n neurons, before they become a patch."""
 
     keys: Tensor  # [n, d]
     bias: Tensor  # [n]
     values: Tensor  # [n, d]
 
     def activations(self, query: Tensor) -> Tensor:
-        """relu(q·k + b) of each neuron on its own rows [n, r, d] → [n, r]."""
+        """Return relu(q·k + b) of each neuron on its own rows [n, r, d] → [n, r]."""
         return torch.relu(scores(query, self.keys) + self.bias[:, None])
 
     def __getitem__(self, index: Tensor) -> Neurons:
         return Neurons(self.keys[index], self.bias[index], self.values[index])
 
     def but(self, others: Neurons, where: Tensor) -> Neurons:
-        """These, and the others in the places `where` [n]."""
+        """Return these neurons, with the others at the places `where` [n]."""
         each = where[:, None]
         return Neurons(
             torch.where(each, others.keys, self.keys),
@@ -93,14 +93,14 @@ class Neurons:
 
 
 def scores(query: Tensor, keys: Tensor) -> Tensor:
-    """q·k of each neuron with its own rows: [n, r, d], [n, d] → [n, r]."""
+    """Return q·k of each neuron with its own rows: [n, r, d], [n, d] → [n, r]."""
     return (query @ keys.unsqueeze(-1)).squeeze(-1)
 
 
 def total_loss(
     slots: Slots, neurons: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
 ) -> Tensor:
-    """l_e + alpha·l_a + m·(l_m1 + l_m2) of each neuron, [n]; memory [m, d]."""
+    """Return l_e + alpha·l_a + m·(l_m1 + l_m2) of each neuron, [n]; memory [m, d]."""
     own = scores(slots.query, neurons.keys)
     bounds = Bounds(config.beta, config.gamma, config.memory_top)
     fire = (own + neurons.bias[:, None]).masked_fill(~slots.real, torch.inf)
@@ -128,10 +128,11 @@ def closed_form(
     highest: Highest,
     config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
-    """Neurons as they start, with v = 0, and which of them separate their rows from memory [n].
+    """Make neurons with v = 0; return them, and a mask [n] of those that separate their rows from
+    memory.
 
     k points from `centre` [d] to the mean of the own queries, k ∝ (q̄ - c)/‖q̄ - c‖². With c = 0 that
-    is the paper's start; the memory's mean in its place leaves out what all queries share.
+    is the paper's start; with the memory's mean as c it leaves out the common part of all queries.
     `highest` gives the highest score in memory for keys [n, d] → [n].
     """
     count = slots.real.sum(1, keepdim=True)
@@ -150,11 +151,13 @@ def widened(
     config: TPatcherConfig,
     whitening: Whitening | None = None,
 ) -> tuple[Neurons, Tensor]:
-    """Likewise with the keys of the largest margin to memory, searched from the keys `start` [n, d]
-    on, for the slots `wanted` [n]; the others keep theirs. A margin has to be ``ROOM_MIN`` of the
-    own queries' length at least; it is measured in whitened coordinates where there are any.
+    """Make neurons with the keys of the largest margin to memory for the slots `wanted` [n]; return
+    them, and a mask [n] of those that separate.
 
-    `supports` gives for each slot the row [d] of its memory that a key [d] scores highest.
+    The search begins with the keys `start` [n, d]; other slots keep these. A margin has to be at
+    least ``ROOM_MIN`` of the own queries' length; with a whitening the search measures it in
+    whitened coordinates. `supports` gives, for each slot, the row [d] of its memory that a key [d]
+    scores highest.
     """
     keys = start.clone()
     for slot in wanted.nonzero().flatten().tolist():
@@ -173,10 +176,10 @@ def sealed(
     least: Tensor,
     config: TPatcherConfig,
 ) -> tuple[Neurons, Tensor]:
-    """Bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`.
+    """Set bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`.
 
-    Those separate that score each own row, `own` [n, r], higher than `highest` [n] by more than
-    `least` [n].
+    Returns the neurons, and a mask [n] of those that separate: they score each own row, `own`
+    [n, r], higher than `highest` [n] by more than `least` [n].
     """
     lowest = own.masked_fill(~slots.real, torch.inf).amin(1)
     highest = highest.masked_fill(highest.isinf(), 0.0)
@@ -188,8 +191,8 @@ def sealed(
 
 
 def at_the_weakest(neurons: Neurons, slots: Slots) -> tuple[Neurons, Tensor]:
-    """The neurons scaled to fire at 1 on the own row on which they fire least, and these rows'
-    queries [n, d]. Silent ones stay as they are."""
+    """Scale the neurons to 1 on their weakest own row, where they fire least; return them with
+    these rows' queries [n, d]. Silent neurons stay as they are."""
     activations = neurons.activations(slots.query).masked_fill(~slots.real, torch.inf)
     least, place = activations.min(1)
     scale = 1.0 / torch.where(least > 0, least, torch.ones_like(least))
@@ -203,14 +206,14 @@ def at_the_weakest(neurons: Neurons, slots: Slots) -> tuple[Neurons, Tensor]:
 def train_values(
     slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
 ) -> tuple[Neurons, Tensor]:
-    """Steepest descent on v, keys and bias as they are, until l_e of every row is small: neurons,
-    and which of them [n] have arrived there.
+    """Train v by steepest descent, with keys and bias fixed, until l_e of every row is small;
+    return the neurons, and a mask [n] of those that have arrived there.
 
-    All lengths of a step down the gradient of the neuron's l_e are tried at once. The shortest that
-    will do is taken, else the best: one will do if each row has a loss below `confidence`, or is
-    right and the next length gains less than `progress` (a model that is never that confident).
-    Then the neuron stands still, while the others go on. The neurons are trained at `reach` of
-    their activation, as they are to do for phrasings that fire them less.
+    A step tries all its lengths down the gradient of the neuron's l_e at once, and takes the
+    shortest sufficient one, else the best. A length is sufficient if each row has a loss below
+    `confidence`, or is right and the next length gains less than `progress` (for a model that is
+    never that confident). Then the neuron stops, while the others go on. Values are trained at
+    `reach` of the neurons' activation, so that they also suffice for phrasings that fire them less.
     """
     descent = _Descent(slots, neurons, logits, config)
     descent.run(config.value_steps_max)
@@ -218,7 +221,7 @@ def train_values(
 
 
 class _Descent:
-    """The values of n neurons on their way down."""
+    """The descent on the values of n neurons."""
 
     def __init__(
         self, slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
@@ -234,11 +237,12 @@ class _Descent:
         self.arrived = torch.zeros_like(self.moving)
 
     def neurons(self) -> Neurons:
-        """The neurons as they are now."""
+        """Return the neurons as they are now."""
         return Neurons(self._start.keys, self._start.bias, self._values)
 
     def run(self, steps: int) -> None:
-        """So many steps at most, until all stand still; where most do, the others alone."""
+        """Take at most `steps` steps, until all neurons stop; once most have, run the others
+        alone."""
         for left in range(steps, 0, -1):
             self.step()
             moving = self.moving.nonzero().flatten()
@@ -251,13 +255,13 @@ class _Descent:
                 return
 
     def _among(self, places: Tensor) -> _Descent:
-        """The descent of these neurons, from where they are."""
+        """Return the descent of these neurons alone, from their present values."""
         few = _Descent(self._slots[places], self.neurons()[places], self._logits, self._config)
         few._worst = self._worst[places]
         return few
 
     def step(self) -> None:
-        """One step of every neuron that still moves."""
+        """Take one step of every neuron that still moves."""
         tried = self._values - self._lengths[:, :, None] * self._direction()  # [s, n, d]
         with torch.no_grad():
             found = self._logits(self._patched(tried))
@@ -275,7 +279,8 @@ class _Descent:
         self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
-        """[s, n] whether a length will do, by its logits [s, n, r, vocab] and worst losses."""
+        """Return a mask [s, n] of the sufficient lengths, by their logits [s, n, r, vocab] and
+        worst losses."""
         wanted = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
         right = ((wanted >= found.amax(-1)) | self._padding).all(-1)
         longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
@@ -283,26 +288,26 @@ class _Descent:
         return (worst <= self._config.confidence) | settled
 
     def _direction(self) -> Tensor:
-        """[n, d] the gradient's direction."""
+        """Return [n, d] the gradient's direction."""
         rows = self._logits.gradient(self._patched(self._values), self._slots.targets)
         each = (self._activations * rows).sum(1)
         return torch.nn.functional.normalize(each, dim=-1)
 
     def _patched(self, values: Tensor) -> Tensor:
-        """The own rows with values [.., n, d]."""
+        """Return the own rows with values [.., n, d] added."""
         return self._slots.hidden + self._activations * values.unsqueeze(-2)
 
     def _losses(self, found: Tensor) -> Tensor:
-        """l_e of each row [.., n, r], zero for padding."""
+        """Return l_e of each row [.., n, r], zero for padding."""
         return edit_loss(found, self._targets(found)) * self._slots.real
 
     def _targets(self, found: Tensor) -> Tensor:
-        """The target of each row of logits [.., n, r, vocab]."""
+        """Return the target of each row of logits [.., n, r, vocab]."""
         return self._slots.targets.expand(found.shape[:-1])
 
 
 def _lengths(slots: Slots) -> Tensor:
-    """[s, n] the lengths of a step that are tried, shortest first, in the row's own."""
+    """Return [s, n] the lengths of a step to try, shortest first, scaled by the rows' mean norm."""
     own: Tensor = torch.linalg.vector_norm(slots.hidden, dim=-1).mean(1)
     return STEP_LENGTHS.to(own)[:, None] * own
 
@@ -313,9 +318,9 @@ def _lengths(slots: Slots) -> Tensor:
 def train_all(
     slots: Slots, start: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
 ) -> Neurons:
-    """The paper's training: Adam on (k, b, v) with all the losses, until the keys separate.
+    """Run the paper's training: Adam on (k, b, v) with all the losses, until the keys separate.
 
-    Goes on for `steps_max` steps at most; the result still has to be sealed.
+    Takes at most `steps_max` steps; the result still has to be sealed.
     """
     training = PaperTraining(slots, start, memory, logits, config)
     for step in range(config.steps_max):
@@ -346,12 +351,13 @@ class PaperTraining:
         )
 
     def neurons(self) -> Neurons:
-        """The neurons as they are now."""
+        """Return the neurons as they are now."""
         keys, bias, values = (parameter.detach().clone() for parameter in self._parameters)
         return Neurons(keys, bias, values)
 
     def step(self) -> Tensor:
-        """One step on the sum of the neurons' losses; returns them [n], as before the step."""
+        """Take one step on the sum of the neurons' losses; return the losses [n] before the
+        step."""
         losses = total_loss(
             self._slots, Neurons(*self._parameters), self._memory, self._logits, self._config
         )
@@ -362,7 +368,7 @@ class PaperTraining:
         return losses.detach()
 
     def separates(self) -> bool:
-        """Whether every key scores its own rows above all of the memory."""
+        """Tell whether every key scores its own rows above all of the memory."""
         keys = self._parameters[0].detach()
         own = scores(self._slots.query, keys).masked_fill(~self._slots.real, torch.inf).amin(1)
         wanted = self._config.separation * own.abs()

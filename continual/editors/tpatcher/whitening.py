@@ -1,7 +1,7 @@
-"""Coordinates in which what a model reads spreads alike in all directions.
+"""Coordinates in which a model's queries spread alike in all directions.
 
-The widest margin between two sets depends on how lengths are measured. Among raw queries the few
-directions in which all texts differ decide it; in these coordinates they count as much as others.
+The widest margin between two sets depends on the measure of length. Among raw queries the few
+directions in which all texts differ decide it; in these coordinates all directions count alike.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Whitening:
-    """The way from queries and keys to these coordinates and back; float64, on the CPU."""
+    """The map of queries and keys to these coordinates and back; float64, on the CPU."""
 
     root: Tensor  # [d, d] lower triangular: root · rootᵀ is the covariance of queries, and a ridge
 
     @classmethod
     def of(cls, queries: Tensor, ridge: float) -> Self | None:
-        """Made for queries [m, d]; `ridge` times their mean variance is added to each direction.
-        None where they are too few, or all alike."""
+        """Fit the map to queries [m, d], with `ridge` times their mean variance added to each
+        direction; None if they are too few, or all alike."""
         rows = queries.double().cpu()
         if len(rows) < 2:
             return None
@@ -35,15 +35,15 @@ class Whitening:
         return None if bool(failed) else cls(root)
 
     def queries(self, rows: Tensor) -> Tensor:
-        """Take queries [.., d] there; in float64, on the CPU."""
+        """Map queries [.., d] to these coordinates; in float64, on the CPU."""
         return _solved(rows, self.root, upper=False)
 
     def key_there(self, key: Tensor) -> Tensor:
-        """[d] the key that scores queries there as a key [d] scores them here."""
+        """Return the key [d] that scores mapped queries as `key` [d] scores the raw ones."""
         return key.double().cpu() @ self.root
 
     def key_here(self, key: Tensor) -> Tensor:
-        """[d] the other way round."""
+        """Return the key [d] that scores raw queries as `key` [d] scores the mapped ones."""
         return _solved(key, self.root.T, upper=True)
 
 
