@@ -1,6 +1,6 @@
-"""The watch set: what an edit has to leave alone although nobody said so.
+"""The watch set: text and questions that an edit has to leave alone although nobody said so.
 
-    config       the store's [watch] table: how much is watched, and how much may change
+    config       the store's [watch] table: the amount that is watched, and the limit on changes
     passages     texts with the token that is expected behind each position
     writing      texts that the model writes itself, sampled or greedy
     general      general text of the base model: half is memory, half is held out and measured

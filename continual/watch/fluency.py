@@ -14,7 +14,8 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def entropy(ids: Sequence[int]) -> float:
-    """The weighted mean of the entropies of bigrams and trigrams, in bits; 0 for one token."""
+    """Return the weighted mean of the entropies of bigrams and trigrams, in bits; 0 for one
+    token."""
     parts = [weight * _entropy_of(ids, count) for count, weight in WEIGHTS.items()]
     return sum(parts) / len(parts)
 
@@ -26,6 +27,6 @@ def _entropy_of(ids: Sequence[int], count: int) -> float:
 
 
 def share_kept(ids: Sequence[int], base: Sequence[int]) -> float:
-    """The entropy of a continuation as a share of the base's, at most 1."""
+    """Return the entropy of a continuation as a share of the base's, at most 1."""
     before = entropy(base)
     return min(1.0, entropy(ids) / before) if before else 1.0

@@ -1,7 +1,7 @@
 """Other subjects than the one of a request: from the store's history, and as the model lists them.
 
-Knows texts alone. A name need not be one: it stands where the subject stood, and the model's answer
-to that prompt is what an edit leaves alone.
+Knows texts alone. A listed text need not be a name: it takes the subject's place in a prompt, and
+an edit leaves the model's answer to that prompt alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SEPARATORS = re.compile("[,;、，\n/|·•]")
 
 
 def listed(text: str, subject: str) -> list[str]:
-    """The names of a list that the model wrote behind a subject, without the subject itself."""
+    """Return the names in a list that the model wrote behind a subject, without the subject."""
     names = (part.strip(" .:\"'()[]-*0123456789") for part in _SEPARATORS.split(text))
     return [name for name in dict.fromkeys(names) if _is_name(name) and name != subject]
 

@@ -1,7 +1,7 @@
 """Passages: texts with the token that the model says behind each position, from one position on.
 
-Two kinds look alike here: a question with the answer that the model gives it, and a text that the
-model wrote by sampling. Knows tokens alone.
+Two kinds of text have this form: a question with the model's answer, and a text that the model
+wrote by sampling. Knows tokens alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Self
 from continual.tasks import Encoding, Question
 
 UNSAID = -1
-"""In the place of an expected token: two tokens are too close there to expect either."""
+"""Stands for an expected token where two tokens are too close to expect either."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Passage:
 
     @property
     def rows(self) -> int:
-        """Count its positions."""
+        """The number of its positions."""
         return len(self.said)
 
     def encoding(self) -> Encoding:
-        """All positions as one probe, which is right where each of them is."""
+        """Return all positions as one probe, which is right if each of them is."""
         positions = tuple(range(self.first, self.first + len(self.said)))
         return Encoding(Question(self.ids[: self.first + 1]), positions, self.said, self.ids)
 
     def positions(self) -> list[Encoding]:
-        """Each position with an expected token as a probe of its own, all read in one pass."""
+        """Return each position with an expected token as a probe of its own; one pass reads all."""
         return [
             Encoding(Question(self.ids[: place + 1]), (place,), (token,), self.ids)
             for place, token in enumerate(self.said, start=self.first)
@@ -47,11 +47,11 @@ class Passage:
         return Passage(self.ids[: self.first + count], self.first, self.said[:count])
 
     def to_json(self) -> list[Any]:
-        """[ids, first, said]"""
+        """Return the passage as [ids, first, said]."""
         return [list(self.ids), self.first, list(self.said)]
 
     @classmethod
     def from_json(cls, record: Sequence[Any]) -> Self:
-        """Read a passage back."""
+        """Read a passage from its JSON form."""
         ids, first, said = record
         return cls(tuple(ids), int(first), tuple(said))

@@ -1,7 +1,7 @@
-"""Passages that state the very fact that an edit corrects: no edit has to leave these alone.
+"""Recognises passages that state the very fact that an edit corrects: the edit may change these.
 
-Such a passage names the subject, and the base goes on with the answer that is being corrected. Left
-in memory it would hold an edit back from every other wording of its own fact.
+Such a passage names the subject, and the base continues with the answer to be corrected. Left in
+memory it would hold an edit back from every other wording of its own fact.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from continual.prompts import Prompt, compared, normalised
 class CorrectedFact:
     """A request's fact as it stood before the edit."""
 
-    subject: str  # as it is compared; empty where the request names none
+    subject: str  # normalised; empty if the request names none
     words: frozenset[str]  # of the prompt
-    answers: frozenset[int]  # tokens with which the model began its answer, or the old target does
+    answers: frozenset[int]  # first tokens of the model's answer, or of the old target
 
     @classmethod
     def of(cls, prompt: Prompt, subject: str | None, answers: Sequence[int]) -> CorrectedFact:
-        """The fact of a prompt, its subject where it is known, and the old answer's tokens."""
+        """Make the fact from a prompt, its subject if known, and the old answer's first tokens."""
         words = frozenset(compared(prompt).split())
         return cls(normalised(subject or ""), words, frozenset(answers))
 

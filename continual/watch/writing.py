@@ -1,7 +1,7 @@
-"""Texts that a model writes itself: each start goes on with the likeliest tokens, or sampled ones.
+"""Lets a model write texts: it continues each start with its likeliest tokens, or sampled ones.
 
-Knows starts and tokens; leaves the choice of starts to `general` and `neighbours`. A model's own
-generation settings (temperature, penalties) take no part.
+Knows starts and tokens; leaves the choice of starts to `general` and `neighbours`. Ignores a
+model's own generation settings (temperature, penalties).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from continual.model import EditedModel
 from continual.passes.batching import by_length
 
 BATCH_TOKENS_MAX = 2048
-"""Tokens of one batch, those to come included."""
+"""Tokens of one batch, with the tokens still to be written."""
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def continued(
 def _generated(
     edited: EditedModel, starts: Sequence[tuple[int, ...]], tokens: int, sampled: bool
 ) -> list[tuple[int, ...]]:
-    """One batch, padded on the left."""
+    """Generate one batch, padded on the left."""
     pad, size = edited.base.pad, max(map(len, starts))
     ids = torch.tensor([[pad] * (size - len(start)) + list(start) for start in starts])
     mask = torch.tensor([[0] * (size - len(start)) + [1] * len(start) for start in starts])
@@ -66,8 +66,8 @@ def _generated(
 
 
 def text_ends(edited: EditedModel) -> frozenset[int]:
-    """The tokens that end a text, as the model's generation settings and its tokenizer say; one
-    that begins a text or pads it ends the text before it, too."""
+    """Return the tokens that end a text by the model's generation settings and its tokenizer; a
+    token that begins or pads a text ends the text before it, too."""
     said = getattr(edited.model.generation_config, "eos_token_id", None)
     named = list(said) if isinstance(said, list | tuple) else [said]
     tokenizer = edited.tokenizer
@@ -76,6 +76,6 @@ def text_ends(edited: EditedModel) -> frozenset[int]:
 
 
 def _ended(row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
-    """The tokens up to the first that ends a text, which belongs to it."""
+    """Return the tokens up to and including the first that ends a text."""
     last = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
     return tuple(row[: last + 1])
