@@ -1,8 +1,8 @@
-"""Two things that everything here rests on, measured on each model before it is edited.
+"""Checks two properties of each model before it is edited.
 
-Logits at a token depend on no later one: one teacher-forced pass judges a whole answer. And padding
-changes nothing: answers are judged many at a time. Knows a loaded model and how a task pads; no
-model by its name.
+Logits at a token depend on no later token, so that one teacher-forced pass judges a whole answer.
+Padding changes nothing, so that many answers can be judged at a time. Knows a loaded model and the
+padding of a task; no model by its name.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from continual.base import BaseModel
 
 TOKENS = 11  # of a sequence
-KEPT = 6  # of it, whose logits are compared
+KEPT = 6  # tokens of it whose logits are compared
 ROUNDINGS = 32  # of the number format: a pass over other tokens may sum in another order
 PADDED = 5  # tokens of the shorter of two sequences
 
 
 @torch.no_grad()
 def require_looking_back(base: BaseModel) -> None:
-    """Raise ModelError for a model whose logits at a token depend on later ones. One that has none
-    at single tokens, but an answer for the whole input, may look at all of it."""
+    """Raise ModelError for a model whose logits at a token depend on later tokens. A model without
+    logits at single tokens, which gives one answer for the whole input, may look at all of it."""
     model, inputs = base.model, _inputs(base)
     read = "decoder_input_ids" if _has_encoder(base) else "input_ids"
     other = inputs[read].clone()
@@ -53,7 +53,7 @@ def require_looking_back(base: BaseModel) -> None:
 
 @torch.no_grad()
 def require_unmoved_by_padding(base: BaseModel, task: Task) -> None:
-    """Raise ModelError for a model that answers a text otherwise when a longer one is beside it."""
+    """Raise ModelError for a model that answers a text otherwise with a longer one beside it."""
     sequences = [_encoding(base, size) for size in (TOKENS, PADDED)]
     together = logits_of(base.model, _on_device(base, task.inputs(sequences)))[1]
     alone = logits_of(base.model, _on_device(base, task.inputs(sequences[1:])))[0]

@@ -1,7 +1,7 @@
 """Chats as text: the tokenizer's own template, and the marks around the model's turn.
 
-Knows how a template is asked for a prompt and where a turn ends, whatever the template is: the
-model's turn is rendered around a word that is then looked for. Leaves tokens to the tasks.
+Asks a template for a prompt, and finds the end of a turn under any template: it renders the model's
+turn around a known word, and searches for this word. Leaves tokens to the tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from continual.errors import RequestError
 from continual.prompts import ASSISTANT, Chat, Message
 
 TODAY = datetime(2024, 7, 26)
-"""The date that a template gets which asks for the day's: a history reads the same tomorrow."""
+"""The date for templates that ask for today's, so that a history reads the same tomorrow."""
 
 _TODAY_ASKED = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _WORD = "ceditanswer"  # stands for an answer
@@ -28,7 +28,7 @@ _WORD = "ceditanswer"  # stands for an answer
 
 @dataclass(frozen=True)
 class Turn:
-    """A chat as text, up to where the model answers, and the text around its answer."""
+    """A chat as text up to the model's answer, and the text around this answer."""
 
     prompt: str
     lead: str = ""  # whitespace that the template puts before the answer
@@ -36,21 +36,21 @@ class Turn:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer; one that is missing is an error where it is needed."""
+    """The chat template of a tokenizer; its absence is an error only when a chat needs it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
-        """The marks that stand for themselves in a text, such as those of turns; longest first."""
+        """The special marks that a text may contain, such as the marks of turns; longest first."""
         added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
         texts = {str(token) for token in added if token.special}
         return tuple(sorted(texts | set(self._tokenizer.all_special_tokens), key=len, reverse=True))
 
     @property
     def text(self) -> str | None:
-        """The template; None where the tokenizer has none."""
+        """The template; None if the tokenizer has none."""
         template = getattr(self._tokenizer, "chat_template", None)
         if isinstance(template, dict):
             template = template.get("default")
@@ -58,11 +58,12 @@ class ChatTemplate:
 
     @property
     def digest(self) -> str | None:
-        """The name of its content; None where there is none."""
+        """A name for the template by its content; None if there is none."""
         return None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def turn(self, chat: Chat) -> Turn:
-        """A chat as text. Raises RequestError without a template, or where it refuses the chat."""
+        """Render a chat as text. Raises RequestError if there is no template, or if the template
+        refuses the chat."""
         prompt = self._rendered(chat.messages, opens_turn=True)
         answered = self._rendered((*chat.messages, Message(ASSISTANT, _WORD)), opens_turn=False)
         place = answered.rfind(_WORD)
@@ -73,7 +74,8 @@ class ChatTemplate:
         return Turn(prompt, lead if not lead.strip() else "", self._up_to_mark(behind))
 
     def turn_of_text(self, text: str) -> Turn | None:
-        """A text that the template made, up to where the model answers; None for any other."""
+        """Return the turn of a text that the template made up to the model's answer; None for any
+        other text."""
         usual = self._usual
         if usual is None or not usual.opening or not text.endswith(usual.opening):
             return None
@@ -81,12 +83,12 @@ class ChatTemplate:
 
     @property
     def turn_end(self) -> str:
-        """The text that ends the model's turn; empty without a template, or where there is none."""
+        """The text that ends the model's turn; empty if there is no template or no such text."""
         return "" if self._usual is None else self._usual.turn.end
 
     @cached_property
     def _usual(self) -> _Usual | None:
-        """The model's turn behind a question of the user; None where there is no template."""
+        """The model's turn behind a question of the user; None without a usable template."""
         if self.text is None:
             return None
         chat = Chat.asking("Hello")
@@ -117,8 +119,8 @@ class ChatTemplate:
         return text
 
     def _up_to_mark(self, behind: str) -> str:
-        """The beginning of a text up to its first special mark, that included; where it has none,
-        the end of the sequence behind all of it."""
+        """Return the text up to and including its first special mark; without a mark all of it, or,
+        if it is empty, the mark that ends a sequence."""
         ends = [(behind.find(mark), mark) for mark in self.special_texts if mark in behind]
         if ends:
             place, mark = min(ends, key=lambda found: (found[0], -len(found[1])))
@@ -127,7 +129,7 @@ class ChatTemplate:
 
 
 def _today(asked: re.Match[str]) -> str:
-    """The date in the form that a template asks for, as a literal of its own."""
+    """Return the date in the form that a template asks for, as a literal of the template."""
     return repr(TODAY.strftime(asked[2]))
 
 

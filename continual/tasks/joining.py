@@ -1,4 +1,4 @@
-"""How an answer joins its prompt: with a blank between them, or as it is.
+"""Joins an answer to its prompt, with a blank between them or without one.
 
 Prompts and answers are taken to the letter. Between "The capital of Peru is" and "Lima" people
 leave out the blank, so plain text gets one; a chat turn, code and scripts without blanks do not.
@@ -7,7 +7,7 @@ Knows characters alone. Leaves tokens to the tasks, and the choice to the store'
     joining = "in-place"   every store made today: this module's rule, and tokens in their place
     joining = "spaced"     or no such line, in older stores: outer whitespace is taken off, and a
                            blank stands before every answer
-    blank = "auto"         this module's rule; "always" and "never" stand above it
+    blank = "auto"         this module's rule; "always" and "never" override it
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AUTO, ALWAYS, NEVER = "auto", "always", "never"
 
 _OPENING = "([{<«‹“‘„‚¿¡/\\_@#$£€¥~^`|"  # a word stands right behind these
 _CLOSING = ",;)]}»›”’"  # these stand right behind a word
-_TYING = "-–—=+*&'\""  # a word stands right behind these where they stand right behind one
+_TYING = "-–—=+*&'\""  # a word stands right behind these if they stand right behind a word
 _QUOTES = "'\""
 
 _WITHOUT_BLANKS = (
@@ -47,28 +47,29 @@ _WITHOUT_BLANKS = (
 
 
 def is_in_place(settings: Mapping[str, Any]) -> bool:
-    """Whether a `[task]` table asks for joining in place. Raises CeditError for an unknown word."""
+    """Tell whether a `[task]` table asks for joining in place. Raises CeditError for an unknown
+    word."""
     return _chosen(settings, "joining", SPACED, (IN_PLACE, SPACED)) == IN_PLACE
 
 
 def blank_setting(settings: Mapping[str, Any]) -> str:
-    """The `blank` of a `[task]` table. Raises CeditError for an unknown word."""
+    """Return the `blank` of a `[task]` table. Raises CeditError for an unknown word."""
     return _chosen(settings, "blank", AUTO, (AUTO, ALWAYS, NEVER))
 
 
 def blank_between(prompt: str, answer: str, setting: str = AUTO) -> str:
-    """A blank, or nothing: the text between a plain prompt and its answer."""
+    """Return the text between a plain prompt and its answer: a blank, or nothing."""
     if setting != AUTO:
         return " " if setting == ALWAYS else ""
     return " " if _needs_blank(prompt, answer) else ""
 
 
 def _needs_blank(prompt: str, answer: str) -> bool:
-    """Whether plain text has a blank between the two.
+    """Tell whether plain text has a blank between the two.
 
-    It has none where either side brings whitespace, behind what opens (a bracket, a quote, a slash,
-    an underscore), behind what ties two words (a hyphen, an equals sign) without a blank before it,
-    before what closes, and in scripts that are written without blanks.
+    It has none if either side brings whitespace, behind an opening character (a bracket, a quote, a
+    slash, an underscore), behind a character that ties two words (a hyphen, an equals sign) without
+    a blank before it, before a closing character, and in scripts that are written without blanks.
     """
     last, first = prompt[-1], answer[:1]
     if last.isspace() or first.isspace():
@@ -85,13 +86,14 @@ def _needs_blank(prompt: str, answer: str) -> bool:
 
 
 def is_without_blanks(character: str) -> bool:
-    """Whether a character is of a script that is written without blanks between words."""
+    """Tell whether a character is of a script that is written without blanks between words."""
     code = ord(character)
     return code >= _WITHOUT_BLANKS[0][0] and any(a <= code <= b for a, b in _WITHOUT_BLANKS)
 
 
 def _opens_quote(prompt: str) -> bool:
-    """Whether the straight quote at the end opens: nothing, a blank or what opens is before it."""
+    """Tell whether the straight quote at the end opens: nothing, a blank or an opening character
+    stands before it."""
     before = prompt[-2:-1]
     return not before or before.isspace() or before in _OPENING or before in "=:,"
 

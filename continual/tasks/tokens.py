@@ -1,4 +1,4 @@
-"""What the tasks share: texts as tokens within limits, and batches of them padded."""
+"""Reads texts as tokens within limits, and pads batches of them, for all tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, and how much of a prompt and of an answer it may read."""
+    """A tokenizer, and the limits on prompts and answers."""
 
     base: BaseModel
     limits: Limits
@@ -30,25 +30,26 @@ class Reader:
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Reader:
-        """The reader of a base model, by the store's `[task]` table."""
+        """Make the reader of a base model, by the store's `[task]` table."""
         return cls(base, limits, base.pad, is_in_place(settings))
 
     @property
     def tokenizer(self) -> Any:
-        """The base model's."""
+        """The base model's tokenizer."""
         return self.base.tokenizer
 
     @property
     def context_tokens_max(self) -> int | None:
-        """What the model reads at once."""
+        """The number of tokens that the model reads at once; None if unknown."""
         return self.base.context_tokens_max
 
     def literal(self, text: str) -> str:
-        """A prompt or an answer as the store takes it."""
+        """Return a prompt or an answer in the form that the store takes: to the letter, or without
+        outer whitespace."""
         return text if self.is_in_place else text.strip()
 
     def text(self, prompt: Prompt) -> str:
-        """A prompt that is a text. Raises RequestError for a chat."""
+        """Return a prompt that is a text. Raises RequestError for a chat."""
         if isinstance(prompt, Chat):
             raise RequestError(
                 "messages are for models that go on with a text (the causal task): give the prompt "
@@ -57,8 +58,8 @@ class Reader:
         return self.literal(prompt)
 
     def prompt(self, prompt: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
-        """Tokens of a prompt; see `ids`. Raises RequestError for none, too many, what is no text,
-        and what the model does not know."""
+        """Return the tokens of a prompt; see `ids`. Raises RequestError for none, for too many, for
+        bytes that are no text, and for tokens that the model does not know."""
         _require_text(prompt)
         self._require_characters("prompt", prompt)
         ids = self.ids(prompt, is_whole=is_whole, ends=ends)
@@ -70,21 +71,22 @@ class Reader:
         return ids
 
     def ids(self, text: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
-        """Tokens of a text. One that `is_whole` has its special tokens in it, and gets no others;
-        `ends` says whether it keeps those that the tokenizer puts behind a text."""
+        """Return the tokens of a text. A text that `is_whole` contains its special tokens, and gets
+        no others; with `ends` it keeps the tokens that the tokenizer puts behind a text."""
         ids = tuple(self.tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
         appended = () if is_whole or ends else self._around[1]
         return ids[: -len(appended)] if appended and ids[-len(appended) :] == appended else ids
 
     def words(self, ids: Sequence[int]) -> str:
-        """The text of tokens without special ones, and without outer whitespace."""
+        """Return the text of tokens, without special ones and without outer whitespace."""
         text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text.strip()
 
     def letters(self, ids: Sequence[int]) -> str:
-        """The text of tokens to the letter, without those that the tokenizer puts around it."""
+        """Return the text of tokens to the letter, without the tokens that the tokenizer puts
+        around it."""
         before, behind = self._around
         inner = list(ids)
         if before and inner[: len(before)] == list(before):
@@ -105,7 +107,7 @@ class Reader:
         return (), ()
 
     def require_answer(self, answer: str, targets: Sequence[int]) -> None:
-        """Raises RequestError where an answer's tokens are none, too many, or not the model's."""
+        """Raise RequestError for an answer with no tokens, too many, or unknown ones."""
         self._require_characters("target", answer)
         if not targets:
             raise RequestError(f"The answer {answer!r} has no tokens: give it a text.")
@@ -113,7 +115,7 @@ class Reader:
         self._require_known(answer, targets)
 
     def _require_characters(self, kind: str, text: str) -> None:
-        """Raises RequestError for a text that is longer than the store allows."""
+        """Raise RequestError for a text that is longer than the store allows."""
         allowed = getattr(self.limits, f"{kind}_characters_max")
         if len(text) > allowed:
             raise RequestError(
@@ -123,7 +125,7 @@ class Reader:
             )
 
     def _require_few(self, kind: str, text: str, count: int) -> None:
-        """Raises RequestError for more tokens than the store allows."""
+        """Raise RequestError for more tokens than the store allows."""
         allowed = getattr(self.limits, f"{kind}_tokens_max")
         if count > allowed:
             raise RequestError(
@@ -132,7 +134,7 @@ class Reader:
             )
 
     def _require_known(self, text: str, ids: Sequence[int]) -> None:
-        """Raises RequestError for tokens that the tokenizer names and the model has no embedding
+        """Raise RequestError for tokens that the tokenizer names and the model has no embedding
         for."""
         if (token := self.base.unknown_token(ids)) is not None:
             raise RequestError(
@@ -141,7 +143,7 @@ class Reader:
             )
 
     def require_context(self, prompt: str, count: int) -> None:
-        """Raises RequestError where a prompt and its answer are more than the model reads."""
+        """Raise RequestError for a prompt and answer with more tokens than the model reads."""
         if self.context_tokens_max is not None and count > self.context_tokens_max:
             raise RequestError(
                 f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
@@ -153,7 +155,8 @@ _NOUNS = {"prompt": "prompt", "target": "answer"}
 
 
 def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """input_ids [B, T] of sequences, padded on the right; attention_mask where one is padded."""
+    """Return input_ids [B, T] of sequences, padded on the right, and, if one is padded,
+    attention_mask [B, T]."""
     missing = [0] * len(batch)
     if len(batch) > 1:
         size = max(map(len, batch))
@@ -166,7 +169,7 @@ def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
 
 
 def _require_text(prompt: str) -> None:
-    """Raises RequestError for bytes of a command line that are not UTF-8: Python passes them on."""
+    """Raise RequestError for bytes of a command line that are not UTF-8: Python passes them on."""
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError:
