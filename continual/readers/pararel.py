@@ -1,8 +1,8 @@
-"""ParaRel (Elazar et al. 2021): facts in one file, the ways to ask for them in another.
+"""ParaRel (Elazar et al. 2021): facts in one file, the patterns that ask for them in another.
 
 A fact alone has no prompt, so a stream of facts is refused with that reason. ``join`` makes the
-request from a fact and the patterns of its relation: those that end in the object can be asked
-of a causal model; the first is the prompt, the others are held out.
+request from a fact and the patterns of its relation. A causal model can be asked the patterns that
+end in the object; the first is the prompt, the others are held out.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _OBJECT_AT_END = re.compile(r"\[Y\][\s.]*$")
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record is a fact without a prompt."""
+    """Tell whether the record is a fact without a prompt."""
     return {"sub_label", "obj_label"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """Always refused, with what to do instead."""
+    """Raise RequestError for every fact, with the remedy."""
     raise RequestError(
         "the fact names no way to ask for it: join it with the patterns of its relation "
         "(continual.readers.pararel.join)"
@@ -33,7 +33,8 @@ def read(record: Mapping[str, object]) -> list[Request]:
 
 
 def join(fact: Mapping[str, object], patterns: Sequence[str], relation: str) -> Request:
-    """The request for a fact, asked by the ``patterns`` (with [X] and [Y]) of its relation."""
+    """Make the request for a fact from the ``patterns`` (with [X] and [Y]) of its relation. Raises
+    RequestError if no pattern ends in the object."""
     subject = fields.text(fact, "sub_label")
     wordings = tuple(
         _OBJECT_AT_END.sub("", pattern).rstrip().replace(SUBJECT_SLOT, subject)

@@ -24,7 +24,7 @@ class Rewrite:
 
 
 def read(value: object) -> Rewrite:
-    """The rewrite that a record's ``requested_rewrite``, or one entry of it, describes."""
+    """Read the rewrite that a record's ``requested_rewrite``, or one entry of it, describes."""
     rewrite = fields.mapping(value, KEY)
     subject = fields.text(rewrite, "subject")
     target_true = rewrite.get("target_true")

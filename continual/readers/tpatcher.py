@@ -15,12 +15,12 @@ NAME = "tpatcher"
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record is an input with its outputs."""
+    """Tell whether the record is an input with its outputs."""
     return {"input", "output"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The input with the first answer, its rephrases held out."""
+    """Read the input with the first answer, its rephrases held out."""
     request = Request(
         prompt=fields.text(record, "input"),
         target_new=_first_output(record),

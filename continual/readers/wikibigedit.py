@@ -1,7 +1,7 @@
 """WikiBigEdit: questions on facts that changed between two snapshots of Wikidata.
 
-The rephrase and the persona's wording are held out; the multi-hop question, where a record has
-one, is portability.
+The rephrase and the persona's wording are held out; the multi-hop question, if a record has one,
+is portability.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ NAME = "wikibigedit"
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record is an updated question with its answer."""
+    """Tell whether the record is an updated question with its answer."""
     return {"update", "ans"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The question, with its other wordings held out and its probes."""
+    """Read the question, with its other wordings held out and its probes."""
     rephrases = fields.one_or_more_texts(record, "rephrase")
     request = Request(
         prompt=fields.text(record, "update"),
