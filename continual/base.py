@@ -1,5 +1,5 @@
-"""The base model: a directory that transformers wrote, loaded whole, understood, and named by the
-fingerprint of its files."""
+"""The base model: loads a directory that transformers wrote, with its anatomy and the fingerprint
+of its files. Leaves the loading itself to `loading`, and the files to `model_files`."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the mod
 
 
 class WrongBaseModel(CeditError):
-    """The base model is not the one that the history was made on."""
+    """The base model differs from the one that the history was made on."""
 
     exit_code = 21
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A pretrained model as it lies in its directory."""
+    """A pretrained model, unchanged from its directory."""
 
     model: Any  # a transformers model in eval mode
     tokenizer: Any
     anatomy: Anatomy
     fingerprint: str
     companions: Mapping[str, str] = field(default_factory=dict)  # see `companion_files`
-    notes: tuple[str, ...] = ()  # what a person should know of it
+    notes: tuple[str, ...] = ()  # remarks for a person to read
 
     @cached_property
     def decoding(self) -> Mapping[str, Any]:
-        """What `generate` is told, so that it says what the model's forward says."""
+        """The options that make `generate` agree with the model's forward."""
         ids = sample_inputs(self.model, length=DECODED_TOKENS)["input_ids"]
         return decoding.options(self.model, ids, self.pad)
 
     @cached_property
     def context_tokens_max(self) -> int | None:
-        """How many tokens the model reads at once; None where its config does not say.
+        """The number of tokens that the model reads at once; None if its config does not say.
 
-        RoBERTa and its kin count positions from behind the one that padding has.
+        RoBERTa and its kin count positions from the one after the padding's.
         """
         config = self.model.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None)
@@ -58,13 +58,13 @@ class BaseModel:
 
     @cached_property
     def pad(self) -> int:
-        """The token behind a shorter sequence of a batch: the tokenizer's own, if the model knows
-        it, as one that was added later may be unknown to it."""
+        """The token behind a shorter sequence of a batch: the tokenizer's own, or 0 if there is
+        none or the model does not know it, as one that was added later."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None or self.unknown_token([pad]) is not None else int(pad)
 
     def unknown_token(self, ids: Sequence[int]) -> str | None:
-        """Among these tokens one that the tokenizer names and the model has no embedding for."""
+        """Return one of these tokens that the model has no embedding for; None if it has all."""
         last = max(ids, default=0)
         if last < self._token_count:
             return None
@@ -76,7 +76,7 @@ class BaseModel:
 
 
 def _first_position(model: Any) -> int:
-    """Where a model with learned positions begins to count them."""
+    """Return the first position of a model with learned positions, after the padding's; else 0."""
     tables = (
         module
         for name, module in model.named_modules()
@@ -95,8 +95,8 @@ def load_base(
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
 ) -> BaseModel:
-    """A model directory, loaded for editing by a class of transformers: a task's `architecture`.
-    Raises ModelError, with what is missing."""
+    """Load a model directory for editing by a class of transformers: a task's `architecture`.
+    Raises ModelError, which names the missing part."""
     directory = model_directory(name)
     place = usable_device(device)
     loaded = load_pretrained(directory, architecture, number_format(dtype))
@@ -112,7 +112,7 @@ def load_base(
 
 
 def number_format(name: str) -> torch.dtype:
-    """A floating-point format of torch by its name. Raises ModelError for any other."""
+    """Return a floating-point format of torch by its name. Raises ModelError for any other."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError(
@@ -122,7 +122,7 @@ def number_format(name: str) -> torch.dtype:
 
 
 def usable_device(name: str) -> torch.device:
-    """A device that tensors can be on here. Raises ModelError for any other."""
+    """Return a device that can hold tensors here. Raises ModelError for any other."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" holds nothing

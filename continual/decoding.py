@@ -1,8 +1,8 @@
 """Greedy decoding as the ledger judges it: the likeliest token of the model's own forward pass.
 
-Transformers' `generate` also does what a model's directory asks for (penalties, suppressed tokens,
-sampling, beams), and for some models it numbers positions otherwise than their forward does. Knows
-how `generate` is kept from the first, and how the second is found and mended. Knows no prompts.
+Transformers' `generate` also obeys a model's directory (penalties, suppressed tokens, sampling,
+beams), and for some models it numbers positions otherwise than their forward does. This module
+keeps `generate` from the first, and finds and mends the second. It knows no prompts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMPARED_TOKENS = 3  # the first is read whole, the others through the cache
 
 @contextmanager
 def plainly(model: Any) -> Iterator[None]:
-    """While this lasts, `generate` does what it is told and nothing else: of the settings in the
+    """Make `generate` obey its arguments alone while the `with` lasts: from the settings in the
     model's directory only its special tokens stay."""
     from transformers import GenerationConfig
 
@@ -42,10 +42,10 @@ def plainly(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
-    """What `generate` is told beside, so that it says what the model's forward says: nothing, where
-    it does so by itself on these ids [1, T]; else to decode by forward passes alone.
+    """Return the options that make `generate` agree with the model's forward: none, if they agree
+    already on these ids [1, T]; else one to decode by forward passes alone.
 
-    Raises ModelError where it can do neither.
+    Raises ModelError if `generate` fails with these, too.
     """
     told: Mapping[str, Any] = {"custom_generate": by_forward}
     try:
@@ -68,7 +68,7 @@ def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
 
 
 _UNABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
-"""What `generate` raises on a model that it does not fit."""
+"""The errors of `generate` on a model that it does not fit."""
 
 
 def _generated(model: Any, ids: Tensor, pad: int, **told: Any) -> Any:
@@ -86,14 +86,15 @@ def _generated(model: Any, ids: Tensor, pad: int, **told: Any) -> Any:
 
 
 def _agrees(model: Any, ids: Tensor, pad: int) -> bool:
-    """Whether each step of `generate` has the logits of a forward pass over all tokens up to it."""
+    """Tell whether each step of `generate` has the logits of a forward pass over all tokens up to
+    it."""
     made = _generated(model, ids, pad, output_logits=True, return_dict_in_generate=True)
     whole = model(input_ids=made.sequences[:, :-1], use_cache=False, return_dict=True).logits
     return _is_close(torch.cat(made.logits), whole[0, -len(made.logits) :])
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
-    """Whether both differ by rounding only: half of the digits agree."""
+    """Tell whether both differ by rounding only: half of the digits agree."""
     digits = math.sqrt(torch.finfo(expected.dtype).eps)
     return bool((found - expected).abs().max() <= digits * expected.abs().max())
 
@@ -106,8 +107,8 @@ def by_forward(
     generation_config: Any = None,
     **told: Any,
 ) -> Tensor:
-    """Decode ids [B, T] by plain forward passes, without a cache: for `generate`, as its
-    `custom_generate`. A row that has ended is padded."""
+    """Decode ids [B, T] by plain forward passes, without a cache, as the `custom_generate` of
+    `generate`. A row that has ended is padded."""
     mask = told.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask  # None: nothing is padding
     running = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)

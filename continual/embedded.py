@@ -1,7 +1,6 @@
-"""The models that come with the package: where they lie, and what a store of one writes down.
+"""The models that come with the package: their names, their files, the settings of their stores.
 
-Knows their names, files and settings. A model's own text is in its folder, which is imported when
-the text is asked for.
+Leaves a model's own text to its folder, which is imported when the text is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model of the package, which stands in for a pretrained one where none is at hand."""
+    """A model of the package, which stands in for a pretrained one if none is at hand."""
 
     name: str
     directory: Path
@@ -26,7 +25,7 @@ class EmbeddedModel:
     own_texts: str  # the class of the texts that it was trained on, behind its module
 
     def texts(self) -> Iterable[str]:
-        """The texts that it was trained on, for key statistics."""
+        """Return the texts that the model was trained on, for key statistics."""
         module, _, name = self.own_texts.rpartition(".")
         texts: Iterable[str] = getattr(import_module(module), name)()
         return texts
@@ -55,9 +54,9 @@ ATLAS = EmbeddedModel(
 other facts, which a wide gate would take in."""
 
 MODELS = {ATLAS.name: ATLAS}
-"""By name."""
+"""The embedded models by name."""
 
 
 def embedded(name: str | Path) -> EmbeddedModel | None:
-    """The embedded model of a name; None for a directory of somebody's own."""
+    """Return the embedded model of a name; None for any other name or directory."""
     return MODELS.get(str(name))

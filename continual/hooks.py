@@ -2,7 +2,7 @@
 
 - ``watched``   sees every call of chosen modules, as a ``Call``
 - ``entered``   sees the arguments of a module's calls before it runs
-- ``captured``  the calls of one module, as a list
+- ``captured``  collects the calls of one module in a list
 - ``altered``   changes the hidden state that a module returns
 - ``added``     adds to it
 - ``replaced``  puts another in its place
@@ -11,8 +11,8 @@
 - ``attending``  does the attention of a model in another way
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
 
-A module returns its hidden state either bare or as the first of a tuple; that, too, is known here
-only. Which modules are worth hooking is left to ``anatomy``.
+A module returns its hidden state either bare or as the first of a tuple; only this module knows
+that. Leaves the choice of modules to ``anatomy``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what it was given and what it returned."""
+    """One call of a module: its arguments and its output."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -46,19 +46,19 @@ class Call:
 
     @property
     def hidden(self) -> Tensor:
-        """The hidden state that came out."""
+        """The hidden state in the output."""
         return hidden_of(self.output)
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden state in what a module returned."""
+    """Return the hidden state in a module's output."""
     hidden = output if isinstance(output, Tensor) else output[0]
     assert isinstance(hidden, Tensor)
     return hidden
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a module returned, with another hidden state in it."""
+    """Return a module's output with another hidden state in it."""
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
@@ -66,8 +66,8 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 def watched(
     modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None], *, first: bool = False
 ) -> Iterator[None]:
-    """Shows ``see`` each call of the modules as it returns, under the module's key; with ``first``,
-    before any hook that is there alters what it returns."""
+    """Show ``see`` each call of the modules as it returns, under the module's key; with ``first``,
+    before any present hook alters the output."""
     handles: list[RemovableHandle] = []
     try:
         for key, module in modules.items():
@@ -82,7 +82,7 @@ def watched(
 def entered(
     module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]
 ) -> Iterator[None]:
-    """Shows ``see`` the arguments of each call of the module, before it runs."""
+    """Show ``see`` the arguments of each call of the module, before it runs."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
@@ -96,7 +96,7 @@ def entered(
 
 @contextmanager
 def captured(module: nn.Module) -> Iterator[list[Call]]:
-    """Collects the module's calls, in order."""
+    """Collect the module's calls, in order."""
     calls: list[Call] = []
     with watched({0: module}, lambda _, call: calls.append(call)):
         yield calls
@@ -104,7 +104,7 @@ def captured(module: nn.Module) -> Iterator[list[Call]]:
 
 @contextmanager
 def altered(module: nn.Module, alter: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Passes the hidden state that the module returns through ``alter``."""
+    """Pass the hidden state that the module returns through ``alter``."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         return with_hidden(output, alter(hidden_of(output)))
@@ -118,22 +118,22 @@ def altered(module: nn.Module, alter: Callable[[Tensor], Tensor]) -> Iterator[No
 
 @contextmanager
 def added(module: nn.Module, addend: Tensor) -> Iterator[None]:
-    """Adds to the hidden state that the module returns."""
+    """Add ``addend`` to the hidden state that the module returns."""
     with altered(module, lambda hidden: hidden + addend):
         yield
 
 
 @contextmanager
 def replaced(module: nn.Module, replacement: Tensor) -> Iterator[None]:
-    """Puts another hidden state in the place of the one that the module returns."""
+    """Replace the hidden state that the module returns."""
     with altered(module, lambda _: replacement):
         yield
 
 
 @contextmanager
 def narrowed(entries: Sequence[nn.Module], end: nn.Module, rows: Tensor) -> Iterator[None]:
-    """Only these rows [n] of all positions, counted through the batch, go in at the ``entries`` and
-    on to ``end``; what ``end`` returns is zero at all others."""
+    """Run only these rows [n] of all positions, counted through the batch, from the ``entries`` to
+    ``end``; the output of ``end`` is zero at all other positions."""
     shape: list[Any] = []  # of all positions
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -156,7 +156,7 @@ def narrowed(entries: Sequence[nn.Module], end: nn.Module, rows: Tensor) -> Iter
 
 
 class _StandIn:
-    """Takes the calls of a module's method. A copy of the module has its own method again."""
+    """A stand-in for a module's method. A copy of the module has its own method again."""
 
     def __init__(self, module: nn.Module, method: str, stand_in: Callable[..., Any]) -> None:
         self._module, self._method, self._stand_in = module, method, stand_in
@@ -170,7 +170,7 @@ class _StandIn:
 
 @contextmanager
 def standing_in(module: nn.Module, method: str, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Calls of the module's method reach ``stand_in`` instead."""
+    """Send calls of the module's method to ``stand_in`` instead."""
     before = module.__dict__.get(method)
     setattr(module, method, _StandIn(module, method, stand_in))
     try:
@@ -184,15 +184,15 @@ def standing_in(module: nn.Module, method: str, stand_in: Callable[..., Any]) ->
 
 @contextmanager
 def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Runs ``forward`` instead of the module's own; hooks on the module still see the call."""
+    """Run ``forward`` instead of the module's own; hooks on the module still see the call."""
     with standing_in(module, "forward", forward):
         yield
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Attention as a module asks for it, and by names what else transformers' attention functions
-    are told."""
+    """One call for attention by a module, with the other arguments that transformers' attention
+    functions get, by name."""
 
     module: nn.Module
     query: Tensor  # [B, heads, T, d]
@@ -203,9 +203,9 @@ class Asked:
 
 @contextmanager
 def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
-    """Does all attention of a model by ``attend``, which gives [B, T, heads, d]: what asks
-    transformers' attention interface for it, and what calls a method ``_attn`` as GPT-J does. No
-    masks are made."""
+    """Compute all attention of a model by ``attend``, which returns [B, T, heads, d]. It takes the
+    calls to transformers' attention interface, and to a method ``_attn`` such as GPT-J's. No masks
+    are made."""
 
     def by_interface(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **told: Any
@@ -219,7 +219,7 @@ def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
         return attend(Asked(module, query, key, value, told)).transpose(1, 2), None
 
     config = model.config
-    name = f"cedit-{id(config)}"  # other models of the process have their own at the same time
+    name = f"cedit-{id(config)}"  # other models of the process may have their own
     parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
     before = [(part, part._attn_implementation) for part in parts if part is not None]
     with ExitStack() as stack:
@@ -237,12 +237,12 @@ def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
 
 
 class _Cut(BaseException):
-    """Ends a forward pass on purpose."""
+    """The exception that ends a forward pass on purpose."""
 
 
 @contextmanager
 def cut_short(module: nn.Module) -> Iterator[None]:
-    """Ends a forward pass as the module returns, after the hooks that were there before."""
+    """End a forward pass as the module returns, after the hooks that were there before."""
 
     def hook(_: nn.Module, __: Any, ___: Any) -> None:
         raise _Cut
@@ -255,7 +255,7 @@ def cut_short(module: nn.Module) -> Iterator[None]:
 
 
 def run_until_cut(forward: Callable[[], object]) -> None:
-    """Runs a forward pass that may be cut short."""
+    """Run a forward pass that may be cut short."""
     with suppress(_Cut):
         forward()
 

@@ -1,9 +1,9 @@
-"""Loads a model directory with transformers, and refuses what would be silently wrong.
+"""Loads a model directory with transformers, and refuses a model that would be silently wrong.
 
-Transformers makes up tensors that a checkpoint lacks, leaves out those that it has too many of, and
-asks on standard input whether to run a directory's code. Here a model is loaded whole or not at
-all, and no code of its directory is run. Leaves the look at the files themselves to `model_files`,
-and what the model does to `base` and the tasks.
+Transformers makes up the tensors that a checkpoint lacks, leaves out its surplus ones, and asks on
+standard input whether to run a directory's code. Here a model is loaded whole or not at all, and no
+code of its directory is run. Leaves the look at the files themselves to `model_files`, and the
+model's behaviour to `base` and the tasks.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Loaded:
 
     model: Any
     tokenizer: Any
-    notes: tuple[str, ...]  # what a person should know of it
+    notes: tuple[str, ...]  # remarks for a person to read
 
 
 def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> Loaded:
     """Load a model directory by a class of transformers'.
 
-    Raises ModelError for a model that is not whole: tensors that are missing, of another shape, or
-    not finite; and for all that transformers cannot load.
+    Raises ModelError for a model with tensors that are missing, of another shape, or not finite,
+    and for anything that transformers cannot load.
     """
     import transformers
 
@@ -77,7 +77,7 @@ def _config(directory: Path) -> Any:
 
 
 def _tokenizer(directory: Path) -> Any:
-    """The tokenizer of a directory. Raises ModelError where it has none of its own: transformers
+    """Load the tokenizer of a directory. Raises ModelError if it has none of its own: transformers
     makes one up for some models."""
     import transformers
 
@@ -97,11 +97,12 @@ def _tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-# --- what transformers says -----------------------------------------------------------------------
+# --- errors of transformers -----------------------------------------------------------------------
 
 
 def _attempt(load: Callable[[], Part], directory: Path, part: str) -> Part:
-    """What transformers loads. Whatever it raises is about the directory, which is input."""
+    """Return the part that `load` gives. Raises ModelError for any error of it: the directory is
+    input. Lets a shortage of memory pass."""
     try:
         return load()
     except Exception as error:
@@ -126,7 +127,7 @@ def _cannot_load(directory: Path, part: str, error: Exception) -> ModelError:
 
 
 def _advice(directory: Path, part: str, error: Exception) -> str:
-    """A remedy, as a further sentence."""
+    """Return a remedy, as a further sentence."""
     text = str(error)
     if "custom code" in text or "trust_remote_code" in text:
         return (
@@ -157,23 +158,23 @@ def _other_task(directory: Path) -> str:
 
 
 def _quantisation(directory: Path) -> str:
-    """How a checkpoint is quantised; empty where it is not."""
+    """Return the method that quantised a checkpoint; empty if none did."""
     told = read_json(directory, "config.json").get("quantization_config")
     return str(told.get("quant_method", "unnamed method")) if isinstance(told, dict) else ""
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first; its name, where it says nothing."""
+    """Return the first line of an error's message; the error's name if it has none."""
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
     said = next(filter(None, lines), type(error).__name__)
     return said.rstrip(".:")
 
 
-# --- what was loaded ------------------------------------------------------------------------------
+# --- checks of the loaded model -------------------------------------------------------------------
 
 
 def _require_whole(directory: Path, model: Any, report: Mapping[str, Any]) -> None:
-    """Raise ModelError for tensors that transformers has made up."""
+    """Raise ModelError for tensors that are made up, of another shape, or not converted."""
     name = type(model).__name__
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
@@ -205,7 +206,7 @@ def _whose(directory: Path, name: str) -> str:
 
 
 def _require_plain_numbers(directory: Path, model: Any) -> None:
-    """Raise ModelError for parameters that are no floating-point numbers: quantised ones."""
+    """Raise ModelError for quantised parameters, which are no floating-point numbers."""
     odd = [(n, p.dtype) for n, p in model.named_parameters() if not p.is_floating_point()]
     if odd:
         raise ModelError(
@@ -217,7 +218,7 @@ def _require_plain_numbers(directory: Path, model: Any) -> None:
 
 @torch.no_grad()
 def _require_finite(directory: Path, model: Any) -> None:
-    """Raise ModelError for a tensor with NaN or an infinite number; buffers may mask with -inf."""
+    """Raise ModelError for a parameter with NaN or infinity; buffers may mask with -inf."""
     broken = [name for name, tensor in model.named_parameters() if not _is_finite(tensor)]
     if broken:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -236,8 +237,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _require_rows(directory: Path, model: Any, tokenizer: Any) -> None:
-    """Raise ModelError for a tokenizer whose own words, but for a few that were added, are more
-    than the model has embeddings for."""
+    """Raise ModelError for a tokenizer that has more tokens, without the added ones, than the model
+    has embeddings."""
     rows = embedding_rows(model)
     if rows is not None and tokenizer.vocab_size > rows:
         raise ModelError(
@@ -247,7 +248,7 @@ def _require_rows(directory: Path, model: Any, tokenizer: Any) -> None:
 
 
 def embedding_rows(model: Any) -> int | None:
-    """How many tokens a model has embeddings for; None where it has no such table."""
+    """Return the number of tokens that a model has embeddings for; None if it has no such table."""
     try:
         return int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError, IndexError):
@@ -271,7 +272,7 @@ def _notes(directory: Path, model: Any, tokenizer: Any, report: Mapping[str, Any
 
 
 def _named(names: Collection[str]) -> str:
-    """Some names, and how many more there are."""
+    """Return the first names, with the number of further ones."""
     first = ", ".join(list(names)[:NAMED_MAX])
     more = len(names) - NAMED_MAX
     return f"{first} and {more} more tensors" if more > 0 else first

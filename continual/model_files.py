@@ -1,8 +1,8 @@
-"""The files of a model directory: which of them name the model, and which of them cannot be loaded.
+"""The files of a model directory: fingerprints them, and refuses files that cannot be loaded.
 
 Knows names and bytes, and no tensors. A directory's code is never run, and its pickles, which could
-run some, are never opened: `require_loadable` refuses what would need either, before transformers
-sees the directory. Leaves the loading itself to `loading`.
+run some, are never opened: `require_loadable` refuses a model that needs either, before
+transformers sees the directory. Leaves the loading itself to `loading`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"
 
 
 def model_directory(name: str | Path) -> Path:
-    """The directory that a model's name stands for. Raises ModelError where there is none."""
+    """Return the directory that a model's name stands for. Raises ModelError if there is none."""
     if (known := embedded(name)) is not None:
         return known.directory
     path = Path(name).expanduser().absolute()
@@ -73,7 +73,8 @@ def model_directory(name: str | Path) -> Path:
 
 
 def directory_fingerprint(directory: Path) -> str:
-    """SHA-256 over the names and bytes of a model directory's weights, config and tokenizer."""
+    """Return the SHA-256 over the names and bytes of a model directory's weights, config and
+    tokenizer."""
     digest = hashlib.sha256()
     for file in _matching(directory, _IDENTITY):
         digest.update(f"{file.name}\n".encode())
@@ -82,22 +83,21 @@ def directory_fingerprint(directory: Path) -> str:
 
 
 def companion_files(directory: Path) -> dict[str, str]:
-    """The SHA-256, by name, of the files that help to decide what a model answers, and that its
-    fingerprint does not cover: where answers end, chat templates, the places of tensors in shards,
-    tokens that were added."""
+    """Return the SHA-256, by name, of the files that shape a model's answers outside its
+    fingerprint: ends of answers, chat templates, the places of tensors in shards, added tokens."""
     identity = set(_matching(directory, _IDENTITY))
     files = [file for file in _matching(directory, _COMPANIONS) if file not in identity]
     return {file.relative_to(directory).as_posix(): _digest(file) for file in files}
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory has any file of a tokenizer."""
+    """Tell whether a directory has any file of a tokenizer."""
     return bool(_matching(directory, _TOKENIZERS))
 
 
 def read_json(directory: Path, name: str) -> Mapping[str, Any]:
-    """A file of a model directory; empty where there is none. Raises ModelError for anything but a
-    JSON object."""
+    """Read a JSON file of a model directory; empty if there is none. Raises ModelError for anything
+    but a JSON object."""
     path = directory / name
     if not path.is_file():
         return {}
@@ -112,7 +112,7 @@ def read_json(directory: Path, name: str) -> Mapping[str, Any]:
 
 def require_loadable(directory: Path) -> None:
     """Raise ModelError for a directory with an adapter, without safetensors weights, with weights
-    that are cut off, or with a model whose code lies in it."""
+    that are cut off, or with a model that needs code of its own."""
     _require_no_adapter(directory)
     config = read_json(directory, "config.json")
     for name in ("generation_config.json", "tokenizer_config.json"):
@@ -135,7 +135,8 @@ def _require_no_adapter(directory: Path) -> None:
 
 
 def _require_own_code(directory: Path, config: Mapping[str, Any]) -> None:
-    """A model type that transformers does not have comes with its own code, which is not run."""
+    """Raise ModelError for a model type that transformers does not have: its own code is not
+    run."""
     known = config.get("model_type") in CONFIG_MAPPING
     if "auto_map" in config and not known:
         raise ModelError(
@@ -170,7 +171,7 @@ def _is_foreign(file: Path) -> bool:
 
 
 def _require_whole(directory: Path) -> None:
-    """Weights that a copy or a download cut off, and shards that are not there."""
+    """Raise ModelError for weights that a copy or a download cut off, and for missing shards."""
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(file, "pt"):

@@ -1,8 +1,8 @@
-"""The words that were read up to a position, and whether they name a subject.
+"""Follows the text that a model has read up to a position, and tells whether it names a subject.
 
 A neuron may ask for a subject: it stays silent wherever the text up to there does not name it. The
 text of a row comes from the probe that the row belongs to, or from the tokens of a running model.
-Knows tokens and texts; leaves to `naming` how texts are compared.
+Knows tokens and texts; leaves comparing texts to `naming`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from continual.naming import names
 from continual.prompts import normalised
 
 Decode = Callable[[tuple[int, ...]], str]
-Prefix = tuple[tuple[int, ...], int]  # tokens, and how many of them were read
+Prefix = tuple[tuple[int, ...], int]  # tokens, and the number of them that were read
 
 TEXTS_REMEMBERED = 4096
 
 
 def decoder(tokenizer: Any) -> Decode:
-    """A tokenizer's texts as they are compared; the latest are remembered."""
+    """Return a function from tokens to normalised text; it remembers the latest texts."""
 
     @lru_cache(TEXTS_REMEMBERED)
     def decode(ids: tuple[int, ...]) -> str:
@@ -38,7 +38,7 @@ def decoder(tokenizer: Any) -> Decode:
 
 @dataclass(frozen=True)
 class RowTexts:
-    """What was read up to each of some rows."""
+    """The text read up to each of some rows."""
 
     decode: Decode
     prefixes: Sequence[Prefix]
@@ -51,7 +51,7 @@ class RowTexts:
         return self.decode(ids[:count])
 
     def take(self, index: Tensor | slice) -> RowTexts:
-        """Those of some rows."""
+        """Return the texts of some rows."""
         if isinstance(index, slice):
             return RowTexts(self.decode, self.prefixes[index])
         places = index.nonzero().flatten() if index.dtype == torch.bool else index.flatten()
@@ -59,7 +59,7 @@ class RowTexts:
 
     @classmethod
     def join(cls, parts: Sequence[RowTexts | None]) -> RowTexts | None:
-        """All of them, one after another; None where one of them is not known."""
+        """Join the texts, one after another; None if one of them is not known."""
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not known:
             return None
@@ -69,19 +69,20 @@ class RowTexts:
 class RunningText:
     """The tokens that a running model has read, sequence by sequence.
 
-    Within `generate` these are known whole at every step. Without it a forward pass has all of its
-    tokens, or goes on from the pass before by its cache. Tokens that are not known to belong
-    together are taken as the text's beginning, so that a subject read before them does not count.
+    Within `generate` all tokens are known at every step. Without it a forward pass has all of its
+    tokens, or goes on from the pass before by its cache. Tokens without a known connection count as
+    the beginning of a text, so that a subject read before them does not count.
     """
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._whole: Tensor | None = None  # [B, L] as `generate` is about to give them
         self._read: Tensor | None = None  # [B, L] of the latest pass
-        self._fresh = 0  # of these, how many tokens this pass reads
+        self._fresh = 0  # the number of these that this pass reads
 
     def texts(self, rows: int) -> RowTexts | None:
-        """What was read up to each row of the pass under way, [B · T] of them."""
+        """Return the text read up to each row of the current pass, [B · T] of them; None if `rows`
+        is another number."""
         read = self._read
         if read is None or rows != read.shape[0] * self._fresh:
             return None
@@ -97,7 +98,7 @@ class RunningText:
 
     @contextmanager
     def followed(self, model: Any) -> Iterator[None]:
-        """The tokens of all passes of a model are seen while this lasts."""
+        """Follow the tokens of all passes of a model while the `with` lasts."""
         prepare = model.prepare_inputs_for_generation
 
         def prepared(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +111,7 @@ class RunningText:
             yield
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass begins."""
+        """Note the tokens of a forward pass as it begins."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         whole, self._whole = self._whole, None
         if not isinstance(ids, Tensor) or ids.ndim != 2:
@@ -129,7 +130,7 @@ class RunningText:
 
 
 def _length(cache: Any) -> int:
-    """How many tokens a cache holds; 0 for none."""
+    """Return the number of tokens that a cache holds; 0 for none."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 

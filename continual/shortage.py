@@ -1,7 +1,7 @@
-"""Memory that runs out, told as what it is.
+"""Recognises errors that mean that memory ran out.
 
-PyTorch, oneDNN, cuBLAS and the system each say it in another way, mostly by an error that could
-mean anything: a few words of theirs tell.
+PyTorch, oneDNN, cuBLAS and the system each report it in another way, mostly by an error of a
+general kind: a few words in its message tell.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORDS = (
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
+    """Tell whether an error says that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, _BY_WORDS) and any(word in text for word in _WORDS)
@@ -32,7 +32,7 @@ def is_shortage(error: BaseException) -> bool:
 
 @contextmanager
 def shortage_told(remedy: str) -> Iterator[None]:
-    """Raises OutOfMemory, with what can be done, where memory runs out inside."""
+    """Raise OutOfMemory with a remedy if memory runs out while the `with` lasts."""
     try:
         yield
     except Exception as error:
@@ -42,6 +42,6 @@ def shortage_told(remedy: str) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str:
-    """What happened, in the words of whoever noticed, if there are any."""
+    """Return that memory ran out, with the message of the error, if it has one."""
     words = str(error)
     return f"memory ran out ({words})" if words else "memory ran out"

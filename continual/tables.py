@@ -1,7 +1,7 @@
-"""Settings that are read from a table of the store's `cedit.toml`.
+"""Reads settings from a table of the store's `cedit.toml`.
 
-Knows how a table becomes a frozen dataclass, or an error that names the table and the key. What the
-keys mean, and what values they may have, is each class's own.
+Turns a table into a frozen dataclass, or into an error that names the table and the key. Leaves the
+meaning of the keys, and their allowed values, to each class.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Table:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
     table: ClassVar[str]
     new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """By task, the settings that a new store writes down. The defaults stay as older stores, which
-    say nothing of them, have them."""
+    """By task, the settings that a new store writes down. The defaults stay as they are, because
+    older stores without these settings rely on them."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From the table as it was read. Raises CeditError for a key that it does not have, or a
-        value of another type."""
+        """Make the settings from the table as it was read. Raises CeditError for an unknown key,
+        and for a value of another type."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(settings) - known):
             raise CeditError(
@@ -43,12 +43,12 @@ class Table:
 
     @classmethod
     def refused(cls, reason: str) -> CeditError:
-        """The error for settings that do not do."""
+        """Return the error for settings that break a rule."""
         return CeditError(f"[{cls.table}] {reason}.")
 
 
 def _told(error: ValidationError) -> str:
-    """Which keys are wrong, and how."""
+    """Name the wrong keys, and the problem with each."""
     return "; ".join(map(_problem, error.errors(include_url=False, include_context=False)))
 
 
