@@ -1,7 +1,7 @@
 """The one way to the terminal: results to standard output, all else to standard error.
 
 Knows JSON Lines, plain text for files and pipes, and colour for terminals. A command hands over a
-record and, for people, how it reads; which of the two is printed is decided here.
+record and a text for people; this module decides which of the two to print.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-DASH = "–"  # for what was not measured
-TARGET_WIDTH = 22  # of the column of targets, in a table that gives way
+DASH = "–"  # stands for a missing measurement
+TARGET_WIDTH = 22  # of the column of targets, in a table that shrinks
 ID_DIGITS = 12  # of an id or a fingerprint, where people read it
 _PLAIN_WIDTH = 10_000  # no line of a file is folded
 
 
 class Output:
-    """What a command prints to."""
+    """The output of a command: JSON Lines or text."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """One line of JSON, with `--json`; else nothing."""
+        """Print one line of JSON with `--json`, else nothing."""
         if self.as_json:
             print(
                 json.dumps(record, ensure_ascii=not _has_all(sys.stdout), allow_nan=False),
@@ -38,33 +38,33 @@ class Output:
             )
 
     def text(self, *parts: RenderableType) -> None:
-        """Lines and tables for people; nothing with `--json`."""
+        """Print lines and tables for people; nothing with `--json`."""
         if not self.as_json:
             for part in parts:
                 self._print(part)
 
     def result(self, record: Mapping[str, Any], *parts: RenderableType) -> None:
-        """A result, as JSON or as it reads."""
+        """Print a result, as JSON or as text."""
         self.record(record)
         self.text(*parts)
 
     def verbatim(self, record: Mapping[str, Any], text: str) -> None:
-        """A result that people copy: its lines are folded on no terminal."""
+        """Print a result that people copy: no terminal folds its lines."""
         self.record(record)
         if not self.as_json:
             print(text, flush=True)
 
     def note(self, text: str) -> None:
-        """Something beside the result."""
+        """Print a note beside the result, on standard error."""
         self.errors.print(text, style="dim")
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """What a person should know before going on, loudly."""
+        """Print warnings for a person to read before going on, on standard error."""
         for text in warnings:
             self.errors.print(f"warning: {text}", style="bold yellow")
 
     def _print(self, part: RenderableType) -> None:
-        """A table is padded to its width, of which only a terminal should see anything."""
+        """Print a text or a table, without trailing blanks unless on a terminal."""
         if self.console.is_terminal:
             self.console.print(part)
             return
@@ -75,7 +75,7 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether someone looks on who can be shown progress."""
+        """True if a person is there to see progress."""
         return not self.as_json and sys.stderr.isatty()
 
     @cached_property
@@ -90,7 +90,7 @@ class Output:
 
 
 def _has_all(file: TextIO) -> bool:
-    """Whether every character can be written there."""
+    """Tell whether a file can take every character."""
     return (file.encoding or "").lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
 
 
@@ -102,7 +102,7 @@ def replace_missing() -> None:
 
 
 def _console(file: TextIO) -> Console:
-    """A console that prints text as it is, and folds lines only on a terminal."""
+    """Make a console that prints text as it is, and folds lines only on a terminal."""
     from rich.console import Console
 
     class Plain(Console):
@@ -113,7 +113,7 @@ def _console(file: TextIO) -> Console:
     return Plain(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
-# -- how things read
+# -- texts for people
 
 WATCHED = ("Watch", "Neighbours", "Continuation", "Fluency")
 """The metrics of the watch set."""
@@ -122,9 +122,9 @@ WATCHED = ("Watch", "Neighbours", "Continuation", "Fluency")
 def columns(
     names: Sequence[str], rows: Iterable[Iterable[object]], right: str = "", shrinks: str = ""
 ) -> Table:
-    """A table without lines. The columns named in `right` (space between) are aligned there; those
-    named in `shrinks` are cut where the terminal is narrow, the last column at TARGET_WIDTH where
-    it has no name, and no other is."""
+    """Make a table without lines. The columns named in `right` (space between) are aligned right.
+    On a narrow terminal the columns named in `shrinks` are cut, a column without a name at
+    TARGET_WIDTH, and no other."""
     from rich.table import Table
     from rich.text import Text
 
@@ -142,7 +142,7 @@ def columns(
 
 
 def _widths(name: str, texts: Iterable[str], shrinking: Sequence[str]) -> dict[str, Any]:
-    """How wide a column has to be, and may be, where some of its table give way."""
+    """Return the least and the largest width of a column, in a table where some columns shrink."""
     from rich.cells import cell_len
 
     if not shrinking or name in shrinking:
@@ -154,32 +154,32 @@ def _widths(name: str, texts: Iterable[str], shrinking: Sequence[str]) -> dict[s
 
 
 def day(moment: object) -> str:
-    """The date of a time in ISO 8601; a dash for none."""
+    """Return the date of a time in ISO 8601; a dash for none."""
     return str(moment)[:10] if moment else DASH
 
 
 def one_line(text: str) -> str:
-    """The text on one line: what would move a terminal's cursor is spelt out."""
+    """Return the text on one line: characters that move a terminal's cursor are spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(identity: str) -> str:
-    """The start of an id or a fingerprint."""
+    """Return the start of an id or a fingerprint."""
     return identity[:ID_DIGITS]
 
 
 def rate(value: float | None) -> str:
-    """A rate with three decimals."""
+    """Return a rate with three decimals; a dash for none."""
     return DASH if value is None else f"{value:.3f}"
 
 
 def rates(record: Mapping[str, Any], *names: str) -> str:
-    """Rates by name, in a line."""
+    """Return rates by name, in a line."""
     return "  ".join(f"{name} {rate(record[name])}" for name in names)
 
 
 def size(count: int) -> str:
-    """A number of bytes."""
+    """Return a number of bytes with its unit."""
     amount, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -189,5 +189,5 @@ def size(count: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 request`, `2 requests`."""
+    """Return a count with its noun: `1 request`, `2 requests`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""`cedit ask`: the answers of the edited model."""
+"""`cedit ask`: asks the edited model."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def command(
 ) -> None:
     """Ask the edited model, at any revision.
 
-    Where the answer is read from an edit in memory (serac, ike), the edit and its score are said on
-    standard error; with --json they are the answer's "memory", which is null where there is none:
-    {"request","prompt","target","method","score"}. With --file the model is loaded once, and each
-    prompt of the file answered in its order.
+    If an answer comes from an edit in memory (serac, ike), the edit and its score are printed on
+    standard error; with --json they are the answer's "memory", else null:
+    {"request","prompt","target","method","score"}. With --file the model is loaded once, and
+    answers the prompts of the file in order.
 
     \b
     Example:
@@ -97,7 +97,7 @@ def command(
 
 
 def _record(session: Session, prompt: Prompt, tokens_max: int, at: str) -> dict[str, Any]:
-    """The answer where the session stands."""
+    """Ask the model where the session stands, and return the JSON record of its answer."""
     from continual.prompts import Chat
 
     answer = session.answer(prompt, tokens_max)
@@ -129,7 +129,7 @@ def _compare(
 def _show_compared(
     out: Output, answers: Sequence[Mapping[str, Any]], revisions: tuple[str, str]
 ) -> None:
-    """A table of prompts with their answers at two revisions."""
+    """Print a table of prompts with their answers at two revisions."""
     for record in answers:
         out.record(record)
     rows = [(a["prompt"], a["compared"]["answer"], a["answer"]) for a in answers]
@@ -137,7 +137,8 @@ def _show_compared(
 
 
 def _show(out: Output, record: Mapping[str, Any], *, is_one_of_many: bool) -> None:
-    """An answer, and the record that it is from; of many, each behind its prompt."""
+    """Print an answer, behind its prompt if it is one of many, and the record in memory that it
+    comes from."""
     before = f"{record['prompt']} → " if is_one_of_many else ""
     out.result(record, one_line(before + record["answer"]))
     if (memory := record["memory"]) is not None and not out.as_json:
@@ -148,7 +149,8 @@ def _show(out: Output, record: Mapping[str, Any], *, is_one_of_many: bool) -> No
 
 
 def _prompts(texts: Sequence[str], messages: str | None, source: str | None) -> list[Prompt]:
-    """Everything that is asked. Raises UsageError for nothing, and for prompts of two kinds."""
+    """Return the prompts to ask. Raises UsageError for none, for prompts of two kinds, and for a
+    file that cannot be read."""
     if [bool(texts), messages is not None, source is not None].count(True) != 1:
         raise click.UsageError("Ask by PROMPTs, by a chat with --messages, or by --file.")
     if messages is not None:
@@ -166,7 +168,7 @@ def _prompts(texts: Sequence[str], messages: str | None, source: str | None) -> 
 
 
 def _of_line(line: str, number: int) -> Prompt:
-    """The prompt on a line: JSON with one, or the line as it is. Raises ValueError."""
+    """Return the prompt on a line: from JSON, or the line as it is. Raises ValueError."""
     if not line.startswith(("{", "[", '"')):
         return line
     from continual.prompts import read_prompt
@@ -183,7 +185,7 @@ def _of_line(line: str, number: int) -> Prompt:
 
 
 def _chat(messages: str) -> Prompt:
-    """A chat from JSON, or from a file with it. Raises UsageError."""
+    """Read a chat from JSON, or from a file with JSON. Raises UsageError."""
     from continual.prompts import Chat
 
     is_json = messages.lstrip().startswith(("[", "{"))

@@ -1,4 +1,4 @@
-"""`cedit quarantine`: the records that could not be read, and why."""
+"""`cedit quarantine`: shows the records that could not be read, with the reasons."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RAW_CHARACTERS_MAX = 160  # of a record, where people read it
 def command(out: Output, store: str | None, count: int | None) -> None:
     """Show the records that could not be read, and why.
 
-    They lie in the store's quarantine.jsonl, the oldest first. When they can be read, by other
-    --keys or limits or with a reader that was installed, `cedit apply STREAM --retry quarantined`
-    gives them again. With --json there is a line for each record:
+    They lie in the store's quarantine.jsonl, the oldest first. Once they can be read, by other
+    --keys or limits or an installed reader, `cedit apply STREAM --retry quarantined` applies them.
+    With --json there is a line for each record:
     {"type":"quarantined","stream","line","reason","raw"}.
 
     \b

@@ -1,4 +1,4 @@
-"""`cedit relocate`: another place for the base model of a store."""
+"""`cedit relocate`: names a new place for the base model of a store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cli.output import Output
 @click.argument("model", metavar="DIR", type=click.Path())
 @common
 def command(out: Output, store: str | None, model: str) -> None:
-    """Say where the base model lies now.
+    """Name the base model's new place.
 
-    The files there are compared with those that the history was made on: another model is refused
-    (exit code 21). The history stays as it is. With --json: {"type":"relocated","model"}.
+    The files there are compared with the files that the history was made on: another model is
+    refused (exit code 21). The history stays as it is. With --json: {"type":"relocated","model"}.
 
     \b
     Example:

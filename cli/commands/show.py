@@ -1,4 +1,4 @@
-"""`cedit show`: one revision, or one correction with its past."""
+"""`cedit show`: shows one revision, or one correction with its past."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(out: Output, store: str | None, name: str) -> None:
     """Show one revision and its requests, or one request and its steps.
 
     The revision is head unless named. A request is named by its id, or the start of it, as `cedit
-    list` and `cedit find` print it. Each is shown with what became of it, and why.
+    list` and `cedit find` print it. Each is shown with its outcome and the reason.
 
     \b
     Example:
@@ -62,14 +62,14 @@ def _is_revision(store: Store, name: str) -> bool:
 
 
 def _request(store: Store, name: str) -> str | None:
-    """The id of a request that begins so; None where there is none."""
+    """Return the id of the request that begins so; None if there is none."""
     from continual.history.corrections import identified
 
     return identified(store, name)
 
 
 def _past(record: Mapping[str, Any]) -> Iterator[str]:
-    """A correction, and the steps that it was part of."""
+    """Yield the lines of a correction, and of the steps that it was part of."""
     yield one_line(f"{record['prompt']} → {record['target_new']}")
     yield f"id           {record['id']}"
     for name in ("subject", "relation", "target_old", "case"):
@@ -133,6 +133,6 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _beside(outcome: Mapping[str, Any]) -> str:
-    """What the source says beside a correction: its own name for it, and keys nobody knows."""
+    """Return the source's own fields of a correction: its name for it, and foreign keys."""
     pairs = {"case": outcome.get("case"), **outcome.get("extra", {})}
     return ", ".join(f"{key} {value}" for key, value in pairs.items() if value is not None)

@@ -1,4 +1,4 @@
-"""`cedit status`: where the store stands."""
+"""`cedit status`: shows the store's head with its corrections and metrics."""
 
 from __future__ import annotations
 
