@@ -1,14 +1,13 @@
 """Streams: requests in their order, from a file, a growing file, a pipe or standard input.
 
-``sources`` has the bytes, ``kinds`` tells what kind of file they are, ``records`` where one record
-ends and the next begins. Knows here how to come back to the place where reading stopped. A record
-that cannot be read is an item with a reason and never an exception; a file of another kind is
-refused as a whole. Leaves what a record means to ``readers``, and what becomes of a quarantined
-item to the pipeline.
+``sources`` has the bytes, ``kinds`` tells the kind of file, ``records`` divides it into records.
+This module comes back to the place where reading stopped. A record that cannot be read is an item
+with a reason and never an exception; a file of another kind is refused as a whole. Leaves the
+meaning of a record to ``readers``, and the fate of a quarantined item to the pipeline.
 
-Items are chained: the rolling hash of an item covers the bytes of all items up to it, so a stream
-whose past was changed is noticed when it is resumed. A stream is known by a short name, the file's
-own and its first record's hash, wherever the file lies.
+Items are chained: the rolling hash of an item covers the bytes of all items up to it, so that
+resuming a stream notices a changed past. A stream has a short name wherever its file lies: the
+file's own name and its first record's hash.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Item:
         return tuple(dict.fromkeys(key for request in self.requests for key in request.extra))
 
     def to_quarantine(self) -> dict[str, object]:
-        """The item as a line of the quarantine file; bytes that are no text are in base64."""
+        """Return the item as a line of the quarantine file; bytes that are no text in base64."""
         entry: dict[str, object] = {"line": self.number, "reason": self.reason}
         try:
             return {**entry, "raw": self.raw.decode("utf-8")}
@@ -81,8 +80,8 @@ class Item:
 class Stream:
     """An ordered source of requests; every iteration starts from its beginning.
 
-    What has no past can be iterated only once. Setting ``stop`` ends the iteration after the
-    current item; a read of a pipe that blocks is not interrupted by it.
+    A stream without a past can be iterated only once. Setting ``stop`` ends the iteration after the
+    current item; it does not interrupt a blocking read of a pipe.
     """
 
     name: str  # absolute path, or "-"
@@ -97,7 +96,8 @@ class Stream:
         return self.after(0, ROLLING_START)
 
     def after(self, position: int, rolling: str) -> Iterator[Item]:
-        """The items after the first ``position`` ones, which must give the chain ``rolling``."""
+        """Yield the items after the first ``position`` ones. Raises StreamChanged if these do not
+        give the chain ``rolling``."""
         with self._records(self._knows) as records:
             first, last = self._skip(records, position)
             if last != rolling:
@@ -115,7 +115,7 @@ class Stream:
                 yield self._understood(records, record, (position, link.hex(), name))
 
     def before(self, position: int) -> Iterator[Item]:
-        """The first ``position`` items once more."""
+        """Yield the first ``position`` items once more."""
         for item in self.__class__(self.name, self.limits, keys=self.keys):
             if item.position > position or self.stop.is_set():
                 return
@@ -124,10 +124,10 @@ class Stream:
     def objects(
         self, knows: Callable[[Mapping[str, object]], bool]
     ) -> Iterator[tuple[int, dict[str, object]]]:
-        """The objects in a file of other records than requests, each with its number.
+        """Yield the objects in a file of other records than requests, each with its number.
 
-        ``knows`` tells a table's header by its columns. Raises StreamError, and RequestError with
-        the record's number for one that is no object.
+        ``knows`` recognises a table's header by its columns. Raises StreamError, and RequestError
+        with the record's number for a record that is no object.
         """
         with self._records(knows) as records:
             while (record := records.next(patient=False)) is not None:
@@ -139,14 +139,15 @@ class Stream:
                     raise RequestError(f"{self.name}, line {record.number}: {error}") from None
 
     def count(self) -> int | None:
-        """How many records there are; ``None`` where only reading to the end would tell."""
+        """Count the records; ``None`` for a stream that is followed or can be read only once."""
         if self.follow or not self.has_past:
             return None
         with self._records(self._knows) as records:
             return sum(1 for _ in iter(lambda: records.next(patient=False), None))
 
     def short_name(self) -> str | None:
-        """The name under which a history keeps the place; None without any record, or a past."""
+        """Return the name under which a history keeps the place; None without any record, or a
+        past."""
         if not self.has_past:
             return None
         with self._records(self._knows) as records:
@@ -161,12 +162,12 @@ class Stream:
 
     @property
     def _is_looked_into(self) -> bool:
-        """Whether the file is whole, so that more than its first record can be looked at."""
+        """True if the file is whole, so that more than its first record can be looked at."""
         return self.has_past and not self.follow
 
     def _skip(self, records: Records, position: int) -> tuple[str | None, str | None]:
-        """The chain after the first record, and after ``position`` ones; ``None`` where there are
-        not as many."""
+        """Return the chain after the first record, and after ``position`` ones; ``None`` if there
+        are fewer."""
         first: str | None = None
         link = bytes.fromhex(ROLLING_START)
         for _ in range(position):
@@ -179,7 +180,8 @@ class Stream:
 
     @contextmanager
     def _records(self, knows: Callable[[Mapping[str, object]], bool]) -> Iterator[Records]:
-        """The records of the source, by its kind. Raises StreamError for one that is not read."""
+        """Open the source, and yield its records by its kind. Raises StreamError for a kind that is
+        not read."""
         with opened(self.name) as source:
             yield self._laid_out(source, knows)
 
@@ -202,8 +204,8 @@ class Stream:
         return Lines(tail, bytes_max)
 
     def _recognised(self, records: Records) -> Records:
-        """The same records. Raises StreamError where the first are objects and none of a known
-        format: then nothing of the file could be applied."""
+        """Return the same records. Raises StreamError if the first ones have objects, and none of a
+        known format: then nothing of the file could be applied."""
         ahead = _LookedAt(records)
         objects = list(ahead.objects())
         if objects and not any(map(self._knows, objects)):
@@ -241,11 +243,11 @@ def open_stream(
     stop: threading.Event | None = None,
     keys: Mapping[str, str] | None = None,
 ) -> Stream:
-    """The stream in the file ``source``, or on standard input for ``-``.
+    """Return the stream in the file ``source``, or on standard input for ``-``.
 
-    With ``follow`` the end of the file is waited at, looking every ``poll_seconds`` until
-    ``stop`` is set. ``keys`` says which keys of foreign records are which of cedit's own. Raises
-    ``StreamError`` where there is no such file.
+    With ``follow`` the stream waits at the end of the file, and looks every ``poll_seconds`` until
+    ``stop`` is set. ``keys`` maps cedit's own keys to the keys of foreign records. Raises
+    ``StreamError`` if there is no such file.
     """
     name = existing(source)
     return Stream(
@@ -260,22 +262,22 @@ def open_stream(
 
 
 def resume(stream: Stream, position: int, rolling: str) -> Iterator[Item]:
-    """The items after the first ``position`` ones.
+    """Yield the items after the first ``position`` ones.
 
-    Raises ``StreamChanged`` where the items before are no longer those that gave ``rolling``.
+    Raises ``StreamChanged`` if the items before no longer give ``rolling``.
     """
     return stream.after(position, rolling)
 
 
 class _LookedAt:
-    """Records whose first ones are looked at before they are given."""
+    """Records that can be looked at in advance, before they are given."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
         self._ahead: deque[RawRecord] = deque()
 
     def objects(self) -> Iterator[dict[str, object]]:
-        """Those of the first records that are objects."""
+        """Yield the objects among the first LOOKED_AT_MAX records."""
         while len(self._ahead) < LOOKED_AT_MAX:
             record = self._records.next(patient=False)
             if record is None:
@@ -288,11 +290,11 @@ class _LookedAt:
                 continue
 
     def next(self, *, patient: bool) -> RawRecord | None:
-        """The next record."""
+        """Return the next record; None at the end."""
         return self._ahead.popleft() if self._ahead else self._records.next(patient=patient)
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """The object in a record's bytes."""
+        """Return the object in a record's bytes. Raises RequestError."""
         return self._records.parsed(raw)
 
 

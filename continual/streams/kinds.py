@@ -1,6 +1,6 @@
-"""Kinds of files, told by how they begin: those that streams are read from, and those that are not.
+"""Recognises kinds of files by their beginning, both readable and foreign ones.
 
-Knows magic numbers, the header of a table, and how YAML and XML begin. A kind that is not read is
+Knows magic numbers, the header of a table, and the beginnings of YAML and XML. A foreign kind is
 refused as a whole and by its name, before the first record. Leaves the records to ``records``.
 """
 
@@ -26,7 +26,7 @@ READ_KINDS = (
     "JSON Lines, a JSON array, CSV or TSV, each also compressed (gzip, bzip2, xz); by a pipe too"
 )
 COLUMNS_NAMED_MAX = 12
-CHUNK_BYTES = 65_536  # that are looked into, at least
+CHUNK_BYTES = 65_536  # read at a time
 
 _AS_LINES = "write it as JSON Lines, one object to a line"
 _AS_CSV = "save it as CSV (UTF-8)"
@@ -61,19 +61,19 @@ _DELIMITERS = (",", ";", "\t")
 _TABLE_SUFFIXES = (".csv", ".tsv")
 
 Knows = Callable[[Mapping[str, object]], bool]
-"""Whether a record with these keys can be read."""
+"""A function that tells whether a record with these keys can be read."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the records lie in a file."""
+    """The arrangement of the records in a file."""
 
     kind: str  # one of LINES, ARRAY, OBJECTS and TABLE
     delimiter: str = ","  # between the cells of a table
 
 
 def decompressed(file: BinaryIO, beginning: bytes) -> BinaryIO | None:
-    """The file's content where it is compressed in a way that is read; None where it is not."""
+    """Return the content of a file that is compressed in a known way; None for any other file."""
     for magic, open_it in _COMPRESSED.items():
         if beginning.startswith(magic):
             return cast(BinaryIO, open_it(file, "rb"))
@@ -81,7 +81,7 @@ def decompressed(file: BinaryIO, beginning: bytes) -> BinaryIO | None:
 
 
 def layout(name: str, beginning: bytes, knows: Knows, *, is_whole: bool) -> Layout:
-    """How a file's records lie. `is_whole`: more of it than its first line is known.
+    """Find the layout of a file's records. `is_whole`: more than its first line is known.
 
     Raises StreamError for a kind that is not read, and for a table whose columns are unknown.
     """
@@ -105,7 +105,7 @@ def layout(name: str, beginning: bytes, knows: Knows, *, is_whole: bool) -> Layo
 
 
 def cells(line: bytes, delimiter: str) -> list[str]:
-    """The cells of one row of a table; none where it is no text or no row."""
+    """Return the cells of one row of a table; none if it is no text or no row."""
     try:
         return next(csv.reader([line.decode("utf-8-sig")], delimiter=delimiter, strict=True), [])
     except (UnicodeDecodeError, csv.Error):
@@ -113,12 +113,12 @@ def cells(line: bytes, delimiter: str) -> list[str]:
 
 
 def _opens(lines: list[bytes]) -> bool:
-    """Whether an object begins on one of these lines."""
+    """Tell whether an object begins on one of these lines."""
     return any(line.lstrip(BLANK).startswith(b"{") for line in lines)
 
 
 def _delimiter(header: bytes, knows: Knows) -> str | None:
-    """What stands between the columns of a header that names records which can be read."""
+    """Return the delimiter of a header whose columns name readable records; None for any other."""
     for delimiter in _DELIMITERS:
         columns = [cell.strip() for cell in cells(header, delimiter)]
         if len(columns) > 1 and knows(dict.fromkeys(columns, "")):

@@ -1,7 +1,7 @@
-"""Where a history stands in a stream, and a stream as a store's settings have it read.
+"""Finds a history's place in a stream, and opens streams by a store's settings.
 
-Knows the names under which places are kept: a stream's short name, and in older stores the path
-that it was read from.
+Knows the names under which a store keeps places: a stream's short name, and in older stores the
+path that it was read from.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from store import Store
 
 @dataclass(frozen=True)
 class Place:
-    """How far a history has come in a stream."""
+    """A history's place in a stream."""
 
     position: int  # records
     rolling: str
 
     def to_json(self) -> dict[str, Any]:
-        """The stream's state, as a store keeps it."""
+        """Return the stream's state in the form that a store keeps."""
         return {"position": self.position, "rolling": self.rolling}
 
 
 def place_in(store: Store, stream: Stream) -> Place | None:
-    """The place of a store's history in a stream; None where it has read nothing of it, or the
+    """Return the place of a store's history in a stream; None if it has read nothing of it, or the
     stream has no past."""
     name = stream.short_name()
     if name is None:
@@ -47,8 +47,9 @@ def stream_for(
     stop: threading.Event | None = None,
     keys: dict[str, str] | None = None,
 ) -> Stream:
-    """The stream in a file, within the limits of the store's `[stream]` table, and read by its
-    keys where no others are given. Raises StreamError, and CeditError for keys that are none."""
+    """Open the stream in a file, within the limits of the store's `[stream]` table, and read by its
+    keys unless others are given. Raises StreamError, and CeditError for a key that a correction
+    does not have."""
     settings = StoreSettings.of(store.settings).stream
     limits = Limits(
         line_bytes_max=settings.line_bytes_max, array_bytes_max=settings.array_bytes_max

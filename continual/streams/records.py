@@ -1,7 +1,7 @@
 """Bytes to records: lines, the elements of an array, objects one after another, rows of a table.
 
-Knows where one record ends and the next begins, how large it may be, and how its bytes become an
-object. Leaves where the bytes come from to ``sources``, and their meaning to ``readers``.
+Divides the bytes into records, holds the limit on their size, and turns a record's bytes into an
+object. Leaves the source of the bytes to ``sources``, and their meaning to ``readers``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from continual.errors import RequestError, StreamChanged, StreamError, StreamRep
 from continual.requests import named
 from continual.streams.kinds import BLANK, BOM
 
-QUARANTINED_BYTES_MAX = 1000  # what is kept of a record that is too long
+QUARANTINED_BYTES_MAX = 1000  # kept of a record that is too long
 LIST_KEYS = frozenset(
     {"messages", "forms", "rephrases", "held_out_rephrases", "locality", "portability"}
 )
-"""Keys whose cell in a table is JSON where it begins as a list or an object."""
+"""Keys whose cell in a table is JSON if it begins like a list or an object."""
 FILLED_KEYS = frozenset({"prompt", "target_new", "answer"})
 
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
@@ -32,7 +32,7 @@ _CLOSING = {b"[": b"]", b"{": b"}"}
 
 @dataclass(frozen=True)
 class RawRecord:
-    """The bytes of one record, not yet understood; ``reason`` says why they cannot be."""
+    """The bytes of one record, not yet parsed; ``reason`` says why they cannot be."""
 
     number: int
     raw: bytes
@@ -41,27 +41,27 @@ class RawRecord:
 
 
 class Records(Protocol):
-    """Records one by one; a patient caller waits for more where the source may still grow."""
+    """Records one by one; a patient caller waits for more if the source may still grow."""
 
     def next(self, *, patient: bool) -> RawRecord | None:
-        """The next record, or ``None`` at the end."""
+        """Return the next record, or ``None`` at the end."""
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """The object in a record's bytes. Raises RequestError."""
+        """Return the object in a record's bytes. Raises RequestError."""
 
 
 class Chunks(Protocol):
-    """Where lines come from."""
+    """A source of lines."""
 
     name: str
 
     def chunk(self, *, patient: bool) -> bytes:
-        """The next bytes, up to a line's end; empty at the end of what there is to come."""
+        """Return the next bytes, up to a line's end; empty if no more will come."""
 
 
 @dataclass
 class _Line:
-    """One line as it arrives: hashed whole, held only as far as it may be long."""
+    """One line as it arrives: hashed whole; of a line over `bytes_max` only the start is kept."""
 
     bytes_max: int
     length: int = 0
@@ -85,7 +85,7 @@ class _Line:
 
 @dataclass
 class Lines:
-    """The records of JSON Lines; blank lines are none, but are counted."""
+    """The records of JSON Lines; blank lines are no records, but count in the numbers."""
 
     tail: Chunks
     bytes_max: int
@@ -93,18 +93,19 @@ class Lines:
     torn: bool = False  # the last line was given without its newline
 
     def next(self, *, patient: bool) -> RawRecord | None:
-        """The next line that is not blank."""
+        """Return the next line that is not blank."""
         while line := self.line(patient):
             if not line.is_blank():
                 return line.record(self.number)
         return None
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """The JSON object on a line."""
+        """Return the JSON object on a line. Raises RequestError."""
         return parsed_object(raw)
 
     def line(self, patient: bool) -> _Line | None:
-        """The next line, blank or not; of a file that was replaced, also one without an end."""
+        """Return the next line, blank or not; of a file that was replaced, also a line without an
+        end. Raises StreamReplaced behind it."""
         line = _Line(self.bytes_max)
         try:
             while chunk := self._chunk(patient):
@@ -139,7 +140,7 @@ class Lines:
 class Table:
     """The rows of a table (CSV, TSV) under its header. A quoted cell may go over several lines.
 
-    A record's bytes are the header's line and the row's, so that they can be understood alone.
+    A record's bytes are the header's line and the row's, so that they can be parsed alone.
     """
 
     def __init__(self, tail: Chunks, bytes_max: int, delimiter: str) -> None:
@@ -149,7 +150,7 @@ class Table:
         self._header: bytes | None = None
 
     def next(self, *, patient: bool) -> RawRecord | None:
-        """The next row that has something in it; its number is that of its first line."""
+        """Return the next row that is not empty, numbered by its first line."""
         if self._header is None:
             header = self._lines.next(patient=patient)
             if header is None:
@@ -169,7 +170,7 @@ class Table:
             return RawRecord(number, bytes(whole.kept), whole.digest.digest(), reason)
 
     def _row(self, patient: bool) -> _Line | None:
-        """The lines of a row: one, or as many as its quoted cells go over."""
+        """Return the lines of a row: one, or as many as its quoted cells go over."""
         row = _Line(self._bytes_max)
         is_quoted = False
         while (line := self._lines.line(patient)) is not None:
@@ -181,7 +182,8 @@ class Table:
         return row if row.length else None
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """The row by its header; empty cells are left out, but for those that must be filled."""
+        """Return the row by its header, without empty cells unless their key is in FILLED_KEYS.
+        Raises RequestError."""
         try:
             text = io.StringIO(raw.decode("utf-8-sig"), newline="")
             rows = list(csv.reader(text, delimiter=self._delimiter, strict=True))
@@ -217,7 +219,7 @@ def _cell(key: str, cell: str) -> object:
 
 
 def _ends_quoted(line: bytes, delimiter: str, is_quoted: bool) -> bool:
-    """Whether a quoted cell goes on behind a line. A quote opens only where a cell begins."""
+    """Tell whether a quoted cell goes on behind a line. A quote opens only where a cell begins."""
     if b'"' not in line:
         return is_quoted
     mark, place = ord(delimiter), 0
@@ -236,8 +238,8 @@ def _ends_quoted(line: bytes, delimiter: str, is_quoted: bool) -> bool:
 
 
 class Elements:
-    """Records that are read from a whole file: of an array, or objects one after another. Their
-    structure is whole before the first of them is given."""
+    """Records of a whole file: the elements of an array, or objects one after another. The
+    structure of all is checked before the first is given."""
 
     def __init__(self, data: bytes, places: list[slice], bytes_max: int) -> None:
         self._data = data
@@ -245,7 +247,7 @@ class Elements:
         self._places = enumerate(places, start=1)
 
     def next(self, *, patient: bool) -> RawRecord | None:
-        """The next element."""
+        """Return the next element; None at the end."""
         number, place = next(self._places, (0, slice(0)))
         if not number:
             return None
@@ -255,12 +257,12 @@ class Elements:
         return RawRecord(number, kept, hashlib.sha256(raw).digest(), reason)
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """The JSON object of an element."""
+        """Return the JSON object of an element. Raises RequestError."""
         return parsed_object(raw)
 
 
 def whole(name: str, file: BinaryIO, bytes_max: int) -> bytes:
-    """All of a file. Raises StreamError where it is more than `bytes_max`."""
+    """Read all of a file. Raises StreamError if it has more than `bytes_max` bytes."""
     data = file.read(bytes_max + 1)
     if len(data) > bytes_max:
         raise StreamError(
@@ -271,7 +273,8 @@ def whole(name: str, file: BinaryIO, bytes_max: int) -> bytes:
 
 
 def array_places(name: str, data: bytes) -> Iterator[slice]:
-    """Where the elements of the outermost array stand, found by quotes and brackets alone."""
+    """Yield the places of the outermost array's elements, found by quotes and brackets alone.
+    Raises StreamError for broken JSON."""
     opened: list[bytes] = []
     begin = 0
     for token in _STRUCTURE.finditer(data):
@@ -296,7 +299,8 @@ def array_places(name: str, data: bytes) -> Iterator[slice]:
 
 
 def object_places(name: str, data: bytes) -> Iterator[slice]:
-    """Where objects stand that follow each other, each over several lines, found as above."""
+    """Yield the places of objects that follow each other, each over several lines, found as above.
+    Raises StreamError for broken JSON."""
     opened: list[bytes] = []
     begin = 0
     for token in _STRUCTURE.finditer(data):
@@ -319,7 +323,7 @@ def object_places(name: str, data: bytes) -> Iterator[slice]:
 
 
 def _last_element(name: str, data: bytes, begin: int, end: int) -> Iterator[slice]:
-    """The element before the closing bracket at ``end``, after which nothing may come."""
+    """Yield the element before the closing bracket at ``end``, after which nothing may come."""
     if not is_blank(data[begin:end]):
         yield slice(begin, end)
     elif data[:begin].rstrip(BLANK).endswith(b","):
@@ -336,12 +340,12 @@ def _broken(name: str, place: int, cause: str) -> NoReturn:
 
 
 def is_blank(data: bytes) -> bool:
-    """Whether there is nothing but whitespace."""
+    """Tell whether the data is only whitespace."""
     return not data.removeprefix(BOM).strip(BLANK)
 
 
 def too_long(length: int, bytes_max: int) -> str | None:
-    """The reason against a record of more bytes than are allowed."""
+    """Return the reason against a record of more bytes than are allowed; None if it fits."""
     if length <= bytes_max:
         return None
     return (
@@ -351,7 +355,7 @@ def too_long(length: int, bytes_max: int) -> str | None:
 
 
 def parsed_object(raw: bytes) -> dict[str, object]:
-    """The JSON object in ``raw``, read strictly; raises ``RequestError`` where it is none."""
+    """Parse the JSON object in ``raw`` strictly. Raises ``RequestError`` for anything else."""
     try:
         text = raw.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)

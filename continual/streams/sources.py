@@ -1,7 +1,7 @@
-"""Where the bytes of a stream come from: a file, a compressed one, one that grows, or a pipe.
+"""The sources of a stream's bytes: a file, a compressed file, a growing file, or a pipe.
 
-Knows how a file is opened and looked into, waits at the end of one that is followed, and notices
-where it is cut short or another file takes its name. Leaves records to ``records``.
+Opens a file and looks at its beginning, waits at the end of a file that is followed, and notices
+that it was cut short or that another file has its name. Leaves records to ``records``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ STANDARD_INPUT = "-"
 
 
 def existing(source: str) -> str:
-    """The absolute path of a source, or ``-``. Raises StreamError where there is nothing to read.
+    """Return the absolute path of a source, or ``-``. Raises StreamError if there is no such file.
 
-    ``/dev/stdin`` and its other names are ``-``.
+    ``/dev/stdin`` and its other names become ``-``.
     """
     if source in (STANDARD_INPUT, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
         return STANDARD_INPUT
@@ -40,8 +40,8 @@ def existing(source: str) -> str:
 
 
 def has_past(name: str) -> bool:
-    """Whether the source holds tomorrow what it held today, and more: a regular file does. A pipe,
-    a FIFO, standard input and ``/dev/fd/N`` are read once, whatever had that name before."""
+    """Tell whether the source can be read again, as a regular file can. A pipe, a FIFO, standard
+    input and ``/dev/fd/N`` are read once, whatever had that name before."""
     path = Path(name)
     is_device = path.parts[:2] in (("/", "dev"), ("/", "proc"))
     return name != STANDARD_INPUT and not is_device and path.is_file()
@@ -49,7 +49,7 @@ def has_past(name: str) -> bool:
 
 @dataclass
 class Source:
-    """An open source: its bytes from the beginning, unpacked, and how it begins."""
+    """An open source: its bytes from the beginning, unpacked, and the first of them."""
 
     file: BinaryIO
     beginning: bytes
@@ -58,7 +58,7 @@ class Source:
 
 @contextmanager
 def opened(name: str) -> Iterator[Source]:
-    """Open a source and look at its beginning. Raises StreamError where it cannot be read."""
+    """Open a source and look at its beginning. Raises StreamError if it cannot be read."""
     try:
         with _opened(name) as file:
             beginning, file = _looked_into(file)
@@ -87,7 +87,8 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _looked_into(file: BinaryIO, *, is_pipe: bool = False) -> tuple[bytes, BinaryIO]:
-    """How a file begins, up to the first thing in it at least, and the file from its beginning."""
+    """Return the beginning of a file, at least up to its first byte that is not blank, and the file
+    from its beginning."""
     if file.seekable() and not is_pipe:
         place = file.tell()
         beginning = _beginning(lambda: file.read(CHUNK_BYTES))
@@ -107,7 +108,7 @@ def _beginning(read: Callable[[], bytes]) -> bytes:
 
 
 class _PutBack(io.RawIOBase):
-    """A pipe with what was read from it put back; it is read as far as there is something."""
+    """A pipe with its first bytes put back; a read returns the bytes that are there."""
 
     def __init__(self, beginning: bytes, file: BinaryIO) -> None:
         self._beginning = beginning
@@ -128,7 +129,7 @@ class _PutBack(io.RawIOBase):
 
 @dataclass
 class Tail:
-    """The end of a file, and what to do there."""
+    """An open file, read to its end and, for a patient caller, beyond it as it grows."""
 
     name: str
     file: BinaryIO
@@ -136,10 +137,10 @@ class Tail:
     stop: threading.Event
 
     def chunk(self, *, patient: bool) -> bytes:
-        """The next bytes, up to a line's end; empty at the end of what there is to come.
+        """Return the next bytes, up to a line's end; empty if no more will come.
 
-        A patient caller waits for more. Raises StreamChanged where the file is cut short, and
-        StreamReplaced where another one has its name.
+        A patient caller waits for more. Raises StreamChanged if the file is cut short, and
+        StreamReplaced if another file has its name.
         """
         while True:
             chunk = self.file.readline(CHUNK_BYTES)
@@ -157,7 +158,8 @@ class Tail:
         )
 
     def _is_replaced(self) -> bool:
-        """Whether another file has the name, and something in it: a writer has gone over to it."""
+        """Tell whether another file has the name, and is not empty: a writer has moved to it.
+        Raises StreamChanged for a file that was cut short."""
         if not self.file.seekable():
             return False
         mine = os.fstat(self.file.fileno())
