@@ -1,8 +1,8 @@
-"""The formats in which corrections are found, each ending in ``Request``.
+"""The formats of corrections, each read into ``Request``.
 
 A format is a module with a ``NAME``, ``recognises(record)``, which looks at the keys, and
 ``read(record)``, which gives the requests or raises ``RequestError``. It may name ``LEFT_OUT``,
-keys that its data set has and no request needs. Adding one is its file and its line in
+keys that its data set has and no request needs. A new format takes its file and its line in
 ``choices.READERS``.
 
 Three rules hold for all: the paraphrases of evaluation datasets are held out, as they are there to
@@ -33,26 +33,26 @@ class Format(Protocol):
     NAME: str
 
     def recognises(self, record: Mapping[str, object]) -> bool:
-        """Whether the record's keys are this format's."""
+        """Tell whether the record's keys are this format's."""
 
     def read(self, record: Mapping[str, object]) -> list[Request]:
-        """The requests in the record; raises ``RequestError``."""
+        """Return the requests in the record. Raises ``RequestError``."""
 
 
 def formats() -> list[Format]:
-    """All formats in the order in which they are asked: cedit's own last, as it is the strictest,
-    and before it those that other packages add."""
+    """Return all formats in the order in which they are asked: cedit's own last, as it is the
+    strictest, and before it the formats that other packages add."""
     return sorted(READERS.objects, key=lambda format_: format_ is plain)
 
 
 def read_record(
     record: Mapping[str, object], keys: Mapping[str, str] | None = None
 ) -> list[Request]:
-    """The requests in a record: by ``keys``, where it has those that they name, else by the first
-    format that recognises it.
+    """Read the requests in a record: by ``keys``, if it has the keys that they name, else by the
+    first format that recognises it.
 
-    Raises ``RequestError`` with the format and the key at fault, or with the keys found and the
-    formats known.
+    Raises ``RequestError``, which names the format and the key at fault, or the record's keys and
+    the known formats.
     """
     if keys and mapped.fits(record, keys):
         return _read(plain, mapped.renamed(record, keys))
@@ -62,12 +62,13 @@ def read_record(
 
 
 def is_known(record: Mapping[str, object], keys: Mapping[str, str] | None = None) -> bool:
-    """Whether some format has a record's keys, or ``keys`` name them."""
+    """Tell whether some format has a record's keys, or ``keys`` name them."""
     return bool(keys and mapped.fits(record, keys)) or _format_of(record) is not None
 
 
 def unknown_keys(record: Mapping[str, object], keys: Mapping[str, str] | None = None) -> str:
-    """What to say of a record that no format recognises: its keys, the formats, and a remedy."""
+    """Return the message for a record that no format recognises: its keys, the formats, and a
+    remedy."""
     shown = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
     more = [f"and {len(record) - len(shown)} more"] if len(record) > len(shown) else []
     told = ", ".join([*shown, *more]) or "none"
@@ -84,7 +85,8 @@ def unknown_keys(record: Mapping[str, object], keys: Mapping[str, str] | None = 
 
 
 def alike(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    """The record's keys that look like one of cedit's own which it lacks, each with that one."""
+    """Return the record's keys that look like one of cedit's own that it lacks, each with the own
+    key."""
     return plain.alike(record)
 
 

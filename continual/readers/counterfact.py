@@ -1,6 +1,6 @@
 """CounterFact in its original schema (Meng et al. 2022).
 
-Paraphrases are held out. Neighbourhood prompts share the old target and keep it: they are the
+Paraphrases are held out. Neighbourhood prompts share the old target and must keep it: they are the
 locality of the published scores. Attribute and generation prompts serve other scores (essence,
 consistency) that judge free text, and are not probes.
 """
@@ -18,12 +18,12 @@ LEFT_OUT = frozenset({"pararel_idx", "attribute_prompts", "generation_prompts"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record holds one requested rewrite."""
+    """Tell whether the record holds one requested rewrite."""
     return isinstance(record.get(rewrite.KEY), dict)
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The rewrite, with its paraphrases held out and its neighbourhood as locality."""
+    """Read the rewrite, with its paraphrases held out and its neighbourhood as locality."""
     fact = rewrite.read(record[rewrite.KEY])
     request = Request(
         prompt=fact.prompt,

@@ -1,6 +1,6 @@
 """EasyEdit's format: an edit with named groups of locality and portability probes.
 
-A record that mixes these keys with cedit's own is left to ``plain``, which says what is foreign.
+Leaves a record that mixes these keys with cedit's own to ``plain``, which names the foreign ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NAME = "easyedit"
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether an edit has EasyEdit's names around it."""
+    """Tell whether an edit has EasyEdit's keys beside it."""
     edit = {"prompt", "target_new"} <= record.keys() and not OWN_KEYS & record.keys()
     return edit and (
         bool({"ground_truth", "rephrase_prompt"} & record.keys())
@@ -25,7 +25,7 @@ def recognises(record: Mapping[str, object]) -> bool:
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The edit, with its rephrases held out and its named groups of probes."""
+    """Read the edit, with its rephrases held out and its named groups of probes."""
     request = Request(
         prompt=fields.slotted_text(record, "prompt"),
         target_new=fields.text(record, "target_new"),

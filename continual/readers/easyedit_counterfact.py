@@ -16,13 +16,13 @@ NAME = "easyedit_counterfact"
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether an edit has one locality prompt beside it."""
+    """Tell whether an edit has one locality prompt beside it."""
     keys = {"prompt", "target_new", "locality_prompt", "locality_ground_truth"}
     return keys <= record.keys() and not OWN_KEYS & record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The edit, with its rephrase held out and its one locality probe."""
+    """Read the edit, with its rephrase held out and its one locality probe."""
     rephrases = fields.one_or_more_texts(record, "rephrase_prompt")
     request = Request(
         prompt=fields.slotted_text(record, "prompt"),

@@ -14,12 +14,13 @@ CLASSES = ("SUPPORTS", "REFUTES")
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record is a claim with its label."""
+    """Tell whether the record is a claim with its label."""
     return {"claim", "label"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The claim, to be answered by its label; only the two classes are taken."""
+    """Read the claim, to be answered by its label. Raises RequestError for other labels than the
+    two CLASSES."""
     label = fields.text(record, "label")
     if label not in CLASSES:
         raise RequestError(f"the label {named(label)} is not one of the two classes {CLASSES}")

@@ -1,7 +1,7 @@
 """Typed access to the fields of a foreign record.
 
-Knows how to say which key is wrong and what was expected there. Leaves to each format which keys
-it has and what they mean, and to ``Request`` what a good prompt or target is.
+Its errors name the wrong key and the kind of value that was expected. Leaves the keys and their
+meaning to each format, and the checks of prompts and targets to ``Request``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SLOT = "{}"  # where a template takes its subject
 
 
 def text(record: Mapping[str, object], key: str) -> str:
-    """The text under ``key``, which must be there and say something."""
+    """Return the text under ``key``. Raises RequestError if it is missing or blank."""
     value = optional_text(record, key)
     if value is None:
         raise RequestError(f"{named(key)} is {'empty' if key in record else 'missing'}")
@@ -25,7 +25,7 @@ def text(record: Mapping[str, object], key: str) -> str:
 
 
 def optional_text(record: Mapping[str, object], key: str) -> str | None:
-    """The text under ``key``; ``None`` where it is absent, null or blank."""
+    """Return the text under ``key``; ``None`` if it is absent, null or blank."""
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise _expected("text", key, value)
@@ -33,12 +33,12 @@ def optional_text(record: Mapping[str, object], key: str) -> str | None:
 
 
 def texts(record: Mapping[str, object], key: str) -> tuple[str, ...]:
-    """The list of texts under ``key``; empty where it is absent or null."""
+    """Return the list of texts under ``key``; empty if it is absent or null."""
     return tuple(_text_item(item, key) for item in items(record, key))
 
 
 def one_or_more_texts(record: Mapping[str, object], key: str) -> tuple[str, ...]:
-    """One text or a list of them; empty where it is absent, null or blank."""
+    """Return one text, or a list of them, as a tuple; empty if it is absent, null or blank."""
     if isinstance(record.get(key), list):
         return texts(record, key)
     value = optional_text(record, key)
@@ -46,7 +46,7 @@ def one_or_more_texts(record: Mapping[str, object], key: str) -> tuple[str, ...]
 
 
 def items(record: Mapping[str, object], key: str) -> Sequence[object]:
-    """The list under ``key``; empty where it is absent or null."""
+    """Return the list under ``key``; empty if it is absent or null."""
     value = record.get(key)
     if value is None:
         return ()
@@ -56,14 +56,14 @@ def items(record: Mapping[str, object], key: str) -> Sequence[object]:
 
 
 def mapping(value: object, key: str) -> Mapping[str, object]:
-    """The object that stands under ``key``."""
+    """Return the value under ``key`` as an object. Raises RequestError for any other value."""
     if not isinstance(value, dict):
         raise _expected("an object", key, value)
     return value
 
 
 def identifier(record: Mapping[str, object], key: str) -> str | None:
-    """The source's own identifier, as text; sources count in numbers or in words."""
+    """Return the source's own identifier, a number or a text, as text; None if it is absent."""
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str | None):
         raise _expected("a whole number or text", key, value)
@@ -71,7 +71,8 @@ def identifier(record: Mapping[str, object], key: str) -> str | None:
 
 
 def first_answer(record: Mapping[str, object], key: str) -> str | None:
-    """The answer under ``key``: a text, or the first of a list of equally good ones."""
+    """Return the answer under ``key``: a text, or the first of a list of equally good ones; None if
+    there is none."""
     value = record.get(key)
     while isinstance(value, list):
         value = value[0] if value else None
@@ -79,7 +80,8 @@ def first_answer(record: Mapping[str, object], key: str) -> str | None:
 
 
 def filled(template: str, subject: str, key: str) -> str:
-    """The template with the subject in its one slot."""
+    """Return the template with the subject in its one slot. Raises RequestError for another number
+    of slots."""
     if template.count(SLOT) != 1:
         slots = template.count(SLOT)
         raise RequestError(f"{named(key)} has {slots} slots {SLOT} for the subject, expected one")
@@ -87,21 +89,22 @@ def filled(template: str, subject: str, key: str) -> str:
 
 
 def slotted(text: str, subject: str, key: str) -> str:
-    """The text with the subject in its slot, where it has one and does not name the subject."""
+    """Return the text with the subject in its slot, if it has one and does not name the subject."""
     if SLOT not in text or names(normalised(text), normalised(subject)):
         return text
     return filled(text, subject, key)
 
 
 def slotted_text(record: Mapping[str, object], key: str) -> str:
-    """The text under ``key``, with the record's ``subject`` in its slot, where it has one."""
+    """Return the text under ``key``, with the record's ``subject`` in its slot, if it has one."""
     subject = optional_text(record, "subject")
     prompt = text(record, key)
     return prompt if subject is None else slotted(prompt, subject, key)
 
 
 def probe(prompt: str | None, answer: str | None, name: str, key: str) -> tuple[Probe, ...]:
-    """The probe, if there is an answer to measure against."""
+    """Return the probe, if there is an answer to measure against. Raises RequestError for an answer
+    without a prompt."""
     if answer is None:
         return ()
     if prompt is None:
@@ -112,13 +115,14 @@ def probe(prompt: str | None, answer: str | None, name: str, key: str) -> tuple[
 def probe_pair(
     record: Mapping[str, object], prompt_key: str, answer_key: str, name: str
 ) -> tuple[Probe, ...]:
-    """The probe whose prompt and answer stand under two keys of a flat record."""
+    """Return the probe whose prompt and answer stand under two keys of a flat record."""
     prompt, answer = optional_text(record, prompt_key), first_answer(record, answer_key)
     return probe(prompt, answer, name, prompt_key)
 
 
 def probe_groups(record: Mapping[str, object], key: str) -> tuple[Probe, ...]:
-    """The probes under ``key``: ``{name: {prompt, ground_truth}}``, or a list of such objects.
+    """Return the probes under ``key``: ``{name: {prompt, ground_truth}}``, or a list of such
+    objects.
 
     The two inner values may also be lists of one length, one probe each.
     """

@@ -1,7 +1,7 @@
 """HalluEditBench (Huang et al. 2024): questions that a model answered wrongly, one row each.
 
-Its paraphrase is held out, and its questions over several hops are portability. Its locality
-question has no answer in the file, and so measures nothing.
+The paraphrase is held out, and the questions over several hops are portability. The locality
+question has no answer in the file, so it cannot be measured and is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ LEFT_OUT = frozenset({"output_m", "eval_m", "locality_question", "yes_question",
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether a fact stands beside a question for it."""
+    """Tell whether the record is a fact with a question for it."""
     return {"question", "object", "subject", "relation"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The question, to be answered by the fact's object."""
+    """Read the question, to be answered by the fact's object."""
     hops = (
         fields.probe_pair(record, f"question_{n}hop", f"answer_{n}hop", name=f"{n}hop")
         for n in HOPS

@@ -17,7 +17,7 @@ LEFT_OUT = frozenset({"cond"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether an edit has lists of probes, or WikiBio's names."""
+    """Tell whether an edit has lists of probes, or WikiBio's keys."""
     if {"text", "labels"} <= record.keys():
         return True
     edit = {"subject", "prompt", "target_new"} <= record.keys() and not OWN_KEYS & record.keys()
@@ -25,7 +25,7 @@ def recognises(record: Mapping[str, object]) -> bool:
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The edit, with its rephrases held out and its named lists of probes."""
+    """Read the edit, with its rephrases held out and its named lists of probes."""
     wikibio = "labels" in record
     request = Request(
         prompt=fields.text(record, "text") if wikibio else fields.slotted_text(record, "prompt"),

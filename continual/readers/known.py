@@ -1,4 +1,4 @@
-"""Facts that GPT-2 XL knows, as collected for causal tracing (Meng et al. 2022).
+"""Facts that GPT-2 XL knows, collected for causal tracing (Meng et al. 2022).
 
 The prompt is the template with the subject and, at times, the model's own first words; the
 attribute comes next.
@@ -16,12 +16,12 @@ LEFT_OUT = frozenset({"template", "prediction"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record is a fact with its template."""
+    """Tell whether the record is a fact with its template."""
     return {"subject", "attribute", "template", "prompt"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The fact, asked as it was when the model answered it."""
+    """Read the fact, with the prompt that the model answered."""
     request = Request(
         prompt=fields.text(record, "prompt"),
         target_new=fields.text(record, "attribute"),

@@ -1,4 +1,4 @@
-"""Records whose keys a person has said: which of theirs is which of cedit's own.
+"""Reads records by a person's own map from cedit's keys to theirs.
 
 Knows paths into a record (``fact.qas.0.answer``). The rest of the record is kept as ``extra``.
 """
@@ -15,7 +15,7 @@ _ONE_TEXT = frozenset({"target_new", "target_old"})
 
 
 def checked(keys: Mapping[str, str]) -> dict[str, str]:
-    """The same, checked. Raises CeditError for a key that is not cedit's own."""
+    """Return the keys, checked. Raises CeditError for a key that is not cedit's own."""
     for own, path in keys.items():
         if own not in OWN_KEYS or not path:
             raise CeditError(
@@ -26,7 +26,7 @@ def checked(keys: Mapping[str, str]) -> dict[str, str]:
 
 
 def fits(record: Mapping[str, object], keys: Mapping[str, str]) -> bool:
-    """Whether the record has a prompt and a target under the keys that are named for them, or
+    """Tell whether the record has a prompt and a target under the keys that are named for them, or
     under cedit's own."""
     prompts = [keys.get(name, name) for name in ("prompt", "messages")]
     target = keys.get(REQUIRED, REQUIRED)
@@ -34,8 +34,8 @@ def fits(record: Mapping[str, object], keys: Mapping[str, str]) -> bool:
 
 
 def renamed(record: Mapping[str, object], keys: Mapping[str, str]) -> dict[str, object]:
-    """The record in cedit's own keys, with what is left of it under the others. Raises
-    RequestError for a value of a kind that cannot be the target."""
+    """Return the record in cedit's own keys, with its other fields under their keys. Raises
+    RequestError for an empty list in the target's place."""
     taken = {_root(record, path) for path in keys.values()}
     own = {name: _first(name, _at(record, path)) for name, path in keys.items()}
     rest = {key: value for key, value in record.items() if key not in taken and key not in keys}
@@ -43,7 +43,7 @@ def renamed(record: Mapping[str, object], keys: Mapping[str, str]) -> dict[str, 
 
 
 def _first(name: str, value: object) -> object:
-    """Of several equally good targets the first."""
+    """Return the first of several equally good targets; any other value as it is."""
     while name in _ONE_TEXT and isinstance(value, list):
         if not value:
             raise RequestError(f"the list for {named(name)} is empty")
@@ -60,7 +60,7 @@ def _root(record: Mapping[str, object], path: str) -> str:
 
 
 def _at(record: Mapping[str, object], path: str) -> object:
-    """The value under a key, or at the end of a path; None where there is none."""
+    """Return the value under a key, or at the end of a path; None if there is none."""
     if path in record:
         return record[path]
     value: object = record

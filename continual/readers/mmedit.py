@@ -1,8 +1,8 @@
 """MMEdit (Cheng et al. 2023): the textual side of edits to models that see.
 
-A request has no picture, so what is read is the question, its new answer, its rephrase and the
-textual locality; ``case`` keeps the picture's name. Read without pictures, captions share one
-prompt and therefore compete with each other.
+A request has no picture, so it takes the question, its new answer, its rephrase and the textual
+locality; ``case`` keeps the picture's name. Without pictures, captions share one prompt and
+therefore compete with each other.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LEFT_OUT = frozenset({"image_rephrase", "m_loc", "m_loc_q", "m_loc_a"})
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether MEND's keys have a picture among them."""
+    """Tell whether the record has MEND's keys and a picture."""
     return {"src", "alt", "image"} <= record.keys()
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The edit as far as text can tell it."""
+    """Read the textual part of the edit."""
     request = Request(
         prompt=fields.text(record, "src"),
         target_new=fields.text(record, "alt"),

@@ -20,12 +20,12 @@ LEFT_OUT = frozenset(
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record holds a list of requested rewrites."""
+    """Tell whether the record holds a list of requested rewrites."""
     return isinstance(record.get(rewrite.KEY), list)
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """One request for each rewrite, in the order of the chain."""
+    """Read one request for each rewrite, in the order of the chain."""
     entries = fields.items(record, rewrite.KEY)
     if not entries:
         raise RequestError(f"'{rewrite.KEY}' is empty")

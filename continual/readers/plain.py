@@ -1,8 +1,8 @@
 """cedit's own format: the fields of ``Request``, by their names.
 
-Recognised last. A prompt that has a slot ``{}``, as ROME's and MEMIT's have it, and does not name
-its subject gets the subject in its place. A key that is not ours is kept as ``extra``; one of
-another format is an error, as the two would say two things.
+It is recognised last. A prompt with a slot ``{}``, as in ROME's and MEMIT's files, that does not
+name its subject gets the subject in the slot. A foreign key is kept as ``extra``; a key of another
+format is an error, as it could contradict one of ours.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ OWN_KEYS = frozenset(
 )  # keys that no other format with a prompt and a new target has
 FOREIGN_KEYS = frozenset(
     {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
-)  # keys of other formats, which mean what one of ours does
+)  # keys of other formats with the same meaning as one of ours
 _WORDINGS = ("rephrases", "held_out_rephrases")
-_CUTOFF = 0.7  # of difflib's ratio, from which on two keys look alike
+_CUTOFF = 0.7  # difflib's ratio from which on two keys look alike
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record has a prompt, or messages, and a new target."""
+    """Tell whether the record has a prompt, or messages, and a new target."""
     return bool({"prompt", "messages"} & record.keys()) and "target_new" in record
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The request that the record spells out."""
+    """Read the request that the record spells out."""
     whole = dict(record)
     if strangers := sorted(FOREIGN_KEYS & whole.keys()):
         raise RequestError(
@@ -46,14 +46,14 @@ def read(record: Mapping[str, object]) -> list[Request]:
 
 
 def alike(record: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Keys that are not ours and look like one of ours, each with that one, which is missing."""
+    """Return the foreign keys that look like one of ours that is missing, each with that one."""
     strangers = [key for key in record if key not in KEYS]
     guesses = ((key, _guess(key, record)) for key in strangers)
     return [(key, guess) for key, guess in guesses if guess is not None]
 
 
 def _guess(key: str, record: Mapping[str, object]) -> str | None:
-    """The key of ours that another looks like: first of those that every record needs."""
+    """Return the missing key of ours that another looks like, one that every record needs first."""
     for ours in (("prompt", "target_new"), KEYS):
         missing = [name for name in ours if name not in record]
         if alike := get_close_matches(key, missing, n=1, cutoff=_CUTOFF):
@@ -62,8 +62,8 @@ def _guess(key: str, record: Mapping[str, object]) -> str | None:
 
 
 def _filled(record: dict[str, object]) -> dict[str, object]:
-    """The record with its subject in the slots, one wording as a list of one, and a number that
-    names its case as a text."""
+    """Return the record with its subject in the slots, a single wording as a list, and a number
+    under `case` as text."""
     subject, case = record.get("subject"), record.get("case")
     if type(case) is int:
         record["case"] = str(case)

@@ -1,9 +1,8 @@
-"""RippleEdits (Cohen et al. 2023): a new fact as a sentence, and what follows from it.
+"""RippleEdits (Cohen et al. 2023): a new fact as a sentence, and tests of its consequences.
 
-The sentence of the new fact and that of the original one differ in their ends: what they share is
-the prompt. What follows (compositions, logic, aliases of the subject) is portability; other facts
-about the subject and relations that are to be as before are locality. Of several answers the first
-counts.
+The sentence of the new fact and the original one differ in their ends: their common beginning is
+the prompt. Consequences (compositions, logic, aliases of the subject) are portability; other facts
+about the subject and relations that must stay are locality. Of several answers the first counts.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _VERB = re.compile(r"\s(?:is|are|was|were)(?=\s)")
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether an edit stands beside groups of tests."""
+    """Tell whether the record is an edit with groups of tests."""
     return isinstance(record.get("edit"), dict) and bool({*FOLLOWS, *STAYS} & record.keys())
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The edit, with its tests as probes."""
+    """Read the edit, with its tests as probes."""
     edit = fields.mapping(record["edit"], "edit")
     prompt, target_new, target_old = _parts(edit)
     request = Request(
@@ -49,7 +48,8 @@ def read(record: Mapping[str, object]) -> list[Request]:
 
 
 def _parts(edit: Mapping[str, object]) -> tuple[str, str, str]:
-    """The prompt, the new target and the old one."""
+    """Return the prompt, the new target and the old one. Raises RequestError for sentences that do
+    not begin alike."""
     new = fields.text(edit, "prompt")
     original = edit.get("original_fact")
     if original is None:
@@ -72,7 +72,7 @@ def _probes(record: Mapping[str, object], name: str) -> Iterator[Probe]:
 
 
 def _probe(query: Mapping[str, object], name: str) -> tuple[Probe, ...]:
-    """The query with its first answer that says something."""
+    """Return the query as a probe with its first answer that is not blank."""
     values = (
         fields.optional_text(fields.mapping(answer, "answers"), "value")
         for answer in fields.items(query, "answers")

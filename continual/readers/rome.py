@@ -1,7 +1,7 @@
-"""The form in which ROME's and MEMIT's code takes a request (Meng et al. 2022).
+"""The format of requests in ROME's and MEMIT's code (Meng et al. 2022).
 
 Its prompt has a slot for the subject, and its targets stand in objects: {"str": "Vienna"}. All
-else is cedit's own format.
+other keys are cedit's own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _FOREIGN = ("target_new", "target_true", "relation_id", "case_id")
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record has a prompt, and an object with a text as its target."""
+    """Tell whether the record has a prompt, and an object with a text as its target."""
     target = record.get("target_new")
     return "prompt" in record and isinstance(target, dict) and "str" in target
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The request, its subject in the prompt's slot."""
+    """Read the request, with its subject in the prompt's slot."""
     whole = dict(record)
     own: dict[str, object] = {key: whole[key] for key in whole if key not in _FOREIGN}
     own["target_new"] = fields.text(fields.mapping(whole["target_new"], "target_new"), "str")

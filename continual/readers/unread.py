@@ -1,4 +1,4 @@
-"""The keys of a record that its reader does not look at, and as much of them as is kept."""
+"""Finds the keys of a record that its reader did not read, and limits the size of those to keep."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
-EXTRA_CHARACTERS_MAX = 16_384  # of the JSON of all that a request keeps beside its own keys
+EXTRA_CHARACTERS_MAX = 16_384  # of the JSON of the fields that a request keeps as `extra`
 
 
 class Marked(dict[str, Any]):
-    """A record that knows which of its keys were read. Who looks at all of it has read all."""
+    """A record that notes which of its keys were read; iterating over it reads all."""
 
     def __init__(self, record: Mapping[str, object]) -> None:
         super().__init__(record)
@@ -21,7 +21,7 @@ class Marked(dict[str, Any]):
         return super().__getitem__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value under a key, which has then been read."""
+        """Return the value under a key, which then counts as read."""
         self.unread.pop(key, None)
         return super().get(key, default)
 
@@ -30,24 +30,24 @@ class Marked(dict[str, Any]):
         return super().__iter__()
 
     def keys(self) -> KeysView[str]:  # type: ignore[override]
-        """All keys, which have then been read."""
+        """Return all keys, which then count as read."""
         self.unread.clear()
         return super().keys()
 
     def values(self) -> ValuesView[Any]:  # type: ignore[override]
-        """All values, which have then been read."""
+        """Return all values, which then count as read."""
         self.unread.clear()
         return super().values()
 
     def items(self) -> ItemsView[str, Any]:  # type: ignore[override]
-        """All pairs, which have then been read."""
+        """Return all pairs, which then count as read."""
         self.unread.clear()
         return super().items()
 
 
 def kept(extra: Mapping[str, object]) -> dict[str, object]:
-    """The values as a history keeps them: those that have a UTF-8 form, until they are too many;
-    of the others, the keys with null."""
+    """Return the fields that a history keeps: all with a JSON form in UTF-8, but with null in the
+    place of values that do not fit into EXTRA_CHARACTERS_MAX together."""
     room = EXTRA_CHARACTERS_MAX
     found: dict[str, object] = {}
     for key, value in extra.items():

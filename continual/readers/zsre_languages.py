@@ -15,14 +15,15 @@ NAME = "zsre_languages"
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether there is nothing but such records."""
+    """Tell whether all values of the record are MEND's records."""
     return bool(record) and all(
         isinstance(value, dict) and zsre_mend.recognises(value) for value in record.values()
     )
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """One request for each language. Raises RequestError with the language at fault."""
+    """Read one request for each language. Raises RequestError, which names the language at
+    fault."""
     return [request for language in list(record) for request in _read(record, language)]
 
 

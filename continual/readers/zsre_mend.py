@@ -1,7 +1,7 @@
 """zsRE questions with MEND's keys (Mitchell et al. 2022), with or without portability.
 
-``alt`` is the new target; in the files without it the true answer is, and the model's own
-prediction is what it replaces. An ``alt`` that is there and empty is an edit without a target.
+``alt`` is the new target. In files without it the true answer is the new target, and the model's
+own prediction the old one. An empty ``alt`` is an edit without a target.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ QUESTION_PREFIX = "nq question: "  # marks Natural Questions in the locality pro
 
 
 def recognises(record: Mapping[str, object]) -> bool:
-    """Whether the record has MEND's keys."""
+    """Tell whether the record has MEND's keys."""
     return {"src", "rephrase", "loc"} <= record.keys() and bool({"alt", "answers"} & record.keys())
 
 
 def read(record: Mapping[str, object]) -> list[Request]:
-    """The question with its new target, its rephrase held out and its probes."""
+    """Read the question with its new target, its rephrase held out and its probes."""
     target_new, target_old = _targets(record)
     request = Request(
         prompt=fields.text(record, "src"),
@@ -38,14 +38,14 @@ def read(record: Mapping[str, object]) -> list[Request]:
 
 
 def natural_question(record: Mapping[str, object]) -> tuple[Probe, ...]:
-    """The locality probe under ``loc`` and ``loc_ans``, without the prefix of its source."""
+    """Return the locality probe under ``loc`` and ``loc_ans``, without the prefix of its source."""
     question = fields.optional_text(record, "loc")
     bare = None if question is None else question.removeprefix(QUESTION_PREFIX)
     return fields.probe(bare, fields.first_answer(record, "loc_ans"), "loc", "loc")
 
 
 def _targets(record: Mapping[str, object]) -> tuple[str, str | None]:
-    """The new target and the old one."""
+    """Return the new target and the old one."""
     true_answer = fields.first_answer(record, "answers")
     if "alt" in record:
         return fields.text(record, "alt"), true_answer
