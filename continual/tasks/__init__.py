@@ -1,4 +1,4 @@
-"""How a request becomes tokens, and what counts as right: one file per task.
+"""The tasks: each turns requests into tokens, and defines a right answer. One file per task.
 
 A task turns (prompt, answer) into an `Encoding`: the question that goes in, the positions where the
 answer is predicted, and the tokens wanted there. Everything behind it works on encodings alone.
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Question:
     """A prompt as tokens, without any answer."""
 
-    ids: tuple[int, ...]  # what the blocks that are edited read
-    source: tuple[int, ...] = ()  # what an encoder reads, where there is one
+    ids: tuple[int, ...]  # for the blocks that are edited
+    source: tuple[int, ...] = ()  # for the encoder, if there is one
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.source)
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Encoding:
-    """A prompt with an answer, as the model is asked about it in one teacher-forced pass."""
+    """A prompt with an answer, in the form for one teacher-forced pass."""
 
     question: Question
     positions: tuple[int, ...]  # among `ids`: where the answer's tokens are predicted
@@ -46,17 +46,17 @@ class Encoding:
     within: tuple[int, ...] = ()  # a text with these positions, which goes in whole instead
 
     def __len__(self) -> int:
-        """How many tokens go in."""
+        """Count the tokens that go in."""
         return len(self.ids) + len(self.question.source)
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
-        """What the edited blocks read: the question's, and all of the answer but its last token;
-        or the text that they stand in."""
+        """The tokens for the edited blocks: the question's, and all of the answer but its last one;
+        or the text that contains them."""
         return self.within or self.question.ids + self.targets[:-1]
 
     def answered(self, answer: tuple[int, ...]) -> Encoding:
-        """The same question with another answer of as many tokens."""
+        """Return the same question with another answer of as many tokens."""
         return replace(self, targets=answer)
 
 
@@ -80,7 +80,8 @@ def sequences(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]
 
 
 def answer_places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The (sequence, position) of every answer token of a pass over these probes: [n] each."""
+    """Return the (sequence, position) of every answer token of a pass over these probes: [n]
+    each."""
     _, owners = sequences(encodings)
     places = [(i, p) for i, e in zip(owners, encodings, strict=True) for p in e.positions]
     sequence, position = torch.tensor(places, device=device).T
@@ -89,58 +90,60 @@ def answer_places(encodings: Sequence[Encoding], device: torch.device) -> tuple[
 
 @dataclass(frozen=True)
 class PromptText:
-    """A prompt as the text that its tokens are of."""
+    """A prompt as the text to be tokenised."""
 
     text: str
     is_whole: bool  # its special tokens stand in it, and it gets no others
 
 
 class Task(Protocol):
-    """What the engine asks of a task."""
+    """The contract between the engine and a task."""
 
     name: ClassVar[str]
     architecture: ClassVar[str]
     """The class of transformers' that loads its models."""
     limits: Limits
-    """How much a request may bring."""
+    """The limits on a request."""
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Self:
-        """The task for a base model, from the store's `[task]` table. Raises CeditError where they
-        do not fit."""
+        """Make the task for a base model, from the store's `[task]` table. Raises CeditError if
+        they do not fit."""
 
     def settings(self) -> dict[str, Any]:
-        """The lines that a new store's `[task]` table gets beside those that were given."""
+        """Return the settings that a new store's `[task]` table gets beside the given ones."""
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
-        """Tokens of a probe. Raises RequestError where they are too many or none, and for a chat
-        that the model cannot be asked in."""
+        """Encode a probe. Raises RequestError for too many tokens or none, and for a chat that the
+        model cannot take."""
 
     def question(self, prompt: Prompt) -> Question:
-        """Tokens of a prompt alone, to be answered. Raises RequestError."""
+        """Encode a prompt alone, to be answered. Raises RequestError."""
 
     def asked(self, prompt: Prompt) -> PromptText:
-        """A prompt as the text that its tokens are of. Raises RequestError."""
+        """Return a prompt as the text to be tokenised. Raises RequestError."""
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that an answer comes behind, however long it is."""
+        """Return the tokens of a text that an answer will follow, however long it is."""
 
     def readable(self, ids: Sequence[int]) -> str:
-        """A prompt's tokens as a text that another may stand in front of."""
+        """Return a prompt's tokens as a text that can follow another text."""
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """Model inputs of a batch, padded on the right to the longest `ids` and the longest source,
-        with an attention_mask where one is; padding changes nothing at real positions."""
+        """Return the model inputs of a batch, padded on the right to the longest `ids` and the
+        longest source, with an attention_mask if one is padded; padding changes nothing at real
+        positions."""
 
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
-        """The tokens that a model answers with, greedily; at most so many."""
+        """Return the tokens of a model's greedy answer, at most `tokens_max`."""
 
     def text(self, answer: Sequence[int]) -> str:
-        """The answer that these tokens spell, without its terminator."""
+        """Return the answer that these tokens spell, without its terminator."""
 
 
 def task_class(settings: Mapping[str, Any]) -> type[Task]:
-    """The task that a store's `[task]` table names. Raises CeditError for none that there is."""
+    """Return the class of the task that a store's `[task]` table names. Raises CeditError for an
+    unknown task."""
     name = settings.get("name", DEFAULT_TASK)
     if name not in TASKS:
         raise CeditError(
@@ -151,8 +154,8 @@ def task_class(settings: Mapping[str, Any]) -> type[Task]:
 
 
 def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
-    """The task that a store's `[task]` table names, for a base model. Raises CeditError, also where
-    the model is measured not to answer as the engine relies on; see `agreement`."""
+    """Make the task that a store's `[task]` table names, for a base model. Raises CeditError, also
+    for a model that lacks a property that the engine relies on; see `agreement`."""
     from continual.tasks import agreement
 
     task = _task_of(base, settings)
@@ -166,7 +169,7 @@ def _task_of(base: BaseModel, settings: Mapping[str, Any]) -> Task:
 
 
 def new_settings(base: BaseModel, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The `[task]` table of a new store: as given, with today's way of joining prompts and answers,
-    and what the task has to say of the model. Raises CeditError."""
+    """Return the `[task]` table of a new store: the given settings, today's way of joining prompts
+    and answers, and the task's own settings for the model. Raises CeditError."""
     table = {"joining": IN_PLACE, **settings}
     return {**table, **_task_of(base, table).settings()}

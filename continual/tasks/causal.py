@@ -1,6 +1,8 @@
-"""The causal task: a decoder continues the prompt, and the answer is right when greedy decoding
-yields exactly its tokens. One teacher-forced pass decides that: greedy decoding yields the target
-if and only if the target token is the arg-max at every one of its positions.
+"""The causal task: a decoder continues the prompt.
+
+The answer is right if greedy decoding yields exactly its tokens. One teacher-forced pass decides
+that: greedy decoding yields the target if and only if the target token is the arg-max at every one
+of its positions.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
 
 
 ANCHORS = ("\n", ":", "0", ".", "a", "(", ";")
-"""Texts behind which an answer is tokenised that shares a token with its own prompt: in front of
-all others some tokenizers put a blank of their own."""
+"""Texts to stand before an answer while it is tokenised apart from its prompt: some tokenizers put
+a blank of their own before a text that begins a sequence."""
 
 
 class CausalTask:
-    """A plain prompt, a blank where there is one, the answer, and the terminator where the store
-    sets one; or a chat, the answer, and the mark that ends the turn."""
+    """The task of a decoder. A probe is a plain prompt, a blank where one belongs, the answer, and
+    the terminator if the store sets one; or a chat, the answer, and the mark that ends the turn."""
 
     name: ClassVar[str] = "causal"
     architecture: ClassVar[str] = "AutoModelForCausalLM"
@@ -47,7 +49,7 @@ class CausalTask:
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
         """See `Task.of`; `terminator` is a text that ends every answer to a plain prompt, `joining`
         and `blank` are as in `joining`, `template` is the digest of the chat template. Raises
-        WrongBaseModel where the tokenizer has another template."""
+        WrongBaseModel if the tokenizer has another template."""
         reader = Reader.of(base, settings, limits)
         terminator = str(settings.get("terminator", ""))
         task = cls(reader, terminator, blank_setting(settings))
@@ -60,12 +62,12 @@ class CausalTask:
         return task
 
     def settings(self) -> dict[str, Any]:
-        """See `Task.settings`: the digest of the chat template, where there is one."""
+        """See `Task.settings`: the digest of the chat template, if there is one."""
         digest = self._template.digest
         return {} if digest is None else {"template": digest}
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
-        """Tokens of a probe; see `Task.encode`."""
+        """Encode a probe; see `Task.encode`."""
         turn = self._turn(prompt)
         asked = self._asked(prompt, turn)
         question = self._ids(asked)
@@ -78,28 +80,28 @@ class CausalTask:
         return Encoding(Question(question), positions, targets)
 
     def question(self, prompt: Prompt) -> Question:
-        """Tokens of a prompt; see `Task.question`."""
+        """Encode a prompt; see `Task.question`."""
         return Question(self._ids(self.asked(prompt)))
 
     def asked(self, prompt: Prompt) -> PromptText:
-        """A prompt as text; see `Task.asked`."""
+        """Return a prompt as text; see `Task.asked`."""
         return self._asked(prompt, self._turn(prompt))
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text; see `Task.tokens`."""
+        """Return the tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text, ends=not self._reader.is_in_place)
 
     def readable(self, ids: Sequence[int]) -> str:
-        """The text of tokens to the letter, marks of turns included; see `Task.readable`."""
+        """Return the text of tokens to the letter, marks of turns included; see `Task.readable`."""
         return self._reader.letters(ids) if self._reader.is_in_place else self._reader.words(ids)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T]; see `Task.inputs`."""
+        """Return input_ids and attention_mask [B, T]; see `Task.inputs`."""
         return padded([encoding.ids for encoding in batch], self._reader.pad)
 
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
-        """How the model goes on greedily, whatever its directory asks `generate` for: what counts
-        as right is exactly this."""
+        """Return the model's greedy continuation, whatever its directory asks `generate` for: the
+        ledger judges exactly this."""
         ids = torch.tensor([question.ids], device=model.device)
         context = self._reader.context_tokens_max
         room = tokens_max if context is None else min(tokens_max, context - len(question.ids))
@@ -117,7 +119,7 @@ class CausalTask:
         return tuple(generated[0, len(question.ids) :].tolist())
 
     def text(self, answer: Sequence[int]) -> str:
-        """The words up to the terminator, or up to the end of the turn."""
+        """Return the words up to the terminator, or up to the end of the turn."""
         ids = list(answer)
         if self._end_token is not None and self._end_token in ids:
             ids = ids[: ids.index(self._end_token)]
@@ -127,7 +129,7 @@ class CausalTask:
     # -- prompts
 
     def _turn(self, prompt: Prompt) -> Turn | None:
-        """The turn in which a chat is answered, or a text that the chat template made; None for
+        """Return the turn that answers a chat, or a text that the chat template made; None for
         plain text."""
         if isinstance(prompt, Chat):
             return self._template.turn(prompt)
@@ -145,7 +147,8 @@ class CausalTask:
     # -- answers
 
     def _tail(self, asked: PromptText, turn: Turn | None, answer: str) -> str:
-        """The text behind a prompt: its answer, and what belongs to it on both sides."""
+        """Return the text behind a prompt: its answer, with the text that belongs to it on both
+        sides."""
         if turn is not None:
             lead = "" if answer[:1].isspace() else turn.lead
             return lead + answer + ("" if answer.endswith(turn.end) else turn.end)
@@ -161,8 +164,8 @@ class CausalTask:
     def _answer_ids(
         self, asked: PromptText, question: tuple[int, ...], tail: str
     ) -> tuple[int, ...]:
-        """The answer's tokens behind the prompt: as tokenised together where the prompt's own
-        tokens stay the same, else on its own."""
+        """Return the answer's tokens behind the prompt: tokenised together if the prompt's own
+        tokens stay the same, else apart."""
         ends = not self._reader.is_in_place
         together = self._reader.ids(asked.text + tail, is_whole=asked.is_whole, ends=ends)
         if together[: len(question)] == question:
@@ -171,8 +174,8 @@ class CausalTask:
         return self._anchored(tail, alone) if self._reader.is_in_place else alone
 
     def _anchored(self, tail: str, alone: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens of a text in the middle of another: behind the first anchor that keeps its own
-        tokens there; `alone` where none does."""
+        """Return the tokens of a text in the middle of another: behind the first anchor that keeps
+        its own tokens there; `alone` if none does."""
         for anchor in ANCHORS:
             before = self._reader.ids(anchor, is_whole=True)
             both = self._reader.ids(anchor + tail, is_whole=True)
@@ -180,18 +183,19 @@ class CausalTask:
                 return both[len(before) :]
         return alone
 
-    # -- where answers end
+    # -- ends of answers
 
     @cached_property
     def _end_token(self) -> int | None:
-        """The special token that ends a turn; None where there is none."""
+        """The special token that ends a turn; None if there is none."""
         end = self._template.turn_end
         if not self._reader.is_in_place or not end.endswith(self._template.special_texts):
             return None
         return self._reader.ids(end, is_whole=True)[-1]
 
     def _ends(self, model: Any) -> dict[str, Any]:
-        """The tokens at which `generate` stops, where the model's own lack the end of a turn."""
+        """Return an option with the tokens at which `generate` stops, if the model's own lack the
+        end of a turn."""
         own = model.generation_config.eos_token_id
         known = [] if own is None else own if isinstance(own, list) else [own]
         if self._end_token is None or self._end_token in known:

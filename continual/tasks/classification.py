@@ -1,7 +1,7 @@
 """The classification task: a model reads the prompt and names one of its labels.
 
-The answer is a label's name, the model's head has a logit for each, and there is one position that
-the head looks at: the first token, or the last.
+The answer is a label's name, the model's head has a logit for each label, and it reads one
+position: the first token, or the last.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class ClassificationTask:
-    """One label for a text."""
+    """The task of a classifier: one label for a text."""
 
     name: ClassVar[str] = "classification"
     architecture: ClassVar[str] = "AutoModelForSequenceClassification"
 
     def __init__(self, reader: Reader, labels: Sequence[str], pooled: int) -> None:
-        """`labels` in the order of their logits; `pooled`: the position that the head looks at,
-        counted from the end where it is negative."""
+        """Take the `labels` in the order of their logits, and the position `pooled` that the head
+        reads, counted from the end if it is negative."""
         self._reader, self._labels, self._pooled = reader, tuple(labels), pooled
         self.limits = reader.limits
 
@@ -61,38 +61,38 @@ class ClassificationTask:
         return {}
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
-        """Tokens of a probe; see `Task.encode`. The answer is a label's name, in any case."""
+        """Encode a probe; see `Task.encode`. The answer is a label's name, in any case."""
         question = self.question(prompt)
         return Encoding(question, (self._pooled % len(question.ids),), (self._label(answer),))
 
     def question(self, prompt: Prompt) -> Question:
-        """Tokens of a prompt; see `Task.question`."""
+        """Encode a prompt; see `Task.question`."""
         return Question(self._reader.prompt(self._reader.text(prompt)))
 
     def asked(self, prompt: Prompt) -> PromptText:
-        """A prompt as text; see `Task.asked`."""
+        """Return a prompt as text; see `Task.asked`."""
         return PromptText(self._reader.text(prompt), is_whole=False)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text; see `Task.tokens`."""
+        """Return the tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text)
 
     def readable(self, ids: Sequence[int]) -> str:
-        """The text of tokens; see `Task.readable`."""
+        """Return the text of tokens; see `Task.readable`."""
         return self._reader.words(ids)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, T]; see `Task.inputs`."""
+        """Return input_ids and attention_mask [B, T]; see `Task.inputs`."""
         return padded([encoding.ids for encoding in batch], self._reader.pad)
 
     @torch.no_grad()
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
-        """The label with the highest logit."""
+        """Return the label with the highest logit."""
         ids = torch.tensor([question.ids], device=model.device)
         return (int(model(input_ids=ids, return_dict=True).logits[0].argmax()),)
 
     def text(self, answer: Sequence[int]) -> str:
-        """The label's name."""
+        """Return the label's name."""
         return self._labels[answer[0]]
 
     def _label(self, answer: str) -> int:

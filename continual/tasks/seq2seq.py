@@ -1,7 +1,7 @@
 """The seq2seq task: an encoder reads the prompt, and a decoder writes the answer, up to its end.
 
-The answer is right when greedy decoding yields exactly its tokens, the end of sequence included;
-one teacher-forced pass of the decoder decides that. What is edited is the decoder.
+The answer is right if greedy decoding yields exactly its tokens, the end of sequence included; one
+teacher-forced pass of the decoder decides that. Edits are made in the decoder.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 
 
 class Seq2SeqTask:
-    """The prompt to the encoder; the decoder starts with its own token, and ends with the end."""
+    """The task of an encoder-decoder: the encoder reads the prompt; the decoder starts with its own
+    token, and ends with the end of sequence."""
 
     name: ClassVar[str] = "seq2seq"
     architecture: ClassVar[str] = "AutoModelForSeq2SeqLM"
 
     def __init__(self, reader: Reader, start: tuple[int, ...], end: int) -> None:
-        """`start`: what the decoder reads before the answer; `end`: the token that ends it."""
+        """Take the tokens `start` that the decoder reads before an answer, and the token `end` that
+        ends it."""
         self._reader, self._tokenizer = reader, reader.tokenizer
         self.limits = reader.limits
         self._start, self._end = start, end
 
     @classmethod
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Seq2SeqTask:
-        """See `Task.of`. Raises ModelError where the model does not say how answers begin or
-        end."""
+        """See `Task.of`. Raises ModelError for a model without an encoder, and for one that does
+        not name the first or the last token of answers."""
         if base.anatomy.encoder is None:
             raise ModelError(
                 f"{type(base.model).__name__} has no encoder and no decoder, as seq2seq needs: use "
@@ -61,7 +63,7 @@ class Seq2SeqTask:
         return {}
 
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
-        """Tokens of a probe; see `Task.encode`."""
+        """Encode a probe; see `Task.encode`."""
         question = self.question(prompt)
         targets = self._answer_ids(self._reader.literal(answer))
         self._reader.require_answer(answer, targets[:-1])
@@ -70,23 +72,23 @@ class Seq2SeqTask:
         return Encoding(question, tuple(range(first, first + len(targets))), targets)
 
     def question(self, prompt: Prompt) -> Question:
-        """Tokens of a prompt; see `Task.question`."""
+        """Encode a prompt; see `Task.question`."""
         return Question(self._start, self._reader.prompt(self._reader.text(prompt)))
 
     def asked(self, prompt: Prompt) -> PromptText:
-        """A prompt as text; see `Task.asked`."""
+        """Return a prompt as text; see `Task.asked`."""
         return PromptText(self._reader.text(prompt), is_whole=False)
 
     def tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text; see `Task.tokens`."""
+        """Return the tokens of a text; see `Task.tokens`."""
         return self._reader.ids(text)
 
     def readable(self, ids: Sequence[int]) -> str:
-        """The text of tokens; see `Task.readable`."""
+        """Return the text of tokens; see `Task.readable`."""
         return self._reader.words(ids)
 
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
-        """input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]; see
+        """Return input_ids and attention_mask [B, S] for the encoder, decoder_input_ids [B, T]; see
         `Task.inputs`."""
         source = padded([encoding.question.source for encoding in batch], self._reader.pad)
         ids = padded([encoding.ids for encoding in batch], self._reader.pad)
@@ -94,8 +96,8 @@ class Seq2SeqTask:
 
     @torch.no_grad()
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
-        """What plain greedy decoding writes, whatever searching or penalties the model's directory
-        asks `generate` for: what counts as right is exactly this."""
+        """Return the result of plain greedy decoding, whatever search or penalties the model's
+        directory asks `generate` for: the ledger judges exactly this."""
         room = self._reader.context_tokens_max
         asked = Encoding(question, (), ())
         written: tuple[int, ...] = ()
@@ -111,12 +113,12 @@ class Seq2SeqTask:
         return written
 
     def text(self, answer: Sequence[int]) -> str:
-        """The words, without special tokens."""
+        """Return the words, without special tokens."""
         text: str = self._tokenizer.decode(list(answer), skip_special_tokens=True)
         return text.strip()
 
     def _answer_ids(self, answer: str) -> tuple[int, ...]:
-        """The answer's tokens as the decoder is trained on them, with one end."""
+        """Return the answer's tokens in the form that the decoder is trained on, with one end."""
         ids = tuple(self._tokenizer(text_target=answer)["input_ids"])
         if len(self._start) > 1 and ids[:1] == self._start[1:]:
             ids = ids[1:]
@@ -124,7 +126,8 @@ class Seq2SeqTask:
 
 
 def _decoder_start(model: Any) -> int | None:
-    """The token that a decoder starts with, as its config or its generation settings say."""
+    """Return the token that a decoder starts with, by its config or its generation settings; None
+    if neither names one."""
     for settings in (model.config, model.config.get_text_config(decoder=True)):
         if (named := getattr(settings, "decoder_start_token_id", None)) is not None:
             return int(named)
