@@ -1,13 +1,13 @@
-"""Where a transformers model keeps its blocks, its FFN matrices and the way to its logits.
+"""Finds a transformers model's blocks, its FFN matrices and the way to its logits.
 
-Found by structure, never by the name of an architecture. One forward pass over a single token tells
-in which order the modules run, as the order of their declaration says nothing: the blocks are the
-longest list of equal modules with an FFN in each, the FFN is the widest pair of matrices
-d → d_ff → d outside attention, and the tail is what runs behind the last FFN. What is found
-otherwise than it is can be overridden by name.
+Finds them by structure, never by the name of an architecture. One forward pass over a single token
+shows the order in which the modules run, which the order of their declaration does not: the blocks
+are the longest list of equal modules with an FFN in each, the FFN is the widest pair of matrices
+d → d_ff → d outside attention, and the tail is every module that runs behind the last FFN. An
+override by name corrects a wrong finding.
 
 The *FFN site* of a block: the query is the input of its first ``up`` matrix; a patch is added to
-the output of ``down``. Running a model in parts is left to ``passes``.
+the output of ``down``. Leaves running a model in parts to ``passes``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OVERRIDES: Mapping[str, str] = {
     "final_norm": "path of the norm behind the last block, or none",
     "head": "path of the matrix that gives the logits",
 }
-"""What ``[anatomy]`` in ``cedit.toml`` may set."""
+"""The keys that ``[anatomy]`` in ``cedit.toml`` may set."""
 
 NONE = "none"
 """The value of an override that says: this model has no such module."""
@@ -44,7 +44,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Paths and sizes; the methods take the model, which the anatomy does not hold.
+    """Paths and sizes of a model's parts; the methods take the model as an argument.
 
     ``up``, ``down`` and ``norm_after`` are paths inside a block, the others inside the model.
     ``tail`` are the modules that turn the last block's residual sum into logits, in the order in
@@ -62,7 +62,7 @@ class Anatomy:
     final_norm: str | None
     head: str
     tail: tuple[str, ...]
-    encoder: str | None  # what the decoder attends to, where there is one
+    encoder: str | None  # the encoder that the decoder attends to, if any
     is_rowwise: bool = True  # the FFN can be run for some positions of a batch alone
 
     @property
@@ -71,38 +71,40 @@ class Anatomy:
         return self.block_count - 1
 
     def path(self, index: int, inside: str) -> str:
-        """The path in the model of a module inside block ``index``."""
+        """Return the path in the model of a module inside block ``index``."""
         return f"{self.blocks}.{index}.{inside}"
 
     def block(self, model: nn.Module, index: int) -> nn.Module:
-        """Block ``index``."""
+        """Return block ``index``."""
         return model.get_submodule(f"{self.blocks}.{index}")
 
     def up_modules(self, model: nn.Module, index: int) -> tuple[nn.Module, ...]:
-        """The matrices d → d_ff: one, or a gate and its partner, or one that is both."""
+        """Return the matrices d → d_ff: one, or a gate and its partner, or one that is both."""
         return tuple(model.get_submodule(self.path(index, up)) for up in self.up)
 
     def query_module(self, model: nn.Module, index: int) -> nn.Module:
-        """The module whose input is the query [.., d] of the block's FFN site."""
+        """Return the module whose input is the query [.., d] of the block's FFN site."""
         return self.up_modules(model, index)[0]
 
     def down_module(self, model: nn.Module, index: int) -> nn.Module:
-        """The matrix d_ff → d: its input is the key activation, patches are added to its output."""
+        """Return the matrix d_ff → d: its input is the key activation, patches are added to its
+        output."""
         return model.get_submodule(self.path(index, self.down))
 
     def down_weight(self, model: nn.Module, index: int) -> Tensor:
-        """The weight of ``down`` as [d_ff, d], whatever way it is stored: a view, not a copy."""
+        """Return the weight of ``down`` as [d_ff, d], however it is stored: a view, not a copy."""
         weight = self.down_module(model, index).weight
         assert isinstance(weight, Tensor)
         return weight if self.transposed else weight.T
 
     def down_path(self, index: int) -> str:
-        """The path in the model of the parameter that ``down_weight`` is a view of."""
+        """Return the path in the model of the parameter that ``down_weight`` is a view of."""
         return f"{self.path(index, self.down)}.weight"
 
     def lowest_block(self, paths: Iterable[str]) -> int:
-        """The first block whose output depends on the parameters at these paths: their own block's,
-        the last one for what is behind all blocks, block 0 for all else (embeddings, encoder)."""
+        """Return the first block whose output depends on the parameters at these paths: their own
+        block, the last one for parameters behind all blocks, block 0 for all others (embeddings,
+        encoder)."""
         return min(self._block_of(path) for path in paths)
 
     def _block_of(self, path: str) -> int:
@@ -111,13 +113,13 @@ class Anatomy:
         return self.last if _is_inside(path, *self.tail) else 0
 
     def norm_after_module(self, model: nn.Module, index: int) -> nn.Module | None:
-        """The norm behind the FFN's residual sum, in blocks that have one."""
+        """Return the norm behind the FFN's residual sum; None in blocks without one."""
         if self.norm_after is None:
             return None
         return model.get_submodule(self.path(index, self.norm_after))
 
     def tail_modules(self, model: nn.Module) -> tuple[nn.Module, ...]:
-        """The modules from the last block's residual sum to the logits."""
+        """Return the modules from the last block's residual sum to the logits."""
         return tuple(model.get_submodule(path) for path in self.tail)
 
 
@@ -140,10 +142,11 @@ def find_anatomy(
     overrides: Mapping[str, str] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> Anatomy:
-    """The anatomy of a transformers model in eval mode.
+    """Find the anatomy of a transformers model in eval mode.
 
-    ``overrides``: see ``OVERRIDES``. ``inputs``: what to call the model with, once; a single token
-    unless given. Raises ``ModelError`` with what was found and which override settles it.
+    ``overrides``: see ``OVERRIDES``. ``inputs``: the inputs of the one call of the model; a single
+    token unless given. Raises ``ModelError``, which names the findings and the override that
+    settles them.
     """
     chosen = dict(overrides or {})
     _check_overrides(chosen)
@@ -170,7 +173,7 @@ def find_anatomy(
 
 
 def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
-    """One sequence [1, length] of token ids from the middle of the vocabulary."""
+    """Make one sequence [1, length] of token ids from the middle of the vocabulary."""
     embedding = _embedding(model)
     vocabulary = len(embedding)
     spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=embedding.device)
@@ -192,14 +195,14 @@ def reads_ahead(model: Any, anatomy: Anatomy) -> bool:
 
 
 def _first_state(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[d] what the last block returns at the first token."""
+    """Return [d] the last block's output at the first token."""
     with hooks.captured(anatomy.block(model, anatomy.last)) as calls:
         model(**inputs, use_cache=False, return_dict=True)
     return calls[0].hidden[0, 0]
 
 
 def _embedding(model: Any) -> Tensor:
-    """The table of token embeddings [vocab, .]. Raises ModelError where there is none."""
+    """Return the table of token embeddings [vocab, .]. Raises ModelError if there is none."""
     try:
         weight = model.get_input_embeddings().weight
     except (AttributeError, NotImplementedError):
@@ -213,7 +216,7 @@ def _embedding(model: Any) -> Tensor:
 
 
 def _is_seq2seq(model: Any) -> bool:
-    """Whether a decoder attends to an encoder of token ids."""
+    """Tell whether a decoder attends to an encoder of token ids."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
@@ -226,15 +229,16 @@ _WANTS_OTHER_INPUTS = (
     AssertionError,
     ImportError,
 )
-"""What a model raises that is called with other inputs than it takes, or in other shapes."""
+"""The errors of a model that is called with other inputs than it takes, or in other shapes."""
 
 ROWWISE_LENGTHS = (9, 5)  # of the sequences on which an FFN is run for some positions alone
 
 
 @torch.no_grad()
 def _is_rowwise(model: Any, anatomy: Anatomy) -> bool:
-    """Whether the last FFN gives for some positions alone what it gives for all: what was found as
-    one may look along the sequence, or need its shape, and then raises whatever it raises."""
+    """Tell whether the last FFN has the same output for some positions alone as for all: a module
+    that looks like an FFN may read along the sequence, or need its shape, and then raises some
+    error."""
     inputs, rows = _rowwise_sample(model)
     last = anatomy.block(model, anatomy.last)
     norm = anatomy.norm_after_module(model, anatomy.last)
@@ -256,7 +260,8 @@ def _is_rowwise(model: Any, anatomy: Anatomy) -> bool:
 
 
 def _rowwise_sample(model: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Two sequences of unlike lengths, and some of their positions, counted through the batch."""
+    """Make two sequences of unlike lengths, and choose some of their positions, counted through the
+    batch."""
     longest, shortest = ROWWISE_LENGTHS
     inputs = {name: ids.repeat(2, 1) for name, ids in sample_inputs(model, longest).items()}
     mask = torch.ones_like(inputs["input_ids"])
@@ -270,7 +275,8 @@ Calls = list[tuple[str, hooks.Call]]
 
 
 def observe(model: Any, inputs: Mapping[str, Tensor]) -> Calls:
-    """Every module's calls in one forward pass; the model itself, whose path is "", is the last."""
+    """Record every module's calls in one forward pass; the model itself, whose path is "", comes
+    last. Raises ModelError for a model that cannot be run on `inputs`."""
     if model.training:
         raise ModelError("The model is in training mode; call model.eval() before editing it.")
     calls: Calls = []
@@ -299,7 +305,7 @@ def _not_run(model: Any, inputs: Mapping[str, Tensor], error: Exception) -> Mode
 
 
 def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
-    """The path of the longest list of blocks with an FFN, in the decoder where there is one."""
+    """Return the path of the longest list of blocks with an FFN, in the decoder if there is one."""
     if "blocks" in chosen:
         return _check_list(model, chosen["blocks"])
     root = _path_of(model, model.get_decoder()) if _is_seq2seq(model) else ""
@@ -314,7 +320,8 @@ def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
 
 
 def _no_blocks(model: nn.Module, lists: list[str]) -> str:
-    """Why, and what to do: a mixture's experts are one parameter each, and cannot be named."""
+    """Return the reason and the remedy: a mixture's experts are one parameter each, and cannot be
+    named."""
     described = _describe_lists(model, lists)
     if not lists:
         return f"{described} Models of this kind cannot be corrected."
@@ -324,7 +331,7 @@ def _no_blocks(model: nn.Module, lists: list[str]) -> str:
 
 
 def _block_lists(model: nn.Module) -> list[str]:
-    """Paths of the lists of equal modules that are in no other such list."""
+    """Return the paths of the lists of equal modules that are in no other such list."""
     lists = [path for path, module in model.named_modules() if _is_block_list(module)]
     return _outermost(lists)
 
@@ -366,7 +373,7 @@ class _Ffn:
 
 
 def _find_ffn(model: nn.Module, blocks: str, calls: Calls, chosen: Mapping[str, str]) -> _Ffn:
-    """The FFN of the first block, which all others must have as well."""
+    """Return the FFN of the first block. Raises ModelError if another block does not have it."""
     children = _children(model, blocks)
     ffn = _choose_ffn(children[0], f"{blocks}.0", calls, chosen)
     for index, block in enumerate(children):
@@ -399,7 +406,8 @@ def _choose_ffn(block: nn.Module, path: str, calls: Calls, chosen: Mapping[str, 
 
 
 def _ffns(matrices: list[_Matrix]) -> list[_Ffn]:
-    """Every matrix d_ff → d behind one or more of d → d_ff, in the order in which they run."""
+    """Return every matrix d_ff → d behind one or more of d → d_ff, in the order in which they
+    run."""
     found = []
     for position, down in enumerate(matrices):
         shapes = (
@@ -413,7 +421,7 @@ def _ffns(matrices: list[_Matrix]) -> list[_Ffn]:
 
 
 def _named(found: list[_Ffn], up: tuple[str, ...], down: str | None) -> list[_Ffn]:
-    """Those that have the named matrices, with only these as ``up``."""
+    """Return the FFNs that have the named matrices, with only these as ``up``."""
     return [
         _Ffn(ffn.width, ffn.ffn_width, up or ffn.up, ffn.down, ffn.transposed)
         for ffn in found
@@ -422,7 +430,7 @@ def _named(found: list[_Ffn], up: tuple[str, ...], down: str | None) -> list[_Ff
 
 
 def _matrices(block: nn.Module, path: str, calls: Calls, attention: bool = False) -> list[_Matrix]:
-    """The matrices of a block that run once, in order; those of attention only when asked for."""
+    """Return the matrices of a block that run once, in order; attention's only if asked for."""
     hidden = [] if attention else [p for p, m in block.named_modules() if p and _is_attention(m)]
     ran = [name.removeprefix(f"{path}.") for name, _ in calls if name.startswith(f"{path}.")]
     once = [name for name in ran if ran.count(name) == 1 and not _is_inside(name, *hidden)]
@@ -468,7 +476,8 @@ def _find_way(
 
 
 def _calls_after(calls: Calls, path: str) -> Calls:
-    """The call of ``path`` and all that began after it, so not those of what it is part of."""
+    """Return the call of ``path`` and all calls that began after it, so none of a module that
+    contains it."""
     start = next(position for position, (name, _) in enumerate(calls) if name == path)
     later = [(name, call) for name, call in calls[start + 1 :] if not _is_inside(path, name)]
     return [calls[start], *later]
@@ -477,7 +486,7 @@ def _calls_after(calls: Calls, path: str) -> Calls:
 def _norm_after(
     model: nn.Module, block: str, after: Calls, chosen: Mapping[str, str]
 ) -> str | None:
-    """The first norm of the block that is given more than the FFN's output alone."""
+    """Return the first norm of the block whose input is more than the FFN's output alone."""
     (_, down), *rest = after
     norms = [
         path.removeprefix(f"{block}.")
@@ -490,14 +499,14 @@ def _norm_after(
 
 
 def _tail(model: nn.Module, behind: Calls) -> tuple[str, ...]:
-    """The outermost modules that did something."""
+    """Return the outermost modules that changed their input."""
     outermost = _outermost(path for path, _ in behind)
     working = {path for path, call in behind if not _is_idle(model.get_submodule(path), call)}
     return tuple(path for path, _ in behind if path in outermost and path in working)
 
 
 def _is_idle(module: nn.Module, call: hooks.Call) -> bool:
-    """Dropout, as it is in eval mode."""
+    """Tell whether a module passed its input on, as dropout does in eval mode."""
     bare = isinstance(call.output, Tensor) and not list(module.parameters())
     return bare and torch.equal(call.output, call.input)
 
@@ -545,7 +554,7 @@ def _split(paths: str | None) -> tuple[str, ...]:
 
 
 def _remedy(*keys: str) -> str:
-    """The last sentence of a message: what to write into ``cedit.toml``."""
+    """Return the last sentence of a message: the lines to write into ``cedit.toml``."""
     settings = "; ".join(f"{key} = {OVERRIDES[key]}" for key in keys)
     where = "with `cedit init --anatomy KEY=NAME`, or in cedit.toml under [anatomy]"
     return f"Name it {where}: {settings}."
@@ -563,7 +572,7 @@ def _describe_lists(model: nn.Module, lists: list[str]) -> str:
 
 
 def _describe_mixed(model: nn.Module) -> str:
-    """The lists of a model whose blocks are of several classes: none of them can be edited."""
+    """Describe the lists of a model whose blocks are of several classes: none can be edited."""
     lists = [path for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         return "It has no list of equal modules at all."
@@ -581,7 +590,7 @@ def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:
     return f"Its matrices outside attention that run once: {matrices}.{mixture}"
 
 
-# --- what a path or a module is -------------------------------------------------------------------
+# --- paths and modules ----------------------------------------------------------------------------
 
 
 def _name(module: object) -> str:
@@ -598,12 +607,12 @@ def _path_of(model: nn.Module, module: nn.Module) -> str:
 
 
 def _is_inside(path: str, *roots: str) -> bool:
-    """Whether a path is one of the roots or below it; everything is below ""."""
+    """Tell whether a path is one of the roots or below it; everything is below ""."""
     return any(root in ("", path) or path.startswith(f"{root}.") for root in roots)
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
-    """The paths that are below no other."""
+    """Return the paths that are below no other."""
     every = list(paths)
     return [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
 
@@ -617,6 +626,6 @@ def _is_attention(module: nn.Module) -> bool:
 
 
 def _experts(block: nn.Module) -> list[str]:
-    """The collections of experts in a block."""
+    """Return the paths of the collections of experts in a block."""
     names = [path for path, _ in block.named_modules() if "experts" in path.split(".")[-1]]
     return _outermost(names)

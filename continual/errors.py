@@ -1,4 +1,4 @@
-"""What can go wrong in the engine, one class for each thing that a caller would do differently.
+"""The errors of the engine, one class for each case that a caller would handle differently.
 
 A message names the object, the cause and the remedy, and stands on its own: the command line prints
 it as it is and leaves with ``exit_code``. Errors of the history live in ``store.errors``.
@@ -14,7 +14,7 @@ __all__ = ["CeditError"]
 
 
 class RequestError(CeditError):
-    """A record that cannot become a request; ``reason`` is what the quarantine file records."""
+    """A record that cannot become a request; the quarantine file records its ``reason``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -26,11 +26,11 @@ class StreamError(CeditError):
 
 
 class StreamChanged(StreamError):
-    """A stream whose past is no longer what was read from it before."""
+    """A stream whose earlier records are no longer the ones that were read."""
 
 
 class StreamReplaced(StreamChanged):
-    """A followed file whose name another file has now."""
+    """A followed file whose name now belongs to another file."""
 
 
 class ModelError(CeditError):
@@ -46,7 +46,7 @@ class SharedPatch(EditError):
 
 
 class SessionClosed(CeditError):
-    """A session that was closed, and is asked."""
+    """A question to a session that is closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class SessionClosed(CeditError):
 
 
 class OutOfMemory(CeditError):
-    """Work for which there is not enough memory. What was committed before is untouched."""
+    """Work for which there is not enough memory. All earlier commits are untouched."""
 
 
 class EncoderError(CeditError):
@@ -82,4 +82,4 @@ class PluginWarning(UserWarning):
 
 
 class BenchmarksMissing(CeditError):
-    """The project's benchmarks are not where they are looked for."""
+    """The project's benchmarks are in none of the folders that were searched."""

@@ -1,7 +1,7 @@
-"""Requests and probes: what is to be corrected, and what has to stay right around it.
+"""Requests and probes: the corrections to make, and the answers that have to stay right.
 
-Knows what a well-formed request is, what names it (``id``) and what makes two requests compete
-(``key``). Leaves the formats of the datasets to ``readers``, the lines they stand on to
+Checks the form of a request, and gives it its name (``id``) and the key by which requests compete
+(``key``). Leaves the formats of the datasets to ``readers``, the lines of their files to
 ``streams``, and everything about tokens to the tasks.
 """
 
@@ -47,7 +47,7 @@ ID_HEX_DIGITS = 32
 
 PLAIN, CHAT = "plain", "chat"
 FORMS = (PLAIN, CHAT)
-"""The forms in which a request's prompt may be asked: as a text that goes on, and as the turn of a
+"""The forms in which a request's prompt may be asked: as a text to continue, and as the turn of a
 user."""
 
 _NAMED_MAX = 40  # characters of a foreign name that a message repeats
@@ -57,9 +57,9 @@ _PROBLEMS_MAX = 3  # problems that one message lists
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of anything a request may bring. Those of prompts and targets are held by the tasks,
-    and are settings of a store's `[task]` table by the same names; those of lines and arrays are
-    held by streams, and are settings of its `[stream]` table."""
+    """The limits on the sizes of a request. The tasks hold the limits of prompts and targets, which
+    a store's `[task]` table sets by the same names; streams hold the limits of lines and arrays,
+    which its `[stream]` table sets."""
 
     line_bytes_max: int = 1_000_000
     array_bytes_max: int = 256_000_000
@@ -71,8 +71,8 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """The limits that a `[task]` table names, and the usual ones. Raises CeditError for what is
-        no number of characters or tokens."""
+        """Return the limits that a `[task]` table names, with the defaults for the others. Raises
+        CeditError for a value that is no whole number from 1 on."""
         names = [field.name for field in fields(cls) if field.name not in _OF_STREAMS]
         named_limits = {name: settings[name] for name in names if name in settings}
         for name, limit in named_limits.items():
@@ -82,7 +82,7 @@ class Limits:
 
 
 def _clean(value: str, characters_max: int) -> str:
-    """The text without its surrounding whitespace."""
+    """Return the text without its surrounding whitespace, checked as `storable_text` does."""
     return storable_text(value.strip(), characters_max)
 
 
@@ -107,7 +107,7 @@ OptionalLabel = Annotated[
 
 
 class Extra(dict[str, Any]):
-    """What a record says beside a request's own keys: JSON values by key."""
+    """The fields of a record beside a request's own keys: JSON values by key."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True))
@@ -134,19 +134,19 @@ class Probe(BaseModel):
         return _with_prompt(record)
 
     def to_json(self) -> dict[str, object]:
-        """The non-empty fields, ready for ``json.dumps``."""
+        """Return the non-empty fields, ready for ``json.dumps``."""
         return _non_empty(self.model_dump(mode="json"))
 
 
 class Request(BaseModel):
-    """One correction: a prompt, the new target, and what is known around it.
+    """One correction: a prompt, the new target, and the known facts around it.
 
     A prompt is a text, or a chat, which JSON has under ``messages``. ``forms`` says how a text is
     asked: as it is, as the turn of a user, or both, and then the correction holds for both.
     ``rephrases`` are other ways to ask that an editor may learn from; ``held_out_rephrases`` are
-    measured and never learned from. ``locality`` must stay as it is, ``portability`` must follow.
-    ``case`` is the source's own identifier, and ``extra`` what its record says beside these keys:
-    both take no part in the request's identity.
+    measured and never learned from. Answers under ``locality`` must stay, answers under
+    ``portability`` must follow from the new target. ``case`` is the source's own identifier, and
+    ``extra`` has the other fields of its record: both take no part in the request's identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,7 +156,7 @@ class Request(BaseModel):
     subject: OptionalSubject = None
     relation: OptionalLabel = None
     target_old: OptionalTarget = None
-    forms: tuple[Literal["plain", "chat"], ...] = ()  # none said: plain
+    forms: tuple[Literal["plain", "chat"], ...] = ()  # empty: plain
     rephrases: tuple[AnyPrompt, ...] = ()
     held_out_rephrases: tuple[AnyPrompt, ...] = ()
     locality: tuple[Probe, ...] = ()
@@ -172,7 +172,7 @@ class Request(BaseModel):
     @field_validator("forms")
     @classmethod
     def _each_form_once(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        """In the order of ``FORMS``; plain alone is not said."""
+        """Return the forms in the order of ``FORMS``; empty for plain alone."""
         forms = tuple(form for form in FORMS if form in given)
         return () if forms == (PLAIN,) else forms
 
@@ -181,15 +181,15 @@ class Request(BaseModel):
     def _only_other_wordings(
         cls, given: tuple[Prompt, ...], info: ValidationInfo
     ) -> tuple[Prompt, ...]:
-        """Each wording once, in its order, and none that is the prompt or is learned from."""
+        """Return each wording once, in order, without the prompt and the wordings to learn from."""
         known = {info.data.get("prompt"), *info.data.get("rephrases", ())}
         return tuple(dict.fromkeys(wording for wording in given if wording not in known))
 
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
-        """A copy; its ``id`` is that of its own content."""
+        """Return a copy with the ``id`` of its own content."""
         copied = super().model_copy(update=update, deep=deep)
         for name in ("id", "key", "prompt_key", "asked", "named_subject"):
-            copied.__dict__.pop(name, None)  # what ``cached_property`` kept
+            copied.__dict__.pop(name, None)  # cached values of the original
         return copied
 
     @property
@@ -199,7 +199,7 @@ class Request(BaseModel):
 
     @cached_property
     def named_subject(self) -> str:
-        """The subject as texts are compared; empty where the prompt does not name it."""
+        """The normalised subject; empty if the prompt does not name it."""
         subject = normalised(self.subject or "")
         return subject if subject and names(self.prompt_key, subject) else ""
 
@@ -222,39 +222,41 @@ class Request(BaseModel):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What makes requests compete: two of them do that share one of these."""
+        """The keys of the request: two requests compete if they share one."""
         return tuple(dict.fromkeys((self.key, *map(compared, self.asked))))
 
     @cached_property
     def key(self) -> str:
-        """What makes two requests compete: subject and relation where both are known."""
+        """The first key: subject and relation if both are known, else the normalised prompt."""
         if self.subject is None or self.relation is None:
             return self.prompt_key
         fact = ("subject", normalised(self.subject), normalised(self.relation))
         return KEY_SEPARATOR.join(fact)
 
     def disagrees_with(self, other: Request) -> bool:
-        """Whether two requests that share a key give it other targets, whatever whitespace is
-        around them."""
+        """Tell whether two requests that share a key have different targets, apart from outer
+        whitespace."""
         return self.target_new.strip() != other.target_new.strip()
 
     def to_json(self) -> dict[str, object]:
-        """The non-empty fields, ready for ``json.dumps``; ``from_json`` gives the same request."""
+        """Return the non-empty fields, ready for ``json.dumps``; ``from_json`` gives the same
+        request."""
         return _non_empty(self.model_dump(mode="json"))
 
     def content(self) -> dict[str, object]:
-        """What the request says, without what the source says beside it: what ``id`` stands for."""
+        """Return the fields that ``id`` stands for: all but the source's own ``case`` and
+        ``extra``."""
         return {key: value for key, value in self.to_json().items() if key not in NOT_CONTENT}
 
     def beside(self) -> dict[str, object]:
-        """What the source says beside the content."""
+        """Return the source's own fields beside the content."""
         return {key: value for key, value in self.to_json().items() if key in NOT_CONTENT}
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Self:
-        """The request that a record in cedit's own keys describes.
+        """Read the request that a record in cedit's own keys describes.
 
-        Raises ``RequestError``, naming the key and what is wrong with it.
+        Raises ``RequestError``, which names the key and the fault.
         """
         try:
             return cls.model_validate(dict(record))
@@ -268,7 +270,7 @@ OWN_KEYS = ("messages", *(name for name in Request.model_fields if name != "extr
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a record, in words that name its keys."""
+    """Return the faults of a record as a sentence that names its keys."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     sentences = [_sentence(problem["loc"], problem["type"], problem["msg"]) for problem in problems]
     unlisted = len(sentences) - _PROBLEMS_MAX
@@ -276,7 +278,7 @@ def explain(error: ValidationError) -> str:
 
 
 def named(name: object) -> str:
-    """A foreign name as a message may repeat it: short, quoted, and printable everywhere."""
+    """Return a foreign name in a form for messages: short, quoted, and printable everywhere."""
     text = str(name)
     return ascii(text if len(text) <= _NAMED_MAX else text[:_NAMED_MAX] + "...")
 
@@ -298,7 +300,7 @@ def _sentence(place: tuple[int | str, ...], kind: str, message: str) -> str:
 
 
 def _with_prompt(record: object) -> object:
-    """The record with its ``messages``, where it has them, as the prompt."""
+    """Return the record with its ``messages``, if it has any, as the prompt. Raises ValueError."""
     if not isinstance(record, Mapping) or "messages" not in record:
         return record
     if "prompt" in record:
@@ -311,7 +313,8 @@ def _with_prompt(record: object) -> object:
 
 
 def _with_form(record: object) -> object:
-    """The record with a prompt that is to be asked in a chat alone as that chat."""
+    """Return the record with its prompt as a chat, if it is to be asked in a chat alone. Raises
+    ValueError."""
     if not isinstance(record, Mapping) or not record.get("forms"):
         return record
     prompt, forms = record.get("prompt"), record["forms"]
@@ -323,8 +326,8 @@ def _with_form(record: object) -> object:
 
 
 def _non_empty(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields that say something, with the same done to the probes inside; a prompt that is a
-    chat stands under ``messages``."""
+    """Return the fields that are not empty, with those of the probes inside; a prompt that is a
+    chat moves to ``messages``."""
     return {
         "messages" if key == "prompt" and isinstance(value, list) else key: _bare(value)
         for key, value in fields.items()
