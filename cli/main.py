@@ -1,7 +1,7 @@
-"""The command `cedit`: finds the command that is meant, runs it, and ends with its exit code.
+"""The command `cedit`: finds the named command, runs it, and ends with its exit code.
 
-Knows the names of the commands and what every kind of failure means to the caller's shell; what a
-command does is in its own file, and is not imported before it is needed.
+Knows the names of the commands, and the exit code of every kind of failure. Leaves each command to
+its own file, which is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"
 
 
 class Commands(click.Group):
-    """The commands, imported one by one, in the order in which they are mostly used."""
+    """The commands, imported one by one, in their usual order of use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names."""
+        """Return all names."""
         return list(COMMANDS)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest name for one that is mistyped."""
+        """Find the command as click does, but suggest the nearest name for a mistyped one."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             nearest = get_close_matches(args[0], COMMANDS, n=1)
             meant = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -77,7 +77,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name."""
+        """Import the command of this name; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(f"cli.commands.{cmd_name}").command
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run cedit and return its exit code. A failure is said in one line on standard error."""
+    """Run cedit and return its exit code. A failure prints one line on standard error."""
     from cli.output import replace_missing
 
     replace_missing()
@@ -142,7 +142,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """As click's own `main`, which would take a broken pipe for an error like any other."""
+    """Run a command as click's own `main` does, which would treat a broken pipe as an error."""
     if instruction := os.environ.get(COMPLETE_VARIABLE):
         return shell_complete(commands, {}, NAME, COMPLETE_VARIABLE, instruction)
     try:
@@ -173,7 +173,7 @@ def _plugin_warnings() -> Iterator[None]:
 
 
 def _failed(error: Exception) -> int:
-    """Say what went wrong. An error that is meant for people has an exit code of its own."""
+    """Print an error, and return its exit code. An error for people has an exit code of its own."""
     from continual.shortage import is_shortage, told
 
     code = getattr(error, "exit_code", None)
@@ -199,7 +199,8 @@ def _say(text: str) -> None:
 
 
 def _forget_stdout() -> None:
-    """Let nothing be written to the closed pipe any more, not even when the process ends."""
+    """Send standard output to nowhere, so that nothing more reaches the closed pipe, not even when
+    the process ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

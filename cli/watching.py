@@ -1,6 +1,6 @@
-"""How a run is watched: a JSON line for each step, a live line on a terminal, a few rows elsewhere.
+"""Shows a run: a JSON line for each step, a live line on a terminal, a few rows elsewhere.
 
-Knows which steps are worth a row; what a row holds comes from the steps' records.
+Chooses the steps that are worth a row; takes the row's numbers from the steps' records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROUND = (1, 2, 5)
 
 
 class Watch:
-    """Shows the records of steps as they come."""
+    """A view of a run that shows the records of steps as they come."""
 
     def __init__(
         self, out: Output, progress: Progress | None, done: int, total: int | None
@@ -49,7 +49,7 @@ class Watch:
             self._advance(self._progress, record)
 
     def close(self) -> None:
-        """Show what is not shown yet."""
+        """Show the rows that are not shown yet."""
         self._flush()
         if self._progress is not None:
             for line in self._rows:
@@ -78,7 +78,7 @@ class Watch:
 
 @contextmanager
 def watching(out: Output, done: int, total: int | None) -> Iterator[Watch]:
-    """Watch a run over `total` records, where that is known, `done` of them before."""
+    """Watch a run over `total` records, if that is known, `done` of them before."""
     progress = _live_line(out) if out.is_live else None
     watch = Watch(out, progress, done, total)
     try:
@@ -90,7 +90,7 @@ def watching(out: Output, done: int, total: int | None) -> Iterator[Watch]:
 
 @contextmanager
 def writing(out: Output) -> Iterator[Callable[[int, int], None]]:
-    """Show how many general texts the base has written, on a terminal."""
+    """Show the number of general texts that the base has written, on a terminal."""
     if not out.is_live:
         yield lambda _done, _total: None
         return
@@ -104,7 +104,7 @@ def writing(out: Output) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def listening(out: Output) -> Iterator[Listener]:
-    """Hear of what takes long: notes go beside the result, progress to a terminal."""
+    """Yield a listener for long work: notes go beside the result, progress to a terminal."""
     from continual.listening import Listener
 
     if not out.is_live:
@@ -131,12 +131,12 @@ def listening(out: Output) -> Iterator[Listener]:
 
 
 def row(count: int, record: Mapping[str, Any]) -> str:
-    """A step's metrics, under the header."""
+    """Return a step's metrics as a row under the header."""
     return f"{count:>8}" + "".join(f"{rate(record[name]):>8}" for name in RATES)
 
 
 def is_round(count: int) -> bool:
-    """Whether a count is 1, 2, 5, 10, 20, 50, …"""
+    """Tell whether a count is 1, 2, 5, 10, 20, 50, …"""
     while count % 10 == 0 and count:
         count //= 10
     return count in _ROUND

@@ -1,4 +1,4 @@
-"""`cedit apply`: corrections from a stream, each step durable before the next one begins."""
+"""`cedit apply`: applies a stream of corrections, each step durable before the next one begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Apply(click.Command):
     """The command, with the editors under its options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The options, and a line for each editor."""
+        """Write the options, and a line for each editor."""
         from continual.choices import DEFAULT_CHAIN
 
         super().format_options(ctx, formatter)
@@ -41,7 +41,8 @@ class _Apply(click.Command):
 
 
 def _keys(_: click.Context, __: click.Parameter, told: Sequence[str]) -> dict[str, str]:
-    """`prompt=question,target_new=answer`, given once or several times."""
+    """Read `prompt=question,target_new=answer`, given once or several times. Raises
+    BadParameter."""
     pairs = [pair for text in told for pair in re.split(r",(?=\w+=)", text)]
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise click.BadParameter(f"{wrong[0]!r} is not like prompt=question")
@@ -54,7 +55,7 @@ class RecheckName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     name = "how"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text as it is. Fails for another."""
+        """Return the text as it is. Fails for any other text."""
         if not re.fullmatch(r"exact|full|every=[1-9]\d*", value):
             self.fail(f"{value!r} is not exact, full or every=N with N at least 1.", param, ctx)
         return value
@@ -118,10 +119,10 @@ def command(
     """Apply a stream of corrections.
 
     The stream is JSON Lines, a JSON array or a table (CSV, TSV), also compressed, from a file, a
-    pipe or - (standard input). A run over a file that ended early goes on where it was when the
-    same command is given again; a pipe is read once, whole. What cannot be read goes to the store's
-    quarantine (`cedit quarantine`); exit code 3 says that something failed or was quarantined.
-    With --retry failed and no STREAM, everything that failed is given again.
+    pipe or - (standard input). The same command resumes a run over a file that ended early; a pipe
+    is read once, whole. Records that cannot be read go to the store's quarantine (`cedit
+    quarantine`); exit code 3 means that something failed or was quarantined. With --retry failed
+    and no STREAM, every correction that failed is tried again.
 
     A correction has a prompt that is a text, or messages, a list of {"role", "content"}, for a
     model that chats; "forms": ["plain", "chat"] makes it hold for the prompt as it is and as a
@@ -181,7 +182,7 @@ def apply_stream(
     limit: int | None,
     retry: Sequence[str] = (),
 ) -> Tally:
-    """Apply a stream to an open store, with every step shown."""
+    """Apply a stream to an open store, show every step, and return the tally."""
     from continual.streams.places import place_in
 
     place = place_in(session.store, stream)
@@ -194,7 +195,7 @@ def apply_stream(
 
 
 def _apply_failed(session: Session, settings: Settings, out: Output, limit: int | None) -> Tally:
-    """Give everything again that failed."""
+    """Apply all failed corrections again."""
     failed = session.failed
     steps = session.apply_requests(failed, settings)
     return _shown(session, islice(steps, limit), out, 0, len(failed))
@@ -217,7 +218,8 @@ def _shown(
 
 
 def _tables(changes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings that --set gives, by editor. A value is TOML, or else a text."""
+    """Return the settings that --set gives, by editor. A value is TOML, or else a text. Raises
+    UsageError."""
     tables: dict[str, dict[str, Any]] = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -238,7 +240,7 @@ def _value(text: str) -> Any:
 def _settings(
     session: Session, chosen: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
 ) -> Settings:
-    """The store's settings with those chosen on the command line."""
+    """Return the store's settings with the changes from the command line."""
     from continual.editors.chains import chain_of
     from continual.step.pipeline import Recheck
 
@@ -258,7 +260,7 @@ def _settings(
 
 
 def _has_nothing_new(store: Store, stream: Stream) -> bool:
-    """Whether a file holds nothing that this history has not read, and all is measured."""
+    """Tell whether this history has read all of a file, and measured all of its steps."""
     from continual.errors import StreamChanged
     from continual.streams.places import place_in
 
@@ -273,7 +275,7 @@ def _has_nothing_new(store: Store, stream: Stream) -> bool:
 
 
 def _dry_run(out: Output, store: Store, stream: Stream) -> int:
-    """Read what an apply would read, and show how it reads."""
+    """Read the records that an apply would read, show them, and return the exit code."""
     from continual.history.reading_only import read_only
 
     record = read_only(store, stream)
@@ -288,13 +290,13 @@ def _dry_run(out: Output, store: Store, stream: Stream) -> int:
     return PARTLY_DONE if record["quarantined"] else 0
 
 
-# -- behind it
+# -- after a run
 
 
 def _end(
     out: Output, store: Store, stream: Stream | None, tally: Tally | None, *, is_stopped: bool
 ) -> int:
-    """Show the summary of a run, and what to do next; the exit code."""
+    """Show the summary of a run, with advice, and return the exit code."""
     from continual.history.reports import Tally
 
     tally = tally or Tally()
@@ -307,7 +309,7 @@ def _end(
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The end of a run, as it reads."""
+    """Return the lines that sum up a run."""
     names = ("applied", "skipped", "superseded", "failed", "quarantined")
     counts = ", ".join(f"{summary[name]} {name}" for name in names)
     return [
@@ -322,7 +324,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _turned(summary: Mapping[str, Any]) -> Iterator[str]:
-    """The corrections that came back, and the earlier prompts that broke and were mended."""
+    """Yield a line on corrections that came back, and one on answers that broke or were mended."""
     if summary["again"]:
         yield f"{counted(summary['again'], 'correction')} of these had been taken back before."
     if not (summary["broke"] or summary["recovered"]):
@@ -332,7 +334,7 @@ def _turned(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """What was odd about the records, a line for each kind."""
+    """Yield remarks about odd records, a line for each kind."""
     reasons = record["quarantine"]
     for entry in reasons[:REASONS_SHOWN]:
         more = ", …" if entry["count"] > len(entry["lines"]) else ""
@@ -359,7 +361,7 @@ def _unknown_keys(unknown: Mapping[str, int]) -> str:
 def _advice(
     store: Store, stream: Stream | None, summary: Mapping[str, Any], is_stopped: bool
 ) -> Iterator[str]:
-    """What to do next."""
+    """Yield advice on the next command."""
     if is_stopped:
         done = counted(summary["steps"], "step")
         yield f"Stopped after {done}, all kept. To go on, give the same command again."
@@ -380,7 +382,7 @@ def _advice(
 
 
 def _nothing(store: Store, stream: Stream | None) -> Iterator[str]:
-    """Why nothing was done, and what could be."""
+    """Yield the reason why nothing was done, and the commands that would do something."""
     from continual.history.inspection import retained_at
     from continual.streams.places import place_in
 

@@ -1,4 +1,4 @@
-"""`cedit calibrate`: the settings of editors for a base model, by measuring."""
+"""`cedit calibrate`: chooses the settings of editors for a base model, by measuring."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def command(
 ) -> None:
     """Choose the settings of editors for this base model, by trying them.
 
-    Some facts are written to the base model with one setting after another, and taken off again:
-    it is measured how many arrive, how many other wordings follow, and what stays of general text,
-    of neighbours and of other facts. The facts are those of the stream, or of the history, else
-    prompts cut from what the base writes. Each trial is kept as it ends, so that a run that was
-    interrupted goes on; nothing of it is needed for a replay, as every revision records the
-    settings that it used.
+    Some facts are written to the base model with one setting after another, and taken off again.
+    The command measures the shares of facts that arrive, of other wordings that follow, and of
+    general text, neighbours and other facts that stay. The facts come from the stream, or from the
+    history, else from prompts cut out of the base's own text. Each trial is kept as it ends, so the
+    same command resumes an interrupted run. A replay needs none of it, as every revision records
+    the settings that it used.
 
-    An editor uses what is chosen where [editor.NAME] in cedit.toml says nothing. A new store does
-    all of this by itself when an editor is first used; [calibration] in cedit.toml has
+    An editor uses the chosen settings unless [editor.NAME] in cedit.toml sets others. A new store
+    does all of this by itself when an editor is first used; [calibration] in cedit.toml has
     at_first_use, facts and stays_min.
 
     With --json there is a line for each editor: {"type":"calibration","editor","sample","trials",
@@ -85,7 +85,8 @@ def command(
 
 
 def _chosen(session: Session, editor: str | None) -> list[str]:
-    """The editors that are named; of a chain, and of the default, those that offer settings."""
+    """Return the named editor, or the editors of a chain (default: auto) that offer settings.
+    Raises CeditError if none does."""
     from continual.choices import CHAINS, EDITORS
     from continual.editors.chains import chain_of
     from continual.errors import CeditError

@@ -1,4 +1,4 @@
-"""`cedit init`: a new store for a base model."""
+"""`cedit init`: makes a store for a base model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def command(
 
     The store is a folder, .cedit unless named. The model's accuracy on the probe sets is
     measured once; TrainR and TestR compare with it. The base writes some general text, which
-    edits leave alone; [watch] in cedit.toml says how much.
+    edits leave alone; [watch] in cedit.toml sets the amount.
 
     \b
     Example:
@@ -125,12 +125,12 @@ def _place(folder: str | None, store: str | None) -> Path:
 
 
 def _task(**said: str | None) -> dict[str, str]:
-    """The lines given for the `[task]` table; the rest is left to the model."""
+    """Return the given lines of the `[task]` table; the model sets the rest."""
     return {key: value for key, value in said.items() if value is not None}
 
 
 def _pairs(said: tuple[str, ...]) -> dict[str, str]:
-    """The `[anatomy]` table."""
+    """Read the `[anatomy]` table from KEY=NAME pairs. Raises UsageError."""
     pairs = [text.partition("=") for text in said]
     for key, equals, value in pairs:
         if not (key and equals and value):

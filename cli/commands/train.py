@@ -1,4 +1,4 @@
-"""`cedit train`: what editors need to have learned of a base model before they edit it."""
+"""`cedit train`: collects key statistics of a base model, and trains SERAC's model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 def _blocks(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[int, ...] | None:
-    """Blocks by number, each once and in order: of `0,2`, or of `3-8`."""
+    """Read blocks by number, each once and in order, from `0,2` or `3-8`. Raises BadParameter."""
     if value is None:
         return None
     try:
@@ -44,7 +44,7 @@ def _blocks(
 
 @click.group("train")
 def command() -> None:
-    """Learn what editors need before they edit a base model.
+    """Train the aids of editors for a base model.
 
     Nothing here changes the model or its history. Every subcommand has --store and --json.
 
@@ -86,10 +86,10 @@ def stats(
 ) -> None:
     """Collect the key statistics that MEMIT and its kin weigh an edit by.
 
-    They are the second moments of each block's FFN keys over the text, on the base model. A run
-    that was interrupted goes on where it was when the same command is given again; the store can
-    be used meanwhile. The convergence is the distance between the statistics of two halves of
-    the text, relative to their size: more text makes it smaller.
+    They are the second moments of each block's FFN keys over the text, on the base model. The same
+    command resumes an interrupted run; the store can be used meanwhile. The convergence is the
+    distance between the statistics of two halves of the text, relative to their size: more text
+    makes it smaller.
 
     With --json there is a line for each block: {"type":"statistics","block","keys",
     "convergence","digest","stored"}.
@@ -149,11 +149,11 @@ def serac(
 ) -> None:
     """Train SERAC's counterfactual model on a file of requests.
 
-    It learns to answer as an edit says that stands before the question, where the question is about
-    that edit, and as before where it is not. Every tenth request is held out and measures it. A
-    run that was interrupted goes on after its last whole epoch when the same command is given
-    again. It ends with the lines for the store's cedit.toml that name the model, and its
-    fingerprint, without which a model that is replaced goes unnoticed:
+    The model reads an edit before a question. It learns to give the edit's answer if the question
+    is about this edit, and its old answer if not. Every tenth request is held out and measures it.
+    The same command resumes an interrupted run after its last whole epoch. At the end it prints the
+    lines for the store's cedit.toml with the model and its fingerprint; without the fingerprint a
+    replaced model goes unnoticed:
 
     \b
       [memory]
@@ -197,12 +197,12 @@ def serac(
 
 
 def _lines_of(name: str, table: Mapping[str, str]) -> str:
-    """A table of texts as TOML: a JSON string is one of TOML's."""
+    """Return a table of texts as TOML: every JSON string is a TOML string."""
     return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(table[key])}" for key in table)])
 
 
 def _requests(out: Output, stream: Iterable[Item]) -> Iterator[Request]:
-    """All requests of a stream; what cannot be read is named and passed over."""
+    """Yield all requests of a stream; note each record that cannot be read, and pass over it."""
     for item in stream:
         if item.reason is not None:
             out.note(f"record {item.number} is passed over: {item.reason}")
@@ -239,7 +239,7 @@ def _table(records: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def _watch(out: Output, steps: Iterator[Progress], tokens: int | None) -> None:
-    """Go through with it, with a bar on a terminal, of so many tokens where that is known."""
+    """Run the steps, with a bar on a terminal, towards `tokens` if given."""
     if not out.is_live:
         for _ in steps:
             pass
