@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 from continual.tables import Table
 
 ROWS_MIN = 500
-"""Rows of memory below which an edit hardly knows what to leave alone."""
+"""Rows of memory below which an edit is hardly held back from unrelated text."""
 
 UNWATCHED = {"texts": 0, "neighbours": 0}
-"""The table of a store that watches nothing: edits leave alone what probes name, and no more."""
+"""The table of a store that watches nothing: edits leave the probes alone, and no more."""
 
 
 @dataclass(frozen=True)
 class WatchConfig(Table):
-    """How much is watched, and how much an edit may change of it.
+    """The amount of text that is watched, and the share of it that an edit may change.
 
     The budgets count held-out passages alone: `watch_max` is the share of the general positions
-    whose next token an edit may change, and a batch of edits so many times as many;
+    whose next token one edit may change; a batch of n edits may change n times as many.
     `neighbours_max` is the share of an edit's own neighbours that it may answer otherwise than
     before.
     """
@@ -47,5 +47,5 @@ class WatchConfig(Table):
                 raise self.refused(f"{name} = {getattr(self, name)} is no share from 0 to 1")
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as a revision records them."""
+        """Return the settings in the form that a revision records."""
         return asdict(self)

@@ -1,6 +1,6 @@
-"""General text of a base model: what it says about anything, which no edit may change.
+"""General text of a base model: samples of its writing on any subject, which edits must not change.
 
-The base writes it by itself, sampled with a seed, so that the text is of the languages and domains
+The base writes it by itself, sampled with a seed, so that the text has the languages and domains
 that the model knows; a user may give files of text instead. Every other text is memory, the others
 are held out. All of it stands in the journal, so that a history is whole without the model.
 """
@@ -25,7 +25,7 @@ from continual.watch.passages import UNSAID, Passage
 from continual.watch.writing import continued, text_ends
 
 CHAT_SHARE = 4
-"""One text in so many begins as a user's turn, where the tokenizer has a chat template."""
+"""One text in so many begins as a user's turn, if the tokenizer has a chat template."""
 DOCUMENT_CHARACTERS_MAX = 4096  # of a given text: a passage is taken from its beginning
 WRITTEN_TOGETHER = 32  # texts
 TOKENS_MIN = 4  # of a text that the base wrote: a shorter one is begun in another way
@@ -56,12 +56,12 @@ class GeneralText:
         return self.passages[1::2]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of a revision's body."""
+        """Return the entry of a revision's body."""
         return {"source": self.source, "passages": [p.to_json() for p in self.passages]}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """Read it back."""
+        """Read general text from its JSON form."""
         passages = tuple(Passage.from_json(passage) for passage in record["passages"])
         return cls(passages, str(record["source"]))
 
@@ -79,7 +79,7 @@ class ReadText:
 
 
 def _ignore(_done: int, _total: int) -> None:
-    """Progress, unseen."""
+    """Ignore progress."""
 
 
 def write(
@@ -96,7 +96,7 @@ def write(
 def beginnings(
     site: Site, config: WatchConfig, seed: int, on_progress: Callable[[int, int], None] = _ignore
 ) -> list[Beginning]:
-    """Texts as the model that is on writes them, each behind its start."""
+    """Let the model as it stands write texts, each behind its start."""
     written: dict[int, Beginning] = {}
     kinds = _kinds_of_start(site)
     for turn, kind in enumerate(kinds):
@@ -111,8 +111,8 @@ def beginnings(
 def _written(
     site: Site, starts: Mapping[int, Start], tokens: int, seed: int
 ) -> Iterator[dict[int, Beginning]]:
-    """Texts behind these starts by their numbers, some dozens together, each such group sampled
-    with a seed of its own."""
+    """Write texts behind these starts, by their numbers; WRITTEN_TOGETHER texts make a group, which
+    is sampled with its own seed."""
     numbers = list(starts)
 
     def sampled(first: int) -> dict[int, Beginning]:
@@ -142,10 +142,10 @@ def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:
 
 
 def _kinds_of_start(site: Site) -> list[Callable[[int], Start]]:
-    """Ways to begin a text by its number, in turn: a text that ends at once is begun in the next.
+    """Return the ways to begin a text by its number; a text that ends at once tries the next way.
 
-    First behind a token that begins a text, every fourth pair as a user's turn where there is a
-    chat template; then behind one that ends a text; then with an ordinary token.
+    The first way is behind a token that begins a text, with every fourth pair as a user's turn if
+    there is a chat template; then behind a token that ends a text; then with an ordinary token.
     """
     tokenizer = site.edited.tokenizer
     turn, ends = _user_turn(site), text_ends(site.edited)
@@ -173,7 +173,8 @@ def _behind_mark(mark: int, _number: int) -> Start:
 
 
 def _user_turn(site: Site) -> tuple[int, ...] | None:
-    """The tokens before a user's words; None for a tokenizer without a usable chat template."""
+    """Return the tokens before a user's words; None for a tokenizer without a usable chat
+    template."""
     try:
         text = site.task.asked(Chat.asking(_WORD)).text
     except RequestError:
@@ -183,7 +184,7 @@ def _user_turn(site: Site) -> tuple[int, ...] | None:
 
 
 def _ordinary(site: Site, number: int) -> Start:
-    """A token of the vocabulary, another one for each text."""
+    """Return a token of the vocabulary as a start, another one for each text."""
     special = set(site.edited.tokenizer.all_special_ids)
     count = len(site.edited.model.get_input_embeddings().weight)
     tokens = [i for i in range(min(count, len(site.edited.tokenizer))) if i not in special]
@@ -191,8 +192,8 @@ def _ordinary(site: Site, number: int) -> Start:
 
 
 def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
-    """Texts with the base's next token at each of their positions. A start that no prompt has is
-    left away: a text then begins as a prompt does."""
+    """Read texts with the base's next token at each of their positions. A start that no prompt has
+    is left out: the text then begins as a prompt does."""
     whole = [
         ((*start, *text), max(0, len(start) - 1)) if stays else (text, 0)
         for start, stays, text in texts
@@ -212,7 +213,8 @@ def _read_half(site: Site, blank: Sequence[Passage]) -> tuple[tuple[Passage, ...
 
 @torch.no_grad()
 def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage, ...]:
-    """Passages with the token that the model says at each of their positions, from their rows."""
+    """Return the passages with the token that the model says at each of their positions, from their
+    rows."""
     size = max(1, LOGITS_MAX // site.choices)
     hidden = site.patched(rows)
     said: list[int] = []

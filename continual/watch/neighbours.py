@@ -1,12 +1,12 @@
 """The neighbourhood of a request: prompts near it that an edit has to answer as before.
 
-Nobody gives them. The model writes openings about the subject and lists of other subjects; the
-request's prompt is put to these, as a plain text and in a chat turn, and its target is asked about
-from the other side. What the store's history asks about other subjects is asked about this one:
+Nobody has to give them. The model writes openings about the subject and lists of other subjects;
+the request's prompt is asked about these, as a plain text and in a chat turn, and the model writes
+about the target, too. Prompts of the store's history about other subjects are asked about this one:
 prompts of other relations are neighbours, prompts of the same relation are further wordings of the
-request. Each neighbour goes on with the model's own answer as it stands before the edit. A part of
-them is memory of this one edit, a part is held out and measured. The words behind the answer belong
-to the neighbourhood, too: the model goes on there as if it had always given that answer.
+request. Each neighbour goes on with the model's own answer before the edit. Some of them are memory
+of this one edit, the others are held out and measured. The words behind the answer belong to the
+neighbourhood, too: the model goes on there as if it had always given that answer.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from continual.watch.stating import CorrectedFact
 from continual.watch.writing import continued
 
 OPENINGS, LISTS, TARGETS = 5, 1, 1
-"""Texts that the model writes about a subject, lists of others that it begins with the subject, and
-texts about the new answer."""
+"""The numbers of texts that the model writes: about a subject, lists of subjects that begin with
+this one, and texts about the new answer."""
 WRITTEN = 12  # tokens of each
-OPENING_TOKENS_MAX = 6  # of a text about the subject that a question is made of
+OPENING_TOKENS_MAX = 6  # of a text about the subject that becomes a question
 HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
-HISTORY_REQUESTS = 256  # the latest, that prompts and subjects are taken from
+HISTORY_REQUESTS = 256  # the latest ones, for prompts and subjects
 ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
-"""Prompts of other relations that are put to the subject, and how many of them are held out."""
-WORDINGS = 1  # prompts of the same relation that are put to the subject
+"""Prompts of other relations that are asked about the subject, and the number of them held out."""
+WORDINGS = 1  # prompts of the same relation that are asked about the subject
 CHAT_QUESTIONS = 2
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """What one edit has to leave alone."""
+    """The passages near a request that its edit has to leave alone."""
 
     memory: tuple[Passage, ...] = ()
     held_out: tuple[Passage, ...] = ()
     behind: tuple[Passage, ...] = ()  # behind the answer: one text for each form of the request
-    answers: tuple[int, ...] = ()  # tokens with which the model began its answer before the edit
-    wordings: tuple[Prompt, ...] = ()  # of the request, as others of its relation are asked
+    answers: tuple[int, ...] = ()  # first tokens of the model's answer before the edit
+    wordings: tuple[Prompt, ...] = ()  # of the request, from other requests of its relation
 
     @property
     def silent(self) -> list[Passage]:
@@ -59,7 +59,7 @@ class Neighbourhood:
         return [*self.memory, *self.behind]
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of a revision's body."""
+        """Return the entry of a revision's body."""
         parts = {"memory": self.memory, "held_out": self.held_out, "behind": self.behind}
         passages = {n: [passage.to_json() for passage in part] for n, part in parts.items()}
         wordings = [prompt_json(wording) for wording in self.wordings]
@@ -68,7 +68,7 @@ class Neighbourhood:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """Read it back."""
+        """Read a neighbourhood from its JSON form."""
 
         def passages(name: str) -> tuple[Passage, ...]:
             return tuple(map(Passage.from_json, record.get(name, ())))
@@ -82,7 +82,7 @@ class Neighbourhood:
         )
 
     def fact(self, request: Request) -> CorrectedFact:
-        """The request's fact as it stood before the edit."""
+        """Return the request's fact as it stood before the edit."""
         return CorrectedFact.of(request.prompt, request.subject, self.answers)
 
 
@@ -93,7 +93,7 @@ class Asked:
     request: Request
     encodings: tuple[Encoding, ...]  # of each form that has to be right; the prompt's first
     rows: Rows  # of the prompt's encoding at the least, as the model stands
-    is_known: bool = False  # training probes name the subject: nothing has to be written about it
+    is_known: bool = False  # training probes name the subject: the model need not write about it
 
 
 @dataclass
@@ -122,8 +122,8 @@ def write(
     config: WatchConfig,
     seed: int,
 ) -> list[Neighbourhood]:
-    """Write the neighbourhoods of these requests; `known` are those of the store's history, the
-    latest first."""
+    """Write the neighbourhoods of these requests; `known` are the requests of the store's history,
+    the latest first."""
     if site.task.name != "causal" or not config.neighbours:
         return [Neighbourhood() for _ in asked]
     drafts = [_draft(site, one, seed) for one in asked]
@@ -156,7 +156,8 @@ def _first_token(site: Site, prompt: Prompt, answer: str) -> set[int]:
 def _write_openings(
     site: Site, drafts: Sequence[_Draft], known: Sequence[Request], config: WatchConfig, seed: int
 ) -> None:
-    """Let the model write about each subject and its target, and list others; then ask."""
+    """Let the model write about each subject and its target, and list others; then collect the
+    questions."""
     drafts = [draft for draft in drafts if not draft.asked.is_known]
     starts = [_starts(site, draft.asked.request) for draft in drafts]
     flat = [start for own in starts for start in own]
@@ -172,8 +173,8 @@ def _write_openings(
 
 
 def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
-    """The beginnings of texts: lists and openings about the subject, else the prompt's beginning;
-    and texts about the new answer."""
+    """Return the beginnings of texts: of lists and openings about the subject, or without one of
+    the prompt itself; and of texts about the new answer."""
     if request.subject:
         texts = [*[f"{request.subject},"] * LISTS, *[request.subject] * OPENINGS]
     else:
@@ -186,7 +187,7 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
 
 
 def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
-    """The names of a list; the last one may be cut off, and is left away."""
+    """Return the names of a list without the last one, which may be cut off."""
     decoded: str = site.edited.tokenizer.decode(list(text), skip_special_tokens=True)
     return names.listed(decoded, draft.asked.request.subject or "")[:-1]
 
@@ -194,7 +195,7 @@ def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
 def _others(
     draft: _Draft, listed: Iterable[str], known: Sequence[Request], config: WatchConfig
 ) -> list[str]:
-    """Other subjects: of the store's history, and as the model lists them."""
+    """Return other subjects: from the store's history, and from the model's lists."""
     subject = draft.asked.request.subject or ""
     count = config.neighbours // 2
     subjects = [request.subject for request in known if request.subject]
@@ -204,7 +205,7 @@ def _others(
 
 
 def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) -> None:
-    """Put the questions: the prompt about others, the openings cut short, and in chat turns the
+    """Collect the questions: the prompt about others, the openings cut short, and in chat turns the
     prompt about others and whether the new answer is true."""
     request = draft.asked.request
     about_others: list[Prompt] = []
@@ -227,7 +228,7 @@ def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) 
 def _ask_elsewhere(
     site: Site, draft: _Draft, known: Sequence[Request], config: WatchConfig
 ) -> None:
-    """Put the history's prompts to the subject: those of the same relation are wordings of the
+    """Ask the history's prompts about the subject: prompts of the same relation are wordings of the
     request; of the others some are held out, and the rest is read like openings."""
     own = draft.asked.request
     if not own.subject:
@@ -255,7 +256,7 @@ def is_alike(one: Request, other: Request) -> bool:
 
 
 def about_other(prompt: Prompt, subject: str, other: str) -> Prompt:
-    """The prompt about another subject in the place of its own."""
+    """Return the prompt with another subject in the place of its own."""
     if isinstance(prompt, str):
         return prompt.replace(subject, other)
     turns = (Message(m.role, m.content.replace(subject, other)) for m in prompt.messages)
@@ -263,7 +264,7 @@ def about_other(prompt: Prompt, subject: str, other: str) -> Prompt:
 
 
 def _question(site: Site, prompt: Prompt) -> tuple[int, ...] | None:
-    """A prompt's tokens; None where a limit or the template forbids it."""
+    """Return a prompt's tokens; None if a limit or the template forbids it."""
     try:
         return site.task.question(prompt).ids
     except RequestError:
@@ -276,12 +277,13 @@ def _fits(site: Site, question: tuple[int, ...], config: WatchConfig) -> bool:
 
 
 def _behind(encoding: Encoding) -> tuple[int, ...]:
-    """A prompt with its answer."""
+    """Return the tokens of a prompt with its answer."""
     return (*encoding.question.ids, *encoding.targets)
 
 
 def _answers(site: Site, questions: Sequence[tuple[int, ...]], tokens: int) -> list[Passage]:
-    """Each question with the model's own answer behind it; without one where there is no room."""
+    """Return each question with the model's own answer behind it, or without one if there is no
+    room."""
     room = site.edited.base.context_tokens_max
     asked = [q for q in questions if room is None or len(q) + tokens <= room]
     written = dict(zip(asked, continued(site.edited, asked, tokens), strict=True)) if asked else {}
@@ -299,9 +301,9 @@ def _neighbourhood(
     ends: Iterator[Passage],
     config: WatchConfig,
 ) -> Neighbourhood:
-    """Every other question is held out, and those that say so; what states the corrected fact is
-    left away. What is expected in the openings is read in a pass over them; a question's answer is
-    written already."""
+    """Finish a draft. Every other question is held out, and the draft's last `held_out` ones;
+    passages that state the corrected fact are left out. One pass over the openings reads their
+    expected tokens; the answers of questions are written already."""
     questions = [next(answered).cut(config.said) for _ in draft.questions]
     split = len(questions) - draft.held_out
     questions, held_out = questions[:split], questions[split:]
@@ -327,7 +329,8 @@ def _states(site: Site, fact: CorrectedFact, passage: Passage) -> bool:
 
 
 def _unstated(fact: CorrectedFact, passage: Passage) -> list[Passage]:
-    """A text about the subject up to where it states the fact."""
+    """Return a text about the subject up to the place where it states the fact; none if that is its
+    beginning."""
     place = next((i for i, token in enumerate(passage.said) if token in fact.answers), None)
     cut = passage if place is None else passage.cut(place)
     return [cut] if cut.rows else []

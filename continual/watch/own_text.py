@@ -1,7 +1,7 @@
-"""Text that a base model writes itself for key statistics, where nobody gave any.
+"""Text that a base model writes itself for key statistics, if nobody gave any.
 
-The keys are then of texts that the model finds likely, whatever its languages and domains are. The
-text is sampled with a seed, so that it is the same whenever it is read again.
+The keys then come from texts that the model finds likely, whatever its languages and domains are.
+The text is sampled with a seed, so that it is the same whenever it is read again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from continual.watch.config import WatchConfig
 
 TOKENS_LEAST, TOKENS_MOST = 2**11, 2**14
 KEYS_PER_WIDTH = 8
-"""Tokens for each of a key's d_ff directions: second moments are reported to be within .3 % of
-endless text's from 2 to 10 on."""
+"""Tokens for each of a key's d_ff directions: from 2 to 10 on, second moments are reported to be
+within .3 % of endless text's."""
 TEXTS, TEXT_TOKENS = 128, 64  # of a round, and of a text at most
-SEED = 20_000  # beside that of general text: these are other texts
+SEED = 20_000  # added to the seed of general text: these are other texts
 
 
 @dataclass
 class OwnText:
-    """The documents: so many that they have `tokens` tokens together."""
+    """The documents, as many as have `tokens` tokens together."""
 
     site: Site
     seed: int
@@ -33,7 +33,7 @@ class OwnText:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are written, by the width of the keys."""
+        """The number of tokens to write, by the width of the keys."""
         width = self.site.edited.anatomy.ffn_width
         return max(TOKENS_LEAST, min(TOKENS_MOST, KEYS_PER_WIDTH * width))
 
@@ -52,7 +52,7 @@ class OwnText:
             number += 1
 
     def _round(self, number: int) -> list[str]:
-        """The texts of a round, written once."""
+        """Return the texts of a round, written once."""
         if number == len(self._rounds):
             context = self.site.edited.base.context_tokens_max or 2 * TEXT_TOKENS
             length = min(TEXT_TOKENS, context // 2)
