@@ -1,7 +1,8 @@
-"""The settings that the locate-then-edit methods offer for trying: where, how far, how held.
+"""The settings of locate-then-edit methods to try: the place, the reach and the weight of an
+update.
 
-Which block at which token a value changes the answer, how long a value may be, and how much of the
-matrix's output may move, differ from model to model and can only be measured.
+The block and the token where a value changes the answer, the length that a value needs, and the
+drift that a matrix's output can bear differ from model to model, and can only be measured.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from continual.proposals import Surroundings
 from continual.requests import Request
 
 BLOCKS_TRIED = 6
-"""Blocks that are tried one by one; of a deeper model those at equal distances."""
+"""Blocks that are tried one by one; a deeper model's are at equal distances."""
 REACHES: tuple[Settings, ...] = (
     {},
     {"clamp_norm_factor": 1.5},
     {"clamp_norm_factor": 3.0},
     {"clamp_norm_factor": 3.0, "steps_max": 80},
 )
-"""Of the search: what a longer value or more steps reach."""
-SPREADS = (2, 3)  # blocks that share an update, where one is not enough
+"""Settings of the search with longer values and more steps."""
+SPREADS = (2, 3)  # blocks that share an update, if one is not enough
 WEIGHTS = (0.05, 0.2, 0.0125, 0.003)  # λ/d_ff
 UNBOUNDED = 1e9
 
 
 def grid_of(anatomy: Anatomy, *more: Axis, spreads: Sequence[int] = SPREADS) -> Grid:
-    """The grid of a method of the family; `more` are its own axes."""
+    """Make the grid of a method of the family; `more` are its own axes."""
     sites = Axis("block and place", ("blocks", "place"), lambda _: _sites(anatomy))
     reach = Axis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
     wide = Axis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
@@ -49,26 +50,26 @@ def grid_of(anatomy: Anatomy, *more: Axis, spreads: Sequence[int] = SPREADS) -> 
 
 
 def weight_axis(anatomy: Anatomy, shares: Sequence[float] = WEIGHTS) -> Axis:
-    """λ, in shares of d_ff."""
+    """Make the axis of λ, in shares of d_ff."""
     choices = [{"moment_weight": share * anatomy.ffn_width} for share in shares]
     return Axis("weight of the statistics", ("moment_weight",), lambda _: choices)
 
 
 def _sites(anatomy: Anatomy) -> list[Settings]:
-    """Each block at each place; what is the default, by depth, comes first."""
+    """Return each block at each place; the default block, by depth, comes first."""
     blocks = _blocks(anatomy.block_count)
     return [{"blocks": [block], "place": place} for place in ("subject", "end") for block in blocks]
 
 
 def _blocks(count: int) -> list[int]:
-    """The blocks that are tried of so many: the default, and all, or some at equal distances."""
+    """Return the blocks to try of `count`: the default, and all, or some at equal distances."""
     size = min(count, BLOCKS_TRIED)
     spaced = [round(i * (count - 1) / max(1, size - 1)) for i in range(size)]
     return list(dict.fromkeys([default_blocks(count)[-1], *spaced]))
 
 
 def _spread(chosen: Settings, sizes: Sequence[int]) -> list[Settings]:
-    """The block alone, and with those before it."""
+    """Return the last chosen block alone, and with the blocks before it."""
     last = chosen["blocks"][-1]
     spans = [list(range(max(0, last - size + 1), last + 1)) for size in (1, *sizes)]
     return [{"blocks": span} for i, span in enumerate(spans) if span not in spans[:i]]
@@ -82,7 +83,7 @@ def _names_its_subject(request: Request) -> bool:
 
 
 def _spent(around: Surroundings) -> float:
-    """The largest drift of a block as the model stands; see `drift_of`."""
+    """Return the largest drift of a block as the model stands; see `drift_of`."""
     assert around.statistics is not None
     edited = around.site.edited
     drifts = [0.0]
@@ -95,7 +96,7 @@ def _spent(around: Surroundings) -> float:
 
 
 def _grown(patch: Patch, times: float) -> Patch:
-    """ΔW, so many times as large."""
+    """Return the patch with its ΔW `times` as large."""
     assert isinstance(patch, LowRankPatch)
     factors = {b: Factors(f.left, f.right * times) for b, f in patch.factors.items()}
     return replace(patch, factors=factors)

@@ -11,5 +11,5 @@ FORMS = Axis("form", ("form",), lambda _: [{}, {"form": "weighted"}, {"form": "p
 
 
 def grid(site: Site) -> Grid:
-    """Where, how far, the form, and λ."""
+    """Return the grid of the place, the reach, the form, and λ."""
     return grid_of(site.edited.anatomy, FORMS, weight_axis(site.edited.anatomy, WEIGHTS))

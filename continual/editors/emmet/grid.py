@@ -10,5 +10,5 @@ RIDGES = Axis("ridge", ("ridge",), lambda _: [{}, {"ridge": 1.0}, {"ridge": 10.0
 
 
 def grid(site: Site) -> Grid:
-    """Where, how far, and the ridge."""
+    """Return the grid of the place, the reach, and the ridge."""
     return grid_of(site.edited.anatomy, RIDGES)

@@ -8,5 +8,5 @@ from continual.site import Site
 
 
 def grid(site: Site) -> Grid:
-    """Where, how far, and λ."""
+    """Return the grid of the place, the reach, and λ."""
     return grid_of(site.edited.anatomy, weight_axis(site.edited.anatomy))

@@ -8,5 +8,5 @@ from continual.site import Site
 
 
 def grid(site: Site) -> Grid:
-    """Where, and how far: it edits one block."""
+    """Return the grid of the place and the reach: ROME edits one block."""
     return grid_of(site.edited.anatomy, spreads=())

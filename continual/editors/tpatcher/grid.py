@@ -1,4 +1,4 @@
-"""The settings of T-Patcher that are tried on a base model: how wide its gates are."""
+"""The settings of T-Patcher that are tried on a base model: the width of its gates."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ GATES: tuple[Settings, ...] = (
     {"subject_margin": 0.5},
     {"subject_copies": 16},
 )
-"""Of neurons that ask for their subject: a lower margin is more general, copies make it so, too."""
+"""Settings of neurons that ask for their subject: a lower margin, or copies, make them more
+general."""
 
 
 def grid(site: Site) -> Grid:
-    """One request after another, as they are applied. At half a billion parameters an edit takes
-    half a minute on one core, and the defaults were chosen there: nobody waits for it unasked."""
+    """Return the grid of the gates, which tries one request after another, as they are applied. At
+    half a billion parameters an edit takes half a minute on one core, and the defaults were chosen
+    there: so it runs only when asked for."""
     gate = Axis("gate", ("subject_margin", "subject_copies"), lambda _: GATES)
     return Grid((gate,), together=False, attempts=2, by_itself=False)
