@@ -1,7 +1,7 @@
-"""A new store: what it is told, and all that is written down when it is made.
+"""Makes a new store: its settings, its base revision, and its general text.
 
-Knows the settings and the body of a base revision, and what the embedded model brings along. Leaves
-the history behind it to `session`.
+Knows the settings and the body of a base revision, and the settings and probes that come with the
+embedded model. Leaves the later history to `session`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from store import Store
 
 
 def _unseen(_done: int, _total: int) -> None:
-    """Progress, unseen."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class NewStore:
-    """What `init` is told. Probe sets left out are an embedded model's own, else empty."""
+    """The arguments of `init`. Probe sets left out are an embedded model's own, else empty."""
 
     model: str = ATLAS.name
     task: Mapping[str, Any] | None = None
@@ -51,15 +51,15 @@ class NewStore:
     dtype: str = "float32"
     anatomy: Mapping[str, str] | None = None
     editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
-    origin: Mapping[str, str] | None = None  # what the store was made from; see `rebasing`
+    origin: Mapping[str, str] | None = None  # the history that it was made from; see `rebasing`
     watch: Mapping[str, Any] | None = None  # the [watch] table
     stream: Mapping[str, Any] | None = None  # the [stream] table
     calibration: Mapping[str, Any] | None = None  # the [calibration] table; None: of a new store
-    text: tuple[Path, ...] = ()  # files of general text, in the place of what the base writes
+    text: tuple[Path, ...] = ()  # files of general text, in the place of the base's own
 
     @property
     def embedded(self) -> EmbeddedModel | None:
-        """The model of the package that is named, if one is."""
+        """The embedded model, if the model is one; else None."""
         return embedded(self.model)
 
 
@@ -72,7 +72,7 @@ def init(
 ) -> Session:
     """Make a store for a base model, measure its probes once, and open it for writing.
 
-    `on_progress` is told the general texts written and their number; `executor` works the passes.
+    `on_progress` is told the general texts written and their number; `executor` runs the passes.
     """
     base = _base(new)
     table = new_settings(base, _told_task(new))
@@ -105,14 +105,14 @@ def _base(new: NewStore) -> BaseModel:
 
 
 def _told_task(new: NewStore) -> dict[str, Any]:
-    """The task as it was asked for; an embedded model has its own."""
+    """Return the `[task]` table as given, over the embedded model's own."""
     own = new.embedded
     table = {"name": DEFAULT_TASK} if own is None else own.task
     return {**table, **(new.task or {})}
 
 
 def _probes(new: NewStore, task: Task) -> dict[str, list[Probe]]:
-    """The probe sets by name."""
+    """Read the probe sets by name."""
     files = {"train": new.train_probes, "test": new.test_probes}
     if (own := new.embedded) is not None:
         files = {name: path or own.probes[name] for name, path in files.items()}
@@ -125,7 +125,7 @@ def _settings(
     task: Mapping[str, Any],
     probes: Mapping[str, Sequence[Probe]],
 ) -> dict[str, Any]:
-    """The store's settings, but for its editors'."""
+    """Return the store's settings without its editors'."""
     settings: dict[str, Any] = {
         "model": {
             "path": new.model if new.embedded else str(model_directory(new.model)),
@@ -149,14 +149,15 @@ def _settings(
 
 
 def _calibration(new: NewStore, task: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The [calibration] table: the settings of an embedded model come with it."""
+    """Return the [calibration] table; empty for an embedded model, which brings its settings, and
+    for other tasks than causal."""
     if new.calibration is not None:
         return new.calibration
     return {} if new.embedded or task.get("name", DEFAULT_TASK) != "causal" else NEW_STORES
 
 
 def _editors(new: NewStore, task: Task) -> dict[str, Any]:
-    """The [editor.NAME] tables: those of a store that this one is made from stay as they are."""
+    """Return the [editor.NAME] tables; tables from another store's history stay as they are."""
     tables = new.editors or {}
     if not new.origin:
         own = new.embedded.editors if new.embedded else {}
@@ -167,7 +168,7 @@ def _editors(new: NewStore, task: Task) -> dict[str, Any]:
 
 
 def _body(new: NewStore, probes: Mapping[str, Sequence[Probe]], read: ReadText) -> dict[str, Any]:
-    """The body of the base revision."""
+    """Return the body of the base revision."""
     body: dict[str, Any] = {
         "probes": {
             name: [probe.model_copy(update={"name": ""}).to_json() for probe in probe_set]
@@ -182,7 +183,7 @@ def _body(new: NewStore, probes: Mapping[str, Sequence[Probe]], read: ReadText) 
 
 
 def _general_text(site: Site, new: NewStore, on_progress: Callable[[int, int], None]) -> ReadText:
-    """The general text of a new store: of files, or as the base writes it."""
+    """Read the general text of a new store from files, or let the base write it."""
     config = WatchConfig.of(new.watch or {})
     if new.text:
         return general.take(site, TextFiles(new.text), config)

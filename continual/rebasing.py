@@ -1,9 +1,9 @@
 """Rebasing: the requests of a history that are in force, applied to another base model.
 
 The new model gets a store of its own beside the old one, with the same task, probes and settings;
-the requests are applied in their order, in batches as large as before. A run that broke off goes on
-where it was. What the new model answers rightly by itself is not edited, so that the report says
-what still needed its correction.
+the requests are applied in their order, in batches as large as before. A run that broke off can be
+resumed. Prompts that the new model answers rightly by itself are not edited, so the report names
+the requests that still needed their correction.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the requests on the new base, by their ids."""
+    """The outcomes of the requests on the new base, by their ids."""
 
     needed: tuple[str, ...]  # applied
     right_already: tuple[str, ...]
@@ -52,8 +52,8 @@ class Report:
 def rebase(source: Store, path: Path, model: str, *, executor: Executor = LOCAL) -> Iterator[Step]:
     """Apply the requests in force at the source's head to another model, in a store at `path`.
 
-    One that is there must have been made by this, from the same head and for the same model: it is
-    then finished. Raises CeditError where it was not, and what `Session` raises.
+    A store that is there already must come from a rebase of the same head to the same model; it is
+    then finished. Raises CeditError for any other store, and the errors of `Session`.
     """
     with opened(source, path, model, executor) as session:
         done = _done(session.store)
@@ -65,7 +65,7 @@ def rebase(source: Store, path: Path, model: str, *, executor: Executor = LOCAL)
 
 
 def report(source: Store, rebased: Store) -> Report:
-    """What became of each request in force at the source's head."""
+    """Report the outcome of each request in force at the source's head."""
     wanted = retained_at(source, source.head).requests
     last: dict[str, retention.Outcome] = {}
     for revision in rebased.lineage("head"):
@@ -82,13 +82,14 @@ _TOLD = (retention.APPLIED, SKIPPED, retention.REPEATED, retention.FAILED)
 
 
 def _with_source(request: Request, revision: Revision) -> Request:
-    """The request with what its record said beside it when it was applied."""
+    """Return the request with its source's own fields from the time when it was applied."""
     notes = next(o.notes for o in outcomes_of(revision.body) if o.id == request.id)
     return request.model_copy(update={key: notes[key] for key in NOT_CONTENT if key in notes})
 
 
 def groups(source: Store) -> Iterator[Group]:
-    """The requests in force, in order, in batches with the settings that they were applied with."""
+    """Yield the requests in force, in order, in batches with the settings that they were applied
+    with."""
     made = _made_with(source.lineage("head"))
     batch: list[Request] = []
     settings: Settings | None = None
@@ -104,7 +105,7 @@ def groups(source: Store) -> Iterator[Group]:
 
 
 def _made_with(lineage: Sequence[Revision]) -> dict[str, Revision]:
-    """The step that attempted each request last, by the request's id."""
+    """Return the step that attempted each request last, by the request's id."""
     made: dict[str, Revision] = {}
     for revision, gone in zip(lineage, reverted_later(lineage), strict=True):
         if "settings" in revision.body:
@@ -115,13 +116,14 @@ def _made_with(lineage: Sequence[Revision]) -> dict[str, Revision]:
 
 
 def _done(store: Store) -> set[str]:
-    """The requests that a store has an outcome for."""
+    """Return the ids of the requests that a store has an outcome for."""
     return {o.id for revision in store.lineage("head") for o in outcomes_of(revision.body)}
 
 
 @contextmanager
 def opened(source: Store, path: Path, model: str, executor: Executor = LOCAL) -> Iterator[Session]:
-    """The new store: made, or gone on with."""
+    """Open the new store, or make it. Raises CeditError for a store that no rebase of this history
+    began."""
     origin = {"base": source.base.fingerprint, "head": source.head_id}
     if exists(path):
         with open_session(path, executor=executor) as session:
@@ -158,14 +160,14 @@ def _new(
 
 
 def _task(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The `[task]` table without what it says of the former model; what joins prompts and answers
-    stays as it was."""
+    """Return the `[task]` table without the former model's chat template; prompts and answers are
+    joined as before."""
     return {"joining": SPACED, **{k: v for k, v in table.items() if k != "template"}}
 
 
 @contextmanager
 def _probe_files(source: Store) -> Iterator[dict[str, Path]]:
-    """The probe sets of a store, in files as `init` takes them."""
+    """Write a store's probe sets to temporary files in the form that `init` takes."""
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
         for name, probes in source.base.body["probes"].items():

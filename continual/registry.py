@@ -1,8 +1,9 @@
-"""Registries: names to choose from, the engine's own and those that other packages add.
+"""Registries: names to choose from, the engine's own and the names that other packages add.
 
 An entry has a name, a summary, and the path of an object that is imported when it is asked for, so
-that a registry is listed without torch. Other packages add entries by entry points, in the groups
-`cedit.editors`, `cedit.readers` and `cedit.tasks`. The engine's own entries are in `choices`.
+that listing a registry does not import torch. Other packages add entries by entry points, in the
+groups `cedit.editors`, `cedit.readers` and `cedit.tasks`. Leaves the engine's own entries to
+`choices`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Entry:
     name: str
     path: str  # MODULE:ATTRIBUTE, or a MODULE alone
     summary: str  # one line, as help and documentation show it
-    package: str = field(default="", kw_only=True)  # that adds the entry; the engine's own: none
+    package: str = field(default="", kw_only=True)  # that adds the entry; empty: the engine
 
     def load(self) -> Any:
-        """Import the object. Raises PluginError where another package's fails or does not fit."""
+        """Import the object. Raises PluginError if it fails or does not fit."""
         found = self._imported(self.path)
         if missing := [name for name in self.offers if not hasattr(found, name)]:
             raise self.refused(f"{self.path} has no {', '.join(missing)}")
@@ -43,7 +44,7 @@ class Entry:
         return found
 
     def refused(self, cause: str) -> PluginError:
-        """The error for an entry that does not do."""
+        """Return the error for an entry that cannot be used."""
         return PluginError(self.kind, self.name, self.package, cause)
 
     def _imported(self, path: str) -> Any:
@@ -67,7 +68,7 @@ class EditorEntry(Entry):
     grid: str = ""  # the path of a `GridOf`: settings to try on a base model; empty: none
 
     def edits(self, task: str) -> bool:
-        """Whether it edits the models of a task."""
+        """Tell whether it edits the models of a task."""
         return not self.tasks or task in self.tasks
 
     def load_config(self) -> Any:
@@ -90,7 +91,7 @@ class ReaderEntry(Entry):
 
 @dataclass(frozen=True)
 class TaskEntry(Entry):
-    """How requests become tokens: a class with the attributes of `Task`."""
+    """A way to turn requests into tokens: a class with the attributes of `Task`."""
 
     kind: ClassVar[str] = "task"
     offers: ClassVar[tuple[str, ...]] = ("name", "architecture", "of", "encode", "answer")
@@ -100,16 +101,16 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E]):
-    """Entries of one kind by name: the engine's own first, then those of other packages.
+    """Entries of one kind by name: the engine's own first, then the entries of other packages.
 
-    Raises PluginError for an entry of another package that cannot be read; that of a name which is
+    Raises PluginError for an entry of another package that cannot be read; an entry whose name is
     taken is left out with a warning.
     """
 
     def __init__(self, kind: type[E], *entries: E, reserved: tuple[str, ...] = ()) -> None:
         self._kind = kind
         self._own = {entry.name: entry for entry in entries}
-        self._reserved = reserved  # names of something else that is chosen in the same place
+        self._reserved = reserved  # names of other things that are chosen in the same place
 
     def __getitem__(self, name: str) -> E:
         points = self._points  # also for our own names, so that one taken twice is warned of
@@ -132,7 +133,8 @@ class Registry(Mapping[str, E]):
 
     @cached_property
     def summaries(self) -> Mapping[str, str]:
-        """A line for each name; for one of another package that cannot be read, the reason."""
+        """A line for each name; if another package's entry cannot be read, the line is the
+        reason."""
         lines = {}
         for name in self:
             try:
@@ -169,7 +171,7 @@ class Registry(Mapping[str, E]):
         return points
 
     def _read(self, point: EntryPoint) -> E:
-        """The entry that an entry point leads to. Raises PluginError."""
+        """Read the entry of an entry point. Raises PluginError."""
         try:
             entry = point.load()
         except Exception as error:
@@ -186,7 +188,7 @@ class Registry(Mapping[str, E]):
 
 
 def _package(point: EntryPoint) -> str:
-    """The distribution that an entry point is of."""
+    """Return the distribution of an entry point."""
     return point.dist.name if point.dist else point.module
 
 

@@ -1,7 +1,7 @@
-"""What a store's `cedit.toml` says to the engine. People may change it, so it is read as input.
+"""Reads a store's `cedit.toml`. People may change it, so it is checked as input.
 
-Knows which tables there are, and what those of the model and of a run hold; what a task, an editor
-or the memory is told is checked where it is used.
+Knows the names of all tables, and the keys of the tables of the model, of a run and of streams.
+Leaves the tables of a task, an editor or the memory to the modules that use them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TABLES = (
 
 @dataclass(frozen=True)
 class ModelSettings(Table):
-    """The `[model]` table: which base model, and how it is loaded."""
+    """The `[model]` table: the base model, and the way to load it."""
 
     table: ClassVar[str] = "model"
 
@@ -31,8 +31,8 @@ class ModelSettings(Table):
     device: str = "cpu"  # cpu, cuda, mps, …
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights as loaded
     companions: tuple[str, ...] | None = None
-    """"NAME SHA-256" of files beside those of the fingerprint; older stores have no such list, and
-    compare none."""
+    """"NAME SHA-256" of the files outside the fingerprint; older stores have no such list, and
+    compare no such files."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class RunSettings(Table):
 
 @dataclass(frozen=True)
 class StreamSettings(Table):
-    """The `[stream]` table: how large records may be, and which of their keys is which."""
+    """The `[stream]` table: the largest sizes of records, and the map of their keys."""
 
     table: ClassVar[str] = "stream"
 
     line_bytes_max: int = 1_000_000
     array_bytes_max: int = 256_000_000
-    keys: Mapping[str, str] = field(default_factory=dict)  # [stream.keys]: of cedit's, the record's
+    keys: Mapping[str, str] = field(default_factory=dict)  # [stream.keys]: cedit's = the record's
 
     def __post_init__(self) -> None:
         for name in ("line_bytes_max", "array_bytes_max"):
@@ -76,13 +76,13 @@ class StoreSettings:
 
     @property
     def task_name(self) -> str:
-        """The task, or the one that is taken where none is named."""
+        """The name of the task, or of the default task."""
         return str(self.task.get("name", DEFAULT_TASK))
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """From the file as it was read. Raises CeditError for what is no table or unknown, and for
-        a value that does not do, as `Table.of` does."""
+        """Make the settings from the file as it was read. Raises CeditError for an unknown table,
+        for a value in the place of a table, and for wrong values, as `Table.of` does."""
         if unknown := sorted(set(settings) - set(TABLES)):
             raise CeditError(
                 f"cedit.toml says {', '.join(unknown)}, which nothing reads: its tables are "
@@ -103,7 +103,7 @@ class StoreSettings:
 
 
 def _table(settings: Mapping[str, Any], name: str, above: str = "") -> Mapping[str, Any]:
-    """A table; empty where there is none."""
+    """Return a table; empty if there is none. Raises CeditError for any other value."""
     found = settings.get(name, {})
     if not isinstance(found, Mapping):
         place = f"{above}{name}"
