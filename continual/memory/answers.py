@@ -26,8 +26,8 @@ class Read:
 
     def encoding(self) -> Encoding:
         """Return the probe as one teacher-forced pass."""
-        first = len(self.question) - 1
-        positions = tuple(range(first, first + len(self.targets)))
+        start = len(self.question) - 1
+        positions = tuple(range(start, start + len(self.targets)))
         return Encoding(Question(self.question), positions, self.targets)
 
 
@@ -99,9 +99,9 @@ class Answers:
     def judge_in_full(self, encodings: Sequence[Encoding]) -> list[bool]:
         """Tell for each probe whether it is right, by full forward passes of whoever answers it."""
         reads = self._routed(encodings)
-        own = [i for i, read in enumerate(reads) if read is None]
-        judged = self.site.judge_in_full([encodings[i] for i in own])
-        return self._with_readers(reads, dict(zip(own, judged, strict=True)))
+        indices = [i for i, read in enumerate(reads) if read is None]
+        outcomes = self.site.judge_in_full([encodings[i] for i in indices])
+        return self._with_readers(reads, dict(zip(indices, outcomes, strict=True)))
 
     def _with_readers(self, reads: Sequence[Read | None], own: Mapping[int, bool]) -> list[bool]:
         """Merge the readers' outcomes with the model's `own`, which are known."""
@@ -113,18 +113,18 @@ class Answers:
     def judge_read(self, reads: Sequence[Read]) -> list[bool]:
         """Tell for each read whether its reader answers it rightly. An answer longer than the room
         behind its question is not right."""
-        found = [False] * len(reads)
+        outcomes = [False] * len(reads)
         for method in sorted({read.method for read in reads}):
-            chosen = [
+            indices = [
                 i
                 for i, read in enumerate(reads)
                 if read.method == method and len(read.targets) <= self.recall.room(read.question)
             ]
             with self.recall.reading(method) as model:
-                judged = self.site.judge_in_full([reads[i].encoding() for i in chosen], model)
-            for i, right in zip(chosen, judged, strict=True):
-                found[i] = right
-        return found
+                judgements = self.site.judge_in_full([reads[i].encoding() for i in indices], model)
+            for i, is_right in zip(indices, judgements, strict=True):
+                outcomes[i] = is_right
+        return outcomes
 
     # -- answering
 

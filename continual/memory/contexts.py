@@ -20,13 +20,13 @@ INPUT = "{input}"
 def require_form(form: str, table: str) -> str:
     """Return a form that can be filled in. Raises CeditError, naming the form's table."""
     try:
-        whole = form.format(prompt="", target="", input="<input>")
+        filled_form = form.format(prompt="", target="", input="<input>")
     except (KeyError, IndexError, ValueError) as error:
         raise CeditError(
             f"[{table}] form = {form!r} cannot be filled in ({error}): it has the places "
             "{prompt}, {target} and {input}."
         ) from None
-    if not form.endswith(INPUT) or whole.count("<input>") != 1:
+    if not form.endswith(INPUT) or filled_form.count("<input>") != 1:
         raise CeditError(f"[{table}] form = {form!r} does not end with {INPUT}, where one goes on.")
     return form
 
@@ -39,15 +39,15 @@ def context(form: str, prompt: str, target: str) -> str:
 def demonstrations(form: str, request: Request) -> dict[str, list[str]]:
     """Return a request's demonstrations of using a new fact, by kind: `copy` asks its own prompt,
     `update` a rephrase of it, `retain` another fact, which stays as it is."""
-    before = context(form, str(request.prompt), request.target_new)
-    retained = [f"{probe.prompt} {probe.answer}" for probe in request.locality]
+    prefix = context(form, str(request.prompt), request.target_new)
+    facts = [f"{probe.prompt} {probe.answer}" for probe in request.locality]
     return {
-        "copy": [f"{before}{request.prompt} {request.target_new}"],
-        "update": [f"{before}{prompt} {request.target_new}" for prompt in request.rephrases],
-        "retain": [before + asked for asked in retained],
+        "copy": [f"{prefix}{request.prompt} {request.target_new}"],
+        "update": [f"{prefix}{prompt} {request.target_new}" for prompt in request.rephrases],
+        "retain": [prefix + fact for fact in facts],
     }
 
 
 def joined(shown: Sequence[str], last: str) -> str:
     """Join demonstrations and the `last` text behind them."""
-    return "".join(f"{one}\n\n" for one in shown) + last
+    return "".join(f"{text}\n\n" for text in shown) + last

@@ -35,15 +35,15 @@ class MemoryEditor(ABC):
         with it; only for these does the encoder embed anything."""
         answers = Answers(around.site)
         contexts = self.contexts(edits, answers, around.attempt)
-        failed = self._unread(edits, contexts, answers)
-        kept = [(e, c) for e, c in zip(edits, contexts, strict=True) if e.id not in failed]
-        if not kept:
-            return Proposal(None, failed)
+        reasons = self._unread(edits, contexts, answers)
+        pairs = [(e, c) for e, c in zip(edits, contexts, strict=True) if e.id not in reasons]
+        if not pairs:
+            return Proposal(None, reasons)
         scope = answers.recall.require_scope()
-        records = [_record(edit) for edit, _ in kept]
-        readings = tuple(Reading(self.name, context) for _, context in kept)
+        records = [_record(edit) for edit, _ in pairs]
+        readings = tuple(Reading(self.name, context) for _, context in pairs)
         patch = MemoryPatch(scope.records(records), readings, scope.fingerprint)
-        return Proposal(patch, failed, {edit.id: {"records": 1} for edit, _ in kept})
+        return Proposal(patch, reasons, {edit.id: {"records": 1} for edit, _ in pairs})
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """Return None: a record weighs nothing."""
@@ -63,11 +63,13 @@ class MemoryEditor(ABC):
             )
             for edit, context in zip(edits, contexts, strict=True)
         ]
-        right = answers.judge_read(reads)
-        wrong = [(e, r) for e, r, ok in zip(edits, reads, right, strict=True) if not ok]
+        outcomes = answers.judge_read(reads)
+        misreads = [
+            (e, r) for e, r, is_right in zip(edits, reads, outcomes, strict=True) if not is_right
+        ]
         return {
             edit.id: _MISREAD if recall.room(read.question) >= len(read.targets) else _NO_ROOM
-            for edit, read in wrong
+            for edit, read in misreads
         }
 
 

@@ -16,31 +16,31 @@ NAME = "memory/texts"
 def load(store: Store, encoder: SentenceEncoder) -> None:
     """Remind an encoder of the vectors that it has made for this store."""
     try:
-        found = store.cached(NAME)
+        entry = store.cached(NAME)
     except StoreError:
         return
-    if found is not None and found.meta.get("encoder") == encoder.fingerprint:
-        texts, vectors = found.meta["texts"], found.tensors["vectors"]
+    if entry is not None and entry.meta.get("encoder") == encoder.fingerprint:
+        texts, vectors = entry.meta["texts"], entry.tensors["vectors"]
         encoder.remind(dict(zip(texts, vectors, strict=True)))
 
 
 def save(store: Store, encoder: SentenceEncoder) -> None:
     """Keep the vectors that an encoder remembers, if the store is writable and has fewer."""
-    remembered = encoder.remembered
-    if not store.writable or not remembered or len(remembered) <= _kept(store, encoder):
+    vectors = encoder.remembered
+    if not store.writable or not vectors or len(vectors) <= _kept(store, encoder):
         return
-    texts = list(remembered)
+    texts = list(vectors)
     meta = {"encoder": encoder.fingerprint, "texts": texts}
     try:
-        store.put_cached(NAME, {"vectors": torch.stack([remembered[t] for t in texts])}, meta)
+        store.put_cached(NAME, {"vectors": torch.stack([vectors[t] for t in texts])}, meta)
     except StoreError:  # nothing depends on it
         return
 
 
 def _kept(store: Store, encoder: SentenceEncoder) -> int:
     try:
-        found = store.cached(NAME)
+        entry = store.cached(NAME)
     except StoreError:
         return 0
-    is_own = found is not None and found.meta.get("encoder") == encoder.fingerprint
-    return len(found.meta["texts"]) if found is not None and is_own else 0
+    is_current = entry is not None and entry.meta.get("encoder") == encoder.fingerprint
+    return len(entry.meta["texts"]) if entry is not None and is_current else 0

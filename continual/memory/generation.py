@@ -74,12 +74,12 @@ def generate(edited: EditedModel, recall: RecordReader, *args: Any, **options: A
     _require_plain(options)
     answers: dict[int, Tensor] = {}  # by row of the output
     if len(questions) < len(batch.ids):
-        own = type(edited.model).generate(edited.model, *args, **options)
-        answers = dict(enumerate(own))
+        model_outputs = type(edited.model).generate(edited.model, *args, **options)
+        answers = dict(enumerate(model_outputs))
     for method in sorted({method for method, _ in questions.values()}):
-        chosen = {i: question for i, (name, question) in questions.items() if name == method}
+        group = {i: question for i, (name, question) in questions.items() if name == method}
         with recall.reading(method) as model:
-            answers.update(_read(recall, model, batch, chosen))
+            answers.update(_read(recall, model, batch, group))
     return _together([answers[i] for i in range(len(batch.ids) * batch.copies)], batch.pad)
 
 
@@ -100,12 +100,12 @@ def _batch_of(
 
 def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
     """Return the token behind answers that end early: from the options, the model or the base."""
-    named = (
+    candidates = (
         options.get("pad_token_id"),
         edited.model.generation_config.pad_token_id,
         edited.base.pad,
     )
-    return next(int(token) for token in named if token is not None)
+    return next(int(token) for token in candidates if token is not None)
 
 
 def _routed(
@@ -113,13 +113,13 @@ def _routed(
 ) -> dict[int, tuple[str, tuple[int, ...]]]:
     """Return (method, question) of each input that a record is about, if an answer has room."""
     texts = [recall.text(batch.row(index)) for index in range(len(batch.ids))]
-    found: dict[int, tuple[str, tuple[int, ...]]] = {}
+    questions: dict[int, tuple[str, tuple[int, ...]]] = {}
     for index, route in enumerate(recall.routes(texts)):
         if route is not None:
             question = recall.question(route.place, batch.row(index))
             if recall.room(question):
-                found[index] = (edited.memory.readings[route.place].method, question)
-    return found
+                questions[index] = (edited.memory.readings[route.place].method, question)
+    return questions
 
 
 def _require_plain(options: Mapping[str, Any]) -> None:
@@ -143,8 +143,8 @@ def _read(
     for length, group in by_length.items():
         ids = torch.tensor([questions[index] for index in group], device=batch.ids.device)
         options = _options(recall, batch, ids)
-        found = type(model).generate(model, ids, **options)[:, length:]
-        for number, answer in enumerate(found):
+        answers = type(model).generate(model, ids, **options)[:, length:]
+        for number, answer in enumerate(answers):
             index, copy = divmod(number, batch.copies)
             row = group[index]
             outputs[row * batch.copies + copy] = torch.cat([batch.ids[row], answer])
@@ -155,19 +155,19 @@ def _options(recall: RecordReader, batch: _Batch, ids: Tensor) -> dict[str, Any]
     """Return the caller's options for other questions: as many new tokens, if there is room."""
     options = dict(batch.options)
     room = recall.room(ids[0].tolist())
-    longest = options.pop("max_length", None)
-    wanted = options.get("max_new_tokens")
-    if wanted is None and longest is not None:
-        wanted = longest - batch.ids.shape[1]
-    if wanted is not None:
-        options["max_new_tokens"] = max(1, min(int(wanted), room))
+    length_max = options.pop("max_length", None)
+    new_tokens_max = options.get("max_new_tokens")
+    if new_tokens_max is None and length_max is not None:
+        new_tokens_max = length_max - batch.ids.shape[1]
+    if new_tokens_max is not None:
+        options["max_new_tokens"] = max(1, min(int(new_tokens_max), room))
     return {**options, "attention_mask": torch.ones_like(ids), "pad_token_id": batch.pad}
 
 
 def _together(rows: Sequence[Tensor], pad: int) -> Tensor:
     """Return the rows as one batch [B, T], padded behind."""
     size = max(len(row) for row in rows)
-    whole = rows[0].new_full((len(rows), size), pad)
+    batch = rows[0].new_full((len(rows), size), pad)
     for index, row in enumerate(rows):
-        whole[index, : len(row)] = row
-    return whole
+        batch[index, : len(row)] = row
+    return batch

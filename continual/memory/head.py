@@ -46,12 +46,12 @@ class Head:
     @torch.no_grad()
     def logits(self, features: Features) -> Tensor:
         """Return [p] float64, each to the bit the same whatever pairs stand beside it."""
-        exact = {name: weight.double() for name, weight in self.weights.items()}
-        found = [
-            logits(exact, *(_filled(part[start : start + BLOCK]) for part in features.parts))
+        weights = {name: weight.double() for name, weight in self.weights.items()}
+        blocks = [
+            logits(weights, *(_filled(part[start : start + BLOCK]) for part in features.parts))
             for start in range(0, len(features), BLOCK)
         ]
-        return torch.cat([*found, torch.empty(0, dtype=torch.float64)])[: len(features)]
+        return torch.cat([*blocks, torch.empty(0, dtype=torch.float64)])[: len(features)]
 
     def calibrated(self, slope: float, offset: float) -> Head:
         """Return a head with logits slope · logit + offset (Platt 1999)."""
@@ -64,12 +64,12 @@ class Head:
 def logits(weights: Mapping[str, Tensor], numbers: Tensor, asked: Tensor, kept: Tensor) -> Tensor:
     """Return [p] logits for numbers [p, n] and relations [p, d]."""
     scale = weights["projection"].shape[1] ** 0.5
-    one = (asked * scale) @ weights["projection"].T
-    other = (kept * scale) @ weights["projection"].T
-    seen = torch.cat(
-        [(numbers - weights["mean"]) / weights["spread"], one * other, (one - other).abs()], 1
+    query = (asked * scale) @ weights["projection"].T
+    record = (kept * scale) @ weights["projection"].T
+    inputs = torch.cat(
+        [(numbers - weights["mean"]) / weights["spread"], query * record, (query - record).abs()], 1
     )
-    hidden = torch.relu(seen @ weights["hidden_weight"].T + weights["hidden_bias"])
+    hidden = torch.relu(inputs @ weights["hidden_weight"].T + weights["hidden_bias"])
     return (hidden * weights["out_weight"]).sum(1) + weights["out_bias"]
 
 

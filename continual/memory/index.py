@@ -59,15 +59,15 @@ class RecordIndex:
     def nearest(self, queries: Queries, count: int) -> Found:
         """Return `count` records for each part of an input; parts may share some."""
         index = self._followed()
-        vectors, own = _distinct(queries.embeddings)
-        nearest = index.search(vectors, count)
-        places = [self._places[identity] for identity in nearest.ids.flatten().tolist()]
-        by_vector = torch.tensor(places).reshape(nearest.ids.shape)
-        is_whole = nearest.ids.shape[1] == len(index)
-        beyond = torch.full((len(queries),), -torch.inf)
+        vectors, inverse = _distinct(queries.embeddings)
+        hits = index.search(vectors, count)
+        places = [self._places[identity] for identity in hits.ids.flatten().tolist()]
+        by_vector = torch.tensor(places).reshape(hits.ids.shape)
+        is_whole = hits.ids.shape[1] == len(index)
+        bounds = torch.full((len(queries),), -torch.inf)
         if not is_whole and index.is_exact:
-            beyond = nearest.scores[:, -1][own].amax(1)
-        return Found(by_vector[own].flatten(1), beyond)
+            bounds = hits.scores[:, -1][inverse].amax(1)
+        return Found(by_vector[inverse].flatten(1), bounds)
 
     def _followed(self) -> VectorIndex:
         """Return the index of the present records of the bank."""
@@ -76,12 +76,12 @@ class RecordIndex:
             self._index = VectorIndex(bank.embeddings.shape[1], self._crossover)
         if self._state == bank.state:
             return self._index
-        now = {_number(bank.records[place].id): place for place in bank.places()}
-        stale = [i for i, place in self._places.items() if now.get(i) != place]
-        fresh = [i for i, place in now.items() if self._places.get(i) != place]
-        self._index.remove(stale)
-        self._index.add(fresh, bank.embeddings[[now[i] for i in fresh]])
-        self._places, self._state = now, bank.state
+        places = {_number(bank.records[place].id): place for place in bank.places()}
+        stale_ids = [i for i, place in self._places.items() if places.get(i) != place]
+        new_ids = [i for i, place in places.items() if self._places.get(i) != place]
+        self._index.remove(stale_ids)
+        self._index.add(new_ids, bank.embeddings[[places[i] for i in new_ids]])
+        self._places, self._state = places, bank.state
         return self._index
 
     # -- kept with the store
@@ -113,8 +113,8 @@ def _distinct(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Return the vectors [u, d] of inputs [q, s, d], each once, and the number of each part's
     vector [q, s]: an input of one sentence has the same vector twice."""
     queries, parts, width = embeddings.shape
-    vectors, own = embeddings.reshape(-1, width).unique(dim=0, return_inverse=True)
-    return vectors, own.reshape(queries, parts)
+    vectors, inverse = embeddings.reshape(-1, width).unique(dim=0, return_inverse=True)
+    return vectors, inverse.reshape(queries, parts)
 
 
 def _stamp(store: Store, scope: str) -> Stamp:

@@ -40,13 +40,13 @@ class RoutedProbes:
 
     def add(self, encodings: Sequence[Encoding]) -> None:
         """Take in probes, routed and judged as the model stands."""
-        first = len(self)
+        start = len(self)
         self._encodings += encodings
-        none = torch.zeros(len(encodings), dtype=torch.bool)
-        self._routed.append(none)
-        self._right.append(none)
+        flags = torch.zeros(len(encodings), dtype=torch.bool)
+        self._routed.append(flags)
+        self._right.append(flags)
         self._embed(self._routes, encodings)
-        self._judge(torch.arange(first, len(self)))
+        self._judge(torch.arange(start, len(self)))
 
     def advance(self) -> None:
         """Follow the records that came and went."""
@@ -76,6 +76,8 @@ class RoutedProbes:
                 reads[place] = read
         self._routed[index] = False
         if reads:
-            routed = torch.tensor(list(reads))
-            self._routed[routed] = True
-            self._right.rows[routed] = torch.tensor(self._answers.judge_read(list(reads.values())))
+            read_index = torch.tensor(list(reads))
+            self._routed[read_index] = True
+            self._right.rows[read_index] = torch.tensor(
+                self._answers.judge_read(list(reads.values()))
+            )

@@ -132,9 +132,9 @@ class Recall:
 
     def require_scope(self) -> Scope:
         """Return the scope. Raises ScopeChanged if another one embedded the records."""
-        found = self.scope.fingerprint
-        for recorded in self._edited.memory.scopes - {found}:
-            raise ScopeChanged(recorded, found)
+        fingerprint = self.scope.fingerprint
+        for record_scope in self._edited.memory.scopes - {fingerprint}:
+            raise ScopeChanged(record_scope, fingerprint)
         return self.scope
 
     def routes(self, texts: Sequence[str]) -> list[Route | None]:
@@ -200,19 +200,19 @@ class Recall:
             yield self._edited.model
 
     def _counterfactual(self) -> AbstractContextManager[Any]:
-        trained = self.config.counterfactual is not None
-        return nullcontext(self._trained) if trained else self._base()
+        is_trained = self.config.counterfactual is not None
+        return nullcontext(self._trained) if is_trained else self._base()
 
     @cached_property
     def _trained(self) -> Any:
         """The counterfactual model of the store. Raises ModelError where it does not fit."""
         directory = model_directory(str(self.config.counterfactual))
-        recorded = self.config.counterfactual_fingerprint
-        found = directory_fingerprint(directory)
-        if recorded not in (None, found):
+        setting = self.config.counterfactual_fingerprint
+        fingerprint = directory_fingerprint(directory)
+        if setting not in (None, fingerprint):
             raise ModelError(
-                f"The counterfactual model in {directory} has fingerprint {found[:12]}, and "
-                f"[memory] in cedit.toml has {str(recorded)[:12]}: put the right one back, or take "
+                f"The counterfactual model in {directory} has fingerprint {fingerprint[:12]}, and "
+                f"[memory] in cedit.toml has {str(setting)[:12]}: put the right one back, or take "
                 "the line out to use it as it is."
             )
         return load_reader(directory, self._edited)
@@ -221,13 +221,13 @@ class Recall:
 def load_reader(directory: Path, edited: EditedModel) -> Any:
     """Load a causal model that reads the base model's own tokens. Raises ModelError."""
     dtype = next(edited.model.parameters()).dtype
-    loaded = load_pretrained(directory, "AutoModelForCausalLM", dtype)
-    if loaded.tokenizer.get_vocab() != edited.tokenizer.get_vocab():
+    reader = load_pretrained(directory, "AutoModelForCausalLM", dtype)
+    if reader.tokenizer.get_vocab() != edited.tokenizer.get_vocab():
         raise ModelError(
             f"The model in {directory} has other tokens than the base model: start from one with "
             "the base's own tokenizer."
         )
-    return loaded.model.to(edited.device)
+    return reader.model.to(edited.device)
 
 
 def recall_of(edited: EditedModel) -> Recall:

@@ -27,8 +27,12 @@ class Judged:
 
     def counts(self, threshold: float) -> tuple[int, int, int]:
         """Return the numbers of true positives, false positives and false negatives."""
-        said, true = self.chances >= threshold, self.truth > 0
-        return int((said & true).sum()), int((said & ~true).sum()), int((~said & true).sum())
+        predictions, labels = self.chances >= threshold, self.truth > 0
+        return (
+            int((predictions & labels).sum()),
+            int((predictions & ~labels).sum()),
+            int((~predictions & labels).sum()),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,16 @@ class ScopeReport:
     @classmethod
     def of(cls, judged: Judged, threshold: float) -> ScopeReport:
         """Make the report of these pairs."""
-        right, wrong, missed = judged.counts(threshold)
+        hits, false_alarms, misses = judged.counts(threshold)
         bins = reliability(judged)
-        filled = [(b.count, b.chance, b.share) for b in bins]
-        error = sum(n * abs(c - s) for n, c, s in filled if c is not None and s is not None)
+        points = [(b.count, b.chance, b.share) for b in bins]
+        error = sum(n * abs(c - s) for n, c, s in points if c is not None and s is not None)
         return cls(
             threshold=threshold,
             pairs=len(judged.truth),
-            precision=_ratio(right, right + wrong),
-            recall=_ratio(right, right + missed),
-            f1=_ratio(2 * right, 2 * right + wrong + missed),
+            precision=_ratio(hits, hits + false_alarms),
+            recall=_ratio(hits, hits + misses),
+            f1=_ratio(2 * hits, 2 * hits + false_alarms + misses),
             calibration_error=error / max(1, len(judged.truth)),
             reliability=bins,
         )
@@ -79,22 +83,24 @@ class ScopeReport:
 def reliability(judged: Judged) -> tuple[Bin, ...]:
     """Sort the pairs into bins of equal width, by their chance."""
     place = (judged.chances * BINS).long().clamp_max(BINS - 1)
-    found = []
+    bins = []
     for index in range(BINS):
         chances, truth = judged.chances[place == index], judged.truth[place == index]
         mean = (float(chances.mean()), float(truth.mean())) if len(truth) else (None, None)
-        found.append(Bin(index / BINS, (index + 1) / BINS, len(truth), *mean))
-    return tuple(found)
+        bins.append(Bin(index / BINS, (index + 1) / BINS, len(truth), *mean))
+    return tuple(bins)
 
 
 def best_threshold(judged: Judged) -> float:
     """Return the threshold with the highest F1; of several, the middle one."""
-    scored = {}
+    f1_scores = {}
     for threshold in THRESHOLDS:
-        right, wrong, missed = judged.counts(threshold)
-        scored[threshold] = 2 * right / max(1, 2 * right + wrong + missed)
-    best = [threshold for threshold in THRESHOLDS if scored[threshold] == max(scored.values())]
-    return best[len(best) // 2]
+        hits, false_alarms, misses = judged.counts(threshold)
+        f1_scores[threshold] = 2 * hits / max(1, 2 * hits + false_alarms + misses)
+    thresholds = [
+        threshold for threshold in THRESHOLDS if f1_scores[threshold] == max(f1_scores.values())
+    ]
+    return thresholds[len(thresholds) // 2]
 
 
 def platt(logits: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -102,14 +108,18 @@ def platt(logits: Tensor, truth: Tensor) -> tuple[float, float]:
 
     Truth is smoothed as he does, so that pairs that are all told apart give no infinite slope.
     """
-    there, absent = float(truth.sum()), float(len(truth) - truth.sum())
-    smoothed = torch.where(truth > 0, (there + 1) / (there + 2), 1 / (absent + 2)).double()
+    positives, negatives = float(truth.sum()), float(len(truth) - truth.sum())
+    smoothed_truth = torch.where(
+        truth > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2)
+    ).double()
     line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([line], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = binary_cross_entropy_with_logits(logits.double() * line[0] + line[1], smoothed)
+        value = binary_cross_entropy_with_logits(
+            logits.double() * line[0] + line[1], smoothed_truth
+        )
         value.backward()
         return value
 

@@ -78,7 +78,7 @@ class Routes:
     def add(self, queries: Queries, found: Found | None = None) -> None:
         """Take in inputs, routed as the bank is now. `found` spares a look at each record, where it
         is certain that no other can be a candidate."""
-        first, count = len(self), len(queries)
+        start, count = len(self), len(queries)
         if not count:
             return
         self._texts += queries.texts
@@ -88,7 +88,7 @@ class Routes:
         self._similarities.append(torch.full((count, width), -torch.inf, dtype=torch.float64))
         self._scores.append(torch.full((count, width), -torch.inf))
         self._winners.append(torch.full((count,), NOBODY))
-        index = torch.arange(first, first + count)
+        index = torch.arange(start, start + count)
         if found is not None and found.places.shape[1]:
             self._look_at(index, found.places, queries)
             index = index[self._uncertain(index, found)]
@@ -97,22 +97,22 @@ class Routes:
 
     def advance(self) -> Tensor:
         """Follow the bank, and return the inputs [m] that have another winner now."""
-        before = self._winners.rows.clone()
-        bereft = self._bereft()
+        winners_before = self._winners.rows.clone()
+        index = self._bereft()
         places = self._bank.places()
         self._look(torch.arange(len(self)), [p for p in places if p >= self._followed])
-        self._forget(bereft)
-        self._look(bereft, places)
+        self._forget(index)
+        self._look(index, places)
         self._followed = len(self._bank.records)
-        return (before != self._winners.rows).nonzero().squeeze(-1)
+        return (winners_before != self._winners.rows).nonzero().squeeze(-1)
 
     def _bereft(self) -> Tensor:
         """Return the inputs that have lost a candidate."""
-        named = self._candidates.rows
-        if not len(self._bank.active) or not len(named):
+        candidates = self._candidates.rows
+        if not len(self._bank.active) or not len(candidates):
             return torch.empty(0, dtype=torch.long)
-        gone = ~self._bank.active[named.clamp(min=0)] & (named != NOBODY)
-        return gone.any(1).nonzero().squeeze(-1)
+        is_gone = ~self._bank.active[candidates.clamp(min=0)] & (candidates != NOBODY)
+        return is_gone.any(1).nonzero().squeeze(-1)
 
     def _forget(self, index: Tensor) -> None:
         self._candidates.rows[index] = NOBODY
@@ -123,11 +123,11 @@ class Routes:
     def _keep(self, embeddings: Tensor) -> None:
         """Append inputs. All get as many parts as the longest; the whole stands for missing
         parts."""
-        known = embeddings[:0] if self._embeddings is None else self._embeddings.rows
-        parts = max(known.shape[1], embeddings.shape[1])
-        if self._embeddings is None or known.shape[1] < parts:
+        rows = embeddings[:0] if self._embeddings is None else self._embeddings.rows
+        parts = max(rows.shape[1], embeddings.shape[1])
+        if self._embeddings is None or rows.shape[1] < parts:
             self._embeddings = GrowingTensor(_filled(embeddings[:0], parts))
-            self._embeddings.append(_filled(known, parts))
+            self._embeddings.append(_filled(rows, parts))
         self._embeddings.append(_filled(embeddings, parts))
 
     def _queries(self, index: Sequence[int]) -> Queries:
@@ -143,34 +143,34 @@ class Routes:
             return
         assert self._embeddings is not None
         parts, width = self._embeddings.rows.shape[1:]
-        exact = (self._scope.candidates + SPARE) * width
-        for part in index.split(max(1, PRODUCTS_MAX // (parts * max(len(places), exact)))):
+        exact_products = (self._scope.candidates + SPARE) * width
+        for part in index.split(max(1, PRODUCTS_MAX // (parts * max(len(places), exact_products)))):
             self._compare(part, places)
 
     def _look_at(self, index: Tensor, places: Tensor, queries: Queries) -> None:
         """Compare inputs [m] with records [m, n] of their own; one that comes twice counts once."""
         places = places.sort(dim=1).values
-        again = torch.zeros_like(places, dtype=torch.bool)
-        again[:, 1:] = places[:, 1:] == places[:, :-1]
+        is_repeat = torch.zeros_like(places, dtype=torch.bool)
+        is_repeat[:, 1:] = places[:, 1:] == places[:, :-1]
         similarity = queries.similarity_of(self._bank.embeddings[places])
-        wanted = min(places.shape[1], self._scope.candidates)
-        best, column = _highest(similarity.masked_fill(again, -torch.inf), wanted)
+        count = min(places.shape[1], self._scope.candidates)
+        best, column = _highest(similarity.masked_fill(is_repeat, -torch.inf), count)
         self._merge(index, best, places.gather(1, column), queries)
 
     def _uncertain(self, index: Tensor, found: Found) -> Tensor:
         """Return [m] bool: true if a record that was not found may be a candidate of the input."""
-        furthest = self._similarities.rows[index, -1]
-        return found.beyond.isfinite() & (furthest <= found.beyond.double() + NEAR)
+        similarity_min = self._similarities.rows[index, -1]
+        return found.beyond.isfinite() & (similarity_min <= found.beyond.double() + NEAR)
 
     def _compare(self, index: Tensor, places: Sequence[int]) -> None:
         vectors = self._vectors(places)
-        near = self._near(index, vectors)  # [m, r]
-        reached = near.amax(1).double() >= self._similarities.rows[index, -1] - NEAR
-        index, near = index[reached], near[reached]
+        estimates = self._near(index, vectors)  # [m, r]
+        is_reached = estimates.amax(1).double() >= self._similarities.rows[index, -1] - NEAR
+        index, estimates = index[is_reached], estimates[is_reached]
         if not len(index):
             return
         queries = self._queries(index.tolist())
-        best, column = self._nearest(queries, vectors, near)
+        best, column = self._nearest(queries, vectors, estimates)
         self._merge(index, best, torch.tensor(places)[column], queries)
 
     def _vectors(self, places: Sequence[int]) -> Tensor:
@@ -182,8 +182,8 @@ class Routes:
         """Return [m, r] the similarities by a product that is quick and nearly exact."""
         assert self._embeddings is not None
         rows = self._embeddings.rows
-        own = rows if len(index) == len(rows) else rows[index]
-        return (own @ vectors.T).amax(1)
+        inputs = rows if len(index) == len(rows) else rows[index]
+        return (inputs @ vectors.T).amax(1)
 
     def _nearest(self, queries: Queries, vectors: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         """Return the similarities [m, c] of the nearest records, and their columns.
@@ -191,24 +191,24 @@ class Routes:
         Only records that are nearly nearest are compared exactly, if it is certain that no other
         can be nearer.
         """
-        wanted = min(near.shape[1], self._scope.candidates)
-        if near.shape[1] > wanted + SPARE:
-            close, column = near.topk(wanted + SPARE, dim=1)
+        count = min(near.shape[1], self._scope.candidates)
+        if near.shape[1] > count + SPARE:
+            estimates, column = near.topk(count + SPARE, dim=1)
             column = column.sort(dim=1).values  # the latest last, as in the whole
-            exact = queries.similarity_of(vectors[column])
-            best, which = _highest(exact, wanted)
-            if bool((close[:, -1].double() < best[:, -1] - NEAR).all()):
-                return best, column.gather(1, which)
-        return _highest(queries.similarity(vectors), wanted)
+            similarities = queries.similarity_of(vectors[column])
+            best, order = _highest(similarities, count)
+            if bool((estimates[:, -1].double() < best[:, -1] - NEAR).all()):
+                return best, column.gather(1, order)
+        return _highest(queries.similarity(vectors), count)
 
     def _merge(self, index: Tensor, best: Tensor, named: Tensor, queries: Queries) -> None:
         """Put records [m, c] among the candidates, as far as they belong there, and score them."""
-        known = self._candidates.rows[index]
-        again = (named[:, :, None] == known[:, None, :]).any(2)  # they are candidates already
+        candidates = self._candidates.rows[index]
+        repeats = (named[:, :, None] == candidates[:, None, :]).any(2)  # candidates already
         similarity = torch.cat(
-            [self._similarities.rows[index], best.masked_fill(again, -torch.inf)], 1
+            [self._similarities.rows[index], best.masked_fill(repeats, -torch.inf)], 1
         )
-        places = torch.cat([known, named.masked_fill(again, NOBODY)], 1)
+        places = torch.cat([candidates, named.masked_fill(repeats, NOBODY)], 1)
         scores = torch.cat(
             [self._scores.rows[index], torch.full(named.shape, torch.nan, dtype=torch.float32)], 1
         )
@@ -227,19 +227,19 @@ class Routes:
         pairs = scores.isnan().nonzero()
         if not len(pairs):
             return
-        asked = places[pairs[:, 0], pairs[:, 1]]
-        named, column = asked.unique(return_inverse=True)
-        records = self._bank.chosen(named.tolist())
-        wanted = list(zip(pairs[:, 0].tolist(), column.tolist(), strict=True))
-        found = self._scope.scores(queries, records, wanted).float()
-        scores[pairs[:, 0], pairs[:, 1]] = found
+        pair_places = places[pairs[:, 0], pairs[:, 1]]
+        unique_places, column = pair_places.unique(return_inverse=True)
+        records = self._bank.chosen(unique_places.tolist())
+        query_pairs = list(zip(pairs[:, 0].tolist(), column.tolist(), strict=True))
+        pair_scores = self._scope.scores(queries, records, query_pairs).float()
+        scores[pairs[:, 0], pairs[:, 1]] = pair_scores
 
     def _won(self, places: Tensor, scores: Tensor) -> Tensor:
         """Return [m] the winners; `max` names the first of equal ones, which is the nearest."""
-        highest = scores.amax(1, keepdim=True)
-        first = (scores == highest).long().argmax(1, keepdim=True)
-        won = places.gather(1, first).squeeze(1)
-        return won.masked_fill(highest.squeeze(1) < self._scope.threshold, NOBODY)
+        score_max = scores.amax(1, keepdim=True)
+        column = (scores == score_max).long().argmax(1, keepdim=True)
+        winners = places.gather(1, column).squeeze(1)
+        return winners.masked_fill(score_max.squeeze(1) < self._scope.threshold, NOBODY)
 
 
 def routes_of(
@@ -247,10 +247,10 @@ def routes_of(
 ) -> list[Route | None]:
     """Return the route of each input, as the bank is now. The index changes only the speed."""
     routes, queries = Routes(bank, scope), scope.queries(list(texts))
-    found = None
+    matches = None
     if index is not None and index.is_used and len(queries):
-        found = index.nearest(queries, scope.candidates + SPARE)
-    routes.add(queries, found)
+        matches = index.nearest(queries, scope.candidates + SPARE)
+    routes.add(queries, matches)
     return [routes.route(number) for number in range(len(routes))]
 
 
@@ -262,12 +262,12 @@ def _highest(found: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _order(similarity: Tensor, places: Tensor) -> Tensor:
     """Return the columns by similarity, the highest first; of equal ones the latest place first."""
-    latest = places.argsort(dim=1, descending=True, stable=True)
-    order = similarity.gather(1, latest).argsort(dim=1, descending=True, stable=True)
-    return latest.gather(1, order)
+    recency = places.argsort(dim=1, descending=True, stable=True)
+    order = similarity.gather(1, recency).argsort(dim=1, descending=True, stable=True)
+    return recency.gather(1, order)
 
 
 def _filled(embeddings: Tensor, parts: int) -> Tensor:
     """Return [n, parts, d]; the whole, which comes first, stands for missing parts."""
-    missing = parts - embeddings.shape[1]
-    return torch.cat([embeddings, embeddings[:, :1].expand(-1, missing, -1)], 1)
+    count = parts - embeddings.shape[1]
+    return torch.cat([embeddings, embeddings[:, :1].expand(-1, count, -1)], 1)

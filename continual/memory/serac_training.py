@@ -77,12 +77,12 @@ class Pairs:
         inside, beside = [], []
         draw = random.Random(recipe.seed)
         for edit in requests:
-            asked = (edit.prompt, *edit.rephrases, *edit.held_out_rephrases)
-            inside += [(recipe.text(edit, p), edit.target_new) for p in asked]
+            prompts = (edit.prompt, *edit.rephrases, *edit.held_out_rephrases)
+            inside += [(recipe.text(edit, p), edit.target_new) for p in prompts]
             beside += [(recipe.text(edit, p.prompt), p.answer) for p in edit.locality]
-            other = draw.choice(requests)
-            if edit.target_old is not None and other.key != edit.key:
-                beside.append((recipe.text(other, edit.prompt), edit.target_old))
+            distractor = draw.choice(requests)
+            if edit.target_old is not None and distractor.key != edit.key:
+                beside.append((recipe.text(distractor, edit.prompt), edit.target_old))
         return cls(tuple(_encoded(inside, task)), tuple(_encoded(beside, task)))
 
     @property
@@ -112,15 +112,15 @@ def train_serac(
     """
     if out.exists():
         raise CeditError(f"{out} exists: name a new directory, or remove it.")
-    taught, measured = _divided(requests, recipe)
-    pairs = Pairs.of(taught, start.task, recipe)
+    train_requests, test_requests = _divided(requests, recipe)
+    pairs = Pairs.of(train_requests, start.task, recipe)
     if not pairs.inside:
         raise CeditError("There is no request to learn from that fits the model's context.")
-    held_out = Pairs.of(measured, start.task, recipe)
+    test_pairs = Pairs.of(test_requests, start.task, recipe)
     run = _Run(start, recipe, out.with_name(f"{out.name}.partial"))
     while run.epoch < recipe.epochs:
         loss = run.advance(pairs.all)
-        inside, beside = (run.accuracy(part) for part in (held_out.inside, held_out.beside))
+        inside, beside = (run.accuracy(part) for part in (test_pairs.inside, test_pairs.beside))
         yield Epoch(run.epoch, loss, inside, beside)
     run.finish(out)
 
@@ -180,22 +180,22 @@ class _Run:
         """Return the share that greedy decoding answers exactly."""
         if not encodings:
             return None
-        right = 0
+        right_count = 0
         for batch in length_sorted(encodings, self._recipe.batch_tokens_max):
-            chosen = [encodings[i] for i in batch]
-            logits, targets = self._answers(chosen)
-            hits = (logits.argmax(-1) == targets).split([len(e.targets) for e in chosen])
-            right += sum(bool(of_one.all()) for of_one in hits)
-        return right / len(encodings)
+            group = [encodings[i] for i in batch]
+            logits, targets = self._answers(group)
+            hits = (logits.argmax(-1) == targets).split([len(e.targets) for e in group])
+            right_count += sum(bool(answer_hits.all()) for answer_hits in hits)
+        return right_count / len(encodings)
 
     def finish(self, out: Path) -> None:
         """Move the model to `out`, with the recipe beside it."""
         self._model.eval().requires_grad_(False)
-        made = self._folder / "model"
-        self._model.save_pretrained(made)
-        self._tokenizer.save_pretrained(made)
-        (made / "serac.json").write_bytes(canonical.dumps(asdict(self._recipe)))
-        made.rename(out)
+        folder = self._folder / "model"
+        self._model.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
+        (folder / "serac.json").write_bytes(canonical.dumps(asdict(self._recipe)))
+        folder.rename(out)
         shutil.rmtree(self._folder)
 
     def _update(self, batch: Sequence[Encoding]) -> float:
@@ -226,9 +226,9 @@ class _Run:
             tensors |= {f"{key}.{name}": state[key].contiguous() for key in state}
         meta = canonical.dumps({"epoch": self.epoch, **asdict(self._recipe)}).decode()
         self._folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self._folder / f"{STATE_FILE}.tmp"
-        unfinished.write_bytes(safetensors.torch.save(tensors, metadata={_META_KEY: meta}))
-        unfinished.replace(self._folder / STATE_FILE)
+        path = self._folder / f"{STATE_FILE}.tmp"
+        path.write_bytes(safetensors.torch.save(tensors, metadata={_META_KEY: meta}))
+        path.replace(self._folder / STATE_FILE)
 
     def _resume(self) -> None:
         path = self._folder / STATE_FILE

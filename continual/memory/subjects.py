@@ -64,34 +64,38 @@ def words(text: str) -> list[Word]:
 
 def folded(text: str) -> str:
     """Return the text without case and accents."""
-    apart = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in apart if not unicodedata.combining(c)).casefold()
+    characters = unicodedata.normalize("NFKD", text)
+    return "".join(c for c in characters if not unicodedata.combining(c)).casefold()
 
 
 def segment(text: str) -> str:
     """Return the last sentence of a text, which asks, without the sentences before it."""
     parts = [part.strip() for part in _SENTENCE_END.split(text)]
-    last = ""
+    sentence = ""
     for part in reversed(parts):
-        last = f"{part} {last}".strip()
-        if sum(word.weight == 1 for word in words(last)) >= _SEGMENT_WORDS_MIN:
+        sentence = f"{part} {sentence}".strip()
+        if sum(word.weight == 1 for word in words(sentence)) >= _SEGMENT_WORDS_MIN:
             break
-    return last or text
+    return sentence or text
 
 
 def presence(subject: Sequence[Word], text: str) -> Presence:
     """Measure how far a text has a subject's words, in any order."""
-    there = words(text)
-    whole = sum(word.weight for word in subject)
-    found = [_places(word, there) for word in subject]
-    if not any(places for places, _ in found) or not whole:
+    text_words = words(text)
+    total = sum(word.weight for word in subject)
+    matches = [_places(word, text_words) for word in subject]
+    if not any(places for places, _ in matches) or not total:
         return Presence(0.0, (), False)
-    share = sum(word.weight * alike for word, (_, alike) in zip(subject, found, strict=True))
-    named = {place for places, _ in found for place in places}
-    runs = [run for run in _runs(named, there) if any(there[i].weight == 1 for i in run)]
-    runs = runs or _runs(named, there)
-    spans = tuple((there[run[0]].start, there[run[-1]].end) for run in runs)
-    return Presence(share / whole, spans, all(_goes_on(run, there) for run in runs))
+    share = sum(
+        word.weight * likeness for word, (_, likeness) in zip(subject, matches, strict=True)
+    )
+    positions = {place for places, _ in matches for place in places}
+    runs = [
+        run for run in _runs(positions, text_words) if any(text_words[i].weight == 1 for i in run)
+    ]
+    runs = runs or _runs(positions, text_words)
+    spans = tuple((text_words[run[0]].start, text_words[run[-1]].end) for run in runs)
+    return Presence(share / total, spans, all(_goes_on(run, text_words) for run in runs))
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]]) -> str:
@@ -108,18 +112,18 @@ def names(text: str) -> list[Word]:
 
 def overlap(one: Sequence[Word], other: Sequence[Word]) -> float:
     """Return the share of one text's words, by weight, that the other has."""
-    there = {word.folded for word in other}
-    whole = sum(word.weight for word in one)
-    return sum(word.weight for word in one if word.folded in there) / whole if whole else 0.0
+    spellings = {word.folded for word in other}
+    total = sum(word.weight for word in one)
+    return sum(word.weight for word in one if word.folded in spellings) / total if total else 0.0
 
 
 def _places(word: Word, there: Sequence[Word]) -> tuple[list[int], float]:
     """Return the places of a word in a text, and the likeness of their spelling, in [0, 1]."""
-    alike = [_likeness(word.folded, other.folded) for other in there]
-    best = max(alike, default=0.0)
+    likenesses = [_likeness(word.folded, candidate.folded) for candidate in there]
+    best = max(likenesses, default=0.0)
     if best < ALIKE_MIN:
         return [], 0.0
-    return [i for i, likeness in enumerate(alike) if likeness == best], best
+    return [i for i, likeness in enumerate(likenesses) if likeness == best], best
 
 
 def _likeness(one: str, other: str) -> float:
@@ -146,7 +150,7 @@ def _runs(places: set[int], there: Sequence[Word]) -> list[list[int]]:
 def _goes_on(run: Sequence[int], there: Sequence[Word]) -> bool:
     """Tell whether a capitalised word stands right before or behind. A text's first word, always
     capitalised, does not count."""
-    before, behind = run[0] - 1, run[-1] + 1
-    left = before > 0 and there[before].is_capital and there[before].weight == 1
-    right = behind < len(there) and there[behind].is_capital and there[behind].weight == 1
-    return left or right
+    start, end = run[0] - 1, run[-1] + 1
+    extends_left = start > 0 and there[start].is_capital and there[start].weight == 1
+    extends_right = end < len(there) and there[end].is_capital and there[end].weight == 1
+    return extends_left or extends_right

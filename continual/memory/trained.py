@@ -90,8 +90,8 @@ class TrainedScope:
         self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Return [p] float32: the chance that each input is about its record."""
-        seen = features(self.encoder, queries, records, pairs)
-        return torch.sigmoid(self.head.logits(seen)).float()
+        pair_features = features(self.encoder, queries, records, pairs)
+        return torch.sigmoid(self.head.logits(pair_features)).float()
 
     @cached_property
     def _serialised(self) -> bytes:
@@ -110,11 +110,11 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})[_META_KEY])
-        found = (meta["format"], meta["encoder"], meta["threshold"], meta["candidates"])
+        fields = (meta["format"], meta["encoder"], meta["threshold"], meta["candidates"])
         weights = load(path.read_bytes())
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
-    if found[0] != _FORMAT or not all(map(isinstance, found[1:], (str, float, int))):
+    if fields[0] != _FORMAT or not all(map(isinstance, fields[1:], (str, float, int))):
         raise _damaged(path, f"its meta is {meta}")
     return meta, weights
 

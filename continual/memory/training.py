@@ -79,17 +79,17 @@ def train_scope(
         raise ScopeError(
             f"a scope can't be trained on {len(requests)} requests: give at least {REQUESTS_MIN}"
         )
-    learned, calibrating, reporting = (
+    training_pairs, calibration_pairs, report_pairs = (
         _pairs(part, encoder, generator, training) for part in _split(requests, generator, training)
     )
-    head = _fit(learned, generator, training)
-    found = head.logits(calibrating[0])
-    head = head.calibrated(*platt(found, calibrating[1]))
-    chances = torch.sigmoid(head.logits(calibrating[0]))
-    threshold = best_threshold(Judged(chances, calibrating[1]))
+    head = _fit(training_pairs, generator, training)
+    raw_logits = head.logits(calibration_pairs[0])
+    head = head.calibrated(*platt(raw_logits, calibration_pairs[1]))
+    chances = torch.sigmoid(head.logits(calibration_pairs[0]))
+    threshold = best_threshold(Judged(chances, calibration_pairs[1]))
     scope = TrainedScope(encoder, head, threshold, training.candidates)
-    judged = Judged(torch.sigmoid(head.logits(reporting[0])), reporting[1])
-    return scope, ScopeReport.of(judged, threshold)
+    outcomes = Judged(torch.sigmoid(head.logits(report_pairs[0])), report_pairs[1])
+    return scope, ScopeReport.of(outcomes, threshold)
 
 
 def wordings(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
@@ -113,27 +113,27 @@ def are_rivals(one: Request, other: Request) -> bool:
 def _may_ask(wording: Wording, other: Request) -> bool:
     """Tell whether a text out of one request's scope may be in another's: it names the other's
     subject, and nobody knows which relation it asks for."""
-    named = other.subject is not None and folded(other.subject) in folded(wording.text)
-    return named and not wording.in_scope
+    is_named = other.subject is not None and folded(other.subject) in folded(wording.text)
+    return is_named and not wording.in_scope
 
 
 def _asked(request: Request) -> tuple[str, ...]:
-    asked = (request.prompt, *(request.rephrases or request.held_out_rephrases))
-    return tuple(map(str, asked))
+    prompts = (request.prompt, *(request.rephrases or request.held_out_rephrases))
+    return tuple(map(str, prompts))
 
 
 def _swapped(requests: Sequence[Request], generator: Generator, swaps: int) -> Iterator[Wording]:
     """Yield wordings that each request borrows from others about the same kind of subject."""
-    known = [i for i, request in enumerate(requests) if request.subject and request.relation]
-    for place in known:
-        own = requests[place]
-        kin = [i for i in known if i != place and _kind(requests[i]) == _kind(own)]
+    places = [i for i, request in enumerate(requests) if request.subject and request.relation]
+    for place in places:
+        borrower = requests[place]
+        kin = [i for i in places if i != place and _kind(requests[i]) == _kind(borrower)]
         for is_same in (True, False):
-            pool = [i for i in kin if (requests[i].relation == own.relation) is is_same]
+            pool = [i for i in kin if (requests[i].relation == borrower.relation) is is_same]
             for i in _drawn(pool, swaps, generator):
                 (text,) = _drawn(_asked(requests[i]), 1, generator)
                 if (subject := str(requests[i].subject)) in text:
-                    yield Wording(text.replace(subject, str(own.subject)), place, is_same)
+                    yield Wording(text.replace(subject, str(borrower.subject)), place, is_same)
 
 
 def _kind(request: Request) -> str:
@@ -150,9 +150,9 @@ def _split(
 ) -> list[list[Request]]:
     """Return the requests to learn from, to calibrate on and to report on."""
     order = [requests[i] for i in torch.randperm(len(requests), generator=generator).tolist()]
-    reported = max(1, round(len(order) * training.reporting))
-    used = reported + max(1, round(len(order) * training.calibrating))
-    return [order[used:], order[reported:used], order[:reported]]
+    report_end = max(1, round(len(order) * training.reporting))
+    calibration_end = report_end + max(1, round(len(order) * training.calibrating))
+    return [order[calibration_end:], order[report_end:calibration_end], order[:report_end]]
 
 
 def _pairs(
@@ -162,54 +162,60 @@ def _pairs(
     training: ScopeTraining,
 ) -> tuple[Features, Tensor]:
     """Return the features of pairs, and 1 for each pair in scope."""
-    kept = kept_records(encoder, _records(requests, generator, training.nameless))
-    every = list(wordings(requests, generator, training.swaps))
-    queries = seen_queries(encoder, [wording.text for wording in every])
+    records = kept_records(encoder, _records(requests, generator, training.nameless))
+    samples = list(wordings(requests, generator, training.swaps))
+    queries = seen_queries(encoder, [wording.text for wording in samples])
     count = min(training.candidates, len(requests))
-    nearest = queries.similarity(kept.embeddings).topk(count, 1).indices.tolist()
+    neighbours = queries.similarity(records.embeddings).topk(count, 1).indices.tolist()
     pairs, labels = [], []
-    for place, wording in enumerate(every):
-        own = requests[wording.request]
+    for place, wording in enumerate(samples):
+        request = requests[wording.request]
         rivals = [
             i
-            for i in nearest[place]
-            if are_rivals(own, requests[i]) and not _may_ask(wording, requests[i])
+            for i in neighbours[place]
+            if are_rivals(request, requests[i]) and not _may_ask(wording, requests[i])
         ]
         pairs += [(place, i) for i in (wording.request, *rivals)]
         labels += [float(wording.in_scope), *[0.0] * len(rivals)]
-    return features(encoder, queries, kept, pairs), torch.tensor(labels, dtype=torch.float64)
+    return features(encoder, queries, records, pairs), torch.tensor(labels, dtype=torch.float64)
 
 
 def _records(requests: Sequence[Request], generator: Generator, nameless: float) -> list[Record]:
-    without = (torch.rand(len(requests), generator=generator) < nameless).tolist()
+    nameless_flags = (torch.rand(len(requests), generator=generator) < nameless).tolist()
     return [
         Record(
-            request.id, str(request.prompt), request.target_new, None if bare else request.subject
+            request.id,
+            str(request.prompt),
+            request.target_new,
+            None if is_nameless else request.subject,
         )
-        for request, bare in zip(requests, without, strict=True)
+        for request, is_nameless in zip(requests, nameless_flags, strict=True)
     ]
 
 
 def _fit(pairs: tuple[Features, Tensor], generator: Generator, training: ScopeTraining) -> Head:
-    seen, labels = pairs
-    numbers, asked, kept = (part.float() for part in seen.parts)
-    fixed = {"mean": numbers.mean(0), "spread": numbers.std(0).clamp_min(SPREAD_MIN)}
-    learned = _start(asked.shape[1], generator, training)
-    steps = training.epochs * -(-len(seen) // training.batch)
+    pair_features, labels = pairs
+    numbers, query_relations, record_relations = (part.float() for part in pair_features.parts)
+    normalization = {"mean": numbers.mean(0), "spread": numbers.std(0).clamp_min(SPREAD_MIN)}
+    weights = _start(query_relations.shape[1], generator, training)
+    steps = training.epochs * -(-len(pair_features) // training.batch)
     optimizer = torch.optim.AdamW(
-        learned.values(), lr=training.learning_rate, weight_decay=training.weight_decay
+        weights.values(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, training.learning_rate, total_steps=steps + 1
     )
-    for batch in _batches(len(seen), generator, training):
-        given = (_dropped(part[batch], training.dropout, generator) for part in (asked, kept))
-        found = logits({**fixed, **learned}, numbers[batch], *given)
+    for batch in _batches(len(pair_features), generator, training):
+        relations = (
+            _dropped(part[batch], training.dropout, generator)
+            for part in (query_relations, record_relations)
+        )
+        batch_logits = logits({**normalization, **weights}, numbers[batch], *relations)
         optimizer.zero_grad()
-        binary_cross_entropy_with_logits(found, labels[batch].float()).backward()
+        binary_cross_entropy_with_logits(batch_logits, labels[batch].float()).backward()
         optimizer.step()
         cycle.step()
-    return Head({**fixed, **{name: weight.detach() for name, weight in learned.items()}})
+    return Head({**normalization, **{name: weight.detach() for name, weight in weights.items()}})
 
 
 def _batches(count: int, generator: Generator, training: ScopeTraining) -> Iterator[Tensor]:
