@@ -81,22 +81,22 @@ def export(store: Store, file: Path) -> Archived:
             raise StoreExists(file, "is there already")
         if not file.parent.is_dir():
             raise StoreError(f"{file} can't be written: there is no folder {file.parent}; make it")
-    aside = file.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    temporary = file.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     with store.journal.snapshot():
         members = list(_members(store))
         manifest = _manifest(store, members)
         durable.require_room(file.parent, sum(member.length for member in members))
         try:
-            with aside.open("xb") as opened:
-                _write(store, opened, manifest, members)
-                opened.flush()
-                os.fsync(opened.fileno())
-            durable.move_durably(aside, file)
+            with temporary.open("xb") as archive:
+                _write(store, archive, manifest, members)
+                archive.flush()
+                os.fsync(archive.fileno())
+            durable.move_durably(temporary, file)
         except OSError as error:
             raise from_os(file, error) from error
         finally:
             with suppress(OSError):  # if it can't be removed, an earlier error is on its way
-                aside.unlink()
+                temporary.unlink()
     return _archived(canonical.loads(manifest), file)
 
 
@@ -107,10 +107,10 @@ def _members(store: Store) -> Iterator[Member]:
         yield _member(f"journal/{table}{_SUFFIX}", _lines(store, table))
     for sha256 in _patches(store):
         data = store.blobs.path(sha256)
-        found = _member(store.blobs.label(sha256), _blocks(data))
-        if found.sha256 != sha256:
-            raise IntegrityError(found.name, "its bytes are not those that were written")
-        yield found
+        member = _member(store.blobs.label(sha256), _blocks(data))
+        if member.sha256 != sha256:
+            raise IntegrityError(member.name, "its bytes are not those that were written")
+        yield member
     quarantine = store.path / "quarantine.jsonl"
     if quarantine.exists():
         yield _member(quarantine.name, _blocks(quarantine))
@@ -136,8 +136,8 @@ def _lines(store: Store, table: str) -> Iterator[bytes]:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as opened:
-            while block := opened.read(_BLOCK):
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
                 yield block
     except OSError as error:
         raise IntegrityError(path.name, f"can't be read ({error.strerror})") from error
@@ -207,21 +207,21 @@ def restore(file: Path, path: Path, *, model: str | None = None) -> Archived:
     path = path.absolute()
     _require_vacant(path)
     durable.make_folder_durably(path.parent)
-    aside = path.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    temporary = path.parent / f"{durable.TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         with _damage_named(file):
             with _opened(file) as tar:
                 manifest = _read_manifest(tar, file)
                 members = _listed(manifest, file)
                 durable.require_room(path.parent, sum(member.length for member in members))
-                durable.make_folder_durably(aside)
-                _unpack(tar, members, aside)
+                durable.make_folder_durably(temporary)
+                _unpack(tar, members, temporary)
             if model is not None:
-                _point_to(aside, model)
-            _require_sound(aside, manifest)
-        durable.move_durably(aside, path)
+                _point_to(temporary, model)
+            _require_sound(temporary, manifest)
+        durable.move_durably(temporary, path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return _archived(manifest, file)
 
 
@@ -284,9 +284,9 @@ def _read_manifest(tar: tarfile.TarFile, file: Path) -> dict[str, Any]:
         raise IntegrityError(MANIFEST, f"is not JSON ({error})") from error
     if not isinstance(manifest, dict):
         raise IntegrityError(MANIFEST, "is not an object")
-    for key, supported in (("archive", FORMAT), ("store", config.FORMAT)):
-        if manifest.get(key) != supported:
-            raise FormatVersionError(file, f"{key} = {manifest.get(key)}", f"{key} = {supported}")
+    for key, version in (("archive", FORMAT), ("store", config.FORMAT)):
+        if manifest.get(key) != version:
+            raise FormatVersionError(file, f"{key} = {manifest.get(key)}", f"{key} = {version}")
     return manifest
 
 
@@ -304,9 +304,9 @@ def _listed(manifest: Mapping[str, Any], file: Path) -> list[Member]:
     names = {member.name for member in members}
     if len(names) != len(members):
         raise IntegrityError(MANIFEST, "lists a member twice")
-    needed = {config.FILE_NAME, *(f"journal/{table}{_SUFFIX}" for table in TABLES)}
-    if missing := needed - names:
-        raise IntegrityError(MANIFEST, f"lacks {', '.join(sorted(missing))}")
+    required_names = {config.FILE_NAME, *(f"journal/{table}{_SUFFIX}" for table in TABLES)}
+    if missing_names := required_names - names:
+        raise IntegrityError(MANIFEST, f"lacks {', '.join(sorted(missing_names))}")
     if sum(member.length for member in members) > file.stat().st_size:
         raise IntegrityError(MANIFEST, "lists more bytes than the archive has")
     return members
@@ -320,12 +320,12 @@ def _unpack(tar: tarfile.TarFile, members: list[Member], aside: Path) -> None:
         for member in members:
             content = _next(tar, member)
             assert content is not None
-            checked = _Checked(content)
+            reader = _Checked(content)
             if member.name.startswith("journal/"):
-                _fill(journal, member, checked)
+                _fill(journal, member, reader)
             else:
-                durable.write_durably(aside / member.name, checked.read())
-            if checked.sha256 != member.sha256:
+                durable.write_durably(aside / member.name, reader.read())
+            if reader.sha256 != member.sha256:
                 raise IntegrityError(member.name, "its bytes are not those that were written")
         _next(tar, None)
     finally:
@@ -362,10 +362,10 @@ def _fill(journal: Journal, member: Member, content: _Checked) -> None:
     table = member.name.removeprefix("journal/").removesuffix(_SUFFIX)
     changes: list[Put] = []
     for number, line in enumerate(content.lines(), start=1):
-        found = _LINE.fullmatch(line)
-        if found is None or len(found[1]) > 2 * 511:
+        entry = _LINE.fullmatch(line)
+        if entry is None or len(entry[1]) > 2 * 511:
             raise IntegrityError(f"{member.name}:{number}", "is not the line of an entry")
-        changes.append(Put(table, bytes.fromhex(found[1].decode("ascii")), found[2], once=True))
+        changes.append(Put(table, bytes.fromhex(entry[1].decode("ascii")), entry[2], once=True))
         if len(changes) == _CHUNK:
             journal.write(changes)
             changes = []
@@ -386,8 +386,12 @@ def _require_sound(aside: Path, manifest: Mapping[str, Any]) -> None:
         for problem in check.verify(store):
             raise IntegrityError(problem.object, problem.problem)
         head = store.head
-        said = (manifest.get("head"), manifest.get("fingerprint"), manifest.get("revisions"))
-        if (head.id, head.fingerprint, store.length) != said:
+        manifest_head = (
+            manifest.get("head"),
+            manifest.get("fingerprint"),
+            manifest.get("revisions"),
+        )
+        if (head.id, head.fingerprint, store.length) != manifest_head:
             raise IntegrityError(MANIFEST, "names another head than the history has")
 
 

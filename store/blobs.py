@@ -107,11 +107,11 @@ def _encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
 
     _require_names(tensors)
     # A clone of its own for each: safetensors refuses tensors that share memory.
-    own = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-    _require_finite(own)
+    clones = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    _require_finite(clones)
     # One metadata key only: with several, their order differs from save to save.
     text = canonical.dumps(dict(meta)).decode("utf-8")
-    data: bytes = safetensors.torch.save(own, metadata={_META_KEY: text})
+    data: bytes = safetensors.torch.save(clones, metadata={_META_KEY: text})
     return data
 
 
@@ -139,10 +139,10 @@ def _checked_meta(data: bytes) -> dict[str, Any]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
+    header = dict(pairs)
+    if len(header) != len(pairs):
         raise ValueError("its header repeats a key")
-    return unique
+    return header
 
 
 def _require_names(names: Iterable[str]) -> None:
@@ -157,6 +157,6 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        wide = tensor.float() if tensor.element_size() == 1 else tensor
-        if not bool(wide.isfinite().all()):
+        values = tensor.float() if tensor.element_size() == 1 else tensor
+        if not bool(values.isfinite().all()):
             raise StoreError(f"tensor {name!r} holds NaN or infinity: it can't be a patch")

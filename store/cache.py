@@ -46,14 +46,14 @@ class Cache:
         """
         pointer = self._pointer(name)
         blobs = Blobs(pointer.parent)
-        before = _known(pointer)
+        previous_ref = _known(pointer)
         durable.make_folder_durably(pointer.parent)
         for folder in (self.root, pointer.parent):  # their makers may have been killed
             durable.sync_folder_durably(folder)
         ref = blobs.put(tensors, meta)
         durable.write_durably(pointer, canonical.dumps(asdict(ref)))
-        if before is not None and before != ref:
-            blobs.path(before.sha256).unlink(missing_ok=True)
+        if previous_ref is not None and previous_ref != ref:
+            blobs.path(previous_ref.sha256).unlink(missing_ok=True)
         return ref.sha256
 
     def get(self, name: str) -> Cached | None:
@@ -91,10 +91,10 @@ class Cache:
 
     def loose(self) -> list[Path]:
         """Return the blobs that no name leads to, and the files of names that lead nowhere."""
-        used = {path for name in self.names() for path in self.files(name)}
+        named_files = {path for name in self.names() for path in self.files(name)}
         blobs = set(self.root.glob(f"*/??/*{SUFFIX}"))
-        lost = {path for path in self.root.glob("*/*.json") if _known(path) is None}
-        return sorted((blobs - used) | lost)
+        dead_pointers = {path for path in self.root.glob("*/*.json") if _known(path) is None}
+        return sorted((blobs - named_files) | dead_pointers)
 
     def _pointer(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -117,8 +117,8 @@ def _known(pointer: Path) -> BlobRef | None:
 def _read(pointer: Path) -> BlobRef:
     label = f"{pointer.parent.name}/{pointer.name}"
     try:
-        said = canonical.loads(pointer.read_bytes())
-        ref = BlobRef(said["sha256"], said["length"])
+        pointer_entry = canonical.loads(pointer.read_bytes())
+        ref = BlobRef(pointer_entry["sha256"], pointer_entry["length"])
         Blobs(pointer.parent).path(ref.sha256)
     except OSError as error:
         raise IntegrityError(label, f"can't be read ({error.strerror})") from error

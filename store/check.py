@@ -92,8 +92,8 @@ def main(path: str) -> None:
 
 
 def _import_path() -> str:
-    here = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join(part for part in (here, os.environ.get("PYTHONPATH")) if part)
+    root = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
 
 
 def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
@@ -102,8 +102,8 @@ def _reported(child: subprocess.CompletedProcess[bytes]) -> list[Problem]:
         name = signal.Signals(-child.returncode).name
         problems.append(Problem(datafile.LABEL, f"reading it ends the process by {name}"))
     elif child.returncode > 0:
-        last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        problems.append(Problem("store", f"could not be read to its end: {' '.join(last)}"))
+        reason = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        problems.append(Problem("store", f"could not be read to its end: {' '.join(reason)}"))
     return problems
 
 
@@ -161,11 +161,11 @@ class Tables:
 
 
 def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
-    read = _READERS.get(table, _read_object)
+    reader = _READERS.get(table, _read_object)
     try:
         for key, value in store.journal.raw_entries(table):
             try:
-                tables.entries[table][key] = read(table, key, unwrap(table, key, value))
+                tables.entries[table][key] = reader(table, key, unwrap(table, key, value))
             except StoreError as error:
                 tables.damaged.add(label(table, key))
                 yield _as_problem(label(table, key), error)
@@ -176,10 +176,10 @@ def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
 def _read_object(table: str, key: bytes, payload: bytes) -> Record:
     record = parsed(label(table, key), payload, dict)
     kinds = _KEYS.get(table, {})
-    if missing := kinds.keys() - record.keys():
-        raise IntegrityError(label(table, key), f"lacks {sorted(missing)}")
-    for name, allowed in kinds.items():
-        if not isinstance(record[name], allowed):
+    if missing_keys := kinds.keys() - record.keys():
+        raise IntegrityError(label(table, key), f"lacks {sorted(missing_keys)}")
+    for name, types in kinds.items():
+        if not isinstance(record[name], types):
             kind = type(record[name]).__name__
             raise IntegrityError(label(table, key), f"has a {kind} for its {name}")
     if "seq" in kinds:
@@ -214,8 +214,8 @@ def _check_chain(tables: Tables) -> Iterator[Problem]:
                 yield Problem(label("revisions", seq_key(seq)), "is missing")
             continue
         name = label("revisions", seq_key(seq))
-        before = revisions.get(seq - 1)
-        if before is not None and revision.previous != before.id:
+        predecessor = revisions.get(seq - 1)
+        if predecessor is not None and revision.previous != predecessor.id:
             yield Problem(name, f"does not follow entry {seq - 1}: the past was changed")
         if (revision.previous is None) != (seq == 0):
             yield Problem(name, "only base has no entry before it")
@@ -240,13 +240,13 @@ def _check_replaced(tables: Tables) -> Iterator[Problem]:
         return
     revisions = {revision.id: revision for revision in tables.revisions.values()}
     for revision in revisions.values():
-        missing = set(revision.replaces)
+        strangers = set(revision.replaces)
         ancestor: Revision | None = revision
-        while missing and ancestor is not None:
-            missing.discard(ancestor.id)
+        while strangers and ancestor is not None:
+            strangers.discard(ancestor.id)
             parent = revisions.get(ancestor.parent or "")
             ancestor = parent if parent is not None and parent.seq < ancestor.seq else None
-        for identity in sorted(missing):
+        for identity in sorted(strangers):
             name = label("revisions", seq_key(revision.seq))
             yield Problem(name, f"replaces the patch of {identity}, which is no ancestor")
 
@@ -258,10 +258,10 @@ def _check_ids(tables: Tables) -> Iterator[Problem]:
         if tables.lacks("ids", key):
             yield Problem(label("ids", key), "is missing")
     for key, seq in tables.entries["ids"].items():
-        named = revisions.get(seq)
-        if named is not None and named.id.encode("ascii") != key:
+        entry = revisions.get(seq)
+        if entry is not None and entry.id.encode("ascii") != key:
             yield Problem(label("ids", key), f"leads to entry {seq}, which has another id")
-        elif named is None and tables.lacks("revisions", seq_key(seq)):
+        elif entry is None and tables.lacks("revisions", seq_key(seq)):
             yield Problem(label("ids", key), f"leads to entry {seq}, which is missing")
 
 
@@ -310,8 +310,8 @@ def _check_subjects(tables: Tables) -> Iterator[Problem]:
     }
     is_whole = not any(name.startswith("journal/subjects/") for name in tables.damaged)
     for key, entry in tables.entries["requests"].items():
-        missing = entry["subject"] is not None and (entry["subject"], entry["id"]) not in indexed
-        if missing and is_whole:
+        is_missing = entry["subject"] is not None and (entry["subject"], entry["id"]) not in indexed
+        if is_missing and is_whole:
             yield Problem(label("requests", key), "is missing from the index of subjects")
     for key, entry in tables.entries["subjects"].items():
         if key[:_SUBJECT_DIGEST_LENGTH] != subject_digest(entry["subject"]):
@@ -328,19 +328,19 @@ def _check_ledger(tables: Tables) -> Iterator[Problem]:
 
 def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
     refs = _refs(tables.revisions.values())
-    lost = lost_patches(tables.revisions.values())
+    lost_digests = lost_patches(tables.revisions.values())
     for ref in refs:
         try:
             store.blobs.get(ref)
         except StoreError as error:
-            found = _as_problem(f"patches/{ref.sha256}", error)
-            if ref.sha256 in lost:
+            problem = _as_problem(f"patches/{ref.sha256}", error)
+            if ref.sha256 in lost_digests:
                 text = "is lost, and no longer part of the state since a repair"
-                found = Problem(found.object, text, harmless=True)
-            yield found
-    used = {ref.sha256 for ref in refs}
+                problem = Problem(problem.object, text, harmless=True)
+            yield problem
+    used_digests = {ref.sha256 for ref in refs}
     for sha256 in store.blobs.digests():
-        if sha256 not in used:
+        if sha256 not in used_digests:
             yield Problem(store.blobs.label(sha256), "no revision uses it", harmless=True)
 
 
@@ -354,13 +354,13 @@ def unreadable(store: Store, revisions: Iterable[Revision]) -> list[BlobRef]:
 
     Raises StoreError for a patch that this process may not read: it may be whole.
     """
-    found = []
+    damaged_refs = []
     for ref in _refs(revisions):
         try:
             store.blobs.get(ref)
         except IntegrityError:
-            found.append(ref)
-    return found
+            damaged_refs.append(ref)
+    return damaged_refs
 
 
 def lost_patches(revisions: Iterable[Revision]) -> set[str]:
@@ -389,21 +389,21 @@ def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
 
 
 def _check_quarantine(path: Path, tables: Tables) -> Iterator[Problem]:
-    found: set[tuple[Any, Any]] = set()  # (stream, line)
+    places: set[tuple[Any, Any]] = set()  # (stream, line)
     try:
         for number, (record, problem) in enumerate(Quarantine(path / QUARANTINE).lines(), start=1):
             if record is not None:
-                found.add((record.get("stream"), record.get("line")))
+                places.add((record.get("stream"), record.get("line")))
             if problem is not None:
                 yield Problem(f"{QUARANTINE}:{number}", problem.problem, problem.harmless)
     except StoreError as error:
         yield _as_problem(QUARANTINE, error)
         return
     for revision in tables.revisions.values():
-        for place in set(_set_aside(revision)) - found:
+        for place in set(_set_aside(revision)) - places:
             name = label("revisions", seq_key(revision.seq))
-            what = f"lacks line {place[1]} of {place[0]}, which {name} has set aside"
-            yield Problem(QUARANTINE, what, harmless=True)
+            text = f"lacks line {place[1]} of {place[0]}, which {name} has set aside"
+            yield Problem(QUARANTINE, text, harmless=True)
 
 
 def _set_aside(revision: Revision) -> Iterator[tuple[str, int]]:

@@ -33,12 +33,12 @@ def read(root: Path) -> dict[str, Any]:
     """Read the caller's settings. Raises NoStore, FormatVersionError, IntegrityError."""
     path = root / FILE_NAME
     settings = _parsed(root)
-    for key, supported in _RESERVED.items():
-        found = _required(settings, key)
-        if found != supported:
-            is_older = key == "format" and type(found) is int and 0 < found < supported
+    for key, version in _RESERVED.items():
+        value = _required(settings, key)
+        if value != version:
+            is_older = key == "format" and type(value) is int and 0 < value < version
             raise FormatVersionError(
-                path, f"{key} = {found}", f"{key} = {supported}", is_older=is_older
+                path, f"{key} = {value}", f"{key} = {version}", is_older=is_older
             )
         settings.pop(key)
     return settings
@@ -46,10 +46,10 @@ def read(root: Path) -> dict[str, Any]:
 
 def found_format(root: Path) -> int:
     """Read the format that a store says it has. Raises NoStore, IntegrityError."""
-    found = _required(_parsed(root), "format")
-    if type(found) is not int:
-        raise IntegrityError(FILE_NAME, f"says format = {found!r}, which is no number")
-    return found
+    version = _required(_parsed(root), "format")
+    if type(version) is not int:
+        raise IntegrityError(FILE_NAME, f"says format = {version!r}, which is no number")
+    return version
 
 
 def _required(settings: Mapping[str, Any], key: str) -> Any:
@@ -72,8 +72,8 @@ def _parsed(root: Path) -> dict[str, Any]:
 
 def write(root: Path, settings: Mapping[str, Any]) -> None:
     """Write the file durably, format first. Settings that are None are left out."""
-    if taken := _RESERVED.keys() & settings.keys():
-        raise StoreError(f"settings can't be called {sorted(taken)}: the names are taken")
+    if reserved_names := _RESERVED.keys() & settings.keys():
+        raise StoreError(f"settings can't be called {sorted(reserved_names)}: the names are taken")
     lines = [*_table({**_RESERVED, **settings}, ()), ""]
     durable.write_durably(root / FILE_NAME, marked("\n".join(lines).encode("utf-8")))
 
@@ -89,10 +89,10 @@ def change(root: Path, table: str, key: str, value: str) -> None:
     line = re.compile(
         rf"(^\[{re.escape(table)}\]\n(?:(?!\[).*\n)*?){re.escape(key)} *=.*$", re.MULTILINE
     )
-    new = line.sub(lambda found: f"{found[1]}{key} = {_quoted(value)}", text, count=1)
-    if tomllib.loads(new).get(table, {}).get(key) != value:
+    content = line.sub(lambda match: f"{match[1]}{key} = {_quoted(value)}", text, count=1)
+    if tomllib.loads(content).get(table, {}).get(key) != value:
         raise StoreError(f"{file} has no line {key} = … under [{table}]: write it there")
-    data = new.encode("utf-8")
+    data = content.encode("utf-8")
     durable.write_durably(file, marked(data) if was_as_written else data)
 
 
@@ -105,8 +105,8 @@ def marked(text: bytes) -> bytes:
 def is_as_written(root: Path) -> bool:
     """Tell whether the file is as `write` left it: people may change it, and faults too."""
     with reading(root / FILE_NAME):
-        text, mark, said = (root / FILE_NAME).read_bytes().rpartition(_MARK)
-    return bool(mark) and said == _checksum(text) + b"\n"
+        text, mark, checksum = (root / FILE_NAME).read_bytes().rpartition(_MARK)
+    return bool(mark) and checksum == _checksum(text) + b"\n"
 
 
 def _checksum(text: bytes) -> bytes:

@@ -50,13 +50,15 @@ def require_whole(path: Path) -> None:
 
 def _settled_meta(path: Path) -> Meta:
     for _ in range(_READS_MAX):
-        first, second = _read_metas(path)
-        newest, other = sorted((first, second), key=lambda meta: -meta.transaction)
+        even_page, odd_page = _read_metas(path)
+        latest_meta, earlier_meta = sorted(
+            (even_page, odd_page), key=lambda meta: -meta.transaction
+        )
         # Transaction n goes to page n % 2, so the two pages always hold neighbours.
-        steady = newest.transaction - other.transaction == 1
-        in_place = newest is (second if newest.transaction % 2 else first)
-        if (steady and in_place) or newest.transaction == 0:
-            return newest
+        are_neighbours = latest_meta.transaction - earlier_meta.transaction == 1
+        is_in_place = latest_meta is (odd_page if latest_meta.transaction % 2 else even_page)
+        if (are_neighbours and is_in_place) or latest_meta.transaction == 0:
+            return latest_meta
     raise IntegrityError(LABEL, "its two meta pages contradict each other")
 
 
@@ -66,11 +68,11 @@ def _read_metas(path: Path) -> tuple[Meta, Meta]:
     except OSError as error:
         raise IntegrityError(LABEL, f"can't be read ({error.strerror})") from error
     try:
-        first = _parse(os.pread(descriptor, _META_PAGE.size, 0))
-        second = _parse(os.pread(descriptor, _META_PAGE.size, first.page_size))
+        even_page = _parse(os.pread(descriptor, _META_PAGE.size, 0))
+        odd_page = _parse(os.pread(descriptor, _META_PAGE.size, even_page.page_size))
     finally:
         os.close(descriptor)
-    return first, second
+    return even_page, odd_page
 
 
 def _parse(data: bytes) -> Meta:

@@ -103,11 +103,11 @@ def require_room(folder: Path, length: int) -> None:
     Callers ask before a write that could not be finished, so that nothing of it is begun.
     """
     with _reported(folder):
-        free = shutil.disk_usage(folder).free
-    if free < length + MARGIN_BYTES:
+        room = shutil.disk_usage(folder).free
+    if room < length + MARGIN_BYTES:
         raise errors.StoreFull(
             folder,
-            f"{length:,} bytes and a margin of {MARGIN_BYTES:,} are needed, {free:,} are free",
+            f"{length:,} bytes and a margin of {MARGIN_BYTES:,} are needed, {room:,} are free",
         )
 
 
@@ -117,8 +117,8 @@ def copy_durably(source: Path, target: Path) -> None:
     with _reported(target):
         try:
             shutil.copyfile(source, temporary)
-            with temporary.open("rb+") as copied:
-                os.fsync(copied.fileno())
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.rename(target)
             _sync_folder(target.parent)
         finally:

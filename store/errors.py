@@ -41,9 +41,9 @@ class StoreLocked(StoreError):
 
     def __init__(self, path: Path, pid: int | None, host: str | None, since: str | None) -> None:
         holder = f"process {pid or 'unknown'} on {host or 'unknown host'}"
-        began = f" since {since}" if since else ""
+        start = f" since {since}" if since else ""
         super().__init__(
-            f"{path} is being written by {holder}{began}: wait for it to end, or stop it"
+            f"{path} is being written by {holder}{start}: wait for it to end, or stop it"
         )
         self.path, self.pid, self.host, self.since = path, pid, host, since
 
@@ -91,8 +91,8 @@ class AmbiguousRevision(StoreError):
     exit_code = 2
 
     def __init__(self, name: str, candidates: Sequence[str]) -> None:
-        listed = ", ".join(identity[:12] for identity in candidates)
-        super().__init__(f"{name!r} is the start of several revisions: {listed}; give more of it")
+        names = ", ".join(identity[:12] for identity in candidates)
+        super().__init__(f"{name!r} is the start of several revisions: {names}; give more of it")
         self.name, self.candidates = name, tuple(candidates)
 
 

@@ -37,8 +37,12 @@ def find(store: Store, *, with_cache: bool = False) -> list[Garbage]:
     then only files untouched for an hour are returned. Raises IntegrityError where the journal
     cannot be read to its end.
     """
-    found = {garbage.path: garbage for garbage in _all(store, with_cache)}
-    return [found[path] for path in sorted(found) if store.writable or not _may_be_in_work(path)]
+    garbage_by_path = {garbage.path: garbage for garbage in _all(store, with_cache)}
+    return [
+        garbage_by_path[path]
+        for path in sorted(garbage_by_path)
+        if store.writable or not _may_be_in_work(path)
+    ]
 
 
 def collect(store: Store, found: Iterable[Garbage]) -> None:
@@ -57,9 +61,9 @@ def _all(store: Store, with_cache: bool) -> Iterator[Garbage]:
 
 
 def _orphans(store: Store) -> Iterator[Garbage]:
-    used = {ref.sha256 for revision in store.revisions() for ref in revision.blobs}
+    used_digests = {ref.sha256 for revision in store.revisions() for ref in revision.blobs}
     for sha256 in store.blobs.digests():
-        if sha256 not in used:
+        if sha256 not in used_digests:
             yield from _garbage(store.blobs.path(sha256), "no revision uses this patch")
 
 
@@ -93,9 +97,9 @@ def _cached(cache: Cache, with_cache: bool) -> Iterator[Garbage]:
 
 def _snapshots(store: Store, with_cache: bool) -> Iterator[Garbage]:
     yield from _cached(store.snapshots, with_cache)
-    needed = store.snapshots_needed()
+    needed_names = store.snapshots_needed()
     for name in store.snapshots.names():
-        if name not in needed:
+        if name not in needed_names:
             for path in store.snapshots.files(name):
                 yield from _garbage(path, "a snapshot on the way to neither head nor a tag")
 

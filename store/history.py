@@ -38,8 +38,8 @@ class History:
     @property
     def length(self) -> int:
         """The number of entries, base included."""
-        last = self._journal.last_key("revisions")
-        return 0 if last is None else int.from_bytes(last, "big") + 1
+        key = self._journal.last_key("revisions")
+        return 0 if key is None else int.from_bytes(key, "big") + 1
 
     @property
     def head(self) -> Revision:
@@ -77,10 +77,10 @@ class History:
 
     def ancestry(self, revision: Revision) -> Iterator[Revision]:
         """Yield the revision, its parent, and so on to base."""
-        below = _Below(self)
+        reader = _Below(self)
         yield revision
         while revision.parent is not None:
-            revision = self._parent(revision, below.at)
+            revision = self._parent(revision, reader.at)
             yield revision
 
     def lineage(self, revision: Revision) -> list[Revision]:
@@ -89,13 +89,13 @@ class History:
 
     def between(self, older: Revision, newer: Revision) -> list[Revision]:
         """Return the ancestry of `newer` without that of `older`, oldest first."""
-        known = {revision.id for revision in self.ancestry(older)}
-        fresh: list[Revision] = []
+        older_ids = {revision.id for revision in self.ancestry(older)}
+        revisions: list[Revision] = []
         for revision in self.ancestry(newer):
-            if revision.id in known:
+            if revision.id in older_ids:
                 break
-            fresh.append(revision)
-        return fresh[::-1]
+            revisions.append(revision)
+        return revisions[::-1]
 
     def _parent(self, revision: Revision, at: Callable[[int], Revision] | None = None) -> Revision:
         if revision.parent is None:
@@ -122,9 +122,9 @@ class History:
         """Return the revision that goes by a name. Raises UnknownRevision, AmbiguousRevision."""
         if isinstance(name, Revision):
             return name
-        stem, back = parse_name(name)
+        stem, steps = parse_name(name)
         revision = self._stem(stem)
-        for _ in range(back):
+        for _ in range(steps):
             if revision.parent is None:
                 raise UnknownRevision(name, "goes back past base")
             revision = self._parent(revision)
@@ -145,11 +145,11 @@ class History:
             return self.head
         if stem == "base":
             return self.at(0)
-        if numbered := _SEQ.fullmatch(stem):
-            return self._numbered(int(numbered[1]))
-        tagged = self._journal.get("refs", text_key(TAG_PREFIX + stem))
-        if tagged is not None:
-            return self.by_id(parsed(f"journal/refs/{TAG_PREFIX}{stem}", tagged, str))
+        if match := _SEQ.fullmatch(stem):
+            return self._numbered(int(match[1]))
+        payload = self._journal.get("refs", text_key(TAG_PREFIX + stem))
+        if payload is not None:
+            return self.by_id(parsed(f"journal/refs/{TAG_PREFIX}{stem}", payload, str))
         return self._by_prefix(stem)
 
     def _numbered(self, seq: int) -> Revision:
@@ -170,12 +170,12 @@ class History:
 
     def _ids_from(self, prefix: str) -> list[str]:
         start = prefix.encode("ascii")
-        found: list[str] = []
+        identities: list[str] = []
         for key, _ in self._journal.entries("ids", start):
-            if not key.startswith(start) or len(found) == _AMBIGUOUS_MAX:
+            if not key.startswith(start) or len(identities) == _AMBIGUOUS_MAX:
                 break
-            found.append(key.decode("ascii"))
-        return found
+            identities.append(key.decode("ascii"))
+        return identities
 
     def _ref(self, name: str) -> str:
         payload = self._journal.get("refs", text_key(name))
@@ -205,16 +205,16 @@ class History:
 
     def stream(self, name: str) -> Record | None:
         """Return the state of a stream, or None if there is none."""
-        wrapped = self._object("streams", text_key(name))
-        return None if wrapped is None else wrapped["record"]
+        entry = self._object("streams", text_key(name))
+        return None if entry is None else entry["record"]
 
     def streams(self) -> dict[str, Record]:
         """Return the states of all streams by name."""
-        wrapped = (
+        entries = (
             parsed(label("streams", key), payload, dict)
             for key, payload in self._journal.entries("streams")
         )
-        return {entry["name"]: entry["record"] for entry in wrapped}
+        return {entry["name"]: entry["record"] for entry in entries}
 
     def _object(self, table: str, key: bytes) -> Record | None:
         payload = self._journal.get(table, key)
@@ -262,8 +262,8 @@ class History:
         if strays := set(draft.subjects) - set(draft.requests):
             raise StoreError(f"the draft gives subjects for requests it lacks: {sorted(strays)}")
         for identity, record in draft.requests.items():
-            known = self.request(identity)
-            if known and canonical.dumps(known["record"]) != canonical.dumps(dict(record)):
+            entry = self.request(identity)
+            if entry and canonical.dumps(entry["record"]) != canonical.dumps(dict(record)):
                 raise StoreError(
                     f"request {identity!r} is recorded with other content: "
                     "derive ids from content, so that other content has another id"
@@ -280,8 +280,8 @@ class _Below:
     def at(self, seq: int) -> Revision:
         """See `History.at`."""
         if seq not in self._read:
-            first = max(0, seq + 1 - _ANCESTRY_CHUNK)
-            entries = islice(self._history.entries(first), seq + 1 - first)
+            start = max(0, seq + 1 - _ANCESTRY_CHUNK)
+            entries = islice(self._history.entries(start), seq + 1 - start)
             try:
                 self._read = {revision.seq: revision for revision in entries}
             except IntegrityError:  # the damaged entry may be no ancestor

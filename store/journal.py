@@ -201,8 +201,8 @@ class Journal:
     def _chunk(self, table: str, start: bytes) -> list[tuple[bytes, bytes]]:
         with self._reading() as transaction:
             cursor = transaction.cursor(self._tables[table])
-            found = cursor.set_range(start) if start else cursor.first()
-            chunk = list(islice(cursor, _CHUNK_LENGTH)) if found else []
+            has_entries = cursor.set_range(start) if start else cursor.first()
+            chunk = list(islice(cursor, _CHUNK_LENGTH)) if has_entries else []
         if chunk and chunk[-1][0] < start:  # a damaged tree could lead in circles
             raise IntegrityError(datafile.LABEL, f"the keys of {table} are out of order")
         return chunk
@@ -240,11 +240,11 @@ class Journal:
         never read, but a file without them looks like one that was cut off. The added bytes are a
         hole, which takes no room on the disk; the transaction's own sync makes them last.
         """
-        taken = sum(_TREE_BYTES + 2 * len(change.payload or b"") for change in changes)
-        needed = self._used() + SPARE_BYTES // 2 + taken
+        transaction_bytes = sum(_TREE_BYTES + 2 * len(change.payload or b"") for change in changes)
+        length_min = self._used() + SPARE_BYTES // 2 + transaction_bytes
         data_file = self.folder / "data.mdb"
-        if data_file.stat().st_size < needed:
-            os.truncate(data_file, needed + SPARE_BYTES // 2)
+        if data_file.stat().st_size < length_min:
+            os.truncate(data_file, length_min + SPARE_BYTES // 2)
 
     def _fill(self) -> None:
         """Lengthen the file to the length in its meta page, if the room was not enough."""

@@ -72,10 +72,10 @@ def _sign(descriptor: int) -> None:
 def _locked(path: Path, text: bytes) -> StoreLocked:
     try:
         holder = json.loads(text)
-        found = StoreLocked(path.parent, holder["pid"], holder["host"], holder["since"])
+        error = StoreLocked(path.parent, holder["pid"], holder["host"], holder["since"])
     except (ValueError, KeyError, TypeError):  # taken, and not yet signed
         return StoreLocked(path.parent, None, None, None)
-    return StoreLocked(path.parent, None, None, None) if _has_ended(found) else found
+    return StoreLocked(path.parent, None, None, None) if _has_ended(error) else error
 
 
 def _has_ended(holder: StoreLocked) -> bool:

@@ -50,20 +50,20 @@ def migrate(path: Path) -> Migrated:
     Raises NoStore, StoreLocked, StoreFull, IntegrityError, FormatVersionError for a newer format.
     """
     path = path.absolute()
-    before = config.found_format(path)
-    if before == config.FORMAT:
-        return Migrated(before, before, (), None)
-    steps = _steps(path, before)
+    version = config.found_format(path)
+    if version == config.FORMAT:
+        return Migrated(version, version, (), None)
+    steps = _steps(path, version)
     lock = WriterLock.acquire(path / "lock")
     try:
-        backup = _back_up(path, before)
+        backup = _back_up(path, version)
         for number, step in steps.items():
             step.apply(path)
             _say_format(path, number)
     finally:
         lock.release()
     changes = tuple(step.change for step in steps.values())
-    return Migrated(before, config.FORMAT, changes, backup)
+    return Migrated(version, config.FORMAT, changes, backup)
 
 
 def _nothing(_: Path) -> None:
@@ -78,12 +78,12 @@ STEPS: Mapping[int, Step] = {
 
 
 def _steps(path: Path, before: int) -> dict[int, Step]:
-    wanted = range(before + 1, config.FORMAT + 1)
-    if before > config.FORMAT or not set(wanted) <= STEPS.keys():
+    numbers = range(before + 1, config.FORMAT + 1)
+    if before > config.FORMAT or not set(numbers) <= STEPS.keys():
         raise FormatVersionError(
             path / config.FILE_NAME, f"format = {before}", f"format = {config.FORMAT}"
         )
-    return {number: STEPS[number] for number in wanted}
+    return {number: STEPS[number] for number in numbers}
 
 
 def _back_up(path: Path, before: int) -> Path:
@@ -101,7 +101,7 @@ def _say_format(path: Path, number: int) -> None:
     """Change the number in `cedit.toml`, and nothing else that people have written there."""
     file = path / config.FILE_NAME
     text = file.read_bytes().decode("utf-8")
-    changed, count = _LINE.subn(f"format = {number}", text, count=1)
+    content, count = _LINE.subn(f"format = {number}", text, count=1)
     if count != 1:
         raise IntegrityError(config.FILE_NAME, "has no line `format = …` of its own to change")
-    durable.write_durably(file, config.marked(changed.encode("utf-8")))
+    durable.write_durably(file, config.marked(content.encode("utf-8")))

@@ -42,15 +42,15 @@ class Quarantine:
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append durably each record whose (stream, position, rolling) is not there yet."""
-        known = self._settled()
-        fresh: dict[bytes, bytes] = {}
+        places = self._settled()
+        pending: dict[bytes, bytes] = {}
         for record in records:
             place = _place(record)
-            if place not in known:
-                fresh.setdefault(place, _line(record))
-        if fresh:
-            durable.append_durably(self._path, b"".join(fresh.values()))
-            known.update(fresh)
+            if place not in places:
+                pending.setdefault(place, _line(record))
+        if pending:
+            durable.append_durably(self._path, b"".join(pending.values()))
+            places.update(pending)
 
     def _settled(self) -> set[bytes]:
         """Sync the file, as a killed writer may not have, and return the places of its records."""
@@ -89,8 +89,8 @@ def read_line(line: bytes) -> tuple[dict[str, Any] | None, LineProblem | None]:
         record = canonical.loads(line)
     except ValueError:
         # JSON has no zero bytes: they stand where a sector was not written when the power went.
-        unwritten = LineProblem("was not wholly written", harmless=True)
-        return None, unwritten if b"\0" in line else LineProblem("is not JSON")
+        torn_line = LineProblem("was not wholly written", harmless=True)
+        return None, torn_line if b"\0" in line else LineProblem("is not JSON")
     if not isinstance(record, dict):
         return None, LineProblem("is not a record")
     if CHECK not in record:

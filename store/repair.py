@@ -86,21 +86,23 @@ def plan(store: Store) -> Plan:
     revisions = tables.revisions if salvage is None else salvage.revisions
     remedies = [] if salvage is None else list(salvage.remedies)
     remedies += [Remedy(name, "make the folder") for name in _missing_folders(store)]
-    cached = tuple(_damaged_sets(store))
+    damaged_sets = tuple(_damaged_sets(store))
     remedies += [
-        Remedy(f"{folder}/{name}", "drop it: it can be made again") for folder, name in cached
+        Remedy(f"{folder}/{name}", "drop it: it can be made again") for folder, name in damaged_sets
     ]
-    loose = tuple(_loose(store, revisions))
-    for path in loose:
+    loose_files = tuple(_loose(store, revisions))
+    for path in loose_files:
         name = path.relative_to(store.path).as_posix()
         remedies.append(Remedy(name, "remove it: nothing leads to it"))
     lines = tuple(_bad_lines(store.path))
     for number in lines:
         name = f"{QUARANTINE}:{number}"
         remedies.append(Remedy(name, f"move the line to {ASIDE}/"))
-    known = check.lost_patches(revisions.values())
-    lost = [ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in known]
-    return Plan(tuple(remedies), tuple(lost), salvage, loose, cached, lines)
+    lost_digests = check.lost_patches(revisions.values())
+    lost_refs = [
+        ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in lost_digests
+    ]
+    return Plan(tuple(remedies), tuple(lost_refs), salvage, loose_files, damaged_sets, lines)
 
 
 def carry_out(store: Store, chosen: Plan) -> None:
@@ -108,18 +110,18 @@ def carry_out(store: Store, chosen: Plan) -> None:
 
     If this is interrupted, a new plan finds the rest.
     """
-    aside = _folder_aside(store.path)
+    folder_aside = _folder_aside(store.path)
     for name in _missing_folders(store):
         durable.make_folder_durably(store.path / name)
     for folder, name in chosen.cached:
         _cache(store, folder).drop(name)
     durable.remove_durably(sorted(chosen.loose, reverse=True))
     if chosen.lines:
-        _move_lines(store.path / QUARANTINE, chosen.lines, aside)
-    _set_aside_patches(store, chosen.lost, aside)
+        _move_lines(store.path / QUARANTINE, chosen.lines, folder_aside)
+    _set_aside_patches(store, chosen.lost, folder_aside)
     store.journal.close()
     if chosen.journal is not None:
-        _replace_journal(store.path, chosen.journal, aside)
+        _replace_journal(store.path, chosen.journal, folder_aside)
     store.close()
 
 
@@ -127,29 +129,29 @@ def carry_out(store: Store, chosen: Plan) -> None:
 
 
 def _salvage(store: Store, tables: Tables) -> Salvage:
-    kept = _sound_entries(tables)
-    if not kept:
+    revisions = _sound_entries(tables)
+    if not revisions:
         raise IntegrityError(
             "journal/revisions/0",
             "the base cannot be read, and with it nothing else: import an archive (`cedit import`)",
         )
-    ids = {revision.id for revision in kept.values()}
+    ids = {revision.id for revision in revisions.values()}
     salvage = Salvage(
-        revisions=kept,
-        payloads={seq: _payload(store, seq) for seq in kept},
-        requests={e["id"]: e for e in tables.entries["requests"].values() if e["seq"] in kept},
+        revisions=revisions,
+        payloads={seq: _payload(store, seq) for seq in revisions},
+        requests={e["id"]: e for e in tables.entries["requests"].values() if e["seq"] in revisions},
         subjects=_subject_keys(tables),
         ledger={
             int.from_bytes(key, "big"): record
             for key, record in tables.entries["ledger"].items()
-            if int.from_bytes(key, "big") in kept
+            if int.from_bytes(key, "big") in revisions
         },
         tags=_tags(tables, ids),
         streams={e["name"]: e["record"] for e in tables.entries["streams"].values()},
-        head=_head(tables, kept),
+        head=_head(tables, revisions),
     )
     salvage.remedies += _journal_remedies(tables, salvage)
-    if len(kept) < _length(tables):
+    if len(revisions) < _length(tables):
         salvage.streams = _streams_of(salvage)
     return salvage
 
@@ -157,25 +159,25 @@ def _salvage(store: Store, tables: Tables) -> Salvage:
 def _length(tables: Tables) -> int:
     """Return the number of entries that there were, as far as can be seen."""
     seqs = [int.from_bytes(key, "big") for key in tables.entries["revisions"]]
-    damaged = [
+    damaged_seqs = [
         int(name.rpartition("/")[2])
         for name in tables.damaged
         if name.startswith("journal/revisions/")
     ]
-    return max([-1, *seqs, *damaged]) + 1
+    return max([-1, *seqs, *damaged_seqs]) + 1
 
 
 def _sound_entries(tables: Tables) -> dict[int, Revision]:
     """Return the entries from base on up to the first that is not as it was written."""
-    sound: dict[int, Revision] = {}
+    revisions: dict[int, Revision] = {}
     ids: set[str] = set()
     for seq in range(_length(tables)):
         revision = tables.entries["revisions"].get(seq_key(seq))
-        if revision is None or not _is_sound(revision, sound, ids, tables):
+        if revision is None or not _is_sound(revision, revisions, ids, tables):
             break
-        sound[seq] = revision
+        revisions[seq] = revision
         ids.add(revision.id)
-    return sound
+    return revisions
 
 
 def _is_sound(
@@ -187,8 +189,8 @@ def _is_sound(
         return False
     if not revision.replaces.keys() <= ids:
         return False
-    named = check.request_ids(revision)
-    return all(text_key(identity) in tables.entries["requests"] for identity in named)
+    identities = check.request_ids(revision)
+    return all(text_key(identity) in tables.entries["requests"] for identity in identities)
 
 
 def _payload(store: Store, seq: int) -> bytes:
@@ -208,11 +210,11 @@ def _subject_keys(tables: Tables) -> dict[str, bytes]:
 
 def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
     """Return head as it stands, or as the last entry left it."""
-    said = tables.entries["refs"].get(text_key("head"))
-    if said is not None and any(revision.id == said for revision in kept.values()):
-        return str(said)
-    last = kept[max(kept)]
-    return str(last.parent if last.operation == operations.ROLLBACK else last.id)
+    head = tables.entries["refs"].get(text_key("head"))
+    if head is not None and any(revision.id == head for revision in kept.values()):
+        return str(head)
+    tip = kept[max(kept)]
+    return str(tip.parent if tip.operation == operations.ROLLBACK else tip.id)
 
 
 def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
@@ -226,23 +228,23 @@ def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
 
 def _streams_of(salvage: Salvage) -> dict[str, Record]:
     """Return the states of the streams at head, as its ancestors record them."""
-    by_id = {revision.id: revision for revision in salvage.revisions.values()}
+    revisions = {revision.id: revision for revision in salvage.revisions.values()}
     states: dict[str, Record] = {}
-    revision: Revision | None = by_id[salvage.head]
+    revision: Revision | None = revisions[salvage.head]
     while revision is not None:
         states = {**revision.body.get("streams", {}), **states}
-        revision = by_id.get(revision.parent or "")
+        revision = revisions.get(revision.parent or "")
     return states
 
 
 def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
-    gone = _length(tables) - len(salvage.revisions)
-    if gone:
-        first = len(salvage.revisions)
+    lost_count = _length(tables) - len(salvage.revisions)
+    if lost_count:
+        end = len(salvage.revisions)
         yield Remedy(
-            label("revisions", seq_key(first)),
-            f"end the history at @{first - 1}; the whole journal is kept in {ASIDE}/",
-            f"{gone} revision{'s' if gone > 1 else ''} from @{first} on",
+            label("revisions", seq_key(end)),
+            f"end the history at @{end - 1}; the whole journal is kept in {ASIDE}/",
+            f"{lost_count} revision{'s' if lost_count > 1 else ''} from @{end} on",
         )
     if tables.entries["refs"].get(text_key("head")) != salvage.head:
         yield Remedy("journal/refs/head", f"let head be {salvage.head[:12]}")
@@ -262,21 +264,21 @@ def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
 
 def _bad_keys(tables: Tables, table: str, good: set[bytes]) -> list[bytes]:
     """Return the keys of a table, readable or damaged, that are not among the `good` ones."""
-    damaged = {
+    damaged_keys = {
         text_key(name.removeprefix(f"journal/{table}/"))
         for name in tables.damaged
         if name.startswith(f"journal/{table}/")
     }
-    return sorted(({*tables.entries[table]} | damaged) - good)
+    return sorted(({*tables.entries[table]} | damaged_keys) - good)
 
 
 def _replace_journal(path: Path, salvage: Salvage, aside: Path) -> None:
     """Write the new journal aside, keep a copy of the old one, and rename the new one into
     place."""
-    new, old = path / _NEW_JOURNAL, path / "journal" / "data.mdb"
-    shutil.rmtree(new, ignore_errors=True)
-    durable.make_folder_durably(new)
-    journal = Journal(new, writable=True)
+    staging, data_file = path / _NEW_JOURNAL, path / "journal" / "data.mdb"
+    shutil.rmtree(staging, ignore_errors=True)
+    durable.make_folder_durably(staging)
+    journal = Journal(staging, writable=True)
     try:
         changes = iter(_changes(salvage))
         while chunk := list(islice(changes, _CHUNK)):
@@ -284,9 +286,9 @@ def _replace_journal(path: Path, salvage: Salvage, aside: Path) -> None:
     finally:
         journal.close()
     durable.make_folder_durably(aside)
-    durable.copy_durably(old, aside / "data.mdb")
-    durable.move_durably(new / "data.mdb", old)
-    durable.remove_durably([*sorted(new.iterdir()), new])
+    durable.copy_durably(data_file, aside / "data.mdb")
+    durable.move_durably(staging / "data.mdb", data_file)
+    durable.remove_durably([*sorted(staging.iterdir()), staging])
 
 
 def _changes(salvage: Salvage) -> Iterator[Put]:
@@ -331,9 +333,9 @@ def _damaged_sets(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def _loose(store: Store, revisions: Mapping[int, Revision]) -> Iterator[Path]:
-    used = {ref.sha256 for revision in revisions.values() for ref in revision.blobs}
+    used_digests = {ref.sha256 for revision in revisions.values() for ref in revision.blobs}
     for sha256 in store.blobs.digests():
-        if sha256 not in used:
+        if sha256 not in used_digests:
             yield store.blobs.path(sha256)
     yield from (garbage.path for garbage in gc.leftovers(store))
 
@@ -346,12 +348,12 @@ def _bad_lines(path: Path) -> Iterator[int]:
 
 
 def _move_lines(file: Path, numbers: tuple[int, ...], aside: Path) -> None:
-    with file.open("rb") as opened:
-        lines = list(opened)
-    bad = b"".join(lines[number - 1] for number in numbers)
-    kept = [line for number, line in enumerate(lines, start=1) if number not in numbers]
-    durable.write_durably(aside / file.name, bad)
-    durable.write_durably(file, b"".join(kept))
+    with file.open("rb") as stream:
+        lines = list(stream)
+    bad_lines = b"".join(lines[number - 1] for number in numbers)
+    good_lines = [line for number, line in enumerate(lines, start=1) if number not in numbers]
+    durable.write_durably(aside / file.name, bad_lines)
+    durable.write_durably(file, b"".join(good_lines))
 
 
 def _set_aside_patches(store: Store, lost: tuple[BlobRef, ...], aside: Path) -> None:
@@ -364,5 +366,5 @@ def _set_aside_patches(store: Store, lost: tuple[BlobRef, ...], aside: Path) -> 
 
 def _folder_aside(path: Path) -> Path:
     """Return a folder of its own for each repair; it is made when a file goes there."""
-    taken = (path / ASIDE / str(number) for number in count(1))
-    return next(folder for folder in taken if not folder.exists())
+    folders = (path / ASIDE / str(number) for number in count(1))
+    return next(folder for folder in folders if not folder.exists())

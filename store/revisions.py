@@ -62,7 +62,7 @@ class Revision:
         record = canonical.loads(payload)
         try:
             _require_types(record)
-            replaced = record.get("replaces", {})
+            refs = record.get("replaces", {})
             return cls(
                 id=canonical.digest(payload),
                 seq=record["seq"],
@@ -72,7 +72,7 @@ class Revision:
                 patch=_blob_ref(record["patch"]),
                 fingerprint=record["fingerprint"],
                 body=record["body"],
-                replaces={identity: _blob_ref(ref) for identity, ref in replaced.items()},
+                replaces={identity: _blob_ref(ref) for identity, ref in refs.items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the record of a revision ({error})") from error
@@ -93,14 +93,14 @@ def layers(lineage: Sequence[Revision]) -> list[Layer]:
     for revision in lineage:
         patches.update(revision.replaces)
     places = {revision.id: place for place, revision in enumerate(lineage)}
-    found: list[Layer] = []
-    untouched = len(lineage)  # no later revision replaces a patch before this place
+    stack: list[Layer] = []
+    untouched_end = len(lineage)  # no later revision replaces a patch before this place
     for place in range(len(lineage) - 1, -1, -1):
         revision = lineage[place]
-        found.append(Layer(revision, patches[revision.id], place < untouched))
+        stack.append(Layer(revision, patches[revision.id], place < untouched_end))
         for identity in revision.replaces:
-            untouched = min(untouched, places.get(identity, untouched))
-    return found[::-1]
+            untouched_end = min(untouched_end, places.get(identity, untouched_end))
+    return stack[::-1]
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ def payload_of(
 
     `patch` and `replaces` are the blobs of the draft, which are on the disk by now.
     """
-    replaced = {identity: _blob_record(ref) for identity, ref in replaces.items()}
+    records = {identity: _blob_record(ref) for identity, ref in replaces.items()}
     return canonical.dumps(
         {
-            **({"replaces": replaced} if replaced else {}),
+            **({"replaces": records} if records else {}),
             "seq": seq,
             "previous": previous,
             "parent": draft.parent,
@@ -197,8 +197,8 @@ def parse_name(text: str) -> Name:
     steps = tilde + rest
     if not stem or not _STEPS_BACK.fullmatch(steps):
         raise UnknownRevision(text, "not a name such as head, head~2, base, @7, a tag or an id")
-    back = sum(int(count or "1") for count in _STEP_BACK.findall(steps))
-    return Name(stem, min(back, STEPS_BACK_MAX))
+    total = sum(int(count or "1") for count in _STEP_BACK.findall(steps))
+    return Name(stem, min(total, STEPS_BACK_MAX))
 
 
 def parse_range(text: str) -> tuple[str, str]:

@@ -43,14 +43,14 @@ def _bytes_in(folder: Path) -> int:
     with reading(folder):
         try:
             with os.scandir(folder) as entries:
-                found = list(entries)
+                children = list(entries)
         except FileNotFoundError:
             return 0
         return sum(
             _bytes_in(Path(entry))
             if entry.is_dir(follow_symlinks=False)
             else _bytes_of(Path(entry))
-            for entry in found
+            for entry in children
         )
 
 

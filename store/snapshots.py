@@ -48,11 +48,11 @@ class Segmenter:
         if len(self._patches) < self._size:
             return None
         name = self._digest.hexdigest()
-        full = Segment(f"{name[:2]}/{name}", self._first, self._place, tuple(self._patches))
+        segment = Segment(f"{name[:2]}/{name}", self._first, self._place, tuple(self._patches))
         self._first, self._patches = self._place, []
-        return full
+        return segment
 
     def take_all(self, layers: Iterable[Layer]) -> list[Segment]:
         """Take in layers, and return the segments that they fill."""
-        filled = (self.take(layer.patch) for layer in layers)
-        return [segment for segment in filled if segment is not None]
+        segments = (self.take(layer.patch) for layer in layers)
+        return [segment for segment in segments if segment is not None]

@@ -108,12 +108,12 @@ class Store:
 
         Raises NoStore if there is no store at that place.
         """
-        said = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
-        here = (start or Path.cwd()).absolute()
-        if said:
-            candidates = [here / _located(said)]
+        name = explicit or os.environ.get(ENVIRONMENT_VARIABLE)
+        start_folder = (start or Path.cwd()).absolute()
+        if name:
+            candidates = [start_folder / _located(name)]
         else:
-            candidates = [folder / FOLDER_NAME for folder in (here, *here.parents)]
+            candidates = [folder / FOLDER_NAME for folder in (start_folder, *start_folder.parents)]
         for candidate in candidates:
             if config.exists(candidate):
                 return candidate
@@ -306,8 +306,10 @@ class Store:
             elif draft.written is not None:
                 patch = draft.written.result()
             replaces = {
-                identity: None if new is None else self.blobs.put(new.tensors, new.meta)
-                for identity, new in draft.replaces.items()
+                identity: None
+                if replacement is None
+                else self.blobs.put(replacement.tensors, replacement.meta)
+                for identity, replacement in draft.replaces.items()
             }
             payload = payload_of(draft, seq, previous, patch, replaces)
             revision = Revision.from_payload(payload)
@@ -365,12 +367,12 @@ class Store:
 def _located(path: Path | str) -> Path:
     """Return the whole path of a store, `~` being a home. Raises StoreError if it is no path."""
     try:
-        where = Path(path).expanduser().absolute()
+        location = Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise StoreError(f"{str(path)!r} names the home of nobody known here: {error}") from error
-    if "\0" in str(where):
+    if "\0" in str(location):
         raise StoreError(f"{str(path)!r} can't name a folder: it holds a NUL character")
-    return where
+    return location
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
@@ -380,8 +382,10 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def _size_of_draft(draft: Draft) -> int:
     """Return the bytes of a draft's unwritten tensors; the margin has room for its records."""
-    new = [found.tensors for found in draft.replaces.values() if found is not None]
-    return sum(map(_size, [*new, draft.tensors or {}]))
+    tensor_sets = [
+        replacement.tensors for replacement in draft.replaces.values() if replacement is not None
+    ]
+    return sum(map(_size, [*tensor_sets, draft.tensors or {}]))
 
 
 def _require_vacant(path: Path) -> None:
@@ -399,11 +403,11 @@ def _require_vacant(path: Path) -> None:
 
 def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -> None:
     """Make a journal with base and head. It is built aside: `journal` is whole or not there."""
-    aside, folder = path / _UNFINISHED_JOURNAL, path / "journal"
+    temporary, folder = path / _UNFINISHED_JOURNAL, path / "journal"
     _discard_leftover(path, folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    durable.make_folder_durably(aside)
-    journal = Journal(aside, writable=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    durable.make_folder_durably(temporary)
+    journal = Journal(temporary, writable=True)
     try:
         draft = Draft(operations.BASE, None, fingerprint, base_body)
         payload = payload_of(draft, seq=0, previous=None, patch=None)
@@ -411,8 +415,8 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
         journal.write(History(journal).changes(draft, base, payload))
     finally:
         journal.close()
-    durable.sync_folder_durably(aside)  # LMDB syncs its file's content, but not the file's name
-    durable.move_durably(aside, folder)
+    durable.sync_folder_durably(temporary)  # LMDB syncs its file's content, but not the file's name
+    durable.move_durably(temporary, folder)
 
 
 def _discard_leftover(path: Path, folder: Path) -> None:

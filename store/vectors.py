@@ -125,13 +125,13 @@ class VectorIndex:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Drop vectors. Raises ``VectorError``, and drops none, for an id that isn't there."""
-        if missing := set(ids) - self._ids:
-            raise VectorError(f"the vector index has no id {min(missing)}: it can't be removed")
+        if missing_ids := set(ids) - self._ids:
+            raise VectorError(f"the vector index has no id {min(missing_ids)}: it can't be removed")
         if not ids:
             return
-        going = _integers(ids)
-        places = _places_of(going, self._numbers())
-        self._index.remove_ids(going)
+        numbers = _integers(ids)
+        places = _places_of(numbers, self._numbers())
+        self._index.remove_ids(numbers)
         if self._codes is not None:
             self._remove_codes(places)
         self._ids.difference_update(ids)
@@ -151,12 +151,12 @@ class VectorIndex:
             return Nearest(torch.empty(shape, dtype=torch.int64), torch.empty(shape))
         on_gpu = self._on_gpus()
         if on_gpu is None and self._codes is not None and 2 * count <= SHORTLIST <= len(self):
-            found = [self._among_best(query, count) for query in _floats(queries)]
-            scores, ids = (torch.stack(part) for part in zip(*found, strict=True))
+            hits = [self._among_best(query, count) for query in _floats(queries)]
+            scores, ids = (torch.stack(part) for part in zip(*hits, strict=True))
         else:
-            whole = self._index if on_gpu is None else on_gpu
-            searched = whole.search(_floats(queries), count)
-            scores, ids = map(torch.from_numpy, searched)
+            index = self._index if on_gpu is None else on_gpu
+            result = index.search(_floats(queries), count)
+            scores, ids = map(torch.from_numpy, result)
         assert (ids >= 0).all()
         return Nearest(ids, scores)
 
@@ -167,13 +167,13 @@ class VectorIndex:
         places = self._codes.search(query[None], SHORTLIST)[1][0]
         places.sort()  # the first of equally near ones wins, as in a whole search
         scores = torch.from_numpy(self._vectors()[places] @ query)
-        best, column = scores.topk(count)
-        return best, torch.from_numpy(self._numbers()[places[column.numpy()]])
+        top_scores, column = scores.topk(count)
+        return top_scores, torch.from_numpy(self._numbers()[places[column.numpy()]])
 
     def save(self, path: Path, stamp: Stamp) -> None:
         """Write the index with its stamp. Raises StoreFull or StorageFault."""
         faiss = _faiss()
-        whole = faiss.serialize_index(self._index).tobytes()
+        vectors = faiss.serialize_index(self._index).tobytes()
         codes = b"" if self._codes is None else faiss.serialize_index(self._codes).tobytes()
         meta = {
             **asdict(stamp),
@@ -184,7 +184,7 @@ class VectorIndex:
             "recall": self.recall,
             "retry_at": self._retry_at,
         }
-        body = canonical.dumps(meta) + _END + codes + whole
+        body = canonical.dumps(meta) + _END + codes + vectors
         durable.write_durably(path, canonical.digest(body).encode() + _END + body)
 
     @classmethod
@@ -196,22 +196,22 @@ class VectorIndex:
         None says: make it anew. A file that is missing, torn or damaged, or has another place in
         the journal, encoder, width or count, gives None alike.
         """
-        read = _read(path)
-        if read is None:
+        content = _read(path)
+        if content is None:
             return None
-        meta, payload = read
-        wanted = {**asdict(stamp), "format": _FORMAT, "width": width, "count": count}
-        if any(meta.get(name) != value for name, value in wanted.items()):
+        meta, payload = content
+        header = {**asdict(stamp), "format": _FORMAT, "width": width, "count": count}
+        if any(meta.get(name) != value for name, value in header.items()):
             return None
-        loaded = cls(width, crossover)
+        index = cls(width, crossover)
         split = meta["codes_bytes"]
-        if not loaded._takes(payload[split:], count):
+        if not index._takes(payload[split:], count):
             return None
         if crossover is not None:
-            loaded._retry_at = meta["retry_at"]
-            if split and not loaded._takes_codes(payload[:split], meta["recall"]):
+            index._retry_at = meta["retry_at"]
+            if split and not index._takes_codes(payload[:split], meta["recall"]):
                 return None
-        return loaded
+        return index
 
     def _takes(self, payload: bytes, count: int) -> bool:
         """Take over these bytes as the index, and tell whether it is one of `count` vectors."""
@@ -220,8 +220,8 @@ class VectorIndex:
             return False
         self._index = index
         self._ids = set(self._numbers().tolist())
-        found: tuple[int, int, int] = (index.d, index.ntotal, len(self._ids))
-        return found == (self.width, count, count)
+        sizes: tuple[int, int, int] = (index.d, index.ntotal, len(self._ids))
+        return sizes == (self.width, count, count)
 
     def _takes_codes(self, payload: bytes, recall: float) -> bool:
         """Take over these bytes as the codes, and tell whether they are one for each vector."""
@@ -260,18 +260,18 @@ class VectorIndex:
 
         self._codes.remove_ids(places)
         count = self._codes.ntotal
-        whole = count - count % self._codes.bbs
-        if whole < count:
-            self._codes.remove_ids(numpy.arange(whole, count))
-            self._codes.add(self._vectors()[whole:])
+        block_end = count - count % self._codes.bbs
+        if block_end < count:
+            self._codes.remove_ids(numpy.arange(block_end, count))
+            self._codes.add(self._vectors()[block_end:])
 
     def _measured(self) -> float:
         """Return how often the nearest vector is found, for inputs that are near to one."""
         import torch
 
         inputs = torch.from_numpy(_near(self._vectors()))
-        wanted = torch.from_numpy(self._index.search(inputs.numpy(), 1)[1])
-        return float((self.search(inputs, 1).ids == wanted).float().mean())
+        nearest_ids = torch.from_numpy(self._index.search(inputs.numpy(), 1)[1])
+        return float((self.search(inputs, 1).ids == nearest_ids).float().mean())
 
     def _numbers(self) -> Any:
         """Return the ids [n], in the order of the vectors."""
@@ -280,9 +280,9 @@ class VectorIndex:
     def _vectors(self) -> Any:
         """Return the vectors [n, d], in the index's own memory."""
         faiss = _faiss()
-        flat = faiss.downcast_index(self._index.index)
-        held = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * self.width)
-        return held.reshape(-1, self.width)
+        storage = faiss.downcast_index(self._index.index)
+        buffer = faiss.rev_swig_ptr(storage.get_xb(), storage.ntotal * self.width)
+        return buffer.reshape(-1, self.width)
 
     def _require_new(self, ids: Sequence[int], vectors: Tensor) -> None:
         self._require_fitting("vector", vectors)
@@ -290,9 +290,9 @@ class VectorIndex:
             raise VectorError(f"{len(ids)} ids were given for {len(vectors)} vectors")
         if len(set(ids)) != len(ids):
             raise VectorError("an id is given twice: each vector has its own")
-        if known := self._ids.intersection(ids):
+        if clashes := self._ids.intersection(ids):
             raise VectorError(
-                f"the vector index has the id {min(known)} already: remove it before it is added"
+                f"the vector index has the id {min(clashes)} already: remove it before it is added"
             )
         if ids and min(ids) < 0:
             raise VectorError(f"{min(ids)} is no id: ids are 0 and up")
@@ -310,8 +310,8 @@ class VectorIndex:
 def _quantiser(width: int) -> Any:
     """Return an empty index of codes."""
     faiss = _faiss()
-    shared = next(d for d in range(min(_CODED_DIMENSIONS, width), width + 1) if width % d == 0)
-    codes = faiss.IndexPQFastScan(width, width // shared, 4, faiss.METRIC_INNER_PRODUCT)
+    dimensions = next(d for d in range(min(_CODED_DIMENSIONS, width), width + 1) if width % d == 0)
+    codes = faiss.IndexPQFastScan(width, width // dimensions, 4, faiss.METRIC_INNER_PRODUCT)
     codes.pq.cp.seed = _SEED
     codes.pq.cp.min_points_per_centroid = 1  # no warning for a low crossover
     return codes
@@ -339,12 +339,12 @@ def _near(vectors: Any) -> Any:
     import numpy
 
     random = numpy.random.default_rng(_SEED)
-    own = vectors[random.choice(len(vectors), min(_SAMPLE, len(vectors)), replace=False)]
-    own = own / numpy.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
-    noise = random.standard_normal(own.shape)
-    noise -= (noise * own).sum(1, keepdims=True) * own
+    sample = vectors[random.choice(len(vectors), min(_SAMPLE, len(vectors)), replace=False)]
+    sample = sample / numpy.linalg.norm(sample, axis=1, keepdims=True).clip(1e-12)
+    noise = random.standard_normal(sample.shape)
+    noise -= (noise * sample).sum(1, keepdims=True) * sample
     noise /= numpy.linalg.norm(noise, axis=1, keepdims=True)
-    return (NEAR * own + (1 - NEAR**2) ** 0.5 * noise).astype(numpy.float32)
+    return (NEAR * sample + (1 - NEAR**2) ** 0.5 * noise).astype(numpy.float32)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
@@ -356,8 +356,8 @@ def _read(path: Path) -> tuple[dict[str, Any], bytes] | None:
     if checksum != canonical.digest(body).encode():
         return None
     meta, _, payload = body.partition(_END)
-    read: dict[str, Any] = canonical.loads(meta)
-    return read, payload
+    header: dict[str, Any] = canonical.loads(meta)
+    return header, payload
 
 
 def _floats(vectors: Tensor) -> Any:
