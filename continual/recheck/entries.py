@@ -96,18 +96,18 @@ class EntryTable:
         its rows. Looks at these rows only."""
         sizes = self._row_count.rows[places]
         ends = sizes.cumsum(0)
-        missing = (~of_row[self.rows_of(places)]).long().cumsum(0)
-        counts = torch.cat([torch.zeros(1, dtype=torch.long), missing])
+        misses = (~of_row[self.rows_of(places)]).long().cumsum(0)
+        counts = torch.cat([torch.zeros(1, dtype=torch.long), misses])
         return counts[ends] == counts[ends - sizes]
 
     def texts(self, places: Tensor, rows: Tensor, decode: Decode) -> RowTexts:
         """Return the words read up to these rows [r], of the entries at `places` [r]."""
         offsets = (rows - self._first_row.rows[places]).tolist()
-        read = [
+        prefixes = [
             (encoding.ids, encoding.positions[offset] + 1)
             for encoding, offset in zip(self.encodings(places), offsets, strict=True)
         ]
-        return RowTexts(decode, read)
+        return RowTexts(decode, prefixes)
 
 
 class RowTable:

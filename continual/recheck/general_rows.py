@@ -74,11 +74,11 @@ class GeneralRows:
 
     def stated_in_memory(self, fact: CorrectedFact) -> Iterator[int]:
         """Yield the places in memory whose next token states a fact."""
-        first = 0
+        start = 0
         for passage, text in zip(self.text.memory, self._texts(self.text.memory), strict=True):
             if not fact.answers.isdisjoint(passage.said) and fact.is_about(text):
-                yield from (first + i for i, t in enumerate(passage.said) if t in fact.answers)
-            first += passage.rows
+                yield from (start + i for i, t in enumerate(passage.said) if t in fact.answers)
+            start += passage.rows
 
     # -- held out
 
@@ -86,11 +86,11 @@ class GeneralRows:
         """Return the probes of the held-out positions, and their rows."""
         passages = self.text.held_out
         encodings = [e for passage in passages for e in passage.positions()]
-        expected = [t != UNSAID for passage in passages for t in passage.said]
+        flags = [t != UNSAID for passage in passages for t in passage.said]
         rows = self._rows("held-out", passages)
-        wanted = [place for place, is_expected in enumerate(expected) if is_expected]
+        places = [place for place, is_expected in enumerate(flags) if is_expected]
         entries = [Entry(WATCH, WATCH, i, encoding) for i, encoding in enumerate(encodings)]
-        return entries, rows[rows.targets.new_tensor(wanted)]
+        return entries, rows[rows.targets.new_tensor(places)]
 
     def stated_in_held_out(self, fact: CorrectedFact) -> Iterator[int]:
         """Yield the indices of the held-out probes whose token states a fact."""
@@ -112,8 +112,8 @@ class GeneralRows:
         encodings = [passage.encoding() for passage in passages]
         if not encodings:
             width = self.site.edited.anatomy.width
-            empty = next(self.site.edited.model.parameters()).new_empty(0, width).float()
-            return Rows(empty, empty, empty.new_empty(0, dtype=int))
+            no_rows = next(self.site.edited.model.parameters()).new_empty(0, width).float()
+            return Rows(no_rows, no_rows, no_rows.new_empty(0, dtype=int))
         if self.site.edited.rows_state != self.site.edited.base.fingerprint:
             return self.site.rows_in_passes(encodings)
         return self._cached(name, encodings) or self._read(name, encodings)
@@ -121,14 +121,14 @@ class GeneralRows:
     def _cached(self, name: str, encodings: Sequence[Encoding]) -> Rows | None:
         """Return the cached rows of this very text by this very model; None if there are none."""
         try:
-            cached = self.store.cached(f"{CACHE}-{name}")
+            entry = self.store.cached(f"{CACHE}-{name}")
         except StoreError:
             return None
-        if cached is None or cached.meta.get("made_for") != self._made_for(encodings):
+        if entry is None or entry.meta.get("made_for") != self._made_for(encodings):
             return None
         device = self.site.edited.device
         query, hidden, targets = (
-            cached.tensors[key].to(device) for key in ("query", "hidden", "targets")
+            entry.tensors[key].to(device) for key in ("query", "hidden", "targets")
         )
         return Rows(query, hidden, targets, self.site.texts(encodings))
 
@@ -140,9 +140,9 @@ class GeneralRows:
     def _keep(self, name: str, encodings: Sequence[Encoding], rows: Rows) -> None:
         if self.store.writable:
             tensors = {"query": rows.query, "hidden": rows.hidden, "targets": rows.targets}
-            made_for = {"made_for": self._made_for(encodings)}
+            meta = {"made_for": self._made_for(encodings)}
             with suppress(StoreError):  # nothing depends on the cache: the text is read again
-                self.store.put_cached(f"{CACHE}-{name}", tensors, made_for)
+                self.store.put_cached(f"{CACHE}-{name}", tensors, meta)
 
     def _made_for(self, encodings: Sequence[Encoding]) -> dict[str, str]:
         texts = json.dumps([[e.within, e.positions, e.targets] for e in encodings])

@@ -92,11 +92,11 @@ class KeptTokens:
 
     def add(self, encodings: Iterable[Encoding]) -> None:
         """Append probes, read by the model as it stands."""
-        known = len(self._sequences)
+        start = len(self._sequences)
         numbers = [self._number(encoding) for encoding in encodings]
         self._probes.append(torch.tensor(numbers, dtype=torch.long))
-        new = self._sequences[known:]
-        for place, queries in self._read(new, list(self._places)).items():
+        sequences = self._sequences[start:]
+        for place, queries in self._read(sequences, list(self._places)).items():
             self._places[place].append(queries)
 
     def _number(self, encoding: Encoding) -> int:
@@ -111,10 +111,10 @@ class KeptTokens:
     def watch(self, places: Iterable[GatePlace]) -> None:
         """Keep queries at these places alone, and read missing ones by the model as it stands. A
         place may have gates already: these do not change the queries there."""
-        wanted = list(places)
-        self._places = {place: q for place, q in self._places.items() if place in wanted}
-        missing = [place for place in wanted if place not in self._places]
-        for place, queries in self._read(self._sequences, missing).items():
+        gate_places = list(places)
+        self._places = {place: q for place, q in self._places.items() if place in gate_places}
+        missing_places = [place for place in gate_places if place not in self._places]
+        for place, queries in self._read(self._sequences, missing_places).items():
             self._places[place] = PlaceQueries(queries)
 
     def forget(self) -> None:
@@ -131,13 +131,13 @@ class KeptTokens:
     def renew(self, probes: Tensor) -> None:
         """Read the queries of these probes [p] again, by the model as it stands."""
         sequences = self._probes.rows[probes].unique().tolist()
-        chosen = [self._sequences[number] for number in sequences]
+        encodings = [self._sequences[number] for number in sequences]
         spans = [
             range(self._firsts[n], self._firsts[n] + len(e.ids))
-            for n, e in zip(sequences, chosen, strict=True)
+            for n, e in zip(sequences, encodings, strict=True)
         ]
         index = torch.tensor([token for span in spans for token in span], dtype=torch.long)
-        for place, queries in self._read(chosen, list(self._places)).items():
+        for place, queries in self._read(encodings, list(self._places)).items():
             self._places[place].put(index, queries)
 
     def _read(
@@ -149,5 +149,5 @@ class KeptTokens:
         if not sequences:
             width = self._model.edited.anatomy.width
             return {place: torch.empty(0, width) for place in places}
-        found = token_queries(self._model, sequences, places)
-        return {place: torch.cat(parts).cpu() for place, parts in found.items()}
+        queries = token_queries(self._model, sequences, places)
+        return {place: torch.cat(parts).cpu() for place, parts in queries.items()}

@@ -130,31 +130,33 @@ class Ledger:
         if owners is not None:
             owners = list(owners)
             places = [place for owner in owners for place in self.places(owner, role)]
-            found = Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
+            count = Count(int(self._outcomes[places].sum()), len(places)) if places else Count()
         else:
-            counted = self._entries.active([role])
-            found = Count(int((counted & self._outcomes).sum()), int(counted.sum()))
-        return self._once(found, owners) if role == EDIT and self._in_forms else found
+            is_counted = self._entries.active([role])
+            count = Count(int((is_counted & self._outcomes).sum()), int(is_counted.sum()))
+        return self._once(count, owners) if role == EDIT and self._in_forms else count
 
     def _once(self, edits: Count, owners: Iterable[str] | None) -> Count:
         """Return a count of edits' entries in which an edit with several entries counts once."""
         for owner in self._in_forms if owners is None else self._in_forms & {*owners}:
             outcomes = self._outcomes[list(self.places(owner, EDIT))]
-            right, total = int(outcomes.sum()), len(outcomes)
-            whole = Count(int(right == total), 1)
-            edits = Count(edits.right - right + whole.right, edits.total - total + whole.total)
+            right_count, total = int(outcomes.sum()), len(outcomes)
+            edit_count = Count(int(right_count == total), 1)
+            edits = Count(
+                edits.right - right_count + edit_count.right, edits.total - total + edit_count.total
+            )
         return edits
 
     def rows_of(self, owner: str, role: str) -> Rows:
         """Return the rows of an owner's entries of a role."""
-        wanted = torch.isin(self._rows.entry, torch.tensor(self.places(owner, role)))
-        return self._rows_at(wanted.nonzero().squeeze(-1))
+        is_match = torch.isin(self._rows.entry, torch.tensor(self.places(owner, role)))
+        return self._rows_at(is_match.nonzero().squeeze(-1))
 
     @property
     def _outcomes(self) -> Tensor:
         """[entries] bool: the outcomes by whoever answers, the model or a record."""
-        own = self._entries.is_right.rows
-        return own if self._routed is None else self._routed.effective(own)
+        outcomes = self._entries.is_right.rows
+        return outcomes if self._routed is None else self._routed.effective(outcomes)
 
     # -- following changes
 
@@ -192,10 +194,10 @@ class Ledger:
         places = (self._entries.active(roles) & self._outcomes).nonzero().squeeze(-1)
         if not len(places):
             return []
-        own = self._own_preview(places)
+        outcomes = self._own_preview(places)
         if self._site.edited.memory.size:
-            own = self._routed_preview(places, own)
-        return [self.entries[place] for place in places[~own].tolist()]
+            outcomes = self._routed_preview(places, outcomes)
+        return [self.entries[place] for place in places[~outcomes].tolist()]
 
     def _own_preview(self, places: Tensor) -> Tensor:
         """Return the model's own outcomes at these places, [n] bool, as it stands now."""
@@ -203,18 +205,18 @@ class Ledger:
         if since is None or self._is_mixed(since):
             return self._judged_in_full(places)
         touched = self._touched(since)
-        own = self._entries.is_right.rows.clone()
+        outcomes = self._entries.is_right.rows.clone()
         rows = self._fired(since)
         rows = rows[torch.isin(self._rows.entry[rows], places)]
         if len(rows):
             verdict = self._rows.judged(rows, self._site.judge(self._rows_at(rows)))
             probes = self._rows.entry[rows].unique()
-            own[probes] = self._entries.hold_for_all(verdict.right, probes)
+            outcomes[probes] = self._entries.hold_for_all(verdict.right, probes)
             for place in self._close_among(probes, verdict.close).tolist():
-                own[place] = self._site.judge_alone(self.entries[place].encoding)
-        again = places[torch.isin(places, touched)]
-        own[again] = self._judged_in_full(again)
-        return own[places]
+                outcomes[place] = self._site.judge_alone(self.entries[place].encoding)
+        repeat_places = places[torch.isin(places, touched)]
+        outcomes[repeat_places] = self._judged_in_full(repeat_places)
+        return outcomes[places]
 
     def _routed_preview(self, places: Tensor, own: Tensor) -> Tensor:
         """Return the outcomes at these places, [n] bool, by whoever answers now."""
@@ -241,12 +243,12 @@ class Ledger:
         Neurons touch the rows on which they fire; edited matrices move every row. Records touch the
         probes that they win.
         """
-        before = self._outcomes.clone()
+        outcomes = self._outcomes.clone()
         self._follow()
         if self._routed is not None:
             self._routed.advance()
         self._route_new()
-        return self._turned(before)
+        return self._turned(outcomes)
 
     def _follow(self) -> None:
         """Bring the model's own outcomes up to date."""
@@ -254,10 +256,10 @@ class Ledger:
         if since is None:
             self._read_anew()
         else:
-            touched, fired = self._touched(since), self._fired(since)
+            touched, firing_rows = self._touched(since), self._fired(since)
             self._run_again(touched)
-            others = fired[~torch.isin(self._rows.entry[fired], touched)]
-            self._measure(torch.cat([others, self._entries.rows_of(touched)]).sort().values)
+            rows = firing_rows[~torch.isin(self._rows.entry[firing_rows], touched)]
+            self._measure(torch.cat([rows, self._entries.rows_of(touched)]).sort().values)
         self._state = self._site.edited.fingerprint
 
     def _since(self) -> Since | None:
@@ -273,42 +275,42 @@ class Ledger:
         if not self._site.edited.is_read_off_rows:
             return NONE
         bank = self._site.bank
-        first = since.first(bank)
-        return self._rows.query.above(bank.keys[first:], -bank.bias[first:]).cpu()
+        start = since.first(bank)
+        return self._rows.query.above(bank.keys[start:], -bank.bias[start:]).cpu()
 
     def _touched(self, since: Since) -> Tensor:
         """Return the entries [p], ascending, with a token that may open a new gate elsewhere."""
         self._keep_tokens()
         if self._tokens is None:
             return NONE
-        watched = self._watched_places()
-        came = [effect for effect in since.gated if effect.place in watched]
-        found = [self._tokens.touched(effect, since.first(effect)) for effect in came]
-        touched: Tensor = torch.cat([NONE, *found]).unique()
-        return touched
+        places = self._watched_places()
+        effects = [effect for effect in since.gated if effect.place in places]
+        parts = [self._tokens.touched(effect, since.first(effect)) for effect in effects]
+        entries: Tensor = torch.cat([NONE, *parts]).unique()
+        return entries
 
     def _watched_places(self) -> list[GatePlace]:
         """Return the places whose gates are followed token by token: all but the last FFN's own,
         and that one, too, if gates read behind it."""
         edited = self._site.edited
-        own = GatePlace.at(self._site.block)
+        ffn_place = GatePlace.at(self._site.block)
         places = dict.fromkeys(effect.place for effect in edited.open_gates)
-        return [place for place in places if place != own or not edited.is_read_off_rows]
+        return [place for place in places if place != ffn_place or not edited.is_read_off_rows]
 
     def _is_mixed(self, since: Since) -> bool:
         """Tell whether tokens read now at a new place would include the effect of new gates at
         other places. These gates may be taken off again, so such tokens must not be kept."""
-        known = () if self._tokens is None else self._tokens.places
-        return len(since.gated) > 1 and any(p not in known for p in self._watched_places())
+        places = () if self._tokens is None else self._tokens.places
+        return len(since.gated) > 1 and any(p not in places for p in self._watched_places())
 
     def _keep_tokens(self) -> None:
         """Keep the tokens of all entries at the places watched now."""
-        watched = self._watched_places()
+        places = self._watched_places()
         if self._tokens is None:
-            if not watched:
+            if not places:
                 return
             self._tokens = KeptTokens(self._site)
-        self._tokens.watch(watched)
+        self._tokens.watch(places)
         self._tokens.add(entry.encoding for entry in self.entries[len(self._tokens) :])
 
     def _run_again(self, places: Tensor) -> None:
@@ -335,26 +337,26 @@ class Ledger:
         """Read all rows, from the lowest edited block upward; in whole passes if no block is below
         it, or gates see whole texts."""
         edited = self._site.edited
-        lowest = edited.reach.lowest(self._site.block) or 0
+        block = edited.reach.lowest(self._site.block) or 0
         encodings = [entry.encoding for entry in self.entries]
-        if lowest == 0 or edited.moves_rows:
+        if block == 0 or edited.moves_rows:
             self._passes = None
             return self._site.rows_in_passes(encodings)
-        if self._passes is None or self._passes.block != lowest:
-            self._passes = ProbePasses(self._site, lowest)
+        if self._passes is None or self._passes.block != block:
+            self._passes = ProbePasses(self._site, block)
         self._passes.add(encodings[len(self._passes) :])
         return self._passes.rows()
 
     def remeasure(self) -> dict[str, bool]:
         """Route and judge every probe anew, by full forward passes; return the outcomes that
         turned."""
-        before = self._outcomes.clone()
-        every = torch.arange(len(self._entries))
-        self._entries.is_right[every] = self._judged_in_full(every)
+        outcomes = self._outcomes.clone()
+        places = torch.arange(len(self._entries))
+        self._entries.is_right[places] = self._judged_in_full(places)
         self._route_new()
         if self._routed is not None:
             self._routed.remeasure()
-        return self._turned(before)
+        return self._turned(outcomes)
 
     def _measure(self, rows: Tensor) -> None:
         """Judge these rows [r] anew, and their probes."""
@@ -377,10 +379,12 @@ class Ledger:
 
     def _judged_in_full(self, places: Tensor) -> Tensor:
         """Return the outcomes of entries, [p] bool, by whole passes."""
-        found = self._site.judge_in_full(self._entries.encodings(places))
-        return torch.tensor(found, dtype=torch.bool)
+        outcomes = self._site.judge_in_full(self._entries.encodings(places))
+        return torch.tensor(outcomes, dtype=torch.bool)
 
     def _turned(self, before: Tensor) -> dict[str, bool]:
-        now = self._outcomes
-        places = ((before != now) & self._entries.is_active.rows).nonzero().squeeze(-1).tolist()
-        return {self.entries[place].key: bool(now[place]) for place in places}
+        outcomes = self._outcomes
+        places = (
+            ((before != outcomes) & self._entries.is_active.rows).nonzero().squeeze(-1).tolist()
+        )
+        return {self.entries[place].key: bool(outcomes[place]) for place in places}

@@ -118,12 +118,14 @@ class Measurements:
 
     def _news(self, outcomes: Mapping[str, bool]) -> dict[str, bool]:
         """Return the outcomes that differ from the journal's."""
-        return {k: now for k, now in outcomes.items() if self._recorded.get(k, True) != now}
+        return {
+            k: outcome for k, outcome in outcomes.items() if self._recorded.get(k, True) != outcome
+        }
 
     def _generality_of(self, owner: str) -> Count:
         """Count the held-out rephrases of a request, or, if it has none, its learned ones."""
-        held_out = self._ledger.count(HELD_OUT, [owner])
-        return held_out if held_out.total else self._ledger.count(REPHRASE, [owner])
+        count = self._ledger.count(HELD_OUT, [owner])
+        return count if count.total else self._ledger.count(REPHRASE, [owner])
 
     # -- measuring
 
@@ -131,22 +133,22 @@ class Measurements:
         """Return the metrics; `current` are the requests of the step just done."""
         self._generality += self._fresh
         generality, self._fresh = self._fresh, Count()
-        turned, self._unrecorded = self._news(self._unrecorded), {}
-        self._recorded.update(turned)
-        fluency_news = self._follow_fluency(turned)
+        news, self._unrecorded = self._news(self._unrecorded), {}
+        self._recorded.update(news)
+        fluency_news = self._follow_fluency(news)
         base = self._base if self._store.ledger(0) is None else None
         return Measured(
-            self._rates(current), turned, generality, self._changed(turned), fluency_news, base
+            self._rates(current), news, generality, self._changed(news), fluency_news, base
         )
 
     def _rates(self, current: Sequence[str]) -> Rates:
         ledger = self._ledger
-        edits, own = ledger.count(EDIT), ledger.count(EDIT, current)
-        earlier = Count(edits.right - own.right, edits.total - own.total)
+        edits, current_edits = ledger.count(EDIT), ledger.count(EDIT, current)
+        earlier_edits = Count(edits.right - current_edits.right, edits.total - current_edits.total)
         return Rates(
             SR=self._retention.attempts.rate,
             GR=self._generality.rate,
-            ER=earlier.rate,
+            ER=earlier_edits.rate,
             ER_incl=edits.rate,
             TrainR=ratio(ledger.count(TRAIN), self._base[TRAIN]),
             TestR=ratio(ledger.count(TEST), self._base[TEST]),
@@ -162,9 +164,9 @@ class Measurements:
     def _changed(self, turned: Mapping[str, bool]) -> tuple[Mapping[str, str], ...]:
         """Describe the probes that should have stayed right and did not, at most the first
         CHANGES_TOLD_MAX."""
-        broken = (self._ledger.entry(key) for key, right in turned.items() if not right)
-        harmed = (entry for entry in broken if entry is not None and entry.role in KEPT)
-        return tuple(self._in_words(entry) for entry in islice(harmed, CHANGES_TOLD_MAX))
+        entries = (self._ledger.entry(key) for key, is_right in turned.items() if not is_right)
+        changes = (entry for entry in entries if entry is not None and entry.role in KEPT)
+        return tuple(self._in_words(entry) for entry in islice(changes, CHANGES_TOLD_MAX))
 
     def _in_words(self, entry: Entry) -> Mapping[str, str]:
         text, encoding = self._site.task.text, entry.encoding
@@ -192,11 +194,11 @@ class Measurements:
         count = ledger.count(CONTINUATION, [owner])
         if not places or count.right == count.total:
             return 1.0
-        asked = ledger.entries[ledger.places(owner, EDIT)[0]].encoding
-        start = len(asked.question.ids)
+        encoding = ledger.entries[ledger.places(owner, EDIT)[0]].encoding
+        start = len(encoding.question.ids)
         base = ledger.entries[places[0]].encoding.ids[start:]
-        said = self._site.task.answer(self._site.edited.model, asked.question, len(base))
-        return fluency.share_kept(said, base)
+        answer = self._site.task.answer(self._site.edited.model, encoding.question, len(base))
+        return fluency.share_kept(answer, base)
 
     def _mean_fluency(self) -> float | None:
         """Return the mean over the edits in force that have a continuation; None without any."""

@@ -43,9 +43,9 @@ class ProbePasses:
     def add(self, encodings: Sequence[Encoding]) -> None:
         """Append probes."""
         batches = length_sorted(encodings)
-        chosen = [tuple(encodings[i] for i in batch) for batch in batches]
-        recordings = self._site.executor.map(self._recorded, chosen)
-        for batch, probes, recording in zip(batches, chosen, recordings, strict=True):
+        groups = [tuple(encodings[i] for i in batch) for batch in batches]
+        recordings = self._site.executor.map(self._recorded, groups)
+        for batch, probes, recording in zip(batches, groups, recordings, strict=True):
             places = tuple(self._count + i for i in batch)
             self._passes.append(_Pass(places, probes, recording))
         self._count += len(encodings)
@@ -59,13 +59,13 @@ class ProbePasses:
     def rows(self) -> Rows:
         """Return the rows of all probes, in the order in which they came, by the model as it is
         now."""
-        found: dict[int, Rows] = {}
-        for one, rows in zip(
+        rows_by_place: dict[int, Rows] = {}
+        for probe_pass, rows in zip(
             self._passes, self._site.executor.map(self._rows_of, self._passes), strict=True
         ):
-            sizes = [len(encoding.targets) for encoding in one.encodings]
-            found.update(zip(one.places, rows.split(sizes), strict=True))
-        return Rows.join(found[place] for place in range(self._count))
+            sizes = [len(encoding.targets) for encoding in probe_pass.encodings]
+            rows_by_place.update(zip(probe_pass.places, rows.split(sizes), strict=True))
+        return Rows.join(rows_by_place[place] for place in range(self._count))
 
     @torch.inference_mode()
     def _rows_of(self, one: _Pass) -> Rows:

@@ -50,41 +50,45 @@ def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
     """Read the other probes of new requests, by the request's id. If the model's answer to a
     locality prompt differs from the request's, the probe expects the model's own answer, for as
     many tokens."""
-    said = [tuple(encoding.targets for encoding in c.locality) for c in new]
-    groups = [c.other_entries(s) for c, s in zip(new, said, strict=True)]
+    locality_targets = [tuple(encoding.targets for encoding in c.locality) for c in new]
+    groups = [c.other_entries(s) for c, s in zip(new, locality_targets, strict=True)]
     if is_later := len(new) >= MANY:
         groups = [[entry for entry in group if entry.role == LOCALITY] for group in groups]
     entries = [entry for group in groups for entry in group]
     if not entries:
-        return {c.id: Probed(s, None) for c, s in zip(new, said, strict=True)}
+        return {c.id: Probed(s, None) for c, s in zip(new, locality_targets, strict=True)}
     encodings = [entry.encoding for entry in entries]
     rows = answers.site.rows_in_passes(encodings)
-    near = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
-    answered = {place: encodings[place].targets for place in near}
-    moved: dict[int, Rows] = {}
-    right = answers.are_right(encodings, rows, near)
-    for place in (place for place, is_right in zip(near, right, strict=True) if not is_right):
-        answered[place] = answers.greedily(encodings[place])
-        if answered[place] != encodings[place].targets:
-            moved[place] = answers.site.rows([encodings[place].answered(answered[place])])
-    expected = iter(answered.values())
-    parts = _replaced(rows, encodings, moved).split([_row_count(group) for group in groups])
+    places = [place for place, entry in enumerate(entries) if entry.role == LOCALITY]
+    answers_by_place = {place: encodings[place].targets for place in places}
+    moved_rows: dict[int, Rows] = {}
+    outcomes = answers.are_right(encodings, rows, places)
+    for place in (place for place, is_right in zip(places, outcomes, strict=True) if not is_right):
+        answers_by_place[place] = answers.greedily(encodings[place])
+        if answers_by_place[place] != encodings[place].targets:
+            moved_rows[place] = answers.site.rows(
+                [encodings[place].answered(answers_by_place[place])]
+            )
+    remaining_answers = iter(answers_by_place.values())
+    parts = _replaced(rows, encodings, moved_rows).split([_row_count(group) for group in groups])
     return {
-        c.id: Probed(tuple(islice(expected, len(s))), None if is_later else part)
-        for c, s, part in zip(new, said, parts, strict=True)
+        c.id: Probed(tuple(islice(remaining_answers, len(s))), None if is_later else part)
+        for c, s, part in zip(new, locality_targets, parts, strict=True)
     }
 
 
 def read(site: Site, new: Sequence[NewProbes]) -> list[NewProbes]:
     """Return the probes with their missing rows read by the matrices as they are now."""
-    groups = [group for one in new for group in one.groups()]
-    missing = [entries for entries, rows in groups if rows is None]
-    if not any(missing):
+    groups = [group for probes in new for group in probes.groups()]
+    unread_groups = [entries for entries, rows in groups if rows is None]
+    if not any(unread_groups):
         return list(new)
-    found = site.rows_in_passes([entry.encoding for entries in missing for entry in entries])
-    parts = iter(found.split([_row_count(entries) for entries in missing]))
+    read_rows = site.rows_in_passes(
+        [entry.encoding for entries in unread_groups for entry in entries]
+    )
+    parts = iter(read_rows.split([_row_count(entries) for entries in unread_groups]))
     rows = iter([next(parts) if rows is None else rows for _, rows in groups])
-    return [replace(one, learned=next(rows), others=next(rows)) for one in new]
+    return [replace(probes, learned=next(rows), others=next(rows)) for probes in new]
 
 
 def _row_count(entries: Sequence[Entry]) -> int:

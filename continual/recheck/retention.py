@@ -58,7 +58,7 @@ class Outcome:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Outcome:
         """Read an entry back."""
-        known = {field.name for field in fields(cls)} - {"notes"}
+        names = {field.name for field in fields(cls)} - {"notes"}
         return cls(
             id=record["id"],
             outcome=record["outcome"],
@@ -69,7 +69,7 @@ class Outcome:
             expected=tuple(tuple(tokens) for tokens in record.get("expected", ())),
             repair=bool(record.get("repair", False)),
             neighbours=record.get("neighbours", {}),
-            notes={key: value for key, value in record.items() if key not in known},
+            notes={key: value for key, value in record.items() if key not in names},
         )
 
 
@@ -101,10 +101,10 @@ class Retention:
 
     def competitors(self, request: Request) -> list[str]:
         """Return the retained requests on the same fact or prompt with another target."""
-        found = dict.fromkeys(
+        identities = dict.fromkeys(
             identity for key in _keys(request) for identity in self._by_key.get(key, ())
         )
-        return [i for i in found if self.requests[i].request.disagrees_with(request)]
+        return [i for i in identities if self.requests[i].request.disagrees_with(request)]
 
     def take(self, outcome: Outcome, request: Request, *, is_reverted: bool = False) -> None:
         """Follow one entry of a revision's body. An entry reverted later counts as an attempt
@@ -117,14 +117,14 @@ class Retention:
             self._drop(identity)
         if outcome.outcome not in ATTEMPTED:
             return
-        applied = outcome.outcome == APPLIED
+        is_applied = outcome.outcome == APPLIED
         if not outcome.repair:
-            self.attempts += Count(int(applied), 1)
-        known = self.requests.pop(outcome.id, None)  # a repair comes last again
-        expected = known.expected if known else outcome.expected
-        neighbours = outcome.neighbours or (known.neighbours if known else {})
-        self.requests[outcome.id] = Retained(request, applied, expected, neighbours)
-        if known is None:
+            self.attempts += Count(int(is_applied), 1)
+        retained = self.requests.pop(outcome.id, None)  # a repair comes last again
+        expected = retained.expected if retained else outcome.expected
+        neighbours = outcome.neighbours or (retained.neighbours if retained else {})
+        self.requests[outcome.id] = Retained(request, is_applied, expected, neighbours)
+        if retained is None:
             for key in _keys(request):
                 self._by_key.setdefault(key, []).append(outcome.id)
 
@@ -147,26 +147,28 @@ def reverted_by(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def reverted_later(lineage: Sequence[Revision]) -> list[frozenset[str]]:
     """Return for each revision of a lineage the requests that a later one takes out."""
-    gone: frozenset[str] = frozenset()
-    found: list[frozenset[str]] = []
+    removals: frozenset[str] = frozenset()
+    stack: list[frozenset[str]] = []
     for revision in reversed(lineage):
-        found.append(gone)
-        if taken := reverted_by(revision.body):
-            gone = gone.union(taken)
-    return found[::-1]
+        stack.append(removals)
+        if identities := reverted_by(revision.body):
+            removals = removals.union(identities)
+    return stack[::-1]
 
 
 def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, int]:
     """Count applied, skipped (repeats too), failed, superseded and attempted requests, as reports
     give them."""
-    every: Sequence[Outcome] = [outcome for outcome in outcomes if not outcome.repair]
-    of = {name: sum(o.outcome == name for o in every) for name in (APPLIED, FAILED, SUPERSEDED)}
+    records: Sequence[Outcome] = [outcome for outcome in outcomes if not outcome.repair]
+    counts = {
+        name: sum(o.outcome == name for o in records) for name in (APPLIED, FAILED, SUPERSEDED)
+    }
     return {
-        "attempted": of[APPLIED] + of[FAILED],
-        "applied": of[APPLIED],
-        "skipped": sum(o.outcome in (SKIPPED, REPEATED) for o in every),
-        "superseded": of[SUPERSEDED] + sum(len(o.supersedes) for o in every),
-        "failed": of[FAILED],
+        "attempted": counts[APPLIED] + counts[FAILED],
+        "applied": counts[APPLIED],
+        "skipped": sum(o.outcome in (SKIPPED, REPEATED) for o in records),
+        "superseded": counts[SUPERSEDED] + sum(len(o.supersedes) for o in records),
+        "failed": counts[FAILED],
     }
 
 

@@ -110,39 +110,39 @@ class Standing:
         if not self._store.writable or self._store.ledger(self._revision.seq) is not None:
             return
         outcomes = outcomes_of(self._revision.body)
-        measured = self.measure([o.id for o in outcomes if o.outcome in ATTEMPTED])
-        self._store.record_ledger(self._revision.seq, measured.to_json())
+        metrics = self.measure([o.id for o in outcomes if o.outcome in ATTEMPTED])
+        self._store.record_ledger(self._revision.seq, metrics.to_json())
 
     # -- building
 
     def _retrace(self, lineage: Sequence[Revision], without: frozenset[str]) -> _Trace:
         """Follow a lineage and its records in the ledger, as if some requests had never been."""
-        fresh: list[str] = []
+        new_ids: list[str] = []
         moved: tuple[str, ...] = ()
         since: set[str] = set()
         for revision, reverted in zip(lineage, reverted_later(lineage), strict=True):
-            gone = reverted | without
-            fresh += self._follow(revision, gone)
-            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - gone
+            removals = reverted | without
+            new_ids += self._follow(revision, removals)
+            since |= {o.id for o in outcomes_of(revision.body) if o.outcome == APPLIED} - removals
             if has_moved(revision.body):
                 moved, since = self._applied(), set()
             record = self._store.ledger(revision.seq)
             if record is not None:
                 self._measurements.follow(record)
-                fresh.clear()
-        return _Trace(fresh, moved, since)
+                new_ids.clear()
+        return _Trace(new_ids, moved, since)
 
     def _follow(self, revision: Revision, reverted: Collection[str]) -> list[str]:
         """Follow a revision's outcomes; return the requests that it attempted for the first time.
         A request reverted later is left out, as if it had never been there."""
-        fresh = []
+        new_ids = []
         for outcome in outcomes_of(revision.body):
             request = self._request(outcome.id)
             if outcome.id in reverted:
                 self.retention.take(outcome, request, is_reverted=True)
                 continue
             if outcome.outcome in ATTEMPTED and outcome.id not in self.retention:
-                fresh.append(outcome.id)
+                new_ids.append(outcome.id)
             if outcome.outcome in ATTEMPTED:
                 self.contradict(encode(request, self._site.task).learned)
                 if outcome.neighbours:
@@ -150,13 +150,15 @@ class Standing:
                     self._set_aside_in_general(fact)
                     self._corrected[outcome.id] = fact
             self.retention.take(outcome, request)
-        return fresh
+        return new_ids
 
     def _register_sets(self, probes: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
         """Register the probe sets of the base revision: training and test."""
         for name in (TRAIN, TEST):
-            read = [Probe.model_validate(probe) for probe in probes.get(name, ())]
-            encodings = [self._site.task.encode(probe.prompt, probe.answer) for probe in read]
+            parsed_probes = [Probe.model_validate(probe) for probe in probes.get(name, ())]
+            encodings = [
+                self._site.task.encode(probe.prompt, probe.answer) for probe in parsed_probes
+            ]
             self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
 
     def _register_retained(self, moved: Sequence[str], since: Collection[str]) -> None:
@@ -165,9 +167,9 @@ class Standing:
         other probes together. The memory gets the queries captured together at the last edit of
         matrices, and those of the edits since."""
         learned: list[Entry] = []
-        others: list[Entry] = []
+        other_entries: list[Entry] = []
         parts: list[Rows] = []
-        captured = self._captured(moved)
+        queries = self._captured(moved)
         for retained in self.retention.requests.values():
             candidate = encode(retained.request, self._site.task)
             rows = self._site.rows(candidate.learned)
@@ -177,13 +179,13 @@ class Standing:
                 self.ledger.register(learned, Rows.join(parts))
                 learned, parts = [], []
             if retained.applied:
-                is_old = candidate.id in captured and candidate.id not in since
-                query = captured[candidate.id] if is_old else rows.query
+                is_old = candidate.id in queries and candidate.id not in since
+                query = queries[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
-            others += candidate.other_entries(retained.expected)
+            other_entries += candidate.other_entries(retained.expected)
         if learned:
             self.ledger.register(learned, Rows.join(parts))
-        self.ledger.register(others)
+        self.ledger.register(other_entries)
         self._register_neighbours()
 
     def _register_neighbours(self) -> None:
@@ -192,27 +194,29 @@ class Standing:
         entries: list[Entry] = []
         for identity, retained in self.retention.requests.items():
             if retained.applied and retained.neighbours:
-                near = Neighbourhood.from_json(retained.neighbours)
-                entries += watched_entries(identity, near)
+                neighbourhood = Neighbourhood.from_json(retained.neighbours)
+                entries += watched_entries(identity, neighbourhood)
         self.ledger.register(entries)
         self._note_neighbours(entries)
         turns = {identity: turn for turn, identity in enumerate(self._corrected)}
         for identity, fact in self._corrected.items():
-            earlier = [n for n in self._near if turns.get(n.owner, -1) < turns[identity]]
-            self._drop_stating(fact, earlier)
+            neighbours = [n for n in self._near if turns.get(n.owner, -1) < turns[identity]]
+            self._drop_stating(fact, neighbours)
 
     def _note_neighbours(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
             if entry.role == NEIGHBOUR:
                 place = self.ledger.places(entry.owner, NEIGHBOUR)[entry.index]
                 text = self._site.edited.decode(entry.encoding.question.ids)
-                said = frozenset(entry.encoding.targets)
-                self._near.append(_Neighbour(entry.owner, place, text, said))
+                targets = frozenset(entry.encoding.targets)
+                self._near.append(_Neighbour(entry.owner, place, text, targets))
 
     def _drop_stating(self, fact: CorrectedFact, near: Iterable[_Neighbour]) -> None:
         """Count neighbours that state a fact no longer."""
-        stating = [n for n in near if not fact.answers.isdisjoint(n.said) and fact.is_about(n.text)]
-        self.ledger.drop([neighbour.place for neighbour in stating])
+        neighbours = [
+            n for n in near if not fact.answers.isdisjoint(n.said) and fact.is_about(n.text)
+        ]
+        self.ledger.drop([neighbour.place for neighbour in neighbours])
 
     def _applied(self) -> tuple[str, ...]:
         return tuple(i for i, retained in self.retention.requests.items() if retained.applied)
@@ -223,13 +227,13 @@ class Standing:
         """Read the queries of these edits with the model as it stands, in passes over all of them
         together: the same owners in the same order give the same bits. `new` has the learned
         encodings of requests that are not stored yet."""
-        learned = {i: new.get(i) or self._learned(i) for i in owners}
-        if not learned:
+        encodings = {i: new.get(i) or self._learned(i) for i in owners}
+        if not encodings:
             return {}
-        rows = self._site.rows_in_passes([e for each in learned.values() for e in each])
-        sizes = [sum(len(e.targets) for e in each) for each in learned.values()]
+        rows = self._site.rows_in_passes([e for group in encodings.values() for e in group])
+        sizes = [sum(len(e.targets) for e in group) for group in encodings.values()]
         parts = rows.split(sizes)
-        return {i: part.query for i, part in zip(learned, parts, strict=True)}
+        return {i: part.query for i, part in zip(encodings, parts, strict=True)}
 
     def _learned(self, identity: str) -> Sequence[Encoding]:
         return encode(self._request(identity), self._site.task).learned
@@ -255,8 +259,8 @@ class Standing:
         if not fact.answers:
             return
         self.memory.contradict(self._training.stating(fact))
-        held_out = self.ledger.places(WATCH, WATCH)
-        self.ledger.drop([held_out[index] for index in self.general.stated_in_held_out(fact)])
+        places = self.ledger.places(WATCH, WATCH)
+        self.ledger.drop([places[index] for index in self.general.stated_in_held_out(fact)])
 
     def memory_naming(self, subject: str, near: Tensor) -> QueryMemory:
         """Return the memory of a neuron that asks for a normalised subject: general text, training
@@ -264,8 +268,8 @@ class Standing:
         owners = {
             owner
             for owner in self.memory.owners
-            if (kept := self.retention.requests.get(owner)) is None
-            or any(names(compared(p), subject) for p in kept.request.prompts)
+            if (retained := self.retention.requests.get(owner)) is None
+            or any(names(compared(p), subject) for p in retained.request.prompts)
         }
         return self.memory.part(self._training.beside(subject), owners, near)
 
@@ -277,7 +281,11 @@ class Standing:
         """Return the known answers: the training probes, the prompts of the edits with queries in
         memory, and the general text in memory."""
         places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
-        edits = {o: self.ledger.entries[own[0]].encoding for o, own in places.items() if own}
+        edits = {
+            o: self.ledger.entries[edit_places[0]].encoding
+            for o, edit_places in places.items()
+            if edit_places
+        }
         general = tuple(passage.ids for passage in self.general.text.memory)
         return Taught(self._training.encodings(), self._training.gone(), edits, general)
 
@@ -290,20 +298,20 @@ class Standing:
         """Take a step's outcomes into the retention set; superseded requests leave ledger and
         memory."""
         for outcome in outcomes:
-            for superseded in outcome.supersedes:
-                self._measurements.forget(self.ledger.retire(superseded))
-                self.memory.forget(superseded)
+            for identity in outcome.supersedes:
+                self._measurements.forget(self.ledger.retire(identity))
+                self.memory.forget(identity)
             self.retention.take(outcome, requests[outcome.id])
 
     def register(self, new: Sequence[NewProbes]) -> None:
         """Take in the probes of requests straight after their first attempt: they count for GR."""
-        groups = [group for one in new for group in one.groups()]
-        entries = [entry for some, _ in groups for entry in some]
+        groups = [group for probes in new for group in probes.groups()]
+        entries = [entry for members, _ in groups for entry in members]
         if entries:
             self.ledger.register(entries, Rows.join(rows for _, rows in groups if rows is not None))
             self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
-        for one in new:
-            self._measurements.count_in(one.candidate.id)
+        for probes in new:
+            self._measurements.count_in(probes.candidate.id)
 
     def watch_over(
         self, identity: str, neighbourhood: Neighbourhood, rows: Rows | None = None
@@ -327,10 +335,12 @@ class Standing:
 def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[Entry]:
     """Return the probes of a neighbourhood: its held-out prompts, and each position behind the
     answer."""
-    near = [passage.encoding() for passage in neighbourhood.held_out]
-    behind = [encoding for passage in neighbourhood.behind for encoding in passage.positions()]
+    neighbours = [passage.encoding() for passage in neighbourhood.held_out]
+    continuations = [
+        encoding for passage in neighbourhood.behind for encoding in passage.positions()
+    ]
     return [
         Entry(identity, role, index, encoding)
-        for role, encodings in ((NEIGHBOUR, near), (CONTINUATION, behind))
+        for role, encodings in ((NEIGHBOUR, neighbours), (CONTINUATION, continuations))
         for index, encoding in enumerate(encodings)
     ]

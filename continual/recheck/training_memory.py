@@ -33,11 +33,11 @@ class TrainingMemory:
         self._entries = [entry for entry in ledger.entries if entry.role == TRAIN]
         self._places: dict[Question, range] = {}  # of each question's rows
         self._contradicted: set[Question] = set()  # questions of requests
-        first = 0
+        start = 0
         for entry in self._entries:
-            last = first + len(entry.encoding.targets)
-            self._places[entry.encoding.question] = range(first, last)
-            first = last
+            end = start + len(entry.encoding.targets)
+            self._places[entry.encoding.question] = range(start, end)
+            start = end
 
     # -- queries
 
@@ -92,13 +92,13 @@ class TrainingMemory:
         """Return the places of training probes that name a normalised subject, and of all general
         text."""
         general = range(self._count, self._count + self._general.memory_rows)
-        taught = [row for text, _, rows in self._texts if names(text, subject) for row in rows]
-        return [*taught, *general]
+        probe_rows = [row for text, _, rows in self._texts if names(text, subject) for row in rows]
+        return [*probe_rows, *general]
 
     def names_enough(self, subject: str) -> bool:
         """Tell whether enough training probes name a subject to protect its other facts."""
-        naming = (1 for text, _, _ in self._texts if subject and names(text, subject))
-        return sum(islice(naming, NAMING_MIN)) == NAMING_MIN
+        matches = (1 for text, _, _ in self._texts if subject and names(text, subject))
+        return sum(islice(matches, NAMING_MIN)) == NAMING_MIN
 
     @cached_property
     def _count(self) -> int:
