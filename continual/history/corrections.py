@@ -55,17 +55,17 @@ def ever_asked(store: Store) -> list[Record]:
 def gone(store: Store) -> set[str]:
     """The ids of requests that were attempted and do not count at head: rolled back, reverted or
     superseded."""
-    asked = {entry.outcome.id for entry in _attempts(store.revisions())}
-    return asked.difference(retained_at(store, store.head).requests)
+    identities = {entry.outcome.id for entry in _attempts(store.revisions())}
+    return identities.difference(retained_at(store, store.head).requests)
 
 
 def matching(corrections: Iterable[Record], text: str) -> list[Record]:
     """The corrections that have a text in one of the fields SEARCHED, whatever its case."""
-    wanted = text.casefold()
+    query = text.casefold()
     return [
         correction
         for correction in corrections
-        if any(wanted in str(correction.get(name, "")).casefold() for name in SEARCHED)
+        if any(query in str(correction.get(name, "")).casefold() for name in SEARCHED)
     ]
 
 
@@ -82,19 +82,21 @@ def standing_request(lineage: Sequence[Revision], name: str) -> str:
 
     Raises UnknownRequest.
     """
-    known, standing = set[str](), set[str]()
-    for revision, gone in zip(lineage, reverted_later(lineage), strict=True):
+    ids, standing_ids = set[str](), set[str]()
+    for revision, removals in zip(lineage, reverted_later(lineage), strict=True):
         outcomes = outcomes_of(revision.body)
-        known.update(o.id for o in outcomes)
-        standing.update(o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in gone)
+        ids.update(o.id for o in outcomes)
+        standing_ids.update(
+            o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in removals
+        )
     if len(name) < PREFIX_LENGTH_MIN:
         raise UnknownRequest(f"{name!r}: give {PREFIX_LENGTH_MIN} digits or more of its id.")
-    identity = _only_one(known, name)
+    identity = _only_one(ids, name)
     if identity is None:
         raise UnknownRequest(
             f"{name!r} is no request of this history: `cedit find TEXT` and `cedit list` give ids."
         )
-    if identity not in standing:
+    if identity not in standing_ids:
         raise UnknownRequest(
             f"Request {identity} has no part in the model: it was reverted, or never edited."
         )
@@ -103,12 +105,13 @@ def standing_request(lineage: Sequence[Revision], name: str) -> str:
 
 def _only_one(ids: Iterable[str], start: str) -> str | None:
     """The id that begins so; None where none does. Raises UnknownRequest for several."""
-    named = sorted(identity for identity in ids if identity.startswith(start.lower()))
-    if len(named) > 1:
+    matches = sorted(identity for identity in ids if identity.startswith(start.lower()))
+    if len(matches) > 1:
         raise UnknownRequest(
-            f"{start!r} is the start of several requests: {', '.join(named[:5])}; give more of it."
+            f"{start!r} is the start of several requests: {', '.join(matches[:5])}; "
+            "give more of it."
         )
-    return named[0] if named else None
+    return matches[0] if matches else None
 
 
 def past(store: Store, identity: str) -> Record:

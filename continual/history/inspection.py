@@ -48,15 +48,15 @@ SHOWN = (  # of a request or a probe
 def status(store: Store) -> Record:
     """Return the store's status: head, the number of corrections in force, and the metrics."""
     head = store.head
-    kept = retained_at(store, head)
+    retention = retained_at(store, head)
     settings = StoreSettings.of(store.settings)
     return {
         "type": "status",
         "head": head.id,
         "seq": head.seq,
         "revisions": store.length,
-        "requests_active": kept.applied,
-        "requests_failed": len(kept.requests) - kept.applied,
+        "requests_active": retention.applied,
+        "requests_failed": len(retention.requests) - retention.applied,
         "quarantined": sum(1 for _ in store.quarantined()),
         "base": store.base.fingerprint,
         "model": settings.model.path,
@@ -74,10 +74,10 @@ def _index(store: Store, head: Revision) -> Record | None:
     """Return the size of the vector index in the cache and its recall, the share of inputs for
     which it finds the nearest vector (null if it compares an input with each). None if the cache
     has no index for this head."""
-    kept = describe(store.cache / INDEX_FILE)
-    if kept is None or (kept.seq, kept.revision) != (head.seq, head.id):
+    index = describe(store.cache / INDEX_FILE)
+    if index is None or (index.seq, index.revision) != (head.seq, head.id):
         return None
-    return {"vectors": kept.count, "recall": kept.recall}
+    return {"vectors": index.count, "recall": index.recall}
 
 
 def entry(store: Store, revision: Revision) -> Record:
@@ -108,10 +108,10 @@ def entry(store: Store, revision: Revision) -> Record:
 def has_text(store: Store, revision: Revision, text: str) -> bool:
     """Tell whether a request of a revision has a text in its prompt, target, subject or relation,
     whatever its case."""
-    wanted = text.casefold()
+    query = text.casefold()
     ids = [*(outcome.id for outcome in outcomes_of(revision.body)), *reverted_by(revision.body)]
     texts = (facts_of(store.request(identity)).values() for identity in ids)
-    return any(wanted in str(value).casefold() for values in texts for value in values)
+    return any(query in str(value).casefold() for values in texts for value in values)
 
 
 def details(store: Store, revision: Revision) -> Record:
@@ -130,21 +130,21 @@ def details(store: Store, revision: Revision) -> Record:
 
 def difference(store: Store, older: Revision, newer: Revision) -> Record:
     """Return the requests, patches and probe outcomes that differ between two revisions."""
-    before, after = retained_at(store, older), retained_at(store, newer)
-    at_older, at_newer = _patches_at(store, older), _patches_at(store, newer)
+    older_set, newer_set = retained_at(store, older), retained_at(store, newer)
+    older_patches, newer_patches = _patches_at(store, older), _patches_at(store, newer)
     return {
         "type": "diff",
         "from": older.id,
         "to": newer.id,
-        "added": [_shown(i, after) for i in after.requests if i not in before],
-        "gone": [_shown(i, before) for i in before.requests if i not in after],
-        "patch_bytes_added": sum(ref.length for ref in (at_newer - at_older).elements()),
-        "patch_bytes_gone": sum(ref.length for ref in (at_older - at_newer).elements()),
+        "added": [_shown(i, newer_set) for i in newer_set.requests if i not in older_set],
+        "gone": [_shown(i, older_set) for i in older_set.requests if i not in newer_set],
+        "patch_bytes_added": sum(ref.length for ref in (newer_patches - older_patches).elements()),
+        "patch_bytes_gone": sum(ref.length for ref in (older_patches - newer_patches).elements()),
         "patches": [
-            *_named(at_newer - at_older, "added", newer, store),
-            *_named(at_older - at_newer, "gone", older, store),
+            *_named(newer_patches - older_patches, "added", newer, store),
+            *_named(older_patches - newer_patches, "gone", older, store),
         ],
-        "turned": list(_turned(store, older, newer, {*before.requests} & {*after.requests})),
+        "turned": list(_turned(store, older, newer, {*older_set.requests} & {*newer_set.requests})),
         "rates": {"from": rates_at(store, older), "to": rates_at(store, newer)},
     }
 
@@ -159,20 +159,20 @@ def retained_at(store: Store, revision: Revision) -> Retention:
 
 def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
     """Return the retention set at the end of a lineage (base first)."""
-    kept = Retention()
+    retention = Retention()
     for ancestor, reverted in zip(lineage, reverted_later(lineage), strict=True):
         for outcome in outcomes_of(ancestor.body):
             request = Request.from_json(store.request(outcome.id))
-            kept.take(outcome, request, is_reverted=outcome.id in reverted)
-    return kept
+            retention.take(outcome, request, is_reverted=outcome.id in reverted)
+    return retention
 
 
 def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
     """Yield the patches in `refs`, each with its revision among the layers of `at`."""
-    left = Counter(refs)
+    counts = Counter(refs)
     for layer in store.layers(at):
-        if layer.patch is not None and left[layer.patch] > 0:
-            left[layer.patch] -= 1
+        if layer.patch is not None and counts[layer.patch] > 0:
+            counts[layer.patch] -= 1
             yield {
                 "change": change,
                 "revision": layer.revision.id,
@@ -236,8 +236,8 @@ def facts_of(request: Mapping[str, Any]) -> Record:
 def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> Iterator[Record]:
     """Yield the probes that both revisions measure and only one of them answers rightly."""
     sets = store.base.body["probes"]
-    before, after = _wrong_at(store, older), _wrong_at(store, newer)
-    for key in sorted(before ^ after):
+    older_wrong, newer_wrong = _wrong_at(store, older), _wrong_at(store, newer)
+    for key in sorted(older_wrong ^ newer_wrong):
         owner, role, index = key.rsplit(":", 2)
         if role in WATCHED_ROLES:
             continue  # token ids: `show` has their words
@@ -246,7 +246,7 @@ def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> I
                 "probe": key,
                 "role": role,
                 **_probe(store, owner, role, int(index)),
-                "right": {"from": key not in before, "to": key not in after},
+                "right": {"from": key not in older_wrong, "to": key not in newer_wrong},
             }
 
 
@@ -257,7 +257,7 @@ def _wrong_at(store: Store, revision: Revision) -> set[str]:
     for ancestor in store.lineage(revision):
         record = store.ledger(ancestor.seq)
         outcomes.update(record["turned"] if record else {})
-    return {key for key, right in outcomes.items() if not right}
+    return {key for key, is_right in outcomes.items() if not is_right}
 
 
 def _probe(store: Store, owner: str, role: str, index: int) -> Record:
@@ -272,7 +272,7 @@ def _probe(store: Store, owner: str, role: str, index: int) -> Record:
         "held_out": request.held_out_rephrases,
     }
     if role in wordings:
-        asked = Probe(prompt=wordings[role][index], answer=request.target_new)
-        return facts_of(asked.to_json())
+        wording_probe = Probe(prompt=wordings[role][index], answer=request.target_new)
+        return facts_of(wording_probe.to_json())
     probe = (request.locality if role == "locality" else request.portability)[index]
     return facts_of(probe.to_json())

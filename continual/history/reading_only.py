@@ -20,30 +20,32 @@ def read_only(store: Store, stream: Stream) -> Record:
     """
     place = place_in(store, stream)
     items = iter(stream) if place is None else stream.after(place.position, place.rolling)
-    in_force = {i for i, kept in retained_at(store, store.head).requests.items() if kept.applied}
+    applied_ids = {
+        i for i, retained in retained_at(store, store.head).requests.items() if retained.applied
+    }
     remarks = Remarks()
-    first: list[Record] = []
-    read = requests = repeats = 0
+    records: list[Record] = []
+    total = requests = repeats = 0
     for item in items:
-        read += 1
+        total += 1
         if item.reason is not None:
             remarks.quarantined(item.number, item.reason)
         remarks.unknown.update(item.unknown)
         for request in item.requests:
             requests += 1
-            repeats += request.id in in_force
+            repeats += request.id in applied_ids
             remarks.unnamed += bool(request.subject) and not request.named_subject
-            if len(first) < FIRST_MAX:
-                first.append(_shown(request.to_json()))
+            if len(records) < FIRST_MAX:
+                records.append(_shown(request.to_json()))
     return {
         "type": "dry_run",
         "stream": stream.name,
         "from": 0 if place is None else place.position,
-        "read": read,
+        "read": total,
         "requests": requests,
         "in_force": repeats,
         "quarantined": sum(remarks.reasons.values()),
-        "first": first,
+        "first": records,
         **remarks.to_json(),
     }
 

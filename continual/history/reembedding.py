@@ -33,17 +33,20 @@ def reembed(opened: OpenStore) -> Reembedded:
     """Embed all records in the history of head by the scope that `[memory]` names now, and measure
     the model with them. Raises CeditError if no record needs it."""
     scope = recall_of(opened.edited).scope
-    embedded: list[MemoryPatch] = []
+    patches: list[MemoryPatch] = []
 
     def embed_layer(layer: Layer) -> Choice:
         parts = opened.patches(layer.patch)
-        anew = [_anew(part, scope) for part in parts]
-        embedded.extend(new for new in anew if new)
-        return [new or old for old, new in zip(parts, anew, strict=True)], any(anew)
+        replacements = [_anew(part, scope) for part in parts]
+        patches.extend(replacement for replacement in replacements if replacement)
+        return [
+            replacement or original
+            for original, replacement in zip(parts, replacements, strict=True)
+        ], any(replacements)
 
     def embed(layers: Sequence[Layer]) -> Draft:
         replaces = relaid(opened, layers, embed_layer)
-        if not embedded:
+        if not patches:
             raise CeditError(
                 "There is nothing to embed anew: no record is of another scope than [memory] names."
             )
@@ -53,7 +56,7 @@ def reembed(opened: OpenStore) -> Reembedded:
 
     revision = rewrite(opened, embed)
     opened.settle()
-    return Reembedded(revision, sum(len(part.records) for part in embedded), scope.fingerprint)
+    return Reembedded(revision, sum(len(part.records) for part in patches), scope.fingerprint)
 
 
 def _anew(part: Patch, scope: Scope) -> MemoryPatch | None:

@@ -28,17 +28,17 @@ def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = (
     """Return the requests of a step in an order that makes the same plan: first the requests that
     others of the batch superseded, then repeats of earlier requests, then the edited or right ones,
     then repeats of these."""
-    asked = [o for o in outcomes_of(revision.body) if not o.repair and o.id not in without]
-    planned = {o.id for o in asked if o.outcome in (*retention.ATTEMPTED, retention.SKIPPED)}
+    outcomes = [o for o in outcomes_of(revision.body) if not o.repair and o.id not in without]
+    planned_ids = {o.id for o in outcomes if o.outcome in (*retention.ATTEMPTED, retention.SKIPPED)}
 
     def turn(outcome: Outcome) -> int:
         if outcome.outcome == retention.SUPERSEDED:
             return 0
-        is_planned = outcome.id in planned
+        is_planned = outcome.id in planned_ids
         return (3 if is_planned else 1) if outcome.outcome == retention.REPEATED else 2
 
-    asked.sort(key=turn)
-    requests = [Request.from_json(opened.store.request(outcome.id)) for outcome in asked]
+    outcomes.sort(key=turn)
+    requests = [Request.from_json(opened.store.request(outcome.id)) for outcome in outcomes]
     return Batch(tuple(encode(request, opened.task) for request in requests))
 
 
@@ -67,34 +67,34 @@ def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Reco
     compare the patches. Revisions of other operations are passed over. The model is left at the end
     of the last step. Raises EditError if an editor lacks something that it needs."""
     standing: Standing | None = None
-    on: str | None = None  # model and standing are in the state after this revision
+    state_id: str | None = None  # model and standing are in the state after this revision
     for revision in revisions:
         if revision.operation != operations.EDIT or revision.parent is None:
             continue
-        if standing is None or revision.parent != on:
+        if standing is None or revision.parent != state_id:
             opened.stand_at(revision.parent)
             parent = opened.store.revision(revision.parent)
             standing = Standing(opened.store, opened.site, Past(parent))
         settings = settings_of(revision)
         pipeline = Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
         edited = rehearse(opened, pipeline, revision)
-        found = difference(opened.patches(revision.patch), edited.parts)
-        on = revision.id if found is None else None
-        yield Recomputed(revision, found)
+        mismatch = difference(opened.patches(revision.patch), edited.parts)
+        state_id = revision.id if mismatch is None else None
+        yield Recomputed(revision, mismatch)
 
 
 def difference(wanted: Sequence[Patch], found: Sequence[Patch]) -> str | None:
     """Describe the first difference between two patches; None if they are the same."""
     if len(wanted) != len(found):
         return f"{len(found)} parts instead of {len(wanted)}"
-    for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
-        name = f"part {number} ({one.kind})"
-        if (one.kind, one.meta(), one.owners) != (other.kind, other.meta(), other.owners):
-            return f"{name} is another: {other.kind} {other.meta()}"
-        theirs = other.tensors()
-        for key, tensor in one.tensors().items():
-            if (said := _tensor_difference(tensor, theirs.get(key))) is not None:
-                return f"{name}, {key}: {said}"
+    for number, (part, twin) in enumerate(zip(wanted, found, strict=True)):
+        name = f"part {number} ({part.kind})"
+        if (part.kind, part.meta(), part.owners) != (twin.kind, twin.meta(), twin.owners):
+            return f"{name} is another: {twin.kind} {twin.meta()}"
+        tensors = twin.tensors()
+        for key, tensor in part.tensors().items():
+            if (text := _tensor_difference(tensor, tensors.get(key))) is not None:
+                return f"{name}, {key}: {text}"
     return None
 
 
@@ -104,10 +104,8 @@ def _tensor_difference(wanted: Tensor, found: Tensor | None) -> str | None:
     found = found.cpu()
     if torch.equal(wanted, found):
         return None
-    apart = (wanted - found).abs()
-    return (
-        f"{int((apart > 0).sum())} of {wanted.numel()} numbers differ, by {apart.max():.3g} at most"
-    )
+    gap = (wanted - found).abs()
+    return f"{int((gap > 0).sum())} of {wanted.numel()} numbers differ, by {gap.max():.3g} at most"
 
 
 def rehearse(
@@ -117,8 +115,8 @@ def rehearse(
     before the step, and is left in the state after it."""
     batch = batch_of(opened, revision, without)
     is_due = opened.store.ledger(revision.seq) is not None
-    recorded = {outcome.id: outcome for outcome in outcomes_of(revision.body)}
-    return pipeline.rehearse(batch, revision.seq, recorded, is_due=is_due)
+    outcomes = {outcome.id: outcome for outcome in outcomes_of(revision.body)}
+    return pipeline.rehearse(batch, revision.seq, outcomes, is_due=is_due)
 
 
 def settings_of(revision: Revision) -> Settings:

@@ -52,10 +52,10 @@ def give_up(opened: OpenStore, lost: Sequence[BlobRef]) -> GivenUp:
 
 def _in_force(layers: Sequence[Layer], steps: Collection[str]) -> list[str]:
     """Return the requests that these steps attempted and no later revision took out."""
-    gone = reverted_later([layer.revision for layer in layers])
+    removals = reverted_later([layer.revision for layer in layers])
     return [
         outcome.id
-        for layer, reverted in zip(layers, gone, strict=True)
+        for layer, reverted in zip(layers, removals, strict=True)
         if layer.revision.id in steps
         for outcome in outcomes_of(layer.revision.body)
         if outcome.outcome in ATTEMPTED and outcome.id not in reverted
@@ -65,14 +65,14 @@ def _in_force(layers: Sequence[Layer], steps: Collection[str]) -> list[str]:
 def whole_revisions(opened: OpenStore) -> list[Revision]:
     """Return the revisions whose states can be built: none of their patches is lost."""
     revisions = list(opened.store.revisions())
-    lost = lost_patches(revisions)
-    if not lost:
+    lost_digests = lost_patches(revisions)
+    if not lost_digests:
         return revisions
     return [
         revision
         for revision in revisions
         if not any(
-            layer.patch is not None and layer.patch.sha256 in lost
+            layer.patch is not None and layer.patch.sha256 in lost_digests
             for layer in opened.store.layers(revision)
         )
     ]

@@ -39,18 +39,18 @@ def rebuild(
     read.
     """
     edited = opened.edited
-    on: str | None = None  # the revision whose state the model is in
+    state_id: str | None = None  # the revision whose state the model is in
     edited.take_off(0)
     for revision in revisions:
-        if revision.parent != on or revision.replaces:
-            before = opened.store.layers(revision)[:-1]
+        if revision.parent != state_id or revision.replaces:
+            layers = opened.store.layers(revision)[:-1]
             if from_snapshots:
-                opened.states.build(before)
+                opened.states.build(layers)
             else:
-                _build(opened, before)
+                _build(opened, layers)
         edited.put(opened.patches(revision.patch))
         edited.settle()
-        on = revision.id
+        state_id = revision.id
         yield Rebuilt(revision, edited.fingerprint)
 
 
@@ -72,8 +72,8 @@ def verify(path: Path) -> list[Problem]:
     if not all(problem.harmless for problem in problems):
         return problems
     with OpenStore.open(path, writable=False, at="base") as opened:
-        rebuilt = list(rebuild(opened, whole_revisions(opened)))
-        problems += [mismatch(made) for made in rebuilt if not made.is_same]
+        states = list(rebuild(opened, whole_revisions(opened)))
+        problems += [mismatch(state) for state in states if not state.is_same]
         return problems + list(wrong_snapshots(opened))
 
 
@@ -89,24 +89,24 @@ def mismatch(made: Rebuilt) -> Problem:
 def wrong_snapshots(opened: OpenStore) -> Iterator[Problem]:
     """Yield the readable snapshots on the way to head or a tag that differ from the result of their
     patches."""
-    store, seen = opened.store, set[str]()
+    store, names = opened.store, set[str]()
     if not any(store.snapshots.names()):
         return
-    whole = {revision.id for revision in whole_revisions(opened)}
+    whole_ids = {revision.id for revision in whole_revisions(opened)}
     for identity in dict.fromkeys([store.head_id, *store.tags().values()]):
-        if identity not in whole:
+        if identity not in whole_ids:
             continue
         opened.edited.take_off(0)
         layers = store.layers(identity)
         for segment in store.segments(layers):
             gathered = Gathered()
             for layer in layers[segment.first : segment.last]:
-                opened.edited.put(own := opened.patches(layer.patch))
+                opened.edited.put(patches := opened.patches(layer.patch))
                 opened.edited.settle()
-                gathered.take(own)
-            found = None if segment.name in seen else opened.states.snapshot(segment)
-            seen.add(segment.name)
-            if found is not None and not found.is_same(Snapshot.of(gathered, opened.edited)):
+                gathered.take(patches)
+            snapshot = None if segment.name in names else opened.states.snapshot(segment)
+            names.add(segment.name)
+            if snapshot is not None and not snapshot.is_same(Snapshot.of(gathered, opened.edited)):
                 yield Problem(snapshot_label(segment), "is not what its patches come to")
 
 

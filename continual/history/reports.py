@@ -98,8 +98,8 @@ def step_record(step: Step) -> Record:
 
 def _told(outcome: Outcome) -> Record:
     """Return an outcome's id, its kind, and the editor or the reason."""
-    told = {"id": outcome.id, "outcome": outcome.outcome, "editor": outcome.editor}
-    return {k: v for k, v in {**told, "reason": outcome.reason}.items() if v}
+    entry = {"id": outcome.id, "outcome": outcome.outcome, "editor": outcome.editor}
+    return {k: v for k, v in {**entry, "reason": outcome.reason}.items() if v}
 
 
 def _position(step: Step) -> int | None:
@@ -111,9 +111,9 @@ def _position(step: Step) -> int | None:
 def _transitions(step: Step) -> dict[str, int]:
     """Count the probes of earlier requests and of the probe sets that broke or recovered."""
     turned = step.measured.turned if step.measured else {}
-    new = {outcome.id for outcome in asked(step.outcomes)}
-    earlier = [right for key, right in turned.items() if key.split(":")[0] not in new]
-    return {"broke": earlier.count(False), "recovered": earlier.count(True)}
+    step_ids = {outcome.id for outcome in asked(step.outcomes)}
+    outcomes = [is_right for key, is_right in turned.items() if key.split(":")[0] not in step_ids]
+    return {"broke": outcomes.count(False), "recovered": outcomes.count(True)}
 
 
 @dataclass
@@ -135,8 +135,8 @@ class Tally:
             self.remarks.quarantined(entry["line"], entry["reason"])
         self.remarks.unknown.update(record["unknown_keys"])
         self.remarks.unnamed += record["unnamed_subjects"]
-        applied = (o["id"] for o in record["outcomes"] if o["outcome"] == APPLIED)
-        self.counts["again"] += sum(identity in self.gone for identity in applied)
+        identities = (o["id"] for o in record["outcomes"] if o["outcome"] == APPLIED)
+        self.counts["again"] += sum(identity in self.gone for identity in identities)
 
     @property
     def seconds(self) -> float:

@@ -52,8 +52,8 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
     at all. Raises UnknownRequest, RevertError, SharedPatch.
     """
     store = opened.store
-    before = store.head
-    lineage = store.lineage(before)
+    head = store.head
+    lineage = store.lineage(head)
     surgery = _Surgery(opened, standing_request(lineage, name), lineage, resolve)
     revision = rewrite(opened, surgery.operate)
     opened.settle()
@@ -63,7 +63,7 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
         surgery.request,
         surgery.rows,
         tuple(surgery.resolved.values()),
-        before=rates_at(store, before),
+        before=rates_at(store, head),
         after=rates_at(store, revision),
         turned=dict(ledger.get("turned", {})),
     )
@@ -98,14 +98,14 @@ class _Surgery:
         if not self._has_part(layer.revision):
             return parts, False
         parts = tuple(with_owners(part, layer.revision, parts) for part in parts)
-        owned = [part for part in parts if self.request in part.owners]
-        if not owned:
+        owned_parts = [part for part in parts if self.request in part.owners]
+        if not owned_parts:
             return parts, False
-        self._count(owned)
-        if self.resolve and any(part.reach.blocks for part in owned):
+        self._count(owned_parts)
+        if self.resolve and any(part.reach.blocks for part in owned_parts):
             return self._solve_again(layer.revision), True
-        left = (part.without(self.request) for part in parts)
-        return [part for part in left if part is not None], True
+        remainders = (part.without(self.request) for part in parts)
+        return [part for part in remainders if part is not None], True
 
     @cached_property
     def _gone(self) -> dict[str, frozenset[str]]:
@@ -130,16 +130,16 @@ class _Surgery:
         """Solve a step's batch again without the request, and return the parts. The model is in the
         state before the step, and stays there."""
         opened = self.opened
-        before = opened.store.revision(revision.parent or "base")
+        parent = opened.store.revision(revision.parent or "base")
         without = self._gone[revision.id] | {self.request}
-        pipeline = pipeline_at(opened, Past(before, without), settings_of(revision))
+        pipeline = pipeline_at(opened, Past(parent, without), settings_of(revision))
         depth = opened.edited.depth
         edited = rehearse(opened, pipeline, revision, without)
         opened.edited.take_off(depth)
         self.reach |= edited.reach
-        kept = retained_at(opened.store, self.lineage[-1]).requests
+        retained = retained_at(opened.store, self.lineage[-1]).requests
         for outcome in edited.outcomes:
-            if outcome.id in kept:  # a request superseded since then stays superseded
+            if outcome.id in retained:  # a request superseded since then stays superseded
                 self.resolved[outcome.id] = replace(outcome, repair=True, supersedes=())
         return edited.parts
 

@@ -25,8 +25,8 @@ def store_warnings(store: Store) -> list[str]:
 def unanswered_probes(store: Store) -> Iterator[str]:
     """Warn about probe sets that the base hardly answers: they could not show any damage."""
     record = store.ledger(0)
-    for name, counted in (record["base"] if record else {}).items():
-        count = Count(*counted)
+    for name, numbers in (record["base"] if record else {}).items():
+        count = Count(*numbers)
         if count.total >= PROBES_MIN and count.right < RIGHT_SHARE_MIN * count.total:
             yield (
                 f"The base model answers {count.right} of its {count.total} {name} probes, so "
@@ -55,13 +55,13 @@ def little_memory(store: Store) -> Iterator[str]:
     if settings.task_name != "causal" or settings.watch.get("texts") == 0:
         return
     texts = [r.body["watch"]["passages"] for r in store.lineage("head") if "watch" in r.body]
-    general = sum(len(said) for _, _, said in texts[-1][::2]) if texts else 0
-    taught = len(store.base.body["probes"].get("train", ()))
-    if texts and general + taught < ROWS_MIN:
+    text_rows = sum(len(targets) for _, _, targets in texts[-1][::2]) if texts else 0
+    probe_rows = len(store.base.body["probes"].get("train", ()))
+    if texts and text_rows + probe_rows < ROWS_MIN:
         yield (
-            f"{general + taught} rows tell an edit what to leave alone, and fewer than {ROWS_MIN} "
-            "are too few: what nobody names, an edit may change. Give general text with `cedit "
-            "watch`, or training probes with `cedit init --train-probes`."
+            f"{text_rows + probe_rows} rows tell an edit what to leave alone, and fewer than "
+            f"{ROWS_MIN} are too few: what nobody names, an edit may change. Give general text "
+            "with `cedit watch`, or training probes with `cedit init --train-probes`."
         )
 
 
