@@ -145,10 +145,10 @@ class Workshop:
         other."""
         pending = list(progress.pending.values())
         groups: deque[Group] = deque()
-        together = attempt == 0 or editor.splits
-        if together:
+        is_joint = attempt == 0 or editor.splits
+        if is_joint:
             groups.append(pending)
-        if not together or (editor.crowds and len(pending) > 1):
+        if not is_joint or (editor.crowds and len(pending) > 1):
             groups += [[edit] for edit in pending]
         number = 0
         while groups:
@@ -175,8 +175,10 @@ class Workshop:
     def _taught(self, progress: Progress) -> Taught:
         """Return the known answers, with the edits that this step has applied so far."""
         taught = self._bench.taught()
-        new = {identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()}
-        return replace(taught, edits={**taught.edits, **new})
+        encodings = {
+            identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()
+        }
+        return replace(taught, edits={**taught.edits, **encodings})
 
     def _try(
         self, progress: Progress, editor: Editor, around: Surroundings, group: Group
@@ -208,9 +210,9 @@ class Workshop:
         objection = self._objection(tried)
         if objection is not None:
             return _Verdict(objection=objection)
-        wrong, broken = self._prove(progress, tried.parts, tried.edits)
-        is_proved = len(wrong) + len(broken) <= tried.editor.tolerance * len(tried.edits)
-        verdict = _Verdict(frozenset(wrong), tuple(broken), is_proved)
+        failures, broken = self._prove(progress, tried.parts, tried.edits)
+        is_proved = len(failures) + len(broken) <= tried.editor.tolerance * len(tried.edits)
+        verdict = _Verdict(frozenset(failures), tuple(broken), is_proved)
         if is_proved:
             verdict = replace(verdict, harm=self._harm(verdict.right(tried.edits)))
         if not verdict.is_kept:
@@ -286,8 +288,8 @@ class Workshop:
     @contextmanager
     def _beside(self, edits: Sequence[Edit]) -> Iterator[None]:
         """Keep the neighbours of these edits in memory within `with`."""
-        near = [edit.near.query for edit in edits if edit.near is not None]
-        with self._memory.beside(torch.cat(near)) if near else nullcontext():
+        queries = [edit.near.query for edit in edits if edit.near is not None]
+        with self._memory.beside(torch.cat(queries)) if queries else nullcontext():
             yield
 
     def _naming(self, edits: Sequence[Edit], edit: Edit) -> QueryMemory:
@@ -296,17 +298,17 @@ class Workshop:
         assert self._bench.naming is not None
         subject = edit.request.named_subject
         rows = [edit.near, *(part for e in edits if e is not edit for part in e.rows)]
-        near = [_rows_naming(part, subject) for part in rows if part is not None]
-        empty = edit.rows[0].query[:0]
-        return self._bench.naming(subject, torch.cat([empty, *near]))
+        queries = [_rows_naming(part, subject) for part in rows if part is not None]
+        no_queries = edit.rows[0].query[:0]
+        return self._bench.naming(subject, torch.cat([no_queries, *queries]))
 
     def _harm(self, edits: Group) -> str | None:
         """Say why the last patch put on changes too many held-out probes; None if it does not."""
         watch, ledger = self._bench.watch, self._bench.ledger
         if watch is None or ledger is None or not edits:
             return None
-        near = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
-        return watch.objection(near, ledger, len(edits))
+        neighbourhoods = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
+        return watch.objection(neighbourhoods, ledger, len(edits))
 
     def _forget(self, progress: Progress) -> None:
         """Take this step's edits out of the memory: they stand there only during the step."""
@@ -343,10 +345,10 @@ class Workshop:
         """Put the parts on; return the edits that are wrong with them, and the earlier edits of
         this step that they broke."""
         self._site.edited.put(parts)
-        touched = self._touched(list(progress.applied.values()), parts)
-        right = self._right([*edits, *touched])
-        wrong = [edit.id for edit in edits if not right[edit.id]]
-        return wrong, [edit for edit in touched if not right[edit.id]]
+        suspects = self._touched(list(progress.applied.values()), parts)
+        outcomes = self._right([*edits, *suspects])
+        failures = [edit.id for edit in edits if not outcomes[edit.id]]
+        return failures, [edit for edit in suspects if not outcomes[edit.id]]
 
     def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
         """Return the applied edits that these parts, which are on, may have broken. A neuron can
@@ -355,14 +357,18 @@ class Workshop:
         if not applied or not reach.is_rows_alone(self._site.block):
             return applied
         state = self._site.edited.rows_state
-        standing = [edit for edit in applied if edit.state == state]
-        rows_of = [edit.rows[: edit.candidate.required_rows] for edit in standing]
-        fired = {edit.id for edit in applied if edit.state != state}
-        if standing:
-            fires = self._fires(Rows.join(rows_of), sum(part.rows for part in parts))
-            rows = fires.split([len(own) for own in rows_of])
-            fired |= {e.id for e, own in zip(standing, rows, strict=True) if bool(own.any())}
-        return [edit for edit in applied if edit.id in fired]
+        current_edits = [edit for edit in applied if edit.state == state]
+        rows_of = [edit.rows[: edit.candidate.required_rows] for edit in current_edits]
+        suspect_ids = {edit.id for edit in applied if edit.state != state}
+        if current_edits:
+            is_firing = self._fires(Rows.join(rows_of), sum(part.rows for part in parts))
+            rows = is_firing.split([len(edit_rows) for edit_rows in rows_of])
+            suspect_ids |= {
+                e.id
+                for e, edit_rows in zip(current_edits, rows, strict=True)
+                if bool(edit_rows.any())
+            }
+        return [edit for edit in applied if edit.id in suspect_ids]
 
     def _fires(self, rows: Rows, count: int) -> torch.Tensor:
         """Tell for each row, as [n] bool, whether one of the last `count` neurons of the last FFN
@@ -375,12 +381,12 @@ class Workshop:
         """Tell for each edit, by its id, whether the model answers its prompt rightly now, in each
         of its forms."""
         state = self._site.edited.rows_state
-        moved = [edit for edit in edits if edit.state != state]
-        asked = [(edit.id, form) for edit in moved for form in edit.candidate.required]
-        outcomes = {edit.id: True for edit in moved}
-        judged = self._answers.judge_in_full([form for _, form in asked])
-        for (identity, _), right in zip(asked, judged, strict=True):
-            outcomes[identity] &= right
+        moved_edits = [edit for edit in edits if edit.state != state]
+        forms_by_id = [(edit.id, form) for edit in moved_edits for form in edit.candidate.required]
+        outcomes = {edit.id: True for edit in moved_edits}
+        judgements = self._answers.judge_in_full([form for _, form in forms_by_id])
+        for (identity, _), is_right in zip(forms_by_id, judgements, strict=True):
+            outcomes[identity] &= is_right
         for edit in edits:
             if edit.state == state:
                 learned, forms = edit.candidate.learned, edit.candidate.forms
@@ -390,8 +396,8 @@ class Workshop:
 
 def _rows_naming(rows: Rows, subject: str) -> torch.Tensor:
     """Return the queries [r, d] of the rows whose text names a subject."""
-    named = named_in(rows.texts, range(len(rows)), subject)
-    return rows.query[torch.tensor(named, dtype=torch.bool, device=rows.query.device)]
+    flags = named_in(rows.texts, range(len(rows)), subject)
+    return rows.query[torch.tensor(flags, dtype=torch.bool, device=rows.query.device)]
 
 
 _FULL = "others of the same step were over the budget one by one: there is no room for more"

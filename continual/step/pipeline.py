@@ -162,8 +162,8 @@ class _Results:
         """The ledger's record of the step: measurements, their time, and the durations."""
         if self.measured is None:
             return None
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        return {**self.measured.to_json(), "at": at, **self.durations}
+        timestamp = datetime.now(UTC).isoformat(timespec="seconds")
+        return {**self.measured.to_json(), "at": timestamp, **self.durations}
 
 
 REPEATS_MAX = 1000  # items of one step beyond its size: most of them stand already
@@ -242,11 +242,11 @@ def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
 def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Outcome:
     """Return the outcome with the answers and neighbours of its request from before the edit."""
     notes = {"answered_by": edit.answered_by} if edit.answered_by else {}
-    near = edit.neighbourhood
+    neighbourhood = edit.neighbourhood
     return replace(
         outcome,
         expected=outcome.expected if probed is None else probed.expected,
-        neighbours={} if near is None else near.to_json(),
+        neighbours={} if neighbourhood is None else neighbourhood.to_json(),
         notes={**outcome.notes, **notes},
     )
 
@@ -365,9 +365,9 @@ class Pipeline:
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
         edited = self._workshop.edit(plan.edits, number, plan.parts)
-        applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
+        applied_ids = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
-            if edit.id in applied:
+            if edit.id in applied_ids:
                 memory.remember(edit.id, edit.rows.query)
         if edited.reach.moves(self._site.block):
             self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
@@ -381,17 +381,17 @@ class Pipeline:
         """Return the plan with the neighbourhood of every edit, from the record or written now."""
         if self._watch is None:
             return plan
-        kept = self._standing.retention.requests
-        on_record = {i: r.neighbours for i, r in kept.items() if r.neighbours}
-        on_record |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
-        new = [edit for edit in plan.edits if edit.id not in on_record]
-        asked = [self._asked(edit) for edit in new]
-        latest = (kept[identity].request for identity in reversed(kept))
-        found = self._watch.neighbourhoods(asked, latest) if asked else {}
-        found |= {
-            e.id: Neighbourhood.from_json(on_record[e.id]) for e in plan.edits if e not in new
+        retained = self._standing.retention.requests
+        records = {i: r.neighbours for i, r in retained.items() if r.neighbours}
+        records |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
+        new_edits = [edit for edit in plan.edits if edit.id not in records]
+        queries = [self._asked(edit) for edit in new_edits]
+        requests = (retained[identity].request for identity in reversed(retained))
+        neighbourhoods = self._watch.neighbourhoods(queries, requests) if queries else {}
+        neighbourhoods |= {
+            e.id: Neighbourhood.from_json(records[e.id]) for e in plan.edits if e not in new_edits
         }
-        edits = [replace(edit, neighbourhood=found[edit.id]) for edit in plan.edits]
+        edits = [replace(edit, neighbourhood=neighbourhoods[edit.id]) for edit in plan.edits]
         return replace(plan, edits=tuple(edits))
 
     def _asked(self, edit: PlannedEdit) -> Asked:
@@ -403,25 +403,32 @@ class Pipeline:
 
     def _probes(self, plan: Plan) -> dict[str, Probed]:
         """Read the other probes of requests attempted for the first time, before the edit."""
-        kept = self._standing.retention
-        new = [edit.candidate for edit in plan.edits if edit.id not in kept]
-        return probed(self._answers, new)
+        retained = self._standing.retention
+        candidates = [edit.candidate for edit in plan.edits if edit.id not in retained]
+        return probed(self._answers, candidates)
 
     def _register(self, plan: Plan, probes: Mapping[str, Probed], edited: Edited) -> None:
         """Register the new requests' probes. Rows from before an edit of matrices are read again:
         all have moved."""
         state = self._site.edited.rows_state
-        new = []
+        new_probes = []
         for edit in plan.edits:
-            if (own := probes.get(edit.id)) is not None:
-                rows = (edit.rows, own.rows) if edit.state == state else (None, None)
-                new.append(NewProbes(edit.candidate, own.expected, *rows))
-        self._standing.register(read(self._site, new))
-        applied = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
+            if (edit_probes := probes.get(edit.id)) is not None:
+                rows = (edit.rows, edit_probes.rows) if edit.state == state else (None, None)
+                new_probes.append(NewProbes(edit.candidate, edit_probes.expected, *rows))
+        self._standing.register(read(self._site, new_probes))
+        applied_ids = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
-            near = edit.neighbourhood
-            if edit.id in applied and edit.id in probes and self._watch and near is not None:
-                self._standing.watch_over(edit.id, near, self._watch.probe_rows(near))
+            neighbourhood = edit.neighbourhood
+            if (
+                edit.id in applied_ids
+                and edit.id in probes
+                and self._watch
+                and neighbourhood is not None
+            ):
+                self._standing.watch_over(
+                    edit.id, neighbourhood, self._watch.probe_rows(neighbourhood)
+                )
 
     # -- commit
 
@@ -479,5 +486,5 @@ class Pipeline:
     def _recheck(self, edited: Edited) -> Measured:
         if self._settings.recheck.full:
             self._standing.note(self._standing.ledger.remeasure())
-        current = [outcome.id for outcome in edited.outcomes]
-        return self._standing.measure(current)
+        identities = [outcome.id for outcome in edited.outcomes]
+        return self._standing.measure(identities)

@@ -84,8 +84,8 @@ class Planner:
         When this returns, the records that go are off the model.
         """
         latest, outcomes = self._without_repeats(batch)
-        gone = {identity for c in latest for identity in self._kept.competitors(c.request)}
-        repairs = list(self._broken(latest, gone)) if repair else []
+        rivals = {identity for c in latest for identity in self._kept.competitors(c.request)}
+        repairs = list(self._broken(latest, rivals)) if repair else []
         parts = self._release((*repairs, *latest))
         try:
             edits, skipped = self._gate(repairs, latest)
@@ -109,8 +109,8 @@ class Planner:
             rows = self._site.rows(candidate.learned)
             if self._force or not self._is_right(candidate, rows):
                 edits.append(PlannedEdit(candidate, rows, state, supersedes))
-            elif (other := self._spilt_from(candidate, rows)) is not None:
-                edits.append(PlannedEdit(candidate, rows, state, supersedes, answered_by=other))
+            elif (source := self._spilt_from(candidate, rows)) is not None:
+                edits.append(PlannedEdit(candidate, rows, state, supersedes, answered_by=source))
             else:
                 skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
         return edits, skipped
@@ -119,14 +119,14 @@ class Planner:
         """Take the records of superseded requests, and the candidates' own earlier ones, out of the
         model's memory."""
         edited = self._site.edited
-        going: dict[str, str] = {}  # by id, the request that a record goes for
+        removals: dict[str, str] = {}  # by id, the request that a record goes for
         if len(edited.memory):
             for candidate in candidates:
-                named = (candidate.id, *self._kept.competitors(candidate.request))
-                going |= {i: candidate.id for i in named if i in edited.memory}
-        if not going:
+                identities = (candidate.id, *self._kept.competitors(candidate.request))
+                removals |= {i: candidate.id for i in identities if i in edited.memory}
+        if not removals:
             return ()
-        patch = MemoryPatch(removed=tuple(going), removed_for=tuple(going.values()))
+        patch = MemoryPatch(removed=tuple(removals), removed_for=tuple(removals.values()))
         edited.put([patch])
         return (patch,)
 
@@ -135,9 +135,9 @@ class Planner:
         latest: list[Candidate] = []
         outcomes: list[Outcome] = []
         for candidate in batch:
-            older = [c for c in latest if _compete(c, candidate)]
-            outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in older]
-            latest = [c for c in latest if c not in older]
+            rivals = [c for c in latest if _compete(c, candidate)]
+            outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in rivals]
+            latest = [c for c in latest if c not in rivals]
             if any(c.id == candidate.id for c in latest) or self.stands(candidate.id):
                 outcomes.append(Outcome(candidate.id, retention.REPEATED))
             else:
@@ -154,9 +154,9 @@ class Planner:
     def _broken(self, batch: Iterable[Candidate], gone: set[str]) -> Iterable[Candidate]:
         """Yield applied requests that are wrong now and that this step neither supersedes nor edits
         anyway."""
-        busy = gone | {candidate.id for candidate in batch}
+        excluded_ids = gone | {candidate.id for candidate in batch}
         for identity, retained in self._kept.requests.items():
-            if retained.applied and identity not in busy and not self.stands(identity):
+            if retained.applied and identity not in excluded_ids and not self.stands(identity):
                 yield encode(retained.request, self._site.task)
 
     def _is_right(self, candidate: Candidate, rows: Rows) -> bool:
@@ -170,14 +170,14 @@ class Planner:
             return None
         routes = self._answers.routes(candidate.required)
         owners = {route.record.id for route in routes if route is not None}
-        own = rows[slice(candidate.required_rows)]
-        bare = self._site.verdict(own.hidden, own.targets)
-        if not owners and bool(bare.right.all()):
+        required_rows = rows[slice(candidate.required_rows)]
+        verdict = self._site.verdict(required_rows.hidden, required_rows.targets)
+        if not owners and bool(verdict.right.all()):
             return None
         target = candidate.request.target_new
-        applied = (i for i, kept in self._kept.requests.items() if kept.applied)
-        alike = [i for i in applied if self._kept.requests[i].request.target_new == target]
-        return next(iter([*sorted(owners), *alike]), UNKNOWN)
+        applied_ids = (i for i, retained in self._kept.requests.items() if retained.applied)
+        sharers = [i for i in applied_ids if self._kept.requests[i].request.target_new == target]
+        return next(iter([*sorted(owners), *sharers]), UNKNOWN)
 
 
 UNKNOWN = "an earlier edit"

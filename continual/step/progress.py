@@ -39,7 +39,7 @@ class Progress:
     ) -> None:
         """Record that an edit is applied, and why earlier editors of the chain did not do it."""
         self.applied[edit.id] = self.pending.pop(edit.id)
-        before = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
+        earlier_reasons = {n: r for n, r in self.reasons.get(edit.id, {}).items() if n != editor}
         self.outcomes[edit.id] = Outcome(
             edit.id,
             retention.APPLIED,
@@ -47,7 +47,7 @@ class Progress:
             attempt=attempt,
             supersedes=edit.supersedes,
             repair=edit.repair,
-            notes={**notes, **({"passed_by": before} if before else {})},
+            notes={**notes, **({"passed_by": earlier_reasons} if earlier_reasons else {})},
         )
 
     def reopen(self, edit: PlannedEdit, editor: str, reason: str) -> None:

@@ -39,10 +39,10 @@ class Watch:
         are the history's requests, the latest first. Held-out prompts that a record answers
         otherwise are left out."""
         self._read.clear()
-        written = neighbours.write(self.site, asked, known, self.config, self.seed)
+        neighbourhoods = neighbours.write(self.site, asked, known, self.config, self.seed)
         return {
-            one.request.id: self._measurable(neighbourhood)
-            for one, neighbourhood in zip(asked, written, strict=True)
+            query.request.id: self._measurable(neighbourhood)
+            for query, neighbourhood in zip(asked, neighbourhoods, strict=True)
         }
 
     def _measurable(self, neighbourhood: Neighbourhood) -> Neighbourhood:
@@ -51,8 +51,8 @@ class Watch:
         return replace(neighbourhood, held_out=self._right_among(neighbourhood.held_out))
 
     def _right_among(self, passages: Sequence[Passage]) -> tuple[Passage, ...]:
-        right = self._are_right(passages)
-        return tuple(p for p, is_right in zip(passages, right, strict=True) if is_right)
+        outcomes = self._are_right(passages)
+        return tuple(p for p, is_right in zip(passages, outcomes, strict=True) if is_right)
 
     def _are_right(self, passages: Sequence[Passage]) -> list[bool]:
         """Tell for each passage whether it goes on as expected, by whoever answers it."""
@@ -66,11 +66,11 @@ class Watch:
         """Return the rows of one passage or more, by the matrices as they are now. Passages of the
         latest neighbourhoods are read once."""
         state = self.site.edited.rows_state
-        new = [p for p in dict.fromkeys(passages) if (state, p) not in self._read]
-        if new:
-            rows = self.site.rows_in_passes([passage.encoding() for passage in new])
-            parts = rows.split([passage.rows for passage in new])
-            self._read.update(zip(((state, p) for p in new), parts, strict=True))
+        pending = [p for p in dict.fromkeys(passages) if (state, p) not in self._read]
+        if pending:
+            rows = self.site.rows_in_passes([passage.encoding() for passage in pending])
+            parts = rows.split([passage.rows for passage in pending])
+            self._read.update(zip(((state, p) for p in pending), parts, strict=True))
         return Rows.join(self._read[state, passage] for passage in passages)
 
     def probe_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
@@ -80,9 +80,9 @@ class Watch:
         if not passages:
             return None
         rows = self.rows_of(passages)
-        near = [True for passage in neighbourhood.held_out for _ in passage.said]
-        behind = [token != UNSAID for passage in neighbourhood.behind for token in passage.said]
-        return rows[torch.tensor(near + behind, dtype=torch.bool, device=rows.query.device)]
+        is_prompt = [True for passage in neighbourhood.held_out for _ in passage.said]
+        is_said = [token != UNSAID for passage in neighbourhood.behind for token in passage.said]
+        return rows[torch.tensor(is_prompt + is_said, dtype=torch.bool, device=rows.query.device)]
 
     def silent_rows(self, neighbourhood: Neighbourhood) -> Rows | None:
         """Return the rows of the passages on which the edit itself stays silent, read in a pass
@@ -95,8 +95,8 @@ class Watch:
     ) -> str | None:
         """Say why the patches of so many edits, which the ledger has not followed yet, change too
         many held-out probes; None if they are inside the budget of all these edits."""
-        broken = ledger.would_break(WATCHED)
-        general = [entry for entry in broken if entry.role == WATCH]
+        entries = ledger.would_break(WATCHED)
+        general = [entry for entry in entries if entry.role == WATCH]
         total = ledger.count(WATCH).total
         if total and len(general) > self.config.watch_max * total * edits:
             times = f" for each of {edits} edits" if edits > 1 else ""
@@ -104,15 +104,19 @@ class Watch:
                 f"it changes {len(general)} of {total} general positions that are held out, over "
                 f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}"
             )
-        near = [p for n in neighbourhoods.values() for p in n.held_out]
-        own = [p for p, right in zip(near, self._are_right(near), strict=True) if not right]
-        others = [entry for entry in broken if entry.role == NEIGHBOUR]
-        count = len(own) + len(others)
-        if near and count > self.config.neighbours_max * len(near):
-            shown = self._shown(own[0]) if own else self._told(others[0])
+        passages = [p for n in neighbourhoods.values() for p in n.held_out]
+        misses = [
+            p
+            for p, is_right in zip(passages, self._are_right(passages), strict=True)
+            if not is_right
+        ]
+        losses = [entry for entry in entries if entry.role == NEIGHBOUR]
+        count = len(misses) + len(losses)
+        if passages and count > self.config.neighbours_max * len(passages):
+            example = self._shown(misses[0]) if misses else self._told(losses[0])
             return (
-                f"it changes {count} of {len(near)} neighbours that are held out, over "
-                f"neighbours_max = {self.config.neighbours_max}: {shown}"
+                f"it changes {count} of {len(passages)} neighbours that are held out, over "
+                f"neighbours_max = {self.config.neighbours_max}: {example}"
             )
         return None
 
@@ -125,5 +129,5 @@ class Watch:
 
     def _text(self, question: Sequence[int], said: Sequence[int]) -> str:
         decode = self.site.edited.tokenizer.decode
-        before = str(decode(list(question)))[-SHOWN_CHARACTERS:]
-        return f"{before!r} no longer goes on with {decode(list(said))!r}"
+        prefix = str(decode(list(question)))[-SHOWN_CHARACTERS:]
+        return f"{prefix!r} no longer goes on with {decode(list(said))!r}"
