@@ -14,10 +14,10 @@ def by_length(
     its length."""
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        longest = lengths[place]  # so far
+        size_max = lengths[place]  # so far
         batch = batches[-1] if batches else []
-        is_full = (len(batch) + 1) * longest > tokens_max
-        if not batch or is_full or longest > padded_max * lengths[batch[0]]:
+        is_full = (len(batch) + 1) * size_max > tokens_max
+        if not batch or is_full or size_max > padded_max * lengths[batch[0]]:
             batches.append([])
         batches[-1].append(place)
     return batches

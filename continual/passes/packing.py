@@ -56,10 +56,10 @@ class Group:
         self.count, self.size, self.room = len(sizes), int(sizes.max()), int(before.max())
         self._before = before.to(device)
         self._masks: dict[int | None, Tensor] = {}
-        inside = (torch.arange(self.size) < sizes[:, None]).flatten()
-        self._is_full = self.rows == len(inside)
-        places = inside.nonzero().squeeze(1)
-        sources = torch.full_like(inside, nowhere, dtype=torch.long)
+        is_token = (torch.arange(self.size) < sizes[:, None]).flatten()
+        self._is_full = self.rows == len(is_token)
+        places = is_token.nonzero().squeeze(1)
+        sources = torch.full_like(is_token, nowhere, dtype=torch.long)
         sources[places] = torch.arange(first, first + self.rows)
         self._places = places.to(device)  # of the row's tokens, side by side
         self._sources = sources.to(device)  # of the side-by-side tokens, in the row
@@ -72,24 +72,24 @@ class Group:
     def side_by_side(self, row: Tensor) -> Tensor:
         """Return the row's states [N, heads, d] side by side, [count, heads, size, d]; padding
         has the states of a token that belongs to no sequence."""
-        found = row[self.stretch] if self._is_full else row.index_select(0, self._sources)
-        return found.view(self.count, self.size, *found.shape[1:]).transpose(1, 2)
+        states = row[self.stretch] if self._is_full else row.index_select(0, self._sources)
+        return states.view(self.count, self.size, *states.shape[1:]).transpose(1, 2)
 
     def room_behind(self, before: Tensor) -> Tensor:
         """Return the states before the tokens, [count, room, heads, d], with room for the tokens'
         own behind them: [count, heads, room + size, d]."""
         count, _, heads, width = before.shape
-        whole = before.new_empty(count, heads, self.room + self.size, width)
-        whole[:, :, : self.room] = before.transpose(1, 2)
-        return whole
+        states = before.new_empty(count, heads, self.room + self.size, width)
+        states[:, :, : self.room] = before.transpose(1, 2)
+        return states
 
     def put(self, row: Tensor, found: Tensor) -> None:
         """Write side-by-side states [count, heads, size, d] to a row [N, heads, d]."""
-        into, found = row[self.stretch], found.transpose(1, 2)
+        stretch, found = row[self.stretch], found.transpose(1, 2)
         if self._is_full:
-            into.view(found.shape).copy_(found)
+            stretch.view(found.shape).copy_(found)
         else:
-            torch.index_select(found.flatten(0, 1), 0, self._places, out=into)
+            torch.index_select(found.flatten(0, 1), 0, self._places, out=stretch)
 
     def mask(self, window: int | None) -> Tensor:
         """Return the mask to add to scores, [count, 1, 1, size, room + size]: -inf for tokens that
@@ -98,11 +98,11 @@ class Group:
             device = self._before.device
             query = torch.arange(self.size, device=device)[:, None]
             key = torch.arange(-self.room, self.size, device=device)
-            seen = (key <= query) & (key >= -self._before[:, None, None])
+            is_visible = (key <= query) & (key >= -self._before[:, None, None])
             if window is not None:
-                seen = seen & (query - key < window)
-            hidden = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -math.inf)
-            self._masks[window] = hidden[:, None, None]
+                is_visible = is_visible & (query - key < window)
+            bias = torch.zeros(is_visible.shape, device=device).masked_fill_(~is_visible, -math.inf)
+            self._masks[window] = bias[:, None, None]
         return self._masks[window]
 
 
@@ -121,9 +121,9 @@ class Packing:
         self.width = filled_up(self.rows + 1)
         total = 0
         for members in groups:
-            chosen = torch.tensor(members)
-            group = Group(total, sizes[chosen], before[chosen], self.width - 1, device)
-            self._firsts[chosen] = total + sizes[chosen].cumsum(0) - sizes[chosen]
+            index = torch.tensor(members)
+            group = Group(total, sizes[index], before[index], self.width - 1, device)
+            self._firsts[index] = total + sizes[index].cumsum(0) - sizes[index]
             total += group.rows
             self.groups.append(group)
         self.order = [sequence for members in groups for sequence in members]
@@ -138,9 +138,9 @@ class Packing:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return a row [N, ..] to write all sequences' states into; zero at the tokens that belong
         to none."""
-        found = torch.empty(*shape, dtype=dtype, device=self._device)
-        found[self.rows :] = 0
-        return found
+        row = torch.empty(*shape, dtype=dtype, device=self._device)
+        row[self.rows :] = 0
+        return row
 
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
         """Return the places of tokens in the row, by their sequences and their positions among the
@@ -161,22 +161,25 @@ class Packing:
         """Return the packing of some of the sequences, without the groups that have none of them;
         and for each present group, the places of the chosen among its members."""
         number = {sequence: i for i, sequence in enumerate(chosen)}
-        kept = [[i for i, s in enumerate(some) if s in number] for some in self._members]
+        member_places = [
+            [i for i, s in enumerate(group_members) if s in number]
+            for group_members in self._members
+        ]
         groups = [
-            [number[some[i]] for i in places]
-            for some, places in zip(self._members, kept, strict=True)
+            [number[group_members[i]] for i in places]
+            for group_members, places in zip(self._members, member_places, strict=True)
             if places
         ]
         lengths = Lengths(
             tuple(self.lengths.sizes[i] for i in chosen),
             tuple(self.lengths.before[i] for i in chosen),
         )
-        return Packing(lengths, groups, self._device), kept
+        return Packing(lengths, groups, self._device), member_places
 
     def members(self) -> Iterator[tuple[Group, Tensor]]:
         """Yield the groups, each with its sequences, on the CPU."""
-        for group, some in zip(self.groups, self._members, strict=True):
-            yield group, torch.tensor(some)
+        for group, sequences in zip(self.groups, self._members, strict=True):
+            yield group, torch.tensor(sequences)
 
     def firsts(self, chosen: Sequence[int]) -> Tensor:
         """Return the places where some of the sequences begin in the row, on the CPU."""
@@ -195,7 +198,7 @@ class Kept:
     def of(cls, keys: Tensor, values: Tensor, places: Tensor, group: Group) -> Kept:
         """Gather them from rows [·, heads, d]; `places` [count, room] are those of the tokens
         before the group's."""
-        return cls(*(group.room_behind(some[places]) for some in (keys, values)))
+        return cls(*(group.room_behind(rows[places]) for rows in (keys, values)))
 
     @classmethod
     def none(cls, keys: Tensor, group: Group) -> Kept:
@@ -225,10 +228,10 @@ def attend(
 
     Writes the keys and values into `kept`, behind those of the tokens before.
     """
-    found: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+    output: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         query, key, value, _Call(packing, tuple(kept), scaling, window)
     )
-    return found
+    return output
 
 
 @dataclass(frozen=True)
@@ -245,22 +248,22 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
         """See `attend`."""
-        found = call.packing.empty(query.shape, value.dtype)
+        output = call.packing.empty(query.shape, value.dtype)
         ctx.call, ctx.seen = call, []
         for group, kept in zip(call.packing.groups, call.kept, strict=True):
             queries = _grouped(group.side_by_side(query), key.shape[1])
-            own = group.side_by_side(key), group.side_by_side(value)
-            keys, values = _filled(kept, own)
+            row_states = group.side_by_side(key), group.side_by_side(value)
+            keys, values = _filled(kept, row_states)
             scores = torch.baddbmm(
                 queries.new_empty(1), queries, keys.mT, beta=0, alpha=call.scaling
             )
             _masked(scores, group, call.window)
-            full = torch.promote_types(scores.dtype, torch.float32)
-            shares = scores.softmax(2, dtype=full).to(value.dtype)
+            score_dtype = torch.promote_types(scores.dtype, torch.float32)
+            shares = scores.softmax(2, dtype=score_dtype).to(value.dtype)
             states = torch.bmm(shares, values)
-            group.put(found, states.view(group.count, -1, group.size, states.shape[2]))
-            ctx.seen.append((queries, own, shares, states))
-        return found
+            group.put(output, states.view(group.count, -1, group.size, states.shape[2]))
+            ctx.seen.append((queries, row_states, shares, states))
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -272,19 +275,19 @@ class _Attention(torch.autograd.Function):
         of_query = call.packing.empty(gradient.shape, queries.dtype)
         of_key = call.packing.empty(like_keys, own_keys.dtype)
         of_value = call.packing.empty(like_keys, gradient.dtype)
-        for group, kept, (queries, own, shares, states) in zip(
+        for group, kept, (queries, row_states, shares, states) in zip(
             call.packing.groups, call.kept, ctx.seen, strict=True
         ):
             side = (group.count, -1, group.size, gradient.shape[2])
-            keys, values = _filled(kept, own)  # another pass may have been made since
+            keys, values = _filled(kept, row_states)  # another pass may have been made since
             down = _grouped(group.side_by_side(gradient), heads)
             of_shares = torch.bmm(down, values.mT)
             of_shares.sub_((down * states).sum(2, keepdim=True)).mul_(shares)
             of_scores = of_shares.to(queries.dtype).mul_(call.scaling)
             group.put(of_query, torch.bmm(of_scores, keys).view(side))
-            behind = slice(group.room, None)
-            group.put(of_key, torch.bmm(of_scores[:, :, behind].mT, queries).view(side))
-            group.put(of_value, torch.bmm(shares[:, :, behind].mT, down).view(side))
+            row_places = slice(group.room, None)
+            group.put(of_key, torch.bmm(of_scores[:, :, row_places].mT, queries).view(side))
+            group.put(of_value, torch.bmm(shares[:, :, row_places].mT, down).view(side))
         return of_query, of_key, of_value, None
 
 
@@ -297,8 +300,8 @@ def _grouped(side_by_side: Tensor, heads: int) -> Tensor:
 def _filled(kept: Kept, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Write the row's own keys and values behind the kept ones; return both, each
     [count·heads, room + size, d]."""
-    for whole, some in zip((kept.keys, kept.values), own, strict=True):
-        whole[:, :, -some.shape[2] :] = some
+    for room, states in zip((kept.keys, kept.values), own, strict=True):
+        room[:, :, -states.shape[2] :] = states
     return kept.keys.flatten(0, 1), kept.values.flatten(0, 1)
 
 

@@ -46,8 +46,8 @@ class BlockCall:
     def of(cls, call: hooks.Call) -> BlockCall:
         """Keep the needed parts of an observed call."""
         kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
-        returned = None if isinstance(call.output, Tensor) else len(call.output)
-        return cls(call.args[1:], kwargs, not call.args, returned)
+        output_length = None if isinstance(call.output, Tensor) else len(call.output)
+        return cls(call.args[1:], kwargs, not call.args, output_length)
 
     def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Call the block with another hidden state; return its output state."""
@@ -116,25 +116,27 @@ def record(
     model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blocks: Iterable[int]
 ) -> Recording:
     """Record one forward pass for ``run`` and ``finish``; ``blocks`` are the keys of ``hidden``."""
-    wanted = set(blocks)
+    indices = set(blocks)
     calls: list[BlockCall] = []
     hidden: dict[int, Tensor] = {}
-    encoded: list[Any] = []
+    encoder_outputs: list[Any] = []
 
     def see(index: int, call: hooks.Call) -> None:
         calls.append(BlockCall.of(call))
-        if index in wanted:
+        if index in indices:
             hidden[index] = call.input
-        if index == anatomy.last and anatomy.block_count in wanted:
+        if index == anatomy.last and anatomy.block_count in indices:
             hidden[anatomy.block_count] = call.hidden
 
     def see_encoder(_: str, call: hooks.Call) -> None:
-        encoded.append(call.output)
+        encoder_outputs.append(call.output)
 
-    every = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
-    with hooks.watched(every, see), hooks.watched(_encoders(model, anatomy), see_encoder):
+    modules = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
+    with hooks.watched(modules, see), hooks.watched(_encoders(model, anatomy), see_encoder):
         logits_of(model, inputs)
-    return Recording(dict(inputs), tuple(calls), hidden, encoded[0] if encoded else None)
+    return Recording(
+        dict(inputs), tuple(calls), hidden, encoder_outputs[0] if encoder_outputs else None
+    )
 
 
 def run(
@@ -167,9 +169,9 @@ def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], blo
 
     At the last block, adding p to the output of ``down`` gives the logits of ``hidden + p``.
     """
-    with _site_observed(model, anatomy, block) as seen:
+    with _site_observed(model, anatomy, block) as site_states:
         logits = logits_of(model, inputs)
-    return Rows(*seen(), logits)
+    return Rows(*site_states(), logits)
 
 
 @torch.inference_mode()
@@ -179,13 +181,13 @@ def capture_site(
     """Capture query and residual sum as ``capture_rows``, by a forward pass that ends with the
     block."""
     with (
-        _site_observed(model, anatomy, block) as seen,
+        _site_observed(model, anatomy, block) as site_states,
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
-    whole = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # a tracer follows shapes
-    query, hidden = seen()
-    return query.reshape(whole), hidden.reshape(whole)  # some blocks give their FFN flat rows
+    shape = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # a tracer follows shapes
+    query, hidden = site_states()
+    return query.reshape(shape), hidden.reshape(shape)  # some blocks give their FFN flat rows
 
 
 @torch.inference_mode()
@@ -205,12 +207,12 @@ def capture_answers(
         return query.reshape(size).index_select(0, rows), hidden.reshape(size).index_select(0, rows)
     entries = anatomy.up_modules(model, block)
     with (
-        _site_observed(model, anatomy, block) as seen,
+        _site_observed(model, anatomy, block) as site_states,
         hooks.narrowed(entries, anatomy.down_module(model, block), rows),
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
-    query, hidden = seen()
+    query, hidden = site_states()
     return query, hidden.reshape(-1, anatomy.width).index_select(0, rows)
 
 
@@ -219,18 +221,18 @@ def rows_from(
 ) -> tuple[Tensor, Tensor]:
     """Return query and residual sum [B, T, d] at the last FFN site, as ``capture_site``, from the
     recorded states that enter ``block`` on."""
-    with _site_observed(model, anatomy, anatomy.last) as seen:
+    with _site_observed(model, anatomy, anatomy.last) as site_states:
         run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
-    query, hidden = seen()
-    whole = (*recording.hidden[block].shape[:-1], anatomy.width)
-    return query.reshape(whole), hidden.reshape(whole)
+    query, hidden = site_states()
+    shape = (*recording.hidden[block].shape[:-1], anatomy.width)
+    return query.reshape(shape), hidden.reshape(shape)
 
 
 def sums_from(model: Any, anatomy: Anatomy, recording: Recording, block: int) -> Tensor:
     """Return the residual sum [B, T, d] of ``rows_from`` alone."""
-    with _site_observed(model, anatomy, anatomy.last) as seen:
+    with _site_observed(model, anatomy, anatomy.last) as site_states:
         run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
-    return seen()[1].reshape(*recording.hidden[block].shape[:-1], anatomy.width)
+    return site_states()[1].reshape(*recording.hidden[block].shape[:-1], anatomy.width)
 
 
 @contextmanager
@@ -241,9 +243,9 @@ def _site_observed(
     the FFN site of a block."""
     with (
         hooks.captured(anatomy.query_module(model, block)) as queries,
-        sums_observed(model, anatomy, block) as seen,
+        sums_observed(model, anatomy, block) as sums,
     ):
-        yield lambda: (queries[0].input, seen())
+        yield lambda: (queries[0].input, sums())
 
 
 @contextmanager
@@ -281,8 +283,10 @@ _ROUNDINGS = 8
 def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
     """Return the modules of the tail, with the model's own steps between and behind them."""
     calls = dict(observe(model, sample_inputs(model, length=1)))
-    if missing := [path for path in anatomy.tail if path not in calls]:
-        raise ModelError(f"{missing[0]}, named under [anatomy], does not run in a forward pass.")
+    if absent_paths := [path for path in anatomy.tail if path not in calls]:
+        raise ModelError(
+            f"{absent_paths[0]}, named under [anatomy], does not run in a forward pass."
+        )
     place = f"{anatomy.blocks}.{anatomy.last}"
     norm_after = anatomy.norm_after is not None
     state = calls[anatomy.tail[0]].input if norm_after else calls[place].hidden
@@ -328,14 +332,14 @@ def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step
 
 def _soft_caps(model: Any) -> list[float]:
     """Return the soft caps in a config, under any name: the cap of the logits is among them."""
-    told = model.config.get_text_config().to_dict()
-    named = {key: told[key] for key in told if "cap" in key and "soft" in key.replace("_", "")}
-    return [float(cap) for cap in named.values() if isinstance(cap, int | float) and cap > 0]
+    config = model.config.get_text_config().to_dict()
+    caps = {key: config[key] for key in config if "cap" in key and "soft" in key.replace("_", "")}
+    return [float(cap) for cap in caps.values() if isinstance(cap, int | float) and cap > 0]
 
 
 def _fits(steps: tuple[Step, ...], state: Tensor, target: Tensor) -> bool:
-    found = RowTail(steps, None)(state.unsqueeze(0)).flatten()
-    return _is_close(found, target, _ROUNDINGS * torch.finfo(state.dtype).eps)
+    logits = RowTail(steps, None)(state.unsqueeze(0)).flatten()
+    return _is_close(logits, target, _ROUNDINGS * torch.finfo(state.dtype).eps)
 
 
 def _soft_cap(cap: float, logits: Tensor) -> Tensor:
@@ -351,17 +355,17 @@ def _check_rows(
 ) -> RowTail:
     """Return the tail with its pooled position, if its rows give the model's logits. Raises
     ``ModelError`` otherwise."""
-    captured = capture_rows(model, anatomy, inputs, anatomy.last)
-    logits = tail(captured.hidden[0])
-    if captured.logits.ndim == 3 and _is_close(logits, captured.logits[0]):
+    rows = capture_rows(model, anatomy, inputs, anatomy.last)
+    logits = tail(rows.hidden[0])
+    if rows.logits.ndim == 3 and _is_close(logits, rows.logits[0]):
         return tail
-    if captured.logits.ndim == 2:
+    if rows.logits.ndim == 2:
         for position in (0, -1):
-            if _is_close(logits[position], captured.logits[0]):
+            if _is_close(logits[position], rows.logits[0]):
                 return RowTail(tail.steps, position)
     raise ModelError(
         f"{' → '.join(anatomy.tail)} does not give the logits of {type(model).__name__} row by "
-        f"row: {_difference(logits, captured.logits)}. If a module is missing, name it in "
+        f"row: {_difference(logits, rows.logits)}. If a module is missing, name it in "
         "cedit.toml under [anatomy]: norm_after, final_norm, head."
     )
 
@@ -379,15 +383,15 @@ def _check_additive(
     hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden[0]
     patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
     with hooks.added(anatomy.down_module(model, anatomy.last), patch):
-        patched = capture_rows(model, anatomy, inputs, anatomy.last)
+        patched_rows = capture_rows(model, anatomy, inputs, anatomy.last)
     logits = tail(hidden + patch)
     logits = logits if tail.pooled is None else logits[tail.pooled]
-    joined = (patched.hidden[0].double() - hidden.double()), patch.double()
-    if not _is_added(*joined, hidden) or not _is_close(logits, patched.logits[0]):
+    change = (patched_rows.hidden[0].double() - hidden.double()), patch.double()
+    if not _is_added(*change, hidden) or not _is_close(logits, patched_rows.logits[0]):
         raise ModelError(
             f"What is added to the output of {anatomy.path(anatomy.last, anatomy.down)} in "
             f"{type(model).__name__} is changed before it joins the residual sum "
-            f"({_changed(*joined)}). Neuron patches do not fit this model, unless a norm behind "
+            f"({_changed(*change)}). Neuron patches do not fit this model, unless a norm behind "
             "the sum was not found: name it in cedit.toml under [anatomy]: norm_after."
         )
     return tail
@@ -397,11 +401,11 @@ def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:
     """Tell whether a sum [T, d] grew by the patch [d], up to the rounding of its number format: in
     each number, and in all of them together, where roundings cancel out."""
     eps = torch.finfo(hidden.dtype).eps
-    largest = hidden.double().abs().max() + patch.abs().max()
-    each = bool((found - patch).abs().max() <= _ADDED_ROUNDINGS * eps * largest)
-    spread = largest / patch.square().mean().sqrt() / math.sqrt(found.numel())
-    together = abs(_share(found, patch) - 1) <= _ADDED_ROUNDINGS * eps * float(spread)
-    return each and together
+    magnitude = hidden.double().abs().max() + patch.abs().max()
+    is_near = bool((found - patch).abs().max() <= _ADDED_ROUNDINGS * eps * magnitude)
+    spread = magnitude / patch.square().mean().sqrt() / math.sqrt(found.numel())
+    is_unbiased = abs(_share(found, patch) - 1) <= _ADDED_ROUNDINGS * eps * float(spread)
+    return is_near and is_unbiased
 
 
 def _share(found: Tensor, patch: Tensor) -> float:

@@ -71,15 +71,18 @@ class SitePass:
 
 def needs_mask(model: Any, anatomy: Anatomy) -> bool:
     """Tell whether padding behind a sequence changes its states if no mask is given."""
-    longest, shortest = PADDED_LENGTHS
-    ids = sample_inputs(model, longest)["input_ids"].repeat(2, 1)
+    full_length, short_length = PADDED_LENGTHS
+    ids = sample_inputs(model, full_length)["input_ids"].repeat(2, 1)
     mask = torch.ones_like(ids)
-    mask[1, shortest:] = 0
-    last = anatomy.last
-    masked = capture_site(model, anatomy, {"input_ids": ids, "attention_mask": mask}, last)
-    bare = capture_site(model, anatomy, {"input_ids": ids}, last)
-    pairs = [(m[1, :shortest], b[1, :shortest]) for m, b in zip(masked, bare, strict=True)]
-    return not all(_is_close(found, expected) for found, expected in pairs)
+    mask[1, short_length:] = 0
+    block = anatomy.last
+    masked_states = capture_site(model, anatomy, {"input_ids": ids, "attention_mask": mask}, block)
+    bare_states = capture_site(model, anatomy, {"input_ids": ids}, block)
+    pairs = [
+        (m[1, :short_length], b[1, :short_length])
+        for m, b in zip(masked_states, bare_states, strict=True)
+    ]
+    return not all(_is_close(state, reference) for state, reference in pairs)
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
@@ -101,8 +104,8 @@ class _TracedLater:
         """Count one more pass; return the trace for it, if there is one."""
         self._passes += 1
         if self._passes == TRACED_AFTER:
-            tried = (traced(self._model, self._anatomy, masked=m) for m in self._masked)
-            self._trace = next(filter(None, tried), None)
+            traces = (traced(self._model, self._anatomy, masked=m) for m in self._masked)
+            self._trace = next(filter(None, traces), None)
         return self._trace
 
 
@@ -113,19 +116,21 @@ class Trace:
         """`masked`: the trace is given its causal mask."""
         self._mask: Callable[[int], Tensor] | None = None
         if masked:
-            like = next(model.parameters())
-            self._mask = cache(partial(_causal_mask, dtype=like.dtype, device=like.device))
-        captured = _Captured(model, anatomy).eval()
+            parameter = next(model.parameters())
+            self._mask = cache(
+                partial(_causal_mask, dtype=parameter.dtype, device=parameter.device)
+            )
+        module = _Captured(model, anatomy).eval()
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # about constants in a trace: `traced` checks these
-            given = self._given(*_sample(model, *TRACED_SHAPE))
-            run = torch.jit.trace(captured, given, check_trace=False)
+            example = self._given(*_sample(model, *TRACED_SHAPE))
+            run = torch.jit.trace(module, example, check_trace=False)
             self._run = torch.jit.freeze(run)  # no look-ups of the weights, which stay the model's
 
     def __call__(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the result of `SitePass` for ids [B, T]."""
-        as_written = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
-        with torch.inference_mode(), as_written:
+        unoptimized = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+        with torch.inference_mode(), unoptimized:
             query, hidden = self._run(*self._given(ids, rows))
         return query, hidden
 
@@ -137,10 +142,10 @@ def traced(model: Any, anatomy: Anatomy, *, masked: bool) -> Trace | None:
     """Trace the pass; None for a model that cannot be traced to the same bits."""
     try:
         trace = Trace(model, anatomy, masked=masked)
-        same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
+        is_same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
     except Exception:  # a model may do anything that the tracer does not know
         return None
-    return trace if same else None
+    return trace if is_same else None
 
 
 class _Captured(nn.Module):
@@ -171,5 +176,5 @@ def _sample(model: Any, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def _is_same(trace: Trace, model: Any, anatomy: Anatomy, ids: Tensor, rows: Tensor) -> bool:
-    own = capture_answers(model, anatomy, {"input_ids": ids}, rows)
-    return all(map(torch.equal, own, trace(ids, rows)))
+    site_rows = capture_answers(model, anatomy, {"input_ids": ids}, rows)
+    return all(map(torch.equal, site_rows, trace(ids, rows)))

@@ -121,19 +121,19 @@ class PackedEnds(EndPass):
 
     def _record(self, device: torch.device) -> None:
         ends, packing = self._ends, self._packing
-        whole = _Recorder(self._model, self._anatomy, self._block, self._blocks)
-        begin = whole.read(ends.ids, device) + torch.tensor(ends.starts)
-        self.sums, self._form = whole.sums()[packing.tokens(begin)], whole.form
+        recorder = _Recorder(self._model, self._anatomy, self._block, self._blocks)
+        begin = recorder.read(ends.ids, device) + torch.tensor(ends.starts)
+        self.sums, self._form = recorder.sums()[packing.tokens(begin)], recorder.form
         places = [
-            (begin[chosen][:, None] + torch.arange(-group.room, 0)).clamp(min=0).to(device)
-            for group, chosen in packing.members()
+            (begin[sequences][:, None] + torch.arange(-group.room, 0)).clamp(min=0).to(device)
+            for group, sequences in packing.members()
         ]
         self._kept = {
             block: [
-                Kept.of(keys, values, some, group)
-                for some, group in zip(places, packing.groups, strict=True)
+                Kept.of(keys, values, room_places, group)
+                for room_places, group in zip(places, packing.groups, strict=True)
             ]
-            for block, keys, values in whole.kept()
+            for block, keys, values in recorder.kept()
         }
         self._calls = self._called()
 
@@ -143,34 +143,34 @@ class PackedEnds(EndPass):
 
     def select(self, chosen: Sequence[int]) -> PackedEnds:
         """Return the pass of some of the sequences, without running any again."""
-        some = copy.copy(self)
-        some._ends = self._ends[chosen]
-        some._packing, members = self._packing.select(chosen)
-        some.sums = self.sums[some._packing.tokens(self._packing.firsts(chosen))]
-        some._kept = {
-            block: list(_selected(kept, members, self._packing, some._packing))
-            for block, kept in self._kept.items()
+        selection = copy.copy(self)
+        selection._ends = self._ends[chosen]
+        selection._packing, members = self._packing.select(chosen)
+        selection.sums = self.sums[selection._packing.tokens(self._packing.firsts(chosen))]
+        selection._kept = {
+            block: list(_selected(states, members, self._packing, selection._packing))
+            for block, states in self._kept.items()
         }
-        some._calls = some._called()
-        return some
+        selection._calls = selection._called()
+        return selection
 
     def _above(self, hidden: Tensor) -> Tensor:
-        above = self._block + 1
-        recording = Recording({}, self._calls, {above: hidden[None]}, None)
+        upper_block = self._block + 1
+        recording = Recording({}, self._calls, {upper_block: hidden[None]}, None)
         with hooks.attending(self._model, self._attend):
-            return sums_from(self._model, self._anatomy, recording, above).squeeze(0)
+            return sums_from(self._model, self._anatomy, recording, upper_block).squeeze(0)
 
     def _attend(self, asked: hooks.Asked) -> Tensor:
-        kept = self._kept[self._blocks[id(asked.module)]]
+        states = self._kept[self._blocks[id(asked.module)]]
         self.windows.add(asked.told.get("sliding_window"))
-        return attention(asked, self._packing, kept)
+        return attention(asked, self._packing, states)
 
     def _called(self) -> tuple[BlockCall, ...]:
         """Return the blocks' calls for the ends; no block is run."""
         if self._form is None or self._block == self._anatomy.last:
             return ()
         calls: list[BlockCall] = []
-        every = {i: self._anatomy.block(self._model, i) for i in range(self._anatomy.block_count)}
+        modules = {i: self._anatomy.block(self._model, i) for i in range(self._anatomy.block_count)}
         form = self._form
 
         def pass_on(*args: Any, **kwargs: Any) -> Any:
@@ -181,10 +181,10 @@ class PackedEnds(EndPass):
             torch.no_grad(),
             ExitStack() as stack,
             hooks.attending(self._model, self._attend),
-            hooks.watched(every, lambda _, call: calls.append(BlockCall.of(call))),
-            hooks.cut_short(every[self._anatomy.last]),
+            hooks.watched(modules, lambda _, call: calls.append(BlockCall.of(call))),
+            hooks.cut_short(modules[self._anatomy.last]),
         ):
-            for block in every.values():
+            for block in modules.values():
                 stack.enter_context(hooks.bypassed(block, pass_on))
             row = _Row.of([self._ends.end(i) for i in self._packing.order], self._packing.width)
             hooks.run_until_cut(lambda: row.run(self._model))
@@ -196,20 +196,20 @@ def _selected(
 ) -> Iterator[Kept]:
     """Yield the kept keys and values of the chosen members, for each group that has any."""
     groups = iter(now.groups)
-    for one, group, places in zip(kept, before.groups, members, strict=True):
+    for states, group, places in zip(kept, before.groups, members, strict=True):
         if places:
-            chosen = torch.tensor(places, device=one.keys.device)
-            yield one.select(chosen, group, next(groups))
+            index = torch.tensor(places, device=states.keys.device)
+            yield states.select(index, group, next(groups))
 
 
 def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Tensor:
     """Return the output of attention for a row, [1, N, heads, d]. Raises ModelError for arguments
     that `attend` does not support."""
-    unknown = [name for name in UNKNOWN if asked.told.get(name) is not None]
-    if unknown or asked.told.get("dropout") or len(asked.query) != 1:
-        raise ModelError(f"Its attention is told of {', '.join(unknown) or 'more than one row'}.")
-    told = asked.told.get("scaling")
-    scaling = asked.query.shape[-1] ** -0.5 if told is None else float(told)
+    names = [name for name in UNKNOWN if asked.told.get(name) is not None]
+    if names or asked.told.get("dropout") or len(asked.query) != 1:
+        raise ModelError(f"Its attention is told of {', '.join(names) or 'more than one row'}.")
+    scale = asked.told.get("scaling")
+    scaling = asked.query.shape[-1] ** -0.5 if scale is None else float(scale)
     query, key, value = (_row_of(states) for states in (asked.query, asked.key, asked.value))
     window = asked.told.get("sliding_window")
     return attend(query, key, value, packing, kept, scaling, window).unsqueeze(0)
@@ -238,22 +238,22 @@ class _Recorder:
 
     def __init__(self, model: Any, anatomy: Anatomy, block: int, blocks: Mapping[int, int]) -> None:
         self._model, self._anatomy, self._block, self._blocks = model, anatomy, block, blocks
-        above = range(block + 1, anatomy.block_count)
+        upper_blocks = range(block + 1, anatomy.block_count)
         self._sums: list[Tensor] = []
-        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in above}
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in upper_blocks}
 
     def read(self, sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
         """Run these sequences; return the places [B] where they begin, on the CPU."""
-        firsts = torch.empty(len(sequences), dtype=torch.long)
+        starts = torch.empty(len(sequences), dtype=torch.long)
         total = 0
-        most = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
-        for batch in by_length([len(ids) for ids in sequences], most):
+        tokens_max = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
+        for batch in by_length([len(ids) for ids in sequences], tokens_max):
             lengths = Lengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
             packing = Packing.of(lengths, WHOLE_PADDED_MAX, device)
             self._run(packing, [sequences[batch[place]] for place in packing.order])
-            firsts[batch] = total + packing.firsts(range(len(batch)))
+            starts[batch] = total + packing.firsts(range(len(batch)))
             total += packing.width
-        return firsts
+        return starts
 
     def sums(self) -> Tensor:
         """Return the residual sums [N, d] of the block."""
@@ -273,12 +273,12 @@ class _Recorder:
         end = anatomy.block(model, anatomy.last) if self._block == anatomy.last else last_ffn
         with (
             hooks.attending(model, partial(self._attend, packing)),
-            sums_observed(model, anatomy, self._block) as seen,
+            sums_observed(model, anatomy, self._block) as sums,
             hooks.captured(anatomy.block(model, 0)) as first_block,
             hooks.cut_short(end),
         ):
             hooks.run_until_cut(lambda: row.run(model))
-        self._sums.append(seen().reshape(-1, anatomy.width))
+        self._sums.append(sums().reshape(-1, anatomy.width))
         if first_block:
             self.form = BlockCall.of(first_block[0])
 
@@ -310,7 +310,9 @@ class _Row:
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise ModelError(f"{type(model).__name__} takes no position_ids.")
         device = model.get_input_embeddings().weight.device
-        ids, places = (torch.tensor([some], device=device) for some in (self.ids, self.positions))
+        ids, places = (
+            torch.tensor([numbers], device=device) for numbers in (self.ids, self.positions)
+        )
         model(input_ids=ids, position_ids=places, use_cache=False, return_dict=True)
 
 
@@ -324,26 +326,26 @@ class WholeSequences(EndPass):
         super().__init__(model, anatomy, block)
         device = model.get_input_embeddings().weight.device
         self._size = max(map(len, ids))
-        padded = [[*some, *[pad] * (self._size - len(some))] for some in ids]
-        mask = [[1] * len(some) + [0] * (self._size - len(some)) for some in ids]
+        padded = [[*sequence, *[pad] * (self._size - len(sequence))] for sequence in ids]
+        mask = [[1] * len(sequence) + [0] * (self._size - len(sequence)) for sequence in ids]
         inputs = {
             "input_ids": torch.tensor(padded, device=device),
             "attention_mask": torch.tensor(mask, device=device),
         }
-        with sums_observed(model, anatomy, block) as seen:
+        with sums_observed(model, anatomy, block) as sums:
             self._calls = record(model, anatomy, inputs, ()).calls
-        self.sums = seen().reshape(-1, anatomy.width)
+        self.sums = sums().reshape(-1, anatomy.width)
 
     def row(self, sequences: Tensor, positions: Tensor) -> Tensor:
         """See `EndPass`."""
         return sequences * self._size + positions
 
     def _above(self, hidden: Tensor) -> Tensor:
-        above = self._block + 1
-        whole = hidden.view(-1, self._size, self._anatomy.width)
-        recording = Recording({}, self._calls, {above: whole}, None)
-        found = sums_from(self._model, self._anatomy, recording, above)
-        return found.reshape(-1, self._anatomy.width)
+        upper_block = self._block + 1
+        states = hidden.view(-1, self._size, self._anatomy.width)
+        recording = Recording({}, self._calls, {upper_block: states}, None)
+        sums = sums_from(self._model, self._anatomy, recording, upper_block)
+        return sums.reshape(-1, self._anatomy.width)
 
 
 # --- checking a model -----------------------------------------------------------------------------
@@ -354,22 +356,24 @@ def keeps_prefixes(model: Any, anatomy: Anatomy) -> bool:
     sequences. Tried on three sequences, and on two chosen from them."""
     sample = tuple(sample_inputs(model, SAMPLE_TOKENS)["input_ids"][0].tolist())
     ends = Ends((sample, sample[1:-1], sample[2:]), (3, 1, 2))
-    chosen = [2, 0]
+    subset_index = [2, 0]
     if not _has_known_attention(model):
         return False
     try:
-        every = PackedEnds(model, anatomy, ends, 0, padded_max=SAMPLE_TOKENS)
-        some = every.select(chosen)
+        ends_pass = PackedEnds(model, anatomy, ends, 0, padded_max=SAMPLE_TOKENS)
+        subset = ends_pass.select(subset_index)
         with torch.no_grad():
-            found = [(every, i, i) for i in range(3)] + [(some, j, i) for j, i in enumerate(chosen)]
+            cases = [(ends_pass, i, i) for i in range(3)] + [
+                (subset, j, i) for j, i in enumerate(subset_index)
+            ]
             are_close = all(
                 _is_close(
                     _last_of(run, number, ends.lengths.sizes[i]),
                     _alone(model, anatomy, ends.ids[i])[ends.starts[i] :],
                 )
-                for run, number, i in found
+                for run, number, i in cases
             )
-        return are_close and (not _has_window(model) or every.windows != {None})
+        return are_close and (not _has_window(model) or ends_pass.windows != {None})
     except (ModelError, TypeError, ValueError, AttributeError, RuntimeError, LookupError):
         return False
 
@@ -398,10 +402,10 @@ def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
 
 def _alone(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
     """Return the residual sums [T, d] of the last block in a pass over one sequence."""
-    given = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
-    with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as seen:
-        model(input_ids=given, use_cache=False, return_dict=True)
-    return seen().reshape(len(ids), anatomy.width)
+    inputs = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as sums:
+        model(input_ids=inputs, use_cache=False, return_dict=True)
+    return sums().reshape(len(ids), anatomy.width)
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
