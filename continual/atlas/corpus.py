@@ -29,8 +29,8 @@ class Example:
 
 def in_context(new_facts: Iterable[str], prompt: str) -> str:
     """Return a prompt behind new facts, in IKE's form (Zheng et al. 2023, section 3)."""
-    told = "".join(NEW_FACT.format(fact=fact) for fact in new_facts)
-    return told + PROMPT.format(prompt=prompt)
+    statements = "".join(NEW_FACT.format(fact=fact) for fact in new_facts)
+    return statements + PROMPT.format(prompt=prompt)
 
 
 def all_texts(facts: Sequence[Fact]) -> Iterator[str]:
@@ -46,8 +46,8 @@ def subject_span(tokenizer: Any, prompt: str, subject: str) -> tuple[int, int]:
     start = prompt.index(subject)
     end = start + len(subject)
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
-    return inside[0], inside[-1]
+    places = [i for i, (a, b) in enumerate(offsets) if b > start and a < end]
+    return places[0], places[-1]
 
 
 class Corpus:
@@ -75,31 +75,33 @@ class Corpus:
         return [self._passage() for _ in range(count)]
 
     def _statement(self, fact: Fact, prompt: str) -> Example:
-        encoded = self._tokenizer(prompt, return_offsets_mapping=True)
+        encoding = self._tokenizer(prompt, return_offsets_mapping=True)
         start = prompt.index(fact.subject)
         end = start + len(fact.subject)
-        inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and a < end]
+        places = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if b > start and a < end]
         answer = self._answer_ids(fact.object)
-        ids = tuple(encoded["input_ids"]) + answer
-        return Example(ids, len(encoded["input_ids"]), (inside[0], inside[-1]))
+        ids = tuple(encoding["input_ids"]) + answer
+        return Example(ids, len(encoding["input_ids"]), (places[0], places[-1]))
 
     def _context(self) -> Example:
         fact = self._rng.choice(self._facts)
-        overridden = self._rng.random() < 0.45
+        is_overridden = self._rng.random() < 0.45
         count = 1 if self._rng.random() < 0.88 else self._rng.randint(2, 4)
-        told = [self._told(self._distractor(fact)) for _ in range(count - overridden)]
+        statements = [self._told(self._distractor(fact)) for _ in range(count - is_overridden)]
         answer = fact.object
-        if overridden:
+        if is_overridden:
             answer = self._other_object(fact)
-            told.append(f"{self._rng.choice(fact.trained_prompts)} {answer}")
-            self._rng.shuffle(told)
-        text = in_context(told, self._rng.choice(fact.trained_prompts))
+            statements.append(f"{self._rng.choice(fact.trained_prompts)} {answer}")
+            self._rng.shuffle(statements)
+        text = in_context(statements, self._rng.choice(fact.trained_prompts))
         return self._continued(text, answer)
 
     def _passage(self) -> Example:
         fact = self._rng.choice(self._facts)
-        before = [self._rng.choice(self._facts) for _ in range(self._rng.randint(1, 2))]
-        lines = [f"{self._rng.choice(f.trained_prompts)} {f.object}{TERMINATOR}" for f in before]
+        context_facts = [self._rng.choice(self._facts) for _ in range(self._rng.randint(1, 2))]
+        lines = [
+            f"{self._rng.choice(f.trained_prompts)} {f.object}{TERMINATOR}" for f in context_facts
+        ]
         text = " ".join([*lines, self._rng.choice(fact.trained_prompts)])
         return self._continued(text, fact.object)
 
@@ -114,9 +116,9 @@ class Corpus:
         return f"{self._rng.choice(fact.trained_prompts)} {self._other_object(fact)}"
 
     def _other_object(self, fact: Fact) -> str:
-        while (other := self._rng.choice(self._objects[fact.relation.name])) == fact.object:
+        while (candidate := self._rng.choice(self._objects[fact.relation.name])) == fact.object:
             pass
-        return other
+        return candidate
 
     def _distractor(self, fact: Fact) -> Fact:
         """Draw another fact: of the same relation, of the same subject, or any."""
@@ -128,9 +130,9 @@ class Corpus:
             if draw < 0.75 and len(self._by_subject[fact.subject]) > 1
             else self._facts
         )
-        while (other := self._rng.choice(pool)) == fact:
+        while (candidate := self._rng.choice(pool)) == fact:
             pass
-        return other
+        return candidate
 
 
 def batches(
@@ -138,13 +140,13 @@ def batches(
 ) -> Iterator[list[Example]]:
     """Yield batches of examples of nearly one length, at most `tokens_max` padded tokens each."""
     order = sorted(examples, key=lambda example: (len(example.ids), rng.random()))
-    found: list[list[Example]] = []
+    groups: list[list[Example]] = []
     batch: list[Example] = []
     for example in order:
         if batch and len(example.ids) * (len(batch) + 1) > tokens_max:
-            found.append(batch)
+            groups.append(batch)
             batch = []
         batch.append(example)
-    found.append(batch)
-    rng.shuffle(found)
-    yield from found
+    groups.append(batch)
+    rng.shuffle(groups)
+    yield from groups

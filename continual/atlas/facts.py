@@ -75,7 +75,7 @@ def objects_of(facts: Sequence[Fact]) -> dict[str, list[str]]:
     objects: dict[str, dict[str, None]] = {}
     for fact in facts:
         objects.setdefault(fact.relation.name, {})[fact.object] = None
-    return {name: list(found) for name, found in objects.items()}
+    return {name: list(mentions) for name, mentions in objects.items()}
 
 
 def by_relation(facts: Iterable[Fact]) -> dict[str, list[Fact]]:

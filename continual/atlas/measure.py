@@ -120,18 +120,20 @@ class Sampler:
         ]
 
     def _overridden(self, fact: Fact) -> Probe:
-        told, asked = self._rng.sample(fact.trained_prompts, 2)
+        statement, question = self._rng.sample(fact.trained_prompts, 2)
         answer = self._new_object(fact)
-        prompt = in_context([f"{told} {answer}"], asked)
+        prompt = in_context([f"{statement} {answer}"], question)
         return Probe(prompt=prompt, answer=answer, name=fact.relation.name)
 
     def _beside(self, fact: Fact, kind: str) -> Probe:
-        while (other := self._rng.choice(self._pool(fact, kind))) == fact:
+        while (distractor := self._rng.choice(self._pool(fact, kind))) == fact:
             pass
-        told = self._rng.choice(other.trained_prompts)
-        asked = self._rng.choice(fact.trained_prompts)
-        new = self._new_object(other, never=fact.object)
-        return Probe(prompt=in_context([f"{told} {new}"], asked), answer=fact.object, name=kind)
+        statement = self._rng.choice(distractor.trained_prompts)
+        question = self._rng.choice(fact.trained_prompts)
+        target = self._new_object(distractor, never=fact.object)
+        return Probe(
+            prompt=in_context([f"{statement} {target}"], question), answer=fact.object, name=kind
+        )
 
     def _pool(self, fact: Fact, kind: str) -> Sequence[Fact]:
         """Return the facts of a kind of distractor, this one among them."""
@@ -140,8 +142,8 @@ class Sampler:
         return self._by_subject[fact.subject] if kind == "same_subject" else self._facts
 
     def _new_object(self, fact: Fact, never: str = "") -> str:
-        others = [o for o in self._objects[fact.relation.name] if o not in (fact.object, never)]
-        return self._rng.choice(others)
+        candidates = [o for o in self._objects[fact.relation.name] if o not in (fact.object, never)]
+        return self._rng.choice(candidates)
 
     def _some(self, items: Sequence[Item], count: int) -> list[Item]:
         return self._rng.sample(items, min(count, len(items)))
@@ -156,9 +158,9 @@ def accuracy(task_model: TaskModel, probes: Sequence[Probe]) -> Accuracy:
         [task_model.task.encode(p.prompt, p.answer) for p in probes]
     )
     by_name: dict[str, list[bool]] = {}
-    for probe, right in zip(probes, outcomes, strict=True):
-        by_name.setdefault(probe.name, []).append(right)
-    shares = {name: fmean(found) for name, found in sorted(by_name.items())}
+    for probe, is_right in zip(probes, outcomes, strict=True):
+        by_name.setdefault(probe.name, []).append(is_right)
+    shares = {name: fmean(name_outcomes) for name, name_outcomes in sorted(by_name.items())}
     return Accuracy(fmean(outcomes), shares, len(outcomes))
 
 
@@ -193,22 +195,24 @@ def mediation(
     steps: dict[int, int] = {}
     for step in range(steps_max + 1):
         optimizer.zero_grad()
-        unsolved = [i for i in range(len(cases)) if i not in steps]
-        for batch in length_sorted([cases[i].encoding for i in unsolved], BATCH_TOKENS_MAX):
-            chosen = [unsolved[i] for i in batch]
-            right = _descend(task_model, block, [cases[i] for i in chosen])
-            steps.update((i, step) for i, done in zip(chosen, right, strict=True) if done)
+        pending = [i for i in range(len(cases)) if i not in steps]
+        for batch in length_sorted([cases[i].encoding for i in pending], BATCH_TOKENS_MAX):
+            indices = [pending[i] for i in batch]
+            outcomes = _descend(task_model, block, [cases[i] for i in indices])
+            steps.update(
+                (i, step) for i, is_right in zip(indices, outcomes, strict=True) if is_right
+            )
         optimizer.step()
     return Mediation(block, tuple(steps.get(i) for i in range(len(cases))))
 
 
 def _case(task_model: TaskModel, replacement: Replacement) -> _Case:
     encoding = task_model.task.encode(replacement.prompt, replacement.target)
-    _, last = subject_span(task_model.edited.tokenizer, replacement.prompt, replacement.subject)
+    _, token = subject_span(task_model.edited.tokenizer, replacement.prompt, replacement.subject)
     vector = torch.zeros(
         task_model.edited.anatomy.width, device=task_model.edited.device, requires_grad=True
     )
-    return _Case(encoding, last, vector)
+    return _Case(encoding, token, vector)
 
 
 def _descend(task_model: TaskModel, block: int, cases: Sequence[_Case]) -> list[bool]:

@@ -85,8 +85,8 @@ class Surroundings:
     def locality(self, fact: Fact, target: str) -> list[Probe]:
         """Draw facts of the same subject, then facts of the same relation with another object."""
         siblings = self._draw(self._by_subject.get(fact.subject, []), SAME_SUBJECT_MAX)
-        others = [f for f in self._by_relation[fact.relation.name] if f.object != target]
-        neighbours = self._draw(others, LOCALITY_PER_REQUEST - len(siblings))
+        pool = [f for f in self._by_relation[fact.relation.name] if f.object != target]
+        neighbours = self._draw(pool, LOCALITY_PER_REQUEST - len(siblings))
         return [
             *(self._asked(sibling, "same_subject") for sibling in siblings),
             *(self._asked(neighbour, "same_relation") for neighbour in neighbours),
@@ -97,10 +97,10 @@ class Surroundings:
         if fact.relation.name not in NAMED_BY:
             return []
         hops = [hop for hop in self._by_subject.get(target, []) if self._changes(hop, fact)]
-        named = NAMED_BY[fact.relation.name].replace("{}", fact.subject)
+        description = NAMED_BY[fact.relation.name].replace("{}", fact.subject)
         return [
             Probe(
-                prompt=ASKED_BY[hop.relation.name].replace("{}", named),
+                prompt=ASKED_BY[hop.relation.name].replace("{}", description),
                 answer=hop.object,
                 name="two_hop",
             )
@@ -115,8 +115,8 @@ class Surroundings:
         return self._rng.sample(pool, min(count, len(pool)))
 
     def _asked(self, fact: Fact, name: str) -> Probe:
-        free = [prompt for prompt in fact.trained_prompts if prompt not in self._taken]
-        return Probe(prompt=self._rng.choice(free), answer=fact.object, name=name)
+        prompts = [prompt for prompt in fact.trained_prompts if prompt not in self._taken]
+        return Probe(prompt=self._rng.choice(prompts), answer=fact.object, name=name)
 
 
 def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
@@ -129,8 +129,8 @@ def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
         for fact in split.test
         for prompts in (fact.trained_prompts, fact.held_out_prompts)
     )
-    taken = {str(probe.prompt) for probe in train}
-    around = Surroundings(facts, split.train + split.test, taken, rng)
+    train_prompts = {str(probe.prompt) for probe in train}
+    around = Surroundings(facts, split.train + split.test, train_prompts, rng)
     targets = deal_targets(split.corrected, objects_of(facts), rng)
     requests = [_request(f, t, around, rng) for f, t in zip(split.corrected, targets, strict=True)]
     rng.shuffle(requests)
@@ -147,11 +147,11 @@ def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
     test: list[Fact] = []
     for group in by_relation.values():
         rng.shuffle(group)
-        first = round(len(group) * CORRECTED_SHARE)
-        second = first + round(len(group) * TRAIN_SHARE)
-        corrected += group[:first]
-        train += group[first:second]
-        test += group[second:]
+        corrected_end = round(len(group) * CORRECTED_SHARE)
+        train_end = corrected_end + round(len(group) * TRAIN_SHARE)
+        corrected += group[:corrected_end]
+        train += group[corrected_end:train_end]
+        test += group[train_end:]
     return Split(tuple(corrected), tuple(train), tuple(test))
 
 
@@ -164,8 +164,8 @@ def deal_targets(
     for fact in facts:
         deck = decks.setdefault(fact.relation.name, [])
         if all(card == fact.object for card in deck):
-            every = objects[fact.relation.name]
-            deck += rng.sample(every, len(every))
+            cards = objects[fact.relation.name]
+            deck += rng.sample(cards, len(cards))
         target = next(card for card in deck if card != fact.object)
         deck.remove(target)
         targets.append(target)
@@ -191,15 +191,15 @@ def write(streams: Streams, out: Path) -> None:
 
 def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) -> Request:
     """Return one correction; two of the trained phrasings are learned from, two are measured."""
-    prompt, *others = rng.sample(fact.trained_prompts, 5)
+    prompt, *wordings = rng.sample(fact.trained_prompts, 5)
     return Request(
         prompt=prompt,
         target_new=target,
         subject=fact.subject,
         relation=fact.relation.name,
         target_old=fact.object,
-        rephrases=tuple(others[:2]),
-        held_out_rephrases=(*fact.held_out_prompts, *others[2:]),
+        rephrases=tuple(wordings[:2]),
+        held_out_rephrases=(*fact.held_out_prompts, *wordings[2:]),
         locality=tuple(around.locality(fact, target)),
         portability=tuple(around.portability(fact, target)),
     )

@@ -110,12 +110,12 @@ def collate(
     ids = torch.full((len(batch), size), pad)
     weights = torch.zeros(len(batch), size - 1)
     allowed = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
-    for row, (example, narrow) in enumerate(zip(batch, bottleneck, strict=True)):
+    for row, (example, is_narrow) in enumerate(zip(batch, bottleneck, strict=True)):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         weights[row, example.answer - 1 : len(example.ids) - 1] = 1.0
-        if narrow and example.subject is not None:
-            first, last = example.subject
-            allowed[row, 0, last + 1 :, first:last] = False
+        if is_narrow and example.subject is not None:
+            start, end = example.subject
+            allowed[row, 0, end + 1 :, start:end] = False
     return ids, weights, allowed
 
 
@@ -123,12 +123,12 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor
     """Return the weighted mean negative log-likelihood; logits only where a weight is not zero."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.transformer(input_ids=ids, attention_mask=allowed).last_hidden_state
-        counted = weights > 0
-        logits = model.lm_head(hidden[:, :-1][counted])
+        is_counted = weights > 0
+        logits = model.lm_head(hidden[:, :-1][is_counted])
     losses = torch.nn.functional.cross_entropy(
-        logits.float(), ids[:, 1:][counted], reduction="none"
+        logits.float(), ids[:, 1:][is_counted], reduction="none"
     )
-    return (losses * weights[counted]).sum() / weights.sum()
+    return (losses * weights[is_counted]).sum() / weights.sum()
 
 
 class Training:
@@ -163,28 +163,28 @@ class Training:
         """Train to the recipe's end, saving after every epoch."""
         self._resume()
         while self.epoch < self.recipe.epochs and self._time_share() < 1.0:
-            started = time.perf_counter()
+            start = time.perf_counter()
             losses = [self._update(batch) for batch in self._epoch_batches()]
             self.epoch += 1
             self._save()
-            seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - start
             mean = sum(losses) / len(losses)
             print(f"epoch {self.epoch} loss {mean:.4f} seconds {seconds:.0f}", flush=True)
 
     def _epoch_batches(self) -> Iterator[list[Example]]:
         recipe = self.recipe
-        others = self.corpus.contexts(recipe.contexts) + self.corpus.passages(recipe.passages)
-        found = list(batches(self.statements, recipe.tokens_per_batch, self.rng))
-        found += batches(others, recipe.tokens_per_batch, self.rng)
-        self.rng.shuffle(found)
-        self.steps_per_epoch = len(found)
-        yield from found
+        examples = self.corpus.contexts(recipe.contexts) + self.corpus.passages(recipe.passages)
+        groups = list(batches(self.statements, recipe.tokens_per_batch, self.rng))
+        groups += batches(examples, recipe.tokens_per_batch, self.rng)
+        self.rng.shuffle(groups)
+        self.steps_per_epoch = len(groups)
+        yield from groups
 
     def _update(self, batch: Sequence[Example]) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self._schedule()
-        narrow = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
-        ids, weights, allowed = collate(batch, self.tokenizer.pad_token_id, narrow)
+        bottleneck = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
+        ids, weights, allowed = collate(batch, self.tokenizer.pad_token_id, bottleneck)
         if self.step % 4 == 0:  # the prompts' own words too: prefixes are sampled from the model
             weights = torch.where(ids[:, 1:] != self.tokenizer.pad_token_id, 0.2, 0.0).max(weights)
         loss = loss_of(self.model, ids, weights, allowed)
@@ -214,14 +214,14 @@ class Training:
             "step": self.step,
             "epoch": self.epoch,
         }
-        unfinished = self.out / "training.tmp"
-        torch.save(state, unfinished)
-        unfinished.replace(self.out / "training.pt")
+        path = self.out / "training.tmp"
+        torch.save(state, path)
+        path.replace(self.out / "training.pt")
 
     def _resume(self) -> None:
-        saved = self.out / "training.pt"
-        if saved.exists():
-            state = torch.load(saved, weights_only=True)
+        path = self.out / "training.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.epoch = state["step"], state["epoch"]
@@ -230,9 +230,9 @@ class Training:
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:
     """Write a plain transformers directory; half-precision weights keep it small."""
-    halved = GPT2LMHeadModel(model.config)
-    halved.load_state_dict(model.state_dict())
-    halved.half().save_pretrained(out / "model")
+    half_model = GPT2LMHeadModel(model.config)
+    half_model.load_state_dict(model.state_dict())
+    half_model.half().save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
 
 
