@@ -86,12 +86,12 @@ class DensePatch:
         """See `Patch.without`: whole or not at all. Raises SharedPatch if others own it too."""
         if request_id not in self.owners:
             return self
-        others = [owner for owner in self.owners if owner != request_id]
-        if others:
+        peers = [owner for owner in self.owners if owner != request_id]
+        if peers:
             raise SharedPatch(
-                f"Request {request_id} shares a dense patch with {len(others)} others, whose "
-                f"gradients nothing tells apart ({', '.join(others[:3])}"
-                f"{', …' if len(others) > 3 else ''}). Make its step again without it, by `cedit "
+                f"Request {request_id} shares a dense patch with {len(peers)} others, whose "
+                f"gradients nothing tells apart ({', '.join(peers[:3])}"
+                f"{', …' if len(peers) > 3 else ''}). Make its step again without it, by `cedit "
                 "revert --resolve`, or go back to before it, by `cedit rollback`."
             )
         return None

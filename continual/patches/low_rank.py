@@ -116,10 +116,10 @@ class LowRankPatch:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return `PATH.left`, `PATH.right` and, if there are any, `PATH.keys`."""
-        named: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
-            named |= {f"{name}.left": factors.left, f"{name}.right": factors.right}
-        return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
+            tensors |= {f"{name}.left": factors.left, f"{name}.right": factors.right}
+        return tensors | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
         """Return the block of each path."""
@@ -160,20 +160,22 @@ class LowRankPatch:
             n: Factors.joined([p.factors[n] for p in parts if n in p.factors]) for n in blocks
         }
         keys = {n: [p.keys[n] for p in parts if n in p.keys] for n in blocks}
-        return [cls(factors, blocks, {n: torch.cat(some) for n, some in keys.items() if some})]
+        return [
+            cls(factors, blocks, {n: torch.cat(tensors) for n, tensors in keys.items() if tensors})
+        ]
 
     def without(self, request_id: str) -> Self | None:
         """See `Patch.without`: its columns go, the others' stay as they were solved."""
-        kept = others_places(self.owners, request_id)
-        if len(kept) == len(self.owners):
+        places = others_places(self.owners, request_id)
+        if len(places) == len(self.owners):
             return self
-        if not kept:
+        if not places:
             return None
         return replace(
             self,
-            factors={n: f.chosen(kept) for n, f in self.factors.items()},
-            keys={n: k[kept] if len(k) == len(self.owners) else k for n, k in self.keys.items()},
-            owners=tuple(self.owners[place] for place in kept),
+            factors={n: f.chosen(places) for n, f in self.factors.items()},
+            keys={n: k[places] if len(k) == len(self.owners) else k for n, k in self.keys.items()},
+            owners=tuple(self.owners[place] for place in places),
         )
 
     def owned_by(self, owners: tuple[str, ...]) -> Self:
@@ -249,9 +251,9 @@ class FfnLowRankPatch(OfBlocks, LowRankPatch):
         owners: tuple[str, ...] = (),
     ) -> Self:
         """Make a patch of factors and keys by block."""
-        named = {str(block): some for block, some in factors.items()}
-        minded = {str(block): some for block, some in (keys or {}).items()}
-        return cls(named, {str(block): block for block in factors}, minded, owners)
+        factors_by_name = {str(block): entry for block, entry in factors.items()}
+        keys_by_name = {str(block): entry for block, entry in (keys or {}).items()}
+        return cls(factors_by_name, {str(block): block for block in factors}, keys_by_name, owners)
 
     @property
     def names(self) -> Sequence[str]:

@@ -81,8 +81,8 @@ class MemoryPatch:
                 Record(e["id"], e["prompt"], e["target"], e.get("subject")) for e in entries
             )
             readings = tuple(Reading(e["method"], e["context"]) for e in entries)
-            kept = Records(records, tensors["embeddings"])
-            return cls(kept, readings, str(meta["scope"]), tuple(meta["removed"]))
+            embedded_records = Records(records, tensors["embeddings"])
+            return cls(embedded_records, readings, str(meta["scope"]), tuple(meta["removed"]))
         except KeyError as error:
             raise EditError(
                 f"A memory patch has no {error}: its file is not one of ours."
@@ -99,18 +99,20 @@ class MemoryPatch:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Sequence[Self]:
         """See `Patch.joined`: makes one patch for each run of records from one scope."""
-        removed: dict[str, None] = {}
-        alive: dict[str, tuple[Self, int]] = {}  # by id, in the order of the bank
+        removed_ids: dict[str, None] = {}
+        origins: dict[str, tuple[Self, int]] = {}  # by id, in the order of the bank
         for part in parts:
-            removed |= dict.fromkeys(part.removed)
+            removed_ids |= dict.fromkeys(part.removed)
             for identity in part.removed:
-                alive.pop(identity, None)
+                origins.pop(identity, None)
             for number, record in enumerate(part.records.records):
-                alive.pop(record.id, None)
-                alive[record.id] = (part, number)
-        runs = [list(run) for _, run in groupby(alive.values(), key=lambda own: own[0].scope)]
-        first = [cls(removed=tuple(removed))] if removed else []
-        return [*first, *(cls._of_run(run) for run in runs)]
+                origins.pop(record.id, None)
+                origins[record.id] = (part, number)
+        runs = [
+            list(run) for _, run in groupby(origins.values(), key=lambda origin: origin[0].scope)
+        ]
+        removals = [cls(removed=tuple(removed_ids))] if removed_ids else []
+        return [*removals, *(cls._of_run(run) for run in runs)]
 
     @classmethod
     def _of_run(cls, run: Sequence[tuple[Self, int]]) -> Self:
@@ -123,26 +125,26 @@ class MemoryPatch:
         """See `Patch.without`. Records removed for the request come back."""
         owners = self.owners
         count = len(self.records)
-        kept = others_places(owners[:count], request_id)
-        left = others_places(owners[count:], request_id)
-        if not kept and not left:
+        record_places = others_places(owners[:count], request_id)
+        removal_places = others_places(owners[count:], request_id)
+        if not record_places and not removal_places:
             return None
-        records = tuple(self.records.records[i] for i in kept)
+        records = tuple(self.records.records[i] for i in record_places)
         return replace(
             self,
-            records=Records(records, self.records.embeddings[kept]),
-            readings=tuple(self.readings[i] for i in kept),
-            removed=tuple(self.removed[i] for i in left),
-            removed_for=tuple(self.removed_for[i] for i in left),
+            records=Records(records, self.records.embeddings[record_places]),
+            readings=tuple(self.readings[i] for i in record_places),
+            removed=tuple(self.removed[i] for i in removal_places),
+            removed_for=tuple(self.removed_for[i] for i in removal_places),
         )
 
     def owned_by(self, owners: tuple[str, ...]) -> Self:
         """See `Patch.owned_by`."""
         require_owners(owners, self.rows, "records")
-        owned = replace(self, removed_for=owners[len(self.records) :])
-        if owned.owners != owners:
+        patch = replace(self, removed_for=owners[len(self.records) :])
+        if patch.owners != owners:
             raise EditError("A memory patch has records that are owned by other requests.")
-        return owned
+        return patch
 
     def check(self) -> None:
         """See `Patch.check`."""
@@ -159,12 +161,12 @@ class MemoryPatch:
 
 
 def _to_json(record: Record, reading: Reading) -> dict[str, str]:
-    about = {} if record.subject is None else {"subject": record.subject}
+    subject = {} if record.subject is None else {"subject": record.subject}
     return {
         "id": record.id,
         "prompt": record.prompt,
         "target": record.target,
-        **about,
+        **subject,
         "method": reading.method,
         "context": reading.context,
     }

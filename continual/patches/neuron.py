@@ -110,18 +110,18 @@ class NeuronPatch:
 
     def without(self, request_id: str) -> NeuronPatch | None:
         """See `Patch.without`."""
-        kept = others_places(self.owners, request_id)
-        if len(kept) == len(self.owners):
+        places = others_places(self.owners, request_id)
+        if len(places) == len(self.owners):
             return self
-        if not kept:
+        if not places:
             return None
         return replace(
             self,
-            keys=self.keys[kept],
-            bias=self.bias[kept],
-            values=self.values[kept],
-            owners=tuple(self.owners[place] for place in kept),
-            subjects=tuple(self.subjects[place] for place in kept) if self.subjects else (),
+            keys=self.keys[places],
+            bias=self.bias[places],
+            values=self.values[places],
+            owners=tuple(self.owners[place] for place in places),
+            subjects=tuple(self.subjects[place] for place in places) if self.subjects else (),
         )
 
     def owned_by(self, owners: tuple[str, ...]) -> NeuronPatch:

@@ -50,20 +50,20 @@ def summed(
     """
     paths = {id(model.parameter(path)): path for path in dense}
     matrices = _by_matrix(low_rank, model)
-    few = [m for m in matrices if m.stays_factors and id(m.weight) not in paths]
-    wide = [m for m in matrices if m not in few]
-    for matrix in wide:
+    factor_matrices = [m for m in matrices if m.stays_factors and id(m.weight) not in paths]
+    sum_matrices = [m for m in matrices if m not in factor_matrices]
+    for matrix in sum_matrices:
         paths.pop(id(matrix.weight), None)
     parts: list[LowRankPatch | MatrixSums | ParameterSums] = []
     for kind, sums_kind in ((FfnLowRankPatch, WeightSums), (LowRankPatch, MatrixSums)):
-        own = {m.name: m for m in few if m.kind is kind}
-        if own:
-            factors = {name: m.factors for name, m in own.items()}
-            parts.append(kind(factors, _blocks_of(own), _keys_of(own)))
-        own = {m.name: m for m in wide if m.kind is kind}
-        if own:
-            sums = {name: m.weight.sum.clone() for name, m in own.items()}
-            parts.append(sums_kind(sums, _blocks_of(own), _keys_of(own)))
+        group = {m.name: m for m in factor_matrices if m.kind is kind}
+        if group:
+            factors = {name: m.factors for name, m in group.items()}
+            parts.append(kind(factors, _blocks_of(group), _keys_of(group)))
+        group = {m.name: m for m in sum_matrices if m.kind is kind}
+        if group:
+            sums = {name: m.weight.sum.clone() for name, m in group.items()}
+            parts.append(sums_kind(sums, _blocks_of(group), _keys_of(group)))
     parameters = {path: model.parameter(path) for path in sorted(paths.values())}
     if parameters:
         totals = {p: w.turned(w.sum).contiguous().clone() for p, w in parameters.items()}
@@ -110,8 +110,8 @@ def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_Matri
     for part in low_rank:
         for name in part.factors:
             weight = part.weight(model, name)
-            first = _Matrix(name, type(part), weight, part.blocks[name])
-            matrices.setdefault(id(weight), first).take(part, name)
+            matrix = _Matrix(name, type(part), weight, part.blocks[name])
+            matrices.setdefault(id(weight), matrix).take(part, name)
     return list(matrices.values())
 
 
@@ -121,21 +121,23 @@ def _blocks_of(matrices: Mapping[str, _Matrix]) -> dict[str, int]:
 
 def _keys_of(matrices: Mapping[str, _Matrix]) -> dict[str, Tensor]:
     keys = {name: matrix.keys for name, matrix in matrices.items()}
-    return {name: some for name, some in keys.items() if some is not None}
+    return {name: tensor for name, tensor in keys.items() if tensor is not None}
 
 
 def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list[Patch]:
     """Return the earlier parts without sums that later sums replace."""
-    gone = {path for part in later if isinstance(part, ParameterSums) for path in part.sums}
-    kept: list[Patch] = []
+    replaced_paths = {
+        path for part in later if isinstance(part, ParameterSums) for path in part.sums
+    }
+    parts: list[Patch] = []
     for part in earlier:
         if isinstance(part, ParameterSums):
-            left = {path: total for path, total in part.sums.items() if path not in gone}
-            if left:
-                kept.append(replace(part, sums=left, blocks={p: part.blocks[p] for p in left}))
+            sums = {path: total for path, total in part.sums.items() if path not in replaced_paths}
+            if sums:
+                parts.append(replace(part, sums=sums, blocks={p: part.blocks[p] for p in sums}))
         else:
-            kept.append(part)
-    return kept
+            parts.append(part)
+    return parts
 
 
 class _Sums:
@@ -191,8 +193,8 @@ class MatrixSums(_Sums):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return `PATH.sum` and, if there are any, `PATH.keys`."""
-        named = {f"{name}.sum": total for name, total in self.sums.items()}
-        return named | {f"{name}.keys": keys for name, keys in self.keys.items()}
+        tensors = {f"{name}.sum": total for name, total in self.sums.items()}
+        return tensors | {f"{name}.keys": keys for name, keys in self.keys.items()}
 
     def meta(self) -> dict[str, Any]:
         """Return the block of each path."""
