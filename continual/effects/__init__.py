@@ -65,8 +65,8 @@ MOVED = ("weight_blocks", "gate_blocks")
 def moved_blocks(reach: Reach, last: int) -> dict[str, list[int]]:
     """Return the entries of a revision's body for a reach that moves rows at the FFN of block
     `last`; empty if it moves none."""
-    found = zip(MOVED, (reach.blocks, reach.gate_blocks(last)), strict=True)
-    return {name: sorted(blocks) for name, blocks in found if blocks}
+    entries = zip(MOVED, (reach.blocks, reach.gate_blocks(last)), strict=True)
+    return {name: sorted(blocks) for name, blocks in entries if blocks}
 
 
 def has_moved(body: Mapping[str, object]) -> bool:

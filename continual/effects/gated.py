@@ -79,20 +79,20 @@ class Mount:
         """Pass the landing's output through `change` within `with`, whenever the effect `is_on`;
         otherwise compute nothing."""
         reader, landing = self.modules
-        read: list[Tensor] = []
+        queries: list[Tensor] = []
 
         def see(_: int, call: hooks.Call) -> None:
-            read[:] = [self.query(call)] if is_on() else []
+            queries[:] = [self.query(call)] if is_on() else []
 
         def land(output: Tensor) -> Tensor:
             if not is_on():
                 return output
-            if not read:
+            if not queries:
                 raise ModelError(
                     f"A pass comes to {self.place.landing} without {self.place.reading}, where a "
                     "gate that is on has its key: run whole passes."
                 )
-            return change(read.pop(), output)
+            return change(queries.pop(), output)
 
         with ExitStack() as stack:
             stack.enter_context(hooks.watched({0: reader}, see, first=self.place.key != FFN))
@@ -132,8 +132,8 @@ class Firing:
         if count == len(self.activations):
             return self
         activations = self.activations[:count]
-        fires = (activations > 0).any(0)
-        return Firing(self.places[fires], activations[:, fires])
+        is_firing = (activations > 0).any(0)
+        return Firing(self.places[is_firing], activations[:, is_firing])
 
     def followed_by(self, later: Firing) -> Firing:
         """Return these neurons and `later` ones of the bank, on the same queries."""
@@ -152,8 +152,8 @@ def firing_of(queries: Tensor, places: Tensor, keys: Tensor, bias: Tensor) -> Fi
     however many neurons came later.
     """
     scores = queries.double() @ keys.double().T + bias.double()
-    fires = (scores > 0).any(0)
-    return Firing(places[fires], torch.relu(scores[:, fires]).to(queries.dtype))
+    is_firing = (scores > 0).any(0)
+    return Firing(places[is_firing], torch.relu(scores[:, is_firing]).to(queries.dtype))
 
 
 def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None) -> Firing:
@@ -161,16 +161,16 @@ def where_named(firing: Firing, subjects: Sequence[str], texts: RowTexts | None)
     ask for. `subjects` are by the neurons' places, empty if no neuron asks for one."""
     if not subjects or not len(firing):
         return firing
-    wanted = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]
+    columns = [(column, subjects[place]) for column, place in enumerate(firing.places.tolist())]
     activations = firing.activations
-    for column, subject in wanted:
+    for column, subject in columns:
         if subject:
             rows = (activations[:, column] > 0).nonzero().flatten()
-            named = torch.tensor(named_in(texts, rows.tolist(), subject), dtype=torch.bool)
+            is_named = torch.tensor(named_in(texts, rows.tolist(), subject), dtype=torch.bool)
             activations = activations.clone()
-            activations[rows[~named.to(rows.device)], column] = 0.0
-    fires = (activations > 0).any(0)
-    return Firing(firing.places[fires], activations[:, fires])
+            activations[rows[~is_named.to(rows.device)], column] = 0.0
+    is_firing = (activations > 0).any(0)
+    return Firing(firing.places[is_firing], activations[:, is_firing])
 
 
 def landing_on(output: Tensor, values: Tensor) -> Tensor:
@@ -265,12 +265,12 @@ class NeuronBank:
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
         """See `GatedEffect.may_differ`: True for queries that may open a new neuron."""
-        found = torch.zeros(len(queries), dtype=torch.bool)
+        may_open = torch.zeros(len(queries), dtype=torch.bool)
         keys, bias = self.keys[first:].cpu(), self.bias[first:].cpu()
-        for some, floors in zip(keys.split(FEW), bias.split(FEW), strict=True):
-            highest = queries.bounds(some) + floors[:, None]
-            found |= ~(highest <= 0).all(0)  # a NaN may be anything
-        return found
+        for key_block, floors in zip(keys.split(FEW), bias.split(FEW), strict=True):
+            scores_max = queries.bounds(key_block) + floors[:, None]
+            may_open |= ~(scores_max <= 0).all(0)  # a NaN may be anything
+        return may_open
 
     @property
     def subjects(self) -> Sequence[str]:
@@ -282,11 +282,11 @@ class NeuronBank:
         """Find the neurons, from `first` on, that fire on one of the queries [r, d]; `texts` are
         the texts before the queries. Raises ValueError for queries without texts if a neuron asks
         for a subject."""
-        asked = queries.to(self.keys.dtype)
-        near = self._nearly_firing(asked.detach(), first)
-        if not len(near):
-            return Firing(near, asked[:, :0])
-        firing = firing_of(asked, near, self.keys[near], self.bias[near])
+        inputs = queries.to(self.keys.dtype)
+        candidates = self._nearly_firing(inputs.detach(), first)
+        if not len(candidates):
+            return Firing(candidates, inputs[:, :0])
+        firing = firing_of(inputs, candidates, self.keys[candidates], self.bias[candidates])
         return where_named(firing, self._subjects, texts)
 
     def _nearly_firing(self, queries: Tensor, first: int) -> Tensor:
@@ -294,10 +294,10 @@ class NeuronBank:
         of codes. Returns all places if there are few."""
         if self.size - first <= FEW or not len(queries):
             return torch.arange(first, self.size, device=queries.device)
-        longest = float(torch.linalg.vector_norm(queries, dim=1).max())
-        highest = self._bounds(queries, first).amax(0) + self.bias[first:]
-        silent = highest <= -ROUNDING * longest * self._longest  # a NaN may be anything
-        return (~silent).nonzero().squeeze(-1) + first
+        norm_max = float(torch.linalg.vector_norm(queries, dim=1).max())
+        scores_max = self._bounds(queries, first).amax(0) + self.bias[first:]
+        is_silent = scores_max <= -ROUNDING * norm_max * self._longest  # a NaN may be anything
+        return (~is_silent).nonzero().squeeze(-1) + first
 
     def _bounds(self, queries: Tensor, first: int) -> Tensor:
         """Return upper bounds [r, size - first] of q·k, up to float rounding."""
@@ -317,17 +317,17 @@ class NeuronBank:
         if self.size == 0 or queries.numel() == 0:
             return None
         is_cpu = queries.device.type == "cpu"
-        most = ACTIVATIONS_MAX if is_cpu else ACCELERATED_ACTIVATIONS_MAX
-        rows = max(1, most // self.size)
+        activations_max = ACTIVATIONS_MAX if is_cpu else ACCELERATED_ACTIVATIONS_MAX
+        rows = max(1, activations_max // self.size)
         parts = queries.flatten(0, -2).split(rows)
-        firsts = range(0, rows * len(parts), rows)
-        found = [
+        starts = range(0, rows * len(parts), rows)
+        firings = [
             self.firing(part, texts=None if texts is None else texts.take(slice(i, i + rows)))
-            for i, part in zip(firsts, parts, strict=True)
+            for i, part in zip(starts, parts, strict=True)
         ]
-        if not any(len(firing) for firing in found):
+        if not any(len(firing) for firing in firings):
             return None
-        return torch.cat([self.summed(firing) for firing in found]).view(queries.shape)
+        return torch.cat([self.summed(firing) for firing in firings]).view(queries.shape)
 
     def summed(self, firing: Firing) -> Tensor:
         """Return the sum [r, d] that these neurons add to the FFN's output."""
@@ -339,10 +339,10 @@ class NeuronBank:
 
     def _added(self, queries: Tensor, output: Tensor) -> Tensor:
         """Return the output with the neurons' sum added."""
-        asks = any(self.subjects)
-        texts = self._mount.texts(queries.shape[:-1].numel()) if asks else None
-        extra = self.contribution(queries, texts)
-        return output if extra is None else output + landing_on(output, extra)
+        has_subjects = any(self.subjects)
+        texts = self._mount.texts(queries.shape[:-1].numel()) if has_subjects else None
+        addition = self.contribution(queries, texts)
+        return output if addition is None else output + landing_on(output, addition)
 
     @property
     def is_in_parameters(self) -> bool:

@@ -105,8 +105,8 @@ class EditedWeight:
     @property
     def keys(self) -> Tensor:
         """The keys [m, inputs] that came with the patches, in order."""
-        none = self._sum.new_empty(0, len(self._sum))
-        return torch.cat([none, *(keys for keys in self._keys if keys is not None)])
+        no_keys = self._sum.new_empty(0, len(self._sum))
+        return torch.cat([no_keys, *(keys for keys in self._keys if keys is not None)])
 
     def turned(self, tensor: Tensor) -> Tensor:
         """Turn a tensor of the parameter's shape from the model's form into the one used here, or

@@ -141,26 +141,26 @@ class MemoryBank:
         """
         self._require_width(patch)
         self._changes += 1
-        going = (*patch.removed, *(record.id for record in patch.records.records))
-        removed = tuple(self._places.pop(i) for i in going if i in self._places)
-        if removed:
-            self._active[torch.tensor(removed)] = False
-        self._turns.append(_Turn(len(self.records), removed))
+        identities = (*patch.removed, *(record.id for record in patch.records.records))
+        places = tuple(self._places.pop(i) for i in identities if i in self._places)
+        if places:
+            self._active[torch.tensor(places)] = False
+        self._turns.append(_Turn(len(self.records), places))
         return self._append(patch)
 
     def _append(self, patch: Change) -> Tensor:
-        kept = patch.records
-        if not len(kept):
-            return kept.embeddings
-        for place, record in enumerate(kept.records, start=len(self.records)):
+        records = patch.records
+        if not len(records):
+            return records.embeddings
+        for place, record in enumerate(records.records, start=len(self.records)):
             self._places[record.id] = place
-        self.records += kept.records
+        self.records += records.records
         self.readings += patch.readings
-        self._scopes += [patch.scope] * len(kept)
-        self._active.append(torch.ones(len(kept), dtype=torch.bool))
+        self._scopes += [patch.scope] * len(records)
+        self._active.append(torch.ones(len(records), dtype=torch.bool))
         if self._embeddings is None:
-            self._embeddings = GrowingTensor(kept.embeddings)
-        return self._embeddings.append(kept.embeddings)
+            self._embeddings = GrowingTensor(records.embeddings)
+        return self._embeddings.append(records.embeddings)
 
     def _require_width(self, patch: Change) -> None:
         width = self.embeddings.shape[1]
@@ -208,5 +208,5 @@ class MemoryBank:
                 self._active[torch.tensor(turn.removed)] = True
         if not self.records:
             self._embeddings = None
-        active = self._active.rows.nonzero().squeeze(-1).tolist()
-        self._places = {self.records[place].id: place for place in active}
+        places = self._active.rows.nonzero().squeeze(-1).tolist()
+        self._places = {self.records[place].id: place for place in places}
