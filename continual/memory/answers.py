@@ -105,10 +105,12 @@ class Answers:
 
     def _with_readers(self, reads: Sequence[Read | None], own: Mapping[int, bool]) -> list[bool]:
         """Merge the readers' outcomes with the model's `own`, which are known."""
-        routed = {i: read for i, read in enumerate(reads) if read is not None}
-        judged = zip(routed, self.judge_read(list(routed.values())), strict=True)
-        found = {**own, **dict(judged)}
-        return [found[i] for i in range(len(reads))]
+        reads_by_index = {i: read for i, read in enumerate(reads) if read is not None}
+        reader_outcomes = zip(
+            reads_by_index, self.judge_read(list(reads_by_index.values())), strict=True
+        )
+        outcomes = {**own, **dict(reader_outcomes)}
+        return [outcomes[i] for i in range(len(reads))]
 
     def judge_read(self, reads: Sequence[Read]) -> list[bool]:
         """Tell for each read whether its reader answers it rightly. An answer longer than the room

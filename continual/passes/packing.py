@@ -250,10 +250,10 @@ class _Attention(torch.autograd.Function):
         """See `attend`."""
         output = call.packing.empty(query.shape, value.dtype)
         ctx.call, ctx.seen = call, []
-        for group, kept in zip(call.packing.groups, call.kept, strict=True):
+        for group, prefix in zip(call.packing.groups, call.kept, strict=True):
             queries = _grouped(group.side_by_side(query), key.shape[1])
             row_states = group.side_by_side(key), group.side_by_side(value)
-            keys, values = _filled(kept, row_states)
+            keys, values = _filled(prefix, row_states)
             scores = torch.baddbmm(
                 queries.new_empty(1), queries, keys.mT, beta=0, alpha=call.scaling
             )
@@ -275,11 +275,11 @@ class _Attention(torch.autograd.Function):
         of_query = call.packing.empty(gradient.shape, queries.dtype)
         of_key = call.packing.empty(like_keys, own_keys.dtype)
         of_value = call.packing.empty(like_keys, gradient.dtype)
-        for group, kept, (queries, row_states, shares, states) in zip(
+        for group, prefix, (queries, row_states, shares, states) in zip(
             call.packing.groups, call.kept, ctx.seen, strict=True
         ):
             side = (group.count, -1, group.size, gradient.shape[2])
-            keys, values = _filled(kept, row_states)  # another pass may have been made since
+            keys, values = _filled(prefix, row_states)  # another pass may have been made since
             down = _grouped(group.side_by_side(gradient), heads)
             of_shares = torch.bmm(down, values.mT)
             of_shares.sub_((down * states).sum(2, keepdim=True)).mul_(shares)
