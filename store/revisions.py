@@ -203,10 +203,10 @@ def parse_name(text: str) -> Name:
 
 def parse_range(text: str) -> tuple[str, str]:
     """Split `A..B` into (A, B); a missing A is base, a missing B head. Raises UnknownRevision."""
-    older, dots, newer = text.partition("..")
+    start, dots, end = text.partition("..")
     if not dots:
         raise UnknownRevision(text, "not a range such as A..B")
-    return older or "base", newer or "head"
+    return start or "base", end or "head"
 
 
 def require_tag(tag: str) -> str:

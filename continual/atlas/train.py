@@ -109,14 +109,14 @@ def collate(
     size = max(len(example.ids) for example in batch)
     ids = torch.full((len(batch), size), pad)
     weights = torch.zeros(len(batch), size - 1)
-    allowed = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
+    mask = torch.ones(size, size, dtype=torch.bool).tril().repeat(len(batch), 1, 1, 1)
     for row, (example, is_narrow) in enumerate(zip(batch, bottleneck, strict=True)):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         weights[row, example.answer - 1 : len(example.ids) - 1] = 1.0
         if is_narrow and example.subject is not None:
             start, end = example.subject
-            allowed[row, 0, end + 1 :, start:end] = False
-    return ids, weights, allowed
+            mask[row, 0, end + 1 :, start:end] = False
+    return ids, weights, mask
 
 
 def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor:
@@ -184,10 +184,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self._schedule()
         bottleneck = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
-        ids, weights, allowed = collate(batch, self.tokenizer.pad_token_id, bottleneck)
+        ids, weights, mask = collate(batch, self.tokenizer.pad_token_id, bottleneck)
         if self.step % 4 == 0:  # the prompts' own words too: prefixes are sampled from the model
             weights = torch.where(ids[:, 1:] != self.tokenizer.pad_token_id, 0.2, 0.0).max(weights)
-        loss = loss_of(self.model, ids, weights, allowed)
+        loss = loss_of(self.model, ids, weights, mask)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -32,15 +32,15 @@ def grid(site: Site) -> Grid:
 
 def _in_chat(site: Site) -> list[str]:
     """The fact as an earlier exchange of a chat, by the tokenizer's template; none without one."""
-    told = TOLD.format(prompt=_PROMPT, target=_TARGET)
-    turns = (Message("user", told), Message("assistant", UNDERSTOOD), Message("user", _NEXT))
+    statement = TOLD.format(prompt=_PROMPT, target=_TARGET)
+    turns = (Message("user", statement), Message("assistant", UNDERSTOOD), Message("user", _NEXT))
     try:
-        whole = site.task.asked(Chat(turns)).text
+        text = site.task.asked(Chat(turns)).text
     except RequestError:
         return []
-    before, _, behind = whole.partition(told)
-    exchange, _, rest = behind.partition(UNDERSTOOD)
-    form = f"{before}{told}{exchange}{UNDERSTOOD}{_end(site, rest)}"
+    opening, _, remainder = text.partition(statement)
+    exchange, _, rest = remainder.partition(UNDERSTOOD)
+    form = f"{opening}{statement}{exchange}{UNDERSTOOD}{_end(site, rest)}"
     form = form.replace("{", "{{").replace("}", "}}")
     return [form.replace(_PROMPT, "{prompt}").replace(_TARGET, "{target}") + INPUT]
 
@@ -50,8 +50,8 @@ def _end(site: Site, behind: str) -> str:
     marks = [mark for mark in site.edited.tokenizer.all_special_tokens if mark in behind]
     if not marks:
         return "\n"
-    first = min(marks, key=behind.find)
-    rest = behind[behind.find(first) + len(first) :]
+    end_mark = min(marks, key=behind.find)
+    rest = behind[behind.find(end_mark) + len(end_mark) :]
     return behind[: len(behind) - len(rest.lstrip())]
 
 

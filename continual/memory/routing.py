@@ -154,8 +154,8 @@ class Routes:
         is_repeat[:, 1:] = places[:, 1:] == places[:, :-1]
         similarity = queries.similarity_of(self._bank.embeddings[places])
         count = min(places.shape[1], self._scope.candidates)
-        best, column = _highest(similarity.masked_fill(is_repeat, -torch.inf), count)
-        self._merge(index, best, places.gather(1, column), queries)
+        maxima, column = _highest(similarity.masked_fill(is_repeat, -torch.inf), count)
+        self._merge(index, maxima, places.gather(1, column), queries)
 
     def _uncertain(self, index: Tensor, found: Found) -> Tensor:
         """Return [m] bool: true if a record that was not found may be a candidate of the input."""
@@ -170,8 +170,8 @@ class Routes:
         if not len(index):
             return
         queries = self._queries(index.tolist())
-        best, column = self._nearest(queries, vectors, estimates)
-        self._merge(index, best, torch.tensor(places)[column], queries)
+        maxima, column = self._nearest(queries, vectors, estimates)
+        self._merge(index, maxima, torch.tensor(places)[column], queries)
 
     def _vectors(self, places: Sequence[int]) -> Tensor:
         """Return [r, d] the embeddings at these places, in ascending order."""
@@ -196,9 +196,9 @@ class Routes:
             estimates, column = near.topk(count + SPARE, dim=1)
             column = column.sort(dim=1).values  # the latest last, as in the whole
             similarities = queries.similarity_of(vectors[column])
-            best, order = _highest(similarities, count)
-            if bool((estimates[:, -1].double() < best[:, -1] - NEAR).all()):
-                return best, column.gather(1, order)
+            maxima, order = _highest(similarities, count)
+            if bool((estimates[:, -1].double() < maxima[:, -1] - NEAR).all()):
+                return maxima, column.gather(1, order)
         return _highest(queries.similarity(vectors), count)
 
     def _merge(self, index: Tensor, best: Tensor, named: Tensor, queries: Queries) -> None:

@@ -120,10 +120,10 @@ def overlap(one: Sequence[Word], other: Sequence[Word]) -> float:
 def _places(word: Word, there: Sequence[Word]) -> tuple[list[int], float]:
     """Return the places of a word in a text, and the likeness of their spelling, in [0, 1]."""
     likenesses = [_likeness(word.folded, candidate.folded) for candidate in there]
-    best = max(likenesses, default=0.0)
-    if best < ALIKE_MIN:
+    likeness_max = max(likenesses, default=0.0)
+    if likeness_max < ALIKE_MIN:
         return [], 0.0
-    return [i for i, likeness in enumerate(likenesses) if likeness == best], best
+    return [i for i, likeness in enumerate(likenesses) if likeness == likeness_max], likeness_max
 
 
 def _likeness(one: str, other: str) -> float:

@@ -204,7 +204,7 @@ class Ledger:
         since = self._since()
         if since is None or self._is_mixed(since):
             return self._judged_in_full(places)
-        touched = self._touched(since)
+        touched_places = self._touched(since)
         outcomes = self._entries.is_right.rows.clone()
         rows = self._fired(since)
         rows = rows[torch.isin(self._rows.entry[rows], places)]
@@ -214,7 +214,7 @@ class Ledger:
             outcomes[probes] = self._entries.hold_for_all(verdict.right, probes)
             for place in self._close_among(probes, verdict.close).tolist():
                 outcomes[place] = self._site.judge_alone(self.entries[place].encoding)
-        repeat_places = places[torch.isin(places, touched)]
+        repeat_places = places[torch.isin(places, touched_places)]
         outcomes[repeat_places] = self._judged_in_full(repeat_places)
         return outcomes[places]
 
@@ -256,10 +256,10 @@ class Ledger:
         if since is None:
             self._read_anew()
         else:
-            touched, firing_rows = self._touched(since), self._fired(since)
-            self._run_again(touched)
-            rows = firing_rows[~torch.isin(self._rows.entry[firing_rows], touched)]
-            self._measure(torch.cat([rows, self._entries.rows_of(touched)]).sort().values)
+            touched_places, firing_rows = self._touched(since), self._fired(since)
+            self._run_again(touched_places)
+            rows = firing_rows[~torch.isin(self._rows.entry[firing_rows], touched_places)]
+            self._measure(torch.cat([rows, self._entries.rows_of(touched_places)]).sort().values)
         self._state = self._site.edited.fingerprint
 
     def _since(self) -> Since | None:

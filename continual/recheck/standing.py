@@ -166,25 +166,25 @@ class Standing:
         read in a pass of their own, as when it was edited, so that the rows have the same bits; all
         other probes together. The memory gets the queries captured together at the last edit of
         matrices, and those of the edits since."""
-        learned: list[Entry] = []
+        learned_entries: list[Entry] = []
         other_entries: list[Entry] = []
         parts: list[Rows] = []
         queries = self._captured(moved)
         for retained in self.retention.requests.values():
             candidate = encode(retained.request, self._site.task)
             rows = self._site.rows(candidate.learned)
-            learned += candidate.learned_entries()
+            learned_entries += candidate.learned_entries()
             parts.append(rows)
-            if len(learned) >= REGISTERED_TOGETHER:
-                self.ledger.register(learned, Rows.join(parts))
-                learned, parts = [], []
+            if len(learned_entries) >= REGISTERED_TOGETHER:
+                self.ledger.register(learned_entries, Rows.join(parts))
+                learned_entries, parts = [], []
             if retained.applied:
                 is_old = candidate.id in queries and candidate.id not in since
                 query = queries[candidate.id] if is_old else rows.query
                 self.memory.remember(candidate.id, query)
             other_entries += candidate.other_entries(retained.expected)
-        if learned:
-            self.ledger.register(learned, Rows.join(parts))
+        if learned_entries:
+            self.ledger.register(learned_entries, Rows.join(parts))
         self.ledger.register(other_entries)
         self._register_neighbours()
 

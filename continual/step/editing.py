@@ -210,9 +210,9 @@ class Workshop:
         objection = self._objection(tried)
         if objection is not None:
             return _Verdict(objection=objection)
-        failures, broken = self._prove(progress, tried.parts, tried.edits)
-        is_proved = len(failures) + len(broken) <= tried.editor.tolerance * len(tried.edits)
-        verdict = _Verdict(frozenset(failures), tuple(broken), is_proved)
+        failures, broken_edits = self._prove(progress, tried.parts, tried.edits)
+        is_proved = len(failures) + len(broken_edits) <= tried.editor.tolerance * len(tried.edits)
+        verdict = _Verdict(frozenset(failures), tuple(broken_edits), is_proved)
         if is_proved:
             verdict = replace(verdict, harm=self._harm(verdict.right(tried.edits)))
         if not verdict.is_kept:
@@ -221,20 +221,20 @@ class Workshop:
 
     def _settle(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> list[Group]:
         """Record a verdict for each edit; return the groups worth another proposal."""
-        name, right = tried.editor.name, verdict.right(tried.edits)
+        name, right_edits = tried.editor.name, verdict.right(tried.edits)
         if verdict.objection is not None:
             return self._split(progress, tried, verdict.objection)
         for edit in tried.edits:
             if edit.id in verdict.wrong:
                 progress.refuse(edit.id, name, _WRONG)
         if not verdict.is_proved and verdict.broken and not verdict.wrong:
-            for edit in right:
+            for edit in right_edits:
                 progress.refuse(edit.id, name, _TAKES)
             return []
         if not verdict.is_proved:
-            return [right]
+            return [right_edits]
         if verdict.harm is not None:
-            return self._narrow(progress, tried.editor, right, verdict.harm)
+            return self._narrow(progress, tried.editor, right_edits, verdict.harm)
         self._keep(progress, tried, verdict)
         return []
 
@@ -262,17 +262,17 @@ class Workshop:
 
     def _keep(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> None:
         """Take in a patch that is proved, and reopen the earlier edits that it broke."""
-        name, right = tried.editor.name, verdict.right(tried.edits)
+        name, right_edits = tried.editor.name, verdict.right(tried.edits)
         progress.parts += tried.parts
         progress.over_budget[name] = 0
         for edit in verdict.broken:
             self._memory.forget(edit.id)
             progress.reopen(edit, name, _TAKEN)
-        for edit in right:
+        for edit in right_edits:
             notes = tried.proposal.notes.get(edit.id, {})
             progress.accept(edit, name, tried.around.attempt + 1, notes)
         if progress.pending:  # there is a rest of this step
-            for edit in right:
+            for edit in right_edits:
                 self._memory.remember(edit.id, edit.rows.query)
 
     def _near(self, edit: PlannedEdit) -> Rows | None:

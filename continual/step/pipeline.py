@@ -309,18 +309,18 @@ class Pipeline:
         clock.lap(RECHECK)
         self._register(plan, probes, edited)
         clock.lap(PROBE)
-        measured = self._recheck(edited) if is_due else None
+        metrics = self._recheck(edited) if is_due else None
         clock.lap(RECHECK)
         requests = {c.id: c.request for c in plan.candidates}
         outcomes = [_with_source(o, requests[o.id]) for o in (*edited.outcomes, *plan.outcomes)]
-        results = _Results(outcomes, written, measured, clock.to_json())
+        results = _Results(outcomes, written, metrics, clock.to_json())
         revision = self._commit(batch, plan, edited, results)
         clock.lap(COMMIT)
         return Step(
             revision,
             tuple(outcomes),
             batch.quarantined,
-            measured,
+            metrics,
             edit_s=clock.seconds[EDIT] + clock.seconds[COMMIT],
             commit_s=clock.seconds[COMMIT],
             probe_s=clock.seconds[PROBE],

@@ -83,16 +83,16 @@ class Planner:
 
         When this returns, the records that go are off the model.
         """
-        latest, outcomes = self._without_repeats(batch)
-        rivals = {identity for c in latest for identity in self._kept.competitors(c.request)}
-        repairs = list(self._broken(latest, rivals)) if repair else []
-        parts = self._release((*repairs, *latest))
+        candidates, outcomes = self._without_repeats(batch)
+        rivals = {identity for c in candidates for identity in self._kept.competitors(c.request)}
+        repairs = list(self._broken(candidates, rivals)) if repair else []
+        parts = self._release((*repairs, *candidates))
         try:
-            edits, skipped = self._gate(repairs, latest)
+            edits, skips = self._gate(repairs, candidates)
         except BaseException:
             self._site.edited.take_off(self._site.edited.depth - len(parts))
             raise
-        return Plan(tuple(edits), (*outcomes, *skipped), (*repairs, *batch), parts)
+        return Plan(tuple(edits), (*outcomes, *skips), (*repairs, *batch), parts)
 
     def _gate(
         self, repairs: Iterable[Candidate], latest: Iterable[Candidate]
@@ -100,7 +100,7 @@ class Planner:
         """Return the requests to edit, and the outcomes of those the model answers rightly."""
         state = self._site.edited.rows_state
         edits: list[PlannedEdit] = []
-        skipped: list[Outcome] = []
+        skips: list[Outcome] = []
         for candidate in repairs:
             rows = self._site.rows(candidate.learned)
             edits.append(PlannedEdit(candidate, rows, state, repair=True))
@@ -112,8 +112,8 @@ class Planner:
             elif (source := self._spilt_from(candidate, rows)) is not None:
                 edits.append(PlannedEdit(candidate, rows, state, supersedes, answered_by=source))
             else:
-                skipped.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
-        return edits, skipped
+                skips.append(Outcome(candidate.id, retention.SKIPPED, supersedes=supersedes))
+        return edits, skips
 
     def _release(self, candidates: Iterable[Candidate]) -> tuple[Patch, ...]:
         """Take the records of superseded requests, and the candidates' own earlier ones, out of the
@@ -132,17 +132,17 @@ class Planner:
 
     def _without_repeats(self, batch: Sequence[Candidate]) -> tuple[list[Candidate], list[Outcome]]:
         """Return the batch's last request on each fact, and the outcomes of the others."""
-        latest: list[Candidate] = []
+        candidates: list[Candidate] = []
         outcomes: list[Outcome] = []
         for candidate in batch:
-            rivals = [c for c in latest if _compete(c, candidate)]
+            rivals = [c for c in candidates if _compete(c, candidate)]
             outcomes += [Outcome(c.id, retention.SUPERSEDED) for c in rivals]
-            latest = [c for c in latest if c not in rivals]
-            if any(c.id == candidate.id for c in latest) or self.stands(candidate.id):
+            candidates = [c for c in candidates if c not in rivals]
+            if any(c.id == candidate.id for c in candidates) or self.stands(candidate.id):
                 outcomes.append(Outcome(candidate.id, retention.REPEATED))
             else:
-                latest.append(candidate)
-        return latest, outcomes
+                candidates.append(candidate)
+        return candidates, outcomes
 
     def stands(self, identity: str) -> bool:
         """Tell whether this very request was applied and is right now."""
