@@ -1,7 +1,7 @@
 """Grids: the settings of an editor that are worth trying on a base model, axis after axis.
 
-An editor's registry entry names a function that gives its grid for a model. Knows what is tried and
-in which order; how it is tried, measured and chosen is left to `calibration`.
+An editor's registry entry names a function that gives its grid for a model. Knows the alternatives
+and their order; leaves trials, measurements and the choice to `calibration`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from continual.site import Site
 from continual.statistics import Statistics
 
 MEASURED = ("arrives", "generalises", "general", "neighbours", "others")
-"""The columns of evidence: facts, and rewordings of them, that are right; positions of general
-text, neighbours of the facts and other facts that are as before."""
+"""The columns of evidence: the shares of facts and of their rewordings that are right, and of
+positions of general text, neighbours of the facts and other facts that are as before."""
 
 Settings = Mapping[str, Any]
 """Lines of an `[editor.NAME]` table."""
@@ -28,8 +28,8 @@ Settings = Mapping[str, Any]
 class Axis:
     """Settings that are chosen together.
 
-    `choices` gets the settings chosen so far and gives the alternatives, the cheapest first: of
-    those that do equally well the first is taken.
+    `choices` gets the settings chosen so far and returns the alternatives, the cheapest first: the
+    first of equally good ones is chosen.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Budget:
-    """A bound on an editor's patches, which is set by what general text and other facts lose.
+    """A bound on an editor's patches, set by the losses of general text and other facts.
 
-    `spent` says how much of it the model as it stands takes, `grown` makes a patch so many times as
-    large.
+    `spent` returns the amount that the model as it stands takes, in the units of the setting;
+    `grown` returns a patch scaled by a factor.
     """
 
     setting: str
@@ -53,19 +53,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class Grid:
-    """All that is tried of one editor."""
+    """The alternatives of one editor on one model, and the way to try them."""
 
     axes: tuple[Axis, ...]
     together: bool  # the facts are one batch; else one after another
     budget: Budget | None = None
-    attempts: int = 1  # of a trial for the facts that are still wrong
+    attempts: int = 1  # in each trial, for the facts that are still wrong
     takes: Callable[[Request], bool] = lambda request: True
-    """Whether a fact is one for this editor."""
-    by_itself: bool = True  # at an editor's first use; else where it is asked for
+    """Tells whether this editor can write a fact."""
+    by_itself: bool = True  # at an editor's first use; else only on request
     measured: tuple[str, ...] = MEASURED
     """The columns of evidence that these settings may change; the others are not measured."""
     prepare: Callable[[Statistics], None] = lambda statistics: None
-    """Have all statistics that trials need, in one go."""
+    """Collects all statistics that trials need in one go."""
 
 
 GridOf = Callable[[Site], Grid]

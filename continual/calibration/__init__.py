@@ -1,7 +1,7 @@
-"""Calibration: an editor's settings for one base model, by measuring.
+"""Calibration: chooses an editor's settings for one base model by measuring them.
 
-For a sample of facts the settings that an editor offers are tried on the model, axis after axis;
-what arrives, generalises and stays chooses. Knows no editor by name.
+Tries the settings that an editor offers on a sample of facts, axis after axis, and chooses by the
+shares of facts that arrive, generalise and leave the rest alone. Knows no editor by name.
 """
 
 from continual.calibration.calibrating import Calibration

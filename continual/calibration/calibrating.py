@@ -1,7 +1,7 @@
-"""The run: axis after axis the settings of one editor are tried, and the best are gone on with.
+"""The calibration run: tries the settings of one editor axis by axis, each on top of the best ones.
 
-Each trial is kept as it ends, so that a run that was interrupted goes on. Knows the order; a trial
-is `trials`', and the choice `choosing`'s.
+Stores each trial as it ends, so that an interrupted run can resume. Knows the order of the trials;
+leaves a trial to `trials`, and the choice to `choosing`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from continual.grids import Axis, Settings
 
 DIGITS = 3  # of a budget
 LOOKED_AT_FROM, LOOKED_AT_BY, GONE_ON_WITH = 4, 6, 3
-"""Of more alternatives than the first number each is tried with so many facts, and the best so many
-with all."""
+"""An axis with more alternatives than the first number tries each with the second number of facts
+first, and the best of them, the third number, with all facts."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One editor on one base model, which the model stands at."""
+    """The calibration of one editor on one base model. The model has to be at base."""
 
     trials: Trials
     kept: Kept
     config: CalibrationConfig
-    given: Settings  # what `[editor.NAME]` says: it is not tried
+    given: Settings  # the lines of `[editor.NAME]`, which are not tried
 
     @property
     def purpose(self) -> Purpose:
-        """What is measured for."""
+        """The base model and given settings that this calibration is for."""
         return Purpose(self.trials.site.edited.base.fingerprint, self.given)
 
     def run(self) -> Iterator[Calibrated]:
-        """Try what was not tried yet, and give what is known behind each trial; the last one has
-        what was chosen."""
+        """Run the trials that are still missing, and yield the state after each of them; the last
+        state has the chosen settings."""
         state = self._begun()
         if state.chosen is not None:
             yield state
@@ -61,7 +61,8 @@ class Calibration:
         yield state
 
     def _begun(self) -> Calibrated:
-        """What an earlier run has left, where it was on the same facts."""
+        """Return the state of an earlier run if it is finished or used the same facts, else an
+        empty state."""
         sample = self.trials.sample
         named = {"source": sample.source, "facts": len(self.trials.facts), "digest": sample.digest}
         found = self.kept.get(self.trials.name, self.purpose)
@@ -70,11 +71,12 @@ class Calibration:
         return Calibrated(self.trials.name, self.purpose, named)
 
     def _open_axes(self) -> list[Axis]:
-        """The axes of which people have not said everything."""
+        """Return the axes with at least one setting that `[editor.NAME]` does not give."""
         return [axis for axis in self.trials.grid.axes if set(axis.settings) - set(self.given)]
 
     def _choices(self, axis: Axis, chosen: Settings) -> list[Settings]:
-        """The alternatives of an axis, on top of what is chosen; what people gave stays."""
+        """Return the alternatives of an axis, each once, added to the settings chosen so far; given
+        settings take precedence."""
         found: list[Settings] = []
         for choice in axis.choices({**chosen, **self.given}):
             settings = {**chosen, **choice, **self.given}
@@ -83,8 +85,8 @@ class Calibration:
         return found
 
     def _axis(self, state: Calibrated, axis: Axis, chosen: Settings) -> Iterator[Calibrated]:
-        """Try the alternatives of an axis. Of many only those go on to all facts that are good for
-        a few."""
+        """Try the alternatives of an axis, and yield the state after each trial. Many alternatives
+        are tried with a few facts first, and only the best with all facts."""
         choices = self._choices(axis, chosen)
         if len(choices) > LOOKED_AT_FROM and len(self.trials.facts) > LOOKED_AT_BY:
             name, few = f"{axis.name}: first look", self.trials.with_facts(LOOKED_AT_BY)
@@ -92,7 +94,7 @@ class Calibration:
                 if not _is_tried(state, name, settings):
                     state = self._with(state, Trial(name, few.run(settings)))
                     yield state
-            looks = sorted(state.of_axis(name), key=score, reverse=True)  # of equals the first
+            looks = sorted(state.of_axis(name), key=score, reverse=True)  # stable: the first leads
             good = [dict(evidence.settings) for evidence in looks[:GONE_ON_WITH]]
             choices = [settings for settings in choices if dict(settings) in good]
         for settings in choices:
@@ -106,7 +108,8 @@ class Calibration:
         return state
 
     def _tried(self, state: Calibrated, axis: str, settings: Settings) -> Calibrated:
-        """One more trial; of settings that another axis has tried the evidence is known."""
+        """Return the state with one more trial. If another axis tried these settings with all
+        facts, its evidence is used again."""
         known = (
             t.evidence
             for t in state.trials
@@ -125,7 +128,7 @@ class Calibration:
         return budget is not None and budget.setting not in self.given
 
     def _bounded(self, state: Calibrated, chosen: Settings) -> Iterator[Calibrated]:
-        if state.of_axis(BUDGET):  # of an interrupted run: its sizes belong together
+        if state.of_axis(BUDGET):  # of an interrupted run: a curve's sizes need one patch
             left = tuple(trial for trial in state.trials if trial.axis != BUDGET)
             state = replace(state, trials=left)
         for evidence in self.trials.budget_curve({**chosen, **self.given}, self.config.stays_min):
@@ -133,7 +136,7 @@ class Calibration:
             yield state
 
     def _bound(self, state: Calibrated) -> Settings:
-        """The budget itself; none where nothing could be written."""
+        """Return the budget's setting; empty if no size of the patch stays within the bound."""
         budget = self.trials.grid.budget
         assert budget is not None
         value = bound(state.of_axis(BUDGET), self.config.stays_min)
@@ -145,7 +148,7 @@ def _is_tried(state: Calibrated, axis: str, settings: Settings) -> bool:
 
 
 def told(calibrated: Calibrated) -> Sequence[str]:
-    """What was chosen, as lines of `cedit.toml`."""
+    """Return the chosen settings as lines of `cedit.toml`."""
     return [f"{name} = {_toml(value)}" for name, value in (calibrated.chosen or {}).items()]
 
 

@@ -1,4 +1,7 @@
-"""How a setting is chosen from evidence. Knows numbers alone."""
+"""Chooses a setting from evidence: scores, the best trial, and the bound of a budget.
+
+Knows numbers alone; leaves trials to `trials`.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,18 @@ from collections.abc import Sequence
 from continual.calibration.trials import Evidence
 
 TOLERANCE = 0.01
-"""Scores nearer than this are the same: the cheaper setting, which is tried first, is chosen."""
+"""Scores nearer than this count as equal: the cheaper setting, which is tried first, is chosen."""
 
 
 def score(evidence: Evidence) -> float:
-    """The harmonic mean of all shares that were measured: none of them makes up for another."""
+    """Return the harmonic mean of all measured shares: a high share makes up for no low one."""
     shares = evidence.measured
     return len(shares) / sum(1.0 / share for share in shares) if all(shares) else 0.0
 
 
 def best(trials: Sequence[Evidence]) -> Evidence:
-    """The first of those whose score is nearly the highest; where none has any, the one that
-    arrives most often, then the first."""
+    """Return the first trial whose score is within TOLERANCE of the highest. If all scores are 0,
+    return the trial with the most facts that arrive, the first of equal ones."""
     highest = max(map(score, trials))
     if not highest:
         return max(trials, key=lambda evidence: evidence.arrives)
@@ -26,9 +29,9 @@ def best(trials: Sequence[Evidence]) -> Evidence:
 
 
 def bound(curve: Sequence[Evidence], stays_min: float) -> float | None:
-    """How much of a budget may be spent so that `stays_min` stays, by a straight line between the
-    sizes on both sides of it. Where even the largest size stays, its own; None where no size does.
-    """
+    """Return the largest spending of a budget at which `stays_min` stays, by a straight line
+    between the sizes on both sides of it. If even the largest size stays, return its spending; None
+    if no size does."""
     points = sorted((e.spent or 0.0, e.stays) for e in curve)
     within = [point for point in points if point[1] >= stays_min]
     beyond = [point for point in points if point[1] < stays_min]
@@ -46,8 +49,8 @@ ARRIVES_MIN = 0.95
 
 
 def is_sound(evidence: Evidence, stays_min: float, neighbours_max: float) -> bool:
-    """Tell whether an editor with these settings is worth being asked first: most facts arrive, and
-    no more is lost than the budgets of a run allow."""
+    """Tell whether an editor with these settings should come early in a chain: most facts arrive,
+    and the losses are within the budgets of a run."""
     near = evidence.neighbours
     return (
         evidence.arrives >= ARRIVES_MIN

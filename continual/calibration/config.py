@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 from continual.tables import Table
 
 NEW_STORES: dict[str, Any] = {"at_first_use": True}
-"""The table of a new store. One without it was made before, or on a model whose settings come with
-the package: its editors have the defaults and what `[editor.NAME]` says."""
+"""The table of a new store. A store without the table is older, or has a model whose settings come
+with the package: its editors use the defaults and the lines of `[editor.NAME]`."""
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(Table):
-    """How much is measured, and when."""
+    """The settings of calibration: the number of facts, the bound of losses, and when it runs."""
 
     table: ClassVar[str] = "calibration"
 
-    at_first_use: bool = False  # of an editor on this base model, before it edits
-    facts: int = 16  # that are tried to be written
+    at_first_use: bool = False  # calibrate an editor before its first edit on this base model
+    facts: int = 16  # written in each trial
     stays_min: float = 0.96
-    """The share of general text, and of other facts, that the whole budget of an editor may leave
-    as it is at the least; see `grids.Budget`."""
+    """The least share of general text, and of other facts, that has to stay as it is when an editor
+    has spent its whole budget; see `grids.Budget`."""
 
     def __post_init__(self) -> None:
         if self.facts < 4:

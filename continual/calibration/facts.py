@@ -1,10 +1,10 @@
-"""The sample: facts that are tried to be written, their rewordings, and what has to stay.
+"""The sample: facts to write in trials, their rewordings, and texts and facts that have to stay.
 
-The facts are requests, of a stream or of the history, which the base answers otherwise; where there
-are too few, prompts are cut from texts that the base wrote, with the next word of another text as
-the target. Rewordings are held out of a trial: the request's own rephrases, the wording of another
-request of its relation, and the prompt behind sentences that the base wrote; of these such as the
-base answers as it answers the prompt. A request's `held_out_rephrases` take no part: they measure.
+The facts are requests of a stream or of the history that the base answers otherwise. If there are
+too few, prompts are cut from texts that the base wrote, with the next word of another text as the
+target. Rewordings are held out of a trial: the request's own rephrases, the wordings of other
+requests of its relation, and the prompt behind sentences that the base wrote, as far as the base
+answers them like the prompt. A request's `held_out_rephrases` are not used: they measure the run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ BEHIND = 2  # sentences that a prompt is put behind
 SENTENCE_WORDS_MAX = 12
 COMPARED = 2  # tokens by which two answers of the base are told apart
 OTHERS_MAX = 256  # other facts
-CUT = 0.6  # of a text's words, those that become a prompt
-WORDS_MIN = 5  # of such a text
+CUT = 0.6  # share of a text's words that becomes the prompt
+WORDS_MIN = 5  # a text with no more words is not cut
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A request without its rephrases, and what it is reworded to."""
+    """A request without its rephrases, and its rewordings."""
 
     candidate: Candidate
     rewordings: tuple[Encoding, ...]  # with the new target
@@ -54,25 +54,25 @@ class Fact:
 
 @dataclass(frozen=True)
 class Sample:
-    """What trials are made on, and what they are measured by. All of it is as the base answers."""
+    """The facts that trials write, and the probes that measure them, as the base answers them."""
 
     facts: tuple[Fact, ...]
     memory: tuple[Passage, ...]  # general text on which editors stay silent
     general: tuple[Encoding, ...]  # positions of general text that is held out
     others: tuple[Encoding, ...]  # other facts that the base knows
-    source: str  # where the facts are from, as people read it
+    source: str  # the facts' origin, in words for people
     write: Callable[[Sequence[Candidate]], list[Neighbourhood]]
 
     @cached_property
     def neighbourhoods(self) -> Mapping[str, Neighbourhood]:
-        """The neighbourhood of each fact by its id, written when it is first asked for."""
+        """The neighbourhood of each fact by its id, written at the first use."""
         candidates = [fact.candidate for fact in self.facts]
         written = self.write(candidates)
         return {c.id: near for c, near in zip(candidates, written, strict=True)}
 
     @property
     def digest(self) -> str:
-        """A name of what is tried and measured."""
+        """The SHA-256 of the facts and of the numbers of probes: names the sample."""
         parts = [fact.candidate.request.to_json() for fact in self.facts]
         counts = [len(self.general), len(self.others), len(self.memory)]
         text = json.dumps([parts, counts], sort_keys=True)
@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a sample is drawn from. The model stands at base."""
+    """Draws samples for a model and its general text. The model has to be at base."""
 
     site: Site
     general: GeneralText
@@ -91,9 +91,10 @@ class Draw:
     def sample(
         self, requests: Sequence[Request], source: str, others: Sequence[Encoding], count: int
     ) -> Sample:
-        """`count` facts of the requests, or of what the base wrote where they give too few.
+        """Draw `count` facts from the requests, or from texts of the base if the requests give too
+        few.
 
-        `others` are probes that may be known: those that the base answers rightly are.
+        `others` are probes; the base's right answers among them become the sample's other facts.
         """
         candidates = self._unknown(requests, count)
         if len(candidates) < count // 2:
@@ -120,8 +121,8 @@ class Draw:
     # -- facts
 
     def _unknown(self, requests: Sequence[Request], count: int) -> list[Candidate]:
-        """Requests whose every text fits, each fact once, that the base does not answer rightly:
-        drawn from all of them."""
+        """Draw requests that the base answers wrongly, each fact once. All their texts have to fit
+        the model; requests that name their subject come first."""
         shuffled = random.Random(self.seed).sample(requests, len(requests))
         plain = {r.key: _without_rephrases(r) for r in shuffled}
         candidates = list(islice(self._encoded(plain.values()), 3 * count))
@@ -139,7 +140,7 @@ class Draw:
                 continue
 
     def _own(self) -> Iterator[Request]:
-        """Requests cut from general text in memory: the target is the next text's word."""
+        """Yield requests cut from general text in memory; the target is a word of the next text."""
         texts = [words for words in map(self._words, self.general.memory) if len(words) > WORDS_MIN]
         for words, other in zip(texts, [*texts[1:], *texts[:1]], strict=True):
             cut, place = int(CUT * len(words)), int(CUT * len(other))
@@ -153,7 +154,7 @@ class Draw:
         text: str = tokenizer.decode(list(passage.ids), skip_special_tokens=True)
         return text.split()
 
-    # -- what is measured of them
+    # -- rewordings and other facts
 
     def _facts(self, candidates: Sequence[Candidate], known: Sequence[Request]) -> Iterator[Fact]:
         full = {_without_rephrases(r).id: r for r in known}
@@ -167,7 +168,8 @@ class Draw:
     def _wordings(
         self, candidate: Candidate, own: Sequence[Prompt], known: Sequence[Request]
     ) -> list[Encoding]:
-        """Other ways to ask, with the new target."""
+        """Encode other wordings of a request with its new target: its own rephrases, lent wordings,
+        and the prompt behind sentences."""
         request = candidate.request
         behind = [
             f"{sentence} {request.prompt}"
@@ -184,7 +186,7 @@ class Draw:
         return found
 
     def _sentences(self, name: str) -> list[str]:
-        """Beginnings of texts in memory, each with an end."""
+        """Draw BEHIND beginnings of texts in memory, each with a full stop, seeded by `name`."""
         texts = [words[:SENTENCE_WORDS_MAX] for words in map(self._words, self.general.memory)]
         usable = [" ".join(words).rstrip(".,;:") + "." for words in texts if words]
         draw = random.Random(f"{self.seed}|{name}")
@@ -193,7 +195,8 @@ class Draw:
     def _answered_alike(
         self, candidates: Sequence[Candidate], wordings: Sequence[Sequence[Encoding]]
     ) -> list[tuple[Encoding, ...]]:
-        """Of the wordings of each such as the base answers as it answers the prompt."""
+        """Return each candidate's wordings that the base answers like the prompt, by the first
+        COMPARED tokens."""
         prompts = [candidate.learned[0].question.ids for candidate in candidates]
         flat = [encoding.question.ids for own in wordings for encoding in own]
         if not flat:
@@ -206,14 +209,14 @@ class Draw:
         ]
 
     def _known(self, others: Sequence[Encoding]) -> Iterator[Encoding]:
-        """Of other facts some that the base knows."""
+        """Draw up to OTHERS_MAX other facts, and return the ones that the base answers rightly."""
         drawn = random.Random(self.seed).sample(others, min(OTHERS_MAX, len(others)))
         right = self.site.judge_in_full(drawn) if drawn else []
         return (e for e, is_right in zip(drawn, right, strict=True) if is_right)
 
 
 def _lent(request: Request, known: Sequence[Request]) -> Iterator[Prompt]:
-    """The prompts of other requests of its relation, put to the request's subject."""
+    """Yield the prompts of other requests of its relation, with the request's subject put in."""
     if request.subject:
         for other in known:
             is_of_kind = type(other.prompt) is type(request.prompt)
@@ -224,7 +227,8 @@ def _lent(request: Request, known: Sequence[Request]) -> Iterator[Prompt]:
 
 
 def _without_rephrases(request: Request) -> Request:
-    """The prompt, the target and the subject: what every request has, or most have."""
+    """Return the request without rephrases, locality and portability, so that all facts of a sample
+    have the same fields."""
     bare: dict[str, object] = dict.fromkeys(
         ("rephrases", "held_out_rephrases", "locality", "portability"), ()
     )

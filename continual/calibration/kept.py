@@ -1,7 +1,7 @@
-"""Calibrations as a store's cache keeps them: one for each editor and purpose, trial by trial.
+"""Calibrations in a store's cache: one for each editor and purpose, stored trial by trial.
 
-The base's fingerprint and the settings that people gave name what a calibration is for. It is safe
-to delete: every revision records the settings that it used.
+A purpose is the base's fingerprint with the settings that people gave. The cache is safe to delete:
+every revision records the settings that it used.
 """
 
 from __future__ import annotations
@@ -20,65 +20,67 @@ from store import Store, StoreError
 BUDGET = "budget"
 """The name of the last axis, whose trials are one patch in several sizes."""
 VERSION = 1
-"""Of how settings are tried and chosen: kept calibrations of another one are made anew."""
+"""The version of the trials and of the choice: stored calibrations of another version are made
+anew."""
 
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a calibration is for."""
+    """The base model and the given settings that a calibration is for."""
 
     base: str  # fingerprint
     given: Settings  # the editor's own table, whose settings are not tried
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept."""
+        """Return the JSON object that the cache stores."""
         return {"version": VERSION, "base": self.base, "given": _plain(self.given)}
 
     def place(self, editor: str) -> str:
-        """Where the calibration of an editor lies in the cache."""
+        """Return the place of an editor's calibration in the cache."""
         text = json.dumps([editor, self.to_json()], sort_keys=True)
         return f"calibration/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Evidence, and the axis that it was tried for."""
+    """The evidence of one trial, and the axis that it belongs to."""
 
     axis: str
     evidence: Evidence
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept and printed."""
+        """Return the JSON object that the cache stores and `cedit calibrate` prints."""
         return {"axis": self.axis, **self.evidence.to_json(), "score": score(self.evidence)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Trial:
-        """Read it back."""
+        """Read a trial from its JSON object."""
         fields = {k: v for k, v in record.items() if k not in ("axis", "score")}
         return cls(record["axis"], Evidence.from_json(fields))
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was tried of an editor on a base model so far, and what was chosen when all is."""
+    """The trials of an editor on a base model so far, and the chosen settings once all are done."""
 
     editor: str
     purpose: Purpose
     sample: Mapping[str, Any] = field(default_factory=dict)  # source, facts, digest
     trials: tuple[Trial, ...] = ()
-    chosen: Settings | None = None  # None: not all is tried yet
+    chosen: Settings | None = None  # None: trials are missing
 
     def with_trial(self, trial: Trial) -> Calibrated:
-        """The same with one more trial."""
+        """Return the calibration with one more trial."""
         return replace(self, trials=(*self.trials, trial))
 
     def of_axis(self, axis: str) -> list[Evidence]:
-        """The evidence of an axis."""
+        """Return the evidence of an axis, in the order of its trials."""
         return [trial.evidence for trial in self.trials if trial.axis == axis]
 
     @property
     def evidence(self) -> Evidence | None:
-        """Of what was chosen, with most facts."""
+        """The evidence of the chosen settings, from the trial with the most facts; None without a
+        trial of them."""
         chosen = _plain({**(self.chosen or {}), **self.purpose.given})
         alike = [
             trial.evidence
@@ -88,7 +90,7 @@ class Calibrated:
         return max(alike, key=lambda evidence: evidence.facts, default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept and printed."""
+        """Return the JSON object that the cache stores and `cedit calibrate` prints."""
         return {
             "editor": self.editor,
             "made_for": self.purpose.to_json(),
@@ -105,8 +107,8 @@ class Kept:
     store: Store
 
     def get(self, editor: str, purpose: Purpose) -> Calibrated | None:
-        """What is kept for this purpose, finished or not; None where nothing is, or not to be
-        read."""
+        """Return the stored calibration for this purpose, finished or not; None if there is none or
+        it cannot be read."""
         try:
             cached = self.store.cached(purpose.place(editor))
         except StoreError:
@@ -118,12 +120,12 @@ class Kept:
         return Calibrated(editor, purpose, meta["sample"], trials, meta["chosen"])
 
     def put(self, calibrated: Calibrated) -> None:
-        """Keep it in the place of what was there."""
+        """Store a calibration in the place of the earlier one."""
         place = calibrated.purpose.place(calibrated.editor)
         self.store.put_cached(place, {}, calibrated.to_json())
 
     def drop(self, editor: str, purpose: Purpose) -> None:
-        """Forget what is kept for this purpose."""
+        """Delete the stored calibration for this purpose."""
         self.store.drop_cached(purpose.place(editor))
 
 
@@ -132,5 +134,5 @@ def _is_part(settings: Settings, whole: Settings) -> bool:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON has them."""
+    """Return settings in the form that JSON gives back: sorted by name, tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}

@@ -1,7 +1,7 @@
-"""Calibrations of an open store's editors: which are missing, measuring them, and their settings.
+"""Calibrations of an open store's editors: finds the missing ones, measures them, gives settings.
 
-Knows where a store's facts and probes are, and that what people wrote into `cedit.toml` comes
-before what was measured. Leaves to callers when a calibration is due.
+Knows where a store's facts and probes are, and that the lines of `cedit.toml` take precedence over
+measured settings. Leaves to callers when a calibration is due.
 """
 
 from __future__ import annotations
@@ -41,19 +41,21 @@ class StoreCalibration:
 
     @classmethod
     def of(cls, opened: OpenStore) -> StoreCalibration:
-        """As the store's `[calibration]` table says."""
+        """Return the calibrations of a store with the settings of its `[calibration]` table."""
         table = StoreSettings.of(opened.store.settings).calibration
         return cls(opened, CalibrationConfig.of(table))
 
-    # -- what is known
+    # -- finished calibrations
 
     def known(self, editor: str, given: Mapping[str, Any]) -> Calibrated | None:
-        """What is kept for an editor with these lines of `[editor.NAME]`, if it is finished."""
+        """Return the finished calibration of an editor with these lines of `[editor.NAME]`; None
+        without one."""
         found = Kept(self.opened.store).get(editor, self._purpose(given))
         return found if found is not None and found.chosen is not None else None
 
     def missing(self, chain: Sequence[str], tables: Tables) -> list[str]:
-        """The editors of a chain whose settings are tried by themselves, and were not yet."""
+        """Return the editors of a chain that calibrate at their first use and have no finished
+        calibration."""
         return [
             name
             for name in chain
@@ -63,7 +65,7 @@ class StoreCalibration:
         ]
 
     def tables(self, chain: Sequence[str], tables: Tables) -> dict[str, Mapping[str, Any]]:
-        """The `[editor.NAME]` tables with what was measured, where people say nothing."""
+        """Return the `[editor.NAME]` tables, with chosen settings added where people give none."""
         merged = dict(tables)
         for name in chain:
             given = tables.get(name, {})
@@ -72,8 +74,8 @@ class StoreCalibration:
         return merged
 
     def ordered(self, chain: Sequence[str], tables: Tables) -> tuple[str, ...]:
-        """The chain with the editors that lose too much, by what was measured, behind the others:
-        but for the last, which is asked when nothing else did."""
+        """Return the chain with the editors that lose too much, by their evidence, moved behind the
+        others. The last editor stays last: it is asked when all others failed."""
         *before, last = chain
         unsound = {name for name in before if self._is_unsound(name, tables.get(name, {}))}
         return (
@@ -95,15 +97,15 @@ class StoreCalibration:
     # -- measuring
 
     def forget(self, editors: Sequence[str], tables: Tables) -> None:
-        """Measure these editors anew when it is next asked for."""
+        """Delete the calibrations of these editors, so that they are measured anew."""
         for name in editors:
             Kept(self.opened.store).drop(name, self._purpose(tables.get(name, {})))
 
     def measure(
         self, editors: Sequence[str], tables: Tables, requests: Sequence[Request] = ()
     ) -> Iterator[Calibrated]:
-        """Calibrate these editors, on facts of these requests or of the history, and give what is
-        known behind each trial. The model is at base meanwhile, and at head when this ends.
+        """Calibrate these editors, on facts of these requests or of the history, and yield the
+        state after each trial. The model is at base meanwhile, and at head when this ends.
 
         Raises CeditError for an editor without a grid, or a model that writes no text.
         """
@@ -154,7 +156,7 @@ class StoreCalibration:
         return draw.sample(requests, source, self._probes(), self.config.facts)
 
     def _general_text(self) -> GeneralText:
-        """The store's, or as the base writes it for this."""
+        """Return the store's general text, or text that the base writes now if it has none."""
         store, site = self.opened.store, self.opened.site
         text = GeneralRows.at(store, site, store.lineage("head")).text
         if text.memory:
@@ -162,7 +164,7 @@ class StoreCalibration:
         return general.write(site, replace(WatchConfig(), neighbours=0), self._seed).text
 
     def _probes(self) -> list[Encoding]:
-        """The training probes."""
+        """Encode the training probes, without the ones that the task cannot encode."""
         records = self.opened.store.base.body.get("probes", {}).get("train", ())
         found = []
         for probe in map(Probe.model_validate, records):
@@ -173,7 +175,7 @@ class StoreCalibration:
         return found
 
     def _history(self) -> list[Request]:
-        """The corrections that are in force."""
+        """Return the requests of the corrections that are in force."""
         kept = self.opened.standing.retention.requests
         return [entry.request for entry in kept.values() if entry.applied]
 

@@ -1,4 +1,4 @@
-"""The evidence of calibrations as a plot: for each trial what arrives, generalises and stays."""
+"""Plots the evidence of calibrations: the shares that each trial measured, and its score."""
 
 from __future__ import annotations
 

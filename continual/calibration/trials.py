@@ -1,7 +1,7 @@
-"""A trial: one setting of an editor, tried on the base with a sample of facts, and taken off again.
+"""A trial: writes a sample of facts with one setting of an editor, measures, and takes it off.
 
-The model is as it was, bit for bit, when a trial is over. Knows what is measured; which settings
-are tried, and what is chosen, is left to `calibrating` and `choosing`.
+The model is as it was, bit for bit, when a trial is over. Knows the measurements; leaves the order
+of the settings to `calibrating` and the choice to `choosing`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from continual.tasks import Encoding
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a trial came to. Shares from 0 to 1; None where the sample has nothing to measure."""
+    """The result of a trial. Shares from 0 to 1; None where the sample has nothing to measure."""
 
     settings: Settings
     facts: int  # that were tried
@@ -52,22 +52,22 @@ class Evidence:
 
     @property
     def stays(self) -> float:
-        """The least of what general text and other facts keep."""
+        """The smaller share of general text and of other facts that stays; 1 without both."""
         return min((v for v in (self.general, self.others) if v is not None), default=1.0)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept and printed."""
+        """Return the JSON object that the cache stores and `cedit calibrate` prints."""
         return {**asdict(self), "settings": dict(self.settings)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """Read it back."""
+        """Read evidence from its JSON object."""
         return cls(**record)
 
 
 @dataclass(frozen=True)
 class Trials:
-    """An editor and a sample, for one trial after another on the model as it stands."""
+    """Runs trials of one editor with one sample, one after another, on the model as it stands."""
 
     name: str
     grid: Grid
@@ -78,23 +78,24 @@ class Trials:
     count: int | None = None  # of the facts, from the first; None: all
 
     def with_facts(self, count: int) -> Trials:
-        """The same with the first so many facts."""
+        """Return the trials with the first `count` facts alone."""
         return replace(self, count=count)
 
     @cached_property
     def facts(self) -> list[Fact]:
-        """The facts that are ones for this editor."""
+        """The facts that this editor takes, up to `count`."""
         takes = self.grid.takes
         return [f for f in self.sample.facts if takes(f.candidate.request)][: self.count]
 
     def run(self, settings: Settings) -> Evidence:
-        """Write the facts with these settings, measure, and take all of it off."""
+        """Write the facts with these settings, measure, and take the patches off."""
         with self._written(settings) as (_, around, seconds):
             return self._measured(settings, around, seconds)
 
     def budget_curve(self, settings: Settings, stays_min: float) -> list[Evidence]:
-        """The patch of these settings made larger, or smaller, until its damage crosses a bound:
-        what each size has spent of the budget, and what stays."""
+        """Write the facts, and make the patch larger or smaller until its damage crosses the bound
+        `stays_min`. Return the evidence of each size: the budget spent, and the shares that stay.
+        """
         budget = self.grid.budget
         assert budget is not None
         curve: list[Evidence] = []
@@ -118,7 +119,8 @@ class Trials:
 
     @contextmanager
     def _written(self, settings: Settings) -> Iterator[tuple[list[Patch], Surroundings, float]]:
-        """The model with the facts written, and taken off again behind it."""
+        """Write the facts, and take them off behind the `with` block. Yields the patches, the
+        editor's surroundings, and the seconds of editing."""
         edited = self.site.edited
         depth, began = edited.depth, time.perf_counter()
         editor = make_editor(self.name, self._unbounded(settings))
@@ -139,7 +141,8 @@ class Trials:
     def _write(
         self, editor: Editor, facts: Sequence[Fact], around: Surroundings
     ) -> Iterator[Patch]:
-        """Let the editor write some facts; what is on the model already stays."""
+        """Let the editor write some facts in up to `grid.attempts` attempts, and yield the patches
+        that went on. Patches already on the model stay."""
         pending = list(facts)
         for attempt in range(self.grid.attempts):
             edits = [self._edit(fact) for fact in pending]
@@ -169,7 +172,7 @@ class Trials:
         read = self.site.rows(silent) if silent else None
         return replace(edit, near=read, wordings=near.wordings)
 
-    # -- what editors are given
+    # -- the editors' inputs
 
     def _around(self, memory: QueryMemory) -> Surroundings:
         generator = torch.Generator().manual_seed(self.seed)
@@ -183,7 +186,8 @@ class Trials:
         )
 
     def _naming(self, edit: Edit) -> QueryMemory:
-        """The memory of a neuron that asks for its subject: general text and its neighbours."""
+        """Return the memory of a neuron that asks for its subject: the queries of general text and
+        of the edit's neighbours."""
         near = self._no_queries if edit.near is None else edit.near.query
         return QueryMemory(torch.cat([self._silent_rows.query, near]))
 
@@ -199,7 +203,7 @@ class Trials:
     # -- measuring
 
     def _spent(self, around: Surroundings) -> float | None:
-        """How much of the budget the model as it stands takes."""
+        """Return the part of the budget that the model now takes; None without a budget."""
         return None if self.grid.budget is None else self.grid.budget.spent(around)
 
     def _measured(self, settings: Settings, around: Surroundings, seconds: float) -> Evidence:
@@ -214,15 +218,15 @@ class Trials:
         )
 
     def _share(self, name: str) -> float | None:
-        """The share of a column that is right, as the model stands; None where it is not measured,
-        or has nothing to measure."""
+        """Return the share of a column's probes that the model answers rightly now; None if the
+        column is not measured or has no probes."""
         encodings = self._probes(name) if name in self.grid.measured else ()
         if not encodings:
             return None
         return sum(self._answers.judge_in_full(encodings)) / len(encodings)
 
     def _probes(self, name: str) -> Sequence[Encoding]:
-        """The probes of a column."""
+        """Return the probes of a column of MEASURED."""
         match name:
             case "arrives":
                 return [fact.candidate.learned[0] for fact in self.facts]
@@ -242,11 +246,12 @@ class Trials:
 
 
 GROWTH, SIZES = 2**0.5, 8
-"""How much larger a patch is made each time to find the bound of a budget, and how often."""
+"""The factor between two sizes of a patch in the search for a budget's bound, and the number of
+sizes at most."""
 
 
 def _sound(patch: Patch | None) -> Patch | None:
-    """A patch that can be put on; None for one with NaN or infinity."""
+    """Return the patch if it can be put on; None for a patch with NaN or infinity."""
     if patch is None:
         return None
     try:
