@@ -27,7 +27,7 @@ class Setting:
     name: str
     type: str  # as its class writes it
     default: object  # MISSING for one that has to be given
-    meaning: str  # empty for one that nothing is said of
+    meaning: str  # empty for a setting without a comment or text
 
     @property
     def is_required(self) -> bool:
@@ -36,7 +36,7 @@ class Setting:
 
 
 def toml_value(value: object) -> str:
-    """A value as TOML writes it; empty for None, which TOML has no word for."""
+    """Return a value as TOML writes it; empty for None, as TOML has no null."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -57,19 +57,19 @@ _EDITOR = "editor."
 
 
 def table_names() -> list[str]:
-    """The tables of `cedit.toml` that have a class: the engine's, and one for each editor."""
+    """Return the tables of `cedit.toml` with a class: the engine's, and one for each editor."""
     return [*_CLASSES, *(_EDITOR + name for name in EDITORS)]
 
 
 def table_class(name: str) -> type[Table]:
-    """The class of a table. Raises KeyError for a name that no table has."""
+    """Return the class of a table. Raises KeyError for an unknown name."""
     if name.startswith(_EDITOR):
         return cast(type[Table], EDITORS[name.removeprefix(_EDITOR)].load_config())
     return cast(type[Table], pkgutil.resolve_name(_CLASSES[name]))
 
 
 def settings_of(table: type[Table]) -> list[Setting]:
-    """The settings of a table in their order, those of the classes that it extends first."""
+    """Return the settings of a table in their order, the ones of its base classes first."""
     meanings: dict[str, str] = {}
     for cls in reversed(table.__mro__):
         if issubclass(cls, Table) and cls is not Table:
@@ -87,7 +87,7 @@ def _default(field: Field[object]) -> object:
 
 
 def _meanings(cls: type) -> Mapping[str, str]:
-    """The line for each setting that a class itself writes down."""
+    """Return the line for each setting that the class itself declares, by the setting's name."""
     source = textwrap.dedent(inspect.getsource(cls))
     body = next(node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     comments = dict(_comments(source))
@@ -101,14 +101,15 @@ def _meanings(cls: type) -> Mapping[str, str]:
 
 
 def _text(node: ast.stmt | None) -> str:
-    """The first paragraph of a text that stands alone as a statement; empty for another one."""
+    """Return the first paragraph of a string that is a statement of its own; empty for any other
+    statement."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
         return str(node.value.value).strip().split("\n\n")[0]
     return ""
 
 
 def _comments(source: str) -> Iterator[tuple[int, str]]:
-    """The comments by the number of their line."""
+    """Yield the comments with the numbers of their lines."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("# ")

@@ -1,6 +1,6 @@
-"""Who is told what goes on beside a command's result: notes, and how far something is.
+"""Listeners: hear notes and progress while a command works, beside its result.
 
-Knows texts and numbers; what becomes of them is the listener's.
+Knows texts and numbers; leaves their display to whoever makes the listener.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 
 def _unheard(_text: str) -> None:
-    """A note, unheard."""
+    """Ignore a note."""
 
 
 def _unseen(_what: str, _done: int, _total: int) -> None:
-    """Progress, unseen."""
+    """Ignore progress."""
 
 
 @dataclass
 class Listener:
-    """Hears of what takes long, and of what is done without being asked for."""
+    """Hears of the progress of long work, and of work that nobody asked for."""
 
     note: Callable[[str], None] = _unheard
-    progress: Callable[[str, int, int], None] = _unseen  # what, done, of how many
+    progress: Callable[[str, int, int], None] = _unseen  # name of the work, done, total

@@ -119,8 +119,8 @@ class OpenStore:
 
     @cached_property
     def statistics(self) -> Statistics:
-        """The key statistics of the base model: where nobody gave text for them, of what it writes
-        itself."""
+        """The key statistics of the base model. If nobody gave text for them, a causal model's own
+        writing is used."""
         statistics = Statistics.of(self.store, self.edited, self.executor)
         if statistics.texts is None and self.task.name == "causal":
             seed = StoreSettings.of(self.store.settings).run.seed

@@ -280,8 +280,8 @@ class Session(OpenStore):
         self, editors: Sequence[str], source: str | Path | None = None, *, again: bool = False
     ) -> Iterator[Calibrated]:
         """Measure the settings of these editors on the base model, on facts of a stream or of the
-        history, and give what is known behind each trial. What is measured already is not measured
-        again, unless asked for. Raises CeditError for an editor that offers none."""
+        history, and yield the state after each trial. Finished calibrations are not repeated unless
+        `again` says so. Raises CeditError for an editor that offers no settings."""
         calibration = StoreCalibration.of(self)
         tables = self.settings().editors
         if again:
@@ -290,12 +290,13 @@ class Session(OpenStore):
         yield from calibration.measure(editors, tables, requests)
 
     def calibrated(self, settings: Settings, stream: Stream) -> Settings:
-        """The settings as the steps of a stream use them: with what was measured on the base."""
+        """Return the settings that the steps of a stream use, calibrated on the base."""
         return self._calibrated(settings, partial(self._sampled, stream))
 
     def _calibrated(self, settings: Settings, sampled: Callable[[], Sequence[Request]]) -> Settings:
-        """The settings with what was measured on the base. Editors that nothing is known of are
-        measured first, in a store that says so; `auto` asks those that lose too much last."""
+        """Return the settings with the chosen ones of calibrations on the base added. If the store
+        asks for calibration at first use, editors without one are measured now, and `auto` moves
+        editors that lose too much towards its end."""
         calibration = StoreCalibration.of(self)
         if not calibration.config.at_first_use:
             return settings
@@ -328,7 +329,7 @@ class Session(OpenStore):
 
     @staticmethod
     def _sampled(stream: Stream) -> list[Request]:
-        """Requests at the beginning of a stream; none of one that can be read only once."""
+        """Return the requests at the beginning of a stream; none if it can be read only once."""
         if not Path(stream.name).is_file():
             return []
         items = islice(replace(stream, follow=False), SAMPLED_MAX)

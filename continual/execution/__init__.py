@@ -1,9 +1,9 @@
-"""Where maps over passes are worked: an `Executor` is handed in by whoever opens a store.
+"""Executors: work maps over passes. Whoever opens a store hands one in.
 
-Knows functions and items alone. A mapped function depends on its item and on what is bound to it,
-the model as it stands included, and leaves both as they are. So items may be worked in any order
-and anywhere: results come in the items' order, and whoever adds them up does so in that order, with
-the same bits whatever the workers. Results are taken within the `with` blocks of the call.
+Knows functions and items alone. A mapped function depends on its item and its bound arguments, the
+model as it stands included, and changes neither. So an executor may work the items in any order
+and anywhere: it yields results in the items' order, and callers add them up in that order, with the
+same bits whatever the workers. Callers take all results within the `with` blocks of the call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Executor(Protocol):
-    """Works the items of a map."""
+    """Applies functions to the items of a map."""
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """The function's results, in the order of the items."""
+        """Yield the function's results in the order of the items."""

@@ -1,4 +1,4 @@
-"""Maps worked in this process, one item after another, each when its result is taken."""
+"""Works maps in this process, one item after another, each when its result is taken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from continual.execution import Item, Result
 
 
 class LocalExecutor:
-    """Holds one result at a time: what is not taken is not computed."""
+    """Computes a result when it is taken, and holds one at a time."""
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """The function's results, in the order of the items."""
+        """Yield the function's results in the order of the items."""
         return map(function, items)
 
 

@@ -1,6 +1,6 @@
 """Reports of a run: a record for each step, and a summary at its end.
 
-Knows the objects that `cedit apply --json` prints. Adds up what steps report and measures nothing.
+Knows the objects that `cedit apply --json` prints. Adds up the reports of steps, measures nothing.
 """
 
 from __future__ import annotations

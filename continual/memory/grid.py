@@ -1,7 +1,7 @@
-"""The settings that the editors of the memory offer for trying: the words a fact is told in.
+"""The grid of the memory's editors: the forms of words in which a fact is put to the model.
 
-Whether a base model can answer by a fact in front of the question, and in which words, is a matter
-of its training: a model that was never taught to may read one of these forms, or none.
+It depends on a base model's training whether it can answer by a fact in front of the question, and
+in which words: a model that was never taught to may read one of these forms, or none.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ UNDERSTOOD = "I will answer by that."
 
 
 def grid(site: Site) -> Grid:
-    """Forms: what they change is how facts and their rewordings are read."""
+    """Return one axis of forms. They change the answers to facts and their rewordings alone, so
+    nothing else is measured."""
     forms: list[Settings] = [{"form": form} for form in dict.fromkeys([*PLAIN, *_in_chat(site)])]
     axis = Axis("form", ("form",), lambda _: forms)
     return Grid((axis,), together=True, measured=("arrives", "generalises"))
 
 
 def _in_chat(site: Site) -> list[str]:
-    """The fact as an earlier exchange of a chat, by the tokenizer's template; none without one."""
+    """Return a form with the fact as an earlier exchange of a chat, by the tokenizer's template;
+    none without a template."""
     statement = TOLD.format(prompt=_PROMPT, target=_TARGET)
     turns = (Message("user", statement), Message("assistant", UNDERSTOOD), Message("user", _NEXT))
     try:
@@ -46,7 +48,8 @@ def _in_chat(site: Site) -> list[str]:
 
 
 def _end(site: Site, behind: str) -> str:
-    """The beginning of a text up to its first special mark and the blanks behind that."""
+    """Return the beginning of a text up to its first special token and the blanks behind that; a
+    line break without such a token."""
     marks = [mark for mark in site.edited.tokenizer.all_special_tokens if mark in behind]
     if not marks:
         return "\n"

@@ -1,4 +1,4 @@
-"""The key statistics of one base model, as a store's cache keeps them."""
+"""The key statistics of one base model in a store's cache: read from it, or collected into it."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _ignore(_: str) -> None:
 class Statistics:
     """The key statistics of one base model, in a store's cache.
 
-    ``texts`` is the model's own text, what it was trained on or what it writes itself: statistics
-    that are not there are collected from it when they are asked for. Without it they are an error.
+    ``texts`` is the model's own text: its training text, or text that it writes itself. Missing
+    statistics are collected from it when they are needed; without it they are an error.
     """
 
     def __init__(
@@ -87,13 +87,14 @@ class Statistics:
         return cls(store, edited, None if own is None else own.texts(), executor)
 
     def get(self, block: int) -> KeyStatistics:
-        """The statistics of a block, read from the disk. Raises StatisticsError without any."""
+        """Return the statistics of a block from the cache, collected now if they are missing.
+        Raises StatisticsError if there is no text to collect them from."""
         self.require([block])
         return self._kept(block)
 
     def require(self, blocks: Iterable[int]) -> None:
-        """Collect the statistics of some blocks, as far as they are not there, in one pass over the
-        model's own text. Raises StatisticsError where it has none."""
+        """Collect the missing statistics of some blocks in one pass over the model's own text.
+        Raises StatisticsError if they are missing and the model has no text."""
         missing = [block for block in blocks if not self._has(block)]
         if not missing:
             return
@@ -119,11 +120,11 @@ class Statistics:
         passes: Passes | None = None,
         on_change: Callable[[str], None] = _ignore,
     ) -> Iterator[Progress]:
-        """Sum up the keys of some blocks, all unless named, in one pass over the text, and keep the
-        statistics of each when the text ends or ``tokens_max`` tokens are seen.
+        """Sum up the keys of some blocks, all unless named, in one pass over the text, and store
+        the statistics of each when the text ends or ``tokens_max`` tokens are read.
 
-        An interrupted run goes on, to the same bits, where model, blocks and text are the same;
-        ``on_change`` is told where they are not. ``texts`` gives the same documents each time that
+        An interrupted run resumes, to the same bits, if model, blocks and text are the same;
+        ``on_change`` is called if they are not. ``texts`` yields the same documents each time that
         it is iterated, one by one: it is never held whole. Memory and checkpoints take 2·d_ff²
         float64 numbers for each block.
 

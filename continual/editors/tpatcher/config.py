@@ -31,9 +31,9 @@ class TPatcherConfig(Table):
     one side of a plane, and the memory on the other, the prompt alone has to do.
 
     With `asks_subject`, the neurons of a request that names its subject fire only where the text
-    names it, too. They then need a plane only against general text and what else names the subject,
-    which leaves room for other wordings: `subject_margin`, `subject_copies`, `subject_reach` and
-    `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`. With
+    names it, too. They then need a plane only against general text and other texts that name the
+    subject, and have room for other wordings: `subject_margin`, `subject_copies`, `subject_reach`
+    and `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`. With
     `subject_whitening` their keys have the widest margin of all, measured where general text
     spreads alike in all directions; their copies stand behind whole sentences, and all of them
     count, whatever they are answered.
@@ -102,8 +102,8 @@ class TPatcherConfig(Table):
             raise self.refused("neurons_max and value_steps_max are at least 1")
 
     def place(self, last: int) -> GatePlace:
-        """Where neurons stand in a model that ends with block `last`. Raises EditError where there
-        is no such place."""
+        """Return the place of neurons in a model that ends with block `last`. Raises EditError if
+        the model has no such place."""
         block = last if self.block is None else self.block
         place = GatePlace.at(block, self.key, self.value_block, self.value)
         if not 0 <= place.block <= place.value_block <= last:
@@ -111,10 +111,10 @@ class TPatcherConfig(Table):
         return place
 
     def among(self, neurons: int) -> TPatcherConfig:
-        """The settings for an edit of a model with so many neurons on.
+        """Return the settings for an edit of a model with this number of neurons on.
 
         Each neuron has its small chance to fire on an input that it is not meant for, and these
-        chances add up. So what the margin leaves, 1 - margin, falls with their number from
+        chances add up. So the room beside the margin, 1 - margin, falls with their number from
         `CROWDED_FROM` on, to the power of `crowding`: 0.25 halves it among 16 times as many.
         """
         room = max(1.0, neurons / CROWDED_FROM) ** -self.crowding
@@ -125,8 +125,8 @@ class TPatcherConfig(Table):
         )
 
     def asking(self) -> TPatcherConfig:
-        """The settings for neurons that ask for their subject: however many there are, few are
-        asked about one subject."""
+        """Return the settings for neurons that ask for their subject. They are not narrowed by
+        number: however many there are, few fire on texts about one subject."""
         return replace(
             self,
             margin=self.subject_margin,
@@ -138,8 +138,8 @@ class TPatcherConfig(Table):
         )
 
     def narrower(self, times: int) -> TPatcherConfig:
-        """The settings for an edit whose neurons changed too much so many times: what the margin
-        leaves shrinks each time."""
+        """Return the settings for an edit after its neurons have changed too much `times` times:
+        the room beside the margin, 1 - margin, shrinks each time."""
         room = NARROWED**times
         return replace(
             self,
@@ -148,7 +148,7 @@ class TPatcherConfig(Table):
         )
 
     def among_copies(self) -> TPatcherConfig:
-        """The settings for a neuron that has copies among its own rows."""
+        """Return the settings for a neuron with copies among its own rows."""
         return replace(self, margin=self.copies_margin)
 
     @property
