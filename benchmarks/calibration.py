@@ -1,13 +1,13 @@
-"""Calibrated defaults on models that no setting was made for, beside the grid they were chosen of.
+"""Calibrated defaults on models that no setting was made for, beside the grid they come from.
 
     python -m benchmarks.calibration [--worlds W,W2] [--cache DIR] [--editor memit] [--edits N]
                                      [--batch-size N] [--grid] [--plot FILE] [--json OUT]
 
 Each world of `calibration_worlds` gets a store as `cedit init` makes it; corrections are applied
 with the editor's defaults, so that it is calibrated at its first use, on the stream itself. With
-`--grid` every block and place is applied to the same corrections, too, with the other settings as
-they were chosen, and nothing in the way (no budget, nothing watched): the choice against what could
-have been chosen. GR counts phrasings that no edit has seen.
+`--grid` the same corrections are also applied at every block and place of the grid, with the other
+settings as they were chosen and without limits (no budget, nothing watched), to compare the choice
+with its alternatives. GR counts phrasings that no edit has seen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ COLUMNS = (
 
 
 def corrections_of(world: World, facts: Sequence[Fact], count: int) -> list[dict[str, Any]]:
-    """Facts with another object; the same asked about another person must stay."""
+    """Return corrections that give `count` facts another object. The same question about another
+    person is their locality probe."""
     draw_ = random.Random(world.seed + 1)
     records = []
     for fact in facts[:count]:
@@ -71,7 +72,7 @@ def _lines(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def store_of(world: World, cache: Path, edits: int) -> tuple[Path, Path]:
-    """A new store of a world's model, and its stream."""
+    """Make a new store of a world's model, and its stream; return the paths of both."""
     facts = facts_of(world)
     random.Random(world.seed + 2).shuffle(facts)
     rest = facts[edits:]
@@ -93,7 +94,7 @@ def store_of(world: World, cache: Path, edits: int) -> tuple[Path, Path]:
 def run(
     session: Session, stream: Path, name: str, options: argparse.Namespace, **changes: Any
 ) -> dict[str, Any]:
-    """Apply all corrections, and go back to base."""
+    """Apply all corrections, go back to base, and return the row of the table."""
     began = time.process_time()
     records = [json.loads(line) for line in stream.read_text(encoding="utf-8").splitlines()]
     steps = session.apply(records, editor=options.editor, batch_size=options.batch_size, **changes)
@@ -114,8 +115,8 @@ def run(
 
 
 def grid(session: Session, stream: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every alternative of the first axis, on the corrections themselves, with nothing in the
-    way."""
+    """Yield a row for every alternative of the first axis, measured on the corrections themselves
+    without a budget or watching."""
     known = StoreCalibration.of(session).known(options.editor, {})
     assert known is not None and known.chosen is not None
     session.store.settings.pop("calibration")  # from here on nothing is measured by itself
@@ -128,7 +129,7 @@ def grid(session: Session, stream: Path, options: argparse.Namespace) -> Iterato
 
 
 def measure(world: World, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of a world."""
+    """Yield the rows of a world."""
     folder, stream = store_of(world, options.cache, options.edits)
     with open_session(folder) as session:
         session.listener.note = tables.note

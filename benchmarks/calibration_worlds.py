@@ -98,7 +98,7 @@ class World:
 
     @property
     def objects(self) -> dict[str, Sequence[str]]:
-        """What a relation can lead to."""
+        """The objects that facts of each relation can have."""
         return {
             "birthplace": self.towns,
             "trade": TRADES,
@@ -109,7 +109,7 @@ class World:
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact, with the phrasings that it was trained in, and those that it was not."""
+    """One fact, with the phrasings that it was trained in, and the held-out ones."""
 
     subject: str
     relation: str
@@ -119,7 +119,7 @@ class Fact:
 
 
 def facts_of(world: World) -> list[Fact]:
-    """All facts of a world, in an order of its own."""
+    """Return all facts of a world, one of each relation for each person."""
     draw = random.Random(world.seed)
     firsts, lasts = _names(world.heads, "a e i o ina en or us"), _names(world.tails, "son ley ard")
     people = draw.sample([f"{a} {b}" for a in firsts for b in lasts], world.people)
@@ -137,7 +137,7 @@ def _fact(world: World, draw: random.Random, person: str, relation: str) -> Fact
 
 
 def _byte_pairs(size: int, texts: Sequence[str]) -> Any:
-    """Byte-level BPE."""
+    """Train a byte-level BPE tokenizer with a vocabulary of `size`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -150,7 +150,7 @@ def _byte_pairs(size: int, texts: Sequence[str]) -> Any:
 
 
 def _pieces(size: int, texts: Sequence[str]) -> Any:
-    """A unigram model of pieces that begin with a mark, as SentencePiece has them."""
+    """Train a unigram tokenizer of pieces that begin with a mark, as SentencePiece has them."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -256,7 +256,7 @@ WORLDS = {
 
 
 def model_of(world: World, cache: Path) -> Path:
-    """The directory of a world's model, which is trained where it is not there."""
+    """Return the directory of a world's model; train the model if the cache does not have it."""
     folder = cache / f"world-{world.name}"
     if not (folder / "config.json").exists():
         _train(world, folder)
@@ -290,13 +290,13 @@ def _train(world: World, folder: Path) -> None:
 
 
 def _batches(ids: Sequence[Sequence[int]], lines: int) -> list[list[Sequence[int]]]:
-    """Lines of like lengths together."""
+    """Return batches of lines of similar length."""
     ordered = sorted(ids, key=len)
     return [list(ordered[i : i + lines]) for i in range(0, len(ordered), lines)]
 
 
 def _learned(model: Any, batch: Sequence[Sequence[int]], optimizer: Any, schedule: Any) -> float:
-    """The loss of one step."""
+    """Make one step of training, and return its loss."""
     size = max(map(len, batch))
     ids = torch.tensor([[*line, *[0] * (size - len(line))] for line in batch])
     lengths = torch.tensor([len(line) for line in batch])

@@ -1,13 +1,13 @@
-"""T-Patcher at every place of a model: what each block, key and landing gives.
+"""T-Patcher at every place of a model: the metrics of each block, key and landing.
 
     python -m benchmarks.places [--model atlas|fever] [--edits 20] [--keys ffn,hidden,pooled]
                                 [--blocks 0,1,…] [--remote] [--threads N] [--json OUT]
 
 The same corrections are applied one by one at each place, in one store that goes back to base in
-between; neurons ask for no subject, copies and all else are as the store's settings have them. A
-key is read at a block, its value lands in the same block; with `--remote` also on the last FFN. The
-table has what generalises (GR), what stays (TestR, TrainR, ER), and the milliseconds of processor
-time that a step takes: the edit, its re-check and the commit.
+between. Neurons ask for no subject; copies and all else are as the store's settings have them. A
+key is read at a block, and its value lands in the same block; with `--remote` also on the last FFN.
+The table has the rate of rewordings (GR), the rates of answers that stay (TestR, TrainR, ER), and
+the milliseconds of processor time that a step takes: the edit, its re-check and the commit.
 
 The atlas is measured on a part of its probes, `fever` on a classifier that is trained here for
 `--training` seconds and kept in the cache: too short to be compared with the protocol's.
@@ -51,15 +51,15 @@ COLUMNS = (
 
 
 def places(last: int, keys: Sequence[str], blocks: Sequence[int], remote: bool) -> list[GatePlace]:
-    """The places with these keys at these blocks, and with `remote` those that lead to the last
-    FFN from below."""
+    """Return the places with these keys at these blocks; with `remote` also the places below the
+    last block with values that land on its FFN."""
     local = [GatePlace.at(block, key) for key in keys for block in blocks]
     far = [GatePlace.at(b, key, last, FFN) for key in keys for b in blocks if b < last]
     return local + (far if remote else [])
 
 
 def run(session: Session, place: GatePlace, requests: Sequence[Request]) -> dict[str, Any]:
-    """The row of one place; the store is at base before and after."""
+    """Apply the requests at one place; return its row. The store is at base before and after."""
     table = {"asks_subject": False, **place.to_json()}
     own = session.settings(chain=("tpatcher",)).editors.get("tpatcher", {})
     settings = session.settings(chain=("tpatcher",), editors={"tpatcher": {**own, **table}})
@@ -83,7 +83,7 @@ def run(session: Session, place: GatePlace, requests: Sequence[Request]) -> dict
 
 @contextmanager
 def atlas(options: argparse.Namespace) -> Iterator[tuple[Session, list[Request]]]:
-    """A store of the atlas with some of its probes, and corrections of it."""
+    """Make a store of the atlas with some of its probes; yields its session and corrections."""
     with tempfile.TemporaryDirectory() as folder:
         probes = {
             f"{name}_probes": _some(path, options.probes, Path(folder))
@@ -95,7 +95,8 @@ def atlas(options: argparse.Namespace) -> Iterator[tuple[Session, list[Request]]
 
 @contextmanager
 def fever(options: argparse.Namespace) -> Iterator[tuple[Session, list[Request]]]:
-    """A store of a classifier of claims, and claims that it gets wrong."""
+    """Make a store of a classifier of claims; yields its session, and corrections of claims that it
+    gets wrong."""
     recipe = replace(protocol.RECIPES["bert"], seconds_max=options.training)
     protocol.RECIPES["bert"] = recipe
     asked = protocol.Asked("bert", data_folder(), default_cache(), seed=0)
@@ -124,7 +125,7 @@ def _is_wrong(session: Session, request: Request) -> bool:
 
 
 def _some(path: Path, count: int, folder: Path) -> Path:
-    """A file with every n-th line of another, so that it has about `count`."""
+    """Write every n-th line of a file, `count` at most, to the folder; return the new file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = lines[:: max(1, len(lines) // count)][:count]
     written = folder / path.name
@@ -141,7 +142,7 @@ MODELS: Mapping[str, Any] = {"atlas": atlas, "fever": fever}
 
 
 def main() -> None:
-    """The command line."""
+    """Run the benchmark by the options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=tuple(MODELS), default="atlas")
     parser.add_argument("--edits", type=int, default=20)

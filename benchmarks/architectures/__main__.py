@@ -47,7 +47,8 @@ CLASSES = (
 
 
 def sweep(chosen: Iterable[Kind], folder: Path, seconds: float, again: set[str]) -> None:
-    """Put these classes through, those left out that have a result already."""
+    """Test these classes, without the ones that have a result already unless its outcome is in
+    `again`. Appends a line to the folder's results for each."""
     folder.mkdir(parents=True, exist_ok=True)
     known = results(folder)
     for kind in chosen:
@@ -60,8 +61,8 @@ def sweep(chosen: Iterable[Kind], folder: Path, seconds: float, again: set[str])
 
 
 def limited(kind: Kind, seconds: float) -> dict[str, Any]:
-    """The record of a class, made in a process that is killed after so many seconds. It is forked:
-    what is imported once is there for all."""
+    """Return the record of a class, made in a process that is killed after `seconds`. It is a fork,
+    so that modules are imported once for all classes."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     began = time.perf_counter()
@@ -86,14 +87,14 @@ def _work(kind: Kind, folder: Path, pipe: Any) -> None:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The latest record of each class, by its key."""
+    """Return the latest record of each class, by its key."""
     file = folder / RESULTS
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {record["key"]: record for record in map(json.loads, lines)}
 
 
 def report(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Show the classes, and how many have each outcome."""
+    """Print the classes and the number of classes with each outcome; return these counts."""
     rows = [{**record, "said": str(record["said"])[:160]} for record in records.values()]
     tables.show("Classes", CLASSES, rows)
     counts = []
@@ -105,7 +106,7 @@ def report(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """See the module."""
+    """Run the sweep or its report as the module describes; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--short", action="store_true")

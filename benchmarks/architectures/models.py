@@ -1,8 +1,8 @@
 """Tiny random models of the classes that transformers has for a task.
 
-A class's own default config is shrunk: names that mean a width, a number of layers or heads, a
-vocabulary get small values, in its parts as well. Knows a few classes by name whose sizes depend on
-each other; what cannot be built so is said, and is nobody's fault.
+A class's own default config is shrunk: entries for widths, numbers of layers and heads, and the
+vocabulary get small values, in its parts as well. Knows by name a few classes with sizes that
+depend on each other. A class that cannot be built so is reported, and counts against nobody.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHORT = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of transformers' for a task."""
+    """One of the classes that transformers has for a task."""
 
     task: str
     model_type: str
@@ -51,12 +51,12 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """What names it in a table of results."""
+        """The name of the class in a table of results."""
         return f"{self.task}/{self.model_type}"
 
 
 def kinds() -> Iterator[Kind]:
-    """All of them, in transformers' order."""
+    """Yield all classes of all tasks, in transformers' order."""
     for task, table in TASKS.items():
         for model_type, name in getattr(modeling_auto, table).items():
             yield Kind(task, model_type, name if isinstance(name, str) else name[0])
@@ -80,7 +80,7 @@ def build(kind: Kind, directory: Path, *, seed: int = 0) -> None:
 
 @torch.no_grad()
 def _require_forward(kind: Kind, model: Any) -> None:
-    """See that transformers' own forward runs: a tiny config may fit together badly."""
+    """Run transformers' own forward once, so that a tiny config with mismatched sizes raises."""
     inputs = {"input_ids": torch.arange(10, 17)[None]}
     if kind.task == "seq2seq":
         inputs["decoder_input_ids"] = inputs["input_ids"]
@@ -91,7 +91,7 @@ def _require_forward(kind: Kind, model: Any) -> None:
 
 @torch.no_grad()
 def stir(model: Any) -> None:
-    """Weights large enough to matter, no bias at zero and no norm at one."""
+    """Draw weights large enough to matter, and move biases off zero and norms off one, in place."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=0.15)
@@ -202,7 +202,7 @@ _LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers
 
 
 def tiny_config(kind: Kind, vocabulary: int) -> Any:
-    """A config of the class with small sizes."""
+    """Return a config of the class with small sizes."""
     config_class = getattr(hf, configuration_auto.CONFIG_MAPPING_NAMES[kind.model_type])
     told = _shrunk(config_class, vocabulary) | dict(_BY_TYPE.get(kind.model_type, {}))
     if kind.task == "classification":
@@ -216,7 +216,7 @@ def tiny_config(kind: Kind, vocabulary: int) -> Any:
 
 
 def _shrunk(config_class: Any, vocabulary: int) -> dict[str, Any]:
-    """What a config is told: its own names with small values, and its parts'."""
+    """Return the arguments of a config: its own entries with small values, and its parts'."""
     defaults = config_class()
     named = defaults.to_dict()
     told: dict[str, Any] = {"vocab_size": vocabulary, **_SPECIAL}
@@ -236,14 +236,15 @@ def _shrunk(config_class: Any, vocabulary: int) -> dict[str, Any]:
 
 
 def _spread(values: list[Any]) -> list[Any]:
-    """Four layers' values, of each kind that there is at least one."""
+    """Return the values of LAYERS layers, with at least one of each kind in `values`, the kinds in
+    their first order."""
     different = list(dict.fromkeys(map(str, values)))
     first = [next(v for v in values if str(v) == text) for text in different][:LAYERS]
     return sorted((first * LAYERS)[:LAYERS], key=lambda v: different.index(str(v)))
 
 
 def quiet() -> None:
-    """No progress bars, no warnings of transformers': a table is to be read."""
+    """Turn off the progress bars and warnings of transformers, so that the table can be read."""
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     hf.utils.logging.set_verbosity_error()
     hf.utils.logging.disable_progress_bar()

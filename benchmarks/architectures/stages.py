@@ -1,8 +1,8 @@
-"""What one class is put through: a store, corrections, answers asked in every way, and back.
+"""The stages of one class: a store, corrections, answers asked in every way, and a rollback.
 
-Each stage's outcome is a word: ok, refused (an error of cedit's own, with its message), failed (an
-edit that was refused honestly), wrong (something that was promised is not so) or bug (anything that
-is no error of cedit's own).
+The outcome of a class is a word: works, refused (an error of cedit's own, with its message), failed
+(no edit was applied, as the ledger says), wrong (a promise does not hold), bug (an error that is
+not cedit's own), or unbuilt (transformers makes no tiny model of the class).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TEXTS = {
 
 
 def put_through(kind: Kind, folder: Path) -> dict[str, Any]:
-    """The record of a class: its outcome in a word, and what was said or found."""
+    """Return the record of a class: its outcome in a word, with the message or the findings."""
     try:
         build(kind, folder / "model")
     except Exception as error:  # the sweep's own limits, or transformers'
@@ -72,7 +72,7 @@ def _stages(kind: Kind, folder: Path) -> dict[str, Any]:
 
 
 def _edited(session: Session, kind: Kind) -> list[str]:
-    """The outcome of each correction."""
+    """Apply the corrections, and return the outcome of each."""
     outcomes = []
     for prompt, target in TEXTS[kind.task]:
         request = Request(prompt=prompt, target_new=target)
@@ -82,7 +82,7 @@ def _edited(session: Session, kind: Kind) -> list[str]:
 
 
 def _disagreements(session: Session, kind: Kind, outcomes: list[str]) -> list[str]:
-    """The ways of asking that contradict the ledger's claim about a correction."""
+    """Return the ways of asking that contradict the ledger's claim about a correction."""
     found = []
     for (prompt, target), outcome in zip(TEXTS[kind.task], outcomes, strict=True):
         probe = session.task.encode(prompt, target)
@@ -91,14 +91,15 @@ def _disagreements(session: Session, kind: Kind, outcomes: list[str]) -> list[st
             ways["generate"] = _by_generate(session, probe)
         answer = session.ask(prompt)
         ways["ask"] = answer.startswith(target) if kind.task == "causal" else answer == target
-        if outcome == APPLIED:  # of one that needed no edit nothing is claimed after later ones
+        if outcome == APPLIED:  # an answer that needed no edit may change with later ones
             found += [f"{way} does not say {target!r}" for way, right in ways.items() if not right]
     return found
 
 
 @torch.no_grad()
 def _by_forward(session: Session, probe: Encoding) -> bool:
-    """Greedy decoding by plain forward passes over the tokens so far, in no batch."""
+    """Tell whether greedy decoding by plain forward passes, one at a time over the tokens so far,
+    gives the target."""
     said: tuple[int, ...] = ()
     for position in probe.positions:
         asked = Encoding(probe.question, (position,), (*said, probe.targets[-1]))
@@ -108,7 +109,7 @@ def _by_forward(session: Session, probe: Encoding) -> bool:
 
 
 def _by_generate(session: Session, probe: Encoding) -> bool:
-    """Transformers' own `generate`, as the engine tells it."""
+    """Tell whether transformers' own `generate`, with the engine's arguments, gives the target."""
     ids = torch.tensor([probe.question.ids])
     with plainly(session.model):
         session.model.generation_config.eos_token_id = None
@@ -124,7 +125,7 @@ def _by_generate(session: Session, probe: Encoding) -> bool:
 
 
 def _digest(session: Session) -> str:
-    """Of all tensors of the model, and of its logits."""
+    """Return a digest of the patches' fingerprint and of all tensors of the model."""
     digest = hashlib.sha256(session.edited.fingerprint.encode())
     state: Mapping[str, Any] = session.model.state_dict()
     for name in sorted(state):
@@ -137,7 +138,7 @@ def _line(error: BaseException) -> str:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost place in the engine that an error went through."""
+    """Return the innermost three places in the engine that an error went through."""
     places, trace = [], error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
