@@ -14,6 +14,7 @@ from torch import Tensor
 
 from continual.effects import Reach
 from continual.errors import CeditError
+from continual.patches.codebook import CodebookPatch
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
@@ -74,6 +75,7 @@ KINDS: Mapping[
     str,
     type[NeuronPatch]
     | type[GatePatch]
+    | type[CodebookPatch]
     | type[FfnLowRankPatch]
     | type[LowRankPatch]
     | type[DensePatch]
@@ -84,6 +86,7 @@ KINDS: Mapping[
 ] = {
     NeuronPatch.kind: NeuronPatch,
     GatePatch.kind: GatePatch,
+    CodebookPatch.kind: CodebookPatch,
     FfnLowRankPatch.kind: FfnLowRankPatch,
     LowRankPatch.kind: LowRankPatch,
     DensePatch.kind: DensePatch,

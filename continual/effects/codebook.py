@@ -1,0 +1,340 @@
+"""A codebook at a place: where a query is near a key, the output there is replaced by a value.
+
+Hartvigsen et al. 2023 (GRACE), section 3. An entry has a key κ, a value v, a radius ε and a label.
+The nearest entry answers a query x if ‖x - κ‖ ≤ ε; otherwise the output stays as it is, bit for
+bit. A row that comes in has a radius of its own, ε₀, and meets the nearest entry i at distance d:
+
+- d > ε₀ + εᵢ, or there is no entry: it becomes an entry with ε₀;
+- it has the label of i, and i's value answers it: εᵢ grows to d;
+- otherwise the two share the way between them: it becomes an entry with at most d/2, and i keeps no
+  more than d/2.
+
+So radii of earlier entries change. They are never stored as such: they follow from the rows, in
+their order, so that a codebook without some rows is the one that never had them. Knows rows and
+distances; leaves files and owners to `patches.codebook`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from continual.effects import KeptQueries, Reach
+from continual.effects.gated import Mount
+from continual.effects.places import GatePlace
+from continual.errors import EditError
+from continual.queries.growing import GrowingTensor
+
+ROUNDING = 2.0**-14
+"""More than float32 loses in a squared distance, as a share of ‖x‖² + ‖κ‖²."""
+DISTANCES_MAX = 2**20  # in one piece
+CLOSED = -1.0
+"""The radius of an entry that answers nothing any more: another one has its key."""
+
+Label = tuple[int, ...]
+
+
+class CodebookRows(Protocol):
+    """n rows that are put on."""
+
+    @property
+    def keys(self) -> Tensor:
+        """[n, d]"""
+
+    @property
+    def values(self) -> Tensor:
+        """[n, d]"""
+
+    @property
+    def radii(self) -> Tensor:
+        """[n] ε₀ of each."""
+
+    @property
+    def blurs(self) -> Tensor:
+        """[n] how far rounding may move each key: the text that showed it shows it within this."""
+
+    @property
+    def labels(self) -> Sequence[Label]:
+        """[n] the tokens that each is to lead to."""
+
+    @property
+    def shares(self) -> Sequence[bool]:
+        """[n] whether the value of a near entry of the same label answers it, too."""
+
+
+class Nearest(NamedTuple):
+    """An entry, and how far it is."""
+
+    entry: int
+    distance: float
+
+
+@dataclass
+class _Turn:
+    """One patch: enough to undo it."""
+
+    first: int  # entries before it
+    radii: dict[int, float] = field(default_factory=dict)  # of earlier entries, as they were
+
+
+class Codebook:
+    """All entries at one place, in the order in which they came."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        rows = torch.empty(0, mount.width, device=mount.device)
+        self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
+        self._radii, self._blurs = GrowingTensor(rows[:, 0]), GrowingTensor(rows[:, 0])
+        self._labels: list[Label] = []
+        self._turns: list[_Turn] = []
+        self._is_silent = False
+
+    # -- what there is
+
+    @property
+    def place(self) -> GatePlace:
+        """See `GatedEffect.place`."""
+        return self._mount.place
+
+    @property
+    def size(self) -> int:
+        """How many patches are on; none while it is silenced."""
+        return 0 if self._is_silent else len(self._turns)
+
+    @property
+    def keys(self) -> Tensor:
+        """[entries, d] float32."""
+        return self._keys.rows
+
+    @property
+    def values(self) -> Tensor:
+        """[entries, d] float32."""
+        return self._values.rows
+
+    @property
+    def radii(self) -> Tensor:
+        """[entries] float32 as they are now; negative for an entry that is closed."""
+        return self._radii.rows
+
+    @property
+    def labels(self) -> Sequence[Label]:
+        """[entries]"""
+        return self._labels
+
+    # -- what comes and goes
+
+    def extend(self, patch: CodebookRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Put a patch's rows on, one after another; returns the keys and values of its entries, and
+        the radii of all entries, as they now stand.
+
+        Raises EditError for rows of another width than the model.
+        """
+        if patch.keys.shape[1:] != self.keys.shape[1:]:
+            raise EditError(
+                f"A codebook patch is of width {tuple(patch.keys.shape[1:])}, the model of "
+                f"{tuple(self.keys.shape[1:])}: it was made on another model."
+            )
+        first = len(self._labels)
+        self._turns.append(_Turn(first))
+        keys, values = patch.keys.to(self.keys), patch.values.to(self.keys)
+        for row in range(len(keys)):
+            self._admit(
+                keys[row],
+                values[row],
+                (float(patch.radii[row]), float(patch.blurs[row])),
+                (patch.labels[row], patch.shares[row]),
+            )
+        return self.keys[first:], self.values[first:], self.radii
+
+    def _admit(
+        self, key: Tensor, value: Tensor, sizes: tuple[float, float], says: tuple[Label, bool]
+    ) -> None:
+        (radius, blur), (label, shares) = sizes, says
+        near = self.nearest(key)
+        while near is not None and self._meets(near, radius):
+            if shares and self._labels[near.entry] == label:
+                self._widen(near.entry, near.distance + blur)
+                return
+            half = near.distance / 2
+            if half > max(blur, float(self._blurs.rows[near.entry])):
+                self._set(near.entry, min(half, float(self.radii[near.entry])))
+                radius = min(half, radius)
+                break
+            self._set(near.entry, CLOSED)  # nothing tells the two keys apart: the later one stays
+            near = self.nearest(key)
+        self._append(key, value, radius, blur, label)
+
+    def _append(self, key: Tensor, value: Tensor, radius: float, blur: float, label: Label) -> None:
+        self._keys.append(key[None])
+        self._values.append(value[None])
+        self._radii.append(self.radii.new_tensor([radius]))
+        self._blurs.append(self.radii.new_tensor([blur]))
+        self._labels.append(label)
+
+    def _widen(self, entry: int, radius: float) -> None:
+        if radius > float(self.radii[entry]):
+            self._set(entry, radius)
+
+    def _set(self, entry: int, radius: float) -> None:
+        turn = self._turns[-1]
+        if entry < turn.first:
+            turn.radii.setdefault(entry, float(self.radii[entry]))
+        self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
+
+    def truncate(self, size: int) -> None:
+        """Be as after the first `size` patches: their radii, too, are those of then."""
+        while len(self._turns) > size:
+            turn = self._turns.pop()
+            for part in (self._keys, self._values, self._radii, self._blurs):
+                part.truncate(turn.first)
+            del self._labels[turn.first :]
+            for entry, radius in turn.radii.items():
+                self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
+
+    def require_way_back(self, size: int) -> None:
+        """See `Effect.require_way_back`: there is one to everywhere."""
+
+    def settle(self) -> None:
+        """See `Effect.settle`: nothing is let go."""
+
+    # -- look-up
+
+    def nearest(self, query: Tensor) -> Nearest | None:
+        """The open entry nearest to a query [d], of equally near ones the latest; None without
+        entries."""
+        (entry, distance) = self._nearest_of(query[None])
+        return None if int(entry) < 0 else Nearest(int(entry), float(distance))
+
+    def shared(self, key: Tensor, radius: float, label: Label) -> int | None:
+        """The entry that a row with this key [d], ε₀ and label would widen, if its value does."""
+        near = self.nearest(key)
+        if near is None or self._labels[near.entry] != label:
+            return None
+        return near.entry if self._meets(near, radius) else None
+
+    def _meets(self, near: Nearest, radius: float) -> bool:
+        return near.distance <= radius + float(self.radii[near.entry])
+
+    def entries_of(self, queries: Tensor) -> Tensor:
+        """[r] the entry that answers each of the queries [r, d]; -1 for none."""
+        answers = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
+        if not len(self._labels):
+            return answers
+        for first in range(0, len(queries), self._piece):
+            rows = queries[first : first + self._piece].float()
+            near = self._perhaps_open(rows).nonzero().squeeze(-1)
+            if len(near):
+                entries, distances = self._nearest_of(rows[near])
+                is_open = (entries >= 0) & (distances <= self.radii.double()[entries])
+                answers[first + near[is_open]] = entries[is_open]
+        return answers
+
+    @property
+    def _piece(self) -> int:
+        return max(1, DISTANCES_MAX // max(1, len(self._labels)))
+
+    def _perhaps_open(self, queries: Tensor) -> Tensor:
+        """[r] bool: which queries may be within the radius of an entry, by a product in float32."""
+        squares, own = queries.square().sum(1)[:, None], self.keys.square().sum(1)
+        least = squares + own - 2 * (queries @ self.keys.T) - ROUNDING * (squares + own)
+        outside = (least > self.radii.square()) | (self.radii < 0)  # a NaN may be anywhere
+        return ~outside.all(1)
+
+    def _nearest_of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """[r] the nearest open entry to each query, -1 where there is none, and [r] its distance in
+        float64: it does not depend on what else is asked, or on entries that are further off."""
+        places = (self.radii >= 0).nonzero().squeeze(-1)
+        if not len(places):
+            none = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
+            return none, torch.full_like(none, torch.inf, dtype=torch.double)
+        keys = self.keys[places].flip(0).double()  # so that of equally near ones the latest is met
+        found = [distances(query, keys).min(0) for query in queries.double()]
+        index = torch.stack([entry for _, entry in found])
+        return places.flip(0)[index], torch.stack([distance for distance, _ in found])
+
+    # -- a running model
+
+    @property
+    def is_in_parameters(self) -> bool:
+        """See `Effect.is_in_parameters`: none of it is."""
+        return False
+
+    def reach(self, first: int = 0) -> Reach:
+        """See `Effect.reach`."""
+        return Reach(gates=frozenset({self.place} if self.size > first else ()))
+
+    def attached(self) -> AbstractContextManager[None]:
+        """See `Effect.attached`."""
+        return self._mount.attached(lambda: bool(self.size), self.replaced)
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """See `Effect.silenced`."""
+        was_silent, self._is_silent = self._is_silent, True
+        try:
+            yield
+        finally:
+            self._is_silent = was_silent
+
+    def replaced(self, queries: Tensor, output: Tensor) -> Tensor:
+        """The output [.., d] with values in the rows whose queries [.., d] an entry answers; the
+        very same tensor where there is none."""
+        entries = self.entries_of(queries.detach().reshape(-1, queries.shape[-1]))
+        rows = (entries >= 0).nonzero().squeeze(-1).to(output.device)
+        if not len(rows):
+            return output
+        flat = output.reshape(-1, output.shape[-1]).clone()
+        flat[rows] = self.values[entries[entries >= 0]].to(flat)
+        return flat.view(output.shape)
+
+    def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
+        """See `GatedEffect.may_differ`.
+
+        Another entry, or none, answers a query only if it lies within the radius of an entry that
+        is new or has another radius, or if an entry that came or was closed is nearer to it than
+        the one that answered, or answers now: which is then no further from that than two radii.
+        """
+        keys, radii = self._changed_balls(first)
+        differs = torch.zeros(len(queries), dtype=torch.bool)
+        squares = queries.squares.cpu()
+        for some, around in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
+            own = some.square().sum(1)[:, None]
+            slack = ROUNDING * (squares + own)
+            least = squares + own - 2 * queries.bounds(some).cpu() - slack
+            differs |= (~(least > around.square()[:, None])).any(0)
+        return differs
+
+    def _changed_balls(self, first: int) -> tuple[Tensor, Tensor]:
+        """Keys [b, d] and radii [b] of the balls in which anything may have changed."""
+        start = self._turns[first].first if first < len(self._turns) else len(self._labels)
+        before, now = self._radii_at(first), self.radii
+        widest = torch.maximum(before, now[:start])
+        moved = (now[:start] < 0) != (before < 0)
+        touched = now[:start] != before
+        came = torch.cat([self.keys[:start][moved], self.keys[start:]])
+        for key in came:
+            nearby = distances(key.double(), self.keys[:start].double()) <= 2 * widest.double()
+            touched |= nearby & (widest >= 0)
+        radii = torch.cat([widest[touched], now[start:]])
+        keys = torch.cat([self.keys[:start][touched], self.keys[start:]])
+        return keys[radii >= 0], radii[radii >= 0]
+
+    def _radii_at(self, size: int) -> Tensor:
+        """The radii of the entries of the first `size` patches, as they were then."""
+        if size >= len(self._turns):
+            return self.radii.clone()
+        radii = self.radii.clone()
+        for turn in reversed(self._turns[size:]):
+            for entry, radius in turn.radii.items():
+                radii[entry] = radius
+        return radii[: self._turns[size].first]
+
+
+def distances(query: Tensor, keys: Tensor) -> Tensor:
+    """[n] Euclid's distance of a query [d] to keys [n, d]; float64 of float64."""
+    return (keys - query).square().sum(1).sqrt()
