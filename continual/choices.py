@@ -87,6 +87,12 @@ EDITORS = Registry(
         grid="continual.memory.grid:grid",
     ),
     EditorEntry(
+        "grace",
+        "continual.editors.grace:Grace",
+        "replaces one block's FFN output where its query is near an edit's; all else stays",
+        tasks=CAUSAL,
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",

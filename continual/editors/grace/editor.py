@@ -1,0 +1,199 @@
+"""GRACE: each edit is rows of a codebook at the FFN of one block, and nothing else changes.
+
+Key: the FFN's query, at the prompt's last token and, with `replaced = "answer"`, at each token of
+the answer but its last. Value: what stands in the place of the FFN's output there. While the answer
+is generated, each of its tokens shows the key of the next one, so that an answer of several tokens
+is read to its end; behind it, no entry has a key.
+
+What differs from the public code: a label is the tokens themselves, not their mean; a value that
+was written once stays as it is, so that what was right stays right: an entry of the same label
+grows only if its value answers the new input as it is, and otherwise the new input has an entry of
+its own; radii at a clash only shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.editors.grace.config import GraceConfig
+from continual.editors.grace.scale import FALLBACK, key_distance
+from continual.editors.grace.training import Keyed, KeyedPass, Trained, train
+from continual.effects.codebook import Label
+from continual.effects.places import GatePlace
+from continual.model import EditedModel
+from continual.passes.suffix import keeps_prefixes
+from continual.patches import Patch
+from continual.patches.codebook import CodebookPatch
+from continual.proposals import Edit, Proposal, Surroundings
+
+BLUR = 2.0**-10
+BLUR_ROUNDINGS = 4
+"""How far rounding may move a key, as a share of its length: so much, or in half precision so many
+roundings of the model's own number format."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one edit, and what their values have come to."""
+
+    edit: Edit
+    block: int
+    texts: KeyedPass
+    labels: tuple[Label, ...]
+    radii: Tensor  # [n] ε₀
+    blurs: Tensor  # [n]
+    entries: Mapping[int, int]  # by row: the entry whose value it shares
+    trained: Trained
+
+    @property
+    def reason(self) -> str:
+        """Why there is no patch."""
+        steps, loss = self.trained.steps, self.trained.loss
+        return f"no value that gives its target was found in {steps} steps (loss {loss:.2g})"
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What `cedit show` says of it."""
+        return {
+            "steps": self.trained.steps,
+            "loss": round(self.trained.loss, 4),
+            "epsilon": float(f"{float(self.radii.max()):.3g}"),
+            "entries": len(self.labels) - len(self.entries),
+            "shared": len(self.entries),
+        }
+
+    def patch(self) -> CodebookPatch:
+        """The rows as a patch."""
+        return CodebookPatch(
+            self.block,
+            self.texts.keys.cpu(),
+            self.trained.values.cpu(),
+            self.radii.cpu(),
+            self.blurs.cpu(),
+            self.labels,
+            tuple(row in self.entries for row in range(len(self.labels))),
+            (self.edit.id,) * len(self.labels),
+        )
+
+
+class Grace:
+    """A codebook at one block."""
+
+    name = "grace"
+    attempts = 2
+    tolerance = 0.5
+    splits = False
+    crowds = False
+    narrows = True
+
+    def __init__(self, config: GraceConfig | None = None) -> None:
+        self.config = config or GraceConfig()
+        self._distance: tuple[tuple[str, int, int], float | None] | None = None
+        self._packs: tuple[str, bool] | None = None
+
+    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+        """See `Editor.edit`. One edit after another, each on top of those before it; a retry takes
+        twice the steps, one that changed too much half of the radius. Raises CeditError for a block
+        that the model has not, or its last one."""
+        edited = around.site.edited
+        failed: dict[str, str] = {}
+        notes: dict[str, dict[str, Any]] = {}
+        parts: list[CodebookPatch] = []
+        with _scaffold(edited):
+            for edit in edits:
+                rows = self._rows(edit, around)
+                if not rows.trained.is_right:
+                    failed[edit.id] = rows.reason
+                    continue
+                notes[edit.id] = rows.notes
+                parts.append(rows.patch())
+                edited.put(parts[-1:])
+        return Proposal(_joined(parts), failed, notes)
+
+    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+        """See `Editor.objection`: none."""
+        return None
+
+    def _rows(self, edit: Edit, around: Surroundings) -> _Rows:
+        """The rows of an edit: with the values of near entries where these do, else its own."""
+        block = self._block(around.site.edited)
+        chosen = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
+        tokens = slice(None if self.config.replaced == "answer" else 1)
+        keyed = [Keyed(text, text.positions[tokens]) for text in chosen]
+        texts = KeyedPass(around.site, block, keyed, self._keeps_prefixes(around.site.edited))
+        labels = tuple(one.text.targets[i:] for one in keyed for i in range(len(one.tokens)))
+        lengths = texts.keys.norm(dim=1)
+        blurs = lengths * max(BLUR, BLUR_ROUNDINGS * torch.finfo(around.site.dtype).eps)
+        radii = torch.maximum(self._radii(lengths, around), blurs)
+        book = CodebookPatch.book(around.site.edited, block)
+        near = {
+            row: entry
+            for row, label in enumerate(labels)
+            if (entry := book.shared(texts.keys[row], float(radii[row]), label)) is not None
+        }
+        config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
+        given = {row: book.values[entry] for row, entry in near.items()}
+        trained = train(texts, given, config, around.generator)
+        if near and not trained.is_right:
+            near, trained = {}, train(texts, {}, config, around.generator)
+        return _Rows(edit, block, texts, labels, radii, blurs, near, trained)
+
+    def _block(self, edited: EditedModel) -> int:
+        last = edited.anatomy.last
+        block = min(round(0.75 * last), last - 1)
+        block = block if self.config.block is None else self.config.block
+        if not 0 <= block < last:
+            raise self.config.refused(
+                f"block = {block}: the codebook stands below the last block, and the model has "
+                f"blocks 0 to {last}"
+            )
+        return block
+
+    def _radii(self, lengths: Tensor, around: Surroundings) -> Tensor:
+        """[n] ε₀ of keys of these lengths [n]."""
+        narrow = 2.0**-around.narrow
+        if self.config.epsilon is not None:
+            return torch.full_like(lengths, self.config.epsilon * narrow)
+        distance = self._own_distance(around)
+        if distance is None:
+            return lengths * (FALLBACK * narrow)
+        return torch.full_like(lengths, self.config.epsilon_share * distance * narrow)
+
+    def _own_distance(self, around: Surroundings) -> float | None:
+        """See `key_distance`; read once in the life of the editor, which is a run's."""
+        edited = around.site.edited
+        name = (edited.base.fingerprint, len(around.taught().training), around.seed)
+        if self._distance is None or self._distance[0] != name:
+            place = GatePlace.at(self._block(edited))
+            self._distance = name, key_distance(around, place)
+        return self._distance[1]
+
+    def _keeps_prefixes(self, edited: EditedModel) -> bool:
+        name = edited.base.fingerprint
+        if self._packs is None or self._packs[0] != name:
+            self._packs = name, keeps_prefixes(edited.model, edited.anatomy)
+        return self._packs[1]
+
+
+@contextmanager
+def _scaffold(edited: EditedModel) -> Iterator[None]:
+    """What is put on meanwhile comes off again."""
+    depth = edited.depth
+    try:
+        yield
+    finally:
+        edited.take_off(depth)
+
+
+def _joined(parts: Sequence[CodebookPatch]) -> CodebookPatch | None:
+    """One patch with the rows of all, and their owners."""
+    if not parts:
+        return None
+    (patch,) = CodebookPatch.joined(parts)
+    return patch.owned_by(tuple(owner for part in parts for owner in part.owners))

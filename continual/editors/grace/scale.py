@@ -1,0 +1,67 @@
+"""How far apart the keys of a model are: the measure of ε.
+
+Among the keys of training probes, each at the prompt's last token in the base model, the distance
+from each to the nearest with another answer says how near two inputs may be that must not be
+confused. ε is set by a small quantile of these distances: half of it keeps the balls of all but the
+nearest pairs apart. Knows probes and keys; leaves to the editor what the number is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from continual.effects.places import GatePlace
+from continual.proposals import Surroundings
+from continual.site.tokens import token_queries
+from continual.task_model import TaskModel
+from continual.tasks import Encoding, Question
+
+PROBES_MAX = 256
+QUANTILE = 0.05
+FALLBACK = 2.0**-4
+"""Of a key's own length, where there are no probes and no general text to measure by."""
+
+
+def key_distance(around: Surroundings, place: GatePlace) -> float | None:
+    """The distance that few keys with different answers are below; None without two of them."""
+    probes = _sample(around)
+    if len(probes) < 2:
+        return None
+    with around.site.edited.bare():
+        keys = first_keys(around.site, probes, place)
+    return nearest_other(keys, [probe.targets for probe in probes])
+
+
+def first_keys(model: TaskModel, encodings: Sequence[Encoding], place: GatePlace) -> Tensor:
+    """[n, d] the query of each where its answer begins, with all that is on the model."""
+    queries = token_queries(model, encodings, [place])[place]
+    rows = [own[e.positions[0]] for own, e in zip(queries, encodings, strict=True)]
+    return torch.stack(rows)
+
+
+def nearest_other(keys: Tensor, answers: Sequence[tuple[int, ...]]) -> float | None:
+    """The small quantile of the distances from keys [n, d] to the nearest with another answer; None
+    where all answers are one."""
+    numbers = {answer: number for number, answer in enumerate(dict.fromkeys(answers))}
+    labels = torch.tensor([numbers[answer] for answer in answers], device=keys.device)
+    own = keys.double()
+    apart = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist")
+    apart[labels[:, None] == labels] = torch.inf
+    nearest = apart.amin(1)
+    nearest = nearest[nearest.isfinite()]
+    return float(nearest.quantile(QUANTILE)) if len(nearest) else None
+
+
+def _sample(around: Surroundings) -> list[Encoding]:
+    """Training probes, the same in all of a history; general texts, where there are none."""
+    taught = around.taught()
+    probes = list(taught.training)
+    if len(probes) < 2:
+        texts = [ids for ids in taught.general if len(ids) > 1]
+        probes = [Encoding(Question(ids[:-1]), (len(ids) - 2,), ids[-1:]) for ids in texts]
+    draw = torch.Generator().manual_seed(around.seed)
+    drawn = torch.randperm(len(probes), generator=draw)[:PROBES_MAX]
+    return [probes[i] for i in sorted(drawn.tolist())]
