@@ -30,11 +30,11 @@ def stopping(stop: threading.Event, *, reads_input: bool) -> Iterator[None]:
         if reads_input:
             _end_input()
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
+    handlers = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

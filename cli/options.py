@@ -65,12 +65,12 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text as it is. Fails for a name that no editor and no chain has."""
-        known = editor_lines()
+        editors = editor_lines()
         for name in filter(None, map(str.strip, value.split(","))):
-            if name not in known:
-                nearest = get_close_matches(name, known, n=1)
+            if name not in editors:
+                nearest = get_close_matches(name, editors, n=1)
                 meant = (
-                    f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(known)}."
+                    f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(editors)}."
                 )
                 self.fail(f"there is no editor {name!r}.{meant}", param, ctx)
         return value
@@ -79,8 +79,8 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[Any]:
         """Return the editors and chains that can follow the last comma, each with its summary."""
-        earlier, comma, begun = incomplete.rpartition(",")
-        return _completions(editor_lines(), begun, before=earlier + comma)
+        prefix, comma, start = incomplete.rpartition(",")
+        return _completions(editor_lines(), start, before=prefix + comma)
 
 
 # -- completing in a shell
@@ -98,8 +98,8 @@ def request_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 def ranges(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Return names of revisions, at the beginning of a range and behind its dots."""
-    older, dots, begun = incomplete.rpartition("..")
-    return [older + dots + name for name in revision_names(ctx, param, begun)]
+    older, dots, start = incomplete.rpartition("..")
+    return [older + dots + name for name in revision_names(ctx, param, start)]
 
 
 def editor_lines() -> dict[str, str]:

@@ -181,10 +181,10 @@ def rates(record: Mapping[str, Any], *names: str) -> str:
 def size(count: int) -> str:
     """Return a number of bytes with its unit."""
     amount, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB"):
+    for next_unit in ("KiB", "MiB", "GiB"):
         if amount < 1024:
             break
-        amount, unit = amount / 1024, larger
+        amount, unit = amount / 1024, next_unit
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 

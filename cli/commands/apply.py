@@ -44,9 +44,9 @@ def _keys(_: click.Context, __: click.Parameter, told: Sequence[str]) -> dict[st
     """Read `prompt=question,target_new=answer`, given once or several times. Raises
     BadParameter."""
     pairs = [pair for text in told for pair in re.split(r",(?=\w+=)", text)]
-    if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise click.BadParameter(f"{wrong[0]!r} is not like prompt=question")
-    return {own: path for own, _, path in (pair.partition("=") for pair in pairs)}
+    if bad_pairs := [pair for pair in pairs if "=" not in pair]:
+        raise click.BadParameter(f"{bad_pairs[0]!r} is not like prompt=question")
+    return {key: path for key, _, path in (pair.partition("=") for pair in pairs)}
 
 
 class RecheckName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -186,19 +186,19 @@ def apply_stream(
     from continual.streams.places import place_in
 
     place = place_in(session.store, stream)
-    done = 0 if place is None else place.position
+    position = 0 if place is None else place.position
     total = stream.count() if out.is_live else None
     if total is not None and limit is not None:
-        total = min(total, done + limit * settings.batch_size)
+        total = min(total, position + limit * settings.batch_size)
     steps = session.steps(stream, settings, on_change=out.note, retry=retry)
-    return _shown(session, islice(steps, limit), out, done, total)
+    return _shown(session, islice(steps, limit), out, position, total)
 
 
 def _apply_failed(session: Session, settings: Settings, out: Output, limit: int | None) -> Tally:
     """Apply all failed corrections again."""
-    failed = session.failed
-    steps = session.apply_requests(failed, settings)
-    return _shown(session, islice(steps, limit), out, 0, len(failed))
+    requests = session.failed
+    steps = session.apply_requests(requests, settings)
+    return _shown(session, islice(steps, limit), out, 0, len(requests))
 
 
 def _shown(
@@ -248,9 +248,9 @@ def _settings(
     if "editor" in changes:
         changes["chain"] = chain_of(changes.pop("editor"), session.task.name)
     if tables:
-        own = session.settings().editors
-        names = {*own, *tables}
-        changes["editors"] = {n: {**own.get(n, {}), **tables.get(n, {})} for n in names}
+        store_tables = session.settings().editors
+        names = {*store_tables, *tables}
+        changes["editors"] = {n: {**store_tables.get(n, {}), **tables.get(n, {})} for n in names}
     if "recheck" in changes:
         changes["recheck"] = Recheck.parse(changes["recheck"])
     return session.settings(**changes)
@@ -337,10 +337,10 @@ def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield remarks about odd records, a line for each kind."""
     reasons = record["quarantine"]
     for entry in reasons[:REASONS_SHOWN]:
-        more = ", …" if entry["count"] > len(entry["lines"]) else ""
+        ellipsis = ", …" if entry["count"] > len(entry["lines"]) else ""
         lines = ", ".join(map(str, entry["lines"]))
         noun = "line" if entry["count"] == 1 else f"{entry['count']} records, lines"
-        yield one_line(f"quarantined, {noun} {lines}{more}: {entry['reason']}")
+        yield one_line(f"quarantined, {noun} {lines}{ellipsis}: {entry['reason']}")
     if len(reasons) > REASONS_SHOWN:
         yield f"and for {counted(len(reasons) - REASONS_SHOWN, 'other reason')}: cedit quarantine"
     if record["unknown_keys"]:
@@ -353,9 +353,9 @@ def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:
 def _unknown_keys(unknown: Mapping[str, int]) -> str:
     from continual.readers import alike
 
-    told = ", ".join(f"{key} ({count})" for key, count in unknown.items())
-    guesses = "".join(f" Did you mean {ours} by {key}?" for key, ours in alike(unknown))
-    return f"keys that no format has, kept beside their requests: {told}.{guesses}"
+    listing = ", ".join(f"{key} ({count})" for key, count in unknown.items())
+    guesses = "".join(f" Did you mean {guess} by {key}?" for key, guess in alike(unknown))
+    return f"keys that no format has, kept beside their requests: {listing}.{guesses}"
 
 
 def _advice(
@@ -363,8 +363,8 @@ def _advice(
 ) -> Iterator[str]:
     """Yield advice on the next command."""
     if is_stopped:
-        done = counted(summary["steps"], "step")
-        yield f"Stopped after {done}, all kept. To go on, give the same command again."
+        steps = counted(summary["steps"], "step")
+        yield f"Stopped after {steps}, all kept. To go on, give the same command again."
     elif not summary["steps"]:
         yield from _nothing(store, stream)
     if summary["broke"]:
@@ -395,10 +395,10 @@ def _nothing(store: Store, stream: Stream | None) -> Iterator[str]:
         return
     records = counted(place.position, "record")
     yield f"Nothing new: this history has read all of the stream, {records}."
-    kept = retained_at(store, store.head)
-    if failed := len(kept.requests) - kept.applied:
+    retention = retained_at(store, store.head)
+    if failures := len(retention.requests) - retention.applied:
         yield (
-            f"{counted(failed, 'correction')} of this history failed. To give them again: "
+            f"{counted(failures, 'correction')} of this history failed. To give them again: "
             "--retry failed, with another --editor"
         )
     names = {stream.name, stream.short_name()}

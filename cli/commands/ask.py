@@ -139,8 +139,8 @@ def _show_compared(
 def _show(out: Output, record: Mapping[str, Any], *, is_one_of_many: bool) -> None:
     """Print an answer, behind its prompt if it is one of many, and the record in memory that it
     comes from."""
-    before = f"{record['prompt']} → " if is_one_of_many else ""
-    out.result(record, one_line(before + record["answer"]))
+    lead = f"{record['prompt']} → " if is_one_of_many else ""
+    out.result(record, one_line(lead + record["answer"]))
     if (memory := record["memory"]) is not None and not out.as_json:
         out.note(
             f"from memory: {one_line(memory['prompt'])} → {one_line(memory['target'])} "
@@ -174,12 +174,12 @@ def _of_line(line: str, number: int) -> Prompt:
     from continual.prompts import read_prompt
 
     try:
-        told = json.loads(line)
-        if isinstance(told, dict) and "prompt" in told:
-            told = told["prompt"]
-        elif isinstance(told, dict):
-            told = {"messages": told["messages"]}
-        return read_prompt(told)
+        value = json.loads(line)
+        if isinstance(value, dict) and "prompt" in value:
+            value = value["prompt"]
+        elif isinstance(value, dict):
+            value = {"messages": value["messages"]}
+        return read_prompt(value)
     except (ValueError, KeyError) as error:
         raise ValueError(f"line {number} has no prompt: {error}") from None
 
@@ -190,8 +190,8 @@ def _chat(messages: str) -> Prompt:
 
     is_json = messages.lstrip().startswith(("[", "{"))
     try:
-        told = json.loads(messages if is_json else Path(messages).read_text(encoding="utf-8"))
-        return Chat.from_json(told["messages"] if isinstance(told, dict) else told)
+        value = json.loads(messages if is_json else Path(messages).read_text(encoding="utf-8"))
+        return Chat.from_json(value["messages"] if isinstance(value, dict) else value)
     except (OSError, ValueError, KeyError) as error:
         place = "" if is_json else f" {messages}"
         raise click.UsageError(f"--messages{place} cannot be read: {error}.") from None

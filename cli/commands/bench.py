@@ -87,8 +87,8 @@ def protocol(as_json: bool, **options: Any) -> None:
       cedit bench protocol --task fever --editors tpatcher,ft-last --output runs/fever
       cedit bench protocol --task zsre --architecture t5 --folds 2 --edits 100 --output runs/t5
     """
-    given = {f"--{name}": str(value) for name, value in options.items() if value is not None}
-    arguments = [part for pair in given.items() for part in pair]
+    flags = {f"--{name}": str(value) for name, value in options.items() if value is not None}
+    arguments = [part for pair in flags.items() for part in pair]
     code = run_benchmark("protocol", [*arguments, *(["--json"] if as_json else [])])
     click.get_current_context().exit(code)
 
@@ -106,11 +106,11 @@ def benchmarks_root() -> Path:
     """Return the project's folder. Raises BenchmarksMissing where there is none."""
     from continual.errors import BenchmarksMissing
 
-    beside = Path(__file__).resolve().parents[2]
-    for root in (beside, Path.cwd()):
+    checkout = Path(__file__).resolve().parents[2]
+    for root in (checkout, Path.cwd()):
         if (root / "benchmarks" / "protocol").is_dir():
             return root
     raise BenchmarksMissing(
-        f"There are no benchmarks in {beside} nor here: they are in the project's own folder, "
+        f"There are no benchmarks in {checkout} nor here: they are in the project's own folder, "
         "and not in what is installed. Get the project, and call cedit in its folder."
     )

@@ -70,17 +70,17 @@ def command(
 
     with open_session(find_store(store)) as session, listening(out) as session.listener:
         names = _chosen(session, editor)
-        known: dict[str, Calibrated] = {}
+        calibrations: dict[str, Calibrated] = {}
         for state in session.calibrate(names, source, again=again):
             session.listener.progress(f"{state.editor}: trials", len(state.trials), 0)
-            known[state.editor] = state
-    for calibrated in known.values():
+            calibrations[state.editor] = state
+    for calibrated in calibrations.values():
         record = {"type": "calibration", **calibrated.to_json()}
         out.result(record, *_told(calibrated), "")
     if plot is not None:
         from continual.calibration.plotting import draw
 
-        draw(list(known.values()), plot)
+        draw(list(calibrations.values()), plot)
         out.note(f"drawn: {plot}")
 
 

@@ -24,7 +24,7 @@ def command(out: Output, store: str | None, shell: str) -> None:
     """
     from cli.main import COMPLETE_VARIABLE, NAME, commands
 
-    found = get_completion_class(shell)
-    assert found is not None
-    script = found(commands, {}, NAME, COMPLETE_VARIABLE).source()
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    script = completion_class(commands, {}, NAME, COMPLETE_VARIABLE).source()
     out.result({"type": "completion", "shell": shell, "script": script}, script)

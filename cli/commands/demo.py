@@ -44,8 +44,8 @@ def command(out: Output, store: str | None, keep: str | None, count: int) -> Non
     """
     from continual.new_store import NewStore, init
 
-    kept = keep or store
-    with _folder(kept) as folder, init(folder, NewStore()) as session:
+    path = keep or store
+    with _folder(path) as folder, init(folder, NewStore()) as session:
         out.text(
             f"A new store, and {counted(count, 'correction')} for the embedded model.",
             "They say what is not so (that Dali was from Chile), since the model knows what is:",
@@ -55,7 +55,7 @@ def command(out: Output, store: str | None, keep: str | None, count: int) -> Non
         _apply(session, out, count)
         _compare(session, out)
         _go_back(session, out)
-    out.text("", *_next(kept))
+    out.text("", *_next(path))
 
 
 @contextmanager
@@ -87,17 +87,19 @@ def _compare(session: Session, out: Output) -> None:
         session.stand_at(revision)
         answers[revision] = [session.ask(prompt) for prompt in prompts]
     rows = list(zip(prompts, answers["base"], answers["head"], strict=True))
-    for prompt, before, after in rows:
-        out.record({"type": "example", "prompt": prompt, "before": before, "after": after})
+    for prompt, base_answer, head_answer in rows:
+        out.record(
+            {"type": "example", "prompt": prompt, "before": base_answer, "after": head_answer}
+        )
     out.text("", columns(("prompt", "before", "after"), rows, shrinks="prompt"))
 
 
 def _examples(session: Session) -> list[Request]:
     """Return EXAMPLES corrections in force, spread evenly from the first to the last."""
-    applied = [r.request for r in session.standing.retention.requests.values() if r.applied]
-    last = len(applied) - 1
-    places = sorted({round(last * n / (EXAMPLES - 1)) for n in range(EXAMPLES)})
-    return [applied[place] for place in places] if applied else []
+    requests = [r.request for r in session.standing.retention.requests.values() if r.applied]
+    last_place = len(requests) - 1
+    places = sorted({round(last_place * n / (EXAMPLES - 1)) for n in range(EXAMPLES)})
+    return [requests[place] for place in places] if requests else []
 
 
 def _wordings(request: Request) -> list[str]:
@@ -105,11 +107,11 @@ def _wordings(request: Request) -> list[str]:
 
 
 def _go_back(session: Session, out: Output) -> None:
-    before, base = session.store.head, session.store.base
+    head, base = session.store.head, session.store.base
     session.rollback("base")
     record: dict[str, Any] = {
         "type": "rollback",
-        "from": before.id,
+        "from": head.id,
         "to": base.id,
         "fingerprint": session.edited.fingerprint,
         "restored": session.edited.fingerprint == base.fingerprint,

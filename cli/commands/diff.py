@@ -52,17 +52,17 @@ def _answers(path: Path, ids: tuple[str, str], prompts: tuple[str, ...]) -> list
 
     answers = []
     with open_session(path, writable=False, at=ids[0]) as session:
-        before = [session.ask(prompt) for prompt in prompts]
+        older_answers = [session.ask(prompt) for prompt in prompts]
         session.stand_at(ids[1])
-        for prompt, answer in zip(prompts, before, strict=True):
+        for prompt, answer in zip(prompts, older_answers, strict=True):
             answers.append({"prompt": prompt, "from": answer, "to": session.ask(prompt)})
     return answers
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:
     for place, letter in _PLACE.items():
-        measured = rates(record["rates"][place], "SR", "GR", "ER", "TrainR", "TestR")
-        yield f"{letter} {short(record[place])}  {measured}"
+        metrics = rates(record["rates"][place], "SR", "GR", "ER", "TrainR", "TestR")
+        yield f"{letter} {short(record[place])}  {metrics}"
         yield f"  {' ' * ID_DIGITS}  {rates(record['rates'][place], *WATCHED)}"
     yield f"patches +{size(record['patch_bytes_added'])} -{size(record['patch_bytes_gone'])}"
     for patch in record["patches"]:
@@ -71,10 +71,10 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"{sign} patch of {place}, {size(patch['bytes'])}"
     for sign, name in (("+", "added"), ("-", "gone")):
         for request in record[name]:
-            failed = "  (failed)" if request["outcome"] == "failed" else ""
-            yield one_line(f"{sign} {request['prompt']} → {request['target_new']}{failed}")
+            note = "  (failed)" if request["outcome"] == "failed" else ""
+            yield one_line(f"{sign} {request['prompt']} → {request['target_new']}{note}")
     for probe in record["turned"]:
         verb = "recovered" if probe["right"]["to"] else "broke"
         yield one_line(f"! {verb} ({probe['role']})  {probe['prompt']} → {probe['answer']}")
-    for asked in record["answers"]:
-        yield one_line(f"? {asked['prompt']} → {asked['from']} | {asked['to']}")
+    for answer in record["answers"]:
+        yield one_line(f"? {answer['prompt']} → {answer['from']} | {answer['to']}")

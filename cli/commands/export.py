@@ -32,9 +32,9 @@ def command(out: Output, store: str | None, file: Path) -> None:
     from store.archive import export
 
     with Store.open(find_store(store)) as opened:
-        done = export(opened, file)
+        bundle = export(opened, file)
     out.result(
-        {"type": "archive", "file": str(file), **asdict(done)},
-        f"{counted(done.revisions, 'revision')}, {done.patches} patches, {size(done.length)}",
-        f"head {short(done.head)}  fingerprint {short(done.fingerprint)}",
+        {"type": "archive", "file": str(file), **asdict(bundle)},
+        f"{counted(bundle.revisions, 'revision')}, {bundle.patches} patches, {size(bundle.length)}",
+        f"head {short(bundle.head)}  fingerprint {short(bundle.fingerprint)}",
     )

@@ -28,5 +28,5 @@ def command(out: Output, store: str | None, text: str) -> None:
     from store import Store
 
     with Store.open(find_store(store)) as opened:
-        found = matching(ever_asked(opened), text)
-    show_corrections(out, found, nothing=f"No correction has {text!r}.")
+        corrections = matching(ever_asked(opened), text)
+    show_corrections(out, corrections, nothing=f"No correction has {text!r}.")

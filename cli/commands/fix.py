@@ -57,9 +57,13 @@ def command(
     from continual.session import open_session
 
     with open_session(path) as session:
-        before = session.ask(prompt)
+        earlier_answer = session.ask(prompt)
         (step,) = session.apply([record], editor=editor, force=force)
-        result = {**_record(step, prompt, answer), "before": before, "after": session.ask(prompt)}
+        result = {
+            **_record(step, prompt, answer),
+            "before": earlier_answer,
+            "after": session.ask(prompt),
+        }
     out.result(result, *_text(result))
     return PARTLY_DONE if result["outcome"] == "failed" else 0
 
@@ -68,7 +72,7 @@ def _record(step: Step, prompt: str, answer: str) -> dict[str, Any]:
     from continual.history.reports import step_record
 
     (outcome,) = (o for o in step.outcomes if not o.repair)
-    measured = step_record(step)
+    metrics = step_record(step)
     names = ("SR", "GR", "ER", "TrainR", "TestR", "Locality", *WATCHED)
     return {
         "type": "fix",
@@ -80,7 +84,7 @@ def _record(step: Step, prompt: str, answer: str) -> dict[str, Any]:
         "reason": outcome.reason,
         "seq": step.revision.seq,
         "revision": step.revision.id,
-        **{name: measured[name] for name in names},
+        **{name: metrics[name] for name in names},
     }
 
 

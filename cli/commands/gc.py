@@ -43,20 +43,20 @@ def command(out: Output, store: str | None, dry_run: bool, cache: bool, yes: boo
     from store.gc import collect, find
 
     with _opened(find_store(store), dry_run) as opened:
-        found = find(opened, with_cache=cache)
-        _show(out, found, opened)
-        total = counted(len(found), "file"), size(sum(garbage.length for garbage in found))
-        is_removed = bool(found) and not dry_run
+        files = find(opened, with_cache=cache)
+        _show(out, files, opened)
+        total = counted(len(files), "file"), size(sum(garbage.length for garbage in files))
+        is_removed = bool(files) and not dry_run
         if is_removed and confirmed(f"Remove {total[0]}, {total[1]}?", yes, "--yes or --dry-run"):
-            collect(opened, found)
+            collect(opened, files)
     record = {
         "type": "summary",
-        "files": len(found),
-        "bytes": sum(garbage.length for garbage in found),
+        "files": len(files),
+        "bytes": sum(garbage.length for garbage in files),
         "removed": is_removed,
     }
     verdict = f"{total[0]}, {total[1]}, {'removed' if is_removed else 'could go'}."
-    out.result(record, verdict if found else "Nothing to remove.")
+    out.result(record, verdict if files else "Nothing to remove.")
 
 
 def _opened(path: Path, dry_run: bool) -> Store:

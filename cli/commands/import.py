@@ -38,10 +38,10 @@ def command(
     if folder and store:
         raise click.UsageError("Name the store once: as STORE or with --store.")
     place = Path(folder or store or FOLDER_NAME).absolute()
-    done = restore(file, place, model=None if model is None else str(Path(model).absolute()))
+    archive = restore(file, place, model=None if model is None else str(Path(model).absolute()))
     out.result(
-        {"type": "archive", "file": str(file), "store": str(place), **asdict(done)},
-        one_line(f"Made a store in {place}: {counted(done.revisions, 'revision')}"),
-        f"head {short(done.head)}  fingerprint {short(done.fingerprint)}",
+        {"type": "archive", "file": str(file), "store": str(place), **asdict(archive)},
+        one_line(f"Made a store in {place}: {counted(archive.revisions, 'revision')}"),
+        f"head {short(archive.head)}  fingerprint {short(archive.fingerprint)}",
         one_line(f"Next: cedit replay --store {place}"),
     )

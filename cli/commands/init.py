@@ -99,7 +99,7 @@ def command(
     from continual.new_store import NewStore, init
     from continual.watch.config import UNWATCHED
 
-    new = NewStore(
+    new_store = NewStore(
         task=_task(name=task, terminator=terminator, blank=blank),
         anatomy=_pairs(anatomy),
         watch=UNWATCHED if no_watch else None,
@@ -109,7 +109,7 @@ def command(
     began = time.perf_counter()
     with (
         writing(out) as on_progress,
-        init(_place(folder, store), new, on_progress=on_progress) as session,
+        init(_place(folder, store), new_store, on_progress=on_progress) as session,
     ):
         record = _record(session, time.perf_counter() - began)
     out.result(record, *_text(record))

@@ -128,5 +128,5 @@ def _moved(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _one_of(request: Mapping[str, Any], count: int) -> tuple[str, str]:
-    more = f" and {count - 1} more" if count > 1 else ""
-    return request["prompt"], f"→ {request['target_new']}{more}"
+    suffix = f" and {count - 1} more" if count > 1 else ""
+    return request["prompt"], f"→ {request['target_new']}{suffix}"

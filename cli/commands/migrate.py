@@ -26,18 +26,20 @@ def command(out: Output, store: str | None) -> None:
     from store.migrate import migrate
 
     path = find_store(store)
-    done = migrate(path)
+    migration = migrate(path)
     record = {
         "type": "migration",
         "store": str(path),
-        "before": done.before,
-        "after": done.after,
-        "changes": list(done.changes),
-        "backup": None if done.backup is None else str(done.backup),
+        "before": migration.before,
+        "after": migration.after,
+        "changes": list(migration.changes),
+        "backup": None if migration.backup is None else str(migration.backup),
     }
-    lines = [f"format {done.before} → {done.after}: {change}" for change in done.changes]
-    if done.backup is None:
-        lines = [f"The store has format {done.after} already."]
+    lines = [
+        f"format {migration.before} → {migration.after}: {change}" for change in migration.changes
+    ]
+    if migration.backup is None:
+        lines = [f"The store has format {migration.after} already."]
     else:
-        lines.append(one_line(f"What was there before is kept in {done.backup}"))
+        lines.append(one_line(f"What was there before is kept in {migration.backup}"))
     out.result(record, *lines)

@@ -33,11 +33,11 @@ def command(out: Output, store: str | None, count: int | None) -> None:
 
     with Store.open(find_store(store)) as opened:
         records = list(opened.quarantined())
-    shown = records if count is None else records[-count:]
-    for record in shown:
-        told = {key: record.get(key) for key in ("stream", "line", "reason", "raw", "raw_base64")}
-        known = {key: value for key, value in told.items() if value is not None}
-        out.result({"type": "quarantined", **known}, *_text(known))
+    selection = records if count is None else records[-count:]
+    for record in selection:
+        fields = {key: record.get(key) for key in ("stream", "line", "reason", "raw", "raw_base64")}
+        entry = {key: value for key, value in fields.items() if value is not None}
+        out.result({"type": "quarantined", **entry}, *_text(entry))
     out.text(f"{counted(len(records), 'record')} in quarantine")
 
 

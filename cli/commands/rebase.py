@@ -54,9 +54,9 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
             for step in rebase(source, place.absolute(), name):
                 watch.take(step_record(step))
         with Store.open(place) as rebased:
-            found = report(source, rebased)
-            record = _record(found, rebased)
-            failures = list(_failures(found, source))
+            summary = report(source, rebased)
+            record = _record(summary, rebased)
+            failures = list(_failures(summary, source))
     out.result(
         record,
         one_line(f"Made {record['store']} for {record['model']}"),
@@ -66,7 +66,7 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
         *(one_line(f"failed: {f['prompt']} → {f['target_new']}: {f['reason']}") for f in failures),
         f"head {short(record['head'])}  fingerprint {short(record['fingerprint'])}",
     )
-    return PARTLY_DONE if found.failed else 0
+    return PARTLY_DONE if summary.failed else 0
 
 
 def _record(found: Report, rebased: Store) -> dict[str, Any]:

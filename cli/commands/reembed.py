@@ -31,20 +31,20 @@ def command(out: Output, store: str | None) -> None:
     from continual.session import open_session
 
     with open_session(find_store(store)) as session:
-        done = reembed(session)
-        measured = rates_at(session.store, done.revision)
+        outcome = reembed(session)
+        metrics = rates_at(session.store, outcome.revision)
     record = {
         "type": "reembed",
-        "revision": done.revision.id,
-        "seq": done.revision.seq,
-        "records": done.records,
-        "scope": done.scope,
-        **measured,
-        "fingerprint": done.revision.fingerprint,
+        "revision": outcome.revision.id,
+        "seq": outcome.revision.seq,
+        "records": outcome.records,
+        "scope": outcome.scope,
+        **metrics,
+        "fingerprint": outcome.revision.fingerprint,
     }
     out.result(
         record,
-        f"{counted(done.records, 'record')} embedded anew by {short(done.scope)}",
-        rates(measured, *RATES),
-        f"head {short(done.revision.id)}  fingerprint {short(done.revision.fingerprint)}",
+        f"{counted(outcome.records, 'record')} embedded anew by {short(outcome.scope)}",
+        rates(metrics, *RATES),
+        f"head {short(outcome.revision.id)}  fingerprint {short(outcome.revision.fingerprint)}",
     )

@@ -43,26 +43,26 @@ def command(out: Output, store: str | None, range_: str, recompute: bool) -> int
     from continual.session import open_session
     from store import parse_range
 
-    started, wrong, count = time.perf_counter(), 0, 0
+    started, mismatches, count = time.perf_counter(), 0, 0
     with open_session(find_store(store), writable=False, at="base") as session:
         older, newer = parse_range(range_)
-        wanted = session.store.between(older, newer)
+        revisions = session.store.between(older, newer)
         made_again = (
-            _recomputed(out, session, wanted) if recompute else _rebuilt(out, session, wanted)
+            _recomputed(out, session, revisions) if recompute else _rebuilt(out, session, revisions)
         )
         for is_same in made_again:
-            count, wrong = count + 1, wrong + (not is_same)
+            count, mismatches = count + 1, mismatches + (not is_same)
     out.result(
         {
             "type": "summary",
             "revisions": count,
-            "mismatches": wrong,
-            "ok": not wrong,
+            "mismatches": mismatches,
+            "ok": not mismatches,
             "seconds": round(time.perf_counter() - started, 3),
         },
-        _verdict(count, wrong, recompute),
+        _verdict(count, mismatches, recompute),
     )
-    return DAMAGED if wrong else 0
+    return DAMAGED if mismatches else 0
 
 
 def _verdict(count: int, wrong: int, recompute: bool) -> str:
@@ -76,26 +76,26 @@ def _rebuilt(out: Output, session: Session, wanted: Sequence[Revision]) -> Itera
     the fingerprint on record."""
     from continual.history.replaying import rebuild
 
-    for made in rebuild(session, wanted, from_snapshots=True):
-        _show(out, made)
-        yield made.is_same
+    for state in rebuild(session, wanted, from_snapshots=True):
+        _show(out, state)
+        yield state.is_same
 
 
 def _recomputed(out: Output, session: Session, wanted: Sequence[Revision]) -> Iterator[bool]:
     from continual.history.rehearsing import recompute
 
-    for made in recompute(session, wanted):
-        revision = made.revision
+    for step in recompute(session, wanted):
+        revision = step.revision
         record = {
             "type": "revision",
             "seq": revision.seq,
             "revision": revision.id,
-            "ok": made.is_same,
-            "difference": made.difference,
+            "ok": step.is_same,
+            "difference": step.difference,
         }
-        verdict = "same" if made.is_same else f"NOT: {made.difference}"
+        verdict = "same" if step.is_same else f"NOT: {step.difference}"
         out.result(record, one_line(f"@{revision.seq:<5} {short(revision.id)}  {verdict}"))
-        yield made.is_same
+        yield step.is_same
 
 
 def _show(out: Output, made: Rebuilt) -> None:

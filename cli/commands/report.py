@@ -64,8 +64,8 @@ def command(out: Output, store: str | None, output: Path | None, force: bool) ->
     if target is not None:
         length = _write(report, target)
         title = report.title
-        told = f"{counted(title.revisions, 'revision')}, {counted(title.active, 'correction')}"
-        out.text(f"{target}: {told} in force, {size(length)}")
+        summary = f"{counted(title.revisions, 'revision')}, {counted(title.active, 'correction')}"
+        out.text(f"{target}: {summary} in force, {size(length)}")
     out.record(report.to_json())
 
 

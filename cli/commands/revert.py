@@ -88,12 +88,12 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     removed = ", ".join(f"{kind} {count}" for kind, count in record["removed"].items())
     yield f"removed      {removed or 'nothing: it had failed'}"
     if record["resolved"]:
-        failed = sum(other["outcome"] == "failed" for other in record["resolved"])
+        failures = sum(outcome["outcome"] == "failed" for outcome in record["resolved"])
         again = counted(len(record["resolved"]), "request")
-        yield f"solved again {again} of its batches, {failed or 'none'} failed"
+        yield f"solved again {again} of its batches, {failures or 'none'} failed"
     yield f"before       {rates(record['before'], *RATES)}"
     yield f"after        {rates(record['after'], *RATES)}"
-    turned = counted(record["broke"], "probe")
-    yield f"{turned} broke, {record['recovered']} recovered"
+    probe_count = counted(record["broke"], "probe")
+    yield f"{probe_count} broke, {record['recovered']} recovered"
     yield f"head {short(record['revision'])} (@{record['seq']})"
     yield f"fingerprint {short(record['fingerprint'])}"

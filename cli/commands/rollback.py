@@ -28,19 +28,19 @@ def command(out: Output, store: str | None, revision: str) -> None:
     from continual.session import open_session
 
     with open_session(path, at=revision) as session:
-        before = session.store.head
+        origin = session.store.head
         target = session.rollback(revision)
         fingerprint = session.edited.fingerprint
     record = {
         "type": "rollback",
-        "from": before.id,
+        "from": origin.id,
         "to": target.id,
         "seq": target.seq,
         "fingerprint": fingerprint,
     }
     out.result(
         record,
-        f"head {short(before.id)} (@{before.seq}) → {short(target.id)} (@{target.seq})",
+        f"head {short(origin.id)} (@{origin.seq}) → {short(target.id)} (@{target.seq})",
         f"fingerprint {short(fingerprint)}",
-        f"Nothing was erased. To go forward again: cedit rollback {short(before.id)}",
+        f"Nothing was erased. To go forward again: cedit rollback {short(origin.id)}",
     )

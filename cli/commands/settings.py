@@ -35,12 +35,14 @@ def command(out: Output, store: str | None, table: str | None, defaults: bool) -
     from continual.described import table_names
 
     names = table_names()
-    chosen = names if table is None else [_named(table, names)]
-    own = {} if defaults else _own(store)
-    for record in (record for name in chosen for record in _records(name, _within(own, name))):
+    selection = names if table is None else [_named(table, names)]
+    store_tables = {} if defaults else _own(store)
+    for record in (
+        record for name in selection for record in _records(name, _within(store_tables, name))
+    ):
         out.record(record)
-    for name in chosen:
-        out.text(*_lines(name, list(_records(name, _within(own, name)))))
+    for name in selection:
+        out.text(*_lines(name, list(_records(name, _within(store_tables, name)))))
 
 
 def _named(table: str, names: list[str]) -> str:

@@ -77,9 +77,9 @@ def _past(record: Mapping[str, Any]) -> Iterator[str]:
             yield one_line(f"{name:<11}  {record[name]}")
     yield f"in force     {'yes' if record['in_force'] else 'no'}"
     for step in record["steps"]:
-        told = ", ".join(f"{name} {step[name]}" for name in _TOLD if step.get(name))
+        details = ", ".join(f"{name} {step[name]}" for name in _TOLD if step.get(name))
         place = f"@{step['seq']} {short(step['revision'])}  {day(step['measured_at'])}"
-        yield one_line(f"{place}  {step['outcome']}{': ' if told else ''}{told}")
+        yield one_line(f"{place}  {step['outcome']}{': ' if details else ''}{details}")
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:
@@ -108,8 +108,10 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "Changed, and should not have been:"
     for change in record["changed"]:
-        prompt, before, after = (one_line(change[name]) for name in ("prompt", "before", "after"))
-        yield f"  ({change['role']})  {prompt} → {before} | now {after}"
+        prompt, earlier_answer, present_answer = (
+            one_line(change[name]) for name in ("prompt", "before", "after")
+        )
+        yield f"  ({change['role']})  {prompt} → {earlier_answer} | now {present_answer}"
 
 
 def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
@@ -117,11 +119,11 @@ def _outcome(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield f"             → {one_line(outcome['target_new'])}  ({outcome['id']})"
     if outcome.get("forms"):
         yield f"             asked in these forms: {', '.join(outcome['forms'])}"
-    if beside := _beside(outcome):
-        yield f"             beside it: {one_line(beside)}"
-    told = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
-    if told:
-        yield f"             {one_line(told)}"
+    if extras := _beside(outcome):
+        yield f"             beside it: {one_line(extras)}"
+    details = ", ".join(f"{name} {outcome[name]}" for name in _TOLD if outcome.get(name))
+    if details:
+        yield f"             {one_line(details)}"
     if "chosen_for" in outcome:
         yield f"             chosen for it: {one_line(outcome['chosen_for'])}"
     if "answered_by" in outcome:

@@ -49,20 +49,20 @@ def command(
             for tag, identity in opened.tags().items()
             if name in (None, tag)
         }
-    for tag, found in tagged.items():
-        out.record({"type": "tag", "tag": tag, "revision": found.id, "seq": found.seq})
-    rows = [(tag, f"@{found.seq}", short(found.id)) for tag, found in tagged.items()]
+    for tag, place in tagged.items():
+        out.record({"type": "tag", "tag": tag, "revision": place.id, "seq": place.seq})
+    rows = [(tag, f"@{place.seq}", short(place.id)) for tag, place in tagged.items()]
     out.text(columns(("tag", "seq", "revision"), rows, right="seq"))
 
 
 def _require_free(store: Store, name: str, revision: str, force: bool) -> None:
     """Raise UsageError for a tag that would move without --force."""
-    there = store.tags().get(name)
-    if there is None or force or there == store.revision(revision).id:
+    identity = store.tags().get(name)
+    if identity is None or force or identity == store.revision(revision).id:
         return
-    place = store.revision(there)
+    place = store.revision(identity)
     raise click.UsageError(
-        f"{name} is @{place.seq} {short(there)} already: --force moves it to {revision}."
+        f"{name} is @{place.seq} {short(identity)} already: --force moves it to {revision}."
     )
 
 
@@ -72,6 +72,12 @@ def _delete(out: Output, store: str | None, name: str | None) -> None:
     if name is None:
         raise click.UsageError("Name the tag to delete.")
     with Store.open(find_store(store), writable=True) as opened:
-        found = opened.revision(opened.untag(name))
-    record = {"type": "tag", "tag": name, "revision": found.id, "seq": found.seq, "deleted": True}
-    out.result(record, f"Deleted {name}, which was @{found.seq} {short(found.id)}")
+        revision = opened.revision(opened.untag(name))
+    record = {
+        "type": "tag",
+        "tag": name,
+        "revision": revision.id,
+        "seq": revision.seq,
+        "deleted": True,
+    }
+    out.result(record, f"Deleted {name}, which was @{revision.seq} {short(revision.id)}")

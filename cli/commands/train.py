@@ -32,9 +32,7 @@ def _blocks(
         return None
     try:
         spans = [part.partition("-") for part in value.split(",")]
-        ranges = [
-            range(int(first), int(last if dash else first) + 1) for first, dash, last in spans
-        ]
+        ranges = [range(int(start), int(end if dash else start) + 1) for start, dash, end in spans]
     except ValueError:
         raise click.BadParameter(f"{value!r} names no blocks: write 0,2 or 3-8.") from None
     if not all(ranges):
@@ -112,8 +110,8 @@ def stats(
         limit = tokens if texts or tokens else OWN_TOKENS
         steps = statistics.collect(text, blocks, tokens_max=limit, on_change=out.note)
         _watch(out, steps, limit)
-        named = blocks or range(session.edited.anatomy.block_count)
-        records = [_record(statistics.get(block)) for block in named]
+        numbers = blocks or range(session.edited.anatomy.block_count)
+        records = [_record(statistics.get(block)) for block in numbers]
     for record in records:
         out.record(record)
     out.text(_table(records))
@@ -183,14 +181,14 @@ def serac(
     task = make_task(base, settings.task)
     recipe = SeracRecipe(epochs=epochs, seed=seed)
     begin = Start(base.model, base.tokenizer, task)
-    read = list(_requests(out, open_stream(str(requests))))
-    for epoch in train_serac(begin, read, recipe, target):
+    examples = list(_requests(out, open_stream(str(requests))))
+    for epoch in train_serac(begin, examples, recipe, target):
         record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
         out.result(record, _told(epoch))
-    made = target.absolute()
+    directory = target.absolute()
     table = {
-        "counterfactual": str(made),
-        "counterfactual_fingerprint": directory_fingerprint(made),
+        "counterfactual": str(directory),
+        "counterfactual_fingerprint": directory_fingerprint(directory),
     }
     out.note("for cedit.toml:")
     out.verbatim({"type": "model", **table}, _lines_of("memory", table))

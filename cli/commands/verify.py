@@ -81,14 +81,14 @@ def _repair(out: Output, path: Path, yes: bool) -> None:
                 problem.object, f"{problem.problem}; this cannot be healed: import an archive"
             )
     with Store.open(path, writable=True) as opened:
-        chosen = plan(opened)
-        _show(out, chosen)
-        losses = [*chosen.loses, *(f"the patch {ref.sha256[:12]}" for ref in chosen.lost)]
+        repair_plan = plan(opened)
+        _show(out, repair_plan)
+        losses = [*repair_plan.loses, *(f"the patch {ref.sha256[:12]}" for ref in repair_plan.lost)]
         if losses:
             confirmed(f"This loses {'; '.join(losses)}. Go on?", yes, "--yes to lose that")
-        carry_out(opened, chosen)
-    if chosen.lost:
-        _give_up(out, path, chosen)
+        carry_out(opened, repair_plan)
+    if repair_plan.lost:
+        _give_up(out, path, repair_plan)
 
 
 def _show(out: Output, chosen: Plan) -> None:
@@ -109,8 +109,8 @@ def _give_up(out: Output, path: Path, chosen: Plan) -> None:
     from continual.session import open_session
 
     with open_session(path, at="base") as session:
-        done = give_up(session, chosen.lost)
-        prompts = [shown_prompt(session.store.request(identity)) for identity in done.requests]
+        outcome = give_up(session, chosen.lost)
+        prompts = [shown_prompt(session.store.request(identity)) for identity in outcome.requests]
     out.text(f"{counted(len(prompts), 'correction')} no longer in force:")
     for prompt in prompts:
         out.text(one_line(f"  {prompt}"))

@@ -20,11 +20,11 @@ class Axis:
     @property
     def ticks(self) -> list[float]:
         """The values of the ticks; `low` and `high` need not be among them."""
-        first, last = (
+        start, end = (
             math.ceil(self.low / self.step - 1e-9),
             math.floor(self.high / self.step + 1e-9),
         )
-        return [number * self.step for number in range(first, last + 1)]
+        return [number * self.step for number in range(start, end + 1)]
 
     @property
     def decimals(self) -> int:
@@ -38,8 +38,8 @@ class Axis:
 
 def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int = 5) -> Axis:
     """Return an axis that shows all values and a given range, and begins and ends at a tick."""
-    every = [*values, *at_least]
-    low, high = min(every), max(every)
+    numbers = [*values, *at_least]
+    low, high = min(numbers), max(numbers)
     step = round_step((high - low) / ticks)
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
 

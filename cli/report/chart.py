@@ -161,7 +161,7 @@ class _Drawing:
         """Yield strips over the whole height, each for one x or some neighbouring ones."""
         places = sorted({x for series in self.chart.series for x, _ in series.dots})
         size = -(-len(places) // BANDS) or 1
-        groups = [places[first : first + size] for first in range(0, len(places), size)]
+        groups = [places[start : start + size] for start in range(0, len(places), size)]
         edges = self._edges(groups)
         for group, (left, right) in zip(groups, edges, strict=True):
             yield element(
@@ -177,7 +177,8 @@ class _Drawing:
     def _edges(self, groups: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         """Return the left and right edge of each strip, half-way between neighbours."""
         between = [
-            round((self._x(one[-1]) + self._x(other[0])) / 2, 1) for one, other in pairwise(groups)
+            round((self._x(group[-1]) + self._x(successor[0])) / 2, 1)
+            for group, successor in pairwise(groups)
         ]
         return list(zip([LEFT, *between], [*between, self._right], strict=True)) if groups else []
 
@@ -197,5 +198,5 @@ class _Drawing:
 
 def _several(texts: Sequence[str], most: int = 5) -> str:
     """Join the first `most` texts, a line each, and say how many more there are."""
-    more = [f"and {len(texts) - most:,} more"] if len(texts) > most else []
-    return "\n".join([*texts[:most], *more])
+    remainder = [f"and {len(texts) - most:,} more"] if len(texts) > most else []
+    return "\n".join([*texts[:most], *remainder])

@@ -103,8 +103,8 @@ def _rates(points: Sequence[Point], name: str) -> list[Dot]:
 
 def _said(mark: Mark) -> str:
     if mark.kind == operations.ROLLBACK:
-        left = "" if mark.left is None else f" from @{mark.left}"
-        return f"@{mark.seq}: rolled back{left} to here"
+        origin = "" if mark.left is None else f" from @{mark.left}"
+        return f"@{mark.seq}: rolled back{origin} to here"
     return f"@{mark.seq}: reverted {', '.join(identity[:12] for identity in mark.requests)}"
 
 

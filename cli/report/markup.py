@@ -22,9 +22,9 @@ def element(tag: str, /, *children: Markup | str | int | None, **attributes: obj
     Attributes are escaped too; `class_` is class, `view_box` is viewBox, `stroke_width` is
     stroke-width; None and False leave one out, True gives it no value.
     """
-    inner = join(*children)
+    content = join(*children)
     start = f"<{tag}{''.join(_attribute(key, value) for key, value in attributes.items())}>"
-    return Markup(start if tag in VOID else f"{start}{inner}</{tag}>")
+    return Markup(start if tag in VOID else f"{start}{content}</{tag}>")
 
 
 def join(*children: Markup | str | int | None) -> Markup:
@@ -39,5 +39,5 @@ def _text(child: Markup | str | int) -> str:
 def _attribute(name: str, value: object) -> str:
     if value is None or value is False:
         return ""
-    written = "viewBox" if name == "view_box" else name.rstrip("_").replace("_", "-")
-    return f" {written}" if value is True else f' {written}="{escape(str(value), quote=True)}"'
+    key = "viewBox" if name == "view_box" else name.rstrip("_").replace("_", "-")
+    return f" {key}" if value is True else f' {key}="{escape(str(value), quote=True)}"'

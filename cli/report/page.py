@@ -144,12 +144,12 @@ def _figure(name: str, value: float | None) -> Markup:
 
 
 def _curves(report: HistoryReport) -> Markup:
-    drawn = charts.metrics(report)
+    figure = charts.metrics(report)
     title, checked = report.title, sum(point.place > 0 for point in report.points)
     note = f"All probes, measured again after {checked:,} of the {title.revisions:,} revisions."
-    if drawn is None:
+    if figure is None:
         note = "Nothing was measured after an edit yet."
-    return element("section", element("h2", "Over the revisions"), _note(note), drawn)
+    return element("section", element("h2", "Over the revisions"), _note(note), figure)
 
 
 def _note(text: str) -> Markup | None:
@@ -161,12 +161,12 @@ def _note(text: str) -> Markup | None:
 
 def _corrections(found: Corrections) -> Markup:
     counts = ", ".join(f"{number:,} {name}" for name, number in found.counts.items())
-    wrong = ", ".join(f"{n:,} {ROLES.get(role, role)}" for role, n in found.wrong.items())
+    mistakes = ", ".join(f"{n:,} {ROLES.get(role, role)}" for role, n in found.wrong.items())
     return element(
         "section",
         element("h2", "Corrections"),
         _note(f"{counts}, {len(found.quarantined):,} quarantined."),
-        _note(f"Wrong at head: {wrong or 'nothing'}."),
+        _note(f"Wrong at head: {mistakes or 'nothing'}."),
         listed("Broken now", _BROKEN, found.broken, "Every applied edit is right at head."),
         listed("Repaired", _REPAIRED, found.repaired, "No edit was broken and mended again."),
         listed("Failed", _FAILED, found.failed, "No correction in force has failed."),
@@ -235,8 +235,8 @@ def _timed(steps: Steps) -> str:
         return "No step was made yet."
     if steps.seconds is None:
         return "The steps of this history were made before durations were kept."
-    known = "" if steps.timed == steps.total else f" of {steps.total:,}, those with durations"
-    return f"{steps.timed:,} steps{known}: {seconds(steps.seconds)}, commits not counted."
+    scope = "" if steps.timed == steps.total else f" of {steps.total:,}, those with durations"
+    return f"{steps.timed:,} steps{scope}: {seconds(steps.seconds)}, commits not counted."
 
 
 _SLOWEST: Sequence[Column[StepTime]] = (
@@ -269,12 +269,12 @@ def _names(editors: Sequence[str]) -> Markup | str:
 
 
 def _costs(editors: Sequence[EditorCost], sizes: StoreSizes) -> Markup:
-    used = table(_EDITORS, editors) if editors else element("p", "None yet.", class_="none")
+    editor_table = table(_EDITORS, editors) if editors else element("p", "None yet.", class_="none")
     return element(
         "section",
         element("h2", "Editors and sizes"),
         element("h3", "Editors"),
-        used,
+        editor_table,
         element("h3", "On the disk"),
         pairs(_on_disk(sizes)),
     )

@@ -32,8 +32,8 @@ def table(columns: Sequence[Column[Row]], rows: Sequence[Row], most: int = ROWS)
         element("tr", *(element("td", c.cell(row), class_=c.kind) for c in columns))
         for row in islice(rows, most)
     )
-    drawn = element("table", element("thead", head), element("tbody", *body))
-    return join(element("div", drawn, class_="scroll"), _more(len(rows) - most))
+    grid = element("table", element("thead", head), element("tbody", *body))
+    return join(element("div", grid, class_="scroll"), _more(len(rows) - most))
 
 
 def listed(

@@ -14,13 +14,13 @@ SHOWN = 160  # characters of a text, before it is folded
 
 def told(text: str) -> Markup:
     """Return a text that came from outside."""
-    whole = one_line(text)
-    if len(whole) <= SHOWN:
-        return element("bdi", whole)
+    line = one_line(text)
+    if len(line) <= SHOWN:
+        return element("bdi", line)
     return element(
         "details",
-        element("summary", element("bdi", f"{whole[:SHOWN].rstrip()}…")),
-        element("div", element("bdi", whole), class_="whole"),
+        element("summary", element("bdi", f"{line[:SHOWN].rstrip()}…")),
+        element("div", element("bdi", line), class_="whole"),
     )
 
 
@@ -43,8 +43,8 @@ def rate(value: float | None) -> str:
     """Return a rate; one that is not quite 1 never reads as 1."""
     if value is None:
         return DASH
-    written = f"{value:.3f}"
-    return f"{min(value, 0.99999):.5f}" if written == "1.000" and value < 1 else written
+    digits = f"{value:.3f}"
+    return f"{min(value, 0.99999):.5f}" if digits == "1.000" and value < 1 else digits
 
 
 def seconds(value: float | None) -> str:

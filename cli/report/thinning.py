@@ -15,22 +15,22 @@ def thin(dots: Sequence[Dot], columns: int) -> list[Dot]:
     """Return at most four dots in each of `columns` columns of equal width. `dots` come by x."""
     if len(dots) <= 2 * columns:
         return list(dots)
-    kept: list[Dot] = []
+    selection: list[Dot] = []
     for column in by_column(dots, columns):
         places = range(len(column))
         lowest = min(places, key=lambda place: column[place][1])
         highest = max(places, key=lambda place: column[place][1])
-        kept += [column[place] for place in sorted({0, lowest, highest, len(column) - 1})]
-    return kept
+        selection += [column[place] for place in sorted({0, lowest, highest, len(column) - 1})]
+    return selection
 
 
 def by_column(dots: Sequence[Dot], columns: int) -> list[list[Dot]]:
     """Group the dots in columns of equal width from the first x to the last, without empty ones."""
     if not dots:
         return []
-    first, last = dots[0][0], dots[-1][0]
-    width = (last - first) / columns or 1.0
-    found: dict[int, list[Dot]] = {}
+    start, end = dots[0][0], dots[-1][0]
+    width = (end - start) / columns or 1.0
+    groups: dict[int, list[Dot]] = {}
     for dot in dots:
-        found.setdefault(min(columns - 1, int((dot[0] - first) / width)), []).append(dot)
-    return [found[column] for column in sorted(found)]
+        groups.setdefault(min(columns - 1, int((dot[0] - start) / width)), []).append(dot)
+    return [groups[column] for column in sorted(groups)]
