@@ -16,8 +16,8 @@ from continual.proposals import Editor
 def chain_of(text: str, task: str) -> tuple[str, ...]:
     """Return the editors that `a`, `a,b` or the name of a chain stands for. Raises CeditError for
     an empty text and for an unknown name."""
-    named = [name.strip() for name in text.split(",") if name.strip()]
-    chain = dict.fromkeys(editor for name in named for editor in _chosen(name, task))
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    chain = dict.fromkeys(editor for name in names for editor in _chosen(name, task))
     if not chain:
         raise CeditError("Name at least one editor.")
     for name in chain:
@@ -74,14 +74,14 @@ def make_editor(name: str, settings: Mapping[str, Any]) -> Editor:
 def new_tables(given: Mapping[str, Mapping[str, Any]], task: str) -> dict[str, Mapping[str, Any]]:
     """Return the `[editor.NAME]` tables of a new store: the settings that the default chain's
     editors have for its task, and the given settings, which take precedence."""
-    written = {
+    defaults = {
         name: EDITORS[name].load_config().new_stores.get(task, {}) for name in default_chain(task)
     }
-    names = [*given, *(name for name, table in written.items() if table and name not in given)]
-    return {name: {**written.get(name, {}), **given.get(name, {})} for name in names}
+    names = [*given, *(name for name, table in defaults.items() if table and name not in given)]
+    return {name: {**defaults.get(name, {}), **given.get(name, {})} for name in names}
 
 
 def _require(name: str) -> None:
     if name not in EDITORS:
-        known = ", ".join([*EDITORS, *CHAINS])
-        raise CeditError(f"Unknown editor {name!r}: choose one of {known}.")
+        choices = ", ".join([*EDITORS, *CHAINS])
+        raise CeditError(f"Unknown editor {name!r}: choose one of {choices}.")

@@ -63,15 +63,15 @@ class FineTuneEditor(ABC, Generic[Config]):
             for edit in edits
         ]
         paths = tuple(self.paths(around.site.edited))
-        flat = tuple(encoding for own in texts for encoding in own)
-        lesson = Lesson(flat, paths, self.restraint(around), self.bound)
+        encodings = tuple(encoding for group in texts for encoding in group)
+        lesson = Lesson(encodings, paths, self.restraint(around), self.bound)
         try:
-            trained = train(around.site, lesson, self.config)
+            result = train(around.site, lesson, self.config)
         except Diverged as error:
             return Proposal(None, {edit.id: str(error) for edit in edits})
         ends = accumulate(map(len, texts), initial=0)
-        right = [trained.right[first] for first, _ in pairwise(ends)]  # of the prompts
-        return _proposal(edits, right, trained, around.site.edited)
+        verdicts = [result.right[start] for start, _ in pairwise(ends)]  # of the prompts
+        return _proposal(edits, verdicts, result, around.site.edited)
 
     def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
         """See `Editor.objection`: none."""
@@ -81,17 +81,17 @@ class FineTuneEditor(ABC, Generic[Config]):
 def _proposal(
     edits: Sequence[Edit], right: Sequence[bool], trained: Trained, edited: EditedModel
 ) -> Proposal:
-    wrong = f"still wrong after {trained.steps} steps of its training (loss {trained.loss:.2g})"
-    failed = {edit.id: wrong for edit, ok in zip(edits, right, strict=True) if not ok}
-    if len(failed) == len(edits) or not trained.deltas:
-        return Proposal(None, failed)
+    reason = f"still wrong after {trained.steps} steps of its training (loss {trained.loss:.2g})"
+    failures = {edit.id: reason for edit, ok in zip(edits, right, strict=True) if not ok}
+    if len(failures) == len(edits) or not trained.deltas:
+        return Proposal(None, failures)
     patch = DensePatch(
         trained.deltas,
         {path: edited.block_of(path) for path in trained.deltas},
         tuple(edit.id for edit in edits),
     )
     note = {"steps": trained.steps, "loss": round(trained.loss, 4)}
-    return Proposal(patch, failed, {e.id: dict(note) for e in edits if e.id not in failed})
+    return Proposal(patch, failures, {e.id: dict(note) for e in edits if e.id not in failures})
 
 
 class _LastBlock(FineTuneEditor[Config]):
@@ -119,14 +119,14 @@ class _WithKl(FineTuneEditor[KlConfig]):
         stands."""
         taught = around.taught()
         places, base = self._base(around)
-        kept = [i for i, place in enumerate(places) if place not in taught.contradicted]
-        every = list(taught.edits.values())
-        order = torch.randperm(len(every), generator=around.generator).tolist()
-        chosen = sorted(order[: self.config.kl_edits])
-        edits = anchored(around.site, [every[i] for i in chosen])
+        indices = [i for i, place in enumerate(places) if place not in taught.contradicted]
+        past_edits = list(taught.edits.values())
+        order = torch.randperm(len(past_edits), generator=around.generator).tolist()
+        sample = sorted(order[: self.config.kl_edits])
+        edits = anchored(around.site, [past_edits[i] for i in sample])
         config = self.config
         return Restraint(
-            around.site, (base[kept], edits), config.kl_weight, config.kl_batch, around.generator
+            around.site, (base[indices], edits), config.kl_weight, config.kl_batch, around.generator
         )
 
     def _base(self, around: Surroundings) -> tuple[tuple[int, ...], Anchors]:
@@ -136,8 +136,8 @@ class _WithKl(FineTuneEditor[KlConfig]):
         key = (edited.base.fingerprint, len(training), around.seed)
         if self._read is None or self._read[0] != key:
             draw = torch.Generator().manual_seed(around.seed)
-            drawn = torch.randperm(len(training), generator=draw)[: self.config.kl_memory]
-            places = tuple(sorted(drawn.tolist()))
+            numbers = torch.randperm(len(training), generator=draw)[: self.config.kl_memory]
+            places = tuple(sorted(numbers.tolist()))
             with edited.bare():
                 self._read = key, places, anchored(around.site, [training[i] for i in places])
         return self._read[1:]
@@ -189,10 +189,10 @@ class FtL(FineTuneEditor[FtLConfig]):
 
     def paths(self, edited: EditedModel) -> Sequence[str]:
         """Return the one matrix. Raises CeditError for a block that the model does not have."""
-        last = edited.anatomy.last
-        block = last if self.config.block is None else self.config.block
-        if not 0 <= block <= last:
-            raise self.config.refused(f"block = {block}: the model has blocks 0 to {last}")
+        last_block = edited.anatomy.last
+        block = last_block if self.config.block is None else self.config.block
+        if not 0 <= block <= last_block:
+            raise self.config.refused(f"block = {block}: the model has blocks 0 to {last_block}")
         return [edited.anatomy.down_path(block)]
 
     @property

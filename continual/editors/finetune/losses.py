@@ -32,19 +32,19 @@ class Look:
 def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
     """Run the texts, in passes of nearly one length."""
     losses: list[Tensor] = []
-    right: dict[int, bool] = {}
+    verdicts: dict[int, bool] = {}
     for batch in length_sorted(encodings):
-        chosen = [encodings[i] for i in batch]
+        group = [encodings[i] for i in batch]
         logits, targets = answer_logits(
-            chosen, logits_of(task_model.edited.model, task_model.inputs(chosen))
+            group, logits_of(task_model.edited.model, task_model.inputs(group))
         )
         nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        losses.append((nll * _shares(chosen, logits)).sum())
+        losses.append((nll * _shares(group, logits)).sum())
         verdict = verdict_of(logits.detach(), targets, task_model.tie)
-        sure = (verdict.right & ~verdict.close).split([len(e.targets) for e in chosen])
-        right.update({i: bool(of_text.all()) for i, of_text in zip(batch, sure, strict=True)})
+        sure = (verdict.right & ~verdict.close).split([len(e.targets) for e in group])
+        verdicts.update({i: bool(of_text.all()) for i, of_text in zip(batch, sure, strict=True)})
     loss = torch.stack(losses).sum() / len(encodings)
-    return Look(loss, tuple(right[i] for i in range(len(encodings))))
+    return Look(loss, tuple(verdicts[i] for i in range(len(encodings))))
 
 
 def _shares(encodings: Sequence[Encoding], like: Tensor) -> Tensor:
@@ -93,12 +93,14 @@ def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
     """Return KL(p_before ‖ p_now) over the anchors, differentiable."""
     losses: list[Tensor] = []
     for batch in length_sorted(anchors.encodings):
-        chosen = anchors[batch]
-        inputs = task_model.inputs(chosen.encodings)
-        logits, _ = answer_logits(chosen.encodings, logits_of(task_model.edited.model, inputs))
-        before, now = torch.cat(chosen.log_probs), logits.log_softmax(-1)
-        each = torch.nn.functional.kl_div(now, before, reduction="none", log_target=True).sum(-1)
-        losses.append((each * _shares(chosen.encodings, logits)).sum())
+        group = anchors[batch]
+        inputs = task_model.inputs(group.encodings)
+        logits, _ = answer_logits(group.encodings, logits_of(task_model.edited.model, inputs))
+        reference, now = torch.cat(group.log_probs), logits.log_softmax(-1)
+        divergences = torch.nn.functional.kl_div(
+            now, reference, reduction="none", log_target=True
+        ).sum(-1)
+        losses.append((divergences * _shares(group.encodings, logits)).sum())
     return torch.stack(losses).sum() / len(anchors)
 
 
@@ -114,9 +116,10 @@ class Restraint:
 
     def __call__(self) -> Tensor | None:
         """Return kl_weight times the sum of the terms; None if all groups are empty."""
-        drawn = [group.drawn(self.batch, self.generator) for group in self.groups if len(group)]
-        if not drawn:
+        samples = [group.drawn(self.batch, self.generator) for group in self.groups if len(group)]
+        if not samples:
             return None
         return (
-            self.weight * torch.stack([divergence(self.task_model, each) for each in drawn]).sum()
+            self.weight
+            * torch.stack([divergence(self.task_model, sample) for sample in samples]).sum()
         )

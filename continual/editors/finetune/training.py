@@ -51,22 +51,22 @@ def train(task_model: TaskModel, lesson: Lesson, config: FineTuneConfig) -> Trai
         starts = [weight.turned(weight.sum) for weight in weights]
         deltas = [torch.zeros_like(start) for start in starts]
         adam = torch.optim.Adam(deltas, lr=config.learning_rate)
-        steps, seen = 0, look(task_model, lesson.texts)
-        _require_finite(seen.loss, steps, config)
-        while not all(seen.right) and steps < config.steps_max:
-            held = lesson.restraint() if lesson.restraint is not None else None
-            loss = seen.loss if held is None else seen.loss + held
+        steps, status = 0, look(task_model, lesson.texts)
+        _require_finite(status.loss, steps, config)
+        while not all(status.right) and steps < config.steps_max:
+            penalty = lesson.restraint() if lesson.restraint is not None else None
+            loss = status.loss if penalty is None else status.loss + penalty
             _require_finite(loss, steps, config)
             loss.backward()
             _step(adam, deltas, list(parameters.values()), lesson.bound)
             _move(parameters.values(), starts, deltas)
-            steps, seen = steps + 1, look(task_model, lesson.texts)
-            _require_finite(seen.loss, steps, config)
+            steps, status = steps + 1, look(task_model, lesson.texts)
+            _require_finite(status.loss, steps, config)
         for delta in deltas:
             _require_finite(delta, steps, config)
-        moved = zip(parameters, deltas, strict=True)
-        kept = {path: delta for path, delta in moved if bool(delta.any())}
-        return Trained(kept, seen.right, steps, float(seen.loss.detach()))
+        pairs = zip(parameters, deltas, strict=True)
+        changes = {path: delta for path, delta in pairs if bool(delta.any())}
+        return Trained(changes, status.right, steps, float(status.loss.detach()))
 
 
 def _step(

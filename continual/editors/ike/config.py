@@ -35,11 +35,11 @@ class IkeConfig(Table):
     def kinds(self, count: int) -> dict[str, int]:
         """Return the number of demonstrations of each kind, out of `count`."""
         shares = {"copy": self.copy, "update": self.update, "retain": self.retain}
-        whole = sum(shares.values())
+        total = sum(shares.values())
         ends: list[int] = []
-        before = 0
+        position = 0
         for share in shares.values():
-            before += share
-            ends.append(round(count * before / whole))
+            position += share
+            ends.append(round(count * position / total))
         starts = [0, *ends[:-1]]
         return {name: b - a for name, a, b in zip(shares, starts, ends, strict=True)}

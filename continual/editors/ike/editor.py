@@ -46,13 +46,13 @@ class Ike(MemoryEditor):
     def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
         """Return the demonstrations and the new fact of each edit, as one text."""
         form, recall = self.config.form, answers.recall
-        last = [context(form, str(e.request.prompt), e.request.target_new) for e in edits]
+        facts = [context(form, str(e.request.prompt), e.request.target_new) for e in edits]
         count = self.config.count >> attempt
         if not self._requests or not count:
-            return last
+            return facts
         return [
-            self._fitting(self._nearest(edit.request, count, recall), told, recall)
-            for edit, told in zip(edits, last, strict=True)
+            self._fitting(self._nearest(edit.request, count, recall), fact, recall)
+            for edit, fact in zip(edits, facts, strict=True)
         ]
 
     @cached_property
@@ -73,18 +73,18 @@ class Ike(MemoryEditor):
     def _nearest(self, request: Request, count: int, recall: Recall) -> list[str]:
         """Return demonstrations of every kind, the nearest first; none is about the request's own
         fact."""
-        shown = self._shown(recall)
-        near = recall.scope.queries([str(request.prompt)]).similarity(shown.embeddings)[0]
-        order = near.argsort(descending=True, stable=True).tolist()
-        ranked = [shown.requests[i] for i in order if shown.requests[i].key != request.key]
-        wanted = self.config.kinds(count)
-        found: dict[str, list[str]] = {kind: [] for kind in wanted}
-        for other in ranked:
-            offered = demonstrations(self.config.form, other)
-            for kind, count in wanted.items():
-                if offered[kind] and len(found[kind]) < count:
-                    found[kind].append(offered[kind][0])
-        return _mixed(list(found.values()))
+        pool = self._shown(recall)
+        similarities = recall.scope.queries([str(request.prompt)]).similarity(pool.embeddings)[0]
+        order = similarities.argsort(descending=True, stable=True).tolist()
+        ranked = [pool.requests[i] for i in order if pool.requests[i].key != request.key]
+        counts = self.config.kinds(count)
+        picks: dict[str, list[str]] = {kind: [] for kind in counts}
+        for candidate in ranked:
+            offered = demonstrations(self.config.form, candidate)
+            for kind, count in counts.items():
+                if offered[kind] and len(picks[kind]) < count:
+                    picks[kind].append(offered[kind][0])
+        return _mixed(list(picks.values()))
 
     def _fitting(self, shown: list[str], told: str, recall: Recall) -> str:
         """Join as many demonstrations as fit `tokens_max` with the fact; the nearest stand last."""

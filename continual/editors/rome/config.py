@@ -20,5 +20,5 @@ class RomeConfig(AssociativeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one = self.blocks is None or len(self.blocks) == 1
-        self._require(one, "blocks is a single one, or left out")
+        is_single = self.blocks is None or len(self.blocks) == 1
+        self._require(is_single, "blocks is a single one, or left out")

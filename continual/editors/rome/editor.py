@@ -39,8 +39,8 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
         The value v* is the bare prompt's output plus δ. So v* − Wk is δ for the bare prompt's key;
         for the mean key it is δ plus the difference of W's outputs for the two keys.
         """
-        mean, plain = update.keys.mean, update.keys.plain
+        mean_key, plain_key = update.keys.mean, update.keys.plain
         if not update.config.averaged:
-            return rank_one(update.moments, mean, plain), update.residual
-        between = (plain - mean) @ update.weight.sum
-        return rank_one(update.moments, mean, mean), update.residual + between
+            return rank_one(update.moments, mean_key, plain_key), update.residual
+        between = (plain_key - mean_key) @ update.weight.sum
+        return rank_one(update.moments, mean_key, mean_key), update.residual + between
