@@ -48,8 +48,8 @@ class AssociativeConfig(Table):
         self._require(self.chunk is None or self.chunk >= 1, "chunk is at least 1")
         for name in ("contexts", "kl_factor", "weight_decay"):
             self._require(getattr(self, name) >= 0, f"{name} is not negative")
-        known = ("highest", "high", "medium")
-        self._require(self.precision in known, f"precision is one of {', '.join(known)}")
+        precisions = ("highest", "high", "medium")
+        self._require(self.precision in precisions, f"precision is one of {', '.join(precisions)}")
         blocks = self.blocks
         ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
         self._require(ascending, "blocks are one or more, in ascending order")
@@ -65,6 +65,6 @@ def default_blocks(count: int) -> tuple[int, ...]:
 
     For 32 blocks they are 4-7, next to the published 4-8.
     """
-    last = max(0, count // 4 - 1)
+    last_block = max(0, count // 4 - 1)
     size = max(1, count // 8)
-    return tuple(range(last - size + 1, last + 1))
+    return tuple(range(last_block - size + 1, last_block + 1))

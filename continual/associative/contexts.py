@@ -44,13 +44,13 @@ def write_contexts(
 def _start(task_model: TaskModel, number: int, generator: torch.Generator) -> list[int]:
     """Return the tokens of a generic word, or one drawn from the vocabulary."""
     tokenizer = task_model.edited.tokenizer
-    known = [ids for word in STARTS if (ids := _ids(tokenizer, word))]
-    if known:
-        return known[number % len(known)]
+    starts = [ids for word in STARTS if (ids := _ids(tokenizer, word))]
+    if starts:
+        return starts[number % len(starts)]
     size = len(task_model.edited.model.get_input_embeddings().weight)
     ordinary = [i for i in range(size) if i not in tokenizer.all_special_ids]
-    drawn = torch.randint(len(ordinary), (1,), generator=generator).item()
-    return [ordinary[int(drawn)]]
+    choice = torch.randint(len(ordinary), (1,), generator=generator).item()
+    return [ordinary[int(choice)]]
 
 
 def _ids(tokenizer: Any, word: str) -> list[int]:
@@ -67,18 +67,18 @@ def _longer(
     inputs = task_model.inputs([Encoding(Question(tuple(row)), (), ()) for row in rows])
     logits = logits_of(task_model.edited.model, inputs)
     ends = [len(row) - 1 for row in rows]
-    drawn = _draw(logits[range(len(rows)), ends], task_model.edited.tokenizer, generator)
-    return [[*row, token] for row, token in zip(rows, drawn, strict=True)]
+    tokens = _draw(logits[range(len(rows)), ends], task_model.edited.tokenizer, generator)
+    return [[*row, token] for row, token in zip(rows, tokens, strict=True)]
 
 
 def _draw(logits: Tensor, tokenizer: Any, generator: torch.Generator) -> list[int]:
     """Draw one of the LIKELIEST tokens for each row [n, vocab], never a special token."""
     scores = logits.float().cpu()
     scores[:, tokenizer.all_special_ids] = -torch.inf
-    best = scores.topk(min(LIKELIEST, scores.shape[1]), dim=1)
-    chosen = torch.multinomial(best.values.softmax(1), 1, generator=generator)
-    drawn: list[int] = best.indices.gather(1, chosen).flatten().tolist()
-    return drawn
+    candidates = scores.topk(min(LIKELIEST, scores.shape[1]), dim=1)
+    picks = torch.multinomial(candidates.values.softmax(1), 1, generator=generator)
+    tokens: list[int] = candidates.indices.gather(1, picks).flatten().tolist()
+    return tokens
 
 
 def _closed(tokenizer: Any, ids: Sequence[int]) -> str:

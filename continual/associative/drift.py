@@ -16,5 +16,7 @@ def drift_of(base: Tensor, change: Tensor, moment: Tensor) -> float:
 
     `base` W and `change` ΔW [d_ff, d], `moment` C₀ = E[kᵀk] [d_ff, d_ff], all float32.
     """
-    moved, given = (torch.sum(matrix * (moment @ matrix)) for matrix in (change, base))
-    return float((moved.clamp(min=0.0) / given).sqrt())
+    change_energy, base_energy = (
+        torch.sum(matrix * (moment @ matrix)) for matrix in (change, base)
+    )
+    return float((change_energy.clamp(min=0.0) / base_energy).sqrt())

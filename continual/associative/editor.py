@@ -106,11 +106,11 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             return Proposal(None, draft.failed)
         with _scaffold(around.site.edited) as scaffold:
             for group in self.rounds(lessons):
-                done = len(scaffold.parts)
+                part_count = len(scaffold.parts)
                 try:
                     self._round(group, config, around, draft, scaffold)
                 except Unsolvable as error:
-                    scaffold.keep(done)
+                    scaffold.keep(part_count)
                     draft.refuse({lesson.id: str(error) for lesson in group})
             return Proposal(_joined(scaffold.parts), draft.failed, draft.notes)
 
@@ -191,9 +191,9 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             moments = self._prepared(block, around).prepared
             update = Update(keys, residual, moments, weight, config)
             minded = self.minded(keys)
-            solution, added = self.solve(update)
+            solution, addends = self.solve(update)
             draft.solved(lessons, solution)
-            factors = factors_of(solution.left, added)
+            factors = factors_of(solution.left, addends)
             minds = {} if minded is None else {block: minded}
             owners = tuple(lesson.id for lesson in lessons)
             scaffold.parts.append(FfnLowRankPatch.of({block: factors}, minds, owners))
@@ -264,13 +264,13 @@ class _Draft:
         contexts = write_contexts(
             around.site, config.contexts, config.context_tokens, around.generator
         )
-        found = []
+        result = []
         for edit in edits:
             try:
-                found.append(lesson_of(edit, contexts, around.site))
+                result.append(lesson_of(edit, contexts, around.site))
             except SubjectMissing as error:
                 self.failed[edit.id] = str(error)
-        return found
+        return result
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Record failures."""
@@ -291,7 +291,7 @@ class _Draft:
     ) -> tuple[list[Lesson], Targets]:
         """Return the lessons with a usable target, and these targets; record the others as
         failed."""
-        chosen = []
+        indices = []
         for i, lesson in enumerate(lessons):
             arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
             if not bool(targets.states[i].isfinite().all()):
@@ -303,14 +303,14 @@ class _Draft:
                     f"(loss {loss:.2g})"
                 )
             else:
-                chosen.append(i)
+                indices.append(i)
                 self.notes[lesson.id] = {
                     "chosen_for": _AT_END if lesson.is_at_end else _AT_SUBJECT,
                     "steps": steps,
                     "loss": round(loss, 4),
                     "arrived": arrived,
                 }
-        return [lessons[i] for i in chosen], targets[chosen]
+        return [lessons[i] for i in indices], targets[indices]
 
 
 class _Scaffold:
@@ -349,7 +349,7 @@ def _joined(parts: Sequence[FfnLowRankPatch]) -> FfnLowRankPatch | None:
     parts."""
     if not parts:
         return None
-    first = next(iter(parts[0].factors))
+    block = next(iter(parts[0].factors))
     (patch,) = FfnLowRankPatch.joined(parts)
-    owners = tuple(owner for part in parts if first in part.factors for owner in part.owners)
+    owners = tuple(owner for part in parts if block in part.factors for owner in part.owners)
     return replace(patch, owners=owners)

@@ -37,8 +37,8 @@ def grid_of(anatomy: Anatomy, *more: Axis, spreads: Sequence[int] = SPREADS) -> 
     """Make the grid of a method of the family; `more` are its own axes."""
     sites = Axis("block and place", ("blocks", "place"), lambda _: _sites(anatomy))
     reach = Axis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
-    wide = Axis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
-    axes = (sites, reach, *more, *([wide] if spreads else []))
+    breadth = Axis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
+    axes = (sites, reach, *more, *([breadth] if spreads else []))
     blocks = _blocks(anatomy.block_count)
     return Grid(
         axes,
@@ -70,8 +70,8 @@ def _blocks(count: int) -> list[int]:
 
 def _spread(chosen: Settings, sizes: Sequence[int]) -> list[Settings]:
     """Return the last chosen block alone, and with the blocks before it."""
-    last = chosen["blocks"][-1]
-    spans = [list(range(max(0, last - size + 1), last + 1)) for size in (1, *sizes)]
+    last_block = chosen["blocks"][-1]
+    spans = [list(range(max(0, last_block - size + 1), last_block + 1)) for size in (1, *sizes)]
     return [{"blocks": span} for i, span in enumerate(spans) if span not in spans[:i]]
 
 

@@ -54,8 +54,8 @@ def _read(
     task_model: TaskModel, texts: Sequence[Text], block: int, module: nn.Module, takes_input: bool
 ) -> Tensor:
     """Read [texts, ·] float32: the input or the output of a module of the block, at the places."""
-    read = partial(_read_pass, task_model, block, module, takes_input)
-    return torch.stack(task_model.in_passes(read, [text.until_place() for text in texts]))
+    reader = partial(_read_pass, task_model, block, module, takes_input)
+    return torch.stack(task_model.in_passes(reader, [text.until_place() for text in texts]))
 
 
 def _read_pass(
@@ -67,10 +67,12 @@ def _read_pass(
 ) -> tuple[Tensor, ...]:
     """Read the same in one pass: a row [·] at the last token of each encoding."""
     call = _last_call(task_model, encodings, block, module)
-    seen = call.input if takes_input else call.hidden
-    rows = seen.reshape(len(encodings), -1, seen.shape[-1])  # some blocks give their FFN flat rows
-    last = torch.tensor([len(encoding.ids) - 1 for encoding in encodings])
-    return rows[torch.arange(len(encodings)), last].float().unbind()
+    states = call.input if takes_input else call.hidden
+    rows = states.reshape(
+        len(encodings), -1, states.shape[-1]
+    )  # some blocks give their FFN flat rows
+    ends = torch.tensor([len(encoding.ids) - 1 for encoding in encodings])
+    return rows[torch.arange(len(encodings)), ends].float().unbind()
 
 
 @torch.no_grad()

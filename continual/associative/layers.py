@@ -49,22 +49,22 @@ class QuickLayers:
     def __init__(self, model: nn.Module, anatomy: Anatomy, block: int) -> None:
         for name in CACHES:  # read at the first such product
             os.environ.setdefault(name, str(CACHED_MAX))
-        above = range(block + 1, anatomy.block_count)
-        inner = [module for i in above for module in anatomy.block(model, i).modules()]
-        self.are_rounded = any(map(_is_linear, inner))
+        upper_blocks = range(block + 1, anatomy.block_count)
+        modules = [module for i in upper_blocks for module in anatomy.block(model, i).modules()]
+        self.are_rounded = any(map(_is_linear, modules))
         """True if the products of the blocks are in bfloat16."""
-        upward = {id(up) for i in above for up in anatomy.up_modules(model, i)}
-        others: list[tuple[nn.Module, Forward]] = [
-            *((module, _TANH_GELU) for module in inner if _is_tanh_gelu(module)),
+        upward = {id(up) for i in upper_blocks for up in anatomy.up_modules(model, i)}
+        stand_ins: list[tuple[nn.Module, Forward]] = [
+            *((module, _TANH_GELU) for module in modules if _is_tanh_gelu(module)),
             *((m, _head(m)) for m in anatomy.tail_modules(model) if _is_linear(m)),
         ]
         for narrow in (torch.bfloat16, torch.float32):  # the format of an FFN's activations
             products_ = [
                 (module, _product(module, narrow if id(module) in upward else torch.float32))
-                for module in inner
+                for module in modules
                 if _is_linear(module)
             ]
-            self._stand_ins = [*products_, *others]
+            self._stand_ins = [*products_, *stand_ins]
             if self._run(model):
                 return
         self._stand_ins = []
@@ -90,12 +90,12 @@ class QuickLayers:
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Multiply float32 matrices in this precision of `torch.set_float32_matmul_precision`."""
-    before = torch.get_float32_matmul_precision()
+    default = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(default)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -107,8 +107,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _has_units() -> bool:
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -139,8 +139,8 @@ class _Product(torch.autograd.Function):
 
 def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Multiply rows [.., k] by a matrix [k, n] bfloat16, in parts of few different sizes."""
-    found = rows.new_empty(*rows.shape[:-1], matrix.shape[1], dtype=dtype)
-    parts = (some.flatten(0, -2).split(ROWS_MAX) for some in (rows, found))
+    result = rows.new_empty(*rows.shape[:-1], matrix.shape[1], dtype=dtype)
+    parts = (tensor.flatten(0, -2).split(ROWS_MAX) for tensor in (rows, result))
     for part, into in zip(*parts, strict=True):
         rounded = _rounded(part, matrix.dtype)
         is_whole = into.dtype == matrix.dtype and len(into) == len(rounded)
@@ -151,7 +151,7 @@ def _multiplied(rows: Tensor, matrix: Tensor, bias: Tensor | None, dtype: torch.
             torch.addmm(bias, rounded, matrix, out=product)
         if not is_whole:
             into.copy_(product[: len(into)])
-    return found
+    return result
 
 
 def _rounded(part: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,8 +171,8 @@ def _product(module: nn.Module, dtype: torch.dtype) -> Forward:
     weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
 
     def forward(hidden: Tensor) -> Tensor:
-        found: Tensor = _Product.apply(hidden, weight, bias, dtype)  # type: ignore[no-untyped-call]
-        return found
+        result: Tensor = _Product.apply(hidden, weight, bias, dtype)  # type: ignore[no-untyped-call]
+        return result
 
     return forward
 
@@ -216,6 +216,6 @@ def _is_tanh_gelu(module: nn.Module) -> bool:
     if "gelu" not in name or "forward" in module.__dict__ or any(module.parameters()):
         return False
     grid = torch.linspace(-GRID, GRID, GRID_POINTS)
-    found = module(grid)
-    error = (found - _TANH_GELU(grid)).abs().max() if isinstance(found, Tensor) else torch.inf
+    outputs = module(grid)
+    error = (outputs - _TANH_GELU(grid)).abs().max() if isinstance(outputs, Tensor) else torch.inf
     return bool(error < GRID_TOLERANCE)

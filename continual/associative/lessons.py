@@ -63,22 +63,25 @@ def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Les
     A context is left out if the prompt behind it gets too long. Raises SubjectMissing.
     """
     request = edit.request
-    forms, others = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
-    asked = [
+    forms, rephrase_encodings = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
+    prompt_texts = [
         Text(encoding, _subject_place(prompt, request.subject, task_model))
         for prompt, encoding in zip(request.asked, forms, strict=True)
     ]
     assert request.subject is not None
-    rephrased = [
+    rephrase_texts = [
         Text(encoding, _subject_place(rephrase, request.subject, task_model))
-        for rephrase, encoding in zip(request.rephrases, others, strict=False)
+        for rephrase, encoding in zip(request.rephrases, rephrase_encodings, strict=False)
         if request.subject in str(rephrase)
     ]
-    behind = tuple(_in_contexts(edit, contexts, task_model))
-    weights = [*[1.0] * (len(asked) + len(rephrased)), *[1.0 / len(behind) for _ in behind]]
+    context_texts = tuple(_in_contexts(edit, contexts, task_model))
+    weights = [
+        *[1.0] * (len(prompt_texts) + len(rephrase_texts)),
+        *[1.0 / len(context_texts) for _ in context_texts],
+    ]
     shares = tuple(weight / sum(weights) for weight in weights)
     anchors = tuple(_anchors(edit, request.subject, task_model))
-    return Lesson(edit.id, (*asked, *rephrased, *behind), shares, anchors)
+    return Lesson(edit.id, (*prompt_texts, *rephrase_texts, *context_texts), shares, anchors)
 
 
 def _subject_place(
@@ -86,19 +89,19 @@ def _subject_place(
 ) -> int:
     """Return the position of the subject's last token among the tokens of `before` and the prompt.
     Raises SubjectMissing."""
-    asked = task_model.task.asked(prompt)
+    wording = task_model.task.asked(prompt)
     return subject_position(
-        task_model.edited.tokenizer, asked.text, subject, before, is_whole=asked.is_whole
+        task_model.edited.tokenizer, wording.text, subject, before, is_whole=wording.is_whole
     )
 
 
 def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Iterator[Text]:
     """Yield a plain prompt behind each context; none for a turn of a chat, which has a fixed
     beginning."""
-    request, asked = edit.request, task_model.task.asked(edit.request.prompt)
-    if asked.is_whole:
+    request, wording = edit.request, task_model.task.asked(edit.request.prompt)
+    if wording.is_whole:
         return
-    prompt = asked.text
+    prompt = wording.text
     for context in filter(None, contexts):
         try:
             encoding = task_model.task.encode(context + prompt, request.target_new)
@@ -108,8 +111,10 @@ def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> 
 
 
 def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[Text]:
-    kept = [probe.prompt for probe in edit.request.locality if subject in str(probe.prompt)]
-    for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *kept]):
+    local_prompts = [
+        probe.prompt for probe in edit.request.locality if subject in str(probe.prompt)
+    ]
+    for prompt in dict.fromkeys([ESSENCE.replace("{}", subject), *local_prompts]):
         try:
             question = task_model.task.question(prompt)
         except RequestError:

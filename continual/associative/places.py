@@ -31,11 +31,11 @@ def located(
     missed = [i for i, arrived in enumerate(targets.arrived) if not arrived]
     if config.place != "auto" or not missed:
         return list(lessons), targets
-    moved = [lessons[i].at_end() for i in missed]
-    again = find_targets(site, moved, block, config)
+    end_lessons = [lessons[i].at_end() for i in missed]
+    again = find_targets(site, end_lessons, block, config)
     order = list(range(len(lessons)))
-    chosen = list(lessons)
+    result = list(lessons)
     for j, i in enumerate(missed):
         if again.arrived[j]:
-            order[i], chosen[i] = len(lessons) + j, moved[j]
-    return chosen, Targets.joined([targets, again])[order]
+            order[i], result[i] = len(lessons) + j, end_lessons[j]
+    return result, Targets.joined([targets, again])[order]

@@ -72,8 +72,8 @@ class Whitening:
 
     def unwhitened(self, columns: Tensor) -> Tensor:
         """Return L⁻ᵀX of columns [d_ff, n]."""
-        solved: Tensor = torch.linalg.solve_triangular(self.factor.T, columns, upper=True)
-        return solved
+        solution: Tensor = torch.linalg.solve_triangular(self.factor.T, columns, upper=True)
+        return solution
 
     def times(self, columns: Tensor) -> Tensor:
         """Return C₀X of columns [d_ff, n]."""
@@ -91,23 +91,23 @@ def weighted(
     that are not independent.
     """
     keys = _prepared(keys, whitening.factor)
-    every = keys if past is None else torch.cat([keys, _prepared(past, whitening.factor)])
-    if len(every) < every.shape[1]:
-        white = whitening.whitened(every)
+    all_keys = keys if past is None else torch.cat([keys, _prepared(past, whitening.factor)])
+    if len(all_keys) < all_keys.shape[1]:
+        white = whitening.whitened(all_keys)
         system = white.T @ white
         system.diagonal().add_(weight)
         factor = _factored(system)
-        own = torch.eye(len(every), len(keys), dtype=keys.dtype, device=keys.device)
-        left = whitening.unwhitened(white @ torch.cholesky_solve(own, factor))
+        units = torch.eye(len(all_keys), len(keys), dtype=keys.dtype, device=keys.device)
+        left = whitening.unwhitened(white @ torch.cholesky_solve(units, factor))
     else:
         identity = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-        factor = _factored(weight * whitening.times(identity) + every.T @ every)
+        factor = _factored(weight * whitening.times(identity) + all_keys.T @ all_keys)
         left = torch.cholesky_solve(keys.T, factor)
     return _solution(
         left,
         keys,
         factor,
-        lambda found: weight * whitening.times(found) + every.T @ (every @ found),
+        lambda found: weight * whitening.times(found) + all_keys.T @ (all_keys @ found),
     )
 
 
@@ -178,22 +178,33 @@ def projected(space: NullSpace, keys: Tensor, past: Tensor, ridge: float) -> Sol
     the null space: A = U·y with (Uᵀ(KᵀK + C_p)U + ridge·I)·y = UᵀKᵀ.
     """
     keys, past = _prepared(keys, space.basis), _prepared(past, space.basis)
-    own, every = keys @ space.basis, torch.cat([keys, past]) @ space.basis  # [., m]
-    if len(every) < every.shape[1]:
-        system = every @ every.T
+    coordinates, all_coordinates = (
+        keys @ space.basis,
+        torch.cat([keys, past]) @ space.basis,
+    )  # [., m]
+    if len(all_coordinates) < all_coordinates.shape[1]:
+        system = all_coordinates @ all_coordinates.T
         system.diagonal().add_(ridge)
         factor = _factored(system)
-        first = torch.eye(len(every), len(own), dtype=own.dtype, device=own.device)
-        inner = every.T @ torch.cholesky_solve(first, factor)
+        units = torch.eye(
+            len(all_coordinates),
+            len(coordinates),
+            dtype=coordinates.dtype,
+            device=coordinates.device,
+        )
+        coefficients = all_coordinates.T @ torch.cholesky_solve(units, factor)
     else:
-        system = every.T @ every
+        system = all_coordinates.T @ all_coordinates
         system.diagonal().add_(ridge)
         factor = _factored(system)
-        inner = torch.cholesky_solve(own.T, factor)
+        coefficients = torch.cholesky_solve(coordinates.T, factor)
     solution = _solution(
-        inner, own, factor, lambda found: every.T @ (every @ found) + ridge * found
+        coefficients,
+        coordinates,
+        factor,
+        lambda found: all_coordinates.T @ (all_coordinates @ found) + ridge * found,
     )
-    return Solution(space.basis @ inner, solution.condition, solution.residual)
+    return Solution(space.basis @ coefficients, solution.condition, solution.residual)
 
 
 # --- checks ---------------------------------------------------------------------------------------

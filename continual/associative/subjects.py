@@ -52,8 +52,8 @@ def subject_position(
 def _by_offsets(tokenizer: Any, text: str, span: tuple[int, int], is_whole: bool) -> int:
     start, end = span
     special = not is_whole
-    read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
-    offsets = read["offset_mapping"]
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    offsets = encoding["offset_mapping"]
     return max(i for i, (a, b) in enumerate(offsets) if b > start and a < end)
 
 
@@ -64,11 +64,11 @@ def _by_beginning(tokenizer: Any, text: str, end: int, is_whole: bool) -> int:
     If the encoding differs from the whole text's at its end, a token reaches over the end of the
     subject: the first token that differs.
     """
-    whole = list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
-    part = list(tokenizer(text[:end], add_special_tokens=not is_whole)["input_ids"])
-    while part and part[-1] in tokenizer.all_special_ids:
-        part.pop()
-    same = 0
-    while same < min(len(part), len(whole)) and part[same] == whole[same]:
-        same += 1
-    return same - 1 if same == len(part) else same
+    text_ids = list(tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
+    start_ids = list(tokenizer(text[:end], add_special_tokens=not is_whole)["input_ids"])
+    while start_ids and start_ids[-1] in tokenizer.all_special_ids:
+        start_ids.pop()
+    length = 0
+    while length < min(len(start_ids), len(text_ids)) and start_ids[length] == text_ids[length]:
+        length += 1
+    return length - 1 if length == len(start_ids) else length

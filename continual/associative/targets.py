@@ -112,12 +112,12 @@ def find_targets(
     """Search for z of each lesson at a block, chunk by chunk. A chunk has at most `config.chunk`
     lessons, or the device's best number, and fits KEPT_BYTES_MAX."""
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
-    most = config.chunk or PassSize.on(site.edited.device).requests
-    kept = [_kept_bytes(site, lesson, block) for lesson in lessons]
+    chunk_max = config.chunk or PassSize.on(site.edited.device).requests
+    byte_counts = [_kept_bytes(site, lesson, block) for lesson in lessons]
     chunks = [
-        [lessons[first + i] for i in chunk]
-        for first in range(0, len(lessons), most)
-        for chunk in _in_order(kept[first : first + most], KEPT_BYTES_MAX)
+        [lessons[start + i] for i in chunk]
+        for start in range(0, len(lessons), chunk_max)
+        for chunk in _in_order(byte_counts[start : start + chunk_max], KEPT_BYTES_MAX)
     ]
 
     def searched(chunk: list[Lesson]) -> Targets:
@@ -148,9 +148,9 @@ def _search(bench: Bench) -> Targets:
         if not bool(live.any()):
             break
         size = config.step * config.step_decay**step * lengths
-        moved = delta - size * torch.nn.functional.normalize(look.gradient, dim=1)
-        moved = _clamped(moved, config.clamp_norm_factor * lengths)
-        delta = torch.where(live[:, None], moved, delta)
+        proposal = delta - size * torch.nn.functional.normalize(look.gradient, dim=1)
+        proposal = _clamped(proposal, config.clamp_norm_factor * lengths)
+        delta = torch.where(live[:, None], proposal, delta)
         steps += live
         bench.focus(live)
         look = _merged(look, bench.look(delta), live)
@@ -205,14 +205,14 @@ class Bench:
 
     def focus(self, live: Tensor) -> None:
         """Run only the live requests [n] from here on."""
-        self._passes = [some for p in self._passes if (some := p.focused(live)) is not None]
+        self._passes = [part for p in self._passes if (part := p.focused(live)) is not None]
 
     def look(self, delta: Tensor) -> Look:
         """Return the losses and gradients at δ [n, d]; zero for requests that are in no pass."""
         sums = _Sums.zero(delta)
         with self._quickened():
-            for recorded in self._passes:
-                sums.add(recorded.look(delta, self.config.kl_factor))
+            for pass_ in self._passes:
+                sums.add(pass_.look(delta, self.config.kl_factor))
         norms = delta.norm(dim=1)
         scale = self.config.weight_decay / self.before.square().sum(1)
         tiny = torch.finfo(norms.dtype).tiny
@@ -269,8 +269,8 @@ class _Sums:
 
     @classmethod
     def zero(cls, delta: Tensor) -> _Sums:
-        none = torch.zeros_like(delta[:, 0])
-        return cls(none, torch.zeros_like(delta), none.clone(), none.clone())
+        zeros = torch.zeros_like(delta[:, 0])
+        return cls(zeros, torch.zeros_like(delta), zeros.clone(), zeros.clone())
 
     def add(self, other: _Sums) -> None:
         self.fit += other.fit
@@ -335,29 +335,29 @@ class _Pass:
     def focused(self, live: Tensor) -> _Pass | None:
         """Return a pass with the live requests' [n] texts alone; None if it has none of them. A
         pass of whole texts stays as it is."""
-        wanted = live[self._owners]
-        if bool(wanted.all()) or not isinstance(self._run, PackedEnds):
+        mask = live[self._owners]
+        if bool(mask.all()) or not isinstance(self._run, PackedEnds):
             return self
-        chosen = wanted.nonzero().squeeze(-1).tolist()
-        if not chosen:
+        indices = mask.nonzero().squeeze(-1).tolist()
+        if not indices:
             return None
-        some = _Pass(
+        part = _Pass(
             self._site,
-            self._run.select(chosen),
-            [self._placed[i] for i in chosen],
-            [self._starts[i] for i in chosen],
+            self._run.select(indices),
+            [self._placed[i] for i in indices],
+            [self._starts[i] for i in indices],
         )
         if self._known is not None:
-            some._known = self._known[live[self._anchors.owners]]
-        return some
+            part._known = self._known[live[self._anchors.owners]]
+        return part
 
     def look(self, delta: Tensor, kl_factor: float) -> _Sums:
         """Return the pass's part of each request's loss, without the term of δ itself."""
         delta = delta.detach().requires_grad_()
         sums = self._run.sums
-        moved = sums.index_add(0, self._places, delta[self._owners].to(sums.dtype))
+        moved_sums = sums.index_add(0, self._places, delta[self._owners].to(sums.dtype))
         answers, anchors = self._answers, self._anchors
-        logits = self._logits(moved)
+        logits = self._logits(moved_sums)
         log_probs = logits.detach().log_softmax(1)
         now = log_probs[len(answers.owners) :]
         if self._known is None:
@@ -366,16 +366,16 @@ class _Pass:
             logits, log_probs, answers.targets, self._known
         )
         weights = torch.cat([answers.shares, kl_factor * anchors.shares])
-        none = torch.zeros_like(delta[:, 0])
-        loss = none.index_add(0, torch.cat([answers.owners, anchors.owners]), weights * costs)
-        chosen = -costs.detach()[: len(answers.owners)]
-        wrong = (log_probs[: len(chosen)].amax(1) > chosen).to(loss.dtype)
+        zeros = torch.zeros_like(delta[:, 0])
+        loss = zeros.index_add(0, torch.cat([answers.owners, anchors.owners]), weights * costs)
+        target_log_probs = -costs.detach()[: len(answers.owners)]
+        misses = (log_probs[: len(target_log_probs)].amax(1) > target_log_probs).to(loss.dtype)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
         return _Sums(
             loss.detach(),
             gradient,
-            none.detach().index_add(0, answers.owners, wrong * answers.is_plain),
-            none.detach().index_add(0, answers.owners, wrong),
+            zeros.detach().index_add(0, answers.owners, misses * answers.is_plain),
+            zeros.detach().index_add(0, answers.owners, misses),
         )
 
     def _logits(self, sums: Tensor) -> Tensor:
@@ -406,13 +406,13 @@ class _Costs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of the logits: p - [target], and p·(log p - log known - KL)."""
-        log_probs, targets, known, drift = ctx.saved_tensors
+        log_probs, targets, base_log_probs, drift = ctx.saved_tensors
         count = len(targets)
-        moved = log_probs[count:] - known - drift[:, None]
-        found = log_probs.exp_()
-        found[count:] *= moved
-        found[:count].scatter_add_(1, targets[:, None], -torch.ones_like(found[:count, :1]))
-        return found.mul_(gradients[0][:, None]), None, None, None
+        log_ratio = log_probs[count:] - base_log_probs - drift[:, None]
+        gradient = log_probs.exp_()
+        gradient[count:] *= log_ratio
+        gradient[:count].scatter_add_(1, targets[:, None], -torch.ones_like(gradient[:count, :1]))
+        return gradient.mul_(gradients[0][:, None]), None, None, None
 
 
 @dataclass(frozen=True)
@@ -436,9 +436,9 @@ class _Rows:
     ) -> _Rows:
         """Collect the rows of the answers, or of the anchors, of texts recorded from `starts`
         on."""
-        chosen = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]
-        rows = [(i, q - starts[i], p) for i, p in chosen for q in p.text.encoding.positions]
-        targets = [t for _, p in chosen for t in p.text.encoding.targets]
+        entries = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]
+        rows = [(i, q - starts[i], p) for i, p in entries for q in p.text.encoding.positions]
+        targets = [t for _, p in entries for t in p.text.encoding.targets]
 
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=device)
