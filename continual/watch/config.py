@@ -36,8 +36,8 @@ class WatchConfig(Table):
 
     def __post_init__(self) -> None:
         counts = ("texts", "tokens", "neighbours", "said", "behind")
-        if wrong := [name for name in counts if getattr(self, name) < 0]:
-            raise self.refused(f"{wrong[0]} = {getattr(self, wrong[0])} is below 0")
+        if negatives := [name for name in counts if getattr(self, name) < 0]:
+            raise self.refused(f"{negatives[0]} = {getattr(self, negatives[0])} is below 0")
         if self.texts and self.tokens < 2:
             raise self.refused(f"tokens = {self.tokens} is too few for a text: give at least 2")
         if self.neighbours and self.said < 1:

@@ -28,5 +28,5 @@ def _entropy_of(ids: Sequence[int], count: int) -> float:
 
 def share_kept(ids: Sequence[int], base: Sequence[int]) -> float:
     """Return the entropy of a continuation as a share of the base's, at most 1."""
-    before = entropy(base)
-    return min(1.0, entropy(ids) / before) if before else 1.0
+    base_entropy = entropy(base)
+    return min(1.0, entropy(ids) / base_entropy) if base_entropy else 1.0

@@ -97,15 +97,15 @@ def beginnings(
     site: Site, config: WatchConfig, seed: int, on_progress: Callable[[int, int], None] = _ignore
 ) -> list[Beginning]:
     """Let the model as it stands write texts, each behind its start."""
-    written: dict[int, Beginning] = {}
+    drafts: dict[int, Beginning] = {}
     kinds = _kinds_of_start(site)
     for turn, kind in enumerate(kinds):
-        least = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
-        left = {n: kind(n) for n in range(config.texts) if n not in written}
-        for texts in _written(site, left, config.tokens, seed + turn):
-            written |= {n: text for n, text in texts.items() if len(text[-1]) >= least}
-            on_progress(len(written), config.texts)
-    return [written[number] for number in sorted(written)]
+        length_min = 1 if kind is kinds[-1] else min(TOKENS_MIN, config.tokens)
+        starts = {n: kind(n) for n in range(config.texts) if n not in drafts}
+        for texts in _written(site, starts, config.tokens, seed + turn):
+            drafts |= {n: text for n, text in texts.items() if len(text[-1]) >= length_min}
+            on_progress(len(drafts), config.texts)
+    return [drafts[number] for number in sorted(drafts)]
 
 
 def _written(
@@ -151,12 +151,12 @@ def _kinds_of_start(site: Site) -> list[Callable[[int], Start]]:
     turn, ends = _user_turn(site), text_ends(site.edited)
     opening = tuple(token for token in tokenizer("")["input_ids"] if token not in ends)
     generation = getattr(site.edited.model, "generation_config", None)
-    named = (
+    token_ids = (
         tokenizer.bos_token_id,
         getattr(generation, "bos_token_id", None),
         tokenizer.eos_token_id,
     )
-    marks = list(dict.fromkeys(int(token) for token in named if token is not None))
+    marks = list(dict.fromkeys(int(token) for token in token_ids if token is not None))
 
     def in_turn(number: int) -> Start:
         if turn is not None and number // 2 % CHAT_SHARE == CHAT_SHARE - 1:
@@ -179,8 +179,8 @@ def _user_turn(site: Site) -> tuple[int, ...] | None:
         text = site.task.asked(Chat.asking(_WORD)).text
     except RequestError:
         return None
-    before = text[: text.rfind(_WORD)] if text.count(_WORD) == 1 else ""
-    return tuple(site.edited.tokenizer(before, add_special_tokens=False)["input_ids"]) or None
+    lead = text[: text.rfind(_WORD)] if text.count(_WORD) == 1 else ""
+    return tuple(site.edited.tokenizer(lead, add_special_tokens=False)["input_ids"]) or None
 
 
 def _ordinary(site: Site, number: int) -> Start:
@@ -194,11 +194,15 @@ def _ordinary(site: Site, number: int) -> Start:
 def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
     """Read texts with the base's next token at each of their positions. A start that no prompt has
     is left out: the text then begins as a prompt does."""
-    whole = [
+    sequences = [
         ((*start, *text), max(0, len(start) - 1)) if stays else (text, 0)
         for start, stays, text in texts
     ]
-    blank = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in whole if len(ids) > 1]
+    blank = [
+        Passage(ids, offset, (0,) * (len(ids) - offset))
+        for ids, offset in sequences
+        if len(ids) > 1
+    ]
     halves = [_read_half(site, blank[half::2]) for half in (0, 1)]
     passages = [p for pair in zip_longest(*(half for half, _ in halves)) for p in pair if p]
     return ReadText(GeneralText(tuple(passages), source), *(rows for _, rows in halves))
@@ -217,11 +221,11 @@ def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage,
     rows."""
     size = max(1, LOGITS_MAX // site.choices)
     hidden = site.patched(rows)
-    said: list[int] = []
-    for first in range(0, len(hidden), size):
-        logits = site.logits(hidden[first : first + size])
+    next_tokens: list[int] = []
+    for start in range(0, len(hidden), size):
+        logits = site.logits(hidden[start : start + size])
         leading = logits.argmax(-1)
-        close = site.verdict(hidden[first : first + size], leading).close
-        said += torch.where(close, UNSAID, leading).tolist()
-    tokens = iter(said)
+        close = site.verdict(hidden[start : start + size], leading).close
+        next_tokens += torch.where(close, UNSAID, leading).tolist()
+    tokens = iter(next_tokens)
     return tuple(Passage(p.ids, p.first, tuple(islice(tokens, p.rows))) for p in blank)

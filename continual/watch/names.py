@@ -26,5 +26,7 @@ def _is_name(text: str) -> bool:
 
 def drawn(known: Sequence[str], subject: str, count: int, seed: int) -> list[str]:
     """Draw up to `count` of the known subjects, none of which holds the subject or stands in it."""
-    others = [name for name in dict.fromkeys(known) if name not in subject and subject not in name]
-    return random.Random(seed).sample(others, min(count, len(others)))
+    candidates = [
+        name for name in dict.fromkeys(known) if name not in subject and subject not in name
+    ]
+    return random.Random(seed).sample(candidates, min(count, len(candidates)))

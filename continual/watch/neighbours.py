@@ -126,11 +126,11 @@ def write(
     the latest first."""
     if site.task.name != "causal" or not config.neighbours:
         return [Neighbourhood() for _ in asked]
-    drafts = [_draft(site, one, seed) for one in asked]
+    drafts = [_draft(site, correction, seed) for correction in asked]
     _write_openings(site, drafts, list(islice(known, HISTORY_REQUESTS)), config, seed)
     questions = [question for draft in drafts for question in draft.questions]
-    behind = [_behind(encoding) for draft in drafts for encoding in draft.asked.encodings]
-    answers = _answers(site, [*questions, *behind], max(config.said, config.behind))
+    endings = [_behind(encoding) for draft in drafts for encoding in draft.asked.encodings]
+    answers = _answers(site, [*questions, *endings], max(config.said, config.behind))
     answered, ends = iter(answers[: len(questions)]), iter(answers[len(questions) :])
     return [_neighbourhood(site, draft, answered, ends, config) for draft in drafts]
 
@@ -160,10 +160,12 @@ def _write_openings(
     questions."""
     drafts = [draft for draft in drafts if not draft.asked.is_known]
     starts = [_starts(site, draft.asked.request) for draft in drafts]
-    flat = [start for own in starts for start in own]
-    written = iter(continued(site.edited, flat, WRITTEN, seed=seed) if flat else ())
-    for draft, own in zip(drafts, starts, strict=True):
-        texts = [(start, next(written)) for start in own]
+    all_starts = [start for group in starts for start in group]
+    continuations = iter(
+        continued(site.edited, all_starts, WRITTEN, seed=seed) if all_starts else ()
+    )
+    for draft, group in zip(drafts, starts, strict=True):
+        texts = [(start, next(continuations)) for start in group]
         lists = texts[:LISTS] if draft.asked.request.subject else []
         for start, text in texts[len(lists) :]:
             draft.openings.append(((*start, *text), max(0, len(start) - 1)))
@@ -180,7 +182,7 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
     else:
         words = str(request.prompt).split()
         cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
-        texts = [" ".join(words[:cut]) for cut in cuts]
+        texts = [" ".join(words[:length]) for length in cuts]
     texts += [request.target_new.strip()] * TARGETS
     tokenized = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
     return [ids for ids in tokenized if ids]
@@ -188,8 +190,8 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
 
 def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
     """Return the names of a list without the last one, which may be cut off."""
-    decoded: str = site.edited.tokenizer.decode(list(text), skip_special_tokens=True)
-    return names.listed(decoded, draft.asked.request.subject or "")[:-1]
+    listing: str = site.edited.tokenizer.decode(list(text), skip_special_tokens=True)
+    return names.listed(listing, draft.asked.request.subject or "")[:-1]
 
 
 def _others(
@@ -199,9 +201,11 @@ def _others(
     subject = draft.asked.request.subject or ""
     count = config.neighbours // 2
     subjects = [request.subject for request in known if request.subject]
-    drawn = names.drawn(subjects, subject, int(HISTORY_SHARE * count), draft.rng.getrandbits(32))
-    own = [name for name in dict.fromkeys(listed) if name not in drawn]
-    return [*drawn, *own][:count]
+    history_names = names.drawn(
+        subjects, subject, int(HISTORY_SHARE * count), draft.rng.getrandbits(32)
+    )
+    model_names = [name for name in dict.fromkeys(listed) if name not in history_names]
+    return [*history_names, *model_names][:count]
 
 
 def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) -> None:
@@ -210,19 +214,23 @@ def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) 
     request = draft.asked.request
     about_others: list[Prompt] = []
     if request.subject:
-        about_others = [about_other(request.prompt, request.subject, other) for other in others]
+        about_others = [about_other(request.prompt, request.subject, name) for name in others]
     questions = [_question(site, p) for p in about_others if p != request.prompt]
-    for ids, first in draft.openings:
-        length = first + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
+    for ids, place in draft.openings:
+        length = place + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
         questions.append(ids[:length] if length < len(ids) else None)
     if isinstance(request.prompt, str):
         turns = [f"{request.prompt} {request.target_new.strip()}?"]
         turns += [p for p in about_others[-CHAT_QUESTIONS:] if isinstance(p, str)]
         questions += [_question(site, Chat.asking(turn)) for turn in turns]
-    own = {encoding.question.ids for encoding in draft.asked.encodings}
-    usable = [q for q in dict.fromkeys(questions) if q and q not in own and _fits(site, q, config)]
-    draft.rng.shuffle(usable)
-    draft.questions = usable[: config.neighbours]
+    edit_questions = {encoding.question.ids for encoding in draft.asked.encodings}
+    candidates = [
+        q
+        for q in dict.fromkeys(questions)
+        if q and q not in edit_questions and _fits(site, q, config)
+    ]
+    draft.rng.shuffle(candidates)
+    draft.questions = candidates[: config.neighbours]
 
 
 def _ask_elsewhere(
@@ -230,24 +238,24 @@ def _ask_elsewhere(
 ) -> None:
     """Ask the history's prompts about the subject: prompts of the same relation are wordings of the
     request; of the others some are held out, and the rest is read like openings."""
-    own = draft.asked.request
-    if not own.subject:
+    correction = draft.asked.request
+    if not correction.subject:
         return
     questions: dict[Prompt, None] = {}
     wordings: dict[Prompt, None] = {}
     for request in known:
-        if request.subject and type(request.prompt) is type(own.prompt):
-            prompt = about_other(request.prompt, request.subject, own.subject)
-            if prompt not in (own.prompt, request.prompt):
-                (wordings if is_alike(own, request) else questions)[prompt] = None
+        if request.subject and type(request.prompt) is type(correction.prompt):
+            prompt = about_other(request.prompt, request.subject, correction.subject)
+            if prompt not in (correction.prompt, request.prompt):
+                (wordings if is_alike(correction, request) else questions)[prompt] = None
     draft.wordings = tuple(islice(wordings, WORDINGS))
-    others = [prompt for prompt in questions if prompt not in wordings]
-    drawn = draft.rng.sample(others, min(ASKED_ELSEWHERE, len(others)))
-    tokens = [question for prompt in drawn if (question := _question(site, prompt)) is not None]
-    asked = [q for q in tokens if q not in draft.questions and _fits(site, q, config)]
-    draft.questions += asked[:ASKED_HELD_OUT]
-    draft.held_out = len(asked[:ASKED_HELD_OUT])
-    draft.openings += [(question, len(question) - 1) for question in asked[ASKED_HELD_OUT:]]
+    prompts = [prompt for prompt in questions if prompt not in wordings]
+    sample = draft.rng.sample(prompts, min(ASKED_ELSEWHERE, len(prompts)))
+    tokens = [question for prompt in sample if (question := _question(site, prompt)) is not None]
+    additions = [q for q in tokens if q not in draft.questions and _fits(site, q, config)]
+    draft.questions += additions[:ASKED_HELD_OUT]
+    draft.held_out = len(additions[:ASKED_HELD_OUT])
+    draft.openings += [(question, len(question) - 1) for question in additions[ASKED_HELD_OUT:]]
 
 
 def is_alike(one: Request, other: Request) -> bool:
@@ -285,12 +293,14 @@ def _answers(site: Site, questions: Sequence[tuple[int, ...]], tokens: int) -> l
     """Return each question with the model's own answer behind it, or without one if there is no
     room."""
     room = site.edited.base.context_tokens_max
-    asked = [q for q in questions if room is None or len(q) + tokens <= room]
-    written = dict(zip(asked, continued(site.edited, asked, tokens), strict=True)) if asked else {}
+    prompts = [q for q in questions if room is None or len(q) + tokens <= room]
+    answers = (
+        dict(zip(prompts, continued(site.edited, prompts, tokens), strict=True)) if prompts else {}
+    )
     return [
-        Passage((*q, *said[:-1]), len(q) - 1, said)
+        Passage((*q, *answer[:-1]), len(q) - 1, answer)
         for q in questions
-        for said in (written.get(q, ()),)
+        for answer in (answers.get(q, ()),)
     ]
 
 
@@ -307,19 +317,25 @@ def _neighbourhood(
     questions = [next(answered).cut(config.said) for _ in draft.questions]
     split = len(questions) - draft.held_out
     questions, held_out = questions[:split], questions[split:]
-    behind = [next(ends).cut(config.behind) for _ in draft.asked.encodings]
-    free, held_out = (
-        [q for q in some if q.rows and not _states(site, draft.fact, q)]
-        for some in (questions, held_out)
+    endings = [next(ends).cut(config.behind) for _ in draft.asked.encodings]
+    probes, held_out = (
+        [q for q in group if q.rows and not _states(site, draft.fact, q)]
+        for group in (questions, held_out)
     )
-    read = [Passage(ids, first, (0,) * (len(ids) - first)) for ids, first in draft.openings]
-    if read:
-        rows = site.rows([passage.encoding() for passage in read])
-        read = list(expected(site, read, rows))
-    silent = [part for passage in read for part in _unstated(draft.fact, passage)]
-    kept = tuple(passage for passage in behind if passage.rows)
+    opening_passages = [
+        Passage(ids, place, (0,) * (len(ids) - place)) for ids, place in draft.openings
+    ]
+    if opening_passages:
+        rows = site.rows([passage.encoding() for passage in opening_passages])
+        opening_passages = list(expected(site, opening_passages, rows))
+    silent = [part for passage in opening_passages for part in _unstated(draft.fact, passage)]
+    readable_endings = tuple(passage for passage in endings if passage.rows)
     return Neighbourhood(
-        (*free[1::2], *silent), (*free[::2], *held_out), kept, draft.answers, draft.wordings
+        (*probes[1::2], *silent),
+        (*probes[::2], *held_out),
+        readable_endings,
+        draft.answers,
+        draft.wordings,
     )
 
 
@@ -332,5 +348,5 @@ def _unstated(fact: CorrectedFact, passage: Passage) -> list[Passage]:
     """Return a text about the subject up to the place where it states the fact; none if that is its
     beginning."""
     place = next((i for i, token in enumerate(passage.said) if token in fact.answers), None)
-    cut = passage if place is None else passage.cut(place)
-    return [cut] if cut.rows else []
+    part = passage if place is None else passage.cut(place)
+    return [part] if part.rows else []

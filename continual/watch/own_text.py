@@ -58,11 +58,11 @@ class OwnText:
             length = min(TEXT_TOKENS, context // 2)
             config = WatchConfig(texts=TEXTS, tokens=length, neighbours=0)
             with self.site.edited.bare():
-                written = general.beginnings(
+                beginnings = general.beginnings(
                     self.site, config, SEED + self.seed + number * general.SPREAD
                 )
             tokenizer = self.site.edited.tokenizer
-            texts = [(*start, *text) if stays else text for start, stays, text in written]
+            texts = [(*start, *text) if stays else text for start, stays, text in beginnings]
             self._rounds.append(
                 [tokenizer.decode(list(ids), skip_special_tokens=True) or " " for ids in texts]
             )

@@ -53,5 +53,5 @@ class Passage:
     @classmethod
     def from_json(cls, record: Sequence[Any]) -> Self:
         """Read a passage from its JSON form."""
-        ids, first, said = record
-        return cls(tuple(ids), int(first), tuple(said))
+        ids, place, tokens = record
+        return cls(tuple(ids), int(place), tuple(tokens))

@@ -29,15 +29,15 @@ def continued(
     same tokens.
     """
     lengths = [len(start) + tokens for start in starts]
-    found: dict[int, tuple[int, ...]] = {}
+    results: dict[int, tuple[int, ...]] = {}
     devices = [edited.device] if edited.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)
         for batch in by_length(lengths, BATCH_TOKENS_MAX):
-            written = _generated(edited, [starts[i] for i in batch], tokens, seed is not None)
-            found.update(zip(batch, written, strict=True))
-    return [found[i] for i in range(len(starts))]
+            continuations = _generated(edited, [starts[i] for i in batch], tokens, seed is not None)
+            results.update(zip(batch, continuations, strict=True))
+    return [results[i] for i in range(len(starts))]
 
 
 def _generated(
@@ -50,7 +50,7 @@ def _generated(
     ends = text_ends(edited)
     model = edited.model
     with decoding.plainly(model):
-        written = type(model).generate(
+        outputs = type(model).generate(
             model,
             input_ids=ids.to(edited.device),
             attention_mask=mask.to(edited.device),
@@ -62,20 +62,20 @@ def _generated(
             bos_token_id=edited.tokenizer.bos_token_id,
             **edited.decoding,
         )
-    return [_ended(row, ends) for row in written[:, size:].tolist()]
+    return [_ended(row, ends) for row in outputs[:, size:].tolist()]
 
 
 def text_ends(edited: EditedModel) -> frozenset[int]:
     """Return the tokens that end a text by the model's generation settings and its tokenizer; a
     token that begins or pads a text ends the text before it, too."""
-    said = getattr(edited.model.generation_config, "eos_token_id", None)
-    named = list(said) if isinstance(said, list | tuple) else [said]
+    eos = getattr(edited.model.generation_config, "eos_token_id", None)
+    eos_ids = list(eos) if isinstance(eos, list | tuple) else [eos]
     tokenizer = edited.tokenizer
-    others = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
-    return frozenset(int(token) for token in (*named, *others) if token is not None)
+    mark_ids = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    return frozenset(int(token) for token in (*eos_ids, *mark_ids) if token is not None)
 
 
 def _ended(row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
     """Return the tokens up to and including the first that ends a text."""
-    last = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
-    return tuple(row[: last + 1])
+    end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+    return tuple(row[: end + 1])
