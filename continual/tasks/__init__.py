@@ -66,17 +66,17 @@ def sequences(encodings: Sequence[Encoding]) -> tuple[list[Encoding], list[int]]
     A probe is a sequence of its own, unless it stands in a text: then all probes of the text are
     read off one sequence, as nothing in a decoder depends on later tokens.
     """
-    found: list[Encoding] = []
+    rows: list[Encoding] = []
     texts: dict[tuple[int, ...], int] = {}
     places: list[int] = []
     for encoding in encodings:
-        place = texts.setdefault(encoding.within, len(found)) if encoding.within else len(found)
-        if place == len(found):
-            found.append(
+        place = texts.setdefault(encoding.within, len(rows)) if encoding.within else len(rows)
+        if place == len(rows):
+            rows.append(
                 Encoding(Question(encoding.within), (), ()) if encoding.within else encoding
             )
         places.append(place)
-    return found, places
+    return rows, places
 
 
 def answer_places(encodings: Sequence[Encoding], device: torch.device) -> tuple[Tensor, Tensor]:

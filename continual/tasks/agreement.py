@@ -33,19 +33,19 @@ def require_looking_back(base: BaseModel) -> None:
     """Raise ModelError for a model whose logits at a token depend on later tokens. A model without
     logits at single tokens, which gives one answer for the whole input, may look at all of it."""
     model, inputs = base.model, _inputs(base)
-    read = "decoder_input_ids" if _has_encoder(base) else "input_ids"
-    other = inputs[read].clone()
-    other[:, KEPT:] = other[:, :1]
-    expected = logits_of(model, inputs)
-    if expected.ndim == 2:
+    input_name = "decoder_input_ids" if _has_encoder(base) else "input_ids"
+    altered_ids = inputs[input_name].clone()
+    altered_ids[:, KEPT:] = altered_ids[:, :1]
+    logits = logits_of(model, inputs)
+    if logits.ndim == 2:
         return
-    found = logits_of(model, {**inputs, read: other})[:, :KEPT]
-    expected = expected[:, :KEPT]
-    eps = torch.finfo(expected.dtype).eps
-    if not _is_close(found, expected, min(math.sqrt(eps), ROUNDINGS * eps)):
+    answers = logits_of(model, {**inputs, input_name: altered_ids})[:, :KEPT]
+    logits = logits[:, :KEPT]
+    eps = torch.finfo(logits.dtype).eps
+    if not _is_close(answers, logits, min(math.sqrt(eps), ROUNDINGS * eps)):
         raise ModelError(
             f"{type(model).__name__} looks ahead: its answer at a token changes with the tokens "
-            f"behind it ({_difference(found, expected)}). A model that writes its answer token by "
+            f"behind it ({_difference(answers, logits)}). A model that writes its answer token by "
             "token cannot do that. If it sorts texts into labels, use --task classification; if "
             "it is a decoder, set is_decoder in its config.json to true."
         )

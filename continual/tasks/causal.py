@@ -53,11 +53,11 @@ class CausalTask:
         reader = Reader.of(base, settings, limits)
         terminator = str(settings.get("terminator", ""))
         task = cls(reader, terminator, blank_setting(settings))
-        recorded = settings.get("template")
-        if recorded is not None and recorded != task._template.digest:
+        digest = settings.get("template")
+        if digest is not None and digest != task._template.digest:
             raise WrongBaseModel(
                 "The model's chat template is not the one that this store was made with ([task] "
-                f"template = {recorded}): put that one back, or make a new store."
+                f"template = {digest}): put that one back, or make a new store."
             )
         return task
 
@@ -69,14 +69,14 @@ class CausalTask:
     def encode(self, prompt: Prompt, answer: str) -> Encoding:
         """Encode a probe; see `Task.encode`."""
         turn = self._turn(prompt)
-        asked = self._asked(prompt, turn)
-        question = self._ids(asked)
+        wording = self._asked(prompt, turn)
+        question = self._ids(wording)
         literal = self._reader.literal(answer)
-        targets = self._answer_ids(asked, question, self._tail(asked, turn, literal))
+        targets = self._answer_ids(wording, question, self._tail(wording, turn, literal))
         self._reader.require_answer(answer, targets)
-        self._reader.require_context(asked.text, len(question) + len(targets) - 1)
-        first = len(question) - 1
-        positions = tuple(range(first, first + len(targets)))
+        self._reader.require_context(wording.text, len(question) + len(targets) - 1)
+        start = len(question) - 1
+        positions = tuple(range(start, start + len(targets)))
         return Encoding(Question(question), positions, targets)
 
     def question(self, prompt: Prompt) -> Question:
@@ -177,10 +177,10 @@ class CausalTask:
         """Return the tokens of a text in the middle of another: behind the first anchor that keeps
         its own tokens there; `alone` if none does."""
         for anchor in ANCHORS:
-            before = self._reader.ids(anchor, is_whole=True)
-            both = self._reader.ids(anchor + tail, is_whole=True)
-            if both[: len(before)] == before:
-                return both[len(before) :]
+            anchor_ids = self._reader.ids(anchor, is_whole=True)
+            joint_ids = self._reader.ids(anchor + tail, is_whole=True)
+            if joint_ids[: len(anchor_ids)] == anchor_ids:
+                return joint_ids[len(anchor_ids) :]
         return alone
 
     # -- ends of answers
@@ -196,8 +196,8 @@ class CausalTask:
     def _ends(self, model: Any) -> dict[str, Any]:
         """Return an option with the tokens at which `generate` stops, if the model's own lack the
         end of a turn."""
-        own = model.generation_config.eos_token_id
-        known = [] if own is None else own if isinstance(own, list) else [own]
-        if self._end_token is None or self._end_token in known:
+        eos = model.generation_config.eos_token_id
+        eos_ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+        if self._end_token is None or self._end_token in eos_ids:
             return {}
-        return {"eos_token_id": [*known, self._end_token]}
+        return {"eos_token_id": [*eos_ids, self._end_token]}

@@ -44,8 +44,8 @@ class ChatTemplate:
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
         """The special marks that a text may contain, such as the marks of turns; longest first."""
-        added = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
-        texts = {str(token) for token in added if token.special}
+        tokens = getattr(self._tokenizer, "added_tokens_decoder", {}).values()
+        texts = {str(token) for token in tokens if token.special}
         return tuple(sorted(texts | set(self._tokenizer.all_special_tokens), key=len, reverse=True))
 
     @property
@@ -69,9 +69,9 @@ class ChatTemplate:
         place = answered.rfind(_WORD)
         if place < 0:
             return Turn(prompt)
-        before, behind = answered[:place], answered[place + len(_WORD) :]
-        lead = before[len(prompt) :] if before.startswith(prompt) else ""
-        return Turn(prompt, lead if not lead.strip() else "", self._up_to_mark(behind))
+        opening, closing = answered[:place], answered[place + len(_WORD) :]
+        lead = opening[len(prompt) :] if opening.startswith(prompt) else ""
+        return Turn(prompt, lead if not lead.strip() else "", self._up_to_mark(closing))
 
     def turn_of_text(self, text: str) -> Turn | None:
         """Return the turn of a text that the template made up to the model's answer; None for any
@@ -94,10 +94,10 @@ class ChatTemplate:
         chat = Chat.asking("Hello")
         try:
             turn = self.turn(chat)
-            asked = self._rendered(chat.messages, opens_turn=False)
+            question = self._rendered(chat.messages, opens_turn=False)
         except RequestError:
             return None
-        opening = turn.prompt[len(asked) :] if turn.prompt.startswith(asked) else ""
+        opening = turn.prompt[len(question) :] if turn.prompt.startswith(question) else ""
         return _Usual(turn, opening)
 
     def _rendered(self, messages: Sequence[Message], *, opens_turn: bool) -> str:

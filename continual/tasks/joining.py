@@ -71,18 +71,20 @@ def _needs_blank(prompt: str, answer: str) -> bool:
     slash, an underscore), behind a character that ties two words (a hyphen, an equals sign) without
     a blank before it, before a closing character, and in scripts that are written without blanks.
     """
-    last, first = prompt[-1], answer[:1]
-    if last.isspace() or first.isspace():
+    prompt_end, answer_start = prompt[-1], answer[:1]
+    if prompt_end.isspace() or answer_start.isspace():
         return False
-    if last in _OPENING or first in _CLOSING:
+    if prompt_end in _OPENING or answer_start in _CLOSING:
         return False
-    if last in _QUOTES and _opens_quote(prompt):
+    if prompt_end in _QUOTES and _opens_quote(prompt):
         return False
-    if last in _TYING and last not in _QUOTES and not prompt[-2:-1].isspace():
+    if prompt_end in _TYING and prompt_end not in _QUOTES and not prompt[-2:-1].isspace():
         return False
-    if is_without_blanks(last):
+    if is_without_blanks(prompt_end):
         return False
-    return not (first and is_without_blanks(first) and any(map(is_without_blanks, prompt)))
+    return not (
+        answer_start and is_without_blanks(answer_start) and any(map(is_without_blanks, prompt))
+    )
 
 
 def is_without_blanks(character: str) -> bool:
@@ -94,8 +96,8 @@ def is_without_blanks(character: str) -> bool:
 def _opens_quote(prompt: str) -> bool:
     """Tell whether the straight quote at the end opens: nothing, a blank or an opening character
     stands before it."""
-    before = prompt[-2:-1]
-    return not before or before.isspace() or before in _OPENING or before in "=:,"
+    neighbour = prompt[-2:-1]
+    return not neighbour or neighbour.isspace() or neighbour in _OPENING or neighbour in "=:,"
 
 
 def _chosen(settings: Mapping[str, Any], key: str, usual: str, words: tuple[str, ...]) -> str:

@@ -46,16 +46,16 @@ class Seq2SeqTask:
                 f"{type(base.model).__name__} has no encoder and no decoder, as seq2seq needs: use "
                 "--task causal, or a model such as BART or T5."
             )
-        first, end = _decoder_start(base.model), base.tokenizer.eos_token_id
-        if first is None or end is None:
-            missing = "decoder_start_token_id" if first is None else "eos_token_id"
-            where = "config.json" if first is None else "tokenizer"
+        start_token, end = _decoder_start(base.model), base.tokenizer.eos_token_id
+        if start_token is None or end is None:
+            setting = "decoder_start_token_id" if start_token is None else "eos_token_id"
+            where = "config.json" if start_token is None else "tokenizer"
             raise ModelError(
-                f"{type(base.model).__name__} cannot be asked: its {where} names no {missing}, "
+                f"{type(base.model).__name__} cannot be asked: its {where} names no {setting}, "
                 "which a seq2seq model needs; set it and save the model again."
             )
         forced = getattr(base.model.generation_config, "forced_bos_token_id", None)
-        start = (first,) if forced is None else (first, int(forced))
+        start = (start_token,) if forced is None else (start_token, int(forced))
         return cls(Reader.of(base, settings, limits), start, int(end))
 
     def settings(self) -> dict[str, Any]:
@@ -68,8 +68,8 @@ class Seq2SeqTask:
         targets = self._answer_ids(self._reader.literal(answer))
         self._reader.require_answer(answer, targets[:-1])
         self._reader.require_context(self._reader.text(prompt), len(self._start) + len(targets) - 1)
-        first = len(self._start) - 1
-        return Encoding(question, tuple(range(first, first + len(targets))), targets)
+        start = len(self._start) - 1
+        return Encoding(question, tuple(range(start, start + len(targets))), targets)
 
     def question(self, prompt: Prompt) -> Question:
         """Encode a prompt; see `Task.question`."""
@@ -99,18 +99,18 @@ class Seq2SeqTask:
         """Return the result of plain greedy decoding, whatever search or penalties the model's
         directory asks `generate` for: the ledger judges exactly this."""
         room = self._reader.context_tokens_max
-        asked = Encoding(question, (), ())
-        written: tuple[int, ...] = ()
+        encoding = Encoding(question, (), ())
+        tokens: tuple[int, ...] = ()
         for _ in range(tokens_max):
-            if room is not None and len(asked.ids) > room:
+            if room is not None and len(encoding.ids) > room:
                 break
-            inputs = {name: t.to(model.device) for name, t in self.inputs([asked]).items()}
+            inputs = {name: t.to(model.device) for name, t in self.inputs([encoding]).items()}
             token = int(model(**inputs, use_cache=False).logits[0, -1].argmax())
             if token == self._end:
                 break
-            written = (*written, token)
-            asked = replace(asked, question=replace(question, ids=question.ids + written))
-        return written
+            tokens = (*tokens, token)
+            encoding = replace(encoding, question=replace(question, ids=question.ids + tokens))
+        return tokens
 
     def text(self, answer: Sequence[int]) -> str:
         """Return the words, without special tokens."""
@@ -129,7 +129,7 @@ def _decoder_start(model: Any) -> int | None:
     """Return the token that a decoder starts with, by its config or its generation settings; None
     if neither names one."""
     for settings in (model.config, model.config.get_text_config(decoder=True)):
-        if (named := getattr(settings, "decoder_start_token_id", None)) is not None:
-            return int(named)
-    named = getattr(model.generation_config, "decoder_start_token_id", None)
-    return None if named is None else int(named)
+        if (token := getattr(settings, "decoder_start_token_id", None)) is not None:
+            return int(token)
+    token = getattr(model.generation_config, "decoder_start_token_id", None)
+    return None if token is None else int(token)

@@ -87,23 +87,23 @@ class Reader:
     def letters(self, ids: Sequence[int]) -> str:
         """Return the text of tokens to the letter, without the tokens that the tokenizer puts
         around it."""
-        before, behind = self._around
-        inner = list(ids)
-        if before and inner[: len(before)] == list(before):
-            inner = inner[len(before) :]
-        if behind and inner[-len(behind) :] == list(behind):
-            inner = inner[: -len(behind)]
-        text: str = self.tokenizer.decode(inner, clean_up_tokenization_spaces=False)
+        prefix, suffix = self._around
+        body = list(ids)
+        if prefix and body[: len(prefix)] == list(prefix):
+            body = body[len(prefix) :]
+        if suffix and body[-len(suffix) :] == list(suffix):
+            body = body[: -len(suffix)]
+        text: str = self.tokenizer.decode(body, clean_up_tokenization_spaces=False)
         return text
 
     @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens that the tokenizer puts in front of a text, and behind it."""
-        whole = tuple(self.tokenizer("a")["input_ids"])
-        bare = tuple(self.tokenizer("a", add_special_tokens=False)["input_ids"])
-        for first in range(len(whole) - len(bare) + 1 if bare else 0):
-            if whole[first : first + len(bare)] == bare:
-                return whole[:first], whole[first + len(bare) :]
+        all_ids = tuple(self.tokenizer("a")["input_ids"])
+        text_ids = tuple(self.tokenizer("a", add_special_tokens=False)["input_ids"])
+        for start in range(len(all_ids) - len(text_ids) + 1 if text_ids else 0):
+            if all_ids[start : start + len(text_ids)] == text_ids:
+                return all_ids[:start], all_ids[start + len(text_ids) :]
         return (), ()
 
     def require_answer(self, answer: str, targets: Sequence[int]) -> None:
@@ -116,20 +116,20 @@ class Reader:
 
     def _require_characters(self, kind: str, text: str) -> None:
         """Raise RequestError for a text that is longer than the store allows."""
-        allowed = getattr(self.limits, f"{kind}_characters_max")
-        if len(text) > allowed:
+        limit = getattr(self.limits, f"{kind}_characters_max")
+        if len(text) > limit:
             raise RequestError(
                 f"The {_NOUNS[kind]} {_short(text)} has {len(text)} characters, more than the "
-                f"{allowed} allowed: shorten it, or raise {kind}_characters_max under [task] in "
+                f"{limit} allowed: shorten it, or raise {kind}_characters_max under [task] in "
                 "cedit.toml."
             )
 
     def _require_few(self, kind: str, text: str, count: int) -> None:
         """Raise RequestError for more tokens than the store allows."""
-        allowed = getattr(self.limits, f"{kind}_tokens_max")
-        if count > allowed:
+        limit = getattr(self.limits, f"{kind}_tokens_max")
+        if count > limit:
             raise RequestError(
-                f"The {_NOUNS[kind]} {_short(text)} has {count} tokens, more than the {allowed} "
+                f"The {_NOUNS[kind]} {_short(text)} has {count} tokens, more than the {limit} "
                 f"allowed: shorten it, or raise {kind}_tokens_max under [task] in cedit.toml."
             )
 
@@ -157,14 +157,14 @@ _NOUNS = {"prompt": "prompt", "target": "answer"}
 def padded(batch: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
     """Return input_ids [B, T] of sequences, padded on the right, and, if one is padded,
     attention_mask [B, T]."""
-    missing = [0] * len(batch)
+    pad_counts = [0] * len(batch)
     if len(batch) > 1:
         size = max(map(len, batch))
-        missing = [size - len(ids) for ids in batch]
-    if not any(missing):
+        pad_counts = [size - len(ids) for ids in batch]
+    if not any(pad_counts):
         return {"input_ids": torch.tensor(batch)}
-    ids = [[*ids, *[pad] * count] for ids, count in zip(batch, missing, strict=True)]
-    mask = [[1] * len(ids) + [0] * count for ids, count in zip(batch, missing, strict=True)]
+    ids = [[*ids, *[pad] * count] for ids, count in zip(batch, pad_counts, strict=True)]
+    mask = [[1] * len(ids) + [0] * count for ids, count in zip(batch, pad_counts, strict=True)]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
