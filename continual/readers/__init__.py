@@ -69,16 +69,16 @@ def is_known(record: Mapping[str, object], keys: Mapping[str, str] | None = None
 def unknown_keys(record: Mapping[str, object], keys: Mapping[str, str] | None = None) -> str:
     """Return the message for a record that no format recognises: its keys, the formats, and a
     remedy."""
-    shown = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
-    more = [f"and {len(record) - len(shown)} more"] if len(record) > len(shown) else []
-    told = ", ".join([*shown, *more]) or "none"
+    key_names = [named(key) for key in sorted(record)[:KEYS_NAMED_MAX]]
+    remainder = [f"and {len(record) - len(key_names)} more"] if len(record) > len(key_names) else []
+    items = ", ".join([*key_names, *remainder]) or "none"
     if keys:
-        own = ", ".join(f"{key}={path}" for key, path in keys.items())
-        return f"the record has not all keys that {own} names; its keys are: {told}"
-    guesses = "".join(f" (did you mean {ours!r} by {named(key)}?)" for key, ours in alike(record))
+        pairs = ", ".join(f"{key}={path}" for key, path in keys.items())
+        return f"the record has not all keys that {pairs} names; its keys are: {items}"
+    guesses = "".join(f" (did you mean {guess!r} by {named(key)}?)" for key, guess in alike(record))
     names = ", ".join(format_.NAME for format_ in formats())
     return (
-        f"no known format has these keys: {told}{guesses}; the formats are {names}. Say which key "
+        f"no known format has these keys: {items}{guesses}; the formats are {names}. Say which key "
         "is which, with --keys prompt=KEY,target_new=KEY,subject=KEY or under [stream.keys] in "
         "cedit.toml; KEY may be a path as in fact.qas.0.answer"
     )
@@ -95,15 +95,15 @@ def _format_of(record: Mapping[str, object]) -> Format | None:
 
 
 def _read(format_: Format, record: Mapping[str, object]) -> list[Request]:
-    marked = Marked(record)
+    view = Marked(record)
     try:
-        requests = format_.read(marked)
+        requests = format_.read(view)
     except ValidationError as error:
         raise RequestError(f"{format_.NAME}: {explain(error)}") from None
     except RequestError as error:
         raise RequestError(f"{format_.NAME}: {error.reason}") from None
     left_out: frozenset[str] = getattr(format_, "LEFT_OUT", frozenset())
-    extra = kept({key: record[key] for key in marked.unread if key not in left_out})
+    extra = kept({key: record[key] for key in view.unread if key not in left_out})
     return (
         [r.model_copy(update={"extra": {**r.extra, **extra}}) for r in requests]
         if extra

@@ -160,7 +160,7 @@ _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false",
 
 def _expected(what: str, key: str, value: object) -> RequestError:
     if isinstance(value, list) and value:
-        found = f"a list with {_KINDS.get(type(value[0]), 'a number')} in it"
+        kind = f"a list with {_KINDS.get(type(value[0]), 'a number')} in it"
     else:
-        found = _KINDS.get(type(value), "a number")
-    return RequestError(f"{named(key)}: expected {what}, found {found}")
+        kind = _KINDS.get(type(value), "a number")
+    return RequestError(f"{named(key)}: expected {what}, found {kind}")

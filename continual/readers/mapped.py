@@ -16,10 +16,10 @@ _ONE_TEXT = frozenset({"target_new", "target_old"})
 
 def checked(keys: Mapping[str, str]) -> dict[str, str]:
     """Return the keys, checked. Raises CeditError for a key that is not cedit's own."""
-    for own, path in keys.items():
-        if own not in OWN_KEYS or not path:
+    for key, path in keys.items():
+        if key not in OWN_KEYS or not path:
             raise CeditError(
-                f"{own}={path} names no key of a correction: those are {', '.join(OWN_KEYS)}, each "
+                f"{key}={path} names no key of a correction: those are {', '.join(OWN_KEYS)}, each "
                 "with a key of the record behind it, as in prompt=question,target_new=answer"
             )
     return dict(keys)
@@ -36,10 +36,10 @@ def fits(record: Mapping[str, object], keys: Mapping[str, str]) -> bool:
 def renamed(record: Mapping[str, object], keys: Mapping[str, str]) -> dict[str, object]:
     """Return the record in cedit's own keys, with its other fields under their keys. Raises
     RequestError for an empty list in the target's place."""
-    taken = {_root(record, path) for path in keys.values()}
-    own = {name: _first(name, _at(record, path)) for name, path in keys.items()}
-    rest = {key: value for key, value in record.items() if key not in taken and key not in keys}
-    return {**rest, **{name: value for name, value in own.items() if value is not None}}
+    roots = {_root(record, path) for path in keys.values()}
+    cedit_fields = {name: _first(name, _at(record, path)) for name, path in keys.items()}
+    extras = {key: value for key, value in record.items() if key not in roots and key not in keys}
+    return {**extras, **{name: value for name, value in cedit_fields.items() if value is not None}}
 
 
 def _first(name: str, value: object) -> object:

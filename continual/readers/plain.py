@@ -34,15 +34,15 @@ def recognises(record: Mapping[str, object]) -> bool:
 
 def read(record: Mapping[str, object]) -> list[Request]:
     """Read the request that the record spells out."""
-    whole = dict(record)
-    if strangers := sorted(FOREIGN_KEYS & whole.keys()):
+    entries = dict(record)
+    if strangers := sorted(FOREIGN_KEYS & entries.keys()):
         raise RequestError(
             f"{', '.join(map(named, strangers))} is not a key of cedit's own format, which "
-            f"{', '.join(sorted(map(named, OWN_KEYS & whole.keys())))} is of: use the keys of one"
+            f"{', '.join(sorted(map(named, OWN_KEYS & entries.keys())))} is of: use the keys of one"
         )
-    own = _filled({key: value for key, value in whole.items() if key in KEYS})
-    extra = kept({key: value for key, value in whole.items() if key not in KEYS})
-    return [Request.from_json({**own, "extra": extra} if extra else own)]
+    request_fields = _filled({key: value for key, value in entries.items() if key in KEYS})
+    extra = kept({key: value for key, value in entries.items() if key not in KEYS})
+    return [Request.from_json({**request_fields, "extra": extra} if extra else request_fields)]
 
 
 def alike(record: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -54,10 +54,10 @@ def alike(record: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def _guess(key: str, record: Mapping[str, object]) -> str | None:
     """Return the missing key of ours that another looks like, one that every record needs first."""
-    for ours in (("prompt", "target_new"), KEYS):
-        missing = [name for name in ours if name not in record]
-        if alike := get_close_matches(key, missing, n=1, cutoff=_CUTOFF):
-            return alike[0]
+    for group in (("prompt", "target_new"), KEYS):
+        candidates = [name for name in group if name not in record]
+        if matches := get_close_matches(key, candidates, n=1, cutoff=_CUTOFF):
+            return matches[0]
     return None
 
 

@@ -50,19 +50,21 @@ def read(record: Mapping[str, object]) -> list[Request]:
 def _parts(edit: Mapping[str, object]) -> tuple[str, str, str]:
     """Return the prompt, the new target and the old one. Raises RequestError for sentences that do
     not begin alike."""
-    new = fields.text(edit, "prompt")
+    new_sentence = fields.text(edit, "prompt")
     original = edit.get("original_fact")
     if original is None:
         raise RequestError("'edit' has no 'original_fact', which shows where its target begins")
-    old = fields.text(fields.mapping(original, "original_fact"), "prompt")
-    pairs = zip(new, old, strict=False)
+    old_sentence = fields.text(fields.mapping(original, "original_fact"), "prompt")
+    pairs = zip(new_sentence, old_sentence, strict=False)
     shared = "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     verbs = list(_VERB.finditer(shared))
     end = verbs[-1].end() if verbs else shared.rfind(" ")
-    targets = [text[end:].strip().removesuffix(".").strip() for text in (new, old)]
+    targets = [
+        text[end:].strip().removesuffix(".").strip() for text in (new_sentence, old_sentence)
+    ]
     if end <= 0 or not all(targets):
         raise RequestError("the sentences of 'edit' and of its 'original_fact' do not begin alike")
-    return new[:end].rstrip(), targets[0], targets[1]
+    return new_sentence[:end].rstrip(), targets[0], targets[1]
 
 
 def _probes(record: Mapping[str, object], name: str) -> Iterator[Probe]:

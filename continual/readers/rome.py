@@ -23,17 +23,27 @@ def recognises(record: Mapping[str, object]) -> bool:
 
 def read(record: Mapping[str, object]) -> list[Request]:
     """Read the request, with its subject in the prompt's slot."""
-    whole = dict(record)
-    own: dict[str, object] = {key: whole[key] for key in whole if key not in _FOREIGN}
-    own["target_new"] = fields.text(fields.mapping(whole["target_new"], "target_new"), "str")
-    old = whole.get("target_true")
-    if old is not None:
-        own["target_old"] = old if isinstance(old, str) else _text(old)
-    own |= (
-        {"relation": fields.optional_text(whole, "relation_id")} if "relation_id" in whole else {}
+    entries = dict(record)
+    request_fields: dict[str, object] = {
+        key: entries[key] for key in entries if key not in _FOREIGN
+    }
+    request_fields["target_new"] = fields.text(
+        fields.mapping(entries["target_new"], "target_new"), "str"
     )
-    own |= {"case": fields.identifier(whole, "case_id")} if "case_id" in whole else {}
-    return plain.read(own)
+    true_target = entries.get("target_true")
+    if true_target is not None:
+        request_fields["target_old"] = (
+            true_target if isinstance(true_target, str) else _text(true_target)
+        )
+    request_fields |= (
+        {"relation": fields.optional_text(entries, "relation_id")}
+        if "relation_id" in entries
+        else {}
+    )
+    request_fields |= (
+        {"case": fields.identifier(entries, "case_id")} if "case_id" in entries else {}
+    )
+    return plain.read(request_fields)
 
 
 def _text(target: object) -> str:

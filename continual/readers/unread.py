@@ -49,13 +49,13 @@ def kept(extra: Mapping[str, object]) -> dict[str, object]:
     """Return the fields that a history keeps: all with a JSON form in UTF-8, but with null in the
     place of values that do not fit into EXTRA_CHARACTERS_MAX together."""
     room = EXTRA_CHARACTERS_MAX
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     for key, value in extra.items():
         try:
             key.encode("utf-8")
             size = len(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"))
         except (ValueError, RecursionError):
             continue
-        found[key] = value if size <= room else None
+        result[key] = value if size <= room else None
         room -= size if size <= room else 0
-    return found
+    return result

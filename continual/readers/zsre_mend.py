@@ -40,8 +40,8 @@ def read(record: Mapping[str, object]) -> list[Request]:
 def natural_question(record: Mapping[str, object]) -> tuple[Probe, ...]:
     """Return the locality probe under ``loc`` and ``loc_ans``, without the prefix of its source."""
     question = fields.optional_text(record, "loc")
-    bare = None if question is None else question.removeprefix(QUESTION_PREFIX)
-    return fields.probe(bare, fields.first_answer(record, "loc_ans"), "loc", "loc")
+    text = None if question is None else question.removeprefix(QUESTION_PREFIX)
+    return fields.probe(text, fields.first_answer(record, "loc_ans"), "loc", "loc")
 
 
 def _targets(record: Mapping[str, object]) -> tuple[str, str | None]:
