@@ -99,10 +99,10 @@ class Stream:
         """Yield the items after the first ``position`` ones. Raises StreamChanged if these do not
         give the chain ``rolling``."""
         with self._records(self._knows) as records:
-            first, last = self._skip(records, position)
-            if last != rolling:
+            first_link, last_link = self._skip(records, position)
+            if last_link != rolling:
                 raise StreamChanged(self._changed(position))
-            name = None if first is None else self._short(first)
+            name = None if first_link is None else self._short(first_link)
             if not position and self._is_looked_into:
                 records = self._recognised(records)
             link = bytes.fromhex(rolling)
@@ -151,8 +151,8 @@ class Stream:
         if not self.has_past:
             return None
         with self._records(self._knows) as records:
-            first, _ = self._skip(records, 1)
-        return None if first is None else self._short(first)
+            first_link, _ = self._skip(records, 1)
+        return None if first_link is None else self._short(first_link)
 
     def _short(self, first: str) -> str | None:
         return f"{Path(self.name).name}#{first[:NAME_HEX_DIGITS]}" if self.has_past else None
@@ -168,15 +168,15 @@ class Stream:
     def _skip(self, records: Records, position: int) -> tuple[str | None, str | None]:
         """Return the chain after the first record, and after ``position`` ones; ``None`` if there
         are fewer."""
-        first: str | None = None
+        first_link: str | None = None
         link = bytes.fromhex(ROLLING_START)
         for _ in range(position):
             record = records.next(patient=False)
             if record is None:
-                return first, None
+                return first_link, None
             link = _chained(link, record)
-            first = first or link.hex()
-        return first, link.hex()
+            first_link = first_link or link.hex()
+        return first_link, link.hex()
 
     @contextmanager
     def _records(self, knows: Callable[[Mapping[str, object]], bool]) -> Iterator[Records]:
@@ -186,21 +186,21 @@ class Stream:
             yield self._laid_out(source, knows)
 
     def _laid_out(self, source: Source, knows: Callable[[Mapping[str, object]], bool]) -> Records:
-        found = layout(self.name, source.beginning, knows, is_whole=self._is_looked_into)
-        if self.follow and (source.is_compressed or found.kind in (ARRAY, OBJECTS)):
+        form = layout(self.name, source.beginning, knows, is_whole=self._is_looked_into)
+        if self.follow and (source.is_compressed or form.kind in (ARRAY, OBJECTS)):
             kind = "compressed" if source.is_compressed else "a JSON array"
             raise StreamError(
                 f"the stream {self.name} is {kind}, which cannot be followed: "
                 "write one record to a line"
             )
         bytes_max = self.limits.line_bytes_max
-        if found.kind in (ARRAY, OBJECTS):
-            places: Places = array_places if found.kind == ARRAY else object_places
+        if form.kind in (ARRAY, OBJECTS):
+            places: Places = array_places if form.kind == ARRAY else object_places
             data = whole(self.name, source.file, self.limits.array_bytes_max)
             return Elements(data, list(places(self.name, data)), bytes_max)
         tail = Tail(self.name, source.file, self.poll_seconds, self.stop)
-        if found.kind == TABLE:
-            return Table(tail, bytes_max, found.delimiter)
+        if form.kind == TABLE:
+            return Table(tail, bytes_max, form.delimiter)
         return Lines(tail, bytes_max)
 
     def _recognised(self, records: Records) -> Records:

@@ -136,24 +136,24 @@ def _refuse_foreign(name: str, beginning: bytes) -> None:
 
 def _refuse_text(name: str, lines: list[bytes], *, is_whole: bool) -> None:
     """Raise StreamError for a text in which no record begins."""
-    first = lines[0]
+    first_line = lines[0]
     if PurePath(name).suffix.lower() in _TABLE_SUFFIXES:
-        raise _unknown_columns(name, first)
-    if first.startswith(b"<"):
+        raise _unknown_columns(name, first_line)
+    if first_line.startswith(b"<"):
         raise _refused(name, "XML or HTML", _AS_LINES)
-    if _YAML.match(first):
+    if _YAML.match(first_line):
         raise _refused(name, "YAML", _AS_LINES)
     if is_whole:
-        text = named(first.decode("utf-8", "replace"))
+        text = named(first_line.decode("utf-8", "replace"))
         raise _refused(name, f"text in which no JSON object begins (its first line: {text})", "")
 
 
 def _unknown_columns(name: str, header: bytes) -> StreamError:
     tries = [cells(header, delimiter) for delimiter in _DELIMITERS]
     columns = max(tries, key=len)
-    shown = ", ".join(named(column.strip()) for column in columns[:COLUMNS_NAMED_MAX])
+    names = ", ".join(named(column.strip()) for column in columns[:COLUMNS_NAMED_MAX])
     return StreamError(
-        f"the stream {name} is a table with the columns {shown or 'that are no text'}, which no "
+        f"the stream {name} is a table with the columns {names or 'that are no text'}, which no "
         "known format has. Nothing of it was applied. Say which column is which, with "
         "--keys prompt=COLUMN,target_new=COLUMN,subject=COLUMN, or under [stream.keys] in "
         "cedit.toml"
@@ -161,8 +161,8 @@ def _unknown_columns(name: str, header: bytes) -> StreamError:
 
 
 def _refused(name: str, kind: str, remedy: str) -> StreamError:
-    told = f"{remedy}. " if remedy else ""
+    advice = f"{remedy}. " if remedy else ""
     return StreamError(
-        f"the stream {name} is {kind}, which cedit does not read: {told}"
+        f"the stream {name} is {kind}, which cedit does not read: {advice}"
         f"Streams are {READ_KINDS}. Nothing of it was applied"
     )

@@ -54,5 +54,5 @@ def stream_for(
     limits = Limits(
         line_bytes_max=settings.line_bytes_max, array_bytes_max=settings.array_bytes_max
     )
-    told = checked(keys or settings.keys)
-    return open_stream(source, limits=limits, follow=follow, stop=stop, keys=told)
+    key_map = checked(keys or settings.keys)
+    return open_stream(source, limits=limits, follow=follow, stop=stop, keys=key_map)

@@ -163,11 +163,11 @@ class Table:
                 return None
             if not row.kept.strip(BLANK + self._delimiter.encode() + b'"'):
                 continue
-            whole = _Line(self._bytes_max + len(self._header) + 1)
-            whole.add(self._header + b"\n")
-            whole.add(bytes(row.kept))
+            line = _Line(self._bytes_max + len(self._header) + 1)
+            line.add(self._header + b"\n")
+            line.add(bytes(row.kept))
             reason = too_long(row.length, self._bytes_max)
-            return RawRecord(number, bytes(whole.kept), whole.digest.digest(), reason)
+            return RawRecord(number, bytes(line.kept), line.digest.digest(), reason)
 
     def _row(self, patient: bool) -> _Line | None:
         """Return the lines of a row: one, or as many as its quoted cells go over."""
@@ -253,8 +253,8 @@ class Elements:
             return None
         raw = self._data[place].strip(BLANK)
         reason = too_long(len(raw), self._bytes_max)
-        kept = raw if reason is None else raw[:QUARANTINED_BYTES_MAX]
-        return RawRecord(number, kept, hashlib.sha256(raw).digest(), reason)
+        content = raw if reason is None else raw[:QUARANTINED_BYTES_MAX]
+        return RawRecord(number, content, hashlib.sha256(raw).digest(), reason)
 
     def parsed(self, raw: bytes) -> dict[str, object]:
         """Return the JSON object of an element. Raises RequestError."""

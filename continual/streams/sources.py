@@ -162,15 +162,15 @@ class Tail:
         Raises StreamChanged for a file that was cut short."""
         if not self.file.seekable():
             return False
-        mine = os.fstat(self.file.fileno())
-        if mine.st_size < self.file.tell():
+        file_stat = os.fstat(self.file.fileno())
+        if file_stat.st_size < self.file.tell():
             raise StreamChanged(
                 f"the stream {self.name} was cut short while it was followed: "
                 "read it from its beginning"
             )
         try:
-            named = Path(self.name).stat()
+            name_stat = Path(self.name).stat()
         except OSError:
             return False  # its new file is not there yet
-        is_other = (named.st_dev, named.st_ino) != (mine.st_dev, mine.st_ino)
-        return is_other and named.st_size > 0
+        is_other = (name_stat.st_dev, name_stat.st_ino) != (file_stat.st_dev, file_stat.st_ino)
+        return is_other and name_stat.st_size > 0
