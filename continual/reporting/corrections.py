@@ -121,8 +121,8 @@ def corrections(store: Store, visits: Sequence[Visit], kept: Retention) -> Corre
         repaired=tuple(_repaired(trail, kept, ask)),
         failed=tuple(_failed(trail, kept, ask)),
         superseded=tuple(
-            Superseded(ask(old), seq, None if new is None else ask(new))
-            for old, new, seq in trail.superseded
+            Superseded(ask(predecessor), seq, None if successor is None else ask(successor))
+            for predecessor, successor, seq in trail.superseded
         ),
         reverted=tuple(
             Reverted(ask(identity), visit.seq)
@@ -145,21 +145,23 @@ class _Trail:
 
     def follow(self, visit: Visit) -> None:
         """Go on by one revision."""
-        here = {outcome.id: outcome for outcome in visit.standing}
-        for outcome in here.values():
+        outcomes = {outcome.id: outcome for outcome in visit.standing}
+        for outcome in outcomes.values():
             if outcome.outcome in ATTEMPTED:
                 self.latest[outcome.id] = (outcome, visit.seq)
             elif outcome.outcome == SUPERSEDED:
                 self.superseded.append((outcome.id, None, visit.seq))
-            self.superseded += [(old, outcome.id, visit.seq) for old in outcome.supersedes]
-        for key, right in visit.ledger.get("turned", {}).items():
-            if right:
+            self.superseded += [
+                (predecessor, outcome.id, visit.seq) for predecessor in outcome.supersedes
+            ]
+        for key, is_right in visit.ledger.get("turned", {}).items():
+            if is_right:
                 self.wrong.pop(key, None)
             else:
                 self.wrong[key] = visit.seq
             owner, role, _ = key.rsplit(":", 2)
             if role == EDIT and owner in self.latest:
-                self._turned(owner, right, visit, here.get(owner))
+                self._turned(owner, is_right, visit, outcomes.get(owner))
 
     def _turned(self, owner: str, right: bool, visit: Visit, outcome: Outcome | None) -> None:
         """Follow a turn of an edit's own prompt. An edit that was never right cannot break."""
@@ -177,9 +179,9 @@ class _Trail:
 
     def wrong_by_role(self, owners: Iterable[str]) -> dict[str, int]:
         """Count the probes of these owners that are wrong now, by role."""
-        known = set(owners)
+        owner_ids = set(owners)
         parts = (key.rsplit(":", 2) for key in self.wrong)
-        return dict(sorted(Counter(role for owner, role, _ in parts if owner in known).items()))
+        return dict(sorted(Counter(role for owner, role, _ in parts if owner in owner_ids).items()))
 
 
 class _Asking:

@@ -77,12 +77,12 @@ def steps(visits: Iterable[Visit]) -> Steps:
     """Return the steps of a lineage. Rollbacks are in none, and a revert is no step."""
     edits = (visit for visit in visits if visit.revision.operation == operations.EDIT)
     times = tuple(map(_step, edits))
-    known = [(seconds, time) for time in times if (seconds := time.total_s) is not None]
-    slowest = sorted(known, key=lambda pair: (-pair[0], pair[1].seq))[:SLOWEST]
+    timed_steps = [(seconds, time) for time in times if (seconds := time.total_s) is not None]
+    slowest = sorted(timed_steps, key=lambda pair: (-pair[0], pair[1].seq))[:SLOWEST]
     return Steps(
         total=len(times),
-        timed=len(known),
-        seconds=sum(seconds for seconds, _ in known) if known else None,
+        timed=len(timed_steps),
+        seconds=sum(seconds for seconds, _ in timed_steps) if timed_steps else None,
         times=times,
         slowest=tuple(time for _, time in slowest),
     )
@@ -131,13 +131,13 @@ def editor_costs(times: Iterable[StepTime]) -> tuple[EditorCost, ...]:
     costs = (
         EditorCost(
             editors,
-            steps=found.steps,
-            edits=found.edits,
-            timed_edits=found.timed_edits,
-            edit_s=found.edit_s if found.is_timed else None,
-            patch_bytes=found.patch_bytes,
+            steps=total.steps,
+            edits=total.edits,
+            timed_edits=total.timed_edits,
+            edit_s=total.edit_s if total.is_timed else None,
+            patch_bytes=total.patch_bytes,
         )
-        for editors, found in sums.items()
+        for editors, total in sums.items()
     )
     return tuple(sorted(costs, key=lambda cost: (-cost.edits, cost.editors)))
 

@@ -42,21 +42,21 @@ def points(visits: Sequence[Visit]) -> tuple[Point, ...]:
 
 def rates_of(visit: Visit) -> Rates:
     """Return the metrics at a revision; all None if it was not re-checked."""
-    known = Rates().to_json()
-    recorded = visit.ledger.get("rates", {})
-    return Rates(**{name: recorded.get(name) for name in known})
+    names = Rates().to_json()
+    rates = visit.ledger.get("rates", {})
+    return Rates(**{name: rates.get(name) for name in names})
 
 
 def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[Mark, ...]:
     """Return reverts on the way to head and rollbacks to somewhere on it, in order of place."""
-    found = [*_reverts(visits), *_rollbacks(visits, journal)]
-    return tuple(sorted(found, key=lambda mark: (mark.place, mark.seq)))
+    all_marks = [*_reverts(visits), *_rollbacks(visits, journal)]
+    return tuple(sorted(all_marks, key=lambda mark: (mark.place, mark.seq)))
 
 
 def _reverts(visits: Sequence[Visit]) -> Iterator[Mark]:
     for visit in visits:
-        if gone := reverted_by(visit.revision.body):
-            yield Mark(operations.REVERT, visit.place, visit.seq, requests=gone)
+        if requests := reverted_by(visit.revision.body):
+            yield Mark(operations.REVERT, visit.place, visit.seq, requests=requests)
 
 
 def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator[Mark]:

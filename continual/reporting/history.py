@@ -79,15 +79,15 @@ def report_on(store: Store) -> HistoryReport:
         lineage = store.lineage("head")
         journal = list(store.revisions())
         visits = walk(store, lineage)
-        kept = retained_along(store, lineage)
+        retention = retained_along(store, lineage)
         timed = steps(visits)
         return HistoryReport(
-            title=_title(store, visits, journal, kept),
+            title=_title(store, visits, journal, retention),
             rates=rates_of(visits[-1]),
             points=points(visits),
             marks=marks(visits, journal),
             steps=timed,
-            corrections=corrections(store, visits, kept),
+            corrections=corrections(store, visits, retention),
             editors=editor_costs(timed.times),
             sizes=store_sizes(store, journal),
             settings=store.settings,

@@ -52,7 +52,9 @@ def walk(store: Store, lineage: Sequence[Revision]) -> list[Visit]:
             revision,
             store.ledger(revision.seq) or {},
             tuple(outcomes_of(revision.body)),
-            gone,
+            removals,
         )
-        for place, (revision, gone) in enumerate(zip(lineage, reverted_later(lineage), strict=True))
+        for place, (revision, removals) in enumerate(
+            zip(lineage, reverted_later(lineage), strict=True)
+        )
     ]
