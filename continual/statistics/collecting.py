@@ -42,9 +42,9 @@ class Job:
 
     def identity(self, dtype: torch.dtype) -> dict[str, Any]:
         """Return the settings that a run must share with an interrupted one to go on from it."""
-        cut = asdict(self.passes)
-        del cut["checkpoint_seconds"]
-        return {"made_for": dict(self.made_for), "dtype": str(dtype), "passes": cut}
+        settings = asdict(self.passes)
+        del settings["checkpoint_seconds"]
+        return {"made_for": dict(self.made_for), "dtype": str(dtype), "passes": settings}
 
 
 class Collection:
@@ -64,14 +64,14 @@ class Collection:
         """Collect everything, and yield the progress pass by pass."""
         job = self._job
         documents, place = self._begin(texts, on_change)
-        due = self._next_checkpoint()
+        deadline = self._next_checkpoint()
         for window in windows(documents, place, self._tokens, job.passes, job.tokens_max):
             yield from self._add(window, place)
             place = window.place
-            if window.is_whole and time.monotonic() >= due:
+            if window.is_whole and time.monotonic() >= deadline:
                 meta = {"identity": self._identity, "place": asdict(place)}
                 self._store.put_cached(_PARTIAL, self._moments.tensors(), meta)
-                due = self._next_checkpoint()
+                deadline = self._next_checkpoint()
         self._keep(place)
 
     def _add(self, window: Window, start: Place) -> Iterator[Progress]:
@@ -133,10 +133,10 @@ class Collection:
             return None
         if partial is None:
             return None
-        tokens, wanted = partial.meta["place"]["tokens"], self._job.tokens_max
+        tokens, limit = partial.meta["place"]["tokens"], self._job.tokens_max
         if partial.meta["identity"] != self._identity:
             on_change("An interrupted run over other blocks or another model is given up.")
-        elif wanted is not None and tokens > wanted:
+        elif limit is not None and tokens > limit:
             on_change(f"An interrupted run over {tokens} tokens, more than wanted, is given up.")
         else:
             return partial

@@ -83,8 +83,8 @@ class Statistics:
     @classmethod
     def of(cls, store: Store, edited: EditedModel, executor: Executor = LOCAL) -> Statistics:
         """Return the statistics of a store's base model: an embedded one brings its own text."""
-        own = embedded(StoreSettings.of(store.settings).model.path)
-        return cls(store, edited, None if own is None else own.texts(), executor)
+        model = embedded(StoreSettings.of(store.settings).model.path)
+        return cls(store, edited, None if model is None else model.texts(), executor)
 
     def get(self, block: int) -> KeyStatistics:
         """Return the statistics of a block from the cache, collected now if they are missing.
@@ -95,13 +95,13 @@ class Statistics:
     def require(self, blocks: Iterable[int]) -> None:
         """Collect the missing statistics of some blocks in one pass over the model's own text.
         Raises StatisticsError if they are missing and the model has no text."""
-        missing = [block for block in blocks if not self._has(block)]
-        if not missing:
+        pending = [block for block in blocks if not self._has(block)]
+        if not pending:
             return
         if self.texts is None:
-            self._kept(missing[0])
+            self._kept(pending[0])
         assert self.texts is not None
-        for _ in self.collect(self.texts, missing, tokens_max=OWN_TOKENS):
+        for _ in self.collect(self.texts, pending, tokens_max=OWN_TOKENS):
             pass
 
     def _has(self, block: int) -> bool:
@@ -132,9 +132,14 @@ class Statistics:
         """
         if isinstance(texts, Iterator):
             raise TypeError("texts may be read from its beginning twice: give no iterator")
-        named = range(self._edited.anatomy.block_count) if blocks is None else blocks
-        wanted = tuple(sorted(set(named)))
-        job = Job(wanted, tokens_max, self._fitting(passes or Passes()), self._made_for(wanted))
+        numbers = range(self._edited.anatomy.block_count) if blocks is None else blocks
+        ordered_blocks = tuple(sorted(set(numbers)))
+        job = Job(
+            ordered_blocks,
+            tokens_max,
+            self._fitting(passes or Passes()),
+            self._made_for(ordered_blocks),
+        )
         return Collection(self._store, self._edited, job, self._executor).run(texts, on_change)
 
     def _fitting(self, passes: Passes) -> Passes:
@@ -145,33 +150,33 @@ class Statistics:
     # -- the kept statistics
 
     def _kept(self, block: int) -> KeyStatistics:
-        found = self._found(block)
+        entry = self._found(block)
         return KeyStatistics(
             block,
-            found.meta["count"],
-            found.tensors["second_moment"],
-            found.meta["convergence"],
-            found.path,
-            found.digest,
+            entry.meta["count"],
+            entry.tensors["second_moment"],
+            entry.meta["convergence"],
+            entry.path,
+            entry.digest,
         )
 
     def _found(self, block: int) -> Cached:
         """Return the cached set of a block, checked to be of this model and whole."""
         made_for = self._made_for([block])
         try:
-            found = self._store.cached(name_of(block))
+            entry = self._store.cached(name_of(block))
         except IntegrityError as error:
             cause = f"are damaged (cache/{error.object}: {error.problem})"
             raise StatisticsError(block, cause) from error
-        if found is None:
+        if entry is None:
             raise StatisticsError(block, f"are not in {self._store.cache / 'statistics'}")
-        if found.meta.get("made_for") != made_for:
+        if entry.meta.get("made_for") != made_for:
             raise StatisticsError(block, "were made for another base model or another FFN")
-        moment = found.tensors.get("second_moment")
+        moment = entry.tensors.get("second_moment")
         width = self._edited.anatomy.ffn_width
         if moment is None or moment.shape != (width, width) or moment.dtype != torch.float64:
             raise StatisticsError(block, f"are damaged (no float64 matrix [{width}, {width}])")
-        return found
+        return entry
 
     def _made_for(self, blocks: Sequence[int]) -> dict[str, Any]:
         """Return the base model and the sites that the keys belong to.

@@ -70,10 +70,10 @@ class Moments:
     def mean(self, block: int) -> tuple[Tensor, float]:
         """Return the second moment of a block, and its convergence; see ``KeyStatistics``."""
         even, odd = (_symmetric(half) for half in self._sums[block].cpu())
-        whole = (even + odd).div_(sum(self._counts))
+        moment = (even + odd).div_(sum(self._counts))
         distance = even.div_(max(1, self._counts[0])).sub_(odd.div_(max(1, self._counts[1])))
-        norm = whole.norm().item()
-        return whole, distance.norm().item() / norm if norm else 0.0
+        norm = moment.norm().item()
+        return moment, distance.norm().item() / norm if norm else 0.0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state."""
@@ -106,10 +106,10 @@ def _summing_device(down: torch.nn.Module) -> torch.device:
 
 def _add_squares(total: Tensor, keys: Tensor) -> None:
     """Add k kᵀ of keys [n, d_ff] to the upper triangle of a sum, in float64."""
-    wide = keys.to(total.device).double()
-    for first in range(0, len(total), _TILE):
-        rows = wide[:, first : first + _TILE]
-        total[first : first + _TILE, first:].addmm_(rows.T, wide[:, first:])
+    doubles = keys.to(total.device).double()
+    for start in range(0, len(total), _TILE):
+        rows = doubles[:, start : start + _TILE]
+        total[start : start + _TILE, start:].addmm_(rows.T, doubles[:, start:])
 
 
 def _symmetric(total: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ def windows(
         ids = encode(text)
         if tokens_max is not None:
             ids = ids[: tokens_max - place.tokens]
-        cut = [ids[first : first + size] for first in range(0, len(ids), size)]
-        pieces += cut
-        place = place.after(text, len(cut), len(ids))
+        parts = [ids[offset : offset + size] for offset in range(0, len(ids), size)]
+        pieces += parts
+        place = place.after(text, len(parts), len(ids))
         is_full = place.tokens - start.tokens >= passes.window_tokens
         if is_full and place.tokens != tokens_max:
             yield _window(pieces, start, place, is_whole=True)
