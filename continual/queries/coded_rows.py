@@ -61,12 +61,12 @@ class CodedRows:
         """Return [n, m] upper bounds on x·k for keys [n, d], up to float rounding."""
         codes, steps, errors = _coded(keys)
         lengths = torch.linalg.vector_norm(keys, dim=1) / steps
-        added = self._longest * errors + self._worst * lengths  # in steps of both
-        found = self._products(codes.to(torch.int8)).to(keys.dtype)
-        found += added[:, None]
-        found *= self._steps.rows
-        found *= steps[:, None]
-        return found
+        slack = self._longest * errors + self._worst * lengths  # in steps of both
+        scores = self._products(codes.to(torch.int8)).to(keys.dtype)
+        scores += slack[:, None]
+        scores *= self._steps.rows
+        scores *= steps[:, None]
+        return scores
 
     def _products(self, codes: Tensor) -> Tensor:
         """Return [n, m] int32: u·w for w [n, d]. For few keys, row by row is the quicker way."""

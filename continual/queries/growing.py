@@ -25,14 +25,14 @@ class GrowingTensor:
 
     def append(self, rows: Tensor) -> Tensor:
         """Put rows at the end, and return them as they stand there."""
-        first, end = self._size, self._size + len(rows)
+        start, end = self._size, self._size + len(rows)
         if end > len(self._buffer):
-            larger = self._buffer.new_empty(max(end, 2 * len(self._buffer)), *rows.shape[1:])
-            larger[:first] = self.rows
-            self._buffer = larger
-        self._buffer[first:end] = rows
+            buffer = self._buffer.new_empty(max(end, 2 * len(self._buffer)), *rows.shape[1:])
+            buffer[:start] = self.rows
+            self._buffer = buffer
+        self._buffer[start:end] = rows
         self._size = end
-        return self._buffer[first:end]
+        return self._buffer[start:end]
 
     def truncate(self, size: int) -> None:
         """Forget all rows but the first `size`; a larger `size` after that brings them back."""
@@ -63,13 +63,13 @@ class GrowingColumns:
 
     def append(self, columns: Tensor) -> None:
         """Put columns [r, c] at the end."""
-        first, end = self._size, self._size + columns.shape[1]
+        start, end = self._size, self._size + columns.shape[1]
         if end > self._buffer.shape[1]:
             capacity = max(end, 2 * self._buffer.shape[1])
-            larger = self._buffer.new_empty(len(self._buffer), capacity)
-            larger[:, :first] = self.columns
-            self._buffer = larger
-        self._buffer[:, first:end] = columns
+            buffer = self._buffer.new_empty(len(self._buffer), capacity)
+            buffer[:, :start] = self.columns
+            self._buffer = buffer
+        self._buffer[:, start:end] = columns
         self._size = end
 
     def cut(self, first: int, last: int) -> None:

@@ -69,39 +69,39 @@ class QueryMemory:
         """Drop an edit's queries; the others keep their order. Unknown owners are no error."""
         if owner not in self._counts:
             return
-        behind = takewhile(
+        later_owners = takewhile(
             lambda name: name != owner, reversed(self._counts)
         )  # the latest go first
-        last = len(self._edits) - sum(self._counts[name] for name in behind)
-        self._edits.cut(last - self._counts.pop(owner), last)
+        end = len(self._edits) - sum(self._counts[name] for name in later_owners)
+        self._edits.cut(end - self._counts.pop(owner), end)
 
     def part(self, training: Iterable[int], owners: Collection[str], near: Tensor) -> QueryMemory:
         """Return a memory of some training queries, by their original places, of these owners'
         queries, and of `near` [r, d]. Its mean is that of the whole."""
-        wanted = set(training)
-        rows = [row for row, place in enumerate(self._places) if place in wanted]
+        places = set(training)
+        rows = [row for row, place in enumerate(self._places) if place in places]
         memory = QueryMemory(
             self.training if len(rows) == len(self._places) else self.training[rows]
         )
         memory._mean = self._mean
-        first = 0
+        start = 0
         for owner, count in self._counts.items():
             if owner in owners:
-                memory.remember(owner, self.edits[first : first + count])
-            first += count
+                memory.remember(owner, self.edits[start : start + count])
+            start += count
         memory._near.append(near)
         return memory
 
     @contextmanager
     def beside(self, queries: Tensor) -> Iterator[None]:
         """Remember more queries [r, d] while the `with` lasts: the neighbours of an edit."""
-        before = self._near
+        neighbours = self._near
         try:
             self._near = SearchedQueries(queries)
             self._near.append(queries)
             yield
         finally:
-            self._near = before
+            self._near = neighbours
 
     def highest_scores(self, keys: Tensor) -> Tensor:
         """Return max q·k over all the queries, for keys [n, d] → [n]; -inf for an empty memory."""

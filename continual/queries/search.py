@@ -106,11 +106,11 @@ class SearchedQueries:
             places, scores = None, keys @ self.rows.T
         else:
             bounds = heads.bounds(keys)
-            firsts = self.rows[bounds.max(1).indices]  # their scores are floors
-            floors = (firsts * keys).sum(1) - slack - heads.shared(keys)
+            leaders = self.rows[bounds.max(1).indices]  # their scores are floors
+            floors = (leaders * keys).sum(1) - slack - heads.shared(keys)
             places, scores = self._scored(keys, _reaching_one(bounds, floors))
-        near = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
-        return self.rows[near if places is None else places[near]]
+        mask = (scores >= (scores.amax(1) - 2 * slack)[:, None]).any(0)
+        return self.rows[mask if places is None else places[mask]]
 
     def above(self, keys: Tensor, floors: Tensor) -> Tensor:
         """Return [r] the places, ascending, of the rows whose score with one of the keys [n, d]
@@ -118,12 +118,12 @@ class SearchedQueries:
         them."""
         if len(self) == 0 or len(keys) == 0:
             return torch.empty(0, dtype=torch.long, device=self.rows.device)
-        reached = floors - self._slack(keys)
+        thresholds = floors - self._slack(keys)
         heads = self._pruning()
         if heads is None:
-            return _reaching_one(keys @ self.rows.T, reached).nonzero().squeeze(-1)
-        places, scores = self._scored(keys, heads.reaching(keys, reached - heads.shared(keys)))
-        return places[_reaching_one(scores, reached)]
+            return _reaching_one(keys @ self.rows.T, thresholds).nonzero().squeeze(-1)
+        places, scores = self._scored(keys, heads.reaching(keys, thresholds - heads.shared(keys)))
+        return places[_reaching_one(scores, thresholds)]
 
     def _pruning(self) -> _Heads | None:
         """Return the heads that bound the scores; None where scoring all rows costs less."""
@@ -192,16 +192,16 @@ class _Heads:
         the shared part. Many keys go over parts of the rows that stay in a cache."""
         if len(keys) <= FEW_KEYS:
             return _reaching_one(self.bounds(keys), floors)
-        heads, least = self._split(keys), -floors[:, None]
+        heads, offsets = self._split(keys), -floors[:, None]
         parts = self._parts.columns.split(PART, dim=1)
-        return torch.cat([torch.addmm(least, heads, part).amax(0) >= 0 for part in parts])
+        return torch.cat([torch.addmm(offsets, heads, part).amax(0) >= 0 for part in parts])
 
     def _split(self, vectors: Tensor) -> Tensor:
         """Return [r, h + 1] heads, and upper bounds on the lengths of the rests."""
         heads = vectors @ self._directions
-        whole = vectors.square().sum(1, keepdim=True)
-        left = (whole - heads.square().sum(1, keepdim=True)).clamp(min=0)
-        return torch.cat([heads, (left + ROUNDING * whole).sqrt()], dim=1)
+        squares = vectors.square().sum(1, keepdim=True)
+        rests = (squares - heads.square().sum(1, keepdim=True)).clamp(min=0)
+        return torch.cat([heads, (rests + ROUNDING * squares).sqrt()], dim=1)
 
 
 def _reaching_one(scores: Tensor, floors: Tensor) -> Tensor:
@@ -210,10 +210,10 @@ def _reaching_one(scores: Tensor, floors: Tensor) -> Tensor:
 
     Key by key: to compare and to reduce them all at once takes twice as long.
     """
-    reached = scores[0] >= floors[0]
+    mask = scores[0] >= floors[0]
     for row, floor in zip(scores[1:], floors[1:], strict=True):
-        reached |= row >= floor
-    return reached
+        mask |= row >= floor
+    return mask
 
 
 def _principal_directions(centred: Tensor) -> Tensor:
