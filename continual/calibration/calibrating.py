@@ -43,20 +43,20 @@ class Calibration:
         if state.chosen is not None:
             yield state
             return
-        chosen: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         if self.trials.facts:
             self.trials.grid.prepare(self.trials.statistics)
             for axis in self._open_axes():
-                for tried in self._axis(state, axis, chosen):
-                    state = tried
+                for trial_state in self._axis(state, axis, settings):
+                    state = trial_state
                     yield state
-                chosen = {**chosen, **best(state.of_axis(axis.name)).settings}
+                settings = {**settings, **best(state.of_axis(axis.name)).settings}
             if self._is_bounded:
-                for bounded in self._bounded(state, chosen):
-                    state = bounded
+                for bound_state in self._bounded(state, settings):
+                    state = bound_state
                     yield state
-                chosen |= self._bound(state)
-        state = replace(state, chosen=self._new(chosen))
+                settings |= self._bound(state)
+        state = replace(state, chosen=self._new(settings))
         self.kept.put(state)
         yield state
 
@@ -64,11 +64,15 @@ class Calibration:
         """Return the state of an earlier run if it is finished or used the same facts, else an
         empty state."""
         sample = self.trials.sample
-        named = {"source": sample.source, "facts": len(self.trials.facts), "digest": sample.digest}
-        found = self.kept.get(self.trials.name, self.purpose)
-        if found is not None and (found.chosen is not None or found.sample == named):
-            return found
-        return Calibrated(self.trials.name, self.purpose, named)
+        sample_name = {
+            "source": sample.source,
+            "facts": len(self.trials.facts),
+            "digest": sample.digest,
+        }
+        state = self.kept.get(self.trials.name, self.purpose)
+        if state is not None and (state.chosen is not None or state.sample == sample_name):
+            return state
+        return Calibrated(self.trials.name, self.purpose, sample_name)
 
     def _open_axes(self) -> list[Axis]:
         """Return the axes with at least one setting that `[editor.NAME]` does not give."""
@@ -77,26 +81,26 @@ class Calibration:
     def _choices(self, axis: Axis, chosen: Settings) -> list[Settings]:
         """Return the alternatives of an axis, each once, added to the settings chosen so far; given
         settings take precedence."""
-        found: list[Settings] = []
+        alternatives: list[Settings] = []
         for choice in axis.choices({**chosen, **self.given}):
             settings = {**chosen, **choice, **self.given}
-            if settings not in found:
-                found.append(settings)
-        return found
+            if settings not in alternatives:
+                alternatives.append(settings)
+        return alternatives
 
     def _axis(self, state: Calibrated, axis: Axis, chosen: Settings) -> Iterator[Calibrated]:
         """Try the alternatives of an axis, and yield the state after each trial. Many alternatives
         are tried with a few facts first, and only the best with all facts."""
         choices = self._choices(axis, chosen)
         if len(choices) > LOOKED_AT_FROM and len(self.trials.facts) > LOOKED_AT_BY:
-            name, few = f"{axis.name}: first look", self.trials.with_facts(LOOKED_AT_BY)
+            name, preview = f"{axis.name}: first look", self.trials.with_facts(LOOKED_AT_BY)
             for settings in choices:
                 if not _is_tried(state, name, settings):
-                    state = self._with(state, Trial(name, few.run(settings)))
+                    state = self._with(state, Trial(name, preview.run(settings)))
                     yield state
             looks = sorted(state.of_axis(name), key=score, reverse=True)  # stable: the first leads
-            good = [dict(evidence.settings) for evidence in looks[:GONE_ON_WITH]]
-            choices = [settings for settings in choices if dict(settings) in good]
+            finalists = [dict(evidence.settings) for evidence in looks[:GONE_ON_WITH]]
+            choices = [settings for settings in choices if dict(settings) in finalists]
         for settings in choices:
             if not _is_tried(state, axis.name, settings):
                 state = self._tried(state, axis.name, settings)
@@ -110,12 +114,12 @@ class Calibration:
     def _tried(self, state: Calibrated, axis: str, settings: Settings) -> Calibrated:
         """Return the state with one more trial. If another axis tried these settings with all
         facts, its evidence is used again."""
-        known = (
+        matches = (
             t.evidence
             for t in state.trials
             if t.evidence.settings == settings and t.evidence.facts == len(self.trials.facts)
         )
-        return self._with(state, Trial(axis, next(known, None) or self.trials.run(settings)))
+        return self._with(state, Trial(axis, next(matches, None) or self.trials.run(settings)))
 
     def _new(self, chosen: Settings) -> dict[str, Any]:
         return {name: value for name, value in chosen.items() if name not in self.given}
@@ -129,8 +133,8 @@ class Calibration:
 
     def _bounded(self, state: Calibrated, chosen: Settings) -> Iterator[Calibrated]:
         if state.of_axis(BUDGET):  # of an interrupted run: a curve's sizes need one patch
-            left = tuple(trial for trial in state.trials if trial.axis != BUDGET)
-            state = replace(state, trials=left)
+            trials = tuple(trial for trial in state.trials if trial.axis != BUDGET)
+            state = replace(state, trials=trials)
         for evidence in self.trials.budget_curve({**chosen, **self.given}, self.config.stays_min):
             state = self._with(state, Trial(BUDGET, evidence))
             yield state

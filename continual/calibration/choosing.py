@@ -22,10 +22,10 @@ def score(evidence: Evidence) -> float:
 def best(trials: Sequence[Evidence]) -> Evidence:
     """Return the first trial whose score is within TOLERANCE of the highest. If all scores are 0,
     return the trial with the most facts that arrive, the first of equal ones."""
-    highest = max(map(score, trials))
-    if not highest:
+    score_max = max(map(score, trials))
+    if not score_max:
         return max(trials, key=lambda evidence: evidence.arrives)
-    return next(evidence for evidence in trials if score(evidence) >= highest - TOLERANCE)
+    return next(evidence for evidence in trials if score(evidence) >= score_max - TOLERANCE)
 
 
 def bound(curve: Sequence[Evidence], stays_min: float) -> float | None:
@@ -33,15 +33,15 @@ def bound(curve: Sequence[Evidence], stays_min: float) -> float | None:
     between the sizes on both sides of it. If even the largest size stays, return its spending; None
     if no size does."""
     points = sorted((e.spent or 0.0, e.stays) for e in curve)
-    within = [point for point in points if point[1] >= stays_min]
-    beyond = [point for point in points if point[1] < stays_min]
-    if not within:
+    inside_points = [point for point in points if point[1] >= stays_min]
+    outside_points = [point for point in points if point[1] < stays_min]
+    if not inside_points:
         return None
-    low = max(within)
-    over = [point for point in beyond if point[0] > low[0]]
-    if not over:
+    low = max(inside_points)
+    crossings = [point for point in outside_points if point[0] > low[0]]
+    if not crossings:
         return low[0]
-    high = min(over)
+    high = min(crossings)
     return low[0] + (high[0] - low[0]) * (low[1] - stays_min) / (low[1] - high[1])
 
 
@@ -51,9 +51,9 @@ ARRIVES_MIN = 0.95
 def is_sound(evidence: Evidence, stays_min: float, neighbours_max: float) -> bool:
     """Tell whether an editor with these settings should come early in a chain: most facts arrive,
     and the losses are within the budgets of a run."""
-    near = evidence.neighbours
+    neighbours = evidence.neighbours
     return (
         evidence.arrives >= ARRIVES_MIN
         and evidence.stays >= stays_min
-        and (near is None or near >= 1.0 - neighbours_max)
+        and (neighbours is None or neighbours >= 1.0 - neighbours_max)
     )

@@ -67,8 +67,8 @@ class Sample:
     def neighbourhoods(self) -> Mapping[str, Neighbourhood]:
         """The neighbourhood of each fact by its id, written at the first use."""
         candidates = [fact.candidate for fact in self.facts]
-        written = self.write(candidates)
-        return {c.id: near for c, near in zip(candidates, written, strict=True)}
+        results = self.write(candidates)
+        return {c.id: neighbourhood for c, neighbourhood in zip(candidates, results, strict=True)}
 
     @property
     def digest(self) -> str:
@@ -100,37 +100,37 @@ class Draw:
         if len(candidates) < count // 2:
             source = "prompts cut from what the base writes"
             candidates = self._unknown(list(self._own()), count)
-        sampled = {candidate.id for candidate in candidates}
-        known = [c.request for c in candidates]
-        known += [request for request in requests if request.id not in sampled]
+        ids = {candidate.id for candidate in candidates}
+        all_requests = [c.request for c in candidates]
+        all_requests += [request for request in requests if request.id not in ids]
         return Sample(
-            tuple(self._facts(candidates, known)),
+            tuple(self._facts(candidates, all_requests)),
             self.general.memory,
             tuple(e for passage in self.general.held_out for e in passage.positions()),
             tuple(self._known(others)),
             source,
-            partial(self._neighbourhoods, known),
+            partial(self._neighbourhoods, all_requests),
         )
 
     def _neighbourhoods(
         self, known: Sequence[Request], candidates: Sequence[Candidate]
     ) -> list[Neighbourhood]:
-        asked = [Asked(c.request, c.required, self.site.rows(c.required)) for c in candidates]
-        return neighbours.write(self.site, asked, known, self.watch, self.seed)
+        corrections = [Asked(c.request, c.required, self.site.rows(c.required)) for c in candidates]
+        return neighbours.write(self.site, corrections, known, self.watch, self.seed)
 
     # -- facts
 
     def _unknown(self, requests: Sequence[Request], count: int) -> list[Candidate]:
         """Draw requests that the base answers wrongly, each fact once. All their texts have to fit
         the model; requests that name their subject come first."""
-        shuffled = random.Random(self.seed).sample(requests, len(requests))
-        plain = {r.key: _without_rephrases(r) for r in shuffled}
-        candidates = list(islice(self._encoded(plain.values()), 3 * count))
+        draw = random.Random(self.seed).sample(requests, len(requests))
+        by_key = {r.key: _without_rephrases(r) for r in draw}
+        candidates = list(islice(self._encoded(by_key.values()), 3 * count))
         prompts = [candidate.learned[0] for candidate in candidates]
-        right = self.site.judge_in_full(prompts) if prompts else []
-        wrong = [c for c, is_right in zip(candidates, right, strict=True) if not is_right]
-        named = [c for c in wrong if c.request.named_subject]
-        return [*named, *(c for c in wrong if not c.request.named_subject)][:count]
+        verdicts = self.site.judge_in_full(prompts) if prompts else []
+        unknowns = [c for c, is_right in zip(candidates, verdicts, strict=True) if not is_right]
+        with_subjects = [c for c in unknowns if c.request.named_subject]
+        return [*with_subjects, *(c for c in unknowns if not c.request.named_subject)][:count]
 
     def _encoded(self, requests: Iterable[Request]) -> Iterator[Candidate]:
         for request in requests:
@@ -142,12 +142,12 @@ class Draw:
     def _own(self) -> Iterator[Request]:
         """Yield requests cut from general text in memory; the target is a word of the next text."""
         texts = [words for words in map(self._words, self.general.memory) if len(words) > WORDS_MIN]
-        for words, other in zip(texts, [*texts[1:], *texts[:1]], strict=True):
-            cut, place = int(CUT * len(words)), int(CUT * len(other))
-            subject = max(words[1:cut], key=len)
-            prompt = " ".join(words[:cut])
-            if other[place] != words[cut]:
-                yield Request(prompt=prompt, target_new=other[place], subject=subject)
+        for words, successor in zip(texts, [*texts[1:], *texts[:1]], strict=True):
+            length, place = int(CUT * len(words)), int(CUT * len(successor))
+            subject = max(words[1:length], key=len)
+            prompt = " ".join(words[:length])
+            if successor[place] != words[length]:
+                yield Request(prompt=prompt, target_new=successor[place], subject=subject)
 
     def _words(self, passage: Passage) -> list[str]:
         tokenizer = self.site.edited.tokenizer
@@ -157,12 +157,12 @@ class Draw:
     # -- rewordings and other facts
 
     def _facts(self, candidates: Sequence[Candidate], known: Sequence[Request]) -> Iterator[Fact]:
-        full = {_without_rephrases(r).id: r for r in known}
+        originals = {_without_rephrases(r).id: r for r in known}
         wordings = [
-            self._wordings(c, full.get(c.id, c.request).rephrases, known) for c in candidates
+            self._wordings(c, originals.get(c.id, c.request).rephrases, known) for c in candidates
         ]
-        alike = self._answered_alike(candidates, wordings)
-        for candidate, rewordings in zip(candidates, alike, strict=True):
+        rewording_lists = self._answered_alike(candidates, wordings)
+        for candidate, rewordings in zip(candidates, rewording_lists, strict=True):
             yield Fact(candidate, rewordings)
 
     def _wordings(
@@ -171,26 +171,26 @@ class Draw:
         """Encode other wordings of a request with its new target: its own rephrases, lent wordings,
         and the prompt behind sentences."""
         request = candidate.request
-        behind = [
+        context_prompts = [
             f"{sentence} {request.prompt}"
             for sentence in self._sentences(candidate.id)
             if isinstance(request.prompt, str)
         ]
-        lent = islice(_lent(request, known), LENT)
-        found = []
-        for wording in dict.fromkeys([*own, *lent, *behind]):
+        loans = islice(_lent(request, known), LENT)
+        encodings = []
+        for wording in dict.fromkeys([*own, *loans, *context_prompts]):
             try:
-                found.append(self.site.task.encode(wording, request.target_new))
+                encodings.append(self.site.task.encode(wording, request.target_new))
             except RequestError:
                 continue
-        return found
+        return encodings
 
     def _sentences(self, name: str) -> list[str]:
         """Draw BEHIND beginnings of texts in memory, each with a full stop, seeded by `name`."""
         texts = [words[:SENTENCE_WORDS_MAX] for words in map(self._words, self.general.memory)]
-        usable = [" ".join(words).rstrip(".,;:") + "." for words in texts if words]
+        beginnings = [" ".join(words).rstrip(".,;:") + "." for words in texts if words]
         draw = random.Random(f"{self.seed}|{name}")
-        return draw.sample(usable, min(BEHIND, len(usable)))
+        return draw.sample(beginnings, min(BEHIND, len(beginnings)))
 
     def _answered_alike(
         self, candidates: Sequence[Candidate], wordings: Sequence[Sequence[Encoding]]
@@ -198,38 +198,38 @@ class Draw:
         """Return each candidate's wordings that the base answers like the prompt, by the first
         COMPARED tokens."""
         prompts = [candidate.learned[0].question.ids for candidate in candidates]
-        flat = [encoding.question.ids for own in wordings for encoding in own]
-        if not flat:
+        questions = [encoding.question.ids for group in wordings for encoding in group]
+        if not questions:
             return [() for _ in candidates]
-        answers = iter(continued(self.site.edited, [*prompts, *flat], COMPARED))
-        expected = list(islice(answers, len(prompts)))
+        answers = iter(continued(self.site.edited, [*prompts, *questions], COMPARED))
+        prompt_answers = list(islice(answers, len(prompts)))
         return [
-            tuple(e for e in own if next(answers) == answer)
-            for own, answer in zip(wordings, expected, strict=True)
+            tuple(e for e in group if next(answers) == answer)
+            for group, answer in zip(wordings, prompt_answers, strict=True)
         ]
 
     def _known(self, others: Sequence[Encoding]) -> Iterator[Encoding]:
         """Draw up to OTHERS_MAX other facts, and return the ones that the base answers rightly."""
-        drawn = random.Random(self.seed).sample(others, min(OTHERS_MAX, len(others)))
-        right = self.site.judge_in_full(drawn) if drawn else []
-        return (e for e, is_right in zip(drawn, right, strict=True) if is_right)
+        sample = random.Random(self.seed).sample(others, min(OTHERS_MAX, len(others)))
+        verdicts = self.site.judge_in_full(sample) if sample else []
+        return (e for e, is_right in zip(sample, verdicts, strict=True) if is_right)
 
 
 def _lent(request: Request, known: Sequence[Request]) -> Iterator[Prompt]:
     """Yield the prompts of other requests of its relation, with the request's subject put in."""
     if request.subject:
-        for other in known:
-            is_of_kind = type(other.prompt) is type(request.prompt)
-            if is_of_kind and other.subject and is_alike(request, other):
-                prompt = about_other(other.prompt, other.subject, request.subject)
-                if prompt not in (request.prompt, other.prompt):
+        for lender in known:
+            is_of_kind = type(lender.prompt) is type(request.prompt)
+            if is_of_kind and lender.subject and is_alike(request, lender):
+                prompt = about_other(lender.prompt, lender.subject, request.subject)
+                if prompt not in (request.prompt, lender.prompt):
                     yield prompt
 
 
 def _without_rephrases(request: Request) -> Request:
     """Return the request without rephrases, locality and portability, so that all facts of a sample
     have the same fields."""
-    bare: dict[str, object] = dict.fromkeys(
+    blanks: dict[str, object] = dict.fromkeys(
         ("rephrases", "held_out_rephrases", "locality", "portability"), ()
     )
-    return request.model_copy(update=bare)
+    return request.model_copy(update=blanks)

@@ -81,13 +81,13 @@ class Calibrated:
     def evidence(self) -> Evidence | None:
         """The evidence of the chosen settings, from the trial with the most facts; None without a
         trial of them."""
-        chosen = _plain({**(self.chosen or {}), **self.purpose.given})
-        alike = [
+        settings = _plain({**(self.chosen or {}), **self.purpose.given})
+        matches = [
             trial.evidence
             for trial in self.trials
-            if trial.axis != BUDGET and _is_part(_plain(trial.evidence.settings), chosen)
+            if trial.axis != BUDGET and _is_part(_plain(trial.evidence.settings), settings)
         ]
-        return max(alike, key=lambda evidence: evidence.facts, default=None)
+        return max(matches, key=lambda evidence: evidence.facts, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that the cache stores and `cedit calibrate` prints."""
@@ -110,12 +110,12 @@ class Kept:
         """Return the stored calibration for this purpose, finished or not; None if there is none or
         it cannot be read."""
         try:
-            cached = self.store.cached(purpose.place(editor))
+            entry = self.store.cached(purpose.place(editor))
         except StoreError:
             return None
-        if cached is None or cached.meta.get("made_for") != purpose.to_json():
+        if entry is None or entry.meta.get("made_for") != purpose.to_json():
             return None
-        meta = cached.meta
+        meta = entry.meta
         trials = tuple(map(Trial.from_json, meta["trials"]))
         return Calibrated(editor, purpose, meta["sample"], trials, meta["chosen"])
 

@@ -50,8 +50,8 @@ class StoreCalibration:
     def known(self, editor: str, given: Mapping[str, Any]) -> Calibrated | None:
         """Return the finished calibration of an editor with these lines of `[editor.NAME]`; None
         without one."""
-        found = Kept(self.opened.store).get(editor, self._purpose(given))
-        return found if found is not None and found.chosen is not None else None
+        calibration = Kept(self.opened.store).get(editor, self._purpose(given))
+        return calibration if calibration is not None and calibration.chosen is not None else None
 
     def missing(self, chain: Sequence[str], tables: Tables) -> list[str]:
         """Return the editors of a chain that calibrate at their first use and have no finished
@@ -66,30 +66,30 @@ class StoreCalibration:
 
     def tables(self, chain: Sequence[str], tables: Tables) -> dict[str, Mapping[str, Any]]:
         """Return the `[editor.NAME]` tables, with chosen settings added where people give none."""
-        merged = dict(tables)
+        result = dict(tables)
         for name in chain:
-            given = tables.get(name, {})
-            if EDITORS[name].grid and (known := self.known(name, given)) is not None:
-                merged[name] = {**(known.chosen or {}), **given}
-        return merged
+            table = tables.get(name, {})
+            if EDITORS[name].grid and (calibration := self.known(name, table)) is not None:
+                result[name] = {**(calibration.chosen or {}), **table}
+        return result
 
     def ordered(self, chain: Sequence[str], tables: Tables) -> tuple[str, ...]:
         """Return the chain with the editors that lose too much, by their evidence, moved behind the
         others. The last editor stays last: it is asked when all others failed."""
-        *before, last = chain
-        unsound = {name for name in before if self._is_unsound(name, tables.get(name, {}))}
+        *front, fallback = chain
+        rejects = {name for name in front if self._is_unsound(name, tables.get(name, {}))}
         return (
-            *(name for name in before if name not in unsound),
-            *(name for name in before if name in unsound),
-            last,
+            *(name for name in front if name not in rejects),
+            *(name for name in front if name in rejects),
+            fallback,
         )
 
     def _is_unsound(self, name: str, given: Mapping[str, Any]) -> bool:
-        known = self.known(name, given) if EDITORS[name].grid else None
-        if known is None or known.evidence is None:
+        calibration = self.known(name, given) if EDITORS[name].grid else None
+        if calibration is None or calibration.evidence is None:
             return False
         watch = WatchConfig.of(StoreSettings.of(self.opened.store.settings).watch)
-        return not is_sound(known.evidence, self.config.stays_min, watch.neighbours_max)
+        return not is_sound(calibration.evidence, self.config.stays_min, watch.neighbours_max)
 
     def _purpose(self, given: Mapping[str, Any]) -> Purpose:
         return Purpose(self.opened.edited.base.fingerprint, given)
@@ -166,18 +166,18 @@ class StoreCalibration:
     def _probes(self) -> list[Encoding]:
         """Encode the training probes, without the ones that the task cannot encode."""
         records = self.opened.store.base.body.get("probes", {}).get("train", ())
-        found = []
+        encodings = []
         for probe in map(Probe.model_validate, records):
             try:
-                found.append(self.opened.task.encode(probe.prompt, probe.answer))
+                encodings.append(self.opened.task.encode(probe.prompt, probe.answer))
             except RequestError:
                 continue
-        return found
+        return encodings
 
     def _history(self) -> list[Request]:
         """Return the requests of the corrections that are in force."""
-        kept = self.opened.standing.retention.requests
-        return [entry.request for entry in kept.values() if entry.applied]
+        requests = self.opened.standing.retention.requests
+        return [entry.request for entry in requests.values() if entry.applied]
 
     @property
     def _seed(self) -> int:

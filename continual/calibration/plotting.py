@@ -40,9 +40,9 @@ def _draw(panel: Any, calibrated: Calibrated) -> None:
     places = range(len(trials))
     for name, mark in zip(MEASURED, MARKS, strict=True):
         values = [getattr(trial.evidence, name) for trial in trials]
-        shown = [(v, p) for v, p in zip(values, places, strict=True) if v is not None]
-        if shown:
-            panel.scatter(*zip(*shown, strict=True), marker=mark, s=18, label=name, alpha=0.8)
+        points = [(v, p) for v, p in zip(values, places, strict=True) if v is not None]
+        if points:
+            panel.scatter(*zip(*points, strict=True), marker=mark, s=18, label=name, alpha=0.8)
     scores = [score(trial.evidence) for trial in trials]
     panel.plot(scores, places, color="black", linewidth=0.8, label="score")
     labels = [

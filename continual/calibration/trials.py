@@ -101,17 +101,17 @@ class Trials:
         curve: list[Evidence] = []
         with self._written(settings) as (patches, around, seconds):
             depth = self.site.edited.depth - len(patches)
-            first: bool | None = None
+            begins_within: bool | None = None
             for step in range(SIZES):
-                times = GROWTH ** (step if first in (None, True) else -step)
+                times = GROWTH ** (step if begins_within in (None, True) else -step)
                 self.site.edited.take_off(depth)
-                grown = [budget.grown(patch, times) for patch in patches]
-                for patch in grown:
+                variants = [budget.grown(patch, times) for patch in patches]
+                for patch in variants:
                     self.site.edited.put([patch])
                 curve.append(self._measured(settings, around, seconds))
                 is_within = curve[-1].stays >= stays_min
-                first = is_within if first is None else first
-                if is_within != first:
+                begins_within = is_within if begins_within is None else begins_within
+                if is_within != begins_within:
                     break
         return curve
 
@@ -146,17 +146,19 @@ class Trials:
         pending = list(facts)
         for attempt in range(self.grid.attempts):
             edits = [self._edit(fact) for fact in pending]
-            near = [edit.near.query for edit in edits if edit.near is not None]
-            with around.memory.beside(torch.cat(near) if near else self._no_queries):
+            queries = [edit.near.query for edit in edits if edit.near is not None]
+            with around.memory.beside(torch.cat(queries) if queries else self._no_queries):
                 proposal = editor.edit(edits, replace(around, attempt=attempt))
             if (patch := _sound(proposal.patch)) is not None:
                 self.site.edited.put([patch])
                 yield patch
-            right = self._answers.judge_in_full([fact.candidate.learned[0] for fact in pending])
-            for fact, edit, is_right in zip(pending, edits, right, strict=True):
+            verdicts = self._answers.judge_in_full([fact.candidate.learned[0] for fact in pending])
+            for fact, edit, is_right in zip(pending, edits, verdicts, strict=True):
                 if is_right:
                     around.memory.remember(fact.id, edit.rows[0].query)
-            pending = [fact for fact, is_right in zip(pending, right, strict=True) if not is_right]
+            pending = [
+                fact for fact, is_right in zip(pending, verdicts, strict=True) if not is_right
+            ]
             if not pending:
                 return
 
@@ -167,10 +169,10 @@ class Trials:
         edit = Edit(candidate.request, candidate.learned, rows, candidate.forms)
         if self.grid.together:  # an editor of batches reads no neighbours
             return edit
-        near = self.sample.neighbourhoods[fact.id]
-        silent = [passage.encoding() for passage in near.silent]
-        read = self.site.rows(silent) if silent else None
-        return replace(edit, near=read, wordings=near.wordings)
+        neighbourhood = self.sample.neighbourhoods[fact.id]
+        silent = [passage.encoding() for passage in neighbourhood.silent]
+        near_rows = self.site.rows(silent) if silent else None
+        return replace(edit, near=near_rows, wordings=neighbourhood.wordings)
 
     # -- the editors' inputs
 
@@ -188,8 +190,8 @@ class Trials:
     def _naming(self, edit: Edit) -> QueryMemory:
         """Return the memory of a neuron that asks for its subject: the queries of general text and
         of the edit's neighbours."""
-        near = self._no_queries if edit.near is None else edit.near.query
-        return QueryMemory(torch.cat([self._silent_rows.query, near]))
+        queries = self._no_queries if edit.near is None else edit.near.query
+        return QueryMemory(torch.cat([self._silent_rows.query, queries]))
 
     @cached_property
     def _silent_rows(self) -> Rows:
@@ -233,8 +235,10 @@ class Trials:
             case "generalises":
                 return [encoding for fact in self.facts for encoding in fact.rewordings]
             case "neighbours":
-                near = (self.sample.neighbourhoods[fact.id] for fact in self.facts)
-                return [p.encoding() for one in near for p in one.held_out]
+                neighbourhoods = (self.sample.neighbourhoods[fact.id] for fact in self.facts)
+                return [
+                    p.encoding() for neighbourhood in neighbourhoods for p in neighbourhood.held_out
+                ]
             case "others":
                 return self.sample.others
             case _:
