@@ -68,9 +68,7 @@ def _read_pass(
     """Read the same in one pass: a row [·] at the last token of each encoding."""
     call = _last_call(task_model, encodings, block, module)
     states = call.input if takes_input else call.hidden
-    rows = states.reshape(
-        len(encodings), -1, states.shape[-1]
-    )  # some blocks give their FFN flat rows
+    rows = states.reshape(len(encodings), -1, states.shape[-1])  # some FFNs are given flat rows
     ends = torch.tensor([len(encoding.ids) - 1 for encoding in encodings])
     return rows[torch.arange(len(encodings)), ends].float().unbind()
 

@@ -178,31 +178,20 @@ def projected(space: NullSpace, keys: Tensor, past: Tensor, ridge: float) -> Sol
     the null space: A = U·y with (Uᵀ(KᵀK + C_p)U + ridge·I)·y = UᵀKᵀ.
     """
     keys, past = _prepared(keys, space.basis), _prepared(past, space.basis)
-    coordinates, all_coordinates = (
-        keys @ space.basis,
-        torch.cat([keys, past]) @ space.basis,
-    )  # [., m]
-    if len(all_coordinates) < all_coordinates.shape[1]:
-        system = all_coordinates @ all_coordinates.T
+    rows, all_rows = keys @ space.basis, torch.cat([keys, past]) @ space.basis  # [., m]
+    if len(all_rows) < all_rows.shape[1]:
+        system = all_rows @ all_rows.T
         system.diagonal().add_(ridge)
         factor = _factored(system)
-        units = torch.eye(
-            len(all_coordinates),
-            len(coordinates),
-            dtype=coordinates.dtype,
-            device=coordinates.device,
-        )
-        coefficients = all_coordinates.T @ torch.cholesky_solve(units, factor)
+        units = torch.eye(len(all_rows), len(rows), dtype=rows.dtype, device=rows.device)
+        coefficients = all_rows.T @ torch.cholesky_solve(units, factor)
     else:
-        system = all_coordinates.T @ all_coordinates
+        system = all_rows.T @ all_rows
         system.diagonal().add_(ridge)
         factor = _factored(system)
-        coefficients = torch.cholesky_solve(coordinates.T, factor)
+        coefficients = torch.cholesky_solve(rows.T, factor)
     solution = _solution(
-        coefficients,
-        coordinates,
-        factor,
-        lambda found: all_coordinates.T @ (all_coordinates @ found) + ridge * found,
+        coefficients, rows, factor, lambda found: all_rows.T @ (all_rows @ found) + ridge * found
     )
     return Solution(space.basis @ coefficients, solution.condition, solution.residual)
 
