@@ -1,8 +1,8 @@
-"""Patches: what a step adds to the model, as tensors with a meaning. One file per kind.
+"""Patches: the tensors that a step adds to the model, with their meaning. One file per kind.
 
-A step's patch may have several parts (one per editor that had a hand in it); in its file the
-tensors of part i are named "i.name". Going back is exact because a patch is never subtracted: what
-it touched is rebuilt from what came before.
+A step's patch may have several parts (one for each editor that made some of it); in its file the
+tensors of part i are named "i.name". Going back is exact because a patch is never subtracted: the
+tensors that it touched are rebuilt from base and the earlier patches.
 """
 
 from __future__ import annotations
@@ -23,52 +23,53 @@ from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums
 
 
 class Patch(Protocol):
-    """What every kind of patch can do."""
+    """The operations of every kind of patch."""
 
     kind: ClassVar[str]
 
     @property
     def rows(self) -> int:
-        """How many rows it has that a request may own: neurons, columns, records."""
+        """The number of rows that a request may own: neurons, columns, records."""
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """The request that each of its rows is for, in their order; empty where it is not known."""
+        """The id of the request that each row is for, in the rows' order; empty if unknown."""
 
     @property
     def reach(self) -> Reach:
-        """What it may change."""
+        """The places of the model that it may change."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+        """Return its tensors by name."""
 
     def meta(self) -> dict[str, Any]:
-        """What else is needed to make it again: a JSON object."""
+        """Return the JSON object that makes the patch again, together with its tensors."""
 
     def put_on(self, model: Any) -> Sequence[Tensor]:
-        """Put it on an `EditedModel`; returns the tensors that it touched, as they now stand."""
+        """Put it on an `EditedModel`; return the tensors that it touched, as they now stand."""
 
     def norm(self) -> float:
-        """How large it is, in the measure of its editor's norm budget."""
+        """Return its size in the measure of its editor's norm budget."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Sequence[Patch]:
-        """Fewer patches of this kind that, put on in order, leave the model as these do, bit for
-        bit. Whose their rows are is not kept."""
+        """Return fewer patches of this kind that, put on in order, leave the model as `parts` do,
+        bit for bit. They name no owners."""
 
     def without(self, request_id: str) -> Patch | None:
-        """The patch without what is a request's own, the rest in the same order with the same
-        bytes; None where nothing is left. Raises SharedPatch where it cannot be told apart."""
+        """Return the patch without a request's rows, the others in the same order with the same
+        bytes; None if no row is left. Raises SharedPatch if the rows cannot be separated."""
 
     def owned_by(self, owners: tuple[str, ...]) -> Self:
-        """The same patch, told whose its rows are. Raises EditError where they do not fit."""
+        """Return the same patch with the owners of its rows. Raises EditError if their number does
+        not fit."""
 
     def check(self) -> None:
-        """Raises EditError where it is not finite or its shapes do not fit each other."""
+        """Raise EditError if its numbers are not finite or its shapes do not fit each other."""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
-        """The patch that `tensors` and `meta` describe. Raises EditError where they do not."""
+        """Make the patch that `tensors` and `meta` describe. Raises EditError if one is missing."""
 
 
 KINDS: Mapping[
@@ -98,7 +99,7 @@ KINDS: Mapping[
 
 
 def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A step's patch as one file's tensors and meta."""
+    """Return the tensors and the meta of a file with a step's patch."""
     tensors = {
         f"{index}.{name}": tensor
         for index, part in enumerate(parts)
@@ -108,7 +109,7 @@ def pack(parts: Sequence[Patch]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patch, ...]:
-    """The parts of a step's patch, read back. Raises CeditError for what is no patch of ours."""
+    """Read the parts of a step's patch. Raises CeditError for a file that is no patch of ours."""
     try:
         return tuple(_part(index, entry, tensors) for index, entry in enumerate(meta["parts"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -119,7 +120,8 @@ def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patc
 
 
 def _entry(part: Patch) -> dict[str, Any]:
-    """What a file says of a part. Whose it is is no part of what it does, and not of its `meta`."""
+    """Return the JSON entry of one part. Owners stand beside `meta`, not in it: they have no part
+    in the effect of a patch."""
     owners = {"owners": list(part.owners)} if part.owners else {}
     return {"kind": part.kind, **part.meta(), **owners}
 
@@ -134,7 +136,7 @@ def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     prefix = f"{index}."
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     patch: Patch = KINDS[kind].from_tensors(own, entry)
-    if "owners" in entry:  # older files do not say it
+    if "owners" in entry:  # older files name none
         patch = patch.owned_by(tuple(entry["owners"]))
     patch.check()
     return patch

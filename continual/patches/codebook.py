@@ -1,8 +1,8 @@
 """Codebook patches: rows of a codebook at the FFN of one block (GRACE, Hartvigsen et al. 2023).
 
-A row keeps what it came with: its key, a value that answers it, its own radius and its label.
-Whether it becomes an entry, or widens or narrows an earlier one, follows from the rows before it:
-`effects.codebook` says how. So nothing of a request is left behind when its rows are taken out.
+A row has its key, a value that answers it, its own radius and its label, as its editor made them.
+The rows before it decide whether it becomes an entry, or widens or narrows an earlier one; see
+`effects.codebook`. So nothing of a request is left behind when its rows are taken out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Booked(Protocol):
     """The model that a codebook patch is put on."""
 
     def gated(self, name: str, place: GatePlace, make: Callable[[Mount], Codebook]) -> Codebook:
-        """The codebook of this name at a place: made when first asked for."""
+        """Return the codebook of this name at a place, made at the first call."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class CodebookPatch:
 
     @property
     def place(self) -> GatePlace:
-        """Where the codebook stands."""
+        """The place of the codebook."""
         return GatePlace.at(self.block)
 
     @property
     def rows(self) -> int:
-        """How many rows."""
+        """The number of rows."""
         return len(self.keys)
 
     @property
@@ -61,16 +61,16 @@ class CodebookPatch:
 
     @classmethod
     def book(cls, model: Booked, block: int) -> Codebook:
-        """The codebook of a block on a model. Raises ModelError for a block that it has not."""
+        """Return the codebook of a block on a model. Raises ModelError if it has no such block."""
         return model.gated(f"codebook at {block}", GatePlace.at(block), Codebook)
 
     def tensors(self) -> dict[str, Tensor]:
-        """keys, values, radii and blurs."""
+        """Return keys, values, radii and blurs."""
         rows = {"keys": self.keys, "values": self.values}
         return {**rows, "radii": self.radii, "blurs": self.blurs}
 
     def meta(self) -> dict[str, Any]:
-        """The block, the labels, and which rows share a value."""
+        """Return the block, the labels, and a mark for each row that shares a value."""
         labels = [list(label) for label in self.labels]
         return {"block": self.block, "labels": labels, "shares": list(self.shares)}
 
@@ -88,11 +88,11 @@ class CodebookPatch:
             ) from None
 
     def put_on(self, model: Booked) -> Sequence[Tensor]:
-        """See `Patch.put_on`: the radii of all entries are among what it touched."""
+        """See `Patch.put_on`: the radii of all entries are among the returned tensors."""
         return self.book(model, self.block).extend(self)
 
     def norm(self) -> float:
-        """The largest norm of a value."""
+        """Return the largest norm of a value."""
         return float(self.values.norm(dim=1).max()) if len(self.values) else 0.0
 
     @classmethod
