@@ -68,7 +68,7 @@ class CodebookRows(Protocol):
 
 
 class Nearest(NamedTuple):
-    """An entry, and how far it is."""
+    """An entry, and its distance from a query."""
 
     entry: int
     distance: float
@@ -76,7 +76,7 @@ class Nearest(NamedTuple):
 
 @dataclass
 class _Turn:
-    """One patch: enough to undo it."""
+    """The record of one patch that undoes it."""
 
     first: int  # entries before it
     radii: dict[int, float] = field(default_factory=dict)  # of earlier entries, as they were
@@ -94,7 +94,7 @@ class Codebook:
         self._turns: list[_Turn] = []
         self._is_silent = False
 
-    # -- what there is
+    # -- the entries
 
     @property
     def place(self) -> GatePlace:
@@ -103,7 +103,7 @@ class Codebook:
 
     @property
     def size(self) -> int:
-        """How many patches are on; none while it is silenced."""
+        """The number of patches that are on; 0 while the codebook is silenced."""
         return 0 if self._is_silent else len(self._turns)
 
     @property
@@ -126,10 +126,10 @@ class Codebook:
         """[entries]"""
         return self._labels
 
-    # -- what comes and goes
+    # -- putting patches on and taking them off
 
     def extend(self, patch: CodebookRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Put a patch's rows on, one after another; returns the keys and values of its entries, and
+        """Put a patch's rows on, one after another; return the keys and values of its entries, and
         the radii of all entries, as they now stand.
 
         Raises EditError for rows of another width than the model.
@@ -187,7 +187,7 @@ class Codebook:
         self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
 
     def truncate(self, size: int) -> None:
-        """Be as after the first `size` patches: their radii, too, are those of then."""
+        """Take off all but the first `size` patches; the radii go back to their values then."""
         while len(self._turns) > size:
             turn = self._turns.pop()
             for part in (self._keys, self._values, self._radii, self._blurs):
@@ -197,7 +197,7 @@ class Codebook:
                 self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
 
     def require_way_back(self, size: int) -> None:
-        """See `Effect.require_way_back`: there is one to everywhere."""
+        """See `Effect.require_way_back`: every earlier size can be reached."""
 
     def settle(self) -> None:
         """See `Effect.settle`: nothing is let go."""
@@ -205,13 +205,14 @@ class Codebook:
     # -- look-up
 
     def nearest(self, query: Tensor) -> Nearest | None:
-        """The open entry nearest to a query [d], of equally near ones the latest; None without
-        entries."""
+        """Return the open entry nearest to a query [d], the latest of equally near ones; None
+        without entries."""
         (entry, distance) = self._nearest_of(query[None])
         return None if int(entry) < 0 else Nearest(int(entry), float(distance))
 
     def shared(self, key: Tensor, radius: float, label: Label) -> int | None:
-        """The entry that a row with this key [d], ε₀ and label would widen, if its value does."""
+        """Return the entry that a row with this key [d], ε₀ and label would widen if its value
+        answers the row; None if there is none."""
         near = self.nearest(key)
         if near is None or self._labels[near.entry] != label:
             return None
@@ -221,7 +222,7 @@ class Codebook:
         return near.distance <= radius + float(self.radii[near.entry])
 
     def entries_of(self, queries: Tensor) -> Tensor:
-        """[r] the entry that answers each of the queries [r, d]; -1 for none."""
+        """Return [r] the entry that answers each of the queries [r, d]; -1 for none."""
         answers = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
         if not len(self._labels):
             return answers
@@ -239,15 +240,16 @@ class Codebook:
         return max(1, DISTANCES_MAX // max(1, len(self._labels)))
 
     def _perhaps_open(self, queries: Tensor) -> Tensor:
-        """[r] bool: which queries may be within the radius of an entry, by a product in float32."""
+        """Return [r] bool: true for queries that may be within the radius of an entry, by a product
+        in float32."""
         squares, own = queries.square().sum(1)[:, None], self.keys.square().sum(1)
         least = squares + own - 2 * (queries @ self.keys.T) - ROUNDING * (squares + own)
         outside = (least > self.radii.square()) | (self.radii < 0)  # a NaN may be anywhere
         return ~outside.all(1)
 
     def _nearest_of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """[r] the nearest open entry to each query, -1 where there is none, and [r] its distance in
-        float64: it does not depend on what else is asked, or on entries that are further off."""
+        """Return [r] the nearest open entry to each query, -1 if there is none, and [r] its
+        distance in float64, which depends neither on other queries nor on entries further off."""
         places = (self.radii >= 0).nonzero().squeeze(-1)
         if not len(places):
             none = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
@@ -261,7 +263,7 @@ class Codebook:
 
     @property
     def is_in_parameters(self) -> bool:
-        """See `Effect.is_in_parameters`: none of it is."""
+        """See `Effect.is_in_parameters`: False."""
         return False
 
     def reach(self, first: int = 0) -> Reach:
@@ -282,8 +284,8 @@ class Codebook:
             self._is_silent = was_silent
 
     def replaced(self, queries: Tensor, output: Tensor) -> Tensor:
-        """The output [.., d] with values in the rows whose queries [.., d] an entry answers; the
-        very same tensor where there is none."""
+        """Return the output [.., d] with values in the rows whose queries [.., d] an entry answers;
+        the very same tensor if there are none."""
         entries = self.entries_of(queries.detach().reshape(-1, queries.shape[-1]))
         rows = (entries >= 0).nonzero().squeeze(-1).to(output.device)
         if not len(rows):
@@ -310,7 +312,7 @@ class Codebook:
         return differs
 
     def _changed_balls(self, first: int) -> tuple[Tensor, Tensor]:
-        """Keys [b, d] and radii [b] of the balls in which anything may have changed."""
+        """Return the keys [b, d] and radii [b] of the balls in which anything may have changed."""
         start = self._turns[first].first if first < len(self._turns) else len(self._labels)
         before, now = self._radii_at(first), self.radii
         widest = torch.maximum(before, now[:start])
@@ -325,7 +327,7 @@ class Codebook:
         return keys[radii >= 0], radii[radii >= 0]
 
     def _radii_at(self, size: int) -> Tensor:
-        """The radii of the entries of the first `size` patches, as they were then."""
+        """Return the radii of the entries of the first `size` patches, as they were then."""
         if size >= len(self._turns):
             return self.radii.clone()
         radii = self.radii.clone()
@@ -336,5 +338,5 @@ class Codebook:
 
 
 def distances(query: Tensor, keys: Tensor) -> Tensor:
-    """[n] Euclid's distance of a query [d] to keys [n, d]; float64 of float64."""
+    """Return [n] the Euclidean distances of a query [d] to keys [n, d]; float64 of float64."""
     return (keys - query).square().sum(1).sqrt()

@@ -1,14 +1,14 @@
 """GRACE: each edit is rows of a codebook at the FFN of one block, and nothing else changes.
 
 Key: the FFN's query, at the prompt's last token and, with `replaced = "answer"`, at each token of
-the answer but its last. Value: what stands in the place of the FFN's output there. While the answer
-is generated, each of its tokens shows the key of the next one, so that an answer of several tokens
-is read to its end; behind it, no entry has a key.
+the answer but its last. Value: the vector that replaces the FFN's output there. While the answer is
+generated, each of its tokens shows the key of the next one, so that an answer of several tokens is
+read to its end; behind it, no entry has a key.
 
-What differs from the public code: a label is the tokens themselves, not their mean; a value that
-was written once stays as it is, so that what was right stays right: an entry of the same label
-grows only if its value answers the new input as it is, and otherwise the new input has an entry of
-its own; radii at a clash only shrink.
+Differences from the public code: a label is the tokens themselves, not their mean; a written value
+is never changed, so that right answers stay right: an entry of the same label grows only if its
+value answers the new input as it is, and otherwise the new input has an entry of its own; radii at
+a clash only shrink.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from continual.proposals import Edit, Proposal, Surroundings
 
 BLUR = 2.0**-10
 BLUR_ROUNDINGS = 4
-"""How far rounding may move a key, as a share of its length: so much, or in half precision so many
-roundings of the model's own number format."""
+"""The distance by which rounding may move a key, as a share of its length: BLUR, or in half
+precision BLUR_ROUNDINGS roundings of the model's number format, whichever is more."""
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of one edit, and what their values have come to."""
+    """The rows of one edit, and the result of their training."""
 
     edit: Edit
     block: int
@@ -53,13 +53,13 @@ class _Rows:
 
     @property
     def reason(self) -> str:
-        """Why there is no patch."""
+        """The reason for a failure, in a sentence for people."""
         steps, loss = self.trained.steps, self.trained.loss
         return f"no value that gives its target was found in {steps} steps (loss {loss:.2g})"
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What `cedit show` says of it."""
+        """The notes on the edit that `cedit show` prints."""
         return {
             "steps": self.trained.steps,
             "loss": round(self.trained.loss, 4),
@@ -69,7 +69,7 @@ class _Rows:
         }
 
     def patch(self) -> CodebookPatch:
-        """The rows as a patch."""
+        """Return the rows as a patch."""
         return CodebookPatch(
             self.block,
             self.texts.keys.cpu(),
@@ -98,9 +98,9 @@ class Grace:
         self._packs: tuple[str, bool] | None = None
 
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        """See `Editor.edit`. One edit after another, each on top of those before it; a retry takes
-        twice the steps, one that changed too much half of the radius. Raises CeditError for a block
-        that the model has not, or its last one."""
+        """See `Editor.edit`. Makes one edit after another, each on top of the earlier ones. A retry
+        takes twice the steps; a retry after too much change takes half of the radius. Raises
+        CeditError for a block that the model does not have, or its last one."""
         edited = around.site.edited
         failed: dict[str, str] = {}
         notes: dict[str, dict[str, Any]] = {}
@@ -121,7 +121,8 @@ class Grace:
         return None
 
     def _rows(self, edit: Edit, around: Surroundings) -> _Rows:
-        """The rows of an edit: with the values of near entries where these do, else its own."""
+        """Make the rows of an edit, with the values of near entries if these give its target, else
+        with values of its own."""
         block = self._block(around.site.edited)
         chosen = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
         tokens = slice(None if self.config.replaced == "answer" else 1)
@@ -156,7 +157,7 @@ class Grace:
         return block
 
     def _radii(self, lengths: Tensor, around: Surroundings) -> Tensor:
-        """[n] ε₀ of keys of these lengths [n]."""
+        """Return ε₀ [n] of keys of these lengths [n]."""
         narrow = 2.0**-around.narrow
         if self.config.epsilon is not None:
             return torch.full_like(lengths, self.config.epsilon * narrow)
@@ -183,7 +184,7 @@ class Grace:
 
 @contextmanager
 def _scaffold(edited: EditedModel) -> Iterator[None]:
-    """What is put on meanwhile comes off again."""
+    """Take all patches off again that are put on within the `with` block."""
     depth = edited.depth
     try:
         yield
@@ -192,7 +193,7 @@ def _scaffold(edited: EditedModel) -> Iterator[None]:
 
 
 def _joined(parts: Sequence[CodebookPatch]) -> CodebookPatch | None:
-    """One patch with the rows of all, and their owners."""
+    """Return one patch with the rows of all parts and their owners; None without parts."""
     if not parts:
         return None
     (patch,) = CodebookPatch.joined(parts)

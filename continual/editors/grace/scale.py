@@ -1,9 +1,9 @@
-"""How far apart the keys of a model are: the measure of ε.
+"""The distances between the keys of a model: the measure of ε.
 
-Among the keys of training probes, each at the prompt's last token in the base model, the distance
-from each to the nearest with another answer says how near two inputs may be that must not be
+Takes the keys of training probes, each at the prompt's last token in the base model. The distance
+from a key to the nearest one with another answer shows how near two inputs can be that must not be
 confused. ε is set by a small quantile of these distances: half of it keeps the balls of all but the
-nearest pairs apart. Knows probes and keys; leaves to the editor what the number is used for.
+nearest pairs apart. Knows probes and keys; leaves the use of the number to the editor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FALLBACK = 2.0**-4
 
 
 def key_distance(around: Surroundings, place: GatePlace) -> float | None:
-    """The distance that few keys with different answers are below; None without two of them."""
+    """Return the distance that few keys with different answers are below; None without two keys."""
     probes = _sample(around)
     if len(probes) < 2:
         return None
@@ -36,15 +36,15 @@ def key_distance(around: Surroundings, place: GatePlace) -> float | None:
 
 
 def first_keys(model: TaskModel, encodings: Sequence[Encoding], place: GatePlace) -> Tensor:
-    """[n, d] the query of each where its answer begins, with all that is on the model."""
+    """Return [n, d] the query of each probe at its answer's start, on the model as it stands."""
     queries = token_queries(model, encodings, [place])[place]
     rows = [own[e.positions[0]] for own, e in zip(queries, encodings, strict=True)]
     return torch.stack(rows)
 
 
 def nearest_other(keys: Tensor, answers: Sequence[tuple[int, ...]]) -> float | None:
-    """The small quantile of the distances from keys [n, d] to the nearest with another answer; None
-    where all answers are one."""
+    """Return the small quantile of the distances from keys [n, d] to the nearest key with another
+    answer; None if all answers are the same."""
     numbers = {answer: number for number, answer in enumerate(dict.fromkeys(answers))}
     labels = torch.tensor([numbers[answer] for answer in answers], device=keys.device)
     own = keys.double()
@@ -56,7 +56,7 @@ def nearest_other(keys: Tensor, answers: Sequence[tuple[int, ...]]) -> float | N
 
 
 def _sample(around: Surroundings) -> list[Encoding]:
-    """Training probes, the same in all of a history; general texts, where there are none."""
+    """Draw training probes, the same in all of a history; general texts if there are none."""
     taught = around.taught()
     probes = list(taught.training)
     if len(probes) < 2:

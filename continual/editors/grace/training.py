@@ -1,9 +1,10 @@
-"""The values of an edit, trained from what is kept of its texts: only blocks above the layer run.
+"""The values of an edit, trained from recorded passes over its texts: only blocks above the layer
+run.
 
 The output of the layer at a token enters the residual sum of its block there. So a pass over the
 texts is recorded once, and a step of Adam takes the recorded sums, with the values in the place of
 the layer's own output, through the blocks above. The loss is the mean NLL of the answers' tokens.
-Knows one layer and texts; which values are trained, and which are given, is the editor's.
+Knows one layer and texts; leaves to the editor the choice of the values to train.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Trained:
-    """Values, and how far they came."""
+    """The values, with the steps and the loss of their training."""
 
     values: Tensor  # [n, d] float32
     steps: int
@@ -45,8 +46,8 @@ class Trained:
 
 
 class KeyedPass:
-    """Texts as the model stands, with all that is below the layer kept; a row for each keyed token,
-    text after text."""
+    """A recorded pass over texts, on the model as it stands, that runs again from the layer on; it
+    has a row for each keyed token, text after text."""
 
     keys: Tensor  # [n, d] float32, the layer's query in each row
     outputs: Tensor  # [n, d] float32, the layer's output there, as it is now
@@ -86,19 +87,20 @@ class KeyedPass:
         return WholeSequences(edited.model, edited.anatomy, ids, self._block, pad)
 
     def _places(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """The rows of the recorded pass for tokens of each text."""
+        """Return the rows of the recorded pass for tokens of each text."""
         places = [(i, p - self._starts[i]) for i, own in enumerate(tokens) for p in own]
         sequences, positions = torch.tensor(places, device=self._site.edited.device).T
         return self._run.row(sequences, positions)
 
     def logits(self, values: Tensor) -> Tensor:
-        """[answer tokens, vocab] with values [n, d] in the rows; differentiable in them."""
+        """Return the logits [answer tokens, vocab] with values [n, d] in the rows, differentiable
+        in the values."""
         sums = self._run.sums
         moved = sums.index_add(0, self._rows, (values - self.outputs).to(sums.dtype))
         return self._site.logits(self._run.answers(moved, self._answers))
 
     def loss(self, values: Tensor) -> tuple[Tensor, bool]:
-        """The mean NLL of the answers' tokens, and whether all of them are the likeliest."""
+        """Return the mean NLL of the answers' tokens, and true if all of them are the likeliest."""
         logits = self.logits(values)
         is_right = bool((logits.argmax(1) == self._targets).all())
         return functional.cross_entropy(logits, self._targets), is_right
@@ -110,8 +112,8 @@ def train(
     config: GraceConfig,
     generator: torch.Generator,
 ) -> Trained:
-    """Adam on the values of all rows but those `given` [d], by row. Stops once every answer is
-    right and the loss is small enough."""
+    """Run Adam on the values of all rows except the `given` values [d], by row. Stops once every
+    answer is right and the loss is small enough."""
     own = texts.outputs
     fixed = own.clone()
     for row, value in given.items():
