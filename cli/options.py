@@ -69,10 +69,10 @@ class EditorChain(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         for name in filter(None, map(str.strip, value.split(","))):
             if name not in editors:
                 nearest = get_close_matches(name, editors, n=1)
-                meant = (
+                hint = (
                     f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(editors)}."
                 )
-                self.fail(f"there is no editor {name!r}.{meant}", param, ctx)
+                self.fail(f"there is no editor {name!r}.{hint}", param, ctx)
         return value
 
     def shell_complete(
@@ -155,8 +155,8 @@ def _known_names(store: str | None) -> list[str]:
 
     try:
         with Store.open(find_store(store)) as opened:
-            latest = opened.revisions(max(0, opened.length - RECENT))
-            return ["head", "base", *opened.tags(), *(short(revision.id) for revision in latest)]
+            revisions = opened.revisions(max(0, opened.length - RECENT))
+            return ["head", "base", *opened.tags(), *(short(revision.id) for revision in revisions)]
     except StoreError:
         return []
 
@@ -168,8 +168,10 @@ def _known_requests(store: str | None) -> dict[str, str]:
 
     try:
         with Store.open(find_store(store)) as opened:
-            latest = list(opened.revisions(max(0, opened.length - RECENT)))
-            ids = [r["id"] for revision in latest[::-1] for r in revision.body.get("requests", ())]
+            revisions = list(opened.revisions(max(0, opened.length - RECENT)))
+            ids = [
+                r["id"] for revision in revisions[::-1] for r in revision.body.get("requests", ())
+            ]
             return {identity: shown_prompt(opened.request(identity)) for identity in ids}
     except StoreError:
         return {}

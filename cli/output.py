@@ -68,9 +68,9 @@ class Output:
         if self.console.is_terminal:
             self.console.print(part)
             return
-        with self.console.capture() as printed:
+        with self.console.capture() as capture:
             self.console.print(part)
-        for line in printed.get().splitlines():
+        for line in capture.get().splitlines():
             print(line.rstrip(), flush=True)
 
     @property

@@ -329,8 +329,8 @@ def _turned(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{counted(summary['again'], 'correction')} of these had been taken back before."
     if not (summary["broke"] or summary["recovered"]):
         return
-    mended = f", and {summary['recovered']} were mended" if summary["recovered"] else ""
-    yield f"{counted(summary['broke'], 'answer')} that had been right broke{mended}."
+    repairs = f", and {summary['recovered']} were mended" if summary["recovered"] else ""
+    yield f"{counted(summary['broke'], 'answer')} that had been right broke{repairs}."
 
 
 def remark_lines(record: Mapping[str, Any]) -> Iterator[str]:

@@ -74,12 +74,12 @@ def _entries(
     """Yield the entries of the revisions that pass every filter."""
     from continual.history.inspection import entry, has_text
 
-    earliest = since.isoformat() if since else ""
+    limit = since.isoformat() if since else ""
     for revision in revisions:
         if grep and not has_text(store, revision, grep):
             continue
         record = entry(store, revision)
-        is_late = not earliest or (record["measured_at"] or "") >= earliest
+        is_late = not limit or (record["measured_at"] or "") >= limit
         if is_late and (record["failed"] or not failed):
             yield record
 

@@ -53,9 +53,9 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
         with watching(out, 0, total) as watch:
             for step in rebase(source, place.absolute(), name):
                 watch.take(step_record(step))
-        with Store.open(place) as rebased:
-            summary = report(source, rebased)
-            record = _record(summary, rebased)
+        with Store.open(place) as target:
+            summary = report(source, target)
+            record = _record(summary, target)
             failures = list(_failures(summary, source))
     out.result(
         record,

@@ -43,7 +43,7 @@ def command(out: Output, store: str | None, range_: str, recompute: bool) -> int
     from continual.session import open_session
     from store import parse_range
 
-    started, mismatches, count = time.perf_counter(), 0, 0
+    start, mismatches, count = time.perf_counter(), 0, 0
     with open_session(find_store(store), writable=False, at="base") as session:
         older, newer = parse_range(range_)
         revisions = session.store.between(older, newer)
@@ -58,7 +58,7 @@ def command(out: Output, store: str | None, range_: str, recompute: bool) -> int
             "revisions": count,
             "mismatches": mismatches,
             "ok": not mismatches,
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(time.perf_counter() - start, 3),
         },
         _verdict(count, mismatches, recompute),
     )

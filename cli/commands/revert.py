@@ -85,12 +85,12 @@ def _record(done: Reverted, store: Store) -> dict[str, Any]:
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:
     yield one_line(f"Reverted: {record['prompt']} → {record['target_new']}")
-    removed = ", ".join(f"{kind} {count}" for kind, count in record["removed"].items())
-    yield f"removed      {removed or 'nothing: it had failed'}"
+    removals = ", ".join(f"{kind} {count}" for kind, count in record["removed"].items())
+    yield f"removed      {removals or 'nothing: it had failed'}"
     if record["resolved"]:
         failures = sum(outcome["outcome"] == "failed" for outcome in record["resolved"])
-        again = counted(len(record["resolved"]), "request")
-        yield f"solved again {again} of its batches, {failures or 'none'} failed"
+        request_count = counted(len(record["resolved"]), "request")
+        yield f"solved again {request_count} of its batches, {failures or 'none'} failed"
     yield f"before       {rates(record['before'], *RATES)}"
     yield f"after        {rates(record['after'], *RATES)}"
     probe_count = counted(record["broke"], "probe")

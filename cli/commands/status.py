@@ -31,12 +31,12 @@ def command(out: Output, store: str | None) -> None:
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:
-    active = counted(record["requests_active"], "correction")
+    correction_count = counted(record["requests_active"], "correction")
     yield f"store        {record['store']}"
     yield f"model        {record['model']} ({record['task']})"
     yield f"head         {short(record['head'])} (@{record['seq']})"
     yield f"fingerprint  {short(record['fingerprint'])}"
-    yield f"in force     {active}, {record['requests_failed']} failed"
+    yield f"in force     {correction_count}, {record['requests_failed']} failed"
     yield f"metrics      {rates(record, 'SR', 'GR', 'ER', 'TrainR', 'TestR', 'Locality')}"
     yield f"             {rates(record, *WATCHED)}"
     if record["index"]:

@@ -44,14 +44,14 @@ def command(
         if name is not None:
             _require_free(opened, name, revision, force)
             opened.tag(name, revision)
-        tagged = {
+        places = {
             tag: opened.revision(identity)
             for tag, identity in opened.tags().items()
             if name in (None, tag)
         }
-    for tag, place in tagged.items():
+    for tag, place in places.items():
         out.record({"type": "tag", "tag": tag, "revision": place.id, "seq": place.seq})
-    rows = [(tag, f"@{place.seq}", short(place.id)) for tag, place in tagged.items()]
+    rows = [(tag, f"@{place.seq}", short(place.id)) for tag, place in places.items()]
     out.text(columns(("tag", "seq", "revision"), rows, right="seq"))
 
 

@@ -145,8 +145,10 @@ def _figure(name: str, value: float | None) -> Markup:
 
 def _curves(report: HistoryReport) -> Markup:
     figure = charts.metrics(report)
-    title, checked = report.title, sum(point.place > 0 for point in report.points)
-    note = f"All probes, measured again after {checked:,} of the {title.revisions:,} revisions."
+    title, recheck_count = report.title, sum(point.place > 0 for point in report.points)
+    note = (
+        f"All probes, measured again after {recheck_count:,} of the {title.revisions:,} revisions."
+    )
     if figure is None:
         note = "Nothing was measured after an edit yet."
     return element("section", element("h2", "Over the revisions"), _note(note), figure)

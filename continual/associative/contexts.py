@@ -48,9 +48,9 @@ def _start(task_model: TaskModel, number: int, generator: torch.Generator) -> li
     if starts:
         return starts[number % len(starts)]
     size = len(task_model.edited.model.get_input_embeddings().weight)
-    ordinary = [i for i in range(size) if i not in tokenizer.all_special_ids]
-    choice = torch.randint(len(ordinary), (1,), generator=generator).item()
-    return [ordinary[int(choice)]]
+    token_ids = [i for i in range(size) if i not in tokenizer.all_special_ids]
+    choice = torch.randint(len(token_ids), (1,), generator=generator).item()
+    return [token_ids[int(choice)]]
 
 
 def _ids(tokenizer: Any, word: str) -> list[int]:

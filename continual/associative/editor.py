@@ -293,10 +293,10 @@ class _Draft:
         failed."""
         indices = []
         for i, lesson in enumerate(lessons):
-            arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
+            has_arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
             if not bool(targets.states[i].isfinite().all()):
                 self.failed[lesson.id] = "the search for its value ran into NaN or infinity"
-            elif config.require_arrival and not arrived:
+            elif config.require_arrival and not has_arrived:
                 where = "at its prompt's end" if lesson.is_at_end else "at its subject"
                 self.failed[lesson.id] = (
                     f"no value that gives its target was found {where} in {steps} steps "
@@ -308,7 +308,7 @@ class _Draft:
                     "chosen_for": _AT_END if lesson.is_at_end else _AT_SUBJECT,
                     "steps": steps,
                     "loss": round(loss, 4),
-                    "arrived": arrived,
+                    "arrived": has_arrived,
                 }
         return [lessons[i] for i in indices], targets[indices]
 

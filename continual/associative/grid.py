@@ -64,8 +64,8 @@ def _sites(anatomy: Anatomy) -> list[Settings]:
 def _blocks(count: int) -> list[int]:
     """Return the blocks to try of `count`: the default, and all, or some at equal distances."""
     size = min(count, BLOCKS_TRIED)
-    spaced = [round(i * (count - 1) / max(1, size - 1)) for i in range(size)]
-    return list(dict.fromkeys([default_blocks(count)[-1], *spaced]))
+    grid_blocks = [round(i * (count - 1) / max(1, size - 1)) for i in range(size)]
+    return list(dict.fromkeys([default_blocks(count)[-1], *grid_blocks]))
 
 
 def _spread(chosen: Settings, sizes: Sequence[int]) -> list[Settings]:

@@ -28,14 +28,14 @@ def located(
     if config.place == "end":
         lessons = [lesson.at_end() for lesson in lessons]
     targets = find_targets(site, lessons, block, config)
-    missed = [i for i, arrived in enumerate(targets.arrived) if not arrived]
-    if config.place != "auto" or not missed:
+    misses = [i for i, has_arrived in enumerate(targets.arrived) if not has_arrived]
+    if config.place != "auto" or not misses:
         return list(lessons), targets
-    end_lessons = [lessons[i].at_end() for i in missed]
-    again = find_targets(site, end_lessons, block, config)
+    end_lessons = [lessons[i].at_end() for i in misses]
+    end_targets = find_targets(site, end_lessons, block, config)
     order = list(range(len(lessons)))
     result = list(lessons)
-    for j, i in enumerate(missed):
-        if again.arrived[j]:
+    for j, i in enumerate(misses):
+        if end_targets.arrived[j]:
             order[i], result[i] = len(lessons) + j, end_lessons[j]
-    return result, Targets.joined([targets, again])[order]
+    return result, Targets.joined([targets, end_targets])[order]

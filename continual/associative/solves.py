@@ -125,9 +125,9 @@ def rank_one(whitening: Whitening, key: Tensor, constrained: Tensor) -> Solution
         raise Unsolvable("A key is orthogonal to the direction of its own update.")
     left = direction / reach
     norms = torch.linalg.vector_norm(constrained) * torch.linalg.vector_norm(left)
-    missed = torch.linalg.vector_norm(constrained @ left - 1.0)
+    error = torch.linalg.vector_norm(constrained @ left - 1.0)
     _require_finite("An update", left)
-    return Solution(left, float(norms), float(missed))
+    return Solution(left, float(norms), float(error))
 
 
 # --- the null space -------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def _solution(
 ) -> Solution:
     _require_finite("An update", left)
     pivots = factor.diagonal()
-    missed = torch.linalg.matrix_norm(system(left) - keys.T) / torch.linalg.matrix_norm(keys)
-    return Solution(left, float((pivots.max() / pivots.min()) ** 2), float(missed))
+    error = torch.linalg.matrix_norm(system(left) - keys.T) / torch.linalg.matrix_norm(keys)
+    return Solution(left, float((pivots.max() / pivots.min()) ** 2), float(error))
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:

@@ -51,8 +51,8 @@ def subject_position(
 
 def _by_offsets(tokenizer: Any, text: str, span: tuple[int, int], is_whole: bool) -> int:
     start, end = span
-    special = not is_whole
-    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    adds_special = not is_whole
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=adds_special)
     offsets = encoding["offset_mapping"]
     return max(i for i, (a, b) in enumerate(offsets) if b > start and a < end)
 

@@ -359,9 +359,9 @@ class _Pass:
         answers, anchors = self._answers, self._anchors
         logits = self._logits(moved_sums)
         log_probs = logits.detach().log_softmax(1)
-        now = log_probs[len(answers.owners) :]
+        anchor_log_probs = log_probs[len(answers.owners) :]
         if self._known is None:
-            self._known = now.clone() if not bool(delta.any()) else self._unmoved()
+            self._known = anchor_log_probs.clone() if not bool(delta.any()) else self._unmoved()
         costs: Tensor = _Costs.apply(  # type: ignore[no-untyped-call]
             logits, log_probs, answers.targets, self._known
         )
@@ -397,11 +397,11 @@ class _Costs(torch.autograd.Function):
         [answers], and the anchors' log p without δ [anchors, vocab]. `backward` writes the gradient
         into `log_probs`."""
         count = len(targets)
-        missed = -log_probs[:count].gather(1, targets[:, None]).squeeze(1)
-        now = log_probs[count:]
-        drift = (now.exp() * (now - known)).sum(1)
+        losses = -log_probs[:count].gather(1, targets[:, None]).squeeze(1)
+        anchor_log_probs = log_probs[count:]
+        drift = (anchor_log_probs.exp() * (anchor_log_probs - known)).sum(1)
         ctx.save_for_backward(log_probs, targets, known, drift)
-        return torch.cat([missed, drift])
+        return torch.cat([losses, drift])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:

@@ -98,8 +98,8 @@ class Calibration:
                 if not _is_tried(state, name, settings):
                     state = self._with(state, Trial(name, preview.run(settings)))
                     yield state
-            looks = sorted(state.of_axis(name), key=score, reverse=True)  # stable: the first leads
-            finalists = [dict(evidence.settings) for evidence in looks[:GONE_ON_WITH]]
+            ranking = sorted(state.of_axis(name), key=score, reverse=True)  # first of equals first
+            finalists = [dict(evidence.settings) for evidence in ranking[:GONE_ON_WITH]]
             choices = [settings for settings in choices if dict(settings) in finalists]
         for settings in choices:
             if not _is_tried(state, axis.name, settings):

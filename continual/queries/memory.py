@@ -42,10 +42,10 @@ class QueryMemory:
         """Drop training queries for good, by their original places: an edit asks the same with
         another answer. Places dropped before are no error."""
         for place in rows:
-            now = bisect_left(self._places, place)
-            if self._places[now : now + 1] == [place]:
-                del self._places[now]
-                self._training.cut(now, now + 1)
+            row = bisect_left(self._places, place)
+            if self._places[row : row + 1] == [place]:
+                del self._places[row]
+                self._training.cut(row, row + 1)
 
     def recapture(self, training: Tensor, edits: Mapping[str, Tensor]) -> None:
         """Replace all queries after an edit of matrices. `training` has all training queries, as in

@@ -160,9 +160,9 @@ class _Heads:
         """Fit the directions to these rows, and take them all in."""
         sample = rows[:: -(-len(rows) // FITTED_ON_MAX)]
         centre = sample.mean(0)
-        principal = _principal_directions(sample - centre)
+        main_directions = _principal_directions(sample - centre)
         # a key may point along the rows' mean: as one more direction it loosens no bound
-        directions = torch.linalg.qr(torch.cat([centre[:, None], principal], 1)).Q
+        directions = torch.linalg.qr(torch.cat([centre[:, None], main_directions], 1)).Q
         heads = cls(centre, directions, len(rows))
         heads.append(rows)
         return heads

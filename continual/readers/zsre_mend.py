@@ -55,5 +55,5 @@ def _targets(record: Mapping[str, object]) -> tuple[str, str | None]:
 def _portability(record: Mapping[str, object]) -> tuple[Probe, ...]:
     if record.get("portability") is None:
         return ()
-    recalled = fields.mapping(record["portability"], "portability")
-    return fields.probe_pair(recalled, "New Question", "New Answer", name="Recalled Relation")
+    relation = fields.mapping(record["portability"], "portability")
+    return fields.probe_pair(relation, "New Question", "New Answer", name="Recalled Relation")

@@ -225,11 +225,11 @@ def _broken(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Broken]:
 
 
 def _repaired(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Repaired]:
-    for identity, (broke, mended, by) in trail.mended.items():
+    for identity, (broken_at, mended_at, by) in trail.mended.items():
         retained = kept.requests.get(identity)
         is_right = trail.edit_wrong_since(identity) is None
         if retained is not None and retained.applied and is_right:
-            yield Repaired(ask(identity), broke, mended, by)
+            yield Repaired(ask(identity), broken_at, mended_at, by)
 
 
 def _failed(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Failed]:

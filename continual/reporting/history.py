@@ -80,15 +80,15 @@ def report_on(store: Store) -> HistoryReport:
         journal = list(store.revisions())
         visits = walk(store, lineage)
         retention = retained_along(store, lineage)
-        timed = steps(visits)
+        step_report = steps(visits)
         return HistoryReport(
             title=_title(store, visits, journal, retention),
             rates=rates_of(visits[-1]),
             points=points(visits),
             marks=marks(visits, journal),
-            steps=timed,
+            steps=step_report,
             corrections=corrections(store, visits, retention),
-            editors=editor_costs(timed.times),
+            editors=editor_costs(step_report.times),
             sizes=store_sizes(store, journal),
             settings=store.settings,
             warnings=tuple(store_warnings(store)),

@@ -111,35 +111,35 @@ class Collection:
         self, texts: Iterable[str], on_change: Callable[[str], None]
     ) -> tuple[Iterator[str], Place]:
         """Return the documents still to be read, and the place behind the ones already summed."""
-        partial = self._interrupted(on_change)
-        if partial is None:
+        state = self._interrupted(on_change)
+        if state is None:
             return iter(texts), Place()
-        place = Place(**partial.meta["place"])
+        place = Place(**state.meta["place"])
         documents = iter(texts)
         if skip(documents, place.documents) != place.rolling:
             on_change(
                 "The text is not the one that the interrupted run has read: begun from its start."
             )
             return iter(texts), Place()
-        self._moments.restore(partial.tensors)
+        self._moments.restore(state.tensors)
         return documents, place
 
     def _interrupted(self, on_change: Callable[[str], None]) -> Cached | None:
         """Return the state of an interrupted run, if this run can go on from it."""
         try:
-            partial = self._store.cached(_PARTIAL)
+            state = self._store.cached(_PARTIAL)
         except IntegrityError as error:
             on_change(f"What an interrupted run has left is damaged, begun anew: {error}")
             return None
-        if partial is None:
+        if state is None:
             return None
-        tokens, limit = partial.meta["place"]["tokens"], self._job.tokens_max
-        if partial.meta["identity"] != self._identity:
+        tokens, limit = state.meta["place"]["tokens"], self._job.tokens_max
+        if state.meta["identity"] != self._identity:
             on_change("An interrupted run over other blocks or another model is given up.")
         elif limit is not None and tokens > limit:
             on_change(f"An interrupted run over {tokens} tokens, more than wanted, is given up.")
         else:
-            return partial
+            return state
         return None
 
     def _next_checkpoint(self) -> float:

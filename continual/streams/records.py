@@ -275,20 +275,20 @@ def whole(name: str, file: BinaryIO, bytes_max: int) -> bytes:
 def array_places(name: str, data: bytes) -> Iterator[slice]:
     """Yield the places of the outermost array's elements, found by quotes and brackets alone.
     Raises StreamError for broken JSON."""
-    opened: list[bytes] = []
+    stack: list[bytes] = []
     begin = 0
     for token in _STRUCTURE.finditer(data):
         mark, place = token.group()[:1], token.start()
         if mark in _CLOSING:
-            opened.append(mark)
-            begin = token.end() if len(opened) == 1 else begin
+            stack.append(mark)
+            begin = token.end() if len(stack) == 1 else begin
         elif mark in b"]}":
-            if mark != _CLOSING[opened.pop()]:
+            if mark != _CLOSING[stack.pop()]:
                 _broken(name, place, "a bracket closes what another kind has opened")
-            if not opened:
+            if not stack:
                 yield from _last_element(name, data, begin, place)
                 return
-        elif mark == b"," and len(opened) == 1:
+        elif mark == b"," and len(stack) == 1:
             if is_blank(data[begin:place]):
                 _broken(name, place, "there is no record before the comma")
             yield slice(begin, place)
@@ -301,24 +301,24 @@ def array_places(name: str, data: bytes) -> Iterator[slice]:
 def object_places(name: str, data: bytes) -> Iterator[slice]:
     """Yield the places of objects that follow each other, each over several lines, found as above.
     Raises StreamError for broken JSON."""
-    opened: list[bytes] = []
+    stack: list[bytes] = []
     begin = 0
     for token in _STRUCTURE.finditer(data):
         mark, place = token.group()[:1], token.start()
-        if not opened and (mark != b"{" or not is_blank(data[begin:place])):
+        if not stack and (mark != b"{" or not is_blank(data[begin:place])):
             _broken(name, place, "between the objects stands something else")
         if mark in _CLOSING:
-            begin = begin if opened else place
-            opened.append(mark)
+            begin = begin if stack else place
+            stack.append(mark)
         elif mark in b"]}":
-            if mark != _CLOSING[opened.pop()]:
+            if mark != _CLOSING[stack.pop()]:
                 _broken(name, place, "a bracket closes what another kind has opened")
-            if not opened:
+            if not stack:
                 yield slice(begin, token.end())
                 begin = token.end()
         elif token.group() == b'"':
             _broken(name, place, "a text that begins there has no end")
-    if opened or not is_blank(data[begin:]):
+    if stack or not is_blank(data[begin:]):
         _broken(name, len(data), "its last object has no end")
 
 

@@ -55,13 +55,13 @@ def require_looking_back(base: BaseModel) -> None:
 def require_unmoved_by_padding(base: BaseModel, task: Task) -> None:
     """Raise ModelError for a model that answers a text otherwise with a longer one beside it."""
     sequences = [_encoding(base, size) for size in (TOKENS, PADDED)]
-    together = logits_of(base.model, _on_device(base, task.inputs(sequences)))[1]
-    alone = logits_of(base.model, _on_device(base, task.inputs(sequences[1:])))[0]
-    together = together[: len(alone)] if alone.ndim == 2 else together
-    if not _is_close(together, alone, math.sqrt(torch.finfo(alone.dtype).eps)):
+    batch_row = logits_of(base.model, _on_device(base, task.inputs(sequences)))[1]
+    lone_row = logits_of(base.model, _on_device(base, task.inputs(sequences[1:])))[0]
+    batch_row = batch_row[: len(lone_row)] if lone_row.ndim == 2 else batch_row
+    if not _is_close(batch_row, lone_row, math.sqrt(torch.finfo(lone_row.dtype).eps)):
         raise ModelError(
             f"{type(base.model).__name__} answers a text otherwise when it is padded "
-            f"({_difference(together, alone)}), though the padding is masked: what it answers "
+            f"({_difference(batch_row, lone_row)}), though the padding is masked: what it answers "
             "would depend on the texts that it is asked with. Models of this kind cannot be "
             "corrected."
         )

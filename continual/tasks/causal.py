@@ -107,7 +107,7 @@ class CausalTask:
         room = tokens_max if context is None else min(tokens_max, context - len(question.ids))
         ends = self._ends(model)
         with decoding.plainly(model):
-            generated = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max(1, room),
@@ -116,7 +116,7 @@ class CausalTask:
                 **ends,
                 **self._reader.base.decoding,
             )
-        return tuple(generated[0, len(question.ids) :].tolist())
+        return tuple(output[0, len(question.ids) :].tolist())
 
     def text(self, answer: Sequence[int]) -> str:
         """Return the words up to the terminator, or up to the end of the turn."""
@@ -167,11 +167,11 @@ class CausalTask:
         """Return the answer's tokens behind the prompt: tokenised together if the prompt's own
         tokens stay the same, else apart."""
         ends = not self._reader.is_in_place
-        together = self._reader.ids(asked.text + tail, is_whole=asked.is_whole, ends=ends)
-        if together[: len(question)] == question:
-            return together[len(question) :]
-        alone = self._reader.ids(tail, is_whole=True)
-        return self._anchored(tail, alone) if self._reader.is_in_place else alone
+        joint_ids = self._reader.ids(asked.text + tail, is_whole=asked.is_whole, ends=ends)
+        if joint_ids[: len(question)] == question:
+            return joint_ids[len(question) :]
+        tail_ids = self._reader.ids(tail, is_whole=True)
+        return self._anchored(tail, tail_ids) if self._reader.is_in_place else tail_ids
 
     def _anchored(self, tail: str, alone: tuple[int, ...]) -> tuple[int, ...]:
         """Return the tokens of a text in the middle of another: behind the first anchor that keeps

@@ -99,9 +99,9 @@ class ClassificationTask:
         answer = answer.strip()
         if answer in self._labels:
             return self._labels.index(answer)
-        folded = [label.casefold() for label in self._labels]
-        if folded.count(answer.casefold()) != 1:
+        lowercase_labels = [label.casefold() for label in self._labels]
+        if lowercase_labels.count(answer.casefold()) != 1:
             raise RequestError(
                 f"{named(answer)} is no label of the model: it has {', '.join(self._labels)}."
             )
-        return folded.index(answer.casefold())
+        return lowercase_labels.index(answer.casefold())

@@ -54,8 +54,8 @@ class Seq2SeqTask:
                 f"{type(base.model).__name__} cannot be asked: its {where} names no {setting}, "
                 "which a seq2seq model needs; set it and save the model again."
             )
-        forced = getattr(base.model.generation_config, "forced_bos_token_id", None)
-        start = (start_token,) if forced is None else (start_token, int(forced))
+        second_token = getattr(base.model.generation_config, "forced_bos_token_id", None)
+        start = (start_token,) if second_token is None else (start_token, int(second_token))
         return cls(Reader.of(base, settings, limits), start, int(end))
 
     def settings(self) -> dict[str, Any]:

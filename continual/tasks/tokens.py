@@ -74,8 +74,8 @@ class Reader:
         """Return the tokens of a text. A text that `is_whole` contains its special tokens, and gets
         no others; with `ends` it keeps the tokens that the tokenizer puts behind a text."""
         ids = tuple(self.tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
-        appended = () if is_whole or ends else self._around[1]
-        return ids[: -len(appended)] if appended and ids[-len(appended) :] == appended else ids
+        suffix = () if is_whole or ends else self._around[1]
+        return ids[: -len(suffix)] if suffix and ids[-len(suffix) :] == suffix else ids
 
     def words(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, without special ones and without outer whitespace."""

@@ -185,9 +185,9 @@ def _user_turn(site: Site) -> tuple[int, ...] | None:
 
 def _ordinary(site: Site, number: int) -> Start:
     """Return a token of the vocabulary as a start, another one for each text."""
-    special = set(site.edited.tokenizer.all_special_ids)
+    special_ids = set(site.edited.tokenizer.all_special_ids)
     count = len(site.edited.model.get_input_embeddings().weight)
-    tokens = [i for i in range(min(count, len(site.edited.tokenizer))) if i not in special]
+    tokens = [i for i in range(min(count, len(site.edited.tokenizer))) if i not in special_ids]
     return (tokens[number * SPREAD % len(tokens)],), True
 
 
@@ -198,12 +198,12 @@ def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
         ((*start, *text), max(0, len(start) - 1)) if stays else (text, 0)
         for start, stays, text in texts
     ]
-    blank = [
+    drafts = [
         Passage(ids, offset, (0,) * (len(ids) - offset))
         for ids, offset in sequences
         if len(ids) > 1
     ]
-    halves = [_read_half(site, blank[half::2]) for half in (0, 1)]
+    halves = [_read_half(site, drafts[half::2]) for half in (0, 1)]
     passages = [p for pair in zip_longest(*(half for half, _ in halves)) for p in pair if p]
     return ReadText(GeneralText(tuple(passages), source), *(rows for _, rows in halves))
 

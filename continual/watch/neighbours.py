@@ -169,8 +169,8 @@ def _write_openings(
         lists = texts[:LISTS] if draft.asked.request.subject else []
         for start, text in texts[len(lists) :]:
             draft.openings.append(((*start, *text), max(0, len(start) - 1)))
-        listed = [name for _, text in lists for name in _listed(site, draft, text)]
-        _ask(site, draft, _others(draft, listed, known, config), config)
+        list_names = [name for _, text in lists for name in _listed(site, draft, text)]
+        _ask(site, draft, _others(draft, list_names, known, config), config)
         _ask_elsewhere(site, draft, known, config)
 
 
@@ -184,8 +184,8 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
         cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
         texts = [" ".join(words[:length]) for length in cuts]
     texts += [request.target_new.strip()] * TARGETS
-    tokenized = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
-    return [ids for ids in tokenized if ids]
+    id_lists = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
+    return [ids for ids in id_lists if ids]
 
 
 def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
@@ -315,8 +315,8 @@ def _neighbourhood(
     passages that state the corrected fact are left out. One pass over the openings reads their
     expected tokens; the answers of questions are written already."""
     questions = [next(answered).cut(config.said) for _ in draft.questions]
-    split = len(questions) - draft.held_out
-    questions, held_out = questions[:split], questions[split:]
+    boundary = len(questions) - draft.held_out
+    questions, held_out = questions[:boundary], questions[boundary:]
     endings = [next(ends).cut(config.behind) for _ in draft.asked.encodings]
     probes, held_out = (
         [q for q in group if q.rows and not _states(site, draft.fact, q)]
@@ -328,10 +328,12 @@ def _neighbourhood(
     if opening_passages:
         rows = site.rows([passage.encoding() for passage in opening_passages])
         opening_passages = list(expected(site, opening_passages, rows))
-    silent = [part for passage in opening_passages for part in _unstated(draft.fact, passage)]
+    quiet_passages = [
+        part for passage in opening_passages for part in _unstated(draft.fact, passage)
+    ]
     readable_endings = tuple(passage for passage in endings if passage.rows)
     return Neighbourhood(
-        (*probes[1::2], *silent),
+        (*probes[1::2], *quiet_passages),
         (*probes[::2], *held_out),
         readable_endings,
         draft.answers,

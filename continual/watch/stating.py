@@ -31,5 +31,5 @@ class CorrectedFact:
         """Tell whether a text names the subject; without one, half of the prompt's words."""
         if self.subject:
             return names(text, self.subject)
-        shared = self.words & set(text.split())
-        return 2 * len(shared) >= len(self.words)
+        overlap = self.words & set(text.split())
+        return 2 * len(overlap) >= len(self.words)

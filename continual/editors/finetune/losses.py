@@ -96,9 +96,9 @@ def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
         group = anchors[batch]
         inputs = task_model.inputs(group.encodings)
         logits, _ = answer_logits(group.encodings, logits_of(task_model.edited.model, inputs))
-        reference, now = torch.cat(group.log_probs), logits.log_softmax(-1)
+        reference, log_probs = torch.cat(group.log_probs), logits.log_softmax(-1)
         divergences = torch.nn.functional.kl_div(
-            now, reference, reduction="none", log_target=True
+            log_probs, reference, reduction="none", log_target=True
         ).sum(-1)
         losses.append((divergences * _shares(group.encodings, logits)).sum())
     return torch.stack(losses).sum() / len(anchors)

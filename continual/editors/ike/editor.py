@@ -76,14 +76,14 @@ class Ike(MemoryEditor):
         pool = self._shown(recall)
         similarities = recall.scope.queries([str(request.prompt)]).similarity(pool.embeddings)[0]
         order = similarities.argsort(descending=True, stable=True).tolist()
-        ranked = [pool.requests[i] for i in order if pool.requests[i].key != request.key]
+        ranking = [pool.requests[i] for i in order if pool.requests[i].key != request.key]
         counts = self.config.kinds(count)
         picks: dict[str, list[str]] = {kind: [] for kind in counts}
-        for candidate in ranked:
-            offered = demonstrations(self.config.form, candidate)
+        for candidate in ranking:
+            offers = demonstrations(self.config.form, candidate)
             for kind, count in counts.items():
-                if offered[kind] and len(picks[kind]) < count:
-                    picks[kind].append(offered[kind][0])
+                if offers[kind] and len(picks[kind]) < count:
+                    picks[kind].append(offers[kind][0])
         return _mixed(list(picks.values()))
 
     def _fitting(self, shown: list[str], told: str, recall: Recall) -> str:

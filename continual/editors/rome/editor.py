@@ -42,5 +42,5 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
         mean_key, plain_key = update.keys.mean, update.keys.plain
         if not update.config.averaged:
             return rank_one(update.moments, mean_key, plain_key), update.residual
-        between = (plain_key - mean_key) @ update.weight.sum
-        return rank_one(update.moments, mean_key, mean_key), update.residual + between
+        difference = (plain_key - mean_key) @ update.weight.sum
+        return rank_one(update.moments, mean_key, mean_key), update.residual + difference
