@@ -139,8 +139,7 @@ def _settings(
         "run": {"seed": new.seed},
         "probes": {name: len(probe_set) for name, probe_set in probes.items()},
     }
-    if new.watch:
-        settings["watch"] = dict(new.watch)
+    settings["watch"] = {"per_edit": True, **(new.watch or {})}
     if new.stream:
         settings["stream"] = dict(new.stream)
     if calibration := _calibration(new, task):

@@ -98,8 +98,9 @@ class Watch:
         entries = ledger.would_break(WATCHED)
         general = [entry for entry in entries if entry.role == WATCH]
         total = ledger.count(WATCH).total
-        if total and len(general) > self.config.watch_max * total * edits:
-            times = f" for each of {edits} edits" if edits > 1 else ""
+        shares = edits if self.config.per_edit else 1
+        if total and len(general) > self.config.watch_max * total * shares:
+            times = f" for each of {shares} edits" if shares > 1 else ""
             return (
                 f"it changes {len(general)} of {total} general positions that are held out, over "
                 f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}"

@@ -19,9 +19,8 @@ class WatchConfig(Table):
     """The amount of text that is watched, and the share of it that an edit may change.
 
     The budgets count held-out passages alone: `watch_max` is the share of the general positions
-    whose next token one edit may change; a batch of n edits may change n times as many.
-    `neighbours_max` is the share of an edit's own neighbours that it may answer otherwise than
-    before.
+    whose next token a step may change, or with `per_edit` each edit of it. `neighbours_max` is the
+    share of an edit's own neighbours that it may answer otherwise than before.
     """
 
     table: ClassVar[str] = "watch"
@@ -33,6 +32,7 @@ class WatchConfig(Table):
     behind: int = 8  # tokens behind an answer
     watch_max: float = 0.0005  # share of held-out general positions that an edit may change
     neighbours_max: float = 0.125  # share of its own held-out neighbours that it may change
+    per_edit: bool = False  # a step of n edits may change n times watch_max, as in new stores
 
     def __post_init__(self) -> None:
         counts = ("texts", "tokens", "neighbours", "said", "behind")

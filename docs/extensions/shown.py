@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
-    r"^```\{code-block\} (?P<language>\w+)\n(?P<options>(?::.*\n)*)(?P<body>.*?)^```$",
+    r"^```\{code-block\} (?P<language>\w+)\n(?P<options>(?::[^\n]*\n)*)(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 CAPTION = re.compile(r"^:caption: (\S+)$", re.MULTILINE)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from continual.watch.config import WatchConfig
 from tests.cli.conftest import Cedit, write_lines
 
 pytestmark = pytest.mark.watched
@@ -55,3 +56,10 @@ def test_little_memory_is_a_warning(cedit: Cedit, tmp_path: Path) -> None:
     none = write_lines(tmp_path / "none.jsonl", [])
     made = cedit("init", tmp_path / "s", "--text", few, "--train-probes", none)
     assert "rows tell an edit what to leave alone" in made.err
+
+
+def test_a_new_store_counts_watch_max_for_each_edit_and_an_older_one_for_a_step(
+    store: Path,
+) -> None:
+    assert "per_edit = true" in (store / "cedit.toml").read_text(encoding="utf-8")
+    assert not WatchConfig.of({}).per_edit

@@ -239,7 +239,11 @@ def test_an_older_store_gets_its_text_before_the_next_edit(tmp_path: Path) -> No
         assert rates_at(opened.store, opened.store.head)["Watch"] is None
     toml = tmp_path / "store" / "cedit.toml"
     lines = toml.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith(("[watch]", "texts", "neighbours"))]
+    kept = [
+        line
+        for line in lines
+        if not line.startswith(("[watch]", "texts", "neighbours", "per_edit"))
+    ]
     toml.write_text("".join(kept))
     with open_session(tmp_path / "store") as opened:
         opened.apply(corrections(3))
