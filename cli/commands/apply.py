@@ -142,10 +142,10 @@ def command(
     from continual.streams.places import stream_for
     from store import Store
 
-    path, stop = find_store(store), threading.Event()
     tables = _tables(changes)
     if source is None and (not retry or dry_run):
         raise click.UsageError("Name a STREAM, or - for standard input; or give --retry failed.")
+    path, stop = find_store(store), threading.Event()
     with Store.open(path) as opened:
         stream = None
         if source is not None:

@@ -152,7 +152,7 @@ def _prompts(texts: Sequence[str], messages: str | None, source: str | None) -> 
     """Return the prompts to ask. Raises UsageError for none, for prompts of two kinds, and for a
     file that cannot be read."""
     if [bool(texts), messages is not None, source is not None].count(True) != 1:
-        raise click.UsageError("Ask by PROMPTs, by a chat with --messages, or by --file.")
+        raise click.UsageError("Ask one thing: PROMPTs, a chat with --messages, or a --file.")
     if messages is not None:
         return [_chat(messages)]
     if source is None:

@@ -146,8 +146,14 @@ class Draw:
             length, place = int(CUT * len(words)), int(CUT * len(successor))
             subject = max(words[1:length], key=len)
             prompt = " ".join(words[:length])
-            if successor[place] != words[length]:
-                yield Request(prompt=prompt, target_new=successor[place], subject=subject)
+            if successor[place] == words[length]:
+                continue
+            record = {"prompt": prompt, "target_new": successor[place], "subject": subject}
+            try:
+                request = Request.from_json(record)
+            except RequestError:  # the base wrote characters that no store can hold
+                continue
+            yield request
 
     def _words(self, passage: Passage) -> list[str]:
         tokenizer = self.site.edited.tokenizer
