@@ -27,7 +27,7 @@ _LINE = re.compile(r"(?m)^format[ \t]*=[ \t]*([0-9]+)")
 
 
 @dataclass(frozen=True)
-class Step:
+class Upgrade:
     """A step from one format to the next."""
 
     change: str  # in words
@@ -70,14 +70,14 @@ def _nothing(_: Path) -> None:
     """Leave the files as they are: the new format only allows more in them."""
 
 
-STEPS: Mapping[int, Step] = {
-    2: Step("a revision can put other patches in the place of earlier ones", _nothing),
-    3: Step("a revision can bring general text that is watched", _nothing),
+STEPS: Mapping[int, Upgrade] = {
+    2: Upgrade("a revision can put other patches in the place of earlier ones", _nothing),
+    3: Upgrade("a revision can bring general text that is watched", _nothing),
 }
 """Steps by the format that they lead to."""
 
 
-def _steps(path: Path, before: int) -> dict[int, Step]:
+def _steps(path: Path, before: int) -> dict[int, Upgrade]:
     numbers = range(before + 1, config.FORMAT + 1)
     if before > config.FORMAT or not set(numbers) <= STEPS.keys():
         raise FormatVersionError(

@@ -15,7 +15,7 @@ from continual.model import EditedModel
 from continual.passes.batching import by_length
 from continual.statistics.moments import Moments
 from continual.statistics.texts import TextError
-from continual.statistics.windows import Passes, Piece, Place, Window, skip, windows
+from continual.statistics.windows import Passes, Piece, TextPlace, Window, skip, windows
 from store import Store
 from store.cache import Cached
 from store.errors import IntegrityError
@@ -74,7 +74,7 @@ class Collection:
                 deadline = self._next_checkpoint()
         self._keep(place)
 
-    def _add(self, window: Window, start: Place) -> Iterator[Progress]:
+    def _add(self, window: Window, start: TextPlace) -> Iterator[Progress]:
         tokens, pass_tokens = start.tokens, self._job.passes.pass_tokens_max
         for half, pieces in enumerate((window.even, window.odd)):
             places = by_length([len(piece) for piece in pieces], pass_tokens)
@@ -87,7 +87,7 @@ class Collection:
                 yield Progress(start.documents, tokens)
         self._moments.require_finite()
 
-    def _keep(self, place: Place) -> None:
+    def _keep(self, place: TextPlace) -> None:
         """Replace the kept statistics of every block."""
         if not place.tokens:
             raise CeditError("The text has no tokens: key statistics need some.")
@@ -109,18 +109,18 @@ class Collection:
 
     def _begin(
         self, texts: Iterable[str], on_change: Callable[[str], None]
-    ) -> tuple[Iterator[str], Place]:
+    ) -> tuple[Iterator[str], TextPlace]:
         """Return the documents still to be read, and the place behind the ones already summed."""
         state = self._interrupted(on_change)
         if state is None:
-            return iter(texts), Place()
-        place = Place(**state.meta["place"])
+            return iter(texts), TextPlace()
+        place = TextPlace(**state.meta["place"])
         documents = iter(texts)
         if skip(documents, place.documents) != place.rolling:
             on_change(
                 "The text is not the one that the interrupted run has read: begun from its start."
             )
-            return iter(texts), Place()
+            return iter(texts), TextPlace()
         self._moments.restore(state.tensors)
         return documents, place
 

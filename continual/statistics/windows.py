@@ -24,7 +24,7 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Place:
+class TextPlace:
     """The amount of a text that was read, and the hash chain of its documents."""
 
     documents: int = 0
@@ -32,14 +32,14 @@ class Place:
     tokens: int = 0
     rolling: str = hashlib.sha256().digest_size * "00"
 
-    def after(self, text: str, pieces: int, tokens: int) -> Place:
+    def after(self, text: str, pieces: int, tokens: int) -> TextPlace:
         """Return the place behind one more document."""
-        return Place(
+        return TextPlace(
             self.documents + 1, self.pieces + pieces, self.tokens + tokens, _chained(self, text)
         )
 
 
-def _chained(place: Place, text: str) -> str:
+def _chained(place: TextPlace, text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return hashlib.sha256(bytes.fromhex(place.rolling) + digest).hexdigest()
 
@@ -53,13 +53,13 @@ class Window:
 
     even: tuple[Piece, ...]  # the pieces with an even number in the whole text
     odd: tuple[Piece, ...]
-    place: Place
+    place: TextPlace
     is_whole: bool  # not cut short by the end of the text or by the tokens wanted
 
 
 def windows(
     documents: Iterator[str],
-    start: Place,
+    start: TextPlace,
     encode: Callable[[str], Piece],
     passes: Passes,
     tokens_max: int | None,
@@ -82,14 +82,14 @@ def windows(
         yield _window(pieces, start, place, is_whole=False)
 
 
-def _window(pieces: Sequence[Piece], start: Place, place: Place, is_whole: bool) -> Window:
+def _window(pieces: Sequence[Piece], start: TextPlace, place: TextPlace, is_whole: bool) -> Window:
     shift = start.pieces % 2
     return Window(tuple(pieces[shift::2]), tuple(pieces[1 - shift :: 2]), place, is_whole)
 
 
 def skip(documents: Iterator[str], count: int) -> str:
     """Read past `count` documents, or all where there are fewer, and return their hash chain."""
-    place = Place()
+    place = TextPlace()
     for text in islice(documents, count):
         place = place.after(text, 0, 0)
     return place.rolling

@@ -38,7 +38,7 @@ from continual.step.editing import Bench, Edited, Workshop
 from continual.step.planning import Plan, PlannedEdit, Planner
 from continual.step.watching import Watch
 from continual.streams import Item
-from continual.streams.places import Place
+from continual.streams.places import StreamPlace
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Asked, Neighbourhood
 from store import BlobRef, Draft, Revision, Store, operations
@@ -133,7 +133,9 @@ class Batch:
     candidates: tuple[Candidate, ...]
     quarantined: tuple[Item, ...] = ()
     source: str | None = None  # the stream's name
-    places: Mapping[str, Place] = field(default_factory=dict)  # to go on from, by stream's name
+    places: Mapping[str, StreamPlace] = field(
+        default_factory=dict
+    )  # to go on from, by stream's name
     unknown: Mapping[str, int] = field(default_factory=dict)  # records by unknown key
 
     @property
@@ -176,7 +178,7 @@ class _Filling:
         self._source, self._stands = source, stands
         self._candidates: list[Candidate] = []
         self._bad: list[Item] = []
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, StreamPlace] = {}
         self._unknown: Counter[str] = Counter()
         self._items = 0
         self.new = 0  # candidates that do not stand already
@@ -190,7 +192,7 @@ class _Filling:
         if item.reason is not None:
             self._bad.append(item)
         if item.stream is not None and not item.is_again:
-            self._places[item.stream] = Place(item.position, item.rolling)
+            self._places[item.stream] = StreamPlace(item.position, item.rolling)
         self._unknown.update(item.unknown)
 
     def is_full(self, size: int) -> bool:

@@ -18,7 +18,7 @@ from store import Store
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPlace:
     """A history's place in a stream."""
 
     position: int  # records
@@ -29,14 +29,14 @@ class Place:
         return {"position": self.position, "rolling": self.rolling}
 
 
-def place_in(store: Store, stream: Stream) -> Place | None:
+def place_in(store: Store, stream: Stream) -> StreamPlace | None:
     """Return the place of a store's history in a stream; None if it has read nothing of it, or the
     stream has no past."""
     name = stream.short_name()
     if name is None:
         return None
     state = store.stream(name) or store.stream(stream.name)
-    return None if state is None else Place(int(state["position"]), str(state["rolling"]))
+    return None if state is None else StreamPlace(int(state["position"]), str(state["rolling"]))
 
 
 def stream_for(

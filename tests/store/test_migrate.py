@@ -11,7 +11,7 @@ from store import Draft, Store, config
 from store.check import verify, verify_path
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreFull, StoreLocked
 from store.lock import WriterLock
-from store.migrate import STEPS, Step, migrate
+from store.migrate import STEPS, Upgrade, migrate
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = range(1, config.FORMAT + 1)
@@ -142,8 +142,8 @@ def test_a_step_that_breaks_off_is_taken_again(old, monkeypatch):
             raise RuntimeError("killed, say")
 
     monkeypatch.setattr(config, "FORMAT", 3)
-    monkeypatch.setitem(STEPS, 2, Step("two", lambda _: taken.append(2)))
-    monkeypatch.setitem(STEPS, 3, Step("three", break_off))
+    monkeypatch.setitem(STEPS, 2, Upgrade("two", lambda _: taken.append(2)))
+    monkeypatch.setitem(STEPS, 3, Upgrade("three", break_off))
     with pytest.raises(RuntimeError):
         migrate(old)
     assert config.found_format(old) == 2
