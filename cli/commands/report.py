@@ -29,9 +29,10 @@ _BEGINNING = 1024  # bytes in which a page of ours says that it is one
 def command(out: Output, store: str | None, output: Path | None, force: bool) -> None:
     """Write a page about the whole history.
 
-    The page is one HTML file that needs no network and no other file. It has the metrics at head
-    and over the revisions; the broken, mended, failed, quarantined, superseded and reverted
-    corrections; the slowest steps, the cost of each editor, sizes, and settings. The store may be
+    The page is one HTML file that needs no network, no script and no other file. It has the metrics
+    at head and over the revisions; the corrections in force, with the answers before and after;
+    the broken, failed, quarantined, mended, superseded and reverted ones; the branches that were
+    rolled back; the slowest steps, the cost of each editor, sizes, and settings. The store may be
     written to meanwhile.
 
     An existing report is replaced; any other file only with --force.
@@ -40,9 +41,12 @@ def command(out: Output, store: str | None, output: Path | None, force: bool) ->
     {"type":"report","title":{"model","task","base","head","seq","fingerprint","revisions",
     "entries","active","failed","first_at","last_at","made_at","tags","streams",…},"rates":{"SR",…},
     "points":[{"place","seq","rates"}],"marks":[{"kind","place","seq","requests","left"}],
+    "way":[{"place","seq","operation","editors","at","tags"}],
+    "branches":[{"place","fork_seq","first_seq","last_seq","revisions","editors","applied","failed",
+    "rates","first_at","last_at","left_seq","tags"}],
     "steps":{"total","timed","seconds","times":[{"seq","revision","editors","edits","edit_s",
     "probe_s","recheck_s","patch_bytes",…}],"slowest":[…]},"corrections":{"counts","wrong",
-    "broken","repaired","failed","superseded","reverted","quarantined"},"editors":[{"editors",
+    "wrong_failed","in_force":[{"request","editor","seq","at","began"}],"broken","repaired","failed","superseded","reverted","quarantined"},"editors":[{"editors",
     "steps","edits","timed_edits","edit_s","patch_bytes"}],"sizes":{…},"settings":{…},
     "warnings":["…"]}.
     A place counts the steps from base; a seq is a number in the journal.

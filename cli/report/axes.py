@@ -35,6 +35,32 @@ class Axis:
         """Return the place of a value along the axis: 0 at `low`, 1 at `high`."""
         return (value - self.low) / (self.high - self.low)
 
+    def text(self, tick: float) -> str:
+        """Return the number beside a tick."""
+        return f"{tick:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class LogAxis:
+    """An axis of seconds from 10**`first` to 10**`last`, with a tick at every power of ten."""
+
+    first: int
+    last: int
+
+    @property
+    def ticks(self) -> list[float]:
+        """The powers of ten."""
+        return [10.0**power for power in range(self.first, self.last + 1)]
+
+    def share(self, value: float) -> float:
+        """Return the place of a value along the axis; values below it lie at its beginning."""
+        power = math.log10(value) if value > 0 else self.first
+        return max(0.0, (power - self.first) / (self.last - self.first))
+
+    def text(self, tick: float) -> str:
+        """Return the duration beside a tick."""
+        return f"{tick:g} s" if tick >= 1 else f"{tick * 1000:g} ms"
+
 
 def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int = 5) -> Axis:
     """Return an axis that shows all values and a given range, and begins and ends at a tick."""
@@ -42,6 +68,13 @@ def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int
     low, high = min(numbers), max(numbers)
     step = round_step((high - low) / ticks)
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
+
+
+def logarithmic(values: Iterable[float], *, least: float) -> LogAxis:
+    """Return a logarithmic axis for the largest value and the smallest one from `least` on."""
+    above = [value for value in values if value >= least] or [least]
+    first = math.floor(math.log10(min(above)) + 1e-9)
+    return LogAxis(first, max(first + 1, math.ceil(math.log10(max(above)) - 1e-9)))
 
 
 def counting(last: int, ticks: int) -> Axis:

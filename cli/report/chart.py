@@ -2,7 +2,8 @@
 
 A `Chart` names lines, axes and labels; `draw` gives it a size. Colours are the page's: an element
 has the class of its series. Hovering shows the values: of every revision where there is room for
-that, else of some tens of revisions together, with their lowest and highest value.
+that, else of some tens of revisions together, with their lowest and highest value. Below the axis
+a chart may have lanes: bars and marks along the same x.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from cli.report.axes import Axis
+from cli.report.axes import Axis, LogAxis
 from cli.report.markup import Markup, element, join
 from cli.report.thinning import Dot, thin
 
 BANDS = 240  # strips to hover over, at most
 TICK_WIDTH = 90  # pixels that a number below the chart needs
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 22, 44  # around the lines, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 22, 44  # around the lines, in pixels
+UNDER_TICK = 15  # pixels of a second line below the ticks
+LANE, BAR = 21, 13  # heights of a lane and of a bar in it, in pixels
+LETTER = 6.4  # pixels of a letter of 12 pixels, about
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class Series:
     name: str
     style: str  # the class that has its colour
     dots: Sequence[Dot]  # in the order of x
+    width: float = (
+        1.75  # pixels; wider lines are drawn first, so that narrower ones are seen on them
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,26 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A stretch of a lane, or a mark on it where `start` is `end`."""
+
+    start: float
+    end: float
+    style: str
+    label: str  # written where there is room
+    text: str  # when hovered over
+    is_beside: bool = False  # the label may stand beside it
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row of bars below the axis, in the order of their starts."""
+
+    name: str
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
 class Chart:
     """Lines that share their axes."""
 
@@ -47,14 +74,18 @@ class Chart:
     x_label: str
     y_label: str
     x: Axis
-    y: Axis
+    y: Axis | LogAxis
     series: Sequence[Series]
     flags: Sequence[Flag] = ()
+    lanes: Sequence[Lane] = ()
+    under_ticks: Callable[[float], str] | None = None  # a second line below a tick of x
+    places: Callable[[float], str] = "{:,.0f}".format  # an x, when hovered over
     told: Callable[[float], str] = field(default="{:.4f}".format)  # a value, when hovered over
 
 
 def draw(chart: Chart, width: int, height: int) -> Markup:
-    """Return the chart as an SVG element of this size in pixels; it scales with its container."""
+    """Return the chart as an SVG element of this size in pixels, lanes not counted; it scales with
+    its container."""
     return _Drawing(chart, width, height).svg()
 
 
@@ -76,8 +107,9 @@ class _Drawing:
             *self._lines(),
             *self._flags(),
             *self._bands(),
+            *self._lanes(),
             xmlns="http://www.w3.org/2000/svg",
-            view_box=f"0 0 {self.width} {self.height}",
+            view_box=f"0 0 {self.width} {self._whole_height}",
             role="img",
             aria_label=self.chart.label,
         )
@@ -91,6 +123,15 @@ class _Drawing:
     @property
     def _bottom(self) -> float:
         return self.height - BOTTOM
+
+    @property
+    def _lanes_top(self) -> float:
+        """The y where lanes begin."""
+        return self.height + (UNDER_TICK if self.chart.under_ticks else 0)
+
+    @property
+    def _whole_height(self) -> float:
+        return self._lanes_top + LANE * len(self.chart.lanes)
 
     def _x(self, value: float) -> float:
         return round(LEFT + self.chart.x.share(value) * (self._right - LEFT), 1)
@@ -114,31 +155,38 @@ class _Drawing:
 
     def _numbers(self) -> Iterator[Markup]:
         for value in self.chart.y.ticks:
-            text = f"{value:.{self.chart.y.decimals}f}"
+            text = self.chart.y.text(value)
             yield element(
                 "text", text, class_="tick end", x=LEFT - 8, y=self._y(value), dy="0.32em"
             )
         for value in self.chart.x.ticks:
-            yield element(
-                "text", f"{value:,.0f}", class_="tick middle", x=self._x(value), y=self._bottom + 17
-            )
+            x, y = self._x(value), self._bottom + 17
+            yield element("text", f"{value:,.0f}", class_="tick middle", x=x, y=y)
+            if self.chart.under_ticks is not None:
+                under = self.chart.under_ticks(value)
+                y += UNDER_TICK
+                yield element("text", under, class_="tick middle faint", x=x, y=y)
 
     def _labels(self) -> Iterator[Markup]:
         middle = (LEFT + self._right) / 2
-        yield element(
-            "text", self.chart.x_label, class_="label middle", x=middle, y=self.height - 7
-        )
+        y = self._lanes_top - 7
+        yield element("text", self.chart.x_label, class_="label middle", x=middle, y=y)
         yield element("text", self.chart.y_label, class_="label", x=4, y=11)
 
     def _lines(self) -> Iterator[Markup]:
-        for series in self.chart.series:
+        for series in sorted(self.chart.series, key=lambda series: -series.width):
             dots = [(self._x(x), self._y(y)) for x, y in thin(series.dots, self._columns)]
             if len(dots) == 1:
                 ((x, y),) = dots
                 yield element("circle", class_=f"dot {series.style}", cx=x, cy=y, r=3)
             elif dots:
                 path = " ".join(f"{x:g},{y:g}" for x, y in dots)
-                yield element("polyline", class_=f"line {series.style}", points=path)
+                yield element(
+                    "polyline",
+                    class_=f"line {series.style}",
+                    points=path,
+                    stroke_width=series.width,
+                )
 
     def _flags(self) -> Iterator[Markup]:
         """Yield one flag for each column of pixels, with the texts of all flags there."""
@@ -154,6 +202,44 @@ class _Drawing:
                 element("path", d=f"M{x:g} {TOP - 4}l-4.5 -8h9z"),
                 class_=f"flag {flags[0].style}",
             )
+
+    def _lanes(self) -> Iterator[Markup]:
+        for row, lane in enumerate(self.chart.lanes):
+            top = self._lanes_top + row * LANE + (LANE - BAR) / 2
+            base = top + BAR - 2.5  # of the letters
+            yield element("text", lane.name, class_="label end", x=LEFT - 8, y=base)
+            taken = float(LEFT)  # the x up to which the lane has letters
+            for bar in lane.bars:
+                yield self._bar(bar, top)
+                if (place := self._label_place(bar, taken)) is not None:
+                    x, taken = place
+                    yield element("text", bar.label, class_=f"lane {bar.style}", x=x, y=base)
+
+    def _bar(self, bar: Bar, top: float) -> Markup:
+        start, end = self._x(bar.start), self._x(bar.end)
+        is_mark = bar.start == bar.end
+        return element(
+            "rect",
+            element("title", bar.text),
+            class_=f"bar {bar.style}",
+            x=start - 2 if is_mark else start,
+            y=round(top, 1),
+            width=4 if is_mark else max(1.0, round(end - start, 1)),
+            height=BAR,
+            rx=2,
+        )
+
+    def _label_place(self, bar: Bar, taken: float) -> tuple[float, float] | None:
+        """Return the x of a bar's label and of its end; None where it has no room. The label of a
+        bar stands in it, or beside it as that of a mark."""
+        start, end = self._x(bar.start), self._x(bar.end)
+        length = LETTER * len(bar.label)
+        if bar.start != bar.end and length + 10 <= end - start:
+            return start + 5, end
+        for x in (end + 6, start - 6 - length) if bar.is_beside else ():
+            if taken <= x and x + length <= self.width:
+                return round(x, 1), max(x + length, end + 6)
+        return None
 
     # -- hovering
 
@@ -184,7 +270,8 @@ class _Drawing:
 
     def _told(self, first: float, last: float) -> str:
         """Return the values of all series between two x, a line each."""
-        where = f"{first:,.0f}" if first == last else f"{first:,.0f}–{last:,.0f}"
+        name = self.chart.places
+        where = name(first) if first == last else f"{name(first)}–{name(last)}"
         lines = [f"{self.chart.x_label} {where}"]
         for series in self.chart.series:
             start = bisect_left(series.dots, first, key=lambda dot: dot[0])

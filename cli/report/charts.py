@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cli.report import axes
+from cli.output import one_line
+from cli.report import axes, lanes
 from cli.report.chart import Chart, Flag, Series, draw
 from cli.report.markup import Markup, element, join
-from cli.report.texts import rate, seconds
+from cli.report.texts import entry, moment, rate, seconds
 from cli.report.thinning import Dot
-from continual.reporting import HistoryReport, Mark, Point, StepTime
+from continual.reporting import HistoryReport, Mark, Point, StepTime, Stop
 from store import operations
 
 DRAWN = {"SR": "sr", "GR": "gr", "ER": "er", "TrainR": "train", "TestR": "test"}
-ABOVE = "ER"  # the line that is drawn over all others
+NAMES = {
+    "SR": "right after the edit",
+    "GR": "other wordings",
+    "ER": "earlier corrections",
+    "TrainR": "training answers",
+    "TestR": "test answers",
+}
+WIDTHS = {"TrainR": 5.0, "TestR": 3.6, "SR": 2.6, "GR": 2.0, "ER": 1.5}  # of lines that coincide
 TIMED = {"edit": "er", "new probes": "sr", "re-check": "gr"}
-WIDE, NARROW = (940, 330), (400, 300)  # pixels
+WIDE, NARROW = (940, 290), (340, 240)  # pixels
+FLAT = 130  # pixels of height where no line leaves 1
 X_LABEL = "revision"
-SPAN_MIN = 0.02  # of the rates' axis
+SPAN_MIN = 0.01  # of the rates' axis
+TIME_MIN_S = 1e-4  # shorter durations lie on the axis
 
 
 @dataclass(frozen=True)
@@ -33,31 +43,39 @@ _SIZES = {"wide": _Size(*WIDE, x_ticks=10), "narrow": _Size(*NARROW, x_ticks=4)}
 
 def metrics(report: HistoryReport) -> Markup | None:
     """Draw SR, GR, ER, TrainR and TestR over the revisions up to head; None before any edit."""
-    series = [
-        Series(name, style, dots)
-        for name, style in DRAWN.items()
-        if (dots := _rates(report.points, name))
-    ]
-    if not report.title.revisions or not series:
+    lines = {name: dots for name in DRAWN if (dots := _rates(report.points, name))}
+    last = lanes.last_place(report)
+    if not last or not (lines or report.branches):
         return None
-    values = [y for line in series for _, y in line.dots]
-    y = axes.around(values, at_least=(max(values) - SPAN_MIN, 1.0))
+    values = [y for dots in lines.values() for _, y in dots]
+    y = axes.around(values, at_least=(max(values, default=1.0) - SPAN_MIN, 1.0))
     flags = [Flag(mark.place, mark.kind, _said(mark)) for mark in report.marks]
+    dates = _dates(report.way)
 
     def chart(size: _Size) -> Chart:
         return Chart(
             label="Metrics over the revisions from base to head",
             x_label=X_LABEL,
-            y_label="share",
-            x=axes.counting(report.title.revisions, size.x_ticks),
+            y_label="share" if y.low <= 0 else f"share; the axis begins at {y.text(y.low)}",
+            x=axes.counting(last, size.x_ticks),
             y=y,
-            series=sorted(series, key=lambda line: line.name == ABOVE),
+            series=[Series(name, DRAWN[name], dots, WIDTHS[name]) for name, dots in lines.items()],
             flags=flags,
+            lanes=lanes.lanes(report),
+            under_ticks=lambda place: dates.get(int(place), ""),
             told=rate,
+            places=_places(report.way),
         )
 
-    legend = _legend([(line.name, line.style, rate(line.dots[-1][1])) for line in series], flags)
-    return element("figure", legend, *_both(chart))
+    legend = _legend(
+        [
+            (f"{NAMES[name]} ({name})", DRAWN[name], rate(dots[-1][1]))
+            for name, dots in lines.items()
+        ],
+        flags,
+    )
+    is_flat = set(values) <= {1.0}
+    return element("figure", legend, *_both(chart, FLAT if is_flat else None))
 
 
 def durations(times: Sequence[StepTime], revisions: int) -> Markup | None:
@@ -70,30 +88,49 @@ def durations(times: Sequence[StepTime], revisions: int) -> Markup | None:
     series = [Series(name, TIMED[name], dots) for name, dots in lines.items() if dots]
     if not series:
         return None
-    largest = max(y for line in series for _, y in line.dots)
-    unit, factor = ("s", 1.0) if largest >= 1 else ("ms", 1000.0)
-    scaled = [
-        Series(line.name, line.style, [(x, y * factor) for x, y in line.dots]) for line in series
-    ]
+    y = axes.logarithmic((y for line in series for _, y in line.dots), least=TIME_MIN_S)
 
     def chart(size: _Size) -> Chart:
         return Chart(
             label="Time of each step",
             x_label=X_LABEL,
-            y_label=unit,
+            y_label="time of a step; each line is ten times the one below",
             x=axes.counting(revisions, size.x_ticks),
-            y=axes.around((), at_least=(0.0, largest * factor or 1.0)),
-            series=scaled,
-            told=lambda value: seconds(value / factor),
+            y=y,
+            series=series,
+            told=seconds,
         )
 
     return element("figure", _legend([(s.name, s.style, "") for s in series], ()), *_both(chart))
 
 
-def _both(chart: Callable[[_Size], Chart]) -> Iterator[Markup]:
+def _dates(way: Sequence[Stop]) -> dict[int, str]:
+    """Return what stands below each place: the day of its measurement, or the time of day if all
+    were measured on one day."""
+    times = {stop.place: stop.at for stop in way if stop.at is not None}
+    days = {at[:10] for at in times.values()}
+    cut = slice(11, 16) if len(days) == 1 else slice(0, 10)
+    return {place: one_line(at[cut]) for place, at in times.items()}
+
+
+def _places(way: Sequence[Stop]) -> Callable[[float], str]:
+    """Return a function that names a place by its entry, date and editors."""
+    stops = {stop.place: stop for stop in way}
+
+    def name(place: float) -> str:
+        stop = stops.get(int(place))
+        if stop is None:
+            return f"{place:,.0f}"
+        parts = [entry(stop.seq), *stop.editors, *([moment(stop.at)] if stop.at else [])]
+        return f"{place:,.0f} ({', '.join(parts)})"
+
+    return name
+
+
+def _both(chart: Callable[[_Size], Chart], height: int | None = None) -> Iterator[Markup]:
     """Yield the chart for wide and for narrow windows; the page shows one of them."""
     for name, size in _SIZES.items():
-        yield element("div", draw(chart(size), size.width, size.height), class_=name)
+        yield element("div", draw(chart(size), size.width, height or size.height), class_=name)
 
 
 def _rates(points: Sequence[Point], name: str) -> list[Dot]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-VOID = frozenset({"meta", "link", "br", "hr", "col"})
+VOID = frozenset({"meta", "link", "br", "hr", "col", "wbr"})
 
 
 class Markup(str):

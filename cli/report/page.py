@@ -1,4 +1,4 @@
-"""The page from top to bottom: title, rates, curves, outcomes of the corrections, costs, settings.
+"""The page from top to bottom: title, rates, curves, corrections, branches, costs, settings.
 
 Knows the order of the parts and their words; takes the facts from a `HistoryReport`.
 """
@@ -12,9 +12,35 @@ from typing import Any
 from cli.output import DASH, size
 from cli.report import charts
 from cli.report.markup import Markup, element, join
-from cli.report.tables import NAME, NUMBER, TEXT, Column, listed, pairs, table
-from cli.report.texts import count, entry, identity, moment, rate, seconds, setting, told
+from cli.report.tables import (
+    LONG,
+    NAME,
+    NUMBER,
+    OPEN,
+    TEXT,
+    Column,
+    anchor,
+    folded,
+    grouped,
+    pairs,
+    table,
+    titled,
+)
+from cli.report.texts import (
+    count,
+    day,
+    entry,
+    identity,
+    moment,
+    path,
+    rate,
+    seconds,
+    setting,
+    span,
+    told,
+)
 from continual.reporting import (
+    Branch,
     EditorCost,
     HistoryReport,
     Steps,
@@ -23,9 +49,11 @@ from continual.reporting import (
     Title,
 )
 from continual.reporting.corrections import (
+    EDIT,
     Broken,
     Corrections,
     Failed,
+    InForce,
     Quarantined,
     Repaired,
     Reverted,
@@ -36,16 +64,16 @@ GENERATOR = '<meta name="generator" content="cedit report">'
 """A mark near the beginning of every page: it tells that cedit wrote the file."""
 
 MEANINGS = {
-    "SR": "right straight after the edit",
-    "GR": "held-out rephrases right straight after it",
-    "ER": "earlier edits right now",
-    "TrainR": "training probes, now over base",
-    "TestR": "test probes, now over base",
-    "Locality": "neighbouring facts as before their edit",
-    "Watch": "held-out general text, as the base goes on",
-    "Neighbours": "held-out neighbours as before their edit",
-    "Continuation": "behind the answers, as before their edit",
-    "Fluency": "entropy of free continuations, over the base's",
+    "ER": ("Earlier corrections", "that are still right"),
+    "SR": ("Right at once", "straight after its own step"),
+    "GR": ("Other wordings", "that no edit has seen, right straight after the step"),
+    "TestR": ("Test answers", "right now, against the base"),
+    "TrainR": ("Training answers", "right now, against the base"),
+    "Locality": ("Neighbouring facts", "answered as before their edit"),
+    "Watch": ("General text", "goes on as in the base"),
+    "Neighbours": ("Neighbouring prompts", "answered as before their edit"),
+    "Continuation": ("Behind the answers", "the text goes on as before"),
+    "Fluency": ("Fluency", "entropy of free text, against the base"),
 }
 ROLES = {
     "edit": "prompts",
@@ -82,8 +110,12 @@ def _parts(report: HistoryReport) -> Iterator[Markup]:
     if report.warnings:
         yield _warnings(report.warnings)
     yield _figures(report.rates.to_json())
+    yield _contents(report)
     yield _curves(report)
-    yield _corrections(report.corrections)
+    yield _in_force(report.corrections)
+    yield _attention(report.corrections)
+    if report.branches:
+        yield _rolled_back(report.branches)
     yield _time(report.steps, report.title.revisions)
     yield _costs(report.editors, report.sizes)
     yield _settings(report.settings)
@@ -95,11 +127,13 @@ def _parts(report: HistoryReport) -> Iterator[Markup]:
 def _header(title: Title) -> Markup:
     facts: list[tuple[str, Markup | str]] = [
         ("Corrections in force", count(title.active)),
-        ("Revisions from base", f"{count(title.revisions)} of {count(title.entries)} entries"),
-        ("Head", join(identity(title.head), f" ({entry(title.seq)})")),
+        ("Failed", count(title.failed)),
+        ("Head", join(entry(title.seq), " ", identity(title.head))),
+        ("Steps from base to head", count(title.revisions)),
+        ("Entries of the journal", count(title.entries)),
+        ("Task", told(title.task)),
         ("Fingerprint of the model", identity(title.fingerprint)),
         ("Fingerprint of base", identity(title.base)),
-        ("Task", told(title.task)),
         ("First step", moment(title.first_at)),
         ("Last step", moment(title.last_at)),
     ]
@@ -113,13 +147,32 @@ def _header(title: Title) -> Markup:
     )
 
 
+def _contents(report: HistoryReport) -> Markup:
+    """Return links to the parts of the page, with the numbers of their rows."""
+    lists: dict[str, Sequence[object]] = {
+        "Corrections in force": report.corrections.in_force,
+        **_others(report.corrections),
+        "Rolled back": report.branches,
+    }
+    parts = [(title, f" {len(rows):,}") for title, rows in lists.items() if rows]
+    parts += [(title, "") for title in ("Time", "Editors and sizes", "Settings")]
+    return element(
+        "nav",
+        *(
+            element("a", title, element("span", number, class_="count"), href=f"#{anchor(title)}")
+            for title, number in parts
+        ),
+    )
+
+
 def _fact(name: str, value: Markup | str) -> Markup:
     return element("div", element("dt", name), element("dd", value))
 
 
 def _footer(title: Title, version: str) -> Markup:
-    where = join("cedit ", version, " made this page of ", told(title.store))
-    return element("footer", where, f", {moment(title.made_at)}.")
+    command = element("code", "cedit report")
+    line = join("Made by ", command, f" of cedit {version}, {moment(title.made_at)}, of the store ")
+    return element("footer", line, path(title.store), ".")
 
 
 def _warnings(warnings: Sequence[str]) -> Markup:
@@ -130,15 +183,23 @@ def _warnings(warnings: Sequence[str]) -> Markup:
 
 
 def _figures(rates: Mapping[str, float | None]) -> Markup:
-    return element("section", *(_figure(n, rates[n]) for n in MEANINGS), class_="figures")
+    measured_names = [name for name in MEANINGS if rates[name] is not None]
+    other_names = ", ".join(
+        f"{MEANINGS[n][0].lower()} ({n})" for n in MEANINGS if n not in measured_names
+    )
+    return join(
+        element("section", *(_figure(n, rates[n]) for n in measured_names), class_="figures"),
+        _note(f"Not measured here: {other_names}." if other_names else ""),
+    )
 
 
 def _figure(name: str, value: float | None) -> Markup:
+    title, meaning = MEANINGS[name]
     return element(
         "div",
-        element("div", charts.swatch(name), name, class_="name"),
-        element("div", rate(value), class_="value unknown" if value is None else "value"),
-        element("div", MEANINGS[name], class_="means"),
+        element("div", rate(value), class_="value"),
+        element("div", charts.swatch(name), title, class_="name"),
+        element("div", meaning, " ", element("span", name, class_="short"), class_="means"),
         class_="figure",
     )
 
@@ -147,11 +208,17 @@ def _curves(report: HistoryReport) -> Markup:
     figure = charts.metrics(report)
     title, recheck_count = report.title, sum(point.place > 0 for point in report.points)
     note = (
-        f"All probes, measured again after {recheck_count:,} of the {title.revisions:,} revisions."
+        f"All probes are measured again after a step: after {recheck_count:,} of the "
+        f"{title.revisions:,} on the way to head. Point at the chart for a step's numbers."
     )
     if figure is None:
         note = "Nothing was measured after an edit yet."
-    return element("section", element("h2", "Over the revisions"), _note(note), figure)
+    return element("section", _heading("From base to head"), _note(note), figure)
+
+
+def _heading(title: str, rows: int | None = None) -> Markup:
+    number = None if rows is None else element("span", f" {rows:,}", class_="count")
+    return element("h2", title, number, id=anchor(title))
 
 
 def _note(text: str) -> Markup | None:
@@ -161,21 +228,103 @@ def _note(text: str) -> Markup | None:
 # -- the outcomes of the corrections
 
 
-def _corrections(found: Corrections) -> Markup:
-    counts = ", ".join(f"{number:,} {name}" for name, number in found.counts.items())
-    mistakes = ", ".join(f"{n:,} {ROLES.get(role, role)}" for role, n in found.wrong.items())
+def _in_force(found: Corrections) -> Markup:
+    rows = found.in_force
+    note = "The latest first."
+    if len(rows) > OPEN:
+        note += (
+            " Your browser's search finds them all; a browser that leaves folded rows out "
+            "wants them opened first."
+        )
+    if any(row.request.target_old is None and row.began is None for row in rows):
+        note += (
+            " “Before” is known where a request says it (target_old), or the history has the "
+            "beginning of the model's answer."
+        )
+    body = folded(_IN_FORCE, rows, _fold_name) if rows else element("p", "None.", class_="none")
+    heading = _heading("Corrections in force", len(rows))
+    return element("section", heading, _note(note if rows else ""), body)
+
+
+def _fold_name(rows: Sequence[InForce]) -> str:
+    first, last = rows[-1], rows[0]
+    dates = span(first.at, last.at)
+    return f"{len(rows):,} more, {entry(last.seq)} to {entry(first.seq)}, {dates}"
+
+
+_IN_FORCE: Sequence[Column[InForce]] = (
+    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
+    Column("before", TEXT, lambda row: _before(row)),
+    Column("after", TEXT, lambda row: told(row.request.target_new)),
+    Column("editor", NAME, lambda row: row.editor or DASH),
+    Column("date", NAME, lambda row: day(row.at)),
+    Column("at", NUMBER, lambda row: entry(row.seq)),
+)
+
+
+def _before(row: InForce) -> Markup | str:
+    """Return the answer before the edit, as the request says it or as the model began it."""
+    if row.request.target_old is not None:
+        return element("span", told(row.request.target_old), class_="old")
+    if row.began is not None:
+        title = "the first token of the model's answer before the edit"
+        return element("span", told(f"{row.began}…"), class_="old", title=title)
+    return DASH
+
+
+def _others(found: Corrections) -> dict[str, Sequence[object]]:
+    """Return the lists of corrections that are not simply in force, by their titles."""
+    return {
+        "Broken now": found.broken,
+        "Failed": found.failed,
+        "Quarantined": found.quarantined,
+        "Repaired": found.repaired,
+        "Superseded": found.superseded,
+        "Reverted": found.reverted,
+    }
+
+
+def _attention(found: Corrections) -> Markup:
+    tables = {
+        "Broken now": table(_BROKEN, found.broken),
+        "Failed": grouped(_FAILED, found.failed, lambda row: row.reason or DASH),
+        "Quarantined": table(_QUARANTINED, found.quarantined),
+        "Repaired": table(_REPAIRED, found.repaired),
+        "Superseded": table(_SUPERSEDED, found.superseded),
+        "Reverted": table(_REVERTED, found.reverted),
+    }
     return element(
         "section",
-        element("h2", "Corrections"),
-        _note(f"{counts}, {len(found.quarantined):,} quarantined."),
-        _note(f"Wrong at head: {mistakes or 'nothing'}."),
-        listed("Broken now", _BROKEN, found.broken, "Every applied edit is right at head."),
-        listed("Repaired", _REPAIRED, found.repaired, "No edit was broken and mended again."),
-        listed("Failed", _FAILED, found.failed, "No correction in force has failed."),
-        listed("Quarantined", _QUARANTINED, found.quarantined, "Every record could be read."),
-        listed("Superseded", _SUPERSEDED, found.superseded, "No correction took another's place."),
-        listed("Reverted", _REVERTED, found.reverted, "Nothing was taken out of the history."),
+        _heading("What became of the others"),
+        _note(_standing(found)),
+        _note(_wrong(found)),
+        *(titled(title, rows, tables[title]) for title, rows in _others(found).items() if rows),
     )
+
+
+def _standing(found: Corrections) -> str:
+    """Count the corrections as the tables list them."""
+    lists = _others(found)
+    empty_lists = [title.lower() for title, rows in lists.items() if not rows]
+    counts = [f"{len(rows):,} {title.lower()}" for title, rows in lists.items() if rows]
+    skipped = found.counts["skipped"]
+    counts += [f"{skipped:,} right already"] if skipped else []
+    parts = [", ".join(counts)] * bool(counts)
+    parts += [f"none: {', '.join(empty_lists)}"] * bool(empty_lists)
+    sentence = "; ".join(parts)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def _wrong(found: Corrections) -> str:
+    """Count the prompts and wordings that are answered wrongly at head."""
+    failed = f" ({found.wrong_failed:,} of failed corrections)" if found.wrong_failed else ""
+    mistakes = [
+        f"{ROLES.get(role, role)} {number:,}{failed if role == EDIT else ''}"
+        for role, number in found.wrong.items()
+    ]
+    if not mistakes:
+        return "Everything measured is answered rightly at head."
+    return f"Answered wrongly at head: {', '.join(mistakes)}."
 
 
 _BROKEN: Sequence[Column[Broken]] = (
@@ -195,13 +344,12 @@ _REPAIRED: Sequence[Column[Repaired]] = (
 _FAILED: Sequence[Column[Failed]] = (
     Column("prompt", TEXT, lambda row: told(row.request.prompt)),
     Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("reason", TEXT, lambda row: told(row.reason or DASH)),
     Column("at", NUMBER, lambda row: entry(row.seq)),
 )
 _QUARANTINED: Sequence[Column[Quarantined]] = (
     Column("record", TEXT, lambda row: told(row.raw)),
-    Column("reason", TEXT, lambda row: told(row.reason)),
-    Column("stream", TEXT, lambda row: told(row.stream or DASH)),
+    Column("reason", LONG, lambda row: told(row.reason)),
+    Column("stream", LONG, lambda row: path(row.stream or DASH)),
     Column("line", NUMBER, lambda row: DASH if row.line is None else count(row.line)),
 )
 _SUPERSEDED: Sequence[Column[Superseded]] = (
@@ -217,6 +365,35 @@ _REVERTED: Sequence[Column[Reverted]] = (
 )
 
 
+# -- branches
+
+
+def _rolled_back(branches: Sequence[Branch]) -> Markup:
+    latest = branches[::-1]
+    command = element("code", f"cedit rollback {entry(latest[0].last_seq)}")
+    note = join("Nothing of them is erased: ", command, " goes to the end of the latest.")
+    return element(
+        "section",
+        _heading("Rolled back", len(branches)),
+        element("p", note, class_="note"),
+        table(_BRANCHES, latest),
+    )
+
+
+_BRANCHES: Sequence[Column[Branch]] = (
+    Column("steps", NAME, lambda row: f"{entry(row.first_seq)} to {entry(row.last_seq)}"),
+    Column("after", NUMBER, lambda row: entry(row.fork_seq)),
+    Column("editors", NAME, lambda row: _names(row.editors)),
+    Column("applied", NUMBER, lambda row: count(row.applied)),
+    Column("failed", NUMBER, lambda row: count(row.failed)),
+    Column("earlier right", NUMBER, lambda row: rate(row.rates.ER)),
+    Column("test answers", NUMBER, lambda row: rate(row.rates.TestR)),
+    Column("date", NAME, lambda row: span(row.first_at, row.last_at)),
+    Column("left at", NUMBER, lambda row: entry(row.left_seq)),
+    Column("tags", NAME, lambda row: told(", ".join(row.tags)) if row.tags else DASH),
+)
+
+
 # -- its costs
 
 
@@ -224,7 +401,7 @@ def _time(steps: Steps, revisions: int) -> Markup:
     slowest = table(_SLOWEST, steps.slowest) if steps.slowest else None
     return element(
         "section",
-        element("h2", "Time"),
+        _heading("Time"),
         _note(_timed(steps)),
         charts.durations(steps.times, revisions),
         slowest and join(element("h3", "Slowest steps"), slowest),
@@ -274,7 +451,7 @@ def _costs(editors: Sequence[EditorCost], sizes: StoreSizes) -> Markup:
     editor_table = table(_EDITORS, editors) if editors else element("p", "None yet.", class_="none")
     return element(
         "section",
-        element("h2", "Editors and sizes"),
+        _heading("Editors and sizes"),
         element("h3", "Editors"),
         editor_table,
         element("h3", "On the disk"),
@@ -301,7 +478,11 @@ def _on_disk(sizes: StoreSizes) -> Iterator[tuple[str, str]]:
 
 def _settings(settings: Mapping[str, Any]) -> Markup:
     """Return cedit.toml's tables, nested ones under their whole names."""
-    return element("section", element("h2", "Settings"), *_tables(settings, ()))
+    return element(
+        "section",
+        _heading("Settings"),
+        element("details", element("summary", "cedit.toml"), *_tables(settings, ()), class_="part"),
+    )
 
 
 def _tables(table_: Mapping[str, Any], place: tuple[str, ...]) -> Iterator[Markup]:

@@ -1,4 +1,7 @@
-"""Tables of the page: the first rows of possibly thousands, and the number of the rest."""
+"""Tables of the page: the first rows of possibly thousands, and the number of the rest.
+
+On a narrow window each row is a card, in which every value has its column's name before it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from cli.report.markup import Markup, element, join
+from cli.report.texts import told
 
 ROWS = 20
-NUMBER, TEXT, NAME = "num", "text", "name"  # the kinds of column
+OPEN, FOLD = 30, 100  # rows of a table without folds, and of a fold
+NUMBER, TEXT, LONG, NAME = "num", "text", "text long", "name"  # the kinds of column
 
 Row = TypeVar("Row")
 Cell = Markup | str
@@ -27,21 +32,73 @@ class Column(Generic[Row]):
 
 def table(columns: Sequence[Column[Row]], rows: Sequence[Row], most: int = ROWS) -> Markup:
     """Return a table of the first `most` rows."""
-    head = element("tr", *(element("th", c.name, class_=c.kind) for c in columns))
-    body = (
-        element("tr", *(element("td", c.cell(row), class_=c.kind) for c in columns))
-        for row in islice(rows, most)
-    )
-    grid = element("table", element("thead", head), element("tbody", *body))
-    return join(element("div", grid, class_="scroll"), _more(len(rows) - most))
+    body = (_row(columns, row) for row in islice(rows, most))
+    return join(_framed(columns, body), _more(len(rows) - most))
 
 
-def listed(
-    title: str, columns: Sequence[Column[Row]], rows: Sequence[Row], none: str, most: int = ROWS
+def grouped(
+    columns: Sequence[Column[Row]], rows: Sequence[Row], name: Callable[[Row], str]
 ) -> Markup:
-    """Return a table under its title with the number of its rows; a sentence without any."""
-    heading = element("h3", title, " ", element("span", f"{len(rows):,}", class_="count"))
-    return join(heading, table(columns, rows, most) if rows else element("p", none, class_="none"))
+    """Return a table of the first ROWS rows, those of the same name under it."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(name(row), []).append(row)
+    body: list[Markup] = []
+    room = ROWS
+    for title, members in groups.items():
+        if room > 0:
+            cell = element("td", told(title), " ", _count(len(members)), colspan=len(columns))
+            body.append(element("tr", cell, class_="group"))
+            body += [_row(columns, row) for row in members[:room]]
+            room -= len(members)
+    return join(_framed(columns, body), _more(len(rows) - ROWS))
+
+
+def folded(
+    columns: Sequence[Column[Row]], rows: Sequence[Row], name: Callable[[Sequence[Row]], str]
+) -> Markup:
+    """Return a table of all rows: if they are more than OPEN, the first ROWS are shown and the
+    others folded by FOLD. `name` gives the title of a fold."""
+    open_count = ROWS if len(rows) > OPEN else OPEN
+    first = _framed(columns, (_row(columns, row) for row in rows[:open_count]))
+    rest = [rows[start : start + FOLD] for start in range(open_count, len(rows), FOLD)]
+    folds = (
+        element(
+            "details",
+            element("summary", name(part)),
+            _framed(columns, (_row(columns, row) for row in part)),
+            class_="part",
+        )
+        for part in rest
+    )
+    return join(first, *folds)
+
+
+def _row(columns: Sequence[Column[Row]], row: Row) -> Markup:
+    return element(
+        "tr", *(element("td", c.cell(row), class_=c.kind, data_label=c.name) for c in columns)
+    )
+
+
+def _framed(columns: Sequence[Column[Row]], body: Iterable[Markup]) -> Markup:
+    head = element("tr", *(element("th", c.name, class_=c.kind) for c in columns))
+    grid = element("table", element("thead", head), element("tbody", *body), class_="cards")
+    return element("div", grid, class_="scroll")
+
+
+def _count(number: int) -> Markup:
+    return element("span", f"{number:,}", class_="count")
+
+
+def titled(title: str, rows: Sequence[Row], body: Markup) -> Markup:
+    """Return a table `body` under its title with the number of its rows."""
+    heading = element("h3", title, " ", _count(len(rows)), id=anchor(title))
+    return join(heading, body)
+
+
+def anchor(title: str) -> str:
+    """Return the name by which a link leads to a title."""
+    return title.lower().replace(" ", "-")
 
 
 def pairs(rows: Iterable[tuple[Cell, Cell]]) -> Markup:

@@ -6,8 +6,10 @@ right to left stands by itself, so that the text around it keeps its order; a lo
 
 from __future__ import annotations
 
+import re
+
 from cli.output import DASH, one_line
-from cli.report.markup import Markup, element
+from cli.report.markup import Markup, element, join
 
 SHOWN = 160  # characters of a text, before it is folded
 
@@ -21,7 +23,14 @@ def told(text: str) -> Markup:
         "details",
         element("summary", element("bdi", f"{line[:SHOWN].rstrip()}…")),
         element("div", element("bdi", line), class_="whole"),
+        class_="fold",
     )
+
+
+def path(text: str) -> Markup:
+    """Return a file's name from outside. Lines break behind its separators, not in its words."""
+    parts = re.split(r"(?<=[/\\_-])|(?=#)", one_line(text))
+    return element("bdi", *(join(part, element("wbr")) for part in parts[:-1]), parts[-1])
 
 
 def identity(text: str, digits: int = 12) -> Markup:
@@ -59,6 +68,19 @@ def seconds(value: float | None) -> str:
 def moment(iso: str | None) -> str:
     """Return a time of day in UTC, to the minute."""
     return DASH if iso is None else f"{one_line(iso)[:16].replace('T', ' ')} UTC"
+
+
+def day(iso: str | None) -> Markup | str:
+    """Return a date; hovering shows the time of day."""
+    if iso is None:
+        return DASH
+    return element("span", one_line(iso)[:10], title=moment(iso))
+
+
+def span(first: str | None, last: str | None) -> str:
+    """Return the dates from one moment to another."""
+    days = dict.fromkeys(one_line(iso)[:10] for iso in (first, last) if iso is not None)
+    return " to ".join(days) or DASH
 
 
 def setting(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The outcomes of the corrections: broken now, mended, failed, superseded, reverted, quarantined.
+"""The outcomes of the corrections: in force, broken now, mended, failed, superseded, reverted.
 
 Follows the outcomes of the edits' own prompts through the ledger's transitions.
 """
@@ -20,8 +20,10 @@ from continual.recheck.retention import (
     count_outcomes,
     reverted_by,
 )
+from continual.reporting.beginnings import beginning, spelling
 from continual.reporting.walk import Visit
 from continual.requests import FORMS
+from continual.settings import StoreSettings
 from store import Store, operations
 
 EDIT = "edit"  # the role of an edit's own prompt, as in `recheck.ledger`, which needs torch
@@ -36,6 +38,17 @@ class Asked:
     prompt: str
     target_new: str
     target_old: str | None = None
+
+
+@dataclass(frozen=True)
+class InForce:
+    """A correction that the model at head has."""
+
+    request: Asked
+    editor: str | None
+    seq: int  # of the revision that has its latest edit
+    at: str | None  # time of that edit's measurement, ISO 8601
+    began: str | None  # first token of the model's answer before the edit, where it is recorded
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,8 @@ class Corrections:
 
     counts: Mapping[str, int]  # attempted, applied, skipped, superseded, failed on the way to head
     wrong: Mapping[str, int]  # wrong probes at head, by role; in force only
+    wrong_failed: int  # own prompts among the wrong ones whose corrections failed
+    in_force: tuple[InForce, ...]  # the latest edit first
     broken: tuple[Broken, ...]
     repaired: tuple[Repaired, ...]
     failed: tuple[Failed, ...]
@@ -114,9 +129,14 @@ def corrections(store: Store, visits: Sequence[Visit], kept: Retention) -> Corre
     for visit in visits:
         trail.follow(visit)
     ask = _Asking(store)
+    model = StoreSettings.of(store.settings).model.path
     return Corrections(
         counts=_counts(visits),
         wrong=trail.wrong_by_role({*kept.requests, *store.base.body.get("probes", {})}),
+        wrong_failed=trail.wrong_by_role(
+            identity for identity, retained in kept.requests.items() if not retained.applied
+        ).get(EDIT, 0),
+        in_force=tuple(_in_force(trail, visits, kept, ask, model)),
         broken=tuple(_broken(trail, kept, ask)),
         repaired=tuple(_repaired(trail, kept, ask)),
         failed=tuple(_failed(trail, kept, ask)),
@@ -214,6 +234,19 @@ def _counts(visits: Iterable[Visit]) -> dict[str, int]:
     for visit in visits:
         total.update(count_outcomes(visit.outcomes))
     return {name: total[name] for name in COUNTED}
+
+
+def _in_force(
+    trail: _Trail, visits: Sequence[Visit], kept: Retention, ask: _Asking, model: str
+) -> Iterator[InForce]:
+    """Yield the corrections in force, the latest edit first; `model` is the base's name."""
+    times = {visit.seq: visit.at for visit in visits}
+    spell = spelling(model)
+    for identity, retained in reversed(kept.requests.items()):
+        if retained.applied and identity in trail.latest:
+            outcome, seq = trail.latest[identity]
+            began = beginning(retained, spell)
+            yield InForce(ask(identity), outcome.editor, seq, times[seq], began)
 
 
 def _broken(trail: _Trail, kept: Retention, ask: _Asking) -> Iterator[Broken]:

@@ -94,7 +94,7 @@ def _step(visit: Visit) -> StepTime:
         place=visit.place,
         seq=visit.seq,
         revision=visit.revision.id,
-        editors=tuple(dict.fromkeys(outcome.editor or "" for outcome in visit.applied)),
+        editors=visit.editors,
         edits=len(visit.applied),
         edit_s=visit.seconds("edit_s"),
         probe_s=visit.seconds("probe_s"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from continual.recheck.metrics import Rates
@@ -29,6 +29,36 @@ class Mark:
     seq: int  # of the entry that records it
     requests: tuple[str, ...] = ()  # taken out by a revert
     left: int | None = None  # seq of the revision that a rollback left
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One revision on the way to head."""
+
+    place: int  # steps from base
+    seq: int
+    operation: str
+    editors: tuple[str, ...]  # of its edits
+    at: str | None  # time of its measurement, ISO 8601
+    tags: tuple[str, ...]
+
+
+def way(visits: Sequence[Visit], tags: Mapping[str, str]) -> tuple[Stop, ...]:
+    """Return every revision of a way, base first; `tags` are the ids by tag."""
+    names: dict[str, list[str]] = {}
+    for tag in sorted(tags):
+        names.setdefault(tags[tag], []).append(tag)
+    return tuple(
+        Stop(
+            place=visit.place,
+            seq=visit.seq,
+            operation=visit.revision.operation,
+            editors=visit.editors,
+            at=visit.at,
+            tags=tuple(names.get(visit.revision.id, ())),
+        )
+        for visit in visits
+    )
 
 
 def points(visits: Sequence[Visit]) -> tuple[Point, ...]:

@@ -12,6 +12,7 @@ from continual.history.inspection import Record, retained_along
 from continual.history.warnings import store_warnings
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import Retention
+from continual.reporting.branches import Branch, branches
 from continual.reporting.corrections import Corrections, corrections
 from continual.reporting.costs import (
     EditorCost,
@@ -21,7 +22,7 @@ from continual.reporting.costs import (
     steps,
     store_sizes,
 )
-from continual.reporting.curves import Mark, Point, marks, points, rates_of
+from continual.reporting.curves import Mark, Point, Stop, marks, points, rates_of, way
 from continual.reporting.walk import Visit, walk
 from continual.settings import StoreSettings
 from store import Revision, Store
@@ -58,6 +59,8 @@ class HistoryReport:
     rates: Rates  # at head
     points: tuple[Point, ...]
     marks: tuple[Mark, ...]
+    way: tuple[Stop, ...]  # the revisions up to head, base first
+    branches: tuple[Branch, ...]  # beside it
     steps: Steps
     corrections: Corrections
     editors: tuple[EditorCost, ...]
@@ -86,6 +89,8 @@ def report_on(store: Store) -> HistoryReport:
             rates=rates_of(visits[-1]),
             points=points(visits),
             marks=marks(visits, journal),
+            way=way(visits, store.tags()),
+            branches=branches(store, visits, journal),
             steps=step_report,
             corrections=corrections(store, visits, retention),
             editors=editor_costs(step_report.times),
@@ -101,7 +106,7 @@ def _title(
     head = visits[-1].revision
     settings = StoreSettings.of(store.settings)
     path = settings.model.path
-    times = [str(visit.ledger["at"]) for visit in visits if "at" in visit.ledger]
+    times = [visit.at for visit in visits if visit.at is not None]
     return Title(
         store=str(store.path),
         model=PurePath(path).name or path,

@@ -29,6 +29,16 @@ class Visit:
         return self.revision.seq
 
     @property
+    def at(self) -> str | None:
+        """The time of its measurement, ISO 8601; None if it was not re-checked."""
+        return str(self.ledger["at"]) if "at" in self.ledger else None
+
+    @property
+    def editors(self) -> tuple[str, ...]:
+        """The editors that made its edits."""
+        return tuple(dict.fromkeys(outcome.editor or "" for outcome in self.applied))
+
+    @property
     def standing(self) -> list[Outcome]:
         """The outcomes that no later revision takes back."""
         return [outcome for outcome in self.outcomes if outcome.id not in self.reverted]
@@ -47,14 +57,16 @@ class Visit:
 def walk(store: Store, lineage: Sequence[Revision]) -> list[Visit]:
     """Return a visit of every revision of a lineage, base first."""
     return [
-        Visit(
-            place,
-            revision,
-            store.ledger(revision.seq) or {},
-            tuple(outcomes_of(revision.body)),
-            removals,
-        )
+        visit_of(store, place, revision, removals)
         for place, (revision, removals) in enumerate(
             zip(lineage, reverted_later(lineage), strict=True)
         )
     ]
+
+
+def visit_of(
+    store: Store, place: int, revision: Revision, removals: frozenset[str] = frozenset()
+) -> Visit:
+    """Return the visit of a revision; `removals` are the requests that a later one takes out."""
+    ledger = store.ledger(revision.seq) or {}
+    return Visit(place, revision, ledger, tuple(outcomes_of(revision.body)), removals)

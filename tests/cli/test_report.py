@@ -165,6 +165,81 @@ def test_an_edit_is_broken_until_it_is_right_again(
     assert repaired["by"] == "a later step"
 
 
+def test_the_corrections_in_force_are_listed(
+    cedit: Cedit, store: Path, tmp_path: Path, page: Any
+) -> None:
+    lines = [{**request(0, "Lyon"), "target_old": "Gent"}, request(1, "Oslo"), request(2, "Rome")]
+    cedit("apply", write_lines(tmp_path / "s.jsonl", lines))
+    taken = cedit("show", "@3", "--json").last["outcomes"][0]["id"]
+    assert cedit("revert", taken).code == 0
+    newest, oldest = facts(cedit)["corrections"]["in_force"]
+    listed = {c["id"]: c for c in cedit("list", "--json").records if c["type"] == "correction"}
+    for row in (newest, oldest):
+        known = listed.pop(row["request"]["id"])
+        names = ("prompt", "target_new", "editor", "seq", "measured_at")
+        assert [known[name] for name in names] == [
+            *(row["request"][name] for name in ("prompt", "target_new")),
+            *(row[name] for name in ("editor", "seq", "at")),
+        ]
+    assert listed == {}
+    assert (newest["seq"], oldest["seq"]) == (2, 1)
+    assert oldest["request"]["target_old"] == "Gent"
+    assert newest["request"]["target_old"] is None
+    shown = page()
+    assert {"Gent", "Lyon", "Oslo", newest["at"][:10]} <= set(shown.texts)
+
+
+def test_what_was_rolled_back_is_a_branch(
+    cedit: Cedit, store: Path, stream: Path, tmp_path: Path, page: Any
+) -> None:
+    cedit("apply", stream)
+    cedit("tag", "v1", "@1")
+    cedit("tag", "left", "@3")
+    cedit("rollback", "@1")
+    cedit("apply", write_lines(tmp_path / "more.jsonl", [request(4, "Bonn")]))  # @5
+    cedit("rollback", "@2")
+    cedit("apply", write_lines(tmp_path / "late.jsonl", [request(5, "Graz")]))  # @7, upon @2
+    cedit("rollback", "@5")
+    report = facts(cedit)
+    assert [stop["seq"] for stop in report["way"]] == [0, 1, 5]
+    assert [stop["tags"] for stop in report["way"]] == [[], ["v1"], []]
+    first, second = report["branches"]
+    names = ("fork_seq", "place", "first_seq", "last_seq", "revisions", "applied", "left_seq")
+    assert [first[name] for name in names] == [1, 1, 2, 3, 2, 2, 4]
+    assert [second[name] for name in names] == [2, 2, 7, 7, 1, 1, 8]
+    assert first["tags"] == ["left"]
+    assert first["editors"] == ["tpatcher"]
+    shown = page()
+    assert "@2 to @3" in shown.texts
+    assert any(text.startswith("@2 to @3 was rolled back: tpatcher") for text in shown.texts)
+    assert "@1 is tagged v1" in shown.texts
+    cedit("rollback", "@3")
+    assert facts(cedit)["rates"] == first["rates"]
+
+
+def test_the_page_has_a_chart_when_everything_is_rolled_back(
+    cedit: Cedit, store: Path, stream: Path, page: Any
+) -> None:
+    cedit("apply", stream)
+    cedit("rollback", "base")
+    shown = page()
+    assert any(text.startswith("@1 to @3 was rolled back") for text in shown.texts)
+    assert "None." in shown.texts  # of the corrections in force
+
+
+def test_the_numbers_above_are_those_of_the_lists(
+    cedit: Cedit, store: Path, stream: Path, page: Any
+) -> None:
+    cedit("apply", stream)
+    with Store.open(store, writable=True) as opened:
+        record = opened.ledger(3) or {}
+        identity = opened.revision("@1").body["requests"][0]["id"]
+        opened.record_ledger(3, {**record, "turned": {f"{identity}:edit:0": False}})
+    shown = page()
+    assert "1 broken now; none: failed, quarantined, repaired, superseded, reverted." in shown.text
+    assert re.search(r"Answered wrongly at head: prompts 1[,.]", shown.text)
+
+
 def turn(store: Path, seq: int, turned: dict[str, bool]) -> None:
     """Let the ledger say that probes turned at a revision."""
     with Store.open(store, writable=True) as opened:
@@ -186,7 +261,11 @@ def test_a_page_needs_nothing_else(cedit: Cedit, store: Path, stream: Path, page
     shown = page()
     assert shown.tags.isdisjoint({"script", "link", "img", "iframe", "object", "base"})
     for _, attributes in shown.elements:
-        assert attributes.keys().isdisjoint({"src", "href", "style", "onload", "xlink:href"})
+        assert attributes.keys().isdisjoint({"src", "style", "onload", "xlink:href"})
+    ids = [attributes["id"] for _, attributes in shown.elements if "id" in attributes]
+    links = [attributes["href"] for _, attributes in shown.elements if "href" in attributes]
+    assert len(set(ids)) == len(ids)
+    assert {f"#{name}" for name in ids} >= set(links) >= {"#corrections-in-force", "#time"}
     assert "url(" not in shown.source
     assert "@import" not in shown.source
     addresses = set(re.findall(r"https?://[^\s\"'<]+", shown.source))
@@ -224,7 +303,7 @@ def test_a_long_text_is_folded_and_whole(
     line = "x" * 10_000
     cedit("apply", write_lines(tmp_path / "s.jsonl", [line, request(0)]))
     shown = page()
-    (fold,) = (i for i, (tag, _) in enumerate(shown.elements) if tag == "details")
+    fold = shown.elements.index(("details", {"class": "fold"}))
     assert shown.elements[fold + 1][0] == "summary"
     assert f"{'x' * 160}…" in shown.texts
     assert line in shown.texts

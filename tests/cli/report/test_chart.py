@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -9,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.report import axes
-from cli.report.chart import BANDS, Chart, Flag, Series, draw
+from cli.report.chart import BANDS, LANE, LETTER, Bar, Chart, Flag, Lane, Series, draw
 from cli.report.markup import Markup, element, join
-from cli.report.texts import rate, seconds, told
+from cli.report.texts import path, rate, seconds, told
 from cli.report.thinning import thin
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -79,6 +81,21 @@ def test_ticks_are_round_and_told_apart() -> None:
     assert axes.counting(1, 10).ticks == [0, 1]
 
 
+def test_a_logarithmic_axis_has_every_power_of_ten_around_the_values() -> None:
+    axis = axes.logarithmic([0.0, 0.004, 230.0], least=1e-4)
+    assert [axis.text(tick) for tick in axis.ticks] == [
+        "1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s", "1000 s",
+    ]  # fmt: skip
+    assert [axis.share(value) for value in (0.0, 1e-3, 1.0, 1000.0)] == [0.0, 0.0, 0.5, 1.0]
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=20))
+def test_a_logarithmic_axis_shows_every_value(values: list[float]) -> None:
+    axis = axes.logarithmic(values, least=1e-4)
+    assert all(0 <= axis.share(value) <= 1 + 1e-9 for value in values)
+    assert len(axis.ticks) >= 2
+
+
 # -- drawing
 
 
@@ -111,6 +128,31 @@ def test_flags_in_one_column_of_pixels_are_one() -> None:
     assert title.text == "@0 <b>\n@1 <b>\n@2 <b>\n@3 <b>\n@4 <b>\nand 3 more"
 
 
+def test_lines_that_coincide_are_seen_on_each_other() -> None:
+    dots = [(0.0, 1.0), (1.0, 1.0)]
+    lines = [Series("ER", "er", dots, 1.5), Series("SR", "sr", dots, 4.0)]
+    drawn = draw(replace(chart([1.0, 1.0]), series=lines), 400, 300)
+    polylines = ElementTree.fromstring(drawn).findall(f"{SVG}polyline")
+    assert [(line.get("class"), line.get("stroke-width")) for line in polylines] == [
+        ("line sr", "4.0"),
+        ("line er", "1.5"),
+    ]
+
+
+def test_labels_of_a_lane_never_lie_on_each_other() -> None:
+    bars = [Bar(x, x, "tag", f"a-name-{x}", f"tag {x}", is_beside=True) for x in (3, 4, 5, 97, 99)]
+    whole = replace(chart([1.0] * 100), lanes=[Lane("tags", bars)])
+    svg = ElementTree.fromstring(draw(whole, 400, 300))
+    assert svg.get("viewBox") == f"0 0 400 {300 + LANE}"
+    texts = [t for t in svg.findall(f"{SVG}text") if (t.get("class") or "").startswith("lane")]
+    spans = sorted((float(t.get("x") or 0), LETTER * len(t.text or "")) for t in texts)
+    assert {t.text for t in texts} == {"a-name-3", "a-name-97"}
+    assert all(x + length <= after for (x, length), (after, _) in pairwise(spans))
+    assert all(0 <= x and x + length <= 400 for x, length in spans)
+    titles = [t.text for t in svg.findall(f"{SVG}rect/{SVG}title")]
+    assert titles[-5:] == [bar.text for bar in bars]  # what has no room is said when pointed at
+
+
 # -- texts
 
 
@@ -122,8 +164,13 @@ def test_only_markup_is_markup() -> None:
 
 def test_texts_from_outside_are_isolated_and_spelt_out() -> None:
     assert told("a\u202eb\n<") == r"<bdi>a\u202eb\n&lt;</bdi>"
-    assert "<details>" in told("x" * 161)
-    assert "<details>" not in told("x" * 160)
+    assert "<details" in told("x" * 161)
+    assert "<details" not in told("x" * 160)
+
+
+def test_a_file_is_broken_behind_its_separators_alone() -> None:
+    assert path("own/bad.jsonl") == "<bdi>own/<wbr>bad.jsonl</bdi>"
+    assert path("<b>") == "<bdi>&lt;b&gt;</bdi>"
 
 
 def test_numbers_read_as_what_they_are() -> None:
