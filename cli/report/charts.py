@@ -48,7 +48,9 @@ def metrics(report: HistoryReport) -> Markup | None:
     if not last or not (lines or report.branches):
         return None
     values = [y for dots in lines.values() for _, y in dots]
-    y = axes.around(values, at_least=(max(values, default=1.0) - SPAN_MIN, 1.0))
+    is_flat = set(values) <= {1.0}
+    lowest = max(values, default=1.0) - SPAN_MIN
+    y = axes.around(values, at_least=(lowest, 1.0), ticks=1 if is_flat else 5)
     flags = [Flag(mark.place, mark.kind, _said(mark)) for mark in report.marks]
     dates = _dates(report.way)
 
@@ -74,7 +76,6 @@ def metrics(report: HistoryReport) -> Markup | None:
         ],
         flags,
     )
-    is_flat = set(values) <= {1.0}
     return element("figure", legend, *_both(chart, FLAT if is_flat else None))
 
 
