@@ -7,7 +7,9 @@ d → d_ff → d outside attention, and the tail is every module that runs behin
 override by name corrects a wrong finding.
 
 The *FFN site* of a block: the query is the input of its first ``up`` matrix; a patch is added to
-the output of ``down``. Leaves running a model in parts to ``passes``.
+the output of ``down``. A model whose blocks have no such FFN (mixtures of experts, state-space
+blocks, blocks of several kinds) has the *block site* alone: the query is the block's output, and a
+patch is added to it. Leaves running a model in parts to ``passes``.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.generic import ModelOutput
 
 from continual import hooks
 from continual.errors import ModelError
@@ -38,6 +41,11 @@ OVERRIDES: Mapping[str, str] = {
 }
 """The keys that ``[anatomy]`` in ``cedit.toml`` may set."""
 
+
+class _WrongOverride(ModelError):
+    """An override names a module that the model does not have."""
+
+
 NONE = "none"
 """The value of an override that says: this model has no such module."""
 
@@ -54,16 +62,40 @@ class Anatomy:
     blocks: str
     block_count: int
     width: int  # d
-    ffn_width: int  # d_ff
+    ffn_width: int  # d_ff; 0 without an FFN
     up: tuple[str, ...]
-    down: str
+    down: str | None  # None: the blocks have no FFN that all of them share
     transposed: bool  # the weight of ``down`` is stored as [d_ff, d]
     norm_after: str | None
     final_norm: str | None
-    head: str
+    head: str | None  # None: no matrix runs behind the blocks
     tail: tuple[str, ...]
     encoder: str | None  # the encoder that the decoder attends to, if any
     is_rowwise: bool = True  # the FFN can be run for some positions of a batch alone
+    no_ffn_site: str = ""  # the reason why the last block has the block site alone; empty: FFN site
+    is_one: bool = False  # ``blocks`` is the one module behind which the model is edited
+    no_rows: str = ""  # the reason why rows at the site do not give the logits; empty: they do
+
+    @property
+    def is_at_ffn(self) -> bool:
+        """True if the last block has an FFN site: what is added to its FFN's output is added to the
+        residual sum."""
+        return not self.no_ffn_site
+
+    def at_blocks(self, reason: str) -> Anatomy:
+        """Return the anatomy with the block site alone, for a reason to tell a person."""
+        tail = self.tail[1:] if self.norm_after is not None else self.tail
+        return replace(self, norm_after=None, tail=tail, is_rowwise=False, no_ffn_site=reason)
+
+    def require_ffn(self) -> None:
+        """Raise ModelError for a model without an output matrix in each block that adds to the
+        residual sum."""
+        if self.no_ffn_site:
+            raise ModelError(
+                "This model has no FFN in each block whose output matrix adds to the residual sum, "
+                f"as editors of that matrix need. {self.no_ffn_site} Editors that need none: "
+                "tpatcher, serac and ike, and fine-tuning by ft-last, ft-all and their KL forms."
+            )
 
     @property
     def last(self) -> int:
@@ -72,23 +104,33 @@ class Anatomy:
 
     def path(self, index: int, inside: str) -> str:
         """Return the path in the model of a module inside block ``index``."""
-        return f"{self.blocks}.{index}.{inside}"
+        return f"{self.block_path(index)}.{inside}"
+
+    def block_path(self, index: int) -> str:
+        """Return the path in the model of block ``index``."""
+        return self.blocks if self.is_one else f"{self.blocks}.{index}"
 
     def block(self, model: nn.Module, index: int) -> nn.Module:
         """Return block ``index``."""
-        return model.get_submodule(f"{self.blocks}.{index}")
+        return model.get_submodule(self.block_path(index))
 
     def up_modules(self, model: nn.Module, index: int) -> tuple[nn.Module, ...]:
         """Return the matrices d → d_ff: one, or a gate and its partner, or one that is both."""
         return tuple(model.get_submodule(self.path(index, up)) for up in self.up)
 
     def query_module(self, model: nn.Module, index: int) -> nn.Module:
-        """Return the module whose input is the query [.., d] of the block's FFN site."""
+        """Return the module whose input is the query [.., d] of the block's FFN site. Raises
+        ModelError for a model without FFNs."""
+        if not self.up:
+            self.require_ffn()
         return self.up_modules(model, index)[0]
 
     def down_module(self, model: nn.Module, index: int) -> nn.Module:
         """Return the matrix d_ff → d: its input is the key activation, patches are added to its
-        output."""
+        output. Raises ModelError for a model without FFNs."""
+        if self.down is None:
+            self.require_ffn()
+        assert self.down is not None
         return model.get_submodule(self.path(index, self.down))
 
     def down_weight(self, model: nn.Module, index: int) -> Tensor:
@@ -98,8 +140,10 @@ class Anatomy:
         return weight if self.transposed else weight.T
 
     def down_path(self, index: int) -> str:
-        """Return the path in the model of the parameter that ``down_weight`` is a view of."""
-        return f"{self.path(index, self.down)}.weight"
+        """Return the path in the model of the parameter that ``down_weight`` is a view of. Raises
+        ModelError for a model without FFNs that add to the residual sum."""
+        self.require_ffn()
+        return f"{self.path(index, str(self.down))}.weight"
 
     def lowest_block(self, paths: Iterable[str]) -> int:
         """Return the first block whose output depends on the parameters at these paths: their own
@@ -108,7 +152,7 @@ class Anatomy:
         return min(self._block_of(path) for path in paths)
 
     def _block_of(self, path: str) -> int:
-        if _is_inside(path, self.blocks):
+        if _is_inside(path, self.blocks) and not self.is_one:
             return int(path.removeprefix(f"{self.blocks}.").split(".")[0])
         return self.last if _is_inside(path, *self.tail) else 0
 
@@ -151,10 +195,22 @@ def find_anatomy(
     chosen = dict(overrides or {})
     _check_overrides(chosen)
     calls = observe(model, inputs or sample_inputs(model, 1))
+    try:
+        return _with_ffn(model, calls, chosen)
+    except _WrongOverride:
+        raise
+    except ModelError as refusal:
+        if {"up", "down", "norm_after"} & chosen.keys():
+            raise
+        return _without_ffn(model, calls, chosen, refusal)
+
+
+def _with_ffn(model: Any, calls: Calls, chosen: Mapping[str, str]) -> Anatomy:
+    """Find the anatomy of a model with an FFN in each block. Raises ModelError for any other."""
     blocks = _find_blocks(model, calls, chosen)
     ffn = _find_ffn(model, blocks, calls, chosen)
-    way = _find_way(model, blocks, ffn, calls, chosen)
-    seq2seq = _is_seq2seq(model)
+    block = f"{blocks}.{len(_children(model, blocks)) - 1}"
+    way = _find_way(model, block, ffn.down, calls, chosen)
     anatomy = Anatomy(
         blocks=blocks,
         block_count=len(_children(model, blocks)),
@@ -167,9 +223,85 @@ def find_anatomy(
         final_norm=way.final_norm,
         head=way.head,
         tail=way.tail,
-        encoder=_path_of(model, model.get_encoder()) if seq2seq else None,
+        encoder=_encoder(model),
     )
     return replace(anatomy, is_rowwise=_is_rowwise(model, anatomy))
+
+
+def _without_ffn(
+    model: Any, calls: Calls, chosen: Mapping[str, str], refusal: ModelError
+) -> Anatomy:
+    """Find the anatomy of a model by its blocks alone. Raises the `refusal` of an FFN if there are
+    no blocks."""
+    blocks = _find_running_blocks(model, calls, chosen)
+    one = None if blocks or "blocks" in chosen else _find_one(model, calls)
+    path = blocks or one
+    if path is None:
+        raise refusal
+    count = len(_children(model, blocks)) if blocks else 1
+    last = f"{blocks}.{count - 1}" if blocks else path
+    way = _find_way(model, last, None, calls, chosen)
+    return Anatomy(
+        blocks=path,
+        block_count=count,
+        width=_width(last, calls),
+        ffn_width=0,
+        up=(),
+        down=None,
+        transposed=False,
+        norm_after=None,
+        final_norm=way.final_norm,
+        head=way.head,
+        tail=way.tail,
+        encoder=_encoder(model),
+        is_rowwise=False,
+        no_ffn_site=str(refusal),
+        is_one=blocks is None,
+    )
+
+
+def as_one(model: Any, anatomy: Anatomy) -> Anatomy:
+    """Return the anatomy of the one module that holds all blocks: its output is the place to edit.
+    Raises ModelError if there is none."""
+    calls = observe(model, sample_inputs(model, 1))
+    one = _find_one(model, calls)
+    if one is None:
+        raise ModelError(anatomy.no_ffn_site)
+    way = _find_way(model, one, None, calls, {})
+    return replace(
+        anatomy,
+        blocks=one,
+        block_count=1,
+        width=_width(one, calls),
+        ffn_width=0,
+        up=(),
+        down=None,
+        final_norm=way.final_norm,
+        head=way.head,
+        tail=way.tail,
+        is_one=True,
+    )
+
+
+def _find_one(model: Any, calls: Calls) -> str | None:
+    """Return the last of the model's own parts that runs once, gives a state of each token, and has
+    blocks inside; None if there is none."""
+    paths = [path for path, _ in calls]
+    fitting = [
+        path
+        for path, call in calls
+        if path
+        and "." not in path
+        and paths.count(path) == 1
+        and _state_width(call)
+        and any(isinstance(part, nn.ModuleList) for part in model.get_submodule(path).modules())
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _encoder(model: Any) -> str | None:
+    """Return the path of the encoder that the decoder attends to; None if there is none."""
+    return _path_of(model, model.get_encoder()) if _is_seq2seq(model) else None
 
 
 def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
@@ -220,7 +352,7 @@ def _is_seq2seq(model: Any) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-_WANTS_OTHER_INPUTS = (
+WANTS_OTHER_INPUTS = (
     RuntimeError,
     ValueError,
     TypeError,
@@ -250,7 +382,7 @@ def _is_rowwise(model: Any, anatomy: Anatomy) -> bool:
                 hooks.run_until_cut(lambda: model(**inputs, use_cache=False, return_dict=True))
                 seen = calls[0].hidden if norm is None else calls[0].input
                 sums.append(seen.reshape(-1, anatomy.width).index_select(0, rows))
-            except _WANTS_OTHER_INPUTS as error:
+            except WANTS_OTHER_INPUTS as error:
                 if is_shortage(error):
                     raise
                 return False
@@ -284,7 +416,7 @@ def observe(model: Any, inputs: Mapping[str, Tensor]) -> Calls:
     with torch.no_grad(), hooks.watched(every, lambda path, call: calls.append((path, call))):
         try:
             model(**inputs, use_cache=False, return_dict=True)
-        except _WANTS_OTHER_INPUTS as error:
+        except WANTS_OTHER_INPUTS as error:
             if is_shortage(error):
                 raise
             raise _not_run(model, inputs, error) from error
@@ -324,9 +456,9 @@ def _no_blocks(model: nn.Module, lists: list[str]) -> str:
     named."""
     described = _describe_lists(model, lists)
     if not lists:
-        return f"{described} Models of this kind cannot be corrected."
+        return described
     if any(_experts(_children(model, path)[0]) for path in lists):
-        return f"Mixtures of experts are not supported. {described}"
+        return f"Mixtures of experts have many matrices in the place of one. {described}"
     return f"{described} {_remedy('blocks', 'up', 'down')}"
 
 
@@ -338,6 +470,51 @@ def _block_lists(model: nn.Module) -> list[str]:
 
 def _is_block_list(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
+
+
+def _find_running_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str | None:
+    """Return the path of the longest list of modules that each run once and hand on a state of one
+    width; of two, the one that runs later. None if there is no such list."""
+    root = _path_of(model, model.get_decoder()) if _is_seq2seq(model) else ""
+    ends = {path: place for place, (path, _) in enumerate(calls)}
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and _is_inside(path, root)
+        and _runs(path, module, calls)
+    ]
+    if "blocks" in chosen:
+        return chosen["blocks"] if chosen["blocks"] in paths else None
+    sizes = {path: len(_children(model, path)) for path in _outermost(paths)}
+    return max(sizes, key=lambda p: (sizes[p], ends[f"{p}.{sizes[p] - 1}"]), default=None)
+
+
+def _runs(path: str, blocks: nn.ModuleList, calls: Calls) -> bool:
+    """Tell whether each module of a list runs once, and gives a state of the same width."""
+    own = [(name, call) for name, call in calls if name.rpartition(".")[0] == path]
+    if [name for name, _ in own] != [f"{path}.{i}" for i in range(len(blocks))] or not own:
+        return False
+    widths = {_state_width(call) for _, call in own}
+    return len(widths) == 1 and None not in widths
+
+
+def _state_width(call: hooks.Call) -> int | None:
+    """Return the width of the state of one token in an output; None if there is no such state."""
+    output = call.output
+    if not isinstance(output, Tensor):
+        has_parts = isinstance(output, tuple | list | ModelOutput) and len(output)
+        output = output[0] if has_parts else None
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return None
+    return int(output.shape[-1]) if output.shape[:-1].numel() == 1 and output.ndim > 1 else None
+
+
+def _width(block: str, calls: Calls) -> int:
+    """Return the width of the state that a block hands on."""
+    width = next(_state_width(call) for path, call in calls if path == block)
+    assert width is not None
+    return width
 
 
 def _check_list(model: nn.Module, path: str) -> str:
@@ -453,23 +630,27 @@ def _matrix(path: str, module: nn.Module) -> _Matrix | None:
 class _Way:
     norm_after: str | None
     final_norm: str | None
-    head: str
+    head: str | None
     tail: tuple[str, ...]
 
 
 def _find_way(
-    model: nn.Module, blocks: str, ffn: _Ffn, calls: Calls, chosen: Mapping[str, str]
+    model: nn.Module, block: str, down: str | None, calls: Calls, chosen: Mapping[str, str]
 ) -> _Way:
-    block = f"{blocks}.{len(_children(model, blocks)) - 1}"
-    after = _calls_after(calls, f"{block}.{ffn.down}")
-    norm_after = _norm_after(model, block, after, chosen)
+    """Return the way from the output matrix of the FFN in the last block; from the block's end
+    without one."""
+    after = _calls_after(calls, block if down is None else f"{block}.{down}")
+    norm_after = None if down is None else _norm_after(model, block, after, chosen)
+    blocks = block.rpartition(".")[0] or block
     behind = [(path, call) for path, call in after[1:] if not _is_inside(path, blocks)]
     tail = _tail(model, behind)
     norm = next((path for path in tail if _is_norm(model.get_submodule(path))), None)
     final_norm = _optional(model, "final_norm", chosen, norm)
-    head = chosen.get("head") or _last_matrix(model, behind)
-    _get(model, head, "head")
-    if (final_norm, head) != (norm, _last_matrix(model, behind)):
+    last = _last_matrix(model, behind)
+    head = chosen.get("head") or last
+    if head is not None:
+        _get(model, head, "head")
+    if head is not None and (final_norm, head) != (norm, last):
         tail = (*([final_norm] if final_norm else []), head)
     first = (f"{block}.{norm_after}",) if norm_after else ()
     return _Way(norm_after, final_norm, head, first + tail)
@@ -511,15 +692,9 @@ def _is_idle(module: nn.Module, call: hooks.Call) -> bool:
     return bare and torch.equal(call.output, call.input)
 
 
-def _last_matrix(model: nn.Module, behind: Calls) -> str:
+def _last_matrix(model: nn.Module, behind: Calls) -> str | None:
     matrices = [path for path, _ in behind if _matrix(path, model.get_submodule(path))]
-    if not matrices:
-        ran = ", ".join(path for path, _ in behind) or "nothing"
-        raise ModelError(
-            f"No output matrix was found behind the blocks of {_name(model)}; there runs {ran}. "
-            + _remedy("head")
-        )
-    return matrices[-1]
+    return matrices[-1] if matrices else None
 
 
 # --- overrides and messages -----------------------------------------------------------------------
@@ -546,7 +721,9 @@ def _get(root: nn.Module, path: str, key: str) -> nn.Module:
         return root.get_submodule(path)
     except AttributeError:
         known = ", ".join(name for name, _ in root.named_modules() if name.count(".") <= 2 and name)
-        raise ModelError(f"anatomy.{key}: {_name(root)} has no {path!r}. It has {known}.") from None
+        raise _WrongOverride(
+            f"anatomy.{key}: {_name(root)} has no {path!r}. It has {known}."
+        ) from None
 
 
 def _split(paths: str | None) -> tuple[str, ...]:
@@ -580,13 +757,13 @@ def _describe_mixed(model: nn.Module) -> str:
     for path in _outermost(lists):
         kinds = dict.fromkeys(_name(block) for block in _children(model, path))
         lines.append(f"{path} ({len(_children(model, path))} of {', '.join(kinds)})")
-    return f"Its lists have blocks of several kinds, which is not supported: {'; '.join(lines)}."
+    return f"Its lists have blocks of several kinds: {'; '.join(lines)}."
 
 
 def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:
     matrices = ", ".join(map(str, _matrices(block, path, calls))) or "none"
     experts = _experts(block)
-    mixture = f" Its {', '.join(experts)} are a mixture, which is not supported." if experts else ""
+    mixture = f" Its {', '.join(experts)} are a mixture." if experts else ""
     return f"Its matrices outside attention that run once: {matrices}.{mixture}"
 
 

@@ -16,6 +16,7 @@ from continual.anatomy import Anatomy, find_anatomy, sample_inputs
 from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
+from continual.passes.partial import settled
 from continual.shortage import is_shortage
 
 DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the model's forward
@@ -104,7 +105,7 @@ def load_base(
     return BaseModel(
         model,
         loaded.tokenizer,
-        find_anatomy(model, overrides),
+        settled(model, find_anatomy(model, overrides)),
         directory_fingerprint(directory),
         companion_files(directory),
         loaded.notes,

@@ -8,24 +8,28 @@
 - ``replaced``  puts another in its place
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
 - ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
+- ``unhooked``  runs a module without the hooks on it
 - ``attending``  does the attention of a model in another way
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
 
-A module returns its hidden state either bare or as the first of a tuple; only this module knows
+A module returns its hidden state either bare, as the first of a tuple, or as the first field of a
+``ModelOutput``; only this module knows
 that. Leaves the choice of modules to ``anatomy``.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import ModelOutput
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -59,6 +63,8 @@ def hidden_of(output: Any) -> Tensor:
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """Return a module's output with another hidden state in it."""
+    if isinstance(output, ModelOutput):
+        return replace(output, **{next(iter(output.keys())): hidden})
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
@@ -187,6 +193,17 @@ def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Run ``forward`` instead of the module's own; hooks on the module still see the call."""
     with standing_in(module, "forward", forward):
         yield
+
+
+@contextmanager
+def unhooked(module: nn.Module) -> Iterator[None]:
+    """Run the module itself without its hooks within ``with``; those of its parts stay."""
+    before, before_pre = module._forward_hooks, module._forward_pre_hooks
+    module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        module._forward_hooks, module._forward_pre_hooks = before, before_pre
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from continual.model_files import has_tokenizer, read_json, require_loadable
 from continual.shortage import is_shortage
 
 NAMED_MAX = 3  # tensors in a message
+CAUSAL, MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
 Part = TypeVar("Part")
 
 _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
@@ -46,7 +47,7 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     require_loadable(directory)
     config = _config(directory)
     tokenizer = _tokenizer(directory)
-    auto = getattr(transformers, architecture)
+    auto = getattr(transformers, _usable_class(config, architecture))
     model, report = _attempt(
         lambda: auto.from_pretrained(
             directory,
@@ -66,6 +67,20 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     _require_finite(directory, model)
     _require_rows(directory, model, tokenizer)
     return Loaded(model, tokenizer, tuple(_notes(directory, model, tokenizer, report)))
+
+
+def _usable_class(config: Any, architecture: str) -> str:
+    """Return the class of transformers' to load a model by. A class of texts with images or sound
+    takes texts alone, too: its text decoder is a causal model."""
+    import transformers
+
+    if architecture != CAUSAL or getattr(config, "is_encoder_decoder", False):
+        return architecture
+    known = type(config) in getattr(transformers, architecture)._model_mapping
+    multimodal = getattr(transformers, MULTIMODAL, None)
+    if known or multimodal is None or type(config) not in multimodal._model_mapping:
+        return architecture
+    return MULTIMODAL
 
 
 def _config(directory: Path) -> Any:

@@ -28,7 +28,7 @@ from continual.base import BaseModel
 from continual.effects import NOTHING, Effect, GatedEffect, Reach
 from continual.effects.gated import Mount, NeuronBank
 from continual.effects.parameters import EditedWeight
-from continual.effects.places import FFN, POOLED, GatePlace
+from continual.effects.places import FFN, HIDDEN, POOLED, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
@@ -53,7 +53,7 @@ class _Mark:
 
     sizes: Mapping[str, int]  # of each effect, by its name
     fingerprint: str
-    rows_state: str  # the fingerprint at which rows at the last FFN last moved
+    rows_state: str  # the fingerprint at which rows at the last place last moved
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,17 @@ class EditedModel:
         found = (effect.reach(sizes.get(n, 0)) for n, effect in self._effects.items())
         return reduce(or_, found, NOTHING)
 
-    def has_passed(self, state: str, block: int, neurons: int) -> bool:
-        """Tell whether a state with so many neurons at a block was one of the last on the way to
-        this one: those neurons are then the first of the present ones."""
-        name = _neurons_at(GatePlace.at(block))
-        return self.bank(block).size >= neurons and any(
+    @cached_property
+    def site_place(self) -> GatePlace:
+        """The last place of the model, from which logits are computed: its last FFN, or the output
+        of its last block where that FFN has no site."""
+        return GatePlace.at(self.anatomy.last, FFN if self.anatomy.is_at_ffn else HIDDEN)
+
+    def has_passed(self, state: str, neurons: int) -> bool:
+        """Tell whether a state with so many neurons at the last place was one of the last on the
+        way to this one: those neurons are then the first of the present ones."""
+        name = _neurons_at(self.site_place)
+        return self.site_bank.size >= neurons and any(
             mark.fingerprint == state and mark.sizes.get(name, 0) == neurons
             for mark in self._marks[-PASSED_MAX:]
         )
@@ -266,7 +272,7 @@ class EditedModel:
     def _mark(self, fingerprint: str, rows_state: str | None = None) -> None:
         """Mark the present state, as a way back to it."""
         before = self._marks[-1]
-        moved = self._reach_since(before).moves(self.anatomy.last)
+        moved = self._reach_since(before).moves(self.site_place)
         state = rows_state or (fingerprint if moved else before.rows_state)
         sizes = {name: effect.size for name, effect in self._effects.items()}
         self._marks.append(_Mark(sizes, fingerprint, state))
@@ -299,6 +305,11 @@ class EditedModel:
         """Return the neurons at the FFN of a block."""
         return self.gates(GatePlace.at(block))
 
+    @property
+    def site_bank(self) -> NeuronBank:
+        """The neurons at the last place of the model."""
+        return self.gates(self.site_place)
+
     def gates(self, place: GatePlace) -> NeuronBank:
         """Return the neurons at a place, made and attached at the first call."""
         return self.gated(_neurons_at(place), place, NeuronBank)
@@ -306,12 +317,12 @@ class EditedModel:
     def gated(self, name: str, place: GatePlace, make: Callable[[Mount], AnyGated]) -> AnyGated:
         """Return the effect of this name, with its gates at a place, made and attached at the first
         call. One name has one kind of effect. Raises ModelError for blocks that the model does not
-        have, and for effects other than neurons at the place of the last FFN: the values added
-        there are computed from rows."""
+        have, and for effects other than neurons at the last place of the model: the values
+        added there are computed from rows."""
         known = self._gated.get(name)
         if known is not None:
             return cast(AnyGated, known)
-        if place == GatePlace.at(self.anatomy.last) and name != _neurons_at(place):
+        if place == self.site_place and name != _neurons_at(place):
             raise ModelError(
                 f"The effect {name!r} has its gates from {place}: that place is for neurons. Let "
                 "its values land on the block's output."
@@ -341,7 +352,7 @@ class EditedModel:
             (reader, landing),
             self._pool() if place.key == POOLED else None,
             self._running.texts,
-            is_last=place == GatePlace.at(anatomy.last),
+            is_site=place == self.site_place,
         )
 
     def _pool(self) -> Callable[[Tensor], Tensor]:
@@ -365,13 +376,16 @@ class EditedModel:
 
     @property
     def moves_rows(self) -> bool:
-        """True if gates on the model may change rows at the last FFN."""
-        return any(e.place.moves_rows(self.anatomy.last) for e in self.open_gates)
+        """True if gates on the model may change rows at its last place."""
+        return any(e.place.moves_rows(self.site_place) for e in self.open_gates)
 
     @property
     def is_read_off_rows(self) -> bool:
-        """True if rows at the last FFN determine the answer: no values land behind it."""
-        return not any(e.place.is_behind(self.anatomy.last) for e in self.open_gates)
+        """True if rows at the last place determine the answer: no values land behind it, and the
+        model's own logits are computed row by row."""
+        return not self.anatomy.no_rows and not any(
+            e.place.is_behind(self.site_place) for e in self.open_gates
+        )
 
     # -- parameters
 
@@ -480,9 +494,9 @@ class EditedModel:
 
     @contextmanager
     def before_last_neurons(self) -> Iterator[None]:
-        """Run the model within `with` without the neurons of the last FFN and without values that
+        """Run the model within `with` without the neurons of its last place and without values that
         land behind it: rows there depend on neither."""
-        with self.bank(self.anatomy.last).silenced(), self.up_to_last_sum():
+        with self.site_bank.silenced(), self.up_to_last_sum():
             yield
 
     @contextmanager
@@ -490,7 +504,7 @@ class EditedModel:
         """Run the model within `with` without values that land behind the last residual sum."""
         with ExitStack() as stack:
             for effect in self.open_gates:
-                if effect.place.is_behind(self.anatomy.last):
+                if effect.place.is_behind(self.site_place):
                     stack.enter_context(effect.silenced())
             yield
 

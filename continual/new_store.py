@@ -19,7 +19,6 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.model_files import model_directory
-from continual.passes.partial import find_tail
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
 from continual.requests import Probe
@@ -77,7 +76,6 @@ def init(
     base = _base(new)
     table = new_settings(base, _told_task(new))
     task = make_task(base, table)
-    find_tail(base.model, base.anatomy)  # a model that cannot be edited gets no store
     probes = _probes(new, task)
     settings = _settings(new, base, table, probes) | _editors(new, task)
     edited = EditedModel(base)

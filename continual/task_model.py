@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.anatomy import sample_inputs
+from continual.errors import ModelError
 from continual.execution import Executor, Result
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
@@ -22,6 +24,7 @@ from continual.tasks import Encoding, Task, answer_places, sequences
 from continual.verdicts import tie_of, verdict_of
 
 PASS_TOKENS_MAX = 4096
+SAMPLE_TOKENS = 3  # of a pass that shows the number of logits
 PASS_LOGITS_MAX = 2**28  # of a pass that shows the logits of all tokens
 
 
@@ -33,8 +36,23 @@ class TaskModel:
         self.edited = edited
         self.task = task
         self.executor = executor
-        with edited.up_to_last_sum():
-            self.tail: RowTail = find_tail(edited.model, edited.anatomy)
+        self._tail: RowTail | None = None
+        if not edited.anatomy.no_rows:
+            with edited.up_to_last_sum():
+                self._tail = find_tail(edited.model, edited.anatomy)
+
+    @property
+    def tail(self) -> RowTail:
+        """The tail that makes logits of rows. Raises ModelError for a model that has none."""
+        if self._tail is None:
+            raise ModelError(self.edited.anatomy.no_rows)
+        return self._tail
+
+    @property
+    def has_rows(self) -> bool:
+        """True if the logits are computed from the model's last place, row by row; otherwise whole
+        passes judge every probe."""
+        return self._tail is not None
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -51,6 +69,9 @@ class TaskModel:
     def choices(self) -> int:
         """The number of logits of a row: tokens, or labels."""
         width, device = self.edited.anatomy.width, self.edited.device
+        if self._tail is None:
+            inputs = sample_inputs(self.edited.model, SAMPLE_TOKENS)
+            return logits_of(self.edited.model, inputs).shape[-1]
         return self.tail(torch.zeros(1, width, dtype=self.dtype, device=device)).shape[-1]
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Tensor]:
@@ -92,6 +113,23 @@ class TaskModel:
             self.judge_alone(encoding, model) if bool(c.any()) else bool(r.all())
             for encoding, r, c in zip(encodings, right, close, strict=True)
         ]
+
+    def leading_in_full(self, encodings: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
+        """Return [n] the tokens with the highest logit at all answer positions, and [n] bool:
+        another logit is close. By forward passes of the whole edited model."""
+        tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
+        found = self.in_passes(self._leading, encodings, tokens_max)
+        leading, close = zip(*found, strict=True)
+        return torch.cat(leading), torch.cat(close)
+
+    @torch.no_grad()
+    def _leading(self, encodings: Sequence[Encoding]) -> list[tuple[Tensor, Tensor]]:
+        """Return the leading tokens of each probe of one pass, and whether another is close."""
+        logits, _ = answer_logits(encodings, logits_of(self.edited.model, self.inputs(encodings)))
+        leading = logits.argmax(-1)
+        close = verdict_of(logits, leading, self.tie).close
+        sizes = [len(encoding.targets) for encoding in encodings]
+        return list(zip(leading.split(sizes), close.split(sizes), strict=True))
 
     @torch.no_grad()
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:

@@ -171,6 +171,37 @@ def _mixtral(ffn: int) -> Any:
     return hf.MixtralForCausalLM(config)
 
 
+def _mamba2(_: int) -> Any:
+    config = hf.Mamba2Config(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_hidden_layers=BLOCKS,
+        num_heads=4,
+        head_dim=8,
+        state_size=6,
+        n_groups=1,
+        expand=2,
+        chunk_size=4,
+    )
+    return hf.Mamba2ForCausalLM(config)
+
+
+def _jamba(ffn: int) -> Any:
+    config = hf.JambaConfig(
+        **_llama_sizes(ffn),
+        num_experts=2,
+        num_experts_per_tok=1,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+        use_mamba_kernels=False,
+    )
+    return hf.JambaForCausalLM(config)
+
+
 TINY: Mapping[str, Callable[[int], Any]] = {
     "gpt2": lambda ffn: hf.GPT2LMHeadModel(_gpt2_config(ffn)),
     "gpt2-labels": lambda ffn: hf.GPT2ForSequenceClassification(_gpt2_config(ffn)),
@@ -199,17 +230,23 @@ TINY: Mapping[str, Callable[[int], Any]] = {
     "t5-gated": lambda ffn: _t5(ffn, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
     "gemma2": _gemma2,
     "mixtral": _mixtral,
+    "mamba2": _mamba2,
+    "jamba": _jamba,
 }
 """Every tiny model by name."""
 
-REFUSED = ("mixtral",)
-"""Models whose blocks have no single FFN: ``find_anatomy`` refuses them."""
+FFNLESS = ("mixtral", "mamba2", "jamba")
+"""Models whose blocks have no FFN that all share: mixtures, state-space blocks, blocks of several
+kinds."""
 
 NORMED_FFN = ("gemma2",)
-"""Models that normalise the FFN's output before the residual sum: ``find_tail`` refuses them."""
+"""Models that normalise the FFN's output before the residual sum: it has no site."""
 
-FOUND = tuple(name for name in TINY if name not in REFUSED)
-"""Models whose anatomy is found."""
+BLOCK_SITED = (*FFNLESS, *NORMED_FFN)
+"""Models that are edited at the output of their last block."""
+
+FOUND = tuple(name for name in TINY if name not in FFNLESS)
+"""Models whose FFNs are found."""
 
 TAILED = tuple(name for name in FOUND if name not in NORMED_FFN)
 """Models whose logits can be computed row by row."""

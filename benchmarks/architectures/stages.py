@@ -56,7 +56,8 @@ def put_through(kind: Kind, folder: Path) -> dict[str, Any]:
 
 
 def _stages(kind: Kind, folder: Path) -> dict[str, Any]:
-    new = NewStore(str(folder / "model"), {"name": kind.task}, watch=UNWATCHED)
+    task = {"name": kind.task}
+    new = NewStore(str(folder / "model"), task, watch=UNWATCHED, calibration={})
     with init(folder / "store", new) as session:
         before = _digest(session)
         outcomes = _edited(session, kind)

@@ -200,8 +200,10 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def _blocks(self, around: Surroundings) -> tuple[int, ...]:
         """Return the blocks to edit. Raises EditError for a block that the model does not have, and
-        for a model with an encoder."""
+        for a model with an encoder; ModelError for one without FFNs that add to the residual
+        sum."""
         anatomy = around.site.edited.anatomy
+        anatomy.require_ffn()
         if anatomy.encoder is not None:
             raise EditError(f"{self.name} edits decoders only: choose another editor.")
         default = self.chosen_blocks(default_blocks(anatomy.block_count))

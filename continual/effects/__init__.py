@@ -39,22 +39,22 @@ class Reach:
             self.gates | other.gates, self.blocks | other.blocks, self.records or other.records
         )
 
-    def lowest(self, last: int) -> int | None:
-        """Return the lowest block whose changes may move the rows at the FFN of block `last`: a
-        query, or a residual sum without the neurons of that block. None if no row moves."""
-        return min(self.blocks | self.gate_blocks(last), default=None)
+    def lowest(self, site: GatePlace) -> int | None:
+        """Return the lowest block whose changes may move the rows at a site: a query, or a residual
+        sum without the neurons there. None if no row moves."""
+        return min(self.blocks | self.gate_blocks(site), default=None)
 
-    def gate_blocks(self, last: int) -> frozenset[int]:
-        """Return the blocks where gates read that may move rows at the FFN of block `last`."""
-        return frozenset(place.block for place in self.gates if place.moves_rows(last))
+    def gate_blocks(self, site: GatePlace) -> frozenset[int]:
+        """Return the blocks where gates read that may move rows at a site."""
+        return frozenset(place.block for place in self.gates if place.moves_rows(site))
 
-    def is_rows_alone(self, last: int) -> bool:
-        """Tell whether only the sum at the FFN of block `last` changes, by its own neurons."""
-        return not self.blocks and not self.records and self.gates <= {GatePlace.at(last)}
+    def is_rows_alone(self, site: GatePlace) -> bool:
+        """Tell whether only the sum at a site changes, by its own neurons."""
+        return not self.blocks and not self.records and self.gates <= {site}
 
-    def moves(self, last: int) -> bool:
-        """Tell whether rows at the FFN of block `last` may have changed."""
-        return self.lowest(last) is not None
+    def moves(self, site: GatePlace) -> bool:
+        """Tell whether rows at a site may have changed."""
+        return self.lowest(site) is not None
 
 
 NOTHING = Reach()
@@ -62,11 +62,11 @@ MOVED = ("weight_blocks", "gate_blocks")
 """The keys of a revision's body for the blocks at which it moved rows."""
 
 
-def moved_blocks(reach: Reach, last: int) -> dict[str, list[int]]:
-    """Return the entries of a revision's body for a reach that moves rows at the FFN of block
-    `last`; empty if it moves none."""
-    entries = zip(MOVED, (reach.blocks, reach.gate_blocks(last)), strict=True)
-    return {name: sorted(blocks) for name, blocks in entries if blocks}
+def moved_blocks(reach: Reach, site: GatePlace) -> dict[str, list[int]]:
+    """Return the entries of a revision's body for a reach that moves rows at a site; empty if it
+    moves none."""
+    found = zip(MOVED, (reach.blocks, reach.gate_blocks(site)), strict=True)
+    return {name: sorted(blocks) for name, blocks in found if blocks}
 
 
 def has_moved(body: Mapping[str, object]) -> bool:

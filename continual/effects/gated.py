@@ -72,7 +72,7 @@ class Mount:
     pool: Callable[[Tensor], Tensor] | None = None  # states [B, T, d] → their running means
     texts: Callable[[int], RowTexts | None] = lambda _rows: None
     """The texts before the rows of the pass under way, given the number of rows."""
-    is_last: bool = True  # the FFN of the last block: only there neurons may ask for a subject
+    is_site: bool = True  # the last place of the model: only there neurons may ask for a subject
 
     @contextmanager
     def attached(self, is_on: Callable[[], bool], change: Change) -> Iterator[None]:
@@ -228,10 +228,10 @@ class NeuronBank:
                 f"A neuron patch is of width {tuple(patch.keys.shape[1:])}, the model of "
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
-        if any(patch.subjects) and not self._mount.is_last:
+        if any(patch.subjects) and not self._mount.is_site:
             raise EditError(
                 f"Neurons at block {self.place.block} ask for a subject (from {self.place}), which "
-                "those of the last FFN alone can: leave asks_subject off for other places."
+                "those of the model's last place alone can: leave asks_subject off for others."
             )
         if len(patch.keys):
             lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)

@@ -71,15 +71,15 @@ class GatePlace:
         """True if the values land in a later block than the key's."""
         return self.value_block > self.block
 
-    def is_behind(self, last: int) -> bool:
-        """Tell whether the values land behind the residual sum at the FFN of `last`, the last
-        block."""
-        return self.value_block == last and self.value == HIDDEN
+    def is_behind(self, site: GatePlace) -> bool:
+        """Tell whether the values land behind the residual sum at the site, the last place of a
+        model whose values are added there; or on the same output, from another key."""
+        return self != site and (self.value_block, self.value) == (site.value_block, HIDDEN)
 
-    def moves_rows(self, last: int) -> bool:
-        """Tell whether an open gate changes rows at the FFN of block `last`: a query, or a residual
-        sum without the neurons of that FFN."""
-        return not self.is_behind(last) and self != GatePlace.at(last)
+    def moves_rows(self, site: GatePlace) -> bool:
+        """Tell whether an open gate changes rows at the site: a query, or a residual sum without
+        the site's own neurons."""
+        return not self.is_behind(site) and self != site
 
     @property
     def reading(self) -> str:

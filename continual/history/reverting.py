@@ -88,7 +88,7 @@ class _Surgery:
             "reverted": [self.request],
             "requests": [outcome.to_json() for outcome in self.resolved.values()],
         }
-        body |= moved_blocks(self.reach, self.opened.site.block)
+        body |= moved_blocks(self.reach, self.opened.site.place)
         head, fingerprint = self.lineage[-1], self.opened.edited.fingerprint
         return Draft(operations.REVERT, head.id, fingerprint, body, replaces=replaces)
 

@@ -19,35 +19,45 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
 
 from continual import hooks
-from continual.anatomy import Anatomy, observe, sample_inputs
+from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, as_one, observe, sample_inputs
 from continual.errors import ModelError
+from continual.shortage import is_shortage
 
 Step = Callable[[Tensor], Tensor]
 
 
+class NeverRuns(ModelError):
+    """A module that ``[anatomy]`` names does not run in a forward pass."""
+
+
 @dataclass(frozen=True)
 class BlockCall:
-    """A block's call: its arguments without the hidden state, and the number of values returned."""
+    """A block's call: its arguments without the hidden state, and the form of its output."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     by_name: bool  # the hidden state was given as ``hidden_states=``
-    returned: int | None  # None: a bare tensor
+    returned: int | type[ModelOutput] | None  # so many values, or this output; None: a bare tensor
 
     @classmethod
     def of(cls, call: hooks.Call) -> BlockCall:
         """Keep the needed parts of an observed call."""
         kwargs = {name: value for name, value in call.kwargs.items() if name != "hidden_states"}
-        output_length = None if isinstance(call.output, Tensor) else len(call.output)
-        return cls(call.args[1:], kwargs, not call.args, output_length)
+        returned: int | type[ModelOutput] | None = None
+        if isinstance(call.output, ModelOutput):
+            returned = type(call.output)
+        elif not isinstance(call.output, Tensor):
+            returned = len(call.output)
+        return cls(call.args[1:], kwargs, not call.args, returned)
 
     def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Call the block with another hidden state; return its output state."""
@@ -59,6 +69,8 @@ class BlockCall:
         """Return ``hidden`` in the form in which the block returns it."""
         if self.returned is None:
             return hidden
+        if not isinstance(self.returned, int):
+            return self.returned(hidden)
         return (hidden, *[None] * (self.returned - 1))
 
 
@@ -240,12 +252,26 @@ def _site_observed(
     model: Any, anatomy: Anatomy, block: int
 ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
     """Observe a forward pass within ``with``; the function returned gives query and residual sum at
-    the FFN site of a block."""
+    the site of a block."""
     with (
-        hooks.captured(anatomy.query_module(model, block)) as queries,
-        sums_observed(model, anatomy, block) as sums,
+        _queries_observed(model, anatomy, block) as query,
+        sums_observed(model, anatomy, block) as seen,
     ):
-        yield lambda: (queries[0].input, sums())
+        yield lambda: (query(), seen())
+
+
+@contextmanager
+def _queries_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Callable[[], Tensor]]:
+    """Observe a forward pass within ``with``; the function returned gives the query at the site of
+    a block, as gates read it: an output is read before values land on it."""
+    if anatomy.is_at_ffn:
+        with hooks.captured(anatomy.query_module(model, block)) as calls:
+            yield lambda: calls[0].input
+        return
+    seen: list[Tensor] = []
+    modules = {0: anatomy.block(model, block)}
+    with hooks.watched(modules, lambda _, call: seen.append(call.hidden), first=True):
+        yield lambda: seen[0]
 
 
 @contextmanager
@@ -260,12 +286,58 @@ def sums_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Callable
 def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
     """Build the row tail of the last block from one observed token, and check it on eight.
 
-    Raises ``ModelError`` if the rows do not give the model's own logits, or if an addition to the
+    A model whose end is no chain of modules is its own tail: it runs on the rows, without its
+    blocks. Raises ``ModelError`` if neither gives the model's own logits, or if an addition to the
     output of ``down`` is not simply added to the residual sum.
     """
-    rows = RowTail(_find_steps(model, anatomy), None)
     inputs = sample_inputs(model, length=8)
-    return _check_additive(model, anatomy, inputs, _check_rows(model, anatomy, inputs, rows))
+    try:
+        rows = RowTail(_find_steps(model, anatomy), None)
+        return _check_additive(model, anatomy, inputs, _check_rows(model, anatomy, inputs, rows))
+    except NeverRuns:
+        raise
+    except ModelError as refusal:
+        try:
+            rows = RowTail(_own_end(model, anatomy), None)
+            return _check_additive(
+                model, anatomy, inputs, _check_rows(model, anatomy, inputs, rows)
+            )
+        except WANTS_OTHER_INPUTS as error:
+            if is_shortage(error):
+                raise
+        except ModelError:
+            pass
+        raise refusal
+
+
+def settled(model: Any, anatomy: Anatomy) -> Anatomy:
+    """Return the anatomy with the site that the model has: the FFN site, else the block site, else
+    the site behind all blocks, else the block site without rows, where they do not give the logits.
+
+    Raises ModelError if nothing can be added to the states of the model.
+    """
+    refusal = _refusal(model, anatomy)
+    if refusal and anatomy.is_at_ffn:
+        anatomy = anatomy.at_blocks(refusal)
+        refusal = _refusal(model, anatomy)
+    if refusal and not _refusal(model, whole := as_one(model, anatomy)):
+        return whole
+    return replace(anatomy, no_rows=refusal)
+
+
+def _refusal(model: Any, anatomy: Anatomy) -> str:
+    """Return the reason why rows at an anatomy's site do not give the logits; empty if they do."""
+    try:
+        find_tail(model, anatomy)
+    except NeverRuns:
+        raise
+    except ModelError as refusal:
+        return str(refusal)
+    except WANTS_OTHER_INPUTS as error:
+        if is_shortage(error):
+            raise
+        return f"{type(model).__name__} cannot be run in parts ({error})."
+    return ""
 
 
 # --- building a row tail --------------------------------------------------------------------------
@@ -283,11 +355,9 @@ _ROUNDINGS = 8
 def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
     """Return the modules of the tail, with the model's own steps between and behind them."""
     calls = dict(observe(model, sample_inputs(model, length=1)))
-    if absent_paths := [path for path in anatomy.tail if path not in calls]:
-        raise ModelError(
-            f"{absent_paths[0]}, named under [anatomy], does not run in a forward pass."
-        )
-    place = f"{anatomy.blocks}.{anatomy.last}"
+    if missing := [path for path in anatomy.tail if path not in calls]:
+        raise NeverRuns(f"{missing[0]}, named under [anatomy], does not run in a forward pass.")
+    place = anatomy.block_path(anatomy.last)
     norm_after = anatomy.norm_after is not None
     state = calls[anatomy.tail[0]].input if norm_after else calls[place].hidden
     steps: list[Step] = []
@@ -297,6 +367,23 @@ def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
         state, place = calls[path].hidden, path
     ending = _ending(model, state, calls[""].output.logits, f"behind {place}")
     return (*steps, *ending)
+
+
+def _own_end(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
+    """Return the model's own forward behind its last block as a step, for rows [n, 1, d] that are
+    sequences of one token."""
+    inputs = sample_inputs(model, length=1)
+    recording = record(model, anatomy, inputs, ())
+    norm = anatomy.norm_after_module(model, anatomy.last)
+
+    def end(hidden: Tensor) -> Tensor:
+        many = {name: ids.expand(len(hidden), -1) for name, ids in inputs.items()}
+        with ExitStack() as stack:
+            for index in range(anatomy.block_count):
+                stack.enter_context(hooks.unhooked(anatomy.block(model, index)))
+            return finish(model, anatomy, replace(recording, inputs=many), hidden)
+
+    return (end,) if norm is None else (norm, end)
 
 
 def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
@@ -377,24 +464,55 @@ def _check_additive(
     """Return the tail, if an addition to the FFN's output is added to the residual sum unchanged.
     Raises ``ModelError`` otherwise.
 
+    """
+    summed, patched = _require_added(model, anatomy, inputs)
+    logits = tail(summed)
+    logits = logits if tail.pooled is None else logits[tail.pooled]
+    if not _is_close(logits, patched):
+        raise ModelError(
+            f"The logits of {type(model).__name__} do not follow what is added to "
+            f"{_landing_path(anatomy)}: {_difference(logits, patched)}."
+        )
+    return tail
+
+
+def _require_added(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return residual sums [T, d] with an addition to the site's output, and the model's logits
+    [T, vocab] or [labels] with it. Raises ``ModelError`` if it does not join the sum unchanged.
+
     Compares the sum itself, in the units of its own rounding: half-precision logits would hide a
     factor of 0.9.
     """
-    hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden[0]
+    hidden = capture_rows(model, anatomy, inputs, anatomy.last).hidden
+    hidden = hidden.reshape(-1, anatomy.width)
     patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
-    with hooks.added(anatomy.down_module(model, anatomy.last), patch):
-        patched_rows = capture_rows(model, anatomy, inputs, anatomy.last)
-    logits = tail(hidden + patch)
-    logits = logits if tail.pooled is None else logits[tail.pooled]
-    change = (patched_rows.hidden[0].double() - hidden.double()), patch.double()
-    if not _is_added(*change, hidden) or not _is_close(logits, patched_rows.logits[0]):
+    with hooks.added(_landing(model, anatomy), patch):
+        patched = capture_rows(model, anatomy, inputs, anatomy.last)
+    found = patched.hidden.reshape(-1, anatomy.width)
+    joined = (found.double() - hidden.double()), patch.double()
+    if not _is_added(*joined, hidden):
         raise ModelError(
-            f"What is added to the output of {anatomy.path(anatomy.last, anatomy.down)} in "
+            f"What is added to the output of {_landing_path(anatomy)} in "
             f"{type(model).__name__} is changed before it joins the residual sum "
-            f"({_changed(*change)}). Neuron patches do not fit this model, unless a norm behind "
-            "the sum was not found: name it in cedit.toml under [anatomy]: norm_after."
+            f"({_changed(*joined)}). If a norm behind the sum was not found, name it in cedit.toml "
+            "under [anatomy]: norm_after."
         )
-    return tail
+    return hidden + patch, patched.logits[0]
+
+
+def _landing(model: Any, anatomy: Anatomy) -> nn.Module:
+    """Return the module of the last block on whose output values land."""
+    if anatomy.is_at_ffn:
+        return anatomy.down_module(model, anatomy.last)
+    return anatomy.block(model, anatomy.last)
+
+
+def _landing_path(anatomy: Anatomy) -> str:
+    inside = anatomy.down if anatomy.is_at_ffn else None
+    last = anatomy.last
+    return anatomy.block_path(last) if inside is None else anatomy.path(last, inside)
 
 
 def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:

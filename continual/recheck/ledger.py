@@ -293,9 +293,9 @@ class Ledger:
         """Return the places whose gates are followed token by token: all but the last FFN's own,
         and that one, too, if gates read behind it."""
         edited = self._site.edited
-        ffn_place = GatePlace.at(self._site.block)
+        own_place = self._site.place
         places = dict.fromkeys(effect.place for effect in edited.open_gates)
-        return [place for place in places if place != ffn_place or not edited.is_read_off_rows]
+        return [place for place in places if place != own_place or not edited.is_read_off_rows]
 
     def _is_mixed(self, since: Since) -> bool:
         """Tell whether tokens read now at a new place would include the effect of new gates at
@@ -337,7 +337,7 @@ class Ledger:
         """Read all rows, from the lowest edited block upward; in whole passes if no block is below
         it, or gates see whole texts."""
         edited = self._site.edited
-        block = edited.reach.lowest(self._site.block) or 0
+        block = edited.reach.lowest(self._site.place) or 0
         encodings = [entry.encoding for entry in self.entries]
         if block == 0 or edited.moves_rows:
             self._passes = None

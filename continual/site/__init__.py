@@ -1,4 +1,7 @@
-"""The last FFN as a place to edit: a probe's rows there, and the answers computed from them.
+"""The last place of a model to edit: a probe's rows there, and the answers computed from them.
+
+The place is the last FFN; in a model whose last FFN has no site, the output of its last block,
+which is then both the query and the residual sum.
 
 The query q and the residual sum h at the last FFN do not depend on any neuron there. A probe is
 therefore kept as *rows*, one (q, h) per answer position, and its answer under any neurons is one
@@ -9,16 +12,15 @@ neurons give on them; leaves the inputs of probes, and judging by whole passes, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from continual.effects.gated import NeuronBank
+from continual.effects.places import GatePlace
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
-from continual.passes.partial import RowTail
 from continual.passes.site_pass import SitePass
 from continual.patches.neuron import NeuronPatch
 from continual.reading import RowTexts
@@ -38,18 +40,23 @@ class Site(TaskModel):
     def __init__(self, edited: EditedModel, task: Task, executor: Executor = LOCAL) -> None:
         super().__init__(edited, task, executor)
         self._pass = SitePass(edited.model, edited.anatomy)
-        self._sums = PatchedSums(edited, self.block)
-        self._answers = RowAnswers(edited, partial(_logits, self.tail, self.dtype), self.tie)
+        self._sums = PatchedSums(edited)
+        self._answers = RowAnswers(edited, self._by_tail, self.tie)
+
+    @property
+    def place(self) -> GatePlace:
+        """The place of the site's neurons: the last FFN, or the last block's output."""
+        return self.edited.site_place
 
     @property
     def block(self) -> int:
-        """The FFN's block."""
+        """The place's block."""
         return self.edited.anatomy.last
 
     @property
     def bank(self) -> NeuronBank:
-        """The neurons at this FFN."""
-        return self.edited.bank(self.block)
+        """The neurons at this place."""
+        return self.edited.site_bank
 
     # -- rows
 
@@ -103,13 +110,13 @@ class Site(TaskModel):
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits [n, vocab] of residual sums [n, d], in float32."""
         if hidden.requires_grad or len(hidden) > ROWS_REMEMBERED_MAX:
-            return _logits(self.tail, self.dtype, hidden)
+            return self._by_tail(hidden)
         return self._answers.of(hidden).logits
 
     def verdict(self, hidden: Tensor, targets: Tensor) -> Verdict:
         """Judge residual sums [n, d] against targets: those of the first rows, or of all."""
         if len(hidden) > ROWS_REMEMBERED_MAX:
-            return verdict_of(_logits(self.tail, self.dtype, hidden), targets, self.tie)
+            return verdict_of(self._by_tail(hidden), targets, self.tie)
         return self._answers.of(hidden).leading.verdict(targets)
 
     @torch.no_grad()
@@ -153,6 +160,5 @@ class Site(TaskModel):
             for i in chosen
         ]
 
-
-def _logits(tail: RowTail, dtype: torch.dtype, hidden: Tensor) -> Tensor:
-    return tail(hidden.to(dtype)).float()
+    def _by_tail(self, hidden: Tensor) -> Tensor:
+        return self.tail(hidden.to(self.dtype)).float()

@@ -45,10 +45,10 @@ class _Sum:
 
 
 class PatchedSums:
-    """Residual sums of a few rows with the neurons at one block, the latest remembered."""
+    """Residual sums of a few rows with the neurons at the last place, the latest remembered."""
 
-    def __init__(self, edited: EditedModel, block: int) -> None:
-        self._edited, self._block = edited, block
+    def __init__(self, edited: EditedModel) -> None:
+        self._edited = edited
         self._sums: list[_Sum] = []  # the latest first
 
     def of(self, rows: Rows) -> Tensor:
@@ -76,7 +76,7 @@ class PatchedSums:
 
     @property
     def _bank(self) -> NeuronBank:
-        return self._edited.bank(self._block)
+        return self._edited.site_bank
 
     def _known(self, rows: Rows, mark: float) -> _Sum | None:
         """Return the latest sum whose rows begin with these; None if there is none."""
@@ -86,7 +86,7 @@ class PatchedSums:
         """Return the neurons that fire on a few rows; evaluates only neurons later than the `known`
         sum's."""
         bank = self._bank
-        if known is None or not self._edited.has_passed(known.state, self._block, known.neurons):
+        if known is None or not self._edited.has_passed(known.state, known.neurons):
             return bank.firing(rows.query, texts=rows.texts)
         before = known.firing.of_first(len(rows))
         return before.followed_by(bank.firing(rows.query, known.neurons, rows.texts))

@@ -181,11 +181,12 @@ class Statistics:
     def _made_for(self, blocks: Sequence[int]) -> dict[str, Any]:
         """Return the base model and the sites that the keys belong to.
 
-        Raises ModelError for a block that the model does not have.
+        Raises ModelError for a block that the model does not have, and for a model without FFNs.
         """
         anatomy = self._edited.anatomy
+        anatomy.require_ffn()
         for block in blocks:
             if not 0 <= block <= anatomy.last:
                 raise ModelError(f"The model has no block {block}: choose of 0 to {anatomy.last}.")
-        sites = [anatomy.path(block, anatomy.down) for block in blocks]
+        sites = [anatomy.path(block, str(anatomy.down)) for block in blocks]
         return {"base": self._edited.base.fingerprint, "sites": sites}

@@ -354,7 +354,8 @@ class Workshop:
         """Return the applied edits that these parts, which are on, may have broken. A neuron can
         break only prompts that it fires on."""
         reach = reduce(or_, (part.reach for part in parts), NOTHING)
-        if not applied or not reach.is_rows_alone(self._site.block):
+        is_read = self._site.edited.is_read_off_rows
+        if not applied or not is_read or not reach.is_rows_alone(self._site.place):
             return applied
         state = self._site.edited.rows_state
         current_edits = [edit for edit in applied if edit.state == state]

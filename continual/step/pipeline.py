@@ -371,7 +371,7 @@ class Pipeline:
         for edit in plan.edits:
             if edit.id in applied_ids:
                 memory.remember(edit.id, edit.rows.query)
-        if edited.reach.moves(self._site.block):
+        if edited.reach.moves(self._site.place):
             self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
         plans = {edit.id: edit for edit in plan.edits}
         outcomes = (_with_plan(o, plans[o.id], probes.get(o.id)) for o in edited.outcomes)
@@ -446,7 +446,7 @@ class Pipeline:
             "requests": [outcome.to_json() for outcome in results.outcomes],
             "quarantined": [item.number for item in batch.quarantined],
             "streams": batch.streams,
-            **moved_blocks(edited.reach, self._site.block),
+            **moved_blocks(edited.reach, self._site.place),
         }
         return self._store.commit(
             Draft(

@@ -170,14 +170,20 @@ class Planner:
             return None
         routes = self._answers.routes(candidate.required)
         owners = {route.record.id for route in routes if route is not None}
-        required_rows = rows[slice(candidate.required_rows)]
-        verdict = self._site.verdict(required_rows.hidden, required_rows.targets)
-        if not owners and bool(verdict.right.all()):
+        if not owners and self._knows_bare(candidate, rows):
             return None
         target = candidate.request.target_new
         applied_ids = (i for i, retained in self._kept.requests.items() if retained.applied)
         sharers = [i for i in applied_ids if self._kept.requests[i].request.target_new == target]
         return next(iter([*sorted(owners), *sharers]), UNKNOWN)
+
+    def _knows_bare(self, candidate: Candidate, rows: Rows) -> bool:
+        """Tell whether the model is right without the neurons of its last place."""
+        if not self._site.has_rows:
+            with self._site.bank.silenced():
+                return all(self._site.judge_in_full(candidate.required))
+        own = rows[slice(candidate.required_rows)]
+        return bool(self._site.verdict(own.hidden, own.targets).right.all())
 
 
 UNKNOWN = "an earlier edit"

@@ -23,6 +23,8 @@ from continual.tasks.tokens import Reader, padded
 if TYPE_CHECKING:
     from continual.base import BaseModel
 
+WHOLE = -1  # the position that stands for a whole text, where the head reads all of it
+
 
 class ClassificationTask:
     """The task of a classifier: one label for a text."""
@@ -40,12 +42,13 @@ class ClassificationTask:
     def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:
         """See `Task.of`. Raises ModelError for a model that does not choose between labels."""
         config = base.model.config
-        pooled = find_tail(base.model, base.anatomy).pooled
+        is_rowwise = not base.anatomy.no_rows
+        pooled = find_tail(base.model, base.anatomy).pooled if is_rowwise else WHOLE
         name = type(base.model).__name__
         if pooled is None or config.num_labels < 2:
             raise ModelError(f"{name} does not choose between labels, as classification needs.")
         pad = getattr(config.get_text_config(), "pad_token_id", None)
-        if pooled < 0 and pad is None:
+        if is_rowwise and pooled < 0 and pad is None:
             raise ModelError(
                 f"{name} looks at the last token that is no padding, and its config.json names no "
                 "pad_token_id: set it and save the model again."

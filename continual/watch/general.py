@@ -7,7 +7,7 @@ are held out. All of it stands in the journal, so that a history is whole withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
@@ -219,6 +219,9 @@ def _read_half(site: Site, blank: Sequence[Passage]) -> tuple[tuple[Passage, ...
 def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage, ...]:
     """Return the passages with the token that the model says at each of their positions, from their
     rows."""
+    if not site.has_rows:
+        leading, close = site.leading_in_full([passage.encoding() for passage in blank])
+        return _with_tokens(blank, torch.where(close, UNSAID, leading).tolist())
     size = max(1, LOGITS_MAX // site.choices)
     hidden = site.patched(rows)
     next_tokens: list[int] = []
@@ -227,5 +230,10 @@ def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage,
         leading = logits.argmax(-1)
         close = site.verdict(hidden[start : start + size], leading).close
         next_tokens += torch.where(close, UNSAID, leading).tolist()
+    return _with_tokens(blank, next_tokens)
+
+
+def _with_tokens(blank: Sequence[Passage], next_tokens: Iterable[int]) -> tuple[Passage, ...]:
+    """Return the passages with these tokens, one for each of their positions."""
     tokens = iter(next_tokens)
     return tuple(Passage(p.ids, p.first, tuple(islice(tokens, p.rows))) for p in blank)

@@ -139,11 +139,18 @@ def _draft(site: Site, asked: Asked, seed: int) -> _Draft:
     """Begin with the answer that the model gives now."""
     request, encoding = asked.request, asked.encodings[0]
     count = len(encoding.targets)
-    hidden = site.patched(asked.rows)[:count]
-    answers = {int(site.logits(hidden).argmax(-1)[0])} - {encoding.targets[0]}
+    answers = {_first_said(site, asked, count)} - {encoding.targets[0]}
     if request.target_old:
         answers |= _first_token(site, request.prompt, request.target_old)
     return _Draft(asked, tuple(sorted(answers)), random.Random(f"{seed}|{request.id}"))
+
+
+def _first_said(site: Site, asked: Asked, count: int) -> int:
+    """Return the model's answer to the prompt, its first token."""
+    if not site.has_rows:
+        return int(site.leading_in_full(asked.encodings[:1])[0][0])
+    hidden = site.patched(asked.rows)[:count]
+    return int(site.logits(hidden).argmax(-1)[0])
 
 
 def _first_token(site: Site, prompt: Prompt, answer: str) -> set[int]:

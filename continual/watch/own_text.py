@@ -34,6 +34,7 @@ class OwnText:
     @property
     def tokens(self) -> int:
         """The number of tokens to write, by the width of the keys."""
+        self.site.edited.anatomy.require_ffn()
         width = self.site.edited.anatomy.ffn_width
         return max(TOKENS_LEAST, min(TOKENS_MOST, KEYS_PER_WIDTH * width))
 

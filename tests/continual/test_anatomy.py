@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from continual import hooks
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import ModelError
-from tests.tiny_models import BLOCKS, FFN_WIDTH, FOUND, REFUSED, WIDTH, tiny_inputs, tiny_model
+from continual.passes.partial import settled
+from tests.tiny_models import BLOCKS, FFN_WIDTH, FFNLESS, FOUND, WIDTH, tiny_inputs, tiny_model
 
 EXPECTED = {
     "gpt2": ("transformer.h", ("mlp.c_fc",), "mlp.c_proj", None, "transformer.ln_f", "lm_head"),
@@ -207,19 +209,36 @@ def test_a_wrong_override_is_refused_with_what_there_is(
         find_anatomy(tiny_model("gpt2"), overrides)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_mixture_of_experts_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ModelError, match=r"Mixtures of experts are not supported.*mlp\.experts"):
-        find_anatomy(tiny_model(name))
+@pytest.mark.parametrize("name", FFNLESS)
+def test_a_model_without_one_ffn_a_block_is_its_blocks(name: str) -> None:
+    model = tiny_model(name)
+    anatomy = settled(model, find_anatomy(model))
+    assert (anatomy.block_count, anatomy.width) == (BLOCKS, WIDTH)
+    assert not anatomy.is_at_ffn and not anatomy.no_rows
+    assert anatomy.blocks in ("model.layers", "backbone.layers")
 
 
-def test_two_ffns_in_a_block_are_refused_with_their_matrices() -> None:
+def test_editors_of_a_matrix_are_told_why_a_mixture_has_none() -> None:
+    model = tiny_model("mixtral")
+    anatomy = find_anatomy(model)
+    reason = (
+        r"no FFN in each block.*Mixtures of experts have.*mlp\.experts.*tpatcher, serac and ike"
+    )
+    with pytest.raises(ModelError, match=reason):
+        anatomy.down_path(0)
+    with pytest.raises(ModelError, match=reason):
+        anatomy.down_module(model, 0)
+    with pytest.raises(ModelError, match=reason):
+        anatomy.query_module(model, 0)
+
+
+def test_two_ffns_in_a_block_are_named_with_their_matrices() -> None:
     model = tiny_model("gptj")
     for block in model.transformer.h:
         block.mlp.second = nn.Sequential(nn.Linear(WIDTH, FFN_WIDTH), nn.Linear(FFN_WIDTH, WIDTH))
         block.mlp.forward = _both(block.mlp)
-    with pytest.raises(ModelError, match=r"has 2 that fit.*second\.1 \(40 → 16\).*up = .*down = "):
-        find_anatomy(model)
+    found = find_anatomy(model)
+    assert re.search(r"has 2 that fit.*second\.1 \(40 → 16\).*up = .*down = ", found.no_ffn_site)
     chosen = find_anatomy(model, {"up": "mlp.fc_in", "down": "mlp.fc_out"})
     assert (chosen.up, chosen.down) == (("mlp.fc_in",), "mlp.fc_out")
 
@@ -228,20 +247,20 @@ def _both(mlp: Any) -> Any:
     return lambda hidden: mlp.fc_out(mlp.act(mlp.fc_in(hidden))) + mlp.second(hidden)
 
 
-def test_blocks_of_different_widths_are_refused() -> None:
+def test_blocks_of_different_widths_have_no_ffn_that_they_share() -> None:
     model = tiny_model("opt")
     model.model.decoder.layers[1].fc1 = nn.Linear(WIDTH, 24)
     model.model.decoder.layers[1].fc2 = nn.Linear(24, WIDTH)
-    with pytest.raises(ModelError, match=r"layers\.1 has not the FFN.*fc1 \(16 → 24\)"):
-        find_anatomy(model)
+    reason = find_anatomy(model).no_ffn_site
+    assert re.search(r"layers\.1 has not the FFN.*fc1 \(16 → 24\)", reason)
 
 
-def test_blocks_that_share_one_module_are_refused() -> None:
+def test_blocks_that_share_one_module_have_no_place_of_their_own() -> None:
     model = tiny_model("opt")
     layers = model.model.decoder.layers
     layers[2] = layers[1]
-    with pytest.raises(ModelError, match="run once"):
-        find_anatomy(model)
+    found = find_anatomy(model)
+    assert found.is_one and "run once" in found.no_ffn_site
 
 
 def test_a_model_without_blocks_is_refused() -> None:
@@ -278,6 +297,7 @@ def test_blocks_of_several_kinds_are_named_with_their_kinds() -> None:
     layers[1] = type("OtherLayer", (type(layers[1]),), {"forward": type(layers[1]).forward})(
         model.config, 1
     ).eval()
-    message = r"several kinds.*layers \(3 of OPTDecoderLayer, OtherLayer\).*cannot be corrected"
-    with pytest.raises(ModelError, match=message):
-        find_anatomy(model)
+    found = find_anatomy(model)
+    assert (found.blocks, found.is_at_ffn) == ("model.decoder.layers", False)
+    message = r"several kinds: model.decoder.layers \(3 of OPTDecoderLayer, OtherLayer\)"
+    assert re.search(message, found.no_ffn_site)

@@ -208,14 +208,14 @@ def test_a_state_is_known_to_have_been_passed_as_long_as_its_neurons_are_the_fir
     model.put([neurons(3, seed=1)])
     state = model.fingerprint
     model.put([neurons(4, seed=2)])
-    assert model.has_passed(state, BLOCKS - 1, 3)
-    assert not model.has_passed(state, BLOCKS - 1, 2)
+    assert model.has_passed(state, 3)
+    assert not model.has_passed(state, 2)
     with model.before_last_neurons():
-        assert not model.has_passed(state, BLOCKS - 1, 3)
+        assert not model.has_passed(state, 3)
     model.take_off(0)
     model.put([neurons(3, seed=3)])
     model.put([neurons(4, seed=2)])
-    assert not model.has_passed(state, BLOCKS - 1, 3)
+    assert not model.has_passed(state, 3)
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) & {"gpt2", "llama", "opt-post-norm", "bart"}))

@@ -97,7 +97,7 @@ def _proposal(
 class _LastBlock(FineTuneEditor[Config]):
     def paths(self, edited: EditedModel) -> Sequence[str]:
         """Return all parameters of the last block."""
-        inside = f"{edited.anatomy.blocks}.{edited.anatomy.last}."
+        inside = f"{edited.anatomy.block_path(edited.anatomy.last)}."
         return [name for name, _ in edited.model.named_parameters() if name.startswith(inside)]
 
 

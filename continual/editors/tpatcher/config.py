@@ -38,8 +38,9 @@ class TPatcherConfig(Table):
     spreads alike in all directions; their copies stand behind whole sentences, and all of them
     count, whatever they are answered.
 
-    Neurons stand at the FFN of the last block unless `block`, `key`, `value_block` or `value` says
-    otherwise; see `effects.places`. Elsewhere their values are trained by passes of the model.
+    Neurons stand at the FFN of the last block, or at the block's output where that FFN has no site,
+    unless `block`, `key`, `value_block` or `value` says otherwise; see `effects.places`. Elsewhere
+    their values are trained by passes of the model.
     """
 
     table: ClassVar[str] = "editor.tpatcher"
@@ -101,9 +102,12 @@ class TPatcherConfig(Table):
         if self.neurons_max < 1 or self.value_steps_max < 1:
             raise self.refused("neurons_max and value_steps_max are at least 1")
 
-    def place(self, last: int) -> GatePlace:
-        """Return the place of neurons in a model that ends with block `last`. Raises EditError if
-        the model has no such place."""
+    def place(self, site: GatePlace) -> GatePlace:
+        """Return the place of neurons in a model with this last place: there, unless a setting says
+        otherwise. Raises EditError if the model has no such place."""
+        if (self.block, self.key, self.value_block, self.value) == (None, FFN, None, None):
+            return site
+        last = site.value_block
         block = last if self.block is None else self.block
         place = GatePlace.at(block, self.key, self.value_block, self.value)
         if not 0 <= place.block <= place.value_block <= last:

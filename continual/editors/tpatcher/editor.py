@@ -32,7 +32,6 @@ from continual.editors.tpatcher.training import (
     widened,
 )
 from continual.editors.tpatcher.whitening import Whitening
-from continual.effects.places import GatePlace
 from continual.errors import EditError
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
@@ -66,13 +65,15 @@ class TPatcher:
     def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone; the last one uses the paper's
         own training if the closed form does not separate. Edits whose neurons ask for their subject
-        are made one by one, each against the memory that names it."""
-        if not self.config.asks_subject or around.naming is None:
+        are made one by one, each against the memory that names it; where rows do not give the
+        logits, neurons ask for none."""
+        if not (self.config.asks_subject and around.naming and around.site.has_rows):
             return self._propose(edits, around)
         asking = [edit for edit in edits if edit.request.named_subject]
         others = [edit for edit in edits if not edit.request.named_subject]
         proposals = [self._propose(others, around)] if others else []
         for edit in asking:
+            assert around.naming is not None
             own = replace(around, memory=around.naming(edit))
             proposals.append(self._propose([edit], own, edit.request.named_subject))
         return _joined(proposals)
@@ -118,12 +119,13 @@ class TPatcher:
         """Return the ground for the neurons of these edits: the last FFN, unless `config` says
         otherwise. Raises EditError for a place that the model does not have, and for `asks_subject`
         elsewhere."""
-        place = self.config.place(around.site.block)
-        if place == GatePlace.at(around.site.block):
+        place = self.config.place(around.site.place)
+        is_last = place == around.site.place
+        if is_last and around.site.has_rows:
             return LastFfn(edits, around, subject)
-        if self.config.asks_subject:
+        if self.config.asks_subject and not is_last:
             raise EditError(
-                f"[{self.config.table}] asks_subject = true holds at the last FFN alone, and the "
+                f"[{self.config.table}] asks_subject = true holds at the last place alone, and the "
                 f"neurons are to be from {place}: set asks_subject = false, or leave out block, "
                 "key, value_block and value."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -24,7 +25,7 @@ from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.plans import Plan
 from continual.editors.tpatcher.training import Neurons, train_values
 from continual.effects.places import GatePlace
-from continual.patches.neuron import NeuronPatch
+from continual.patches.neuron import NeuronPatch, neurons_at
 from continual.proposals import Edit, Surroundings
 from continual.queries.memory import QueryMemory
 from continual.site import LOGITS_MAX, Site
@@ -78,7 +79,7 @@ class Ground(Protocol):
 
 
 class LastFfn:
-    """The last FFN: a row's answer is one norm and one projection away."""
+    """The last place of a model: a row's answer is one norm and one projection away."""
 
     retrains = True
 
@@ -89,7 +90,7 @@ class LastFfn:
     @property
     def place(self) -> GatePlace:
         """See `Ground.place`."""
-        return GatePlace.at(self._site.block)
+        return self._site.place
 
     def minded(self) -> AbstractContextManager[None]:
         """See `Ground.minded`: the pipeline adds them before it asks an editor."""
@@ -140,9 +141,8 @@ class LastFfn:
     def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
         """See `Ground.patch`."""
         subjects = (self.subject,) * len(neurons.bias) if self.subject else ()
-        return NeuronPatch(
-            self._site.block, neurons.keys, neurons.bias, neurons.values, owners, subjects
-        )
+        patch = neurons_at(self.place, neurons.keys, neurons.bias, neurons.values, owners)
+        return replace(patch, subjects=subjects)
 
 
 def answers_of(site: Site, hidden: Tensor) -> Tensor:

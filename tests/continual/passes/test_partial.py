@@ -11,8 +11,24 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.anatomy import find_anatomy
 from continual.errors import ModelError
-from continual.passes.partial import capture_rows, find_tail, finish, logits_of, record, run
-from tests.tiny_models import FOUND, NORMED_FFN, TAILED, WIDTH, tiny_inputs, tiny_model
+from continual.passes.partial import (
+    capture_rows,
+    find_tail,
+    finish,
+    logits_of,
+    record,
+    run,
+    settled,
+)
+from tests.tiny_models import (
+    BLOCK_SITED,
+    FOUND,
+    NORMED_FFN,
+    TAILED,
+    WIDTH,
+    tiny_inputs,
+    tiny_model,
+)
 
 BATCHES = pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -206,13 +222,53 @@ def test_a_missing_norm_behind_the_residual_sum_is_named() -> None:
         ("gpt2", {"final_norm": "transformer.h.0.ln_1"}),
     ],
 )
-def test_a_tail_that_misses_a_module_is_refused_with_the_override(
+def test_where_a_module_is_missing_the_model_itself_is_the_tail(
     name: str, overrides: dict[str, str]
 ) -> None:
     model = tiny_model(name)
     anatomy = find_anatomy(model, overrides)
-    with pytest.raises(ModelError, match=r"under \[anatomy\]: norm_after, final_norm, head"):
+    tail = find_tail(model, anatomy)
+    assert len(tail.steps) == 1 + (anatomy.norm_after is not None)
+    rows = capture_rows(model, anatomy, tiny_inputs(model), anatomy.last)
+    torch.testing.assert_close(tail(rows.hidden.flatten(0, 1)), rows.logits.flatten(0, 1), **CLOSE)
+    assert is_clean(model)
+
+
+def test_rows_that_do_not_give_the_logits_are_refused() -> None:
+    """The model's end looks along the sequence."""
+    model = tiny_model("llama")
+    model.lm_head.register_forward_hook(lambda _, __, out: out + out.mean(1, keepdim=True))
+    anatomy = find_anatomy(model)
+    with pytest.raises(ModelError, match=r"does not give the logits.*row by row"):
         find_tail(model, anatomy)
+    assert "row by row" in settled(model, anatomy).no_rows
+
+
+def test_where_blocks_run_more_than_once_the_module_around_them_is_the_place() -> None:
+    model = tiny_model("opt")
+    model.model.decoder.layers[2] = model.model.decoder.layers[1]
+    anatomy = settled(model, find_anatomy(model))
+    assert (anatomy.blocks, anatomy.block_count, anatomy.is_one) == ("model", 1, True)
+    rows = capture_rows(model, anatomy, tiny_inputs(model), 0)
+    tail = find_tail(model, anatomy)
+    torch.testing.assert_close(tail(rows.hidden.flatten(0, 1)), rows.logits.flatten(0, 1), **CLOSE)
+
+
+@pytest.mark.parametrize("name", BLOCK_SITED)
+def test_a_model_whose_ffn_has_no_site_is_edited_at_its_last_block(name: str) -> None:
+    model = tiny_model(name)
+    anatomy = settled(model, find_anatomy(model))
+    assert not anatomy.is_at_ffn and not anatomy.no_rows
+    inputs, last = tiny_inputs(model), anatomy.block(model, anatomy.last)
+    rows = capture_rows(model, anatomy, inputs, anatomy.last)
+    assert torch.equal(rows.query, rows.hidden)
+    value = torch.linspace(-1, 1, WIDTH)
+    with hooks.added(last, value):
+        expected = logits_of(model, inputs)
+    tail = find_tail(model, anatomy)
+    found = tail((rows.hidden + value).flatten(0, 1))
+    torch.testing.assert_close(found, expected.flatten(0, 1), **CLOSE)
+    assert not torch.allclose(expected, rows.logits)
 
 
 class Boom(Exception):

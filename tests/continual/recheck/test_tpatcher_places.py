@@ -45,7 +45,7 @@ def test_corrections_hold_are_measured_and_made_again_at_any_place(gated, table)
     outcomes = [outcome for step in steps for outcome in step.outcomes]
     applied = [outcome for outcome in outcomes if outcome.outcome == "applied"]
     assert len(applied) > 1
-    place = TPatcherConfig.of(table).place(gated.site.block)
+    place = TPatcherConfig.of(table).place(gated.site.place)
     assert gated.edited.gates(place).size > 0
     outcomes = gated.standing.ledger.outcomes()
     assert outcomes == from_scratch(gated)
@@ -93,8 +93,10 @@ def test_a_neuron_elsewhere_is_silent_on_all_tokens_of_what_it_is_told(gated):
 
 def test_a_place_that_the_model_has_not_is_refused_by_its_name():
     with pytest.raises(EditError, match="blocks 0 to 1"):
-        TPatcherConfig(block=7).place(1)
-    assert TPatcherConfig().place(3) == GatePlace.at(3)
+        TPatcherConfig(block=7).place(GatePlace.at(1))
+    assert TPatcherConfig().place(GatePlace.at(3)) == GatePlace.at(3)
+    behind = GatePlace.at(3, HIDDEN)  # of a model whose last FFN has no site
+    assert TPatcherConfig().place(behind) == behind
 
 
 def test_neurons_elsewhere_ask_for_no_subject(gated):
