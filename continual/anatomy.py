@@ -284,19 +284,18 @@ def as_one(model: Any, anatomy: Anatomy) -> Anatomy:
 
 
 def _find_one(model: Any, calls: Calls) -> str | None:
-    """Return the last of the model's own parts that runs once, gives a state of each token, and has
-    blocks inside; None if there is none."""
+    """Return the last of the outermost modules that run once, give a state of each token, and
+    have blocks inside; None if there is none."""
     paths = [path for path, _ in calls]
     fitting = [
         path
         for path, call in calls
         if path
-        and "." not in path
         and paths.count(path) == 1
         and _state_width(call)
         and any(isinstance(part, nn.ModuleList) for part in model.get_submodule(path).modules())
     ]
-    return fitting[-1] if fitting else None
+    return next(reversed(_outermost(fitting)), None)
 
 
 def _encoder(model: Any) -> str | None:

@@ -248,7 +248,7 @@ def test_where_blocks_run_more_than_once_the_module_around_them_is_the_place() -
     model = tiny_model("opt")
     model.model.decoder.layers[2] = model.model.decoder.layers[1]
     anatomy = settled(model, find_anatomy(model))
-    assert (anatomy.blocks, anatomy.block_count, anatomy.is_one) == ("model", 1, True)
+    assert (anatomy.blocks, anatomy.block_count, anatomy.is_one) == ("model.decoder", 1, True)
     rows = capture_rows(model, anatomy, tiny_inputs(model), 0)
     tail = find_tail(model, anatomy)
     torch.testing.assert_close(tail(rows.hidden.flatten(0, 1)), rows.logits.flatten(0, 1), **CLOSE)
