@@ -293,9 +293,13 @@ def _find_one(model: Any, calls: Calls) -> str | None:
         if path
         and paths.count(path) == 1
         and _state_width(call)
-        and any(isinstance(part, nn.ModuleList) for part in model.get_submodule(path).modules())
+        and any(_is_filled_list(part) for part in model.get_submodule(path).modules())
     ]
     return next(reversed(_outermost(fitting)), None)
+
+
+def _is_filled_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) > 0
 
 
 def _encoder(model: Any) -> str | None:

@@ -26,7 +26,7 @@ def test_the_ledger_follows_neurons_at_an_inner_block(gated):
     before, state = ledger.outcomes(), gated.edited.rows_state
     gated.edited.put([inner(gated)])
     last = gated.site.block
-    assert gated.edited.reach.lowest(last) == 0
+    assert gated.edited.reach.lowest(GatePlace.at(last)) == 0
     assert gated.edited.rows_state != state
     previewed = {entry.key for entry in ledger.would_break(["edit", "train"])}
     turned = ledger.advance()
@@ -51,16 +51,16 @@ def test_a_reach_is_joined_and_says_where_rows_move():
     at = {block: frozenset({GatePlace.at(block)}) for block in (1, 3)}
     joined = Reach(gates=at[3]) | Reach(blocks=frozenset({2, 5}), records=True)
     assert joined == Reach(at[3], frozenset({2, 5}), records=True)
-    assert joined.lowest(5) == 2
-    assert Reach(gates=at[3]).lowest(3) is None
-    assert Reach(gates=at[1] | at[3]).lowest(3) == 1
-    assert not Reach(records=True).moves(3)
+    assert joined.lowest(GatePlace.at(5)) == 2
+    assert Reach(gates=at[3]).lowest(GatePlace.at(3)) is None
+    assert Reach(gates=at[1] | at[3]).lowest(GatePlace.at(3)) == 1
+    assert not Reach(records=True).moves(GatePlace.at(3))
 
 
 def test_values_behind_the_last_residual_sum_move_no_rows():
     behind = Reach(gates=frozenset({GatePlace.at(3, HIDDEN)}))
-    assert not behind.moves(3) and behind.lowest(4) == 3
+    assert not behind.moves(GatePlace.at(3)) and behind.lowest(GatePlace.at(4)) == 3
     remote = Reach(gates=frozenset({GatePlace.at(1, POOLED, 3)}))
-    assert remote.lowest(3) == 1
-    assert not remote.is_rows_alone(3)
-    assert Reach(gates=frozenset({GatePlace.at(3)})).is_rows_alone(3)
+    assert remote.lowest(GatePlace.at(3)) == 1
+    assert not remote.is_rows_alone(GatePlace.at(3))
+    assert Reach(gates=frozenset({GatePlace.at(3)})).is_rows_alone(GatePlace.at(3))
