@@ -15,7 +15,7 @@ patch is added to it. Leaves running a model in parts to ``passes``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -234,7 +234,8 @@ def _without_ffn(
     """Find the anatomy of a model by its blocks alone. Raises the `refusal` of an FFN if there are
     no blocks."""
     blocks = _find_running_blocks(model, calls, chosen)
-    one = None if blocks or "blocks" in chosen else _find_one(model, calls)
+    holders = [] if blocks or "blocks" in chosen else _outermost(_holders(model, calls))
+    one = holders[-1] if holders else None
     path = blocks or one
     if path is None:
         raise refusal
@@ -260,34 +261,32 @@ def _without_ffn(
     )
 
 
-def as_one(model: Any, anatomy: Anatomy) -> Anatomy:
-    """Return the anatomy of the one module that holds all blocks: its output is the place to edit.
-    Raises ModelError if there is none."""
+def around(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
+    """Yield the anatomies of single modules that hold the blocks, the outermost first: the output
+    of such a module is the place to edit."""
     calls = observe(model, sample_inputs(model, 1))
-    one = _find_one(model, calls)
-    if one is None:
-        raise ModelError(anatomy.no_ffn_site)
-    way = _find_way(model, one, None, calls, {})
-    return replace(
-        anatomy,
-        blocks=one,
-        block_count=1,
-        width=_width(one, calls),
-        ffn_width=0,
-        up=(),
-        down=None,
-        final_norm=way.final_norm,
-        head=way.head,
-        tail=way.tail,
-        is_one=True,
-    )
+    for path in reversed(_holders(model, calls)):
+        way = _find_way(model, path, None, calls, {})
+        yield replace(
+            anatomy,
+            blocks=path,
+            block_count=1,
+            width=_width(path, calls),
+            ffn_width=0,
+            up=(),
+            down=None,
+            final_norm=way.final_norm,
+            head=way.head,
+            tail=way.tail,
+            is_one=True,
+        )
 
 
-def _find_one(model: Any, calls: Calls) -> str | None:
-    """Return the last of the outermost modules that run once, give a state of each token, and
-    have blocks inside; None if there is none."""
+def _holders(model: Any, calls: Calls) -> list[str]:
+    """Return the modules that run once, give a state of each token, and have blocks inside; those
+    that return later come later."""
     paths = [path for path, _ in calls]
-    fitting = [
+    return [
         path
         for path, call in calls
         if path
@@ -295,7 +294,6 @@ def _find_one(model: Any, calls: Calls) -> str | None:
         and _state_width(call)
         and any(_is_filled_list(part) for part in model.get_submodule(path).modules())
     ]
-    return next(reversed(_outermost(fitting)), None)
 
 
 def _is_filled_list(module: nn.Module) -> bool:

@@ -197,6 +197,7 @@ _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
     "mpt": {"expansion_ratio": 2},
     "bert": {"is_decoder": True},
     "t5": {"decoder_start_token_id": 0},
+    "t5gemma": {"decoder_start_token_id": 1},  # it masks padding, of the decoder too
 }
 _LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types")
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from continual import hooks
-from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, as_one, observe, sample_inputs
+from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, around, observe, sample_inputs
 from continual.errors import ModelError
 from continual.shortage import is_shortage
 
@@ -320,9 +320,29 @@ def settled(model: Any, anatomy: Anatomy) -> Anatomy:
     if refusal and anatomy.is_at_ffn:
         anatomy = anatomy.at_blocks(refusal)
         refusal = _refusal(model, anatomy)
-    if refusal and not _refusal(model, whole := as_one(model, anatomy)):
-        return whole
-    return replace(anatomy, no_rows=refusal)
+    if not refusal:
+        return anatomy
+    others = list(around(model, anatomy))
+    with_rows = next((other for other in others if not _refusal(model, other)), None)
+    if with_rows is not None:
+        return with_rows
+    moving = next((other for other in [anatomy, *others] if _moves(model, other)), None)
+    if moving is None:
+        raise ModelError(
+            f"No place was found in {type(model).__name__} from which its answers can be moved: "
+            f"{refusal} Models of this kind cannot be corrected."
+        )
+    return replace(moving, no_rows=refusal)
+
+
+@torch.no_grad()
+def _moves(model: Any, anatomy: Anatomy) -> bool:
+    """Tell whether an addition to the output of the last block moves the logits."""
+    inputs = sample_inputs(model, length=8)
+    patch = torch.linspace(-1, 1, anatomy.width, device=model.get_input_embeddings().weight.device)
+    with hooks.added(_landing(model, anatomy), patch.to(next(model.parameters()).dtype)):
+        patched_logits = logits_of(model, inputs)
+    return not torch.equal(patched_logits, logits_of(model, inputs))
 
 
 def _refusal(model: Any, anatomy: Anatomy) -> str:

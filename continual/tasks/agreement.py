@@ -36,6 +36,10 @@ def require_looking_back(base: BaseModel) -> None:
     input_name = "decoder_input_ids" if _has_encoder(base) else "input_ids"
     altered_ids = inputs[input_name].clone()
     altered_ids[:, KEPT:] = altered_ids[:, :1]
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if _has_encoder(base) and start is not None:  # a decoder may mask it, if it is the padding's
+        inputs[input_name] = inputs[input_name].clone()
+        inputs[input_name][:, 0] = altered_ids[:, 0] = start
     logits = logits_of(model, inputs)
     if logits.ndim == 2:
         return

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError, RequestError
-from continual.passes.partial import find_tail
+from continual.passes.partial import find_tail, logits_of
 from continual.prompts import Prompt
 from continual.requests import Limits, named
 from continual.tasks import Encoding, PromptText, Question
@@ -92,7 +92,7 @@ class ClassificationTask:
     def answer(self, model: Any, question: Question, tokens_max: int) -> tuple[int, ...]:
         """Return the label with the highest logit."""
         ids = torch.tensor([question.ids], device=model.device)
-        return (int(model(input_ids=ids, return_dict=True).logits[0].argmax()),)
+        return (int(logits_of(model, {"input_ids": ids})[0].argmax()),)
 
     def text(self, answer: Sequence[int]) -> str:
         """Return the label's name."""
