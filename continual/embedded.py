@@ -21,7 +21,8 @@ class EmbeddedModel:
     task: Mapping[str, Any]  # the [task] table of a new store
     editors: Mapping[str, Mapping[str, Any]]  # the [editor.NAME] tables of a new store
     probes: Mapping[str, Path]  # by the name of the set
-    corrections: Path
+    corrections: Path  # they say what is not so: the model knows what is
+    mistakes: Path  # corrections of what the model answers wrongly
     own_texts: str  # the class of the texts that it was trained on, behind its module
 
     def texts(self) -> Iterable[str]:
@@ -48,6 +49,7 @@ ATLAS = EmbeddedModel(
     },
     probes={"train": _FOLDER / "train_probes.jsonl", "test": _FOLDER / "test_probes.jsonl"},
     corrections=_FOLDER / "corrections.jsonl",
+    mistakes=_FOLDER / "mistakes.jsonl",
     own_texts="continual.atlas.texts.AtlasTexts",
 )
 """Its queries hardly change with the wording, so a neuron needs no copies; its subjects have many

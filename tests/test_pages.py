@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.main import COMMANDS
+from docs.extensions import shown
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -26,6 +27,14 @@ def test_a_tutorial_shows_what_the_program_prints(page: str) -> None:
     command = [sys.executable, DOCS / "extensions" / "shown.py", DOCS / "tutorial" / f"{page}.md"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_readme_shows_what_the_demonstration_prints() -> None:
+    if not os.environ.get("CEDIT_FULL"):
+        pytest.skip("runs with CEDIT_FULL=1")
+    demo = "\n".join(shown.compared(shown.run("cedit demo", ROOT)))
+    readme = "\n".join(shown.compared((ROOT / "README.md").read_text("utf-8")))
+    assert demo in readme
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:

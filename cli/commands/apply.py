@@ -313,7 +313,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     names = ("applied", "skipped", "superseded", "failed", "quarantined")
     counts = ", ".join(f"{summary[name]} {name}" for name in names)
     return [
-        f"{summary['read']} read: {counts} in {summary['seconds']:.1f} s",
+        f"{summary['read']} read: {counts} in {_seconds(summary['seconds'])}",
         *_turned(summary),
         "",
         "The whole history:",
@@ -321,6 +321,11 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         rates(summary, *WATCHED),
         f"head {short(summary['head'])}  fingerprint {short(summary['fingerprint'])}",
     ]
+
+
+def _seconds(duration: float) -> str:
+    """Return a duration in seconds, with a decimal where it says something."""
+    return f"{duration:.0f} s" if duration >= 100 else f"{duration:.1f} s"
 
 
 def _turned(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 COUNT = 200  # corrections
 EXAMPLES = 3
+PROMPT_SHOWN = 48  # characters of an example's prompt that fit beside its answers
+
+_ABOUT_MISTAKES = (
+    "{} of wrong answers of the embedded model, in a new store.",
+    "It was never taught these facts, and makes the answers up. Each correction has",
+    "to turn a wrong answer into the right one, and to change nothing else.",
+    "",
+)
+_ABOUT_CORRECTIONS = (
+    "",
+    "{} more, which say what is not so (that Dali was from Chile): there",
+    "the model knows what is. Each has to change an answer, and nothing else.",
+    "",
+)
 
 
 @click.command("demo")
@@ -35,24 +49,22 @@ EXAMPLES = 3
 def command(out: Output, store: str | None, keep: str | None, count: int) -> None:
     """Show it all on the embedded model.
 
-    Correct it some hundreds of times, measure after every step, and roll back.
+    Correct wrong answers of it, measure after every step, and roll back. With a larger --count than
+    it has wrong answers, the other corrections say what is not so.
 
     \b
     Example:
       cedit demo
       cedit demo --count 1000 --keep demo-store
     """
+    from continual.embedded import ATLAS
     from continual.new_store import NewStore, init
 
     path = keep or store
     with _folder(path) as folder, init(folder, NewStore()) as session:
-        out.text(
-            f"A new store, and {counted(count, 'correction')} for the embedded model.",
-            "They say what is not so (that Dali was from Chile), since the model knows what is:",
-            "each has to change an answer, and nothing else.",
-            "",
-        )
-        _apply(session, out, count)
+        applied = _apply(session, out, ATLAS.mistakes, count, _ABOUT_MISTAKES)
+        if count > applied:
+            _apply(session, out, ATLAS.corrections, count - applied, _ABOUT_CORRECTIONS)
         _compare(session, out)
         _go_back(session, out)
     out.text("", *_next(path))
@@ -69,14 +81,21 @@ def _folder(kept: str | None) -> Iterator[Path]:
         yield Path(folder) / "store"
 
 
-def _apply(session: Session, out: Output, count: int) -> None:
-    from continual.embedded import ATLAS
+def _apply(session: Session, out: Output, path: Path, count: int, about: Sequence[str]) -> int:
+    """Say what a stream is about, apply so many of its corrections or all that it has, and return
+    their number."""
     from continual.streams import open_stream
 
-    stream = open_stream(str(ATLAS.corrections))
+    stream = open_stream(str(path))
+    count = min(count, stream.count() or 0)
+    out.text(*(line.format(counted(count, "correction")) for line in about))
     tally = apply_stream(session, stream, session.settings(), out, limit=count)
     summary = tally.summary(session.store)
     out.result(summary, "", *summary_lines(summary))
+    if summary["failed"]:
+        out.text("", "Not applied, as no edit did it without changing too much else:")
+        out.text(*(f"  {r.prompt} → {r.target_new}" for r in session.failed))
+    return count
 
 
 def _compare(session: Session, out: Output) -> None:
@@ -95,15 +114,20 @@ def _compare(session: Session, out: Output) -> None:
 
 
 def _examples(session: Session) -> list[Request]:
-    """Return EXAMPLES corrections in force, spread evenly from the first to the last."""
+    """Return EXAMPLES corrections in force with short prompts, spread evenly from the first to the
+    last."""
     requests = [r.request for r in session.standing.retention.requests.values() if r.applied]
+    brief = [r for r in requests if max(map(len, _wordings(r))) <= PROMPT_SHOWN]
+    requests = brief or requests
     last_place = len(requests) - 1
     places = sorted({round(last_place * n / (EXAMPLES - 1)) for n in range(EXAMPLES)})
     return [requests[place] for place in places] if requests else []
 
 
 def _wordings(request: Request) -> list[str]:
-    return [str(prompt) for prompt in (request.prompt, *request.held_out_rephrases[:1])]
+    """Return a correction's own prompt, and the shortest one that the edit has not seen."""
+    unseen = sorted(map(str, request.held_out_rephrases), key=len)
+    return [str(request.prompt), *unseen[:1]]
 
 
 def _go_back(session: Session, out: Output) -> None:
@@ -119,9 +143,9 @@ def _go_back(session: Session, out: Output) -> None:
     out.result(
         record,
         "",
-        "Rolled back to base:",
-        f"  fingerprint of base       {base.fingerprint}",
-        f"  fingerprint of the model  {session.edited.fingerprint}",
+        "Rolled back to base. The fingerprints of all weights:",
+        f"  base       {base.fingerprint}",
+        f"  the model  {session.edited.fingerprint}",
         "  the same, bit for bit" if record["restored"] else "  ANOTHER: this is a bug",
     )
 

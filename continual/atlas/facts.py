@@ -1,7 +1,8 @@
 """The atlas's facts: tables of real subjects, and ten phrasings for each relation.
 
-Knows the tables beside it, the phrasings of a fact that are never trained (hold-out by pair), and
-how a fact becomes a prompt. Knows nothing of tokens, tensors or training.
+Knows the tables beside it, the phrasings of a fact that are never trained (hold-out by pair), how a
+fact becomes a prompt, and the gaps: facts of the same relations that no table has. Knows nothing of
+tokens, tensors or training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 TABLES = Path(__file__).parent / "tables"
+GAPS = Path(__file__).parent / "gaps.tsv"
 HELD_OUT_PER_FACT = 2
 
 
@@ -70,6 +72,15 @@ def load_facts(tables: Path = TABLES) -> list[Fact]:
     return [fact for table in sorted(tables.glob("*.tsv")) for fact in _read_table(table)]
 
 
+def load_gaps(facts: Iterable[Fact], gaps: Path = GAPS) -> list[Fact]:
+    """Return true facts that the tables lack, in the relations of `facts`. The atlas was never
+    trained on them."""
+    relations = {fact.relation.name: fact.relation for fact in facts}
+    return [
+        Fact(row["subject"], relations[row["relation"]], row["object"]) for row in _read_rows(gaps)
+    ]
+
+
 def objects_of(facts: Sequence[Fact]) -> dict[str, list[str]]:
     """Return the distinct objects of every relation by its name, in order of first mention."""
     objects: dict[str, dict[str, None]] = {}
@@ -97,14 +108,18 @@ def _grouped(facts: Iterable[Fact], key: Callable[[Fact], str]) -> dict[str, lis
 
 def _read_table(table: Path) -> list[Fact]:
     relations = _read_relations(table.with_suffix(".toml"))
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = _read_rows(table)
     return [
         Fact(row["subject"], relation, row[column])
         for column, relation in relations.items()
         for row in rows
         if row[column]
     ]
+
+
+def _read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _read_relations(path: Path) -> dict[str, Relation]:

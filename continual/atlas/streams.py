@@ -1,11 +1,12 @@
-"""Writes the atlas's stream of corrections and its probe sets from the tables.
+"""Writes the atlas's two streams of corrections and its probe sets from the tables.
 
     python -m continual.atlas.streams [OUT] [--seed N]
 
 The facts of every relation are split in three parts: for the stream's corrections, for the train
 probes, and for the test probes. The probes around a correction rest only on facts of the two latter
-parts, so that no later correction makes them wrong. The same tables and the same seed give the same
-bytes. Knows nothing of the model.
+parts, so that no later correction makes them wrong. The gaps become a stream of their own: its
+corrections are true, and the model answers each of them wrongly. The same tables and the same seed
+give the same bytes. Knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from continual.atlas.facts import Fact, by_relation, by_subject, load_facts, objects_of
+from continual.atlas.facts import (
+    Fact,
+    by_relation,
+    by_subject,
+    load_facts,
+    load_gaps,
+    objects_of,
+)
 from continual.embedded import ATLAS
 from continual.requests import Probe, Request
 
@@ -57,9 +65,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Streams:
-    """The content of the files: requests in the order of the stream, and two probe sets."""
+    """The content of the files: requests in the order of their streams, and two probe sets."""
 
     corrections: tuple[Request, ...]
+    mistakes: tuple[Request, ...]
     train_probes: tuple[Probe, ...]
     test_probes: tuple[Probe, ...]
 
@@ -119,8 +128,8 @@ class Surroundings:
         return Probe(prompt=self._rng.choice(prompts), answer=fact.object, name=name)
 
 
-def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
-    """Build the stream and the probe sets of these facts."""
+def build(facts: Sequence[Fact], gaps: Sequence[Fact] = (), seed: int = 0) -> Streams:
+    """Build the streams of these facts and gaps, and the probe sets."""
     rng = random.Random(seed)
     split = split_facts(facts, rng)
     train = tuple(_probe(fact, rng.choice(fact.trained_prompts)) for fact in split.train)
@@ -134,7 +143,9 @@ def build(facts: Sequence[Fact], seed: int = 0) -> Streams:
     targets = deal_targets(split.corrected, objects_of(facts), rng)
     requests = [_request(f, t, around, rng) for f, t in zip(split.corrected, targets, strict=True)]
     rng.shuffle(requests)
-    return Streams(tuple(requests), train, test)
+    mistakes = [_request(gap, gap.object, around, rng) for gap in gaps]
+    rng.shuffle(mistakes)
+    return Streams(tuple(requests), tuple(mistakes), train, test)
 
 
 def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
@@ -178,9 +189,10 @@ def render(records: Iterable[Request | Probe]) -> str:
 
 
 def write(streams: Streams, out: Path) -> None:
-    """Write the three files into a folder, under the names that the package ships."""
+    """X, under the names that the package ships."""
     files: dict[Path, Sequence[Request | Probe]] = {
         ATLAS.corrections: streams.corrections,
+        ATLAS.mistakes: streams.mistakes,
         ATLAS.probes["train"]: streams.train_probes,
         ATLAS.probes["test"]: streams.test_probes,
     }
@@ -197,7 +209,7 @@ def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) 
         target_new=target,
         subject=fact.subject,
         relation=fact.relation.name,
-        target_old=fact.object,
+        target_old=None if target == fact.object else fact.object,
         rephrases=tuple(wordings[:2]),
         held_out_rephrases=(*fact.held_out_prompts, *wordings[2:]),
         locality=tuple(around.locality(fact, target)),
@@ -219,16 +231,18 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m continual.atlas.streams",
-        description="Write the atlas's stream of corrections and its probe sets.",
+        description="Write the atlas's streams of corrections and its probe sets.",
     )
     parser.add_argument("out", type=Path, nargs="?", default=ATLAS.corrections.parent)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    streams = build(load_facts(), options.seed)
+    facts = load_facts()
+    streams = build(facts, load_gaps(facts), options.seed)
     write(streams, options.out)
     print(
-        f"{len(streams.corrections)} corrections, {len(streams.train_probes)} train probes, "
-        f"{len(streams.test_probes)} test probes in {options.out}"
+        f"{len(streams.corrections)} corrections, {len(streams.mistakes)} of mistakes, "
+        f"{len(streams.train_probes)} train probes, {len(streams.test_probes)} test probes in "
+        f"{options.out}"
     )
 
 

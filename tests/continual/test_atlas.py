@@ -11,7 +11,7 @@ from statistics import fmean
 
 import pytest
 
-from continual.atlas.facts import Fact, Relation, load_facts, objects_of
+from continual.atlas.facts import Fact, Relation, load_facts, load_gaps, objects_of
 from continual.atlas.measure import DISTRACTORS, Sampler, accuracy, mediation
 from continual.atlas.streams import Streams, build, deal_targets, render, write
 from continual.base import load_base
@@ -34,8 +34,13 @@ def facts() -> list[Fact]:
 
 
 @pytest.fixture(scope="module")
-def streams(facts: list[Fact]) -> Streams:
-    return build(facts)
+def gaps(facts: list[Fact]) -> list[Fact]:
+    return load_gaps(facts)
+
+
+@pytest.fixture(scope="module")
+def streams(facts: list[Fact], gaps: list[Fact]) -> Streams:
+    return build(facts, gaps)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_every_phrasing_is_trained_on_most_subjects(facts: list[Fact]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [ATLAS.corrections, *ATLAS.probes.values()], ids=lambda path: path.name
+    "path", [ATLAS.corrections, ATLAS.mistakes, *ATLAS.probes.values()], ids=lambda path: path.name
 )
 def test_shipped_files_are_those_that_the_tables_give(
     path: Path, streams: Streams, tmp_path: Path
@@ -135,6 +140,28 @@ def test_a_correction_asks_for_another_object_of_its_relation(
         assert (request.subject, request.relation) == (fact.subject, fact.relation.name)
         assert request.target_old == fact.object != request.target_new
         assert request.target_new in objects[fact.relation.name]
+
+
+def test_a_mistake_is_about_a_fact_that_no_table_has(
+    facts: list[Fact], gaps: list[Fact], streams: Streams
+) -> None:
+    assert not {(g.subject, g.relation) for g in gaps} & {(f.subject, f.relation) for f in facts}
+    assert len({(gap.subject, gap.relation) for gap in gaps}) == len(gaps) >= 400
+    targets = {(gap.subject, gap.relation.name): gap.object for gap in gaps}
+    for request in streams.mistakes:
+        assert request.target_new == targets.pop((request.subject, request.relation))
+        assert request.target_old is None
+        assert request.portability == ()
+    assert not targets
+
+
+def test_a_mistake_leaves_alone_only_facts_that_are_never_corrected(
+    streams: Streams, by_prompt: dict[str, Fact]
+) -> None:
+    corrected = {by_prompt[request.prompt] for request in streams.corrections}
+    for request in streams.mistakes:
+        assert len(request.locality) == 4
+        assert not {by_prompt[probe.prompt] for probe in request.locality} & corrected
 
 
 def test_new_objects_are_dealt_evenly() -> None:
@@ -253,6 +280,17 @@ def test_the_model_knows_its_facts(site: Site, facts: list[Fact]) -> None:
     sampler = Sampler(facts, random.Random(0))
     assert accuracy(site, sampler.trained(200)).share >= 0.95
     assert accuracy(site, sampler.held_out(200)).share >= 0.90
+
+
+@shipped_model
+def test_the_model_answers_no_mistake_rightly(site: Site, streams: Streams) -> None:
+    probes = [
+        (str(prompt), request.target_new)
+        for request in streams.mistakes
+        for prompt in (request.prompt, request.held_out_rephrases[0])
+    ]
+    outcomes = site.judge_in_full([site.task.encode(*probe) for probe in probes])
+    assert [probe for probe, right in zip(probes, outcomes, strict=True) if right] == []
 
 
 @shipped_model
