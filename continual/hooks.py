@@ -8,6 +8,8 @@
 - ``replaced``  puts another in its place
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
 - ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
+- ``uncompiled``  keeps a model's forward out of compiled code, which sees no hooks;
+  ``is_recorded`` tells of a pass that is recorded as a graph
 - ``unhooked``  runs a module without the hooks on it
 - ``attending``  does the attention of a model in another way
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
@@ -19,13 +21,16 @@ that. Leaves the choice of modules to ``anatomy``.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from types import CodeType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -170,6 +175,22 @@ class _StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._stand_in(*args, **kwargs)
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments that the module's own method takes."""
+        return inspect.signature(self._own)
+
+    @property
+    def __code__(self) -> CodeType:
+        """The code of the module's own method, for programs that look at it before they call."""
+        code = self._own.__code__
+        assert isinstance(code, CodeType)
+        return code
+
+    @property
+    def _own(self) -> Any:
+        return getattr(type(self._module), self._method).__get__(self._module)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return getattr(type(self._module), self._method).__get__(memo[id(self._module)])
 
@@ -193,6 +214,25 @@ def bypassed(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Run ``forward`` instead of the module's own; hooks on the module still see the call."""
     with standing_in(module, "forward", forward):
         yield
+
+
+@contextmanager
+def uncompiled(model: nn.Module, before: Callable[[], None]) -> Iterator[None]:
+    """Run the model's forward as it is wherever torch.compile would compile it: compiled code does
+    not see hooks that come and go. Calls ``before`` at the beginning of each forward."""
+    forward = torch.compiler.disable(model.forward)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before()
+        return forward(*args, **kwargs)
+
+    with standing_in(model, "forward", torch.compiler.disable(run)):
+        yield
+
+
+def is_recorded() -> bool:
+    """Tell whether the pass under way is recorded as a graph, by jit.trace or by export."""
+    return torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
 
 
 @contextmanager

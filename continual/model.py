@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -93,6 +95,7 @@ class EditedModel:
         self._gate_hooks = ExitStack()
         self._is_bare = False
         self._entered = 0  # open `with` blocks
+        self._has_told = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -154,6 +157,9 @@ class EditedModel:
         for method in (self.generate, self.save_pretrained):
             name = method.__name__
             self._hooks.enter_context(hooks.standing_in(self.model, name, method))
+        self._hooks.enter_context(hooks.uncompiled(self.model, self._begin_forward))
+        if self.model.base_model is not self.model:
+            self._hooks.enter_context(hooks.uncompiled(self.model.base_model, _refuse_graphs))
         if hasattr(self.model, "prepare_inputs_for_generation"):
             self._hooks.enter_context(self._running.followed(self.model))
         self._hooks.enter_context(self._tokens.followed(self.model))
@@ -163,6 +169,23 @@ class EditedModel:
         self._hooks.callback(self._detach_gates)
         self._attach_gates()
         return self
+
+    def _begin_forward(self) -> None:
+        """Refuse a graph. Warn, once, a program whose own call of the forward passes the model's
+        records by."""
+        _refuse_graphs()
+        if self._has_told or self._is_bare or not len(self.memory):
+            return
+        level = _level_of_program()
+        if level is None:
+            return
+        self._has_told = True
+        warnings.warn(
+            "The forward of this model knows nothing of the edits that it remembers as texts "
+            f"(serac, ike: {len(self.memory)} of them), and its logits are without them. generate, "
+            "pipelines and Session.ask answer with them.",
+            stacklevel=level,
+        )
 
     def _attach_gates(self) -> None:
         """Hook the gates in the order of their places, whatever order they came in: values on one
@@ -519,6 +542,30 @@ class EditedModel:
                 yield
         finally:
             self._is_bare = was_bare
+
+
+def _refuse_graphs() -> None:
+    """Raise ModelError if the pass under way is recorded as a graph."""
+    if hooks.is_recorded():
+        raise ModelError(
+            "A traced or exported graph of this model would be without its edits, which are hooks "
+            "on it. Call the model itself; or edit with methods that write to the weights (memit, "
+            "fine-tuning), save it with save_pretrained, and trace what from_pretrained loads."
+        )
+
+
+def _level_of_program() -> int | None:
+    """Return the level, for `warnings.warn` in the caller, of the program that called the model's
+    forward; None if this package did, or transformers' `generate`, which route inputs
+    themselves."""
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if not module.startswith("torch.") and module != hooks.__name__:
+            inside = ("continual.", "transformers.generation.")
+            return None if module.startswith(inside) else level
+        frame, level = frame.f_back, level + 1
+    return None
 
 
 def _neurons_at(place: GatePlace) -> str:

@@ -108,7 +108,12 @@ class RunningText:
         with ExitStack() as stack:
             stack.enter_context(hooks.standing_in(model, "prepare_inputs_for_generation", prepared))
             stack.enter_context(hooks.entered(model, self._enter))
+            stack.enter_context(hooks.watched({0: model}, lambda _key, _call: self._leave()))
             yield
+
+    def _leave(self) -> None:
+        """End a forward pass: parts of the model that are called by themselves read no text."""
+        self._fresh = 0
 
     def _enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the tokens of a forward pass as it begins."""
@@ -138,5 +143,8 @@ def named_in(texts: RowTexts | None, rows: Iterable[int], subject: str) -> list[
     """Tell for each of these rows whether its text names a subject. Raises ValueError for rows
     without a known text."""
     if texts is None:
-        raise ValueError("rows without their texts: a neuron asks for its subject in them")
+        raise ValueError(
+            "Rows without their texts: a neuron asks for its subject in what the model reads. Call "
+            "the whole model, with input_ids."
+        )
     return [names(texts[row], subject) for row in rows]
