@@ -24,6 +24,7 @@ from continual.errors import StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import corrections, inspection, reverting
+from continual.history.known import leading_known
 from continual.history.reverting import Reverted
 from continual.history.rolling_back import roll_back
 from continual.memory.recall import recall_of
@@ -219,10 +220,16 @@ class Session(OpenStore):
         If the records read before are no longer there, or a followed file is replaced, `on_change`
         is called and the stream is read from its beginning: exact repeats are dropped. A pipe has
         no position to go on from. `retry` gives requests from before that position again: requests
-        that FAILED, and QUARANTINED records that can be read now.
+        that FAILED, and QUARANTINED records that can be read now. A stream without a record that
+        would change anything makes no step.
         """
-        pipeline = self._pipeline(settings, partial(self._sampled, stream))
         items = chain(self._again(stream, retry), self._items(stream, on_change))
+        takes_all = settings.force or settings.repair
+        leading, is_work = leading_known(self.store, items, takes_all=takes_all)
+        if not is_work:
+            return
+        pipeline = self._pipeline(settings, partial(self._sampled, stream))
+        items = chain(leading, items)
         for batch in batches(items, stream.name, self.site, settings, pipeline.stands):
             yield self._stepped(pipeline, batch)
 

@@ -143,6 +143,7 @@ def command(
     from store import Store
 
     tables = _tables(changes)
+    takes_all = bool(chosen["force"] or chosen["repair"])
     if source is None and (not retry or dry_run):
         raise click.UsageError("Name a STREAM, or - for standard input; or give --retry failed.")
     path, stop = find_store(store), threading.Event()
@@ -152,7 +153,7 @@ def command(
             stream = stream_for(opened, source, follow=follow, stop=stop, keys=keys)
             if dry_run:
                 return _dry_run(out, opened, stream)
-            if not retry and _has_nothing_new(opened, stream):
+            if not retry and _has_nothing_new(opened, stream, is_forced=takes_all):
                 out.warn(store_warnings(opened))
                 return _end(out, opened, stream, None, is_stopped=False)
 
@@ -259,9 +260,11 @@ def _settings(
 # -- before the model is loaded
 
 
-def _has_nothing_new(store: Store, stream: Stream) -> bool:
-    """Tell whether this history has read all of a file, and measured all of its steps."""
+def _has_nothing_new(store: Store, stream: Stream, *, is_forced: bool) -> bool:
+    """Tell whether the records of a file that this history has not read change nothing, and all of
+    its steps are measured. With `is_forced`, every record changes something."""
     from continual.errors import StreamChanged
+    from continual.history.known import leading_known
     from continual.streams.places import place_in
 
     if not stream.has_past or stream.follow or store.ledger(store.head.seq) is None:
@@ -269,7 +272,8 @@ def _has_nothing_new(store: Store, stream: Stream) -> bool:
     place = place_in(store, stream)
     try:
         items = iter(stream) if place is None else stream.after(place.position, place.rolling)
-        return next(items, None) is None
+        _, is_work = leading_known(store, items, takes_all=is_forced)
+        return not is_work
     except StreamChanged:
         return False
 
@@ -386,6 +390,22 @@ def _advice(
         )
 
 
+def _unread(stream: Stream) -> str:
+    """Return the reason why nothing of a stream without a place in the history was applied."""
+    count = stream.count()
+    if count is None:
+        return (
+            "Nothing new: the input is empty, or in force already, or was answered rightly before."
+        )
+    if count == 0:
+        return "The stream is empty: nothing was read."
+    verbs = ("is", "was") if count == 1 else ("are", "were")
+    return (
+        f"Nothing new: its {counted(count, 'record')} {verbs[0]} in force already, or {verbs[1]} "
+        "answered rightly before."
+    )
+
+
 def _nothing(store: Store, stream: Stream | None) -> Iterator[str]:
     """Yield the reason why nothing was done, and the commands that would do something."""
     from continual.history.inspection import retained_at
@@ -396,7 +416,7 @@ def _nothing(store: Store, stream: Stream | None) -> Iterator[str]:
         return
     place = place_in(store, stream)
     if place is None:
-        yield "The stream is empty: nothing was read."
+        yield _unread(stream)
         return
     records = counted(place.position, "record")
     yield f"Nothing new: this history has read all of the stream, {records}."
