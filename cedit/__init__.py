@@ -2,9 +2,13 @@
 
 from typing import Any
 
-import continual
-from continual import create as create
-from continual import open as open
+from cedit_origin import require_own
+
+require_own()
+
+import continual  # noqa: E402
+from continual import create as create  # noqa: E402
+from continual import open as open  # noqa: E402
 
 __all__ = [*continual.__all__]
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from continual.step.pipeline import Step
     from store import StoreError
 
+__distribution__ = "cedit"
 __all__ = [
     "Answer",
     "CeditError",

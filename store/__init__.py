@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from store.snapshots import Segment, Segmenter
     from store.store import Store
 
+__distribution__ = "cedit"
 __all__ = [
     "BlobRef",
     "CeditError",
