@@ -23,7 +23,7 @@ from rich.table import Table
 
 from continual.atlas.facts import load_facts
 from continual.atlas.measure import Sampler, accuracy, mediation
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.site import Site
@@ -58,7 +58,7 @@ class Measure:
         return self.share >= self.bar
 
 
-def measure(base: BaseModel, seed: int) -> Iterator[Measure]:
+def measure(base: PretrainedBase, seed: int) -> Iterator[Measure]:
     """Yield all measures of a model, with samples drawn by the seed."""
     with EditedModel(base) as edited:
         site = Site(edited, make_task(base, ATLAS.task))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
@@ -29,12 +29,12 @@ EDITORS = ("ft-last", "ft-all", "ft-last-kl", "ft-all-kl", "ft-l")
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")
 NEVER = 1_000_000  # steps
 COLUMNS = (
-    Column("editor", "editor", ""),
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".3f") for name in RATES),
-    Column("steps", "steps", ".1f"),
-    Column("edit, s", "edit_s", ".2f"),
-    Column("edit, bytes", "patch_bytes", ",.0f"),
+    TextColumn("editor", "editor", ""),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".3f") for name in RATES),
+    TextColumn("steps", "steps", ".1f"),
+    TextColumn("edit, s", "edit_s", ".2f"),
+    TextColumn("edit, bytes", "patch_bytes", ",.0f"),
 )
 
 

@@ -23,7 +23,7 @@ import torch
 from benchmarks import plots, tables
 from benchmarks.capacity import EDITORS, UNBOUNDED, requests_of_atlas
 from benchmarks.scores import drawn
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.new_store import NewStore, init
 from continual.requests import Request
 from continual.session import Session
@@ -34,14 +34,14 @@ MARKS = (50, 100, 200, 300)
 MEASURED_EVERY = 5  # batches
 FLOAT_BYTES = 4
 SUMMARY_COLUMNS = (
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR", "Locality")),
-    Column("batch, s", "edit_s", ".2f"),
-    Column("re-check, s", "recheck_s", ".2f"),
-    Column("patch, bytes", "patch_bytes", ",d"),
-    Column("dense, bytes", "dense_bytes", ",d"),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR", "Locality")),
+    TextColumn("batch, s", "edit_s", ".2f"),
+    TextColumn("re-check, s", "recheck_s", ".2f"),
+    TextColumn("patch, bytes", "patch_bytes", ",d"),
+    TextColumn("dense, bytes", "dense_bytes", ",d"),
 )
-COLUMNS = (Column("editor", "editor"), *SUMMARY_COLUMNS)
+COLUMNS = (TextColumn("editor", "editor"), *SUMMARY_COLUMNS)
 
 
 def run(
@@ -70,7 +70,7 @@ def summary(session: Session, step: Step) -> dict[str, Any]:
     anatomy = session.edited.anatomy
     blocks = step.revision.body.get("weight_blocks", ())
     return {
-        "edits": session.standing.retention.attempts.total,
+        "edits": session.run_state.retention.attempts.total,
         **step.measured.rates.to_json(),
         "edit_s": step.edit_s,
         "recheck_s": step.recheck_s,

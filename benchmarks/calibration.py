@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from benchmarks import tables
-from benchmarks.calibration_worlds import WORLDS, Fact, World, facts_of, model_of
-from benchmarks.tables import Column
+from benchmarks.calibration_worlds import WORLDS, World, WorldFact, facts_of, model_of
+from benchmarks.tables import TextColumn
 from continual.calibration.of_store import StoreCalibration
 from continual.calibration.plotting import draw
 from continual.new_store import NewStore, init
@@ -34,16 +34,16 @@ from continual.session import Session, open_session
 PROBES = 200  # of each set
 METRICS = ("SR", "GR", "ER", "TrainR", "TestR", "Locality", "Watch", "Neighbours")
 COLUMNS = (
-    Column("world", "world"),
-    Column("run", "run"),
-    Column("edits", "edits", ",d"),
-    Column("applied", "applied", ",d"),
-    *(Column(name, name, ".3f") for name in METRICS),
-    Column("CPU s", "seconds", ",.0f"),
+    TextColumn("world", "world"),
+    TextColumn("run", "run"),
+    TextColumn("edits", "edits", ",d"),
+    TextColumn("applied", "applied", ",d"),
+    *(TextColumn(name, name, ".3f") for name in METRICS),
+    TextColumn("CPU s", "seconds", ",.0f"),
 )
 
 
-def corrections_of(world: World, facts: Sequence[Fact], count: int) -> list[dict[str, Any]]:
+def corrections_of(world: World, facts: Sequence[WorldFact], count: int) -> list[dict[str, Any]]:
     """Return corrections that give `count` facts another object. The same question about another
     person is their locality probe."""
     draw_ = random.Random(world.seed + 1)

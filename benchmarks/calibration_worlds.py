@@ -108,7 +108,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Fact:
+class WorldFact:
     """One fact, with the phrasings that it was trained in, and the held-out ones."""
 
     subject: str
@@ -118,7 +118,7 @@ class Fact:
     held_out: tuple[str, ...]
 
 
-def facts_of(world: World) -> list[Fact]:
+def facts_of(world: World) -> list[WorldFact]:
     """Return all facts of a world, one of each relation for each person."""
     draw = random.Random(world.seed)
     firsts, lasts = _names(world.heads, "a e i o ina en or us"), _names(world.tails, "son ley ard")
@@ -126,11 +126,11 @@ def facts_of(world: World) -> list[Fact]:
     return [_fact(world, draw, person, relation) for person in people for relation in PHRASINGS]
 
 
-def _fact(world: World, draw: random.Random, person: str, relation: str) -> Fact:
+def _fact(world: World, draw: random.Random, person: str, relation: str) -> WorldFact:
     prompts = [phrasing.format(person) for phrasing in PHRASINGS[relation]]
     draw.shuffle(prompts)
     target = draw.choice(world.objects[relation])
-    return Fact(person, relation, target, tuple(prompts[:TRAINED]), tuple(prompts[TRAINED:]))
+    return WorldFact(person, relation, target, tuple(prompts[:TRAINED]), tuple(prompts[TRAINED:]))
 
 
 # -- tokenizers and shapes

@@ -26,9 +26,9 @@ import torch
 
 from benchmarks import plots, tables
 from benchmarks.scores import drawn, same_subject_locality, scores
-from benchmarks.tables import Column
-from continual.associative.drift import drift_of
+from benchmarks.tables import TextColumn
 from continual.embedded import ATLAS
+from continual.locate_then_edit.drift import drift_of
 from continual.new_store import NewStore, init
 from continual.readers import read_record
 from continual.requests import Request
@@ -41,19 +41,19 @@ WEIGHTED = "memit"  # the editor that is run over lambda
 UNBOUNDED = 1e6
 
 COLUMNS = (
-    Column("editor", "editor"),
-    Column("lambda", "weight", "g"),
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
-    *(Column(name, name, ".3f") for name in ("SR", "GR", "TestR", "TrainR", "Locality")),
-    Column("same subject", "same_subject", ".3f"),
-    Column("drift", "drift", ".3f"),
-    Column("seconds", "seconds", ".1f"),
+    TextColumn("editor", "editor"),
+    TextColumn("lambda", "weight", "g"),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
+    *(TextColumn(name, name, ".3f") for name in ("SR", "GR", "TestR", "TrainR", "Locality")),
+    TextColumn("same subject", "same_subject", ".3f"),
+    TextColumn("drift", "drift", ".3f"),
+    TextColumn("seconds", "seconds", ".1f"),
 )
 
 
 @dataclass(frozen=True)
-class Run:
+class CapacityRun:
     """One batch of one editor."""
 
     editor: str
@@ -73,7 +73,7 @@ def requests_of_atlas() -> list[Request]:
     return [request for line in lines for request in read_record(json.loads(line))]
 
 
-def measure(session: Session, requests: Sequence[Request], run: Run) -> dict[str, Any]:
+def measure(session: Session, requests: Sequence[Request], run: CapacityRun) -> dict[str, Any]:
     """Apply one run and return its row; the session is at base before and after."""
     chosen = drawn(requests, run.edits)
     settings = session.settings(
@@ -107,10 +107,12 @@ def drift(session: Session) -> float:
     return max(moved, default=0.0)
 
 
-def runs(editors: Iterable[str], sizes: Sequence[int], weights: Sequence[float]) -> list[Run]:
+def runs(
+    editors: Iterable[str], sizes: Sequence[int], weights: Sequence[float]
+) -> list[CapacityRun]:
     """Return a run for every editor and size, and one for every lambda and size of MEMIT."""
-    own = [Run(editor, size) for editor in editors for size in sizes]
-    return own + [Run(WEIGHTED, size, weight) for weight in weights for size in sizes]
+    own = [CapacityRun(editor, size) for editor in editors for size in sizes]
+    return own + [CapacityRun(WEIGHTED, size, weight) for weight in weights for size in sizes]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:

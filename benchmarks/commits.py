@@ -23,14 +23,14 @@ import lmdb
 import torch
 
 from benchmarks import tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from store import Draft, Store
 from store.journal import LIB_VERSION, TABLES, Put, wrap
 
 COLUMNS = (
-    Column("measure", "measure"),
-    Column("median, ms", "median_ms", ".3f"),
-    Column("p90, ms", "p90_ms", ".3f"),
+    TextColumn("measure", "measure"),
+    TextColumn("median, ms", "median_ms", ".3f"),
+    TextColumn("p90, ms", "p90_ms", ".3f"),
 )
 ROWS, WIDTH = 4, 256  # of a patch of a few neurons
 PLENTY_BYTES = 1 << 30
@@ -182,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         rows = measure(Path(folder), options.steps)
-    columns = (*COLUMNS, Column("ratio", "ratio", ".2f"))
+    columns = (*COLUMNS, TextColumn("ratio", "ratio", ".2f"))
     tables.show("A commit beside a bare LMDB transaction of the same bytes", columns, rows)
     tables.write_json(options.json, "commits", {"steps": options.steps, "rows": rows})
 

@@ -33,7 +33,7 @@ from benchmarks.counterfact_model import (
     trained_model,
 )
 from benchmarks.scores import scores
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.atlas.facts import Fact
 from continual.atlas.measure import accuracy
 from continual.embedded import ATLAS
@@ -45,13 +45,13 @@ RECORDS = 500
 FACTS = 1500
 MARKS = (100, 300, 500)
 SCORE_COLUMNS = (
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".3f") for name in ("ES", "PS", "NS", "S")),
 )
 ACCURACY_COLUMNS = (
-    Column("asked before the first edit", "asked"),
-    Column("probes", "probes", ",d"),
-    Column("right", "right", ".3f"),
+    TextColumn("asked before the first edit", "asked"),
+    TextColumn("probes", "probes", ",d"),
+    TextColumn("right", "right", ".3f"),
 )
 
 

@@ -22,14 +22,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from continual.atlas.corpus import Corpus, Example
+from continual.atlas.corpus import Corpus, TrainingSequence
 from continual.atlas.facts import Fact, Relation
-from continual.atlas.train import Recipe, Shape, Training
+from continual.atlas.train import AtlasRecipe, ModelShape, TrainingRun
 from continual.errors import RequestError
 from continual.readers import counterfact, pararel
 from continual.requests import Request
 
-SHAPE = Shape(blocks=3, width=160, heads=4, ffn_width=1280)
+SHAPE = ModelShape(blocks=3, width=160, heads=4, ffn_width=1280)
 SENTENCES = 5000
 SENTENCE = re.compile(r"[A-Z][^.!?\n]{15,70}\.(?=\s)")
 
@@ -45,13 +45,13 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cedit"
 
 
-def recipe(minutes: float, epochs: int) -> Recipe:
+def recipe(minutes: float, epochs: int) -> AtlasRecipe:
     """Return the training recipe. A context is a statement behind an unrelated sentence.
 
     The atlas's subject bottleneck is off: with it the answer is known before the last block, and
     facts with one object can no longer be told apart at the last FFN.
     """
-    return Recipe(
+    return AtlasRecipe(
         epochs=epochs,
         seconds_max=60 * minutes,
         contexts=5000,
@@ -201,16 +201,16 @@ class PrefixedCorpus(Corpus):
         super().__init__(facts, tokenizer, rng)
         self._sentences = sentences
 
-    def contexts(self, count: int) -> list[Example]:
+    def contexts(self, count: int) -> list[TrainingSequence]:
         """Return `count` statements, each behind a sentence."""
         return [self._behind(self._rng.choice(self._sentences)) for _ in range(count)]
 
-    def _behind(self, sentence: str) -> Example:
+    def _behind(self, sentence: str) -> TrainingSequence:
         fact = self._rng.choice(self._facts)
         return self._continued(f"{sentence} {self._rng.choice(fact.trained_prompts)}", fact.object)
 
 
-def trained_model(knowledge: Knowledge, recipe: Recipe, data: Path, cache: Path) -> Path:
+def trained_model(knowledge: Knowledge, recipe: AtlasRecipe, data: Path, cache: Path) -> Path:
     """Return the directory of a model trained on these facts: from the cache, or trained now."""
     directory = cache / f"counterfact-{_content_hash(knowledge.facts, recipe)}"
     if not directory.exists():
@@ -218,13 +218,13 @@ def trained_model(knowledge: Knowledge, recipe: Recipe, data: Path, cache: Path)
         unfinished = directory.with_suffix(".training")
         unfinished.mkdir(parents=True, exist_ok=True)
         read = partial(PrefixedCorpus, sentences)
-        Training(unfinished, recipe, knowledge.facts, SHAPE, read).run()
+        TrainingRun(unfinished, recipe, knowledge.facts, SHAPE, read).run()
         (unfinished / "model").rename(directory)
         shutil.rmtree(unfinished)
     return directory
 
 
-def _content_hash(facts: Sequence[Fact], recipe: Recipe) -> str:
+def _content_hash(facts: Sequence[Fact], recipe: AtlasRecipe) -> str:
     content = {
         "facts": [[f.relation.name, f.subject, f.object, *f.trained_prompts] for f in facts],
         "recipe": {name: str(value) for name, value in asdict(recipe).items()},

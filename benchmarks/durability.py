@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.embedded import ATLAS
 from continual.history.replaying import verify
 from continual.recheck.retention import outcomes_of
@@ -32,9 +32,9 @@ from continual.session import open_session
 from store import Revision, Store
 
 COLUMNS = (
-    Column("check", "check"),
-    Column("cases", "cases", "d"),
-    Column("violations", "bad", "d"),
+    TextColumn("check", "check"),
+    TextColumn("cases", "cases", "d"),
+    TextColumn("violations", "bad", "d"),
 )
 WAIT_MAX_S = 8.0  # from a run's start to its death
 

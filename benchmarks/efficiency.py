@@ -28,7 +28,7 @@ import torch
 from benchmarks import tables
 from benchmarks.capacity import requests_of_atlas
 from benchmarks.scores import drawn
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.choices import EDITORS
 from continual.new_store import NewStore, init
 from continual.session import Session
@@ -50,22 +50,22 @@ BLOCK_BYTES = 512  # the unit of `st_blocks`
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")
 COLUMNS = (
-    Column("editor", "editor"),
-    Column("batch", "batch_size", "d"),
-    Column("edits", "edits", "d"),
-    *(Column(name, name, ".3f") for name in RATES),
-    Column("first step, s", "first_s", ".3f"),
-    Column("an edit, s", "edit_s", ".4f"),
-    Column("re-check, s", "recheck_s", ".4f"),
-    Column("peak, MB", "peak_mb", ",.0f"),
-    Column("of it for edits, MB", "edits_mb", ",.0f"),
-    Column("patch, bytes an edit", "patch_bytes", ",.0f"),
-    Column("store, bytes an edit", "store_bytes", ",.0f"),
+    TextColumn("editor", "editor"),
+    TextColumn("batch", "batch_size", "d"),
+    TextColumn("edits", "edits", "d"),
+    *(TextColumn(name, name, ".3f") for name in RATES),
+    TextColumn("first step, s", "first_s", ".3f"),
+    TextColumn("an edit, s", "edit_s", ".4f"),
+    TextColumn("re-check, s", "recheck_s", ".4f"),
+    TextColumn("peak, MB", "peak_mb", ",.0f"),
+    TextColumn("of it for edits, MB", "edits_mb", ",.0f"),
+    TextColumn("patch, bytes an edit", "patch_bytes", ",.0f"),
+    TextColumn("store, bytes an edit", "store_bytes", ",.0f"),
 )
 
 
 @dataclass(frozen=True)
-class Case:
+class TableCase:
     """One row of the table."""
 
     editor: str
@@ -113,10 +113,10 @@ class Case:
             steps = list(session.apply_requests(requests, settings))
             peak = memory_mb("VmHWM")
             session.settle()
-            applied = max(1, session.standing.retention.applied)
+            applied = max(1, session.run_state.retention.applied)
             return {
                 **self.name,
-                "edits": session.standing.retention.attempts.total,
+                "edits": session.run_state.retention.attempts.total,
                 **_rates(session),
                 **_seconds(steps),
                 "peak_mb": peak,
@@ -126,9 +126,9 @@ class Case:
             }
 
 
-def cases(editors: Sequence[str], edits: int) -> list[Case]:
+def cases(editors: Sequence[str], edits: int) -> list[TableCase]:
     """Return every editor in each of its batch sizes."""
-    return [Case(name, size, edits) for name in editors for size in BATCHES.get(name, (1,))]
+    return [TableCase(name, size, edits) for name in editors for size in BATCHES.get(name, (1,))]
 
 
 def _known(path: Path | None) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def _known(path: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _row_of(case: Case, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _row_of(case: TableCase, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in rows if case.name.items() <= row.items()), None)
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     if options.case:
         editor, batch_size, edits, threads = options.case
         torch.set_num_threads(int(threads))
-        print(json.dumps(Case(editor, int(batch_size), int(edits)).run()))
+        print(json.dumps(TableCase(editor, int(batch_size), int(edits)).run()))
         return
     torch.set_num_threads(options.threads)
     chosen = cases(options.editors.split(","), options.edits)

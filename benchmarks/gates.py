@@ -30,16 +30,16 @@ from benchmarks.real_model.questions import (
     NEIGHBOUR,
     PARAPHRASE,
     SUBJECT,
-    Fact,
-    Survey,
+    CounterFactRecord,
+    QuestionCounts,
     load_facts,
     shuffled,
 )
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.base import load_base
 from continual.editors.tpatcher import TPatcherConfig
 from continual.editors.tpatcher.separating import widest_key
-from continual.editors.tpatcher.whitening import Whitening
+from continual.editors.tpatcher.whitening import QueryWhitening
 from continual.model import EditedModel
 from continual.naming import names
 from continual.prompts import normalised
@@ -57,11 +57,11 @@ SHARES = {
     GENERAL: "general text",
 }
 COLUMNS = (
-    Column("texts that open it", "editor"),
-    Column("copies", "copies", "d"),
-    Column("general rows", "rows", "d"),
-    *(Column(heading, kind, ".3f") for kind, heading in SHARES.items()),
-    Column("without a plane", "inseparable", "d"),
+    TextColumn("texts that open it", "editor"),
+    TextColumn("copies", "copies", "d"),
+    TextColumn("general rows", "rows", "d"),
+    *(TextColumn(heading, kind, ".3f") for kind, heading in SHARES.items()),
+    TextColumn("without a plane", "inseparable", "d"),
 )
 ANY, NAMING = "any", "those that name the subject"
 ABOUT_SUBJECT, ABOUT_OTHERS = 8, 8  # prompts in memory
@@ -69,7 +69,7 @@ PREFIX_WORDS = (6, 21)
 
 
 @dataclass(frozen=True)
-class Asked:
+class GateQueries:
     """A record's queries, and the held-out prompts for its gate."""
 
     subject: str  # normalised
@@ -79,7 +79,7 @@ class Asked:
     others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries; is the subject named?
 
 
-class Reader:
+class QueryReader:
     """Reads the queries behind prompts."""
 
     def __init__(self, site: Site) -> None:
@@ -96,12 +96,12 @@ class Reader:
 
     def asked(
         self,
-        fact: Fact,
-        every: Sequence[Fact],
+        fact: CounterFactRecord,
+        every: Sequence[CounterFactRecord],
         prefixes: Sequence[str],
         questions: Mapping[str, list[str]],
         seed: int,
-    ) -> Asked:
+    ) -> GateQueries:
         """Read the queries that make a record's gate and the ones that test it, in one go."""
         rng = random.Random(f"{seed}:{fact.case}")
         held_out = {question for asked in questions.values() for question in asked}
@@ -121,7 +121,7 @@ class Reader:
         queries = self.queries([prompt for part in parts.values() for prompt in part])
         split = dict(zip(parts, queries.split([len(part) for part in parts.values()]), strict=True))
         subject = normalised(fact.subject)
-        return Asked(
+        return GateQueries(
             subject,
             split.pop("own"),
             split.pop("in memory, about it"),
@@ -134,7 +134,7 @@ class Reader:
 
 
 def opened(
-    asked: Asked, memory: Tensor, copies: int, margin: float, *, naming: bool
+    asked: GateQueries, memory: Tensor, copies: int, margin: float, *, naming: bool
 ) -> dict[str, list[bool]] | None:
     """Make a record's gate and tell on which prompts it opens, by kind; None if no plane separates.
 
@@ -145,7 +145,7 @@ def opened(
     silent = [memory, asked.about_subject, *([] if naming else [asked.about_others])]
     rows = torch.cat(silent)
     ridge = TPatcherConfig().subject_whitening
-    whitening = Whitening.of(memory, ridge) if naming else None
+    whitening = QueryWhitening.of(memory, ridge) if naming else None
     start = own.mean(0) - rows.mean(0)
     key = widest_key(own, start, lambda k: rows[(rows @ k).argmax()], whitening)
     lowest, highest = (own @ key).min(), (rows @ key).max()
@@ -162,7 +162,7 @@ def opened(
 
 
 def row(
-    every: Sequence[Asked], memory: Tensor, copies: int, margin: float, *, naming: bool
+    every: Sequence[GateQueries], memory: Tensor, copies: int, margin: float, *, naming: bool
 ) -> dict[str, Any]:
     """Return one line of the table."""
     found = [opened(asked, memory, copies, margin, naming=naming) for asked in every]
@@ -180,7 +180,11 @@ def row(
 
 
 def _questions(
-    survey: Survey, fact: Fact, facts: Sequence[Fact], every: Sequence[Fact], data: Path
+    survey: QuestionCounts,
+    fact: CounterFactRecord,
+    facts: Sequence[CounterFactRecord],
+    every: Sequence[CounterFactRecord],
+    data: Path,
 ) -> dict[str, list[str]]:
     asked: dict[str, list[str]] = {PARAPHRASE: [], NEIGHBOUR: [], SUBJECT: [], GENERAL: []}
     for question in survey.questions([fact], every, data):
@@ -230,7 +234,7 @@ def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
     decode = site.edited.tokenizer.decode
     written = [decode(list(p.ids), skip_special_tokens=True) for p in read.text.memory]
     written = [text for text in written if len(text.split()) >= PREFIX_WORDS[0]]
-    reader, survey = Reader(site), Survey(openings=given.openings, seed=given.seed)
+    reader, survey = QueryReader(site), QuestionCounts(openings=given.openings, seed=given.seed)
     asked = []
     for number, fact in enumerate(chosen):
         rng = random.Random(f"{given.seed}:{fact.case}")

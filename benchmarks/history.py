@@ -26,7 +26,7 @@ import torch
 
 import store.store
 from benchmarks import tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.new_store import NewStore, init
 from continual.patches import pack
 from continual.patches.neuron import NeuronPatch
@@ -39,10 +39,10 @@ from store.revisions import payload_of
 from store.snapshots import PATCHES
 
 COLUMNS = (
-    Column("measure", "measure"),
-    Column("count", "count", "d"),
-    Column("median, s", "median", ".4f"),
-    Column("highest, s", "highest", ".4f"),
+    TextColumn("measure", "measure"),
+    TextColumn("count", "count", "d"),
+    TextColumn("median, s", "median", ".4f"),
+    TextColumn("highest, s", "highest", ".4f"),
 )
 CHUNK = 20_000  # entries in a transaction
 

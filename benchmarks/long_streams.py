@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import plots, tables
 from benchmarks.long_corrections import is_of_atlas, long_stream, write
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.editors.chains import chain_of
 from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
@@ -48,19 +48,19 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 COLUMNS = (
-    Column("run", "run"),
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".4f") for name in RATES),
-    Column("GR, atlas", "GR_atlas", ".4f"),
-    Column("GR, ParaRel", "GR_pararel", ".4f"),
-    Column("failed", "failed", ",d"),
-    Column("step, ms", "edit_ms", ".1f"),
-    Column("own probes, ms", "probe_ms", ".1f"),
-    Column("re-check, ms", "recheck_ms", ".1f"),
-    Column("probes", "probes", ",d"),
-    Column("neurons", "neurons", ",d"),
-    Column("memory, MB", "resident_mb", ",.0f"),
-    Column("patches, MB", "patches_mb", ",.1f"),
+    TextColumn("run", "run"),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".4f") for name in RATES),
+    TextColumn("GR, atlas", "GR_atlas", ".4f"),
+    TextColumn("GR, ParaRel", "GR_pararel", ".4f"),
+    TextColumn("failed", "failed", ",d"),
+    TextColumn("step, ms", "edit_ms", ".1f"),
+    TextColumn("own probes, ms", "probe_ms", ".1f"),
+    TextColumn("re-check, ms", "recheck_ms", ".1f"),
+    TextColumn("probes", "probes", ",d"),
+    TextColumn("neurons", "neurons", ",d"),
+    TextColumn("memory, MB", "resident_mb", ",.0f"),
+    TextColumn("patches, MB", "patches_mb", ",.1f"),
 )
 PANELS = {
     "SR": "SR",
@@ -73,7 +73,7 @@ PANELS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class StreamRun:
     """A way to apply the stream."""
 
     name: str
@@ -83,7 +83,7 @@ class Run:
     table: Mapping[str, Any] = field(default_factory=dict)  # of the first editor
 
     @classmethod
-    def of(cls, name: str, options: argparse.Namespace) -> Run:
+    def of(cls, name: str, options: argparse.Namespace) -> StreamRun:
         """Return the run of this name; weight edits come in batches."""
         batch_size = BATCH if "memit" in chain_of(name, DEFAULT_TASK) else 1
         recheck = Recheck.parse(options.recheck)
@@ -103,7 +103,7 @@ class Run:
         return session.steps(open_stream(str(stream)), settings)
 
 
-class Tally:
+class StreamTally:
     """Builds a run's lines, and counts GR by source."""
 
     def __init__(self, requests: Iterable[Request], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -115,9 +115,9 @@ class Tally:
     def row(self, session: Session, step: Step) -> dict[str, Any]:
         """Return a step's line."""
         attempted = [o for o in step.outcomes if o.outcome in ATTEMPTED]
-        standing = session.standing
+        run_state = session.run_state
         return {
-            "edits": standing.retention.attempts.total,
+            "edits": run_state.retention.attempts.total,
             "failed": sum(o.outcome != APPLIED for o in attempted),
             "reasons": sorted({o.reason for o in attempted if o.reason}),
             "editors": Counter(o.editor for o in attempted if o.editor),
@@ -127,7 +127,7 @@ class Tally:
             "patch_bytes": step.patch_bytes,
             "resident_mb": _resident_mb(),
             "neurons": session.site.bank.size,
-            "probes": len(standing.ledger.entries),
+            "probes": len(run_state.ledger.entries),
             **self._measured(step, [o.id for o in attempted]),
         }
 
@@ -152,7 +152,7 @@ class Tally:
         }
 
 
-def run(chosen: Run, folder: Path, edits: int) -> None:
+def run(chosen: StreamRun, folder: Path, edits: int) -> None:
     """Apply the stream until `edits` edits are attempted; write each step's line at once."""
     stream = folder / STREAM
     place, lines = folder / f"{chosen.name}.store", folder / f"{chosen.name}.jsonl"
@@ -165,7 +165,7 @@ def run(chosen: Run, folder: Path, edits: int) -> None:
         open_session(place) if place.exists() else init(place, NewStore()) as session,
         lines.open("a", buffering=1, encoding="utf-8") as file,
     ):
-        tally = Tally(requests, rows)
+        tally = StreamTally(requests, rows)
         for number, step in enumerate(chosen.steps(session, stream), start=1):
             row = tally.row(session, step)
             file.write(json.dumps(row) + "\n")
@@ -279,7 +279,7 @@ def main() -> None:
     names = options.runs.split(",")
     if not options.report:
         for name in names:
-            run(Run.of(name, options), options.folder, options.edits)
+            run(StreamRun.of(name, options), options.folder, options.edits)
     report(options.folder, names, options)
 
 

@@ -8,13 +8,13 @@ published code the last step only reads the loss, z starts from the bare prompt,
 request weighs the bare prompt as much as all contexts together.
 
 Three things differ from that code. KL is taken where "{subject} is a" ends, as in the paper (the
-code reads it at the subject). A search stops by `Recipe.stop_loss` without δ's own cost, and only
-when the target is the likeliest everywhere (the code: by the whole loss alone), so that it ends
-where the engine's search does. Keys are read one request at a time, unless
-`Recipe.requests_per_pass` says more: the code reads hundreds of texts in a pass. `Recipe.rule` may
-put the engine's steps in the place of Adam's; any remaining difference in time is then due to the
-passes alone. The caller supplies the contexts, which the published code lets the model write, and
-the moments C₀. Uses no code of the engine.
+code reads it at the subject). A search stops by `MemitSettings.stop_loss` without δ's own cost, and
+only when the target is the likeliest everywhere (the code: by the whole loss alone), so that it
+ends where the engine's search does. Keys are read one request at a time, unless
+`MemitSettings.requests_per_pass` says more: the code reads hundreds of texts in a pass.
+`MemitSettings.rule` may put the engine's steps in the place of Adam's; any remaining difference in
+time is then due to the passes alone. The caller supplies the contexts, which the published code
+lets the model write, and the moments C₀. Uses no code of the engine.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ Rule = Adam | Normalised
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MemitSettings:
     """The published settings. Blocks and λ depend on the model: these are for gpt2-xl."""
 
     blocks: tuple[int, ...] = (13, 14, 15, 16, 17)
@@ -89,7 +89,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Request:
+class SubjectRequest:
     """One edit: a prompt with its subject in it, and the tokens wanted behind it."""
 
     prompt: str
@@ -105,7 +105,7 @@ class Request:
     @classmethod
     def of(
         cls, tokenizer: Any, prompt: str, subject: str, answer: str, terminator: str = "\n"
-    ) -> Request:
+    ) -> SubjectRequest:
         """Build a request whose target is a space, the answer and the terminator.
 
         The target is tokenised with the prompt if the prompt's own tokens stay the same, else
@@ -121,7 +121,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Text:
+class SubjectText:
     """A prompt as tokens, and the place of its subject's last token."""
 
     ids: tuple[int, ...]
@@ -129,7 +129,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchTargets:
     """The targets of a batch and their cost; the edit itself is in the model's weights."""
 
     targets: Tensor  # z [n, d]
@@ -142,11 +142,11 @@ class Outcome:
 def edit(
     model: GPT2LMHeadModel,
     tokenizer: Any,
-    requests: Sequence[Request],
+    requests: Sequence[SubjectRequest],
     contexts: Sequence[str],
     moments: Mapping[int, Tensor],
-    recipe: Recipe,
-) -> Outcome:
+    recipe: MemitSettings,
+) -> BatchTargets:
     """Make one batch of edits in place, on a model in eval mode.
 
     `contexts`: "{}", then others such as "Some text. {}". `moments`: C₀ [d_ff, d_ff] of each block.
@@ -172,7 +172,7 @@ def edit(
             weight.add_(delta.T.to(weight))
         keys_s += read - started
         solve_s += _now(model) - read
-    return Outcome(targets, tuple(steps for _, steps in found), targets_s, keys_s, solve_s)
+    return BatchTargets(targets, tuple(steps for _, steps in found), targets_s, keys_s, solve_s)
 
 
 def down_weight(model: GPT2LMHeadModel, block: int) -> nn.Parameter:
@@ -192,20 +192,20 @@ def restored(model: GPT2LMHeadModel, blocks: Sequence[int]) -> Iterator[None]:
                 down_weight(model, block).copy_(weight)
 
 
-def tokenize(tokenizer: Any, prompt: str, subject: str, context: str = BARE) -> Text:
+def tokenize(tokenizer: Any, prompt: str, subject: str, context: str = BARE) -> SubjectText:
     """Tokenise a prompt in its context, and locate its subject by the tokenizer's offsets."""
     start = context.index(BARE) + prompt.index(subject)
     end = start + len(subject)
     encoded = tokenizer(context.replace(BARE, prompt, 1), return_offsets_mapping=True)
     inside = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if b > start and a < end]
-    return Text(tuple(encoded["input_ids"]), inside[-1])
+    return SubjectText(tuple(encoded["input_ids"]), inside[-1])
 
 
 # --- the target of a request ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PaddedRequest:
     """A request as one padded batch: its prompt in all C contexts, then the KL prompt."""
 
     inputs: dict[str, Tensor]  # [C + 1, T]
@@ -215,8 +215,8 @@ class Lesson:
 
     @classmethod
     def of(
-        cls, tokenizer: Any, request: Request, contexts: Sequence[str], device: torch.device
-    ) -> Lesson:
+        cls, tokenizer: Any, request: SubjectRequest, contexts: Sequence[str], device: torch.device
+    ) -> PaddedRequest:
         """Build the batch: prompts with all target tokens but the last, then "{subject} is a"."""
         subject, targets = request.subject, request.target_ids
         prompts = [tokenize(tokenizer, request.prompt, subject, context) for context in contexts]
@@ -250,22 +250,22 @@ class Shift:
 def find_target(
     model: GPT2LMHeadModel,
     tokenizer: Any,
-    request: Request,
+    request: SubjectRequest,
     contexts: Sequence[str],
-    recipe: Recipe,
+    recipe: MemitSettings,
 ) -> tuple[Tensor, int]:
     """Find z = h + δ [d] of one request at the last edited block; return it and the forward
     passes."""
-    lesson = Lesson.of(tokenizer, request, contexts, model.device)
+    padded = PaddedRequest.of(tokenizer, request, contexts, model.device)
     like = {"device": model.device, "dtype": model.dtype}
     delta = torch.zeros(model.config.n_embd, **like, requires_grad=True)
-    shift = Shift(delta, lesson.subjects)
+    shift = Shift(delta, padded.subjects)
     move = recipe.rule.of(delta)
     before: Tensor | None = None
     step = 0
     with _frozen(model), _hooked(model.transformer.h[recipe.blocks[-1]], shift):
         for step in range(1, recipe.steps + 1):
-            seen = _look(model, lesson)
+            seen = _look(model, padded)
             before = seen.essence.detach().clone() if before is None else before
             fit = seen.missed + recipe.kl_factor * _drift(before, seen.essence)
             if (seen.is_right and fit < recipe.stop_loss) or step == recipe.steps:
@@ -278,26 +278,26 @@ def find_target(
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The result of one forward pass over a lesson."""
+class PassResult:
+    """The result of one forward pass over a padded request."""
 
     missed: Tensor  # mean NLL of the target over the contexts
     is_right: bool  # the target is the likeliest everywhere
     essence: Tensor  # log-probabilities [1, V] for the KL
 
 
-def _look(model: GPT2LMHeadModel, lesson: Lesson) -> Seen:
+def _look(model: GPT2LMHeadModel, padded: PaddedRequest) -> PassResult:
     seen: list[Tensor] = []
     with _hooked(model.transformer.h[-1], lambda _, __, output: seen.append(output)):
-        logits = model(**lesson.inputs, use_cache=False).logits
-    now = torch.log_softmax(logits[-1:, lesson.kl_position], dim=-1)
+        logits = model(**padded.inputs, use_cache=False).logits
+    now = torch.log_softmax(logits[-1:, padded.kl_position], dim=-1)
     again = model.lm_head(model.transformer.ln_f(seen[0][:-1]))
     log_probs = torch.log_softmax(again, dim=-1)  # [C, T, V]
-    wanted = lesson.labels != NO_TARGET
-    chosen = log_probs.gather(2, lesson.labels.clamp(min=0)[..., None]).squeeze(2)
+    wanted = padded.labels != NO_TARGET
+    chosen = log_probs.gather(2, padded.labels.clamp(min=0)[..., None]).squeeze(2)
     missed = -((chosen * wanted).sum(1) / wanted.sum(1)).mean()
-    is_right = bool((log_probs.argmax(2) == lesson.labels)[wanted].all())
-    return Seen(missed, is_right, now)
+    is_right = bool((log_probs.argmax(2) == padded.labels)[wanted].all())
+    return PassResult(missed, is_right, now)
 
 
 def _drift(before: Tensor, now: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ def _drift(before: Tensor, now: Tensor) -> Tensor:
     return kl_div(before, now, log_target=True, reduction="batchmean")
 
 
-def _cost(shift: Shift, recipe: Recipe) -> Tensor:
+def _cost(shift: Shift, recipe: MemitSettings) -> Tensor:
     """Return the cost of δ itself: wd·‖δ‖/‖h‖²."""
     return recipe.weight_decay * shift.delta.norm() / _hidden(shift).norm() ** 2
 
@@ -329,10 +329,10 @@ def _hidden(shift: Shift) -> Tensor:
 def find_keys(
     model: GPT2LMHeadModel,
     tokenizer: Any,
-    requests: Sequence[Request],
+    requests: Sequence[SubjectRequest],
     contexts: Sequence[str],
     block: int,
-    recipe: Recipe,
+    recipe: MemitSettings,
 ) -> Tensor:
     """Read keys [n, d_ff]: the down-projection's inputs at the subject.
 
@@ -349,7 +349,10 @@ def find_keys(
 
 
 def find_hidden(
-    model: GPT2LMHeadModel, tokenizer: Any, requests: Sequence[Request], recipe: Recipe
+    model: GPT2LMHeadModel,
+    tokenizer: Any,
+    requests: Sequence[SubjectRequest],
+    recipe: MemitSettings,
 ) -> Tensor:
     """Read H_L [n, d]: the last edited block's outputs at the subject of the bare prompt, by the
     model as it stands."""
@@ -374,7 +377,10 @@ def dense_update(keys: Tensor, residuals: Tensor, moment: Tensor, weight: float)
 
 @torch.no_grad()
 def _read(
-    model: GPT2LMHeadModel, module: nn.Module, side: Literal["input", "output"], texts: list[Text]
+    model: GPT2LMHeadModel,
+    module: nn.Module,
+    side: Literal["input", "output"],
+    texts: list[SubjectText],
 ) -> Tensor:
     """Read a module's input or output at each text's subject, by one full pass."""
     seen: list[Tensor] = []
@@ -387,7 +393,9 @@ def _read(
     return seen[0][range(len(texts)), [text.subject_last for text in texts]]
 
 
-def _in_passes(requests: Sequence[Request], recipe: Recipe) -> Iterator[Sequence[Request]]:
+def _in_passes(
+    requests: Sequence[SubjectRequest], recipe: MemitSettings
+) -> Iterator[Sequence[SubjectRequest]]:
     size = recipe.requests_per_pass
     return (requests[start : start + size] for start in range(0, len(requests), size))
 

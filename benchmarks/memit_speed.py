@@ -35,14 +35,14 @@ from benchmarks import memit_loop, tables
 from benchmarks.capacity import UNBOUNDED, requests_of_atlas
 from benchmarks.scores import drawn, scores
 from benchmarks.speed import Numerals
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.anatomy import find_anatomy
-from continual.associative import editor as associative
-from continual.associative.config import default_blocks
 from continual.atlas.corpus import TERMINATOR
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.memit.config import MOMENT_SHARE
+from continual.locate_then_edit import editor as locate_then_edit
+from continual.locate_then_edit.config import default_blocks
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
 from continual.requests import Request
@@ -58,24 +58,24 @@ TEXT_TOKENS = 8192  # of the random model's statistics
 
 SCORES = ("ES", "PS", "NS")
 COLUMNS = (
-    Column("model", "size"),
-    Column("requests", "requests", ",d"),
-    Column("way", "way"),
-    Column("steps", "steps", ".1f"),
-    Column("targets, s", "targets_s", ",.1f"),
-    Column("keys, s", "keys_s", ",.2f"),
-    Column("solve, s", "solve_s", ",.2f"),
-    Column("all, s", "all_s", ",.1f"),
-    Column("whole step, s", "step_s", ",.1f"),
-    Column("re-check, s", "recheck_s", ",.2f"),
-    *(Column(name, name, ".3f") for name in SCORES),
-    Column("peak memory, MB", "peak_mb", ",.0f"),
-    Column("times the engine's", "ratio", ",.1f"),
+    TextColumn("model", "size"),
+    TextColumn("requests", "requests", ",d"),
+    TextColumn("way", "way"),
+    TextColumn("steps", "steps", ".1f"),
+    TextColumn("targets, s", "targets_s", ",.1f"),
+    TextColumn("keys, s", "keys_s", ",.2f"),
+    TextColumn("solve, s", "solve_s", ",.2f"),
+    TextColumn("all, s", "all_s", ",.1f"),
+    TextColumn("whole step, s", "step_s", ",.1f"),
+    TextColumn("re-check, s", "recheck_s", ",.2f"),
+    *(TextColumn(name, name, ".3f") for name in SCORES),
+    TextColumn("peak memory, MB", "peak_mb", ",.0f"),
+    TextColumn("times the engine's", "ratio", ",.1f"),
 )
 
 
 @dataclass(frozen=True)
-class Case:
+class SpeedCase:
     """A session on one model, and the requests: as they are edited, and as they are scored."""
 
     size: str
@@ -86,7 +86,7 @@ class Case:
 
 
 @dataclass
-class Clock:
+class PhaseClock:
     """Seconds by phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,11 +117,11 @@ def _wait() -> None:
 
 
 @contextmanager
-def atlas_case(folder: Path, count: int, device: str) -> Iterator[Case]:
+def atlas_case(folder: Path, count: int, device: str) -> Iterator[SpeedCase]:
     """Yield the embedded model with its own corrections."""
     with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:
         chosen = drawn(requests_of_atlas(), count)
-        yield Case("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
+        yield SpeedCase("atlas, 4 x 192", session, _bare(chosen), tuple(chosen), TERMINATOR)
 
 
 def _bare(requests: Sequence[Request]) -> tuple[Request, ...]:
@@ -131,13 +131,13 @@ def _bare(requests: Sequence[Request]) -> tuple[Request, ...]:
 
 
 @contextmanager
-def random_case(folder: Path, count: int, device: str) -> Iterator[Case]:
+def random_case(folder: Path, count: int, device: str) -> Iterator[SpeedCase]:
     """Yield a random model of GPT-2-small's size: prompts of twelve random tokens, answers of
     two."""
     torch.manual_seed(0)
     config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
-    base = BaseModel(model, NumeralsWithPlaces(), find_anatomy(model), fingerprint="0" * 64)
+    base = PretrainedBase(model, NumeralsWithPlaces(), find_anatomy(model), fingerprint="0" * 64)
     settings = {
         "model": {"path": "random"},
         "task": {"name": "causal"},
@@ -151,7 +151,7 @@ def random_case(folder: Path, count: int, device: str) -> Iterator[Case]:
         for _ in session.statistics.collect(texts, blocks):
             pass
         requests = tuple(_random_request(draw, config.vocab_size) for _ in range(count))
-        yield Case("random, 12 x 768", session, requests, requests, "")
+        yield SpeedCase("random, 12 x 768", session, requests, requests, "")
 
 
 class NumeralsWithPlaces(Numerals):
@@ -193,15 +193,15 @@ def _random_request(draw: random.Random, vocabulary: int) -> Request:
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def time_ours(case: Case, contexts: Sequence[str], chunk: int | None) -> dict[str, Any]:
+def time_ours(case: SpeedCase, contexts: Sequence[str], chunk: int | None) -> dict[str, Any]:
     """Time one batch in the engine's own pipeline."""
-    session, clock = case.session, Clock()
+    session, clock = case.session, PhaseClock()
     as_loop = {"drift_max": UNBOUNDED, "place": "subject", "require_arrival": False}
     table = {**as_loop, "chunk": chunk}
     settings = session.settings(
         chain=("memit",), editors={"memit": table}, batch_size=len(case.edited), force=True
     )
-    with _clocked(Clock(), contexts):  # libraries warm up at their first use
+    with _clocked(PhaseClock(), contexts):  # libraries warm up at their first use
         for _ in session.apply_requests(case.edited[:WARM_UP], settings):
             session.rollback("base")
     with _clocked(clock, contexts):
@@ -220,20 +220,20 @@ def _step(step: Step) -> dict[str, Any]:
 
 
 @contextmanager
-def _clocked(clock: Clock, contexts: Sequence[str]) -> Iterator[None]:
+def _clocked(clock: PhaseClock, contexts: Sequence[str]) -> Iterator[None]:
     """Time the phases of the engine's editor, with the loop's contexts and one attempt.
 
     Its patch is kept however many requests stay wrong.
     """
     replaced = {
-        "located": clock.timed("targets_s", associative.located),
-        "read_keys": clock.timed("keys_s", associative.read_keys),
-        "read_states": clock.timed("keys_s", associative.read_states),
+        "located": clock.timed("targets_s", locate_then_edit.located),
+        "read_keys": clock.timed("keys_s", locate_then_edit.read_keys),
+        "read_states": clock.timed("keys_s", locate_then_edit.read_states),
         "write_contexts": lambda *_: tuple(contexts),
     }
     with ExitStack() as stack:
         for name, value in replaced.items():
-            stack.enter_context(_set(associative, name, value))
+            stack.enter_context(_set(locate_then_edit, name, value))
         stack.enter_context(_set(Memit, "solve", clock.timed("solve_s", Memit.solve)))
         stack.enter_context(_set(Memit, "prepare", clock.timed("solve_s", Memit.prepare)))
         stack.enter_context(_set(Memit, "attempts", 1))
@@ -251,11 +251,11 @@ def _set(place: Any, name: str, value: Any) -> Iterator[None]:
         setattr(place, name, before)
 
 
-def time_loop(case: Case, contexts: Sequence[str], rule: memit_loop.Rule) -> dict[str, Any]:
+def time_loop(case: SpeedCase, contexts: Sequence[str], rule: memit_loop.Rule) -> dict[str, Any]:
     """Time the same batch in the loop, on the bare model."""
     session, config = case.session, MemitConfig()
     blocks = default_blocks(session.edited.anatomy.block_count)
-    recipe = memit_loop.Recipe(
+    recipe = memit_loop.MemitSettings(
         blocks=blocks,
         moment_weight=MOMENT_SHARE * session.edited.anatomy.ffn_width,
         steps=config.steps_max + 1,  # passes: the last only reads the loss
@@ -268,7 +268,9 @@ def time_loop(case: Case, contexts: Sequence[str], rule: memit_loop.Rule) -> dic
     )
     model, tokenizer = session.model, session.tokenizer
     requests = [
-        memit_loop.Request.of(tokenizer, r.prompt, str(r.subject), r.target_new, case.terminator)
+        memit_loop.SubjectRequest.of(
+            tokenizer, r.prompt, str(r.subject), r.target_new, case.terminator
+        )
         for r in case.edited
     ]
     moments = {block: session.statistics.get(block).second_moment for block in blocks}
@@ -288,7 +290,7 @@ def _phases(seconds: dict[str, float]) -> dict[str, Any]:
     return {**seconds, "all_s": sum(seconds.values())}
 
 
-def _scored(case: Case) -> dict[str, Any]:
+def _scored(case: SpeedCase) -> dict[str, Any]:
     found = scores(case.session, case.scored)
     return {
         **{name: found[name] for name in SCORES},
@@ -325,13 +327,13 @@ def rules_of(names: str) -> dict[str, memit_loop.Rule]:
 
 
 def measure(
-    case: Case, rules: Mapping[str, memit_loop.Rule], chunk: int | None
+    case: SpeedCase, rules: Mapping[str, memit_loop.Rule], chunk: int | None
 ) -> list[dict[str, Any]]:
     """Time the engine, then the loop by each rule: peak memory only ever grows."""
     config = MemitConfig()
     generator = torch.Generator().manual_seed(0)
     session = case.session
-    contexts = associative.write_contexts(
+    contexts = locate_then_edit.write_contexts(
         session.site, config.contexts, config.context_tokens, generator
     )
     for block in default_blocks(session.edited.anatomy.block_count):

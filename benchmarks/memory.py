@@ -29,8 +29,8 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.scope_data import UNSEEN_OF_ATLAS
 from benchmarks.scores import drawn, same_subject_locality
 from benchmarks.sequential import Made, run
-from benchmarks.tables import Column
-from continual.memory.answers import Answers
+from benchmarks.tables import TextColumn
+from continual.memory.answers import AnswerJudge
 from continual.memory.recall import MemoryConfig, Recall
 from continual.new_store import NewStore, init
 from continual.recheck.ledger import HELD_OUT, LOCALITY, TEST, TRAIN
@@ -42,22 +42,22 @@ ALL = 1_000_000
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 COLUMNS = (
-    Column("method", "method"),
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".4f") for name in RATES),
-    Column("same subject", "same_subject", ".4f"),
-    Column("rephrases in scope", "in_scope", ".4f"),
-    Column("test probes in scope", "captured", ".4f"),
-    Column("hit, ms", "hit_ms", ".1f"),
-    Column("no hit, ms", "miss_ms", ".1f"),
-    Column("no memory, ms", "bare_ms", ".1f"),
-    Column("edit, ms", "edit_ms", ".1f"),
-    Column("re-check, ms", "recheck_ms", ".1f"),
+    TextColumn("method", "method"),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".4f") for name in RATES),
+    TextColumn("same subject", "same_subject", ".4f"),
+    TextColumn("rephrases in scope", "in_scope", ".4f"),
+    TextColumn("test probes in scope", "captured", ".4f"),
+    TextColumn("hit, ms", "hit_ms", ".1f"),
+    TextColumn("no hit, ms", "miss_ms", ".1f"),
+    TextColumn("no memory, ms", "bare_ms", ".1f"),
+    TextColumn("edit, ms", "edit_ms", ".1f"),
+    TextColumn("re-check, ms", "recheck_ms", ".1f"),
 )
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MemorySettings:
     """The settings of a run."""
 
     edits: int
@@ -66,7 +66,7 @@ class Protocol:
     demonstrations: int  # for IKE
 
 
-def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
+def run_atlas(method: str, protocol: MemorySettings) -> list[dict[str, Any]]:
     """Apply the atlas's corrections in a store of their own; return the rows of the table."""
     tables.note(method)
     every = drawn(requests_of_atlas(), ALL)
@@ -88,7 +88,7 @@ def run_atlas(method: str, protocol: Protocol) -> list[dict[str, Any]]:
 
 
 def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, Any]:
-    requests = [kept.request for kept in session.standing.retention.requests.values()]
+    requests = [kept.request for kept in session.run_state.retention.requests.values()]
     asked = [prompt for request in requests for prompt in request.held_out_rephrases]
     near = [one.step for one in made[-50:]]
     return {
@@ -106,7 +106,7 @@ def _summary(session: Session, made: Sequence[Made], method: str) -> dict[str, A
 
 def _share_routed(session: Session, roles: Sequence[str]) -> float | None:
     """Return the share of the probes of these roles that a record answers."""
-    ledger = session.standing.ledger
+    ledger = session.run_state.ledger
     active = ledger.outcomes()
     routes = [ledger.route(e) for e in ledger.entries if e.role in roles and e.key in active]
     return statistics.fmean(route is not None for route in routes) if routes else None
@@ -134,11 +134,11 @@ def _query_times(session: Session, asked: Iterable[str]) -> dict[str, float]:
 
 def _oracle(session: Session, method: str) -> dict[str, Any]:
     """Score the method as if the right record were known for each probe of a request."""
-    answers, bank = Answers(session.site), session.edited.memory
+    answers, bank = AnswerJudge(session.site), session.edited.memory
     places = {bank.records[place].id: place for place in bank.places()}
     found: dict[str, list[bool]] = {}
     for role in (HELD_OUT, LOCALITY):
-        entries = [e for e in session.standing.ledger.entries if e.role == role]
+        entries = [e for e in session.run_state.ledger.entries if e.role == role]
         reads = [answers.read(places[e.owner], e.encoding) for e in entries if e.owner in places]
         found[role] = answers.judge_read([read for read in reads if read is not None])
     return {
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     config = MemoryConfig(scope=options.scope, threshold=options.threshold)
-    protocol = Protocol(options.edits, config, options.oracle, options.demonstrations)
+    protocol = MemorySettings(options.edits, config, options.oracle, options.demonstrations)
     rows = [row for method in options.methods.split(",") for row in run_atlas(method, protocol)]
     tables.show("Corrections of the atlas in memory", COLUMNS, rows)
     tables.write_json(options.json, "memory", {"rows": rows})

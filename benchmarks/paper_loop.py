@@ -22,7 +22,7 @@ from transformers import GPT2LMHeadModel
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PaperSettings:
     """The published settings for generation."""
 
     copies: int = 8
@@ -42,7 +42,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Example:
+class EditTokens:
     """One edit as tokens: the input, the positions that predict the answer, and its tokens
     there."""
 
@@ -70,7 +70,7 @@ class PatchNeurons(nn.Module):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PaperEdit:
     """The result of an edit."""
 
     right: bool
@@ -79,13 +79,13 @@ class Outcome:
 
 
 def edit(
-    model: GPT2LMHeadModel, example: Example, memory: Tensor, recipe: Recipe | None = None
-) -> Outcome:
+    model: GPT2LMHeadModel, example: EditTokens, memory: Tensor, recipe: PaperSettings | None = None
+) -> PaperEdit:
     """Make one edit, with the memory's queries [m, d] held silent; the model ends as it began."""
-    recipe = recipe or Recipe()
+    recipe = recipe or PaperSettings()
     queries, wrong = _look(model, example)
     if not wrong:
-        return Outcome(True, 0, 0)
+        return PaperEdit(True, 0, 0)
     neurons = PatchNeurons(queries[wrong], recipe.value_scale)
     optimizer = torch.optim.Adam(
         neurons.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -102,17 +102,17 @@ def edit(
             model.eval()
             due = step >= recipe.steps_min and step % recipe.check_every == 0
             if due and _is_right(model, example):
-                return Outcome(True, step, len(wrong))
-    return Outcome(False, recipe.steps_max, len(wrong))
+                return PaperEdit(True, step, len(wrong))
+    return PaperEdit(False, recipe.steps_max, len(wrong))
 
 
 def _loss(
     model: GPT2LMHeadModel,
     neurons: PatchNeurons,
-    example: Example,
+    example: EditTokens,
     places: Sequence[int],
     memory: Tensor,
-    recipe: Recipe,
+    recipe: PaperSettings,
 ) -> Tensor:
     """Return l_e + alpha·l_a + m·(l_m1 + l_m2) (equations 5 to 9), by a forward pass over the
     copies."""
@@ -137,7 +137,7 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return values.topk(min(count, len(values))).values.mean()
 
 
-def _look(model: GPT2LMHeadModel, example: Example) -> tuple[Tensor, list[int]]:
+def _look(model: GPT2LMHeadModel, example: EditTokens) -> tuple[Tensor, list[int]]:
     """Read the queries [answer, d] at the last FFN; return them and the answer's wrong tokens."""
     seen: list[Tensor] = []
 
@@ -153,12 +153,12 @@ def _look(model: GPT2LMHeadModel, example: Example) -> tuple[Tensor, list[int]]:
     return seen[0][0, list(example.positions)], wrong
 
 
-def _is_right(model: GPT2LMHeadModel, example: Example) -> bool:
+def _is_right(model: GPT2LMHeadModel, example: EditTokens) -> bool:
     return _answers(model, example) == list(example.targets)
 
 
 @torch.no_grad()
-def _answers(model: GPT2LMHeadModel, example: Example) -> list[int]:
+def _answers(model: GPT2LMHeadModel, example: EditTokens) -> list[int]:
     ids = torch.tensor([example.ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits
     return logits[0, list(example.positions)].argmax(-1).tolist()

@@ -33,7 +33,7 @@ from benchmarks.capacity import requests_of_atlas
 from benchmarks.counterfact_model import data_folder, default_cache
 from benchmarks.protocol import settings as protocol
 from benchmarks.scores import drawn
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.effects.places import FFN, KEYS, GatePlace
 from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
@@ -42,11 +42,11 @@ from continual.session import Session
 from continual.watch.config import UNWATCHED
 
 COLUMNS = (
-    Column("key", "key"),
-    Column("block", "block", "d"),
-    Column("value lands on", "lands"),
-    *(Column(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR")),
-    Column("CPU ms, step", "step_ms", ".0f"),
+    TextColumn("key", "key"),
+    TextColumn("block", "block", "d"),
+    TextColumn("value lands on", "lands"),
+    *(TextColumn(name, name, ".3f") for name in ("SR", "GR", "ER", "TrainR", "TestR")),
+    TextColumn("CPU ms, step", "step_ms", ".0f"),
 )
 
 
@@ -99,7 +99,7 @@ def fever(options: argparse.Namespace) -> Iterator[tuple[Session, list[Request]]
     gets wrong."""
     recipe = replace(protocol.RECIPES["bert"], seconds_max=options.training)
     protocol.RECIPES["bert"] = recipe
-    asked = protocol.Asked("bert", data_folder(), default_cache(), seed=0)
+    asked = protocol.SettingChoices("bert", data_folder(), default_cache(), seed=0)
     setting = protocol.fever(asked)
     splits = setting.splits
     with tempfile.TemporaryDirectory() as name:

@@ -36,7 +36,7 @@ FEVER = "fever/paper_dev.jsonl"
 BATCH = 128
 RECORDS_MAX, INPUTS_MAX = 40_000, 500  # of all, drawn by a seed: embedding takes minutes
 
-Text = tuple[str, str | None]  # a text and its subject
+SubjectedText = tuple[str, str | None]  # a text and its subject
 
 
 def load(kept: Path, data: Path = DATA) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def load(kept: Path, data: Path = DATA) -> tuple[Tensor, Tensor]:
     return found["records"], found["inputs"]
 
 
-def texts(data: Path = DATA) -> tuple[list[Text], list[str]]:
+def texts(data: Path = DATA) -> tuple[list[SubjectedText], list[str]]:
     """Return the records and the inputs, each text once."""
     records: dict[str, str | None] = {}
     inputs: dict[str, None] = {}
@@ -82,7 +82,7 @@ def requests(data: Path) -> Iterator[Request]:
                 break
 
 
-def embedded(records: Sequence[Text], inputs: Sequence[str]) -> dict[str, Tensor]:
+def embedded(records: Sequence[SubjectedText], inputs: Sequence[str]) -> dict[str, Tensor]:
     """Embed the texts; return `records` and `inputs`, of unit length."""
     from sentence_transformers import SentenceTransformer
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks import plots, tables
 from benchmarks.scope_data import kinds
-from benchmarks.tables import Column
-from continual.effects.records import Record, Records
+from benchmarks.tables import TextColumn
+from continual.effects.records import EmbeddedRecords, Record
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.inputs import Queries
 from continual.memory.scope import Scope, ThresholdScope
@@ -41,19 +41,19 @@ BLOCK = 256  # inputs at a time
 NONE = -1  # the record of an input out of scope
 
 COLUMNS = (
-    Column("requests", "kind"),
-    Column("records", "records", ",d"),
-    Column("in scope", "in_scope", ",d"),
-    Column("out of scope", "out_of_scope", ",d"),
-    Column("scope", "editor"),
-    Column("threshold", "threshold", ".3f"),
-    *(Column(name, name, ".3f") for name in ("precision", "recall", "F1")),
-    Column("found among candidates", "found", ".3f"),
+    TextColumn("requests", "kind"),
+    TextColumn("records", "records", ",d"),
+    TextColumn("in scope", "in_scope", ",d"),
+    TextColumn("out of scope", "out_of_scope", ",d"),
+    TextColumn("scope", "editor"),
+    TextColumn("threshold", "threshold", ".3f"),
+    *(TextColumn(name, name, ".3f") for name in ("precision", "recall", "F1")),
+    TextColumn("found among candidates", "found", ".3f"),
 )
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScopeTexts:
     """Texts, and the record that each is about."""
 
     texts: list[str]
@@ -68,7 +68,7 @@ class Won:
     records: Tensor  # [q]
     found: Tensor  # [q] bool
 
-    def at(self, threshold: float, asked: Asked) -> dict[str, float]:
+    def at(self, threshold: float, asked: ScopeTexts) -> dict[str, float]:
         """Return precision, recall and F1 at a threshold."""
         said, inside = self.scores >= threshold, asked.records != NONE
         right = int((said & (self.records == asked.records)).sum())
@@ -77,28 +77,28 @@ class Won:
         return {"precision": precision, "recall": recall, "F1": f1}
 
 
-def asked_of(requests: Sequence[Request], inputs: int) -> Asked:
+def asked_of(requests: Sequence[Request], inputs: int) -> ScopeTexts:
     """Return rephrases with their records, and locality prompts with none."""
     chosen = requests[:inputs]
     known = {text for request in requests for text in (request.prompt, *_rephrases(request))}
     inside = [(text, place) for place, r in enumerate(chosen) for text in _rephrases(r)]
     outside = [(p.prompt, NONE) for r in chosen for p in r.locality if p.prompt not in known]
     texts, places = zip(*inside, *outside, strict=True)
-    return Asked(list(texts), torch.tensor(places))
+    return ScopeTexts(list(texts), torch.tensor(places))
 
 
 def _rephrases(request: Request) -> tuple[str, ...]:
     return (*request.rephrases, *request.held_out_rephrases)
 
 
-def won(scope: Scope, queries: Queries, records: Records, asked: Asked) -> Won:
+def won(scope: Scope, queries: Queries, records: EmbeddedRecords, asked: ScopeTexts) -> Won:
     """Return the scope's decision on each input."""
     parts = list(_won(scope, queries, records, asked))
     return Won(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _won(
-    scope: Scope, queries: Queries, records: Records, asked: Asked
+    scope: Scope, queries: Queries, records: EmbeddedRecords, asked: ScopeTexts
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     count = min(scope.candidates, len(records))
     for places in torch.arange(len(queries)).split(BLOCK):
@@ -110,7 +110,7 @@ def _won(
         yield best.values, winners, (nearest == asked.records[places].unsqueeze(1)).any(1)
 
 
-def best_threshold(decided: Won, asked: Asked) -> float:
+def best_threshold(decided: Won, asked: ScopeTexts) -> float:
     """Return the threshold with the highest F1 on these very texts: one of their scores."""
     order = decided.scores.argsort(descending=True)
     right = (decided.records == asked.records)[order].cumsum(0)
@@ -120,7 +120,7 @@ def best_threshold(decided: Won, asked: Asked) -> float:
 
 
 def measure(
-    scope: Scope, requests: Sequence[Request], asked: Asked, is_tuned: bool
+    scope: Scope, requests: Sequence[Request], asked: ScopeTexts, is_tuned: bool
 ) -> Mapping[str, Any]:
     """Return a row of the table."""
     kept = [Record(r.id, r.prompt, r.target_new, r.subject) for r in requests]

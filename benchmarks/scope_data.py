@@ -21,7 +21,7 @@ LEARNED_OF_COUNTERFACT = 1_900
 
 
 @dataclass(frozen=True)
-class Kind:
+class RequestSource:
     """One source of requests, split."""
 
     name: str
@@ -29,13 +29,13 @@ class Kind:
     unseen: list[Request]
 
 
-def kinds(data: Path = DATA) -> list[Kind]:
+def kinds(data: Path = DATA) -> list[RequestSource]:
     """Return zsRE, CounterFact, and the atlas's corrections with their same-subject locality
     probes."""
     return [zsre(data), counterfact(data), atlas()]
 
 
-def zsre(data: Path) -> Kind:
+def zsre(data: Path) -> RequestSource:
     """Read zsRE: MEND's thousand are unseen; the other two files are learned, without its
     subjects."""
     unseen = _read(data / "zsre/zsre_mend_train_1k.json")
@@ -44,22 +44,22 @@ def zsre(data: Path) -> Kind:
         *_read(data / "zsre/zsre_eval_portability.json"),
         *_read(data / "zsre/knowedit_zsre.json"),
     ]
-    return Kind("zsRE", [r for r in _once(others) if _folded(r) not in subjects], unseen)
+    return RequestSource("zsRE", [r for r in _once(others) if _folded(r) not in subjects], unseen)
 
 
-def counterfact(data: Path) -> Kind:
+def counterfact(data: Path) -> RequestSource:
     """Read CounterFact: the first of the training file are learned; validation leads the unseen."""
     whole = _read(data / "counterfact/counterfact-train.json")
     unseen = [*_read(data / "counterfact/counterfact-val.json"), *whole[LEARNED_OF_COUNTERFACT:]]
-    return Kind("CounterFact", whole[:LEARNED_OF_COUNTERFACT], _once(unseen))
+    return RequestSource("CounterFact", whole[:LEARNED_OF_COUNTERFACT], _once(unseen))
 
 
-def atlas() -> Kind:
+def atlas() -> RequestSource:
     """Read the atlas's corrections: the thousand that the other benchmarks edit are unseen."""
     every = requests_of_atlas()
     unseen = drawn(every, UNSEEN_OF_ATLAS)
     names = {request.id for request in unseen}
-    return Kind("atlas", [request for request in every if request.id not in names], unseen)
+    return RequestSource("atlas", [request for request in every if request.id not in names], unseen)
 
 
 def _read(path: Path) -> list[Request]:

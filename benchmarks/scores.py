@@ -33,7 +33,7 @@ SAME_SUBJECT = "same_subject"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LikelihoodPair:
     """A prompt, and the answer that has to be the more likely of two."""
 
     prompt: str
@@ -48,14 +48,14 @@ def scores(session: Session, requests: Sequence[Request]) -> dict[str, Any]:
     """
     known = [request for request in requests if request.target_old is not None]
     asked = {
-        "ES": [Comparison(r.prompt, r.target_new, str(r.target_old)) for r in known],
+        "ES": [LikelihoodPair(r.prompt, r.target_new, str(r.target_old)) for r in known],
         "PS": [
-            Comparison(prompt, r.target_new, str(r.target_old))
+            LikelihoodPair(prompt, r.target_new, str(r.target_old))
             for r in known
             for prompt in r.held_out_rephrases
         ],
         "NS": [
-            Comparison(probe.prompt, probe.answer, r.target_new)
+            LikelihoodPair(probe.prompt, probe.answer, r.target_new)
             for r in known
             for probe in r.locality
             if probe.name in NEIGHBOURS and probe.answer != r.target_new
@@ -68,7 +68,7 @@ def scores(session: Session, requests: Sequence[Request]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def share(task_model: TaskModel, pairs: Sequence[Comparison]) -> float | None:
+def share(task_model: TaskModel, pairs: Sequence[LikelihoodPair]) -> float | None:
     """Return the share of comparisons whose wanted answer is the more likely one."""
     if not pairs:
         return None
@@ -100,7 +100,7 @@ def _mean_log_probability(logits: Tensor, encoding: Encoding) -> float:
 
 def same_subject_locality(session: Session, requests: Sequence[Request]) -> float | None:
     """Return the share of other facts about the requests' subjects that are answered as before."""
-    outcomes = session.standing.ledger.outcomes()
+    outcomes = session.run_state.ledger.outcomes()
     kept = [
         outcomes[key]
         for request in requests

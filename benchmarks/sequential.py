@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots, tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.recheck.metrics import Rates
@@ -35,16 +35,16 @@ NOTED_EVERY = 100
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 COLUMNS = (
-    Column("edits", "edits", ",d"),
-    *(Column(name, name, ".4f") for name in RATES),
-    Column("edit, ms", "edit_ms", ".1f"),
-    Column("commit, ms", "commit_ms", ".1f"),
-    Column("re-check, ms", "recheck_ms", ".1f"),
-    Column("probes", "probes", ",d"),
-    Column("patch, bytes", "patch_bytes", ",.0f"),
-    Column("all patches, bytes", "patches_bytes", ",d"),
+    TextColumn("edits", "edits", ",d"),
+    *(TextColumn(name, name, ".4f") for name in RATES),
+    TextColumn("edit, ms", "edit_ms", ".1f"),
+    TextColumn("commit, ms", "commit_ms", ".1f"),
+    TextColumn("re-check, ms", "recheck_ms", ".1f"),
+    TextColumn("probes", "probes", ",d"),
+    TextColumn("patch, bytes", "patch_bytes", ",.0f"),
+    TextColumn("all patches, bytes", "patches_bytes", ",d"),
 )
-MARGIN_COLUMNS = (Column("margin", "margin", ".2f"), *COLUMNS)
+MARGIN_COLUMNS = (TextColumn("margin", "margin", ".2f"), *COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(session: Session, steps: Iterable[Step], edits: int) -> list[Made]:
     started = time.perf_counter()
     for step in steps:
         if step.outcomes and step.outcomes[0].outcome in ATTEMPTED and step.measured:
-            made.append(Made(step, step.measured.rates, len(session.standing.ledger.entries)))
+            made.append(Made(step, step.measured.rates, len(session.run_state.ledger.entries)))
             if len(made) % NOTED_EVERY == 0:
                 tables.note(f"{len(made)} edits, {time.perf_counter() - started:.0f} s")
         if len(made) == edits:

@@ -29,16 +29,16 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import paper_loop, tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.anatomy import find_anatomy
 from continual.atlas.facts import load_facts
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.embedded import ATLAS
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
-from continual.queries.memory import QueryMemory
+from continual.queries.memory import ProtectedQueries
 from continual.readers import read_record
-from continual.recheck.candidates import Candidate, encode
+from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.recheck.retention import APPLIED
 from continual.requests import Request
 from continual.session import Session
@@ -53,28 +53,28 @@ WARM_UP = 40  # edits: by then single sequences go through their traced pass
 RATIO_WANTED = 300.0
 
 COLUMNS = (
-    Column("model", "size"),
-    Column("parameters", "parameters", ",d"),
-    Column("memory", "memory", ",d"),
-    Column("edits", "edits", "d"),
-    Column("edit, s", "edit_s", ".4f"),
-    Column("whole step, s", "step_s", ".4f"),
-    Column("right", "right", ".0%"),
-    Column("paper's edits", "paper_edits", "d"),
-    Column("paper's loop, s", "paper_s", ".2f"),
-    Column("its steps", "paper_steps", "d"),
-    Column("right", "paper_right", ".0%"),
-    Column("times faster", "ratio", ",.0f"),
+    TextColumn("model", "size"),
+    TextColumn("parameters", "parameters", ",d"),
+    TextColumn("memory", "memory", ",d"),
+    TextColumn("edits", "edits", "d"),
+    TextColumn("edit, s", "edit_s", ".4f"),
+    TextColumn("whole step, s", "step_s", ".4f"),
+    TextColumn("right", "right", ".0%"),
+    TextColumn("paper's edits", "paper_edits", "d"),
+    TextColumn("paper's loop, s", "paper_s", ".2f"),
+    TextColumn("its steps", "paper_steps", "d"),
+    TextColumn("right", "paper_right", ".0%"),
+    TextColumn("times faster", "ratio", ",.0f"),
 )
 
 
 @dataclass(frozen=True)
-class Case:
+class TimedStore:
     """A store on one model, the edits to make, and the queries that have to stay silent."""
 
     size: str
     session: Session
-    candidates: tuple[Candidate, ...]
+    encoded_requests: tuple[EncodedRequest, ...]
     memory: Tensor  # [MEMORY, d]
 
 
@@ -92,21 +92,23 @@ class PaperTiming:
     """The same edit by the paper's loop."""
 
     seconds: float
-    outcome: paper_loop.Outcome
+    outcome: paper_loop.PaperEdit
 
 
 # --- the three models -----------------------------------------------------------------------------
 
 
 @contextmanager
-def atlas_case(folder: Path, edits: int, device: str) -> Iterator[Case]:
+def atlas_case(folder: Path, edits: int, device: str) -> Iterator[TimedStore]:
     """Yield the embedded model with its own corrections; memory is its training text."""
     lines = ATLAS.corrections.read_text(encoding="utf-8").splitlines()[:edits]
     read = [request for line in lines for request in read_record(json.loads(line))]
     requests = [request.model_copy(update={"rephrases": ()}) for request in read]  # prompt alone
     with init(folder / "atlas", NewStore(device=device, watch=UNWATCHED)) as session:
-        candidates = tuple(encode(request, session.task) for request in requests)
-        yield Case("atlas, 4 x 192", session, candidates, _atlas_memory(session, requests))
+        encoded_requests = tuple(encode(request, session.task) for request in requests)
+        yield TimedStore(
+            "atlas, 4 x 192", session, encoded_requests, _atlas_memory(session, requests)
+        )
 
 
 def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
@@ -115,7 +117,7 @@ def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
     facts = [f for f in load_facts() if (f.subject, f.relation.name) not in corrected]
     statements = [(prompt, fact.object) for fact in facts for prompt in fact.prompts]
     random.Random(0).shuffle(statements)
-    queries = session.standing.memory.training
+    queries = session.run_state.memory.training
     encodings: list[Encoding] = []
     missing = MEMORY - len(queries)
     while missing > 0:
@@ -127,18 +129,18 @@ def _atlas_memory(session: Session, requests: Sequence[Request]) -> Tensor:
 @contextmanager
 def random_case(
     folder: Path, size: str, config: GPT2Config, edits: int, device: str
-) -> Iterator[Case]:
+) -> Iterator[TimedStore]:
     """Yield a GPT-2 with random weights: prompts of twelve random tokens, answers of two."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
-    base = BaseModel(model, Numerals(), find_anatomy(model), fingerprint="0" * 64)
+    base = PretrainedBase(model, Numerals(), find_anatomy(model), fingerprint="0" * 64)
     settings = {"task": {"name": "causal"}, "run": {"seed": 0}}
     store = Store.init(folder / size, settings, {"probes": {}}, base.fingerprint)
     draw = random.Random(0)
     with Session(store, EditedModel(base), make_task(base, {})) as session:
         requests = [_random_request(draw, config.vocab_size) for _ in range(edits)]
-        candidates = tuple(encode(request, session.task) for request in requests)
-        yield Case(size, session, candidates, _random_memory(session.site, draw))
+        encoded_requests = tuple(encode(request, session.task) for request in requests)
+        yield TimedStore(size, session, encoded_requests, _random_memory(session.site, draw))
 
 
 class Numerals:
@@ -189,29 +191,29 @@ PAPER_EDITS = {"atlas": 30, "small": 10, "gpt2": 3}
 # --- timing ---------------------------------------------------------------------------------------
 
 
-def time_ours(case: Case) -> list[Timing]:
+def time_ours(case: TimedStore) -> list[Timing]:
     """Time every edit in the engine's own pipeline, one step each."""
     session = case.session
-    session.standing.memory = QueryMemory(case.memory)
-    pipeline = Pipeline(session.store, session.site, session.standing, session.settings())
+    session.run_state.memory = ProtectedQueries(case.memory)
+    pipeline = Pipeline(session.store, session.site, session.run_state, session.settings())
     timings = []
-    for candidate in case.candidates:
+    for encoded_request in case.encoded_requests:
         started = time.perf_counter()
-        step = pipeline.step(Batch((candidate,)))
+        step = pipeline.step(Batch((encoded_request,)))
         whole = time.perf_counter() - started
         right = step.outcomes[0].outcome == APPLIED
         timings.append(Timing(step.edit_s - step.commit_s, whole, right))
     return timings
 
 
-def time_paper(case: Case, edits: int) -> list[PaperTiming]:
+def time_paper(case: TimedStore, edits: int) -> list[PaperTiming]:
     """Time the first edits in the paper's loop, each on the bare model."""
     torch.manual_seed(0)
     timings = []
     with case.session.edited.before_last_neurons():
-        for candidate in case.candidates[:edits]:
-            encoding = candidate.learned[0]
-            example = paper_loop.Example(encoding.ids, encoding.positions, encoding.targets)
+        for encoded_request in case.encoded_requests[:edits]:
+            encoding = encoded_request.learned[0]
+            example = paper_loop.EditTokens(encoding.ids, encoding.positions, encoding.targets)
             started = time.perf_counter()
             outcome = paper_loop.edit(case.session.model, example, case.memory)
             timings.append(PaperTiming(time.perf_counter() - started, outcome))
@@ -219,7 +221,9 @@ def time_paper(case: Case, edits: int) -> list[PaperTiming]:
     return timings
 
 
-def summary(case: Case, ours: Sequence[Timing], paper: Sequence[PaperTiming]) -> dict[str, Any]:
+def summary(
+    case: TimedStore, ours: Sequence[Timing], paper: Sequence[PaperTiming]
+) -> dict[str, Any]:
     """Return one row of the table: medians over the edits; for the ratio, over the paired edits."""
     ratios = [p.seconds / o.edit_s for o, p in zip(ours, paper, strict=False)]
     return {
@@ -246,7 +250,7 @@ def measure(name: str, edits: int, paper_edits: int, device: str) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder, SIZES[name](Path(folder), made, device) as case:
         tables.note(f"{case.size}: {len(case.memory):,} queries in memory")
         ours = time_ours(case)[WARM_UP:]
-        counted = Case(case.size, case.session, case.candidates[WARM_UP:], case.memory)
+        counted = TimedStore(case.size, case.session, case.encoded_requests[WARM_UP:], case.memory)
         return summary(counted, ours, time_paper(counted, paper_edits))
 
 

@@ -20,7 +20,7 @@ WIDTH = 240  # characters: a table is never wrapped
 
 
 @dataclass(frozen=True)
-class Column:
+class TextColumn:
     """A heading, the key of its value in each row, and the value's format."""
 
     heading: str
@@ -37,7 +37,7 @@ class Column:
         return format(value, self.format)
 
 
-def show(title: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
+def show(title: str, columns: Sequence[TextColumn], rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a table in Markdown."""
     table = Table(box=box.MARKDOWN)
     for column in columns:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import plots, tables
 from benchmarks.scope_data import kinds
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.reliability import ScopeReport
 from continual.memory.trained import EMBEDDED
@@ -25,11 +25,11 @@ from continual.memory.training import train_scope
 
 REMEMBERED = 1_000_000  # texts
 COLUMNS = (
-    Column("chance from", "low", ".1f"),
-    Column("to", "high", ".1f"),
-    Column("pairs", "count", ",d"),
-    Column("mean chance", "chance", ".3f"),
-    Column("in scope", "share", ".3f"),
+    TextColumn("chance from", "low", ".1f"),
+    TextColumn("to", "high", ".1f"),
+    TextColumn("pairs", "count", ",d"),
+    TextColumn("mean chance", "chance", ".3f"),
+    TextColumn("in scope", "share", ".3f"),
 )
 
 

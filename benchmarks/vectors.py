@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import real_texts, tables
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 from store.vectors import Stamp, VectorIndex
 
 SIZES = (1_000, 10_000, 100_000)
@@ -36,19 +36,19 @@ NEVER = 1 << 62  # a crossover that no size reaches
 STAMP = Stamp(seq=1, revision="benchmark", encoder="random")
 
 COLUMNS = (
-    Column("of", "kind"),
-    Column("vectors", "vectors", ",d"),
-    Column("index", "index"),
-    Column("own recall", "own_recall", ".3f"),
-    Column("build s", "build_s", ".2f"),
-    Column("added per s", "added_per_s", ",.0f"),
-    Column("p50 ms", "p50_ms", ".3f"),
-    Column("p99 ms", "p99_ms", ".3f"),
-    Column("recall@1", "recall_1", ".3f"),
-    Column("recall@10", "recall_10", ".3f"),
-    Column("MB", "megabytes", ",.0f"),
-    Column("save s", "save_s", ".2f"),
-    Column("load s", "load_s", ".2f"),
+    TextColumn("of", "kind"),
+    TextColumn("vectors", "vectors", ",d"),
+    TextColumn("index", "index"),
+    TextColumn("own recall", "own_recall", ".3f"),
+    TextColumn("build s", "build_s", ".2f"),
+    TextColumn("added per s", "added_per_s", ",.0f"),
+    TextColumn("p50 ms", "p50_ms", ".3f"),
+    TextColumn("p99 ms", "p99_ms", ".3f"),
+    TextColumn("recall@1", "recall_1", ".3f"),
+    TextColumn("recall@10", "recall_10", ".3f"),
+    TextColumn("MB", "megabytes", ",.0f"),
+    TextColumn("save s", "save_s", ".2f"),
+    TextColumn("load s", "load_s", ".2f"),
 )
 
 

@@ -174,7 +174,7 @@ def _plugin_warnings() -> Iterator[None]:
 
 def _failed(error: Exception) -> int:
     """Print an error, and return its exit code. An error for people has an exit code of its own."""
-    from continual.shortage import is_shortage, told
+    from continual.out_of_memory import is_out_of_memory, message_of
 
     code = getattr(error, "exit_code", None)
     if os.environ.get(TRACEBACK_VARIABLE):
@@ -182,8 +182,8 @@ def _failed(error: Exception) -> int:
     if isinstance(code, int):
         _say(str(error))
         return code
-    if is_shortage(error):
-        _say(f"{told(error)}: it takes a machine or a device that has more of it free")
+    if is_out_of_memory(error):
+        _say(f"{message_of(error)}: it takes a machine or a device that has more of it free")
         return 1
     _say(
         f"{type(error).__name__}: {error}: this is a bug "

@@ -105,12 +105,12 @@ def _console(file: TextIO) -> Console:
     """Make a console that prints text as it is, and folds lines only on a terminal."""
     from rich.console import Console
 
-    class Plain(Console):
+    class PlainConsole(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
     width = None if file.isatty() else _PLAIN_WIDTH
-    return Plain(file=file, width=width, markup=False, emoji=False, highlight=False)
+    return PlainConsole(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
 # -- texts for people

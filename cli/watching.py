@@ -21,7 +21,7 @@ _HEADER = "".join(f"{name:>8}" for name in ("step", *RATES))
 _ROUND = (1, 2, 5)
 
 
-class Watch:
+class StepView:
     """A view of a run that shows the records of steps as they come."""
 
     def __init__(
@@ -77,10 +77,10 @@ class Watch:
 
 
 @contextmanager
-def watching(out: Output, done: int, total: int | None) -> Iterator[Watch]:
+def watching(out: Output, done: int, total: int | None) -> Iterator[StepView]:
     """Watch a run over `total` records, if that is known, `done` of them before."""
     progress = _live_line(out) if out.is_live else None
-    watch = Watch(out, progress, done, total)
+    watch = StepView(out, progress, done, total)
     try:
         with progress or nullcontext():
             yield watch

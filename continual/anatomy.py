@@ -27,7 +27,7 @@ from transformers.utils.generic import ModelOutput
 
 from continual import hooks
 from continual.errors import ModelError
-from continual.shortage import is_shortage
+from continual.out_of_memory import is_out_of_memory
 
 MESSAGE_MAX = 200  # characters of another package's message in one of ours
 
@@ -205,7 +205,7 @@ def find_anatomy(
         return _without_ffn(model, calls, chosen, refusal)
 
 
-def _with_ffn(model: Any, calls: Calls, chosen: Mapping[str, str]) -> Anatomy:
+def _with_ffn(model: Any, calls: ModuleCalls, chosen: Mapping[str, str]) -> Anatomy:
     """Find the anatomy of a model with an FFN in each block. Raises ModelError for any other."""
     blocks = _find_blocks(model, calls, chosen)
     ffn = _find_ffn(model, blocks, calls, chosen)
@@ -229,7 +229,7 @@ def _with_ffn(model: Any, calls: Calls, chosen: Mapping[str, str]) -> Anatomy:
 
 
 def _without_ffn(
-    model: Any, calls: Calls, chosen: Mapping[str, str], refusal: ModelError
+    model: Any, calls: ModuleCalls, chosen: Mapping[str, str], refusal: ModelError
 ) -> Anatomy:
     """Find the anatomy of a model by its blocks alone. Raises the `refusal` of an FFN if there are
     no blocks."""
@@ -261,7 +261,7 @@ def _without_ffn(
     )
 
 
-def around(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
+def context(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
     """Yield the anatomies of single modules that hold the blocks, the outermost first: the output
     of such a module is the place to edit."""
     calls = observe(model, sample_inputs(model, 1))
@@ -282,7 +282,7 @@ def around(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
         )
 
 
-def _holders(model: Any, calls: Calls) -> list[str]:
+def _holders(model: Any, calls: ModuleCalls) -> list[str]:
     """Return the modules that run once, give a state of each token, and have blocks inside; those
     that return later come later."""
     paths = [path for path, _ in calls]
@@ -384,7 +384,7 @@ def _is_rowwise(model: Any, anatomy: Anatomy) -> bool:
                 seen = calls[0].hidden if norm is None else calls[0].input
                 sums.append(seen.reshape(-1, anatomy.width).index_select(0, rows))
             except WANTS_OTHER_INPUTS as error:
-                if is_shortage(error):
+                if is_out_of_memory(error):
                     raise
                 return False
     whole, some = sums
@@ -403,22 +403,22 @@ def _rowwise_sample(model: Any) -> tuple[dict[str, Tensor], Tensor]:
     return {**inputs, "attention_mask": mask}, rows
 
 
-Calls = list[tuple[str, hooks.Call]]
+ModuleCalls = list[tuple[str, hooks.Call]]
 """Paths of modules with their calls, in the order in which they returned."""
 
 
-def observe(model: Any, inputs: Mapping[str, Tensor]) -> Calls:
+def observe(model: Any, inputs: Mapping[str, Tensor]) -> ModuleCalls:
     """Record every module's calls in one forward pass; the model itself, whose path is "", comes
     last. Raises ModelError for a model that cannot be run on `inputs`."""
     if model.training:
         raise ModelError("The model is in training mode; call model.eval() before editing it.")
-    calls: Calls = []
+    calls: ModuleCalls = []
     every = dict(model.named_modules())
     with torch.no_grad(), hooks.watched(every, lambda path, call: calls.append((path, call))):
         try:
             model(**inputs, use_cache=False, return_dict=True)
         except WANTS_OTHER_INPUTS as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
             raise _not_run(model, inputs, error) from error
     return calls
@@ -437,7 +437,7 @@ def _not_run(model: Any, inputs: Mapping[str, Tensor], error: Exception) -> Mode
 # --- blocks ---------------------------------------------------------------------------------------
 
 
-def _find_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str:
+def _find_blocks(model: Any, calls: ModuleCalls, chosen: Mapping[str, str]) -> str:
     """Return the path of the longest list of blocks with an FFN, in the decoder if there is one."""
     if "blocks" in chosen:
         return _check_list(model, chosen["blocks"])
@@ -473,7 +473,7 @@ def _is_block_list(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
 
 
-def _find_running_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) -> str | None:
+def _find_running_blocks(model: Any, calls: ModuleCalls, chosen: Mapping[str, str]) -> str | None:
     """Return the path of the longest list of modules that each run once and hand on a state of one
     width; of two, the one that runs later. None if there is no such list."""
     root = _path_of(model, model.get_decoder()) if _is_seq2seq(model) else ""
@@ -491,7 +491,7 @@ def _find_running_blocks(model: Any, calls: Calls, chosen: Mapping[str, str]) ->
     return max(sizes, key=lambda p: (sizes[p], ends[f"{p}.{sizes[p] - 1}"]), default=None)
 
 
-def _runs(path: str, blocks: nn.ModuleList, calls: Calls) -> bool:
+def _runs(path: str, blocks: nn.ModuleList, calls: ModuleCalls) -> bool:
     """Tell whether each module of a list runs once, and gives a state of the same width."""
     own = [(name, call) for name, call in calls if name.rpartition(".")[0] == path]
     if [name for name, _ in own] != [f"{path}.{i}" for i in range(len(blocks))] or not own:
@@ -511,7 +511,7 @@ def _state_width(call: hooks.Call) -> int | None:
     return int(output.shape[-1]) if output.shape[:-1].numel() == 1 and output.ndim > 1 else None
 
 
-def _width(block: str, calls: Calls) -> int:
+def _width(block: str, calls: ModuleCalls) -> int:
     """Return the width of the state that a block hands on."""
     width = next(_state_width(call) for path, call in calls if path == block)
     assert width is not None
@@ -531,7 +531,7 @@ def _check_list(model: nn.Module, path: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class _FfnMatrix:
     path: str  # inside the block
     inputs: int
     outputs: int
@@ -550,7 +550,7 @@ class _Ffn:
     transposed: bool
 
 
-def _find_ffn(model: nn.Module, blocks: str, calls: Calls, chosen: Mapping[str, str]) -> _Ffn:
+def _find_ffn(model: nn.Module, blocks: str, calls: ModuleCalls, chosen: Mapping[str, str]) -> _Ffn:
     """Return the FFN of the first block. Raises ModelError if another block does not have it."""
     children = _children(model, blocks)
     ffn = _choose_ffn(children[0], f"{blocks}.0", calls, chosen)
@@ -567,7 +567,7 @@ def _find_ffn(model: nn.Module, blocks: str, calls: Calls, chosen: Mapping[str, 
     return ffn
 
 
-def _choose_ffn(block: nn.Module, path: str, calls: Calls, chosen: Mapping[str, str]) -> _Ffn:
+def _choose_ffn(block: nn.Module, path: str, calls: ModuleCalls, chosen: Mapping[str, str]) -> _Ffn:
     up, down = _split(chosen.get("up")), chosen.get("down")
     for key, part in [*(("up", part) for part in up), *([("down", down)] if down else [])]:
         _get(block, part, key)
@@ -583,7 +583,7 @@ def _choose_ffn(block: nn.Module, path: str, calls: Calls, chosen: Mapping[str, 
     return widest[-1]
 
 
-def _ffns(matrices: list[_Matrix]) -> list[_Ffn]:
+def _ffns(matrices: list[_FfnMatrix]) -> list[_Ffn]:
     """Return every matrix d_ff → d behind one or more of d → d_ff, in the order in which they
     run."""
     found = []
@@ -607,7 +607,9 @@ def _named(found: list[_Ffn], up: tuple[str, ...], down: str | None) -> list[_Ff
     ]
 
 
-def _matrices(block: nn.Module, path: str, calls: Calls, attention: bool = False) -> list[_Matrix]:
+def _matrices(
+    block: nn.Module, path: str, calls: ModuleCalls, attention: bool = False
+) -> list[_FfnMatrix]:
     """Return the matrices of a block that run once, in order; attention's only if asked for."""
     hidden = [] if attention else [p for p, m in block.named_modules() if p and _is_attention(m)]
     ran = [name.removeprefix(f"{path}.") for name, _ in calls if name.startswith(f"{path}.")]
@@ -615,12 +617,12 @@ def _matrices(block: nn.Module, path: str, calls: Calls, attention: bool = False
     return [m for name in once if (m := _matrix(name, block.get_submodule(name)))]
 
 
-def _matrix(path: str, module: nn.Module) -> _Matrix | None:
+def _matrix(path: str, module: nn.Module) -> _FfnMatrix | None:
     if isinstance(module, nn.Linear):
-        return _Matrix(path, module.in_features, module.out_features, transposed=False)
+        return _FfnMatrix(path, module.in_features, module.out_features, transposed=False)
     if isinstance(module, Conv1D):
         inputs, outputs = module.weight.shape
-        return _Matrix(path, int(inputs), int(outputs), transposed=True)
+        return _FfnMatrix(path, int(inputs), int(outputs), transposed=True)
     return None
 
 
@@ -628,7 +630,7 @@ def _matrix(path: str, module: nn.Module) -> _Matrix | None:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _LogitPath:
     norm_after: str | None
     final_norm: str | None
     head: str | None
@@ -636,8 +638,8 @@ class _Way:
 
 
 def _find_way(
-    model: nn.Module, block: str, down: str | None, calls: Calls, chosen: Mapping[str, str]
-) -> _Way:
+    model: nn.Module, block: str, down: str | None, calls: ModuleCalls, chosen: Mapping[str, str]
+) -> _LogitPath:
     """Return the way from the output matrix of the FFN in the last block; from the block's end
     without one."""
     after = _calls_after(calls, block if down is None else f"{block}.{down}")
@@ -654,10 +656,10 @@ def _find_way(
     if head is not None and (final_norm, head) != (norm, last):
         tail = (*([final_norm] if final_norm else []), head)
     first = (f"{block}.{norm_after}",) if norm_after else ()
-    return _Way(norm_after, final_norm, head, first + tail)
+    return _LogitPath(norm_after, final_norm, head, first + tail)
 
 
-def _calls_after(calls: Calls, path: str) -> Calls:
+def _calls_after(calls: ModuleCalls, path: str) -> ModuleCalls:
     """Return the call of ``path`` and all calls that began after it, so none of a module that
     contains it."""
     start = next(position for position, (name, _) in enumerate(calls) if name == path)
@@ -666,7 +668,7 @@ def _calls_after(calls: Calls, path: str) -> Calls:
 
 
 def _norm_after(
-    model: nn.Module, block: str, after: Calls, chosen: Mapping[str, str]
+    model: nn.Module, block: str, after: ModuleCalls, chosen: Mapping[str, str]
 ) -> str | None:
     """Return the first norm of the block whose input is more than the FFN's output alone."""
     (_, down), *rest = after
@@ -680,7 +682,7 @@ def _norm_after(
     return _optional(model.get_submodule(block), "norm_after", chosen, next(iter(norms), None))
 
 
-def _tail(model: nn.Module, behind: Calls) -> tuple[str, ...]:
+def _tail(model: nn.Module, behind: ModuleCalls) -> tuple[str, ...]:
     """Return the outermost modules that changed their input."""
     outermost = _outermost(path for path, _ in behind)
     working = {path for path, call in behind if not _is_idle(model.get_submodule(path), call)}
@@ -693,7 +695,7 @@ def _is_idle(module: nn.Module, call: hooks.Call) -> bool:
     return bare and torch.equal(call.output, call.input)
 
 
-def _last_matrix(model: nn.Module, behind: Calls) -> str | None:
+def _last_matrix(model: nn.Module, behind: ModuleCalls) -> str | None:
     matrices = [path for path, _ in behind if _matrix(path, model.get_submodule(path))]
     return matrices[-1] if matrices else None
 
@@ -761,7 +763,7 @@ def _describe_mixed(model: nn.Module) -> str:
     return f"Its lists have blocks of several kinds: {'; '.join(lines)}."
 
 
-def _describe_block(block: nn.Module, path: str, calls: Calls) -> str:
+def _describe_block(block: nn.Module, path: str, calls: ModuleCalls) -> str:
     matrices = ", ".join(map(str, _matrices(block, path, calls))) or "none"
     experts = _experts(block)
     mixture = f" Its {', '.join(experts)} are a mixture." if experts else ""

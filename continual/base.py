@@ -16,8 +16,8 @@ from continual.anatomy import Anatomy, find_anatomy, sample_inputs
 from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
+from continual.out_of_memory import is_out_of_memory
 from continual.passes.partial import settled
-from continual.shortage import is_shortage
 
 DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the model's forward
 
@@ -29,7 +29,7 @@ class WrongBaseModel(CeditError):
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class PretrainedBase:
     """A pretrained model, unchanged from its directory."""
 
     model: Any  # a transformers model in eval mode
@@ -95,14 +95,14 @@ def load_base(
     device: str = "cpu",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
-) -> BaseModel:
+) -> PretrainedBase:
     """Load a model directory for editing by a class of transformers: a task's `architecture`.
     Raises ModelError, which names the missing part."""
     directory = model_directory(name)
     place = usable_device(device)
     loaded = load_pretrained(directory, architecture, number_format(dtype))
     model = loaded.model.to(place)
-    return BaseModel(
+    return PretrainedBase(
         model,
         loaded.tokenizer,
         settled(model, find_anatomy(model, overrides)),
@@ -128,7 +128,7 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" holds nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         raise ModelError(
             f"Device {name!r} cannot be used here ({first_line(error)}): choose cpu, or cuda "

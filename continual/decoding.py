@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError
-from continual.shortage import is_shortage
+from continual.out_of_memory import is_out_of_memory
 
 COMPARED_TOKENS = 3  # the first is read whole, the others through the cache
 
@@ -52,12 +52,12 @@ def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
         if _agrees(model, ids, pad):
             return {}
     except _UNABLE as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
     try:
         _generated(model, ids, pad, **told)
     except _UNABLE as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(

@@ -17,11 +17,11 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import cast
 
 from continual.choices import EDITORS
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class Setting:
+class DescribedSetting:
     """A key of a table of `cedit.toml`."""
 
     name: str
@@ -61,21 +61,21 @@ def table_names() -> list[str]:
     return [*_CLASSES, *(_EDITOR + name for name in EDITORS)]
 
 
-def table_class(name: str) -> type[Table]:
+def table_class(name: str) -> type[SettingsTable]:
     """Return the class of a table. Raises KeyError for an unknown name."""
     if name.startswith(_EDITOR):
-        return cast(type[Table], EDITORS[name.removeprefix(_EDITOR)].load_config())
-    return cast(type[Table], pkgutil.resolve_name(_CLASSES[name]))
+        return cast(type[SettingsTable], EDITORS[name.removeprefix(_EDITOR)].load_config())
+    return cast(type[SettingsTable], pkgutil.resolve_name(_CLASSES[name]))
 
 
-def settings_of(table: type[Table]) -> list[Setting]:
+def settings_of(table: type[SettingsTable]) -> list[DescribedSetting]:
     """Return the settings of a table in their order, the ones of its base classes first."""
     meanings: dict[str, str] = {}
     for cls in reversed(table.__mro__):
-        if issubclass(cls, Table) and cls is not Table:
+        if issubclass(cls, SettingsTable) and cls is not SettingsTable:
             meanings.update(_meanings(cls))
     return [
-        Setting(field.name, str(field.type), _default(field), meanings.get(field.name, ""))
+        DescribedSetting(field.name, str(field.type), _default(field), meanings.get(field.name, ""))
         for field in fields(table)
     ]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from continual.patches import Patch
-from continual.proposals import Surroundings
+from continual.proposals import EditContext
 from continual.requests import Request
 from continual.site import Site
 from continual.statistics import Statistics
@@ -20,12 +20,12 @@ MEASURED = ("arrives", "generalises", "general", "neighbours", "others")
 """The columns of evidence: the shares of facts and of their rewordings that are right, and of
 positions of general text, neighbours of the facts and other facts that are as before."""
 
-Settings = Mapping[str, Any]
+TriedSettings = Mapping[str, Any]
 """Lines of an `[editor.NAME]` table."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class GridAxis:
     """Settings that are chosen together.
 
     `choices` gets the settings chosen so far and returns the alternatives, the cheapest first: the
@@ -34,7 +34,7 @@ class Axis:
 
     name: str
     settings: tuple[str, ...]
-    choices: Callable[[Settings], Sequence[Settings]]
+    choices: Callable[[TriedSettings], Sequence[TriedSettings]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Budget:
 
     setting: str
     unbounded: float  # a value that refuses nothing
-    spent: Callable[[Surroundings], float]
+    spent: Callable[[EditContext], float]
     grown: Callable[[Patch, float], Patch]
 
 
@@ -55,7 +55,7 @@ class Budget:
 class Grid:
     """The alternatives of one editor on one model, and the way to try them."""
 
-    axes: tuple[Axis, ...]
+    axes: tuple[GridAxis, ...]
     together: bool  # the facts are one batch; else one after another
     budget: Budget | None = None
     attempts: int = 1  # in each trial, for the facts that are still wrong

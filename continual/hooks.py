@@ -247,7 +247,7 @@ def unhooked(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AttentionCall:
     """One call for attention by a module, with the other arguments that transformers' attention
     functions get, by name."""
 
@@ -259,7 +259,7 @@ class Asked:
 
 
 @contextmanager
-def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
+def attending(model: Any, attend: Callable[[AttentionCall], Tensor]) -> Iterator[None]:
     """Compute all attention of a model by ``attend``, which returns [B, T, heads, d]. It takes the
     calls to transformers' attention interface, and to a method ``_attn`` such as GPT-J's. No masks
     are made."""
@@ -267,13 +267,13 @@ def attending(model: Any, attend: Callable[[Asked], Tensor]) -> Iterator[None]:
     def by_interface(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **told: Any
     ) -> tuple[Tensor, None]:
-        return attend(Asked(module, query, key, value, told)), None
+        return attend(AttentionCall(module, query, key, value, told)), None
 
     def by_method(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any
     ) -> tuple[Tensor, None]:
         told = {"scaling": 1.0 / float(module.scale_attn)}
-        return attend(Asked(module, query, key, value, told)).transpose(1, 2), None
+        return attend(AttentionCall(module, query, key, value, told)).transpose(1, 2), None
 
     config = model.config
     name = f"cedit-{id(config)}"  # other models of the process may have their own

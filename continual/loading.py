@@ -18,7 +18,7 @@ from torch import Tensor
 
 from continual.errors import ModelError
 from continual.model_files import has_tokenizer, read_json, require_loadable
-from continual.shortage import is_shortage
+from continual.out_of_memory import is_out_of_memory
 
 NAMED_MAX = 3  # tensors in a message
 CAUSAL, MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
@@ -121,7 +121,7 @@ def _attempt(load: Callable[[], Part], directory: Path, part: str) -> Part:
     try:
         return load()
     except Exception as error:
-        if is_shortage(error) or isinstance(error, ModelError):
+        if is_out_of_memory(error) or isinstance(error, ModelError):
             raise
         raise _cannot_load(directory, part, error) from error
 

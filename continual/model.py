@@ -26,7 +26,7 @@ from torch import Tensor
 
 from continual import hooks
 from continual.anatomy import is_turned, reads_ahead
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.effects import NOTHING, Effect, GatedEffect, Reach
 from continual.effects.gated import Mount, NeuronBank
 from continual.effects.parameters import EditedWeight
@@ -50,7 +50,7 @@ class Recalling(Protocol):
 
 
 @dataclass(frozen=True)
-class _Mark:
+class _PatchMark:
     """The state after one patch: enough to come back to it by cutting off later pieces."""
 
     sizes: Mapping[str, int]  # of each effect, by its name
@@ -78,7 +78,7 @@ class EditedModel:
     patch, its kind and place and the tensors that it touched as they stand in the model.
     """
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: PretrainedBase) -> None:
         self.base = base
         self.model = base.model
         self.tokenizer = base.tokenizer
@@ -90,7 +90,7 @@ class EditedModel:
         self._running = RunningText(self.decode)
         self._tokens = PassTokens()
         self._gated: dict[str, GatedEffect] = {}  # the effects with gates
-        self._marks = [_Mark({}, base.fingerprint, base.fingerprint)]
+        self._marks = [_PatchMark({}, base.fingerprint, base.fingerprint)]
         self._hooks: ExitStack | None = None
         self._gate_hooks = ExitStack()
         self._is_bare = False
@@ -236,7 +236,7 @@ class EditedModel:
         of the blocks, the last for those behind them."""
         return self._reach_since(self._marks[0])
 
-    def _reach_since(self, mark: _Mark) -> Reach:
+    def _reach_since(self, mark: _PatchMark) -> Reach:
         sizes = mark.sizes
         found = (effect.reach(sizes.get(n, 0)) for n, effect in self._effects.items())
         return reduce(or_, found, NOTHING)
@@ -298,7 +298,7 @@ class EditedModel:
         moved = self._reach_since(before).moves(self.site_place)
         state = rows_state or (fingerprint if moved else before.rows_state)
         sizes = {name: effect.size for name, effect in self._effects.items()}
-        self._marks.append(_Mark(sizes, fingerprint, state))
+        self._marks.append(_PatchMark(sizes, fingerprint, state))
 
     def take_off(self, depth: int) -> None:
         """Go back to the state with the first `depth` steps' patches.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.calibration.config import NEW_STORES
 from continual.editors.chains import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
@@ -85,14 +85,14 @@ def init(
     try:
         GeneralRows.keep(store, Site(edited, task), read)
         session = Session(store, edited, task, executor=executor)
-        session.standing  # noqa: B018  measures the base, so that its accuracies are on record
+        session.run_state  # noqa: B018  measures the base, so that its accuracies are on record
     except BaseException:
         store.discard()  # a store is there or not
         raise
     return session
 
 
-def _base(new: NewStore) -> BaseModel:
+def _base(new: NewStore) -> PretrainedBase:
     return load_base(
         new.model,
         task_class(_told_task(new)).architecture,
@@ -119,7 +119,7 @@ def _probes(new: NewStore, task: Task) -> dict[str, list[Probe]]:
 
 def _settings(
     new: NewStore,
-    base: BaseModel,
+    base: PretrainedBase,
     task: Mapping[str, Any],
     probes: Mapping[str, Sequence[Probe]],
 ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An open store: its base model, and that model as it stands at a revision of the history.
 
 Knows how store, model and task belong together, moves the model between states, and builds the
-standing at head. Leaves the operations on past steps to `history`, and everything else to
+run state at head. Leaves the operations on past steps to `history`, and everything else to
 `session`.
 """
 
@@ -25,10 +25,10 @@ from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
 from continual.model_files import companion_files, directory_fingerprint, model_directory
 from continual.patches import Patch
-from continual.recheck.standing import Standing
+from continual.recheck.run_state import RunState
 from continual.settings import ModelSettings, StoreSettings
 from continual.site import Site
-from continual.snapshots import States
+from continual.snapshots import StateKeeper
 from continual.statistics import Statistics
 from continual.tasks import Task, make_task, task_class
 from continual.watch.own_text import OwnText
@@ -51,7 +51,7 @@ class OpenStore:
         self.edited = edited
         self.task = task
         self.executor = executor
-        self.states = States(store, edited)
+        self.states = StateKeeper(store, edited)
         self.is_closed = False
         self.listener = Listener()
         self._stack = ExitStack()
@@ -144,27 +144,27 @@ class OpenStore:
         if self.edited.fingerprint != self.store.head.fingerprint:
             self.stand_at("head")
 
-    # -- the standing at head
+    # -- the run state at head
 
     @cached_property
-    def standing(self) -> Standing:
+    def run_state(self) -> RunState:
         """Retention set, ledger and memory at head: built when first needed, and measured if no
         step did."""
         self.stand_at_head()
-        standing = Standing(self.store, self.site)
-        standing.record()
-        return standing
+        run_state = RunState(self.store, self.site)
+        run_state.record()
+        return run_state
 
-    def forget_standing(self) -> None:
-        """Forget the standing; it is built anew when it is needed next."""
+    def forget_run_state(self) -> None:
+        """Forget the run state; it is built anew when it is needed next."""
         with suppress(AttributeError):
-            del self.standing
+            del self.run_state
 
     def settle(self) -> None:
         """Re-check head if no step did, so that its metrics are on record at a run's end."""
         if self.store.ledger(self.store.head.seq) is None:
-            self.forget_standing()
-            self.standing  # noqa: B018  building it measures head
+            self.forget_run_state()
+            self.run_state  # noqa: B018  building it measures head
 
 
 def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:

@@ -15,7 +15,7 @@ import torch
 
 from continual.patches import Patch
 from continual.prompts import Prompt
-from continual.queries.memory import QueryMemory
+from continual.queries.memory import ProtectedQueries
 from continual.requests import Request
 from continual.site import Site
 from continual.site.rows import Rows
@@ -46,7 +46,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Taught:
+class KnownAnswers:
     """The answers that the model has been taught; methods that preserve them ask them again."""
 
     training: tuple[Encoding, ...] = ()  # all training probes, in their order
@@ -56,17 +56,17 @@ class Taught:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EditContext:
     """The context of an edit: model, protected queries, randomness, and earlier attempts."""
 
     site: Site
-    memory: QueryMemory
+    memory: ProtectedQueries
     generator: torch.Generator  # seeded by the store's seed and the step's number
     attempt: int = 0  # 0 at first; each retry has a larger budget
     statistics: Statistics | None = None  # of the base model's keys
     seed: int = 0  # the store's, for draws that are the same at every step
-    taught: Callable[[], Taught] = Taught
-    naming: Callable[[Edit], QueryMemory] | None = None
+    known_answers: Callable[[], KnownAnswers] = KnownAnswers
+    naming: Callable[[Edit], ProtectedQueries] | None = None
     """Gives the memory of a neuron that asks for an edit's subject; None if nothing is watched."""
     narrow: int = 0  # earlier proposals of these edits that changed too many held-out probes
 
@@ -90,9 +90,9 @@ class Editor(Protocol):
     crowds: bool  # True: edits of a batch hinder each other, so that a failed one may work alone
     narrows: bool  # True: a retry of an edit that changed too much is narrower; see `narrow`
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """Propose a patch for these edits, which together are one batch."""
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """Say why its patch for these edits, sound in itself, is over the budget; None if it is
         not."""

@@ -26,18 +26,18 @@ from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverte
 from continual.requests import NOT_CONTENT, Request
 from continual.session import Session, open_session
 from continual.settings import StoreSettings
-from continual.step.pipeline import Settings, Step
+from continual.step.pipeline import ApplySettings, Step
 from continual.tasks.joining import SPACED
 from store import Revision, Store
 from store.config import exists
 
 
 @dataclass(frozen=True)
-class Group:
+class RequestBatch:
     """Requests that are applied with the same settings, one batch of them."""
 
     requests: tuple[Request, ...]
-    settings: Settings
+    settings: ApplySettings
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,21 @@ def _with_source(request: Request, revision: Revision) -> Request:
     return request.model_copy(update={key: notes[key] for key in NOT_CONTENT if key in notes})
 
 
-def groups(source: Store) -> Iterator[Group]:
+def groups(source: Store) -> Iterator[RequestBatch]:
     """Yield the requests in force, in order, in batches with the settings that they were applied
     with."""
     made = _made_with(source.lineage("head"))
     batch: list[Request] = []
-    settings: Settings | None = None
+    settings: ApplySettings | None = None
     for identity, retained in retained_at(source, source.head).requests.items():
-        own = replace(Settings.from_json(made[identity].body["settings"]), force=False)
+        own = replace(ApplySettings.from_json(made[identity].body["settings"]), force=False)
         if settings is not None and (own != settings or len(batch) == settings.batch_size):
-            yield Group(tuple(batch), settings)
+            yield RequestBatch(tuple(batch), settings)
             batch = []
         settings = own
         batch.append(_with_source(retained.request, made[identity]))
     if settings is not None:
-        yield Group(tuple(batch), settings)
+        yield RequestBatch(tuple(batch), settings)
 
 
 def _made_with(lineage: Sequence[Revision]) -> dict[str, Revision]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """A name, and the object that it stands for."""
 
     kind: ClassVar[str]
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class EditorEntry(Entry):
+class EditorEntry(RegistryEntry):
     """A method: a class with `name`, `edit` and the rest of `Editor`, made from its settings."""
 
     kind: ClassVar[str] = "editor"
@@ -82,7 +82,7 @@ class EditorEntry(Entry):
 
 
 @dataclass(frozen=True)
-class ReaderEntry(Entry):
+class ReaderEntry(RegistryEntry):
     """A format of corrections: a module, or another object, with the attributes of `Format`."""
 
     kind: ClassVar[str] = "reader"
@@ -90,14 +90,14 @@ class ReaderEntry(Entry):
 
 
 @dataclass(frozen=True)
-class TaskEntry(Entry):
+class TaskEntry(RegistryEntry):
     """A way to turn requests into tokens: a class with the attributes of `Task`."""
 
     kind: ClassVar[str] = "task"
     offers: ClassVar[tuple[str, ...]] = ("name", "architecture", "of", "encode", "answer")
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=RegistryEntry)
 
 
 class Registry(Mapping[str, E]):

@@ -25,20 +25,20 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import corrections, inspection, reverting
 from continual.history.known import leading_known
-from continual.history.reverting import Reverted
+from continual.history.reverting import RevertResult
 from continual.history.rolling_back import roll_back
 from continual.memory.recall import recall_of
 from continual.memory.routing import Route
 from continual.open_store import OpenStore
+from continual.out_of_memory import remedy_named
 from continual.prompts import Prompt
 from continual.readers import read_record
-from continual.recheck.candidates import encode
+from continual.recheck.encoded_requests import encode
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.requests import Request
 from continual.settings import StoreSettings
-from continual.shortage import shortage_told
 from continual.statistics.texts import TextFiles
-from continual.step.pipeline import Batch, Pipeline, Settings, Step, batches
+from continual.step.pipeline import ApplySettings, Batch, Pipeline, Step, batches
 from continual.streams import Item, Stream
 from continual.streams.places import place_in, stream_for
 from continual.tasks import Question
@@ -170,12 +170,12 @@ class Session(OpenStore):
 
     # -- applying
 
-    def settings(self, **changes: Any) -> Settings:
+    def settings(self, **changes: Any) -> ApplySettings:
         """Return the store's settings for a run, with changes."""
         own = StoreSettings.of(self.store.settings)
         editors = default_chain(self.task.name)
         watch = WatchConfig.of(own.watch)
-        settings = Settings(editors, seed=own.run.seed, editors=own.editors, watch=watch)
+        settings = ApplySettings(editors, seed=own.run.seed, editors=own.editors, watch=watch)
         return replace(settings, **changes)
 
     def watch(
@@ -198,7 +198,7 @@ class Session(OpenStore):
         )
         if self.edited.rows_state == self.edited.base.fingerprint:
             GeneralRows.keep(self.store, self.site, read)
-        self.forget_standing()
+        self.forget_run_state()
         return revision
 
     def _require_watch(self) -> None:
@@ -210,7 +210,7 @@ class Session(OpenStore):
     def steps(
         self,
         stream: Stream,
-        settings: Settings,
+        settings: ApplySettings,
         *,
         on_change: Callable[[str], None] = _ignore,
         retry: Collection[str] = (),
@@ -263,23 +263,25 @@ class Session(OpenStore):
                 yield replace(item, is_again=True)
 
     def _is_to_retry(self, identity: str, retry: Collection[str]) -> bool:
-        if identity in (requests := self.standing.retention.requests):
+        if identity in (requests := self.run_state.retention.requests):
             return FAILED in retry and not requests[identity].applied
         return QUARANTINED in retry and self.store.history.request(identity) is None
 
     @property
     def failed(self) -> list[Request]:
         """The requests that no editor got right and no later request superseded."""
-        requests = self.standing.retention.requests.values()
+        requests = self.run_state.retention.requests.values()
         return [retained.request for retained in requests if not retained.applied]
 
-    def _pipeline(self, settings: Settings, sampled: Callable[[], Sequence[Request]]) -> Pipeline:
+    def _pipeline(
+        self, settings: ApplySettings, sampled: Callable[[], Sequence[Request]]
+    ) -> Pipeline:
         self.stand_at_head()
         if settings.watch is not None:
             self._require_watch()
         settings = self._calibrated(settings, sampled)
         self.stand_at_head()
-        return Pipeline(self.store, self.site, self.standing, settings, self.statistics)
+        return Pipeline(self.store, self.site, self.run_state, settings, self.statistics)
 
     # -- calibration
 
@@ -296,11 +298,13 @@ class Session(OpenStore):
         requests = [] if source is None else self._sampled(stream_for(self.store, str(source)))
         yield from calibration.measure(editors, tables, requests)
 
-    def calibrated(self, settings: Settings, stream: Stream) -> Settings:
+    def calibrated(self, settings: ApplySettings, stream: Stream) -> ApplySettings:
         """Return the settings that the steps of a stream use, calibrated on the base."""
         return self._calibrated(settings, partial(self._sampled, stream))
 
-    def _calibrated(self, settings: Settings, sampled: Callable[[], Sequence[Request]]) -> Settings:
+    def _calibrated(
+        self, settings: ApplySettings, sampled: Callable[[], Sequence[Request]]
+    ) -> ApplySettings:
         """Return the settings with the chosen ones of calibrations on the base added. If the store
         asks for calibration at first use, editors without one are measured now, and `auto` moves
         editors that lose too much towards its end."""
@@ -320,7 +324,7 @@ class Session(OpenStore):
         self,
         calibration: StoreCalibration,
         missing: Sequence[str],
-        settings: Settings,
+        settings: ApplySettings,
         requests: Sequence[Request],
     ) -> None:
         listener, names = self.listener, ", ".join(missing)
@@ -359,29 +363,31 @@ class Session(OpenStore):
         requests = [request for record in source for request in read_record(record)]
         return [*self.apply_requests(requests, settings)]
 
-    def apply_requests(self, requests: Sequence[Request], settings: Settings) -> Iterator[Step]:
+    def apply_requests(
+        self, requests: Sequence[Request], settings: ApplySettings
+    ) -> Iterator[Step]:
         """Apply requests that come from no stream."""
-        candidates = [encode(request, self.task) for request in requests]
+        encoded_requests = [encode(request, self.task) for request in requests]
         pipeline = self._pipeline(settings, lambda: requests)
-        for first in range(0, len(candidates), settings.batch_size):
-            batch = Batch(tuple(candidates[first : first + settings.batch_size]))
+        for first in range(0, len(encoded_requests), settings.batch_size):
+            batch = Batch(tuple(encoded_requests[first : first + settings.batch_size]))
             yield self._stepped(pipeline, batch)
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
-        """Make one step. If it fails, the model goes back to head, and the standing, which may have
-        changed, is built anew when needed."""
+        """Make one step. If it fails, the model goes back to head, and the run state, which may
+        have changed, is built anew when needed."""
         depth = self.edited.depth
-        size = len(batch.candidates)
+        size = len(batch.encoded_requests)
         smaller = f"in smaller batches than {size}, or " if size > 1 else ""
         remedy = (
             f"step {self.store.length} was not made, all before it are kept; "
             f"apply the rest {smaller}where there is more memory"
         )
         try:
-            with shortage_told(remedy):
+            with remedy_named(remedy):
                 step = pipeline.step(batch)
         except BaseException:
-            self.forget_standing()
+            self.forget_run_state()
             self.edited.take_off(depth)
             raise
         self.states.follow(step.revision)
@@ -393,7 +399,7 @@ class Session(OpenStore):
         """Move head to an earlier revision, or to any other, and leave a record of it."""
         return roll_back(self, name)
 
-    def revert(self, request: str, *, resolve: bool = False) -> Reverted:
+    def revert(self, request: str, *, resolve: bool = False) -> RevertResult:
         """Take one request out of the middle of the history; see `history.reverting`."""
         return reverting.revert(self, request, resolve=resolve)
 

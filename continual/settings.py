@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from continual.errors import CeditError
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 DEFAULT_TASK = "causal"
 TABLES = (
@@ -21,7 +21,7 @@ TABLES = (
 
 
 @dataclass(frozen=True)
-class ModelSettings(Table):
+class ModelSettings(SettingsTable):
     """The `[model]` table: the base model, and the way to load it."""
 
     table: ClassVar[str] = "model"
@@ -36,7 +36,7 @@ class ModelSettings(Table):
 
 
 @dataclass(frozen=True)
-class RunSettings(Table):
+class RunSettings(SettingsTable):
     """The `[run]` table."""
 
     table: ClassVar[str] = "run"
@@ -45,7 +45,7 @@ class RunSettings(Table):
 
 
 @dataclass(frozen=True)
-class StreamSettings(Table):
+class StreamSettings(SettingsTable):
     """The `[stream]` table: the largest sizes of records, and the map of their keys."""
 
     table: ClassVar[str] = "stream"
@@ -82,7 +82,7 @@ class StoreSettings:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Make the settings from the file as it was read. Raises CeditError for an unknown table,
-        for a value in the place of a table, and for wrong values, as `Table.of` does."""
+        for a value in the place of a table, and for wrong values, as `SettingsTable.of` does."""
         if unknown := sorted(set(settings) - set(TABLES)):
             raise CeditError(
                 f"cedit.toml says {', '.join(unknown)}, which nothing reads: its tables are "

@@ -90,7 +90,7 @@ class Snapshot:
         return tensors, {**meta, **names}
 
 
-class States:
+class StateKeeper:
     """Puts the model at states of a history, and keeps the snapshots that make this quick."""
 
     def __init__(self, store: Store, edited: EditedModel) -> None:

@@ -17,7 +17,7 @@ from continual.errors import CeditError
 
 
 @dataclass(frozen=True)
-class Table:
+class SettingsTable:
     """A table with its defaults. A subclass is a frozen dataclass too, and names its `table`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)

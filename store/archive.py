@@ -160,7 +160,7 @@ def _write(store: Store, opened: IO[bytes], manifest: bytes, members: list[Membe
     with tarfile.open(fileobj=opened, mode="w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
         for member in members:
-            content = _Stream(_content(store, member.name))
+            content = _BlockFile(_content(store, member.name))
             tar.addfile(_entry(member.name, member.length), content)  # type: ignore[arg-type]
 
 
@@ -177,7 +177,7 @@ def _content(store: Store, name: str) -> Iterator[bytes]:
     return _blocks(store.path / name)
 
 
-class _Stream:
+class _BlockFile:
     """Blocks as a file that can be read once."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:

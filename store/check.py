@@ -25,7 +25,7 @@ from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.history import TAG_PREFIX, as_revision, parsed, subject_digest
 from store.journal import TABLES, label, seq_key, text_key, unwrap
 from store.quarantine import Quarantine
-from store.revisions import Record, Revision, require_tag
+from store.revisions import JsonObject, Revision, require_tag
 from store.store import QUARANTINE, Store
 
 _SUBJECT_DIGEST_LENGTH = 32  # bytes
@@ -114,7 +114,7 @@ def _problems(store: Store) -> Iterator[Problem]:
     if not config.is_as_written(store.path):
         problem = "is not as it was written: damaged, or changed by hand"
         yield Problem(config.FILE_NAME, problem, harmless=True)
-    tables = Tables()
+    tables = ReadableTables()
     with store.journal.snapshot():
         yield from load(store, tables)
     yield from journal_problems(tables)
@@ -126,13 +126,13 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from _leftovers(store.path)
 
 
-def load(store: Store, tables: Tables) -> Iterator[Problem]:
+def load(store: Store, tables: ReadableTables) -> Iterator[Problem]:
     """Read the whole journal into `tables`. Yield a problem for each entry that cannot be read."""
     for table in TABLES:
         yield from _load(store, table, tables)
 
 
-def journal_problems(tables: Tables) -> Iterator[Problem]:
+def journal_problems(tables: ReadableTables) -> Iterator[Problem]:
     """Yield the contradictions between the entries of the tables."""
     yield from _check_chain(tables)
     yield from _check_replaced(tables)
@@ -143,7 +143,7 @@ def journal_problems(tables: Tables) -> Iterator[Problem]:
     yield from _check_ledger(tables)
 
 
-class Tables:
+class ReadableTables:
     """The readable part of the journal: good entries by table, and the labels of the bad ones."""
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class Tables:
         return key not in self.entries[table] and label(table, key) not in self.damaged
 
 
-def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
+def _load(store: Store, table: str, tables: ReadableTables) -> Iterator[Problem]:
     reader = _READERS.get(table, _read_object)
     try:
         for key, value in store.journal.raw_entries(table):
@@ -173,7 +173,7 @@ def _load(store: Store, table: str, tables: Tables) -> Iterator[Problem]:
         yield _as_problem(f"journal/{table}", error)
 
 
-def _read_object(table: str, key: bytes, payload: bytes) -> Record:
+def _read_object(table: str, key: bytes, payload: bytes) -> JsonObject:
     record = parsed(label(table, key), payload, dict)
     kinds = _KEYS.get(table, {})
     if missing_keys := kinds.keys() - record.keys():
@@ -204,7 +204,7 @@ _READERS: dict[str, Callable[[str, bytes, bytes], Any]] = {
 }
 
 
-def _check_chain(tables: Tables) -> Iterator[Problem]:
+def _check_chain(tables: ReadableTables) -> Iterator[Problem]:
     revisions = tables.revisions
     seqs = {revision.id: revision.seq for revision in revisions.values()}
     for seq in range(max(revisions, default=0) + 1):
@@ -226,7 +226,7 @@ def _check_chain(tables: Tables) -> Iterator[Problem]:
 
 
 def _parent_problem(
-    name: str, revision: Revision, seqs: dict[str, int], tables: Tables
+    name: str, revision: Revision, seqs: dict[str, int], tables: ReadableTables
 ) -> Iterator[Problem]:
     if revision.parent in seqs:
         yield Problem(name, "its parent is not before it")
@@ -234,7 +234,7 @@ def _parent_problem(
         yield Problem(name, f"its parent {revision.parent} is missing")
 
 
-def _check_replaced(tables: Tables) -> Iterator[Problem]:
+def _check_replaced(tables: ReadableTables) -> Iterator[Problem]:
     """Yield a problem for each patch replaced by a revision that does not descend from it."""
     if any(name.startswith("journal/revisions/") for name in tables.damaged):
         return
@@ -251,7 +251,7 @@ def _check_replaced(tables: Tables) -> Iterator[Problem]:
             yield Problem(name, f"replaces the patch of {identity}, which is no ancestor")
 
 
-def _check_ids(tables: Tables) -> Iterator[Problem]:
+def _check_ids(tables: ReadableTables) -> Iterator[Problem]:
     revisions = tables.revisions
     for revision in revisions.values():
         key = revision.id.encode("ascii")
@@ -265,7 +265,7 @@ def _check_ids(tables: Tables) -> Iterator[Problem]:
             yield Problem(label("ids", key), f"leads to entry {seq}, which is missing")
 
 
-def _check_refs(tables: Tables) -> Iterator[Problem]:
+def _check_refs(tables: ReadableTables) -> Iterator[Problem]:
     if tables.lacks("refs", _HEAD):
         yield Problem(label("refs", _HEAD), "is missing")
     for key, identity in tables.entries["refs"].items():
@@ -283,7 +283,7 @@ def _is_tag(key: bytes) -> bool:
         return False
 
 
-def _check_requests(tables: Tables) -> Iterator[Problem]:
+def _check_requests(tables: ReadableTables) -> Iterator[Problem]:
     for revision in tables.revisions.values():
         for identity in request_ids(revision):
             if tables.lacks("requests", text_key(identity)):
@@ -304,7 +304,7 @@ def request_ids(revision: Revision) -> Iterator[str]:
             yield request["id"]
 
 
-def _check_subjects(tables: Tables) -> Iterator[Problem]:
+def _check_subjects(tables: ReadableTables) -> Iterator[Problem]:
     indexed = {
         (entry["subject"], entry["request"]) for entry in tables.entries["subjects"].values()
     }
@@ -320,13 +320,13 @@ def _check_subjects(tables: Tables) -> Iterator[Problem]:
             yield Problem(label("subjects", key), f"its request {entry['request']} is missing")
 
 
-def _check_ledger(tables: Tables) -> Iterator[Problem]:
+def _check_ledger(tables: ReadableTables) -> Iterator[Problem]:
     for key in tables.entries["ledger"]:
         if tables.lacks("revisions", key):
             yield Problem(label("ledger", key), "there is no such revision")
 
 
-def _check_blobs(store: Store, tables: Tables) -> Iterator[Problem]:
+def _check_blobs(store: Store, tables: ReadableTables) -> Iterator[Problem]:
     refs = _refs(tables.revisions.values())
     lost_digests = lost_patches(tables.revisions.values())
     for ref in refs:
@@ -388,7 +388,7 @@ def _check_cached(folder: str, cache: Cache) -> Iterator[Problem]:
         yield Problem(name, "nothing points to it", harmless=True)
 
 
-def _check_quarantine(path: Path, tables: Tables) -> Iterator[Problem]:
+def _check_quarantine(path: Path, tables: ReadableTables) -> Iterator[Problem]:
     places: set[tuple[Any, Any]] = set()  # (stream, line)
     try:
         for number, (record, problem) in enumerate(Quarantine(path / QUARANTINE).lines(), start=1):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from store import canonical
 from store.errors import AmbiguousRevision, IntegrityError, StoreError, UnknownRevision
 from store.journal import Journal, Put, label, seq_key, text_key
-from store.revisions import Draft, Record, Revision, parse_name
+from store.revisions import Draft, JsonObject, Revision, parse_name
 
 PREFIX_LENGTH_MIN = 4  # hexadecimal digits
 TAG_PREFIX = "tag/"
@@ -24,7 +24,7 @@ _AMBIGUOUS_MAX = 5  # candidates that a message names
 _SEQ = re.compile(r"@([0-9]{1,18})")
 _HEX = re.compile(rf"[0-9a-f]{{{PREFIX_LENGTH_MIN},64}}")
 
-Kind = TypeVar("Kind")
+Checked = TypeVar("Checked")
 
 
 class History:
@@ -185,7 +185,7 @@ class History:
 
     # -- requests, ledger, streams
 
-    def request(self, identity: str) -> Record | None:
+    def request(self, identity: str) -> JsonObject | None:
         """Return {"seq", "subject", "record"} of a request, or None for an unknown id."""
         return self._object("requests", text_key(identity))
 
@@ -199,16 +199,16 @@ class History:
             identities.append(parsed(label("subjects", key), payload, dict)["request"])
         return identities
 
-    def ledger(self, seq: int) -> Record | None:
+    def ledger(self, seq: int) -> JsonObject | None:
         """Return the ledger's record for an entry, or None if there is none."""
         return self._object("ledger", seq_key(seq)) if seq >= 0 else None
 
-    def stream(self, name: str) -> Record | None:
+    def stream(self, name: str) -> JsonObject | None:
         """Return the state of a stream, or None if there is none."""
         entry = self._object("streams", text_key(name))
         return None if entry is None else entry["record"]
 
-    def streams(self) -> dict[str, Record]:
+    def streams(self) -> dict[str, JsonObject]:
         """Return the states of all streams by name."""
         entries = (
             parsed(label("streams", key), payload, dict)
@@ -216,7 +216,7 @@ class History:
         )
         return {entry["name"]: entry["record"] for entry in entries}
 
-    def _object(self, table: str, key: bytes) -> Record | None:
+    def _object(self, table: str, key: bytes) -> JsonObject | None:
         payload = self._journal.get(table, key)
         return None if payload is None else parsed(label(table, key), payload, dict)
 
@@ -321,7 +321,7 @@ def as_revision(key: bytes, payload: bytes) -> Revision:
     return revision
 
 
-def parsed(name: str, payload: bytes, kind: type[Kind]) -> Kind:
+def parsed(name: str, payload: bytes, kind: type[Checked]) -> Checked:
     """Return a payload's JSON value, which must be a `kind`. Raises IntegrityError naming the
     entry."""
     try:

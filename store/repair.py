@@ -18,12 +18,12 @@ from pathlib import Path
 from store import canonical, check, durable, gc, operations
 from store.blobs import BlobRef
 from store.cache import Cache
-from store.check import Tables
+from store.check import ReadableTables
 from store.errors import IntegrityError, StoreError
 from store.history import TAG_PREFIX, ledger_entry, point, stream_entry, subject_digest, subject_key
 from store.journal import Journal, Put, label, seq_key, text_key
 from store.quarantine import Quarantine
-from store.revisions import Record, Revision
+from store.revisions import JsonObject, Revision
 from store.store import QUARANTINE, Store
 
 FOLDERS = ("patches", "snapshots", "cache")
@@ -42,7 +42,7 @@ class Remedy:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RepairPlan:
     """The remedies for a store, and the patches that have none here."""
 
     remedies: tuple[Remedy, ...]
@@ -64,21 +64,21 @@ class Salvage:
 
     revisions: dict[int, Revision]
     payloads: dict[int, bytes]
-    requests: dict[str, Record]
+    requests: dict[str, JsonObject]
     subjects: dict[str, bytes]  # known keys by request
-    ledger: dict[int, Record]
+    ledger: dict[int, JsonObject]
     tags: dict[str, str]
-    streams: dict[str, Record]
+    streams: dict[str, JsonObject]
     head: str
     remedies: list[Remedy] = field(default_factory=list)
 
 
-def plan(store: Store) -> Plan:
+def plan(store: Store) -> RepairPlan:
     """Return the remedies for a store. Changes nothing.
 
     Raises IntegrityError where not even the base can be read: only an archive helps then.
     """
-    tables = Tables()
+    tables = ReadableTables()
     with store.journal.snapshot():
         problems = list(check.load(store, tables))
         problems += check.journal_problems(tables)
@@ -102,10 +102,10 @@ def plan(store: Store) -> Plan:
     lost_refs = [
         ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in lost_digests
     ]
-    return Plan(tuple(remedies), tuple(lost_refs), salvage, loose_files, damaged_sets, lines)
+    return RepairPlan(tuple(remedies), tuple(lost_refs), salvage, loose_files, damaged_sets, lines)
 
 
-def carry_out(store: Store, chosen: Plan) -> None:
+def carry_out(store: Store, chosen: RepairPlan) -> None:
     """Carry out a plan. The store is closed in the end: open it again.
 
     If this is interrupted, a new plan finds the rest.
@@ -128,7 +128,7 @@ def carry_out(store: Store, chosen: Plan) -> None:
 # -- the journal
 
 
-def _salvage(store: Store, tables: Tables) -> Salvage:
+def _salvage(store: Store, tables: ReadableTables) -> Salvage:
     revisions = _sound_entries(tables)
     if not revisions:
         raise IntegrityError(
@@ -156,7 +156,7 @@ def _salvage(store: Store, tables: Tables) -> Salvage:
     return salvage
 
 
-def _length(tables: Tables) -> int:
+def _length(tables: ReadableTables) -> int:
     """Return the number of entries that there were, as far as can be seen."""
     seqs = [int.from_bytes(key, "big") for key in tables.entries["revisions"]]
     damaged_seqs = [
@@ -167,7 +167,7 @@ def _length(tables: Tables) -> int:
     return max([-1, *seqs, *damaged_seqs]) + 1
 
 
-def _sound_entries(tables: Tables) -> dict[int, Revision]:
+def _sound_entries(tables: ReadableTables) -> dict[int, Revision]:
     """Return the entries from base on up to the first that is not as it was written."""
     revisions: dict[int, Revision] = {}
     ids: set[str] = set()
@@ -181,7 +181,7 @@ def _sound_entries(tables: Tables) -> dict[int, Revision]:
 
 
 def _is_sound(
-    revision: Revision, before: Mapping[int, Revision], ids: set[str], tables: Tables
+    revision: Revision, before: Mapping[int, Revision], ids: set[str], tables: ReadableTables
 ) -> bool:
     if revision.seq == 0:
         return revision.previous is None and revision.parent is None
@@ -199,7 +199,7 @@ def _payload(store: Store, seq: int) -> bytes:
     return payload
 
 
-def _subject_keys(tables: Tables) -> dict[str, bytes]:
+def _subject_keys(tables: ReadableTables) -> dict[str, bytes]:
     """Return the sound keys of the index of subjects, by request."""
     return {
         entry["request"]: key
@@ -208,7 +208,7 @@ def _subject_keys(tables: Tables) -> dict[str, bytes]:
     }
 
 
-def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
+def _head(tables: ReadableTables, kept: Mapping[int, Revision]) -> str:
     """Return head as it stands, or as the last entry left it."""
     head = tables.entries["refs"].get(text_key("head"))
     if head is not None and any(revision.id == head for revision in kept.values()):
@@ -217,7 +217,7 @@ def _head(tables: Tables, kept: Mapping[int, Revision]) -> str:
     return str(tip.parent if tip.operation == operations.ROLLBACK else tip.id)
 
 
-def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
+def _tags(tables: ReadableTables, ids: set[str]) -> dict[str, str]:
     prefix = text_key(TAG_PREFIX)
     return {
         key[len(prefix) :].decode("utf-8"): identity
@@ -226,10 +226,10 @@ def _tags(tables: Tables, ids: set[str]) -> dict[str, str]:
     }
 
 
-def _streams_of(salvage: Salvage) -> dict[str, Record]:
+def _streams_of(salvage: Salvage) -> dict[str, JsonObject]:
     """Return the states of the streams at head, as its ancestors record them."""
     revisions = {revision.id: revision for revision in salvage.revisions.values()}
-    states: dict[str, Record] = {}
+    states: dict[str, JsonObject] = {}
     revision: Revision | None = revisions[salvage.head]
     while revision is not None:
         states = {**revision.body.get("streams", {}), **states}
@@ -237,7 +237,7 @@ def _streams_of(salvage: Salvage) -> dict[str, Record]:
     return states
 
 
-def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
+def _journal_remedies(tables: ReadableTables, salvage: Salvage) -> Iterator[Remedy]:
     lost_count = _length(tables) - len(salvage.revisions)
     if lost_count:
         end = len(salvage.revisions)
@@ -262,7 +262,7 @@ def _journal_remedies(tables: Tables, salvage: Salvage) -> Iterator[Remedy]:
     yield Remedy("journal", "make the indexes anew from the entries")
 
 
-def _bad_keys(tables: Tables, table: str, good: set[bytes]) -> list[bytes]:
+def _bad_keys(tables: ReadableTables, table: str, good: set[bytes]) -> list[bytes]:
     """Return the keys of a table, readable or damaged, that are not among the `good` ones."""
     damaged_keys = {
         text_key(name.removeprefix(f"journal/{table}/"))

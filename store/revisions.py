@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-Record = dict[str, Any]  # a JSON object
+JsonObject = dict[str, Any]  # a JSON object
 
 STEPS_BACK_MAX = 10**9
 _KINDS: Mapping[str, tuple[type, ...]] = {
@@ -47,7 +47,7 @@ class Revision:
     operation: str
     patch: BlobRef | None
     fingerprint: str
-    body: Record = field(compare=False, repr=False)
+    body: JsonObject = field(compare=False, repr=False)
     # By earlier revisions' ids: the blobs that replace their patches from here on; None drops one.
     replaces: Mapping[str, BlobRef | None] = field(default_factory=dict, compare=False, repr=False)
 
@@ -187,7 +187,7 @@ def _blob_ref(record: Mapping[str, Any] | None) -> BlobRef | None:
     return BlobRef(sha256, length)
 
 
-def _blob_record(ref: BlobRef | None) -> Record | None:
+def _blob_record(ref: BlobRef | None) -> JsonObject | None:
     return None if ref is None else asdict(ref)
 
 

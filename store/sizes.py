@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class FolderSizes:
     """Bytes by part of the folder."""
 
     journal: int
@@ -27,9 +27,9 @@ class Sizes:
     quarantine: int
 
 
-def measure(store: Store) -> Sizes:
+def measure(store: Store) -> FolderSizes:
     """Return the sizes now. Raises StoreError for a folder that may not be looked at."""
-    return Sizes(
+    return FolderSizes(
         journal=_bytes_in(store.path / "journal"),
         patches=_bytes_in(store.path / "patches"),
         snapshots=_bytes_in(store.path / "snapshots"),

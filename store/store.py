@@ -24,7 +24,7 @@ from store.history import TAG_PREFIX, History, ledger_entry, point
 from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
 from store.quarantine import Quarantine
-from store.revisions import Draft, Layer, Record, Revision, layers, payload_of, require_tag
+from store.revisions import Draft, JsonObject, Layer, Revision, layers, payload_of, require_tag
 from store.snapshots import PATCHES, Segment, Segmenter
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Store:
         """Return the ancestors of `newer`, itself included, that are not ancestors of `older`."""
         return self.history.between(self.history.resolve(older), self.history.resolve(newer))
 
-    def tensors(self, revision: str | Revision) -> tuple[dict[str, Tensor], Record] | None:
+    def tensors(self, revision: str | Revision) -> tuple[dict[str, Tensor], JsonObject] | None:
         """Return the revision's patch and its meta; None if it has none. Raises IntegrityError."""
         patch = self.history.resolve(revision).patch
         return None if patch is None else self.blobs.get(patch)
@@ -203,11 +203,11 @@ class Store:
         state."""
         return layers(self.lineage(revision))
 
-    def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], Record]:
+    def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], JsonObject]:
         """Return the tensors of a patch and their meta. Raises IntegrityError."""
         return self.blobs.get(ref)
 
-    def request(self, identity: str) -> Record:
+    def request(self, identity: str) -> JsonObject:
         """Return the record of a request. Raises StoreError if there is none."""
         entry = self.history.request(identity)
         if entry is None:
@@ -218,15 +218,15 @@ class Store:
         """Return the ids of the requests about a subject, in the order in which they were made."""
         return self.history.requests_about(key)
 
-    def ledger(self, seq: int) -> Record | None:
+    def ledger(self, seq: int) -> JsonObject | None:
         """Return the ledger's record for the revision with this sequence number, if any."""
         return self.history.ledger(seq)
 
-    def stream(self, name: str) -> Record | None:
+    def stream(self, name: str) -> JsonObject | None:
         """Return the state of a stream as of the last commit that set it, if there is one."""
         return self.history.stream(name)
 
-    def streams(self) -> dict[str, Record]:
+    def streams(self) -> dict[str, JsonObject]:
         """Return the states of all streams by name."""
         return self.history.streams()
 
@@ -234,7 +234,7 @@ class Store:
         """Return the revision ids by tag."""
         return self.history.tags()
 
-    def quarantined(self) -> Iterator[Record]:
+    def quarantined(self) -> Iterator[JsonObject]:
         """Yield the records in quarantine, oldest first."""
         return self._quarantine.records()
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from continual.associative.lessons import lesson_of
-from continual.associative.targets import Targets, find_targets
 from continual.editors.memit import MemitConfig
 from continual.embedded import ATLAS
 from continual.history.replaying import verify
+from continual.locate_then_edit.edit_texts import texts_of_edit
+from continual.locate_then_edit.targets import Targets, find_targets
 from continual.new_store import NewStore, init
 from continual.proposals import Edit
 from continual.readers import read_record
-from continual.recheck.candidates import encode
+from continual.recheck.encoded_requests import encode
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.step.pipeline import Step
@@ -122,7 +122,9 @@ def test_the_values_found_on_a_gpu_are_those_on_a_cpu(tmp_path):
 def values_on(device: str, tmp_path: Path) -> Targets:
     config = MemitConfig(precision="highest", steps_max=4)
     with init(tmp_path / device, NewStore(device=device)) as session:
-        candidates = [encode(request, session.task) for request in corrections(COUNT)]
-        edits = [Edit(c.request, c.learned, ()) for c in candidates]
-        lessons = [lesson_of(edit, ("", "It is said that "), session.site) for edit in edits]
-        return find_targets(session.site, lessons, 0, config)
+        encoded_requests = [encode(request, session.task) for request in corrections(COUNT)]
+        edits = [Edit(c.request, c.learned, ()) for c in encoded_requests]
+        texts_by_edit = [
+            texts_of_edit(edit, ("", "It is said that "), session.site) for edit in edits
+        ]
+        return find_targets(session.site, texts_by_edit, 0, config)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.effects.records import Record, Records
+from continual.effects.records import EmbeddedRecords, Record
 from continual.memory.inputs import Queries
 from tests.tiny_language import CAPITALS, COUNTRIES, ask, capital, correction
 
@@ -30,11 +30,11 @@ class WordScope:
     def queries(self, texts: Sequence[str]) -> Queries:
         return Queries(tuple(texts), self._embed(texts).unsqueeze(1))
 
-    def records(self, records: Sequence[Record]) -> Records:
-        return Records(tuple(records), self._embed([record.prompt for record in records]))
+    def records(self, records: Sequence[Record]) -> EmbeddedRecords:
+        return EmbeddedRecords(tuple(records), self._embed([record.prompt for record in records]))
 
     def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         found = [
             queries.embeddings[i, 0].double() @ records.embeddings[j].double() for i, j in pairs

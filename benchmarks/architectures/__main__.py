@@ -27,8 +27,8 @@ import transformers
 
 from benchmarks import tables
 from benchmarks.architectures import stages
-from benchmarks.architectures.models import SHORT, TASKS, Kind, kinds, quiet
-from benchmarks.tables import Column
+from benchmarks.architectures.models import SHORT, TASKS, ModelClass, kinds, quiet
+from benchmarks.tables import TextColumn
 
 RESULTS = "results.jsonl"
 TIMEOUT = "timeout"
@@ -37,16 +37,16 @@ OUTCOMES = (
     *(TIMEOUT, stages.UNBUILT),
 )
 NOT_ALLOWED = (stages.WRONG, stages.BUG)
-COUNTS = (Column("task", "task"), *(Column(name, name, "d") for name in OUTCOMES))
+COUNTS = (TextColumn("task", "task"), *(TextColumn(name, name, "d") for name in OUTCOMES))
 CLASSES = (
-    Column("class", "key"),
-    Column("outcome", "outcome"),
-    Column("s", "seconds", ".1f"),
-    Column("said, or found", "said"),
+    TextColumn("class", "key"),
+    TextColumn("outcome", "outcome"),
+    TextColumn("s", "seconds", ".1f"),
+    TextColumn("said, or found", "said"),
 )
 
 
-def sweep(chosen: Iterable[Kind], folder: Path, seconds: float, again: set[str]) -> None:
+def sweep(chosen: Iterable[ModelClass], folder: Path, seconds: float, again: set[str]) -> None:
     """Test these classes, without the ones that have a result already unless its outcome is in
     `again`. Appends a line to the folder's results for each."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def sweep(chosen: Iterable[Kind], folder: Path, seconds: float, again: set[str])
             print(f"{record['outcome']:8} {kind.key}  {record['said'][:150]}", flush=True)
 
 
-def limited(kind: Kind, seconds: float) -> dict[str, Any]:
+def limited(kind: ModelClass, seconds: float) -> dict[str, Any]:
     """Return the record of a class, made in a process that is killed after `seconds`. It is a fork,
     so that modules are imported once for all classes."""
     context = multiprocessing.get_context("fork")
@@ -81,7 +81,7 @@ def limited(kind: Kind, seconds: float) -> dict[str, Any]:
     return {**record, "seconds": time.perf_counter() - began}
 
 
-def _work(kind: Kind, folder: Path, pipe: Any) -> None:
+def _work(kind: ModelClass, folder: Path, pipe: Any) -> None:
     sys.stdin = None  # type: ignore[assignment]  # nothing may ask
     pipe.send(stages.put_through(kind, folder))
 

@@ -42,7 +42,7 @@ SHORT = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelClass:
     """One of the classes that transformers has for a task."""
 
     task: str
@@ -55,14 +55,14 @@ class Kind:
         return f"{self.task}/{self.model_type}"
 
 
-def kinds() -> Iterator[Kind]:
+def kinds() -> Iterator[ModelClass]:
     """Yield all classes of all tasks, in transformers' order."""
     for task, table in TASKS.items():
         for model_type, name in getattr(modeling_auto, table).items():
-            yield Kind(task, model_type, name if isinstance(name, str) else name[0])
+            yield ModelClass(task, model_type, name if isinstance(name, str) else name[0])
 
 
-def build(kind: Kind, directory: Path, *, seed: int = 0) -> None:
+def build(kind: ModelClass, directory: Path, *, seed: int = 0) -> None:
     """Write a model directory: a tiny random model with the atlas's tokenizer.
 
     Raises whatever transformers raises for a class that cannot be made small so.
@@ -79,7 +79,7 @@ def build(kind: Kind, directory: Path, *, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def _require_forward(kind: Kind, model: Any) -> None:
+def _require_forward(kind: ModelClass, model: Any) -> None:
     """Run transformers' own forward once, so that a tiny config with mismatched sizes raises."""
     inputs = {"input_ids": torch.arange(10, 17)[None]}
     if kind.task == "seq2seq":
@@ -202,7 +202,7 @@ _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
 _LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "block_types")
 
 
-def tiny_config(kind: Kind, vocabulary: int) -> Any:
+def tiny_config(kind: ModelClass, vocabulary: int) -> Any:
     """Return a config of the class with small sizes."""
     config_class = getattr(hf, configuration_auto.CONFIG_MAPPING_NAMES[kind.model_type])
     told = _shrunk(config_class, vocabulary) | dict(_BY_TYPE.get(kind.model_type, {}))

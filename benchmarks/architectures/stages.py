@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.architectures.models import Kind, build
+from benchmarks.architectures.models import ModelClass, build
 from continual.decoding import plainly
 from continual.errors import CeditError
 from continual.model import tensor_bytes
@@ -41,7 +41,7 @@ TEXTS = {
 """By task, a target of one token and one of several; or labels."""
 
 
-def put_through(kind: Kind, folder: Path) -> dict[str, Any]:
+def put_through(kind: ModelClass, folder: Path) -> dict[str, Any]:
     """Return the record of a class: its outcome in a word, with the message or the findings."""
     try:
         build(kind, folder / "model")
@@ -55,7 +55,7 @@ def put_through(kind: Kind, folder: Path) -> dict[str, Any]:
         return {"outcome": BUG, "said": f"{type(error).__name__}: {_line(error)} {_where(error)}"}
 
 
-def _stages(kind: Kind, folder: Path) -> dict[str, Any]:
+def _stages(kind: ModelClass, folder: Path) -> dict[str, Any]:
     task = {"name": kind.task}
     new = NewStore(str(folder / "model"), task, watch=UNWATCHED, calibration={})
     with init(folder / "store", new) as session:
@@ -72,7 +72,7 @@ def _stages(kind: Kind, folder: Path) -> dict[str, Any]:
     return {"outcome": found, "said": said, "applied": applied}
 
 
-def _edited(session: Session, kind: Kind) -> list[str]:
+def _edited(session: Session, kind: ModelClass) -> list[str]:
     """Apply the corrections, and return the outcome of each."""
     outcomes = []
     for prompt, target in TEXTS[kind.task]:
@@ -82,7 +82,7 @@ def _edited(session: Session, kind: Kind) -> list[str]:
     return outcomes
 
 
-def _disagreements(session: Session, kind: Kind, outcomes: list[str]) -> list[str]:
+def _disagreements(session: Session, kind: ModelClass, outcomes: list[str]) -> list[str]:
     """Return the ways of asking that contradict the ledger's claim about a correction."""
     found = []
     for (prompt, target), outcome in zip(TEXTS[kind.task], outcomes, strict=True):

@@ -27,14 +27,14 @@ from benchmarks.faults import (
     soak,
 )
 from benchmarks.faults.findings import Finding
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 
 COLUMNS = (
-    Column("fault", "fault"),
-    Column("cases", "cases", "d"),
-    Column("violations", "violations", "d"),
-    Column("", "verdict"),
-    Column("note", "note"),
+    TextColumn("fault", "fault"),
+    TextColumn("cases", "cases", "d"),
+    TextColumn("violations", "violations", "d"),
+    TextColumn("", "verdict"),
+    TextColumn("note", "note"),
 )
 FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "power-loss": power_loss.find,

@@ -72,7 +72,7 @@ def perform(arguments: Sequence[str], say: Say) -> None:
     say(code=cli.run(arguments))
 
 
-def run(*arguments: str, before: processes.Task | None = None, stdin: bytes = b"") -> Done:
+def run(*arguments: str, before: processes.ChildTask | None = None, stdin: bytes = b"") -> Done:
     """Run a command in a child, after the child has run the task `before`."""
     warm_up()
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def run(*arguments: str, before: processes.Task | None = None, stdin: bytes = b"
 
 
 def _run(
-    files: Sequence[Path], arguments: Sequence[str], before: processes.Task | None, say: Say
+    files: Sequence[Path], arguments: Sequence[str], before: processes.ChildTask | None, say: Say
 ) -> None:
     for number, file in enumerate(files):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND

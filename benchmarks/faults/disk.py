@@ -23,7 +23,7 @@ Tree = dict[str, bytes | None]  # content by path within the store; None is a fo
 
 
 @dataclass
-class _Change:
+class _FileChange:
     """A write or a truncation of one file."""
 
     offset: int
@@ -35,7 +35,7 @@ class _Change:
 @dataclass
 class _Inode:
     is_folder: bool
-    changes: list[_Change] = field(default_factory=list)
+    changes: list[_FileChange] = field(default_factory=list)
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Disk:
         inode = self._link(self.root / name, content is None, began=-1)
         self._renamings[-1].durable = -1
         if content:
-            self._inodes[inode].changes.append(_Change(0, content, -1, -1))
+            self._inodes[inode].changes.append(_FileChange(0, content, -1, -1))
 
     def _take(self, event: Event) -> None:
         if event.kind == "said":
@@ -126,10 +126,10 @@ class Disk:
         if event.kind == "sync":
             self._sync(number, event)
         elif event.kind == "truncate":
-            inode.changes.append(_Change(event.offset, None, event.began))
+            inode.changes.append(_FileChange(event.offset, None, event.began))
         else:
             durable = event.ended if event.is_synced else _NEVER
-            inode.changes.append(_Change(event.offset, event.data, event.began, durable))
+            inode.changes.append(_FileChange(event.offset, event.data, event.began, durable))
 
     def _copied(self, span: Span) -> bytes:
         """Return a part of a file as a reader sees it, on the disk or not."""
@@ -243,7 +243,7 @@ def _apply(names: dict[tuple[int, str], int], effects: dict[tuple[int, str], int
             names[place] = number
 
 
-def _content(changes: Sequence[_Change], moment: int, how: str, draw: random.Random) -> bytes:
+def _content(changes: Sequence[_FileChange], moment: int, how: str, draw: random.Random) -> bytes:
     data = bytearray()
     begun = [change for change in changes if change.began < moment]
     how = draw.choice(("none", "all", "prefix", "any", "torn", "torn")) if how == "random" else how
@@ -270,14 +270,14 @@ def _content(changes: Sequence[_Change], moment: int, how: str, draw: random.Ran
     return bytes(data)
 
 
-def _sectors(change: _Change, draw: random.Random) -> set[int]:
+def _sectors(change: _FileChange, draw: random.Random) -> set[int]:
     assert change.data is not None
     first = change.offset // SECTOR
     last = (change.offset + len(change.data) - 1) // SECTOR
     return {number for number in range(first, last + 1) if draw.random() < 0.5}
 
 
-def _write(data: bytearray, change: _Change, sectors: set[int] | None) -> None:
+def _write(data: bytearray, change: _FileChange, sectors: set[int] | None) -> None:
     assert change.data is not None
     end = change.offset + len(change.data)
     if sectors is None:

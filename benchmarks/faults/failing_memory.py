@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Run:
+class LimitedRun:
     """A stream to apply, and the room that it gets each time, in MiB."""
 
     editor: str
@@ -33,15 +33,15 @@ class Run:
 
 
 LONG = (
-    Run("tpatcher", 1, 4, range(60, 300, 40)),
-    Run("memit", 20, 40, range(200, 900, 100)),
-    Run("ft-last", 1, 3, range(260, 600, 60)),
-    Run("serac", 1, 3, range(200, 560, 80)),
+    LimitedRun("tpatcher", 1, 4, range(60, 300, 40)),
+    LimitedRun("memit", 20, 40, range(200, 900, 100)),
+    LimitedRun("ft-last", 1, 3, range(260, 600, 60)),
+    LimitedRun("serac", 1, 3, range(200, 560, 80)),
 )
-SHORT = (Run("ft-last", 1, 2, (300,)),)
+SHORT = (LimitedRun("ft-last", 1, 2, (300,)),)
 
 
-def of_apply(finding: Finding, runs: Sequence[Run]) -> None:
+def of_apply(finding: Finding, runs: Sequence[LimitedRun]) -> None:
     """Run `cedit apply` in an address space that hardly grows, then again with room.
 
     It must end as a run that always had room.
@@ -72,12 +72,12 @@ def of_apply(finding: Finding, runs: Sequence[Run]) -> None:
         finding.count("all of them", ["none had too little: nothing was tried"])
 
 
-def _command(run: Run, stream: Path, store: Path) -> tuple[str, ...]:
+def _command(run: LimitedRun, stream: Path, store: Path) -> tuple[str, ...]:
     size = ("--batch-size", str(run.batch))
     return ("apply", str(stream), "--store", str(store), "--editor", run.editor, *size, "--json")
 
 
-def _applied(run: Run, stream: Path, path: Path) -> Path:
+def _applied(run: LimitedRun, stream: Path, path: Path) -> Path:
     done = commands.run(*_command(run, stream, copied(commands.new_store(), path)))
     assert done.code in (0, 3), done.err
     return path

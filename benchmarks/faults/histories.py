@@ -103,7 +103,7 @@ class Acts(RuleBasedStateMachine):
 
 
 @dataclass
-class State:
+class ModelRevision:
     """A revision as the plain model knows it."""
 
     fingerprint: str
@@ -111,10 +111,10 @@ class State:
 
 
 @dataclass
-class Plain:
+class ModelHistory:
     """The history as a dict, and the place of its head."""
 
-    states: dict[str, State] = field(default_factory=dict)
+    states: dict[str, ModelRevision] = field(default_factory=dict)
     head: str = ""
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -130,10 +130,10 @@ class Edits(RuleBasedStateMachine):
         shutil.copytree(commands.new_store(), self.folder / "store")
         self.session = session.open_session(self.folder / "store")
         base = self.session.store.head
-        self.plain = Plain({base.id: State(base.fingerprint, frozenset())}, base.id)
+        self.plain = ModelHistory({base.id: ModelRevision(base.fingerprint, frozenset())}, base.id)
 
     @property
-    def here(self) -> State:
+    def here(self) -> ModelRevision:
         return self.plain.states[self.plain.head]
 
     @rule(number=st.integers(0, CORRECTIONS - 1), editor=EDITORS)
@@ -154,7 +154,7 @@ class Edits(RuleBasedStateMachine):
         request = draw.choice(sorted(self.here.active))
         active = self.here.active - {request}
         done = self.session.revert(request)
-        self.plain.states[done.revision.id] = State(done.revision.fingerprint, active)
+        self.plain.states[done.revision.id] = ModelRevision(done.revision.fingerprint, active)
         self.plain.head = done.revision.id
         if not active:
             base = self.session.store.base.fingerprint
@@ -204,7 +204,7 @@ class Edits(RuleBasedStateMachine):
         for revision in self.session.store.revisions(before):
             applied = {one["id"] for one in revision.body["requests"] if _is_applied(one)}
             assert revision.parent == self.plain.head
-            state = State(revision.fingerprint, self.here.active | applied)
+            state = ModelRevision(revision.fingerprint, self.here.active | applied)
             self.plain.states[revision.id] = state
             self.plain.head = revision.id
 

@@ -54,7 +54,7 @@ INIT_KILLS = tuple(f"{call}:signal=KILL:when={n}" for call in ("mkdir", "fsync")
 
 
 @dataclass(frozen=True)
-class Recording:
+class DiskRecording:
     """A run: the disk before it, its file system calls, and the check of a disk that it leaves."""
 
     name: str
@@ -74,9 +74,9 @@ class Recording:
 def record(
     name: str,
     look: Callable[[Path, Said], list[str]],
-    runs: Sequence[tuple[processes.Task, Sequence[str]]],
+    runs: Sequence[tuple[processes.ChildTask, Sequence[str]]],
     root: Path,
-) -> Recording:
+) -> DiskRecording:
     """Run tasks one after the other under strace, each perhaps killed, as one recording."""
     base = _tree_of(root)
     logs = [processes.run_traced(task, [*OPTIONS, *injected]) for task, injected in runs]
@@ -84,7 +84,7 @@ def record(
         if heard.problems or heard.error or (heard.signal is None) == bool(injected):
             raise AssertionError(f"{name}: {heard.problems} {heard.error} {injected}")
     events = read_log("\n".join(heard.log.rstrip() for heard in logs), root)
-    return Recording(name, base, events, look, root)
+    return DiskRecording(name, base, events, look, root)
 
 
 def _made(root: Path) -> Path:
@@ -119,21 +119,21 @@ def _init(path: Path, say: Say) -> None:
     say(made=True)
 
 
-def steps(root: Path, length: int) -> Recording:
+def steps(root: Path, length: int) -> DiskRecording:
     """Record a store that is made, and used."""
     acts = workload.plan(length)
     task = partial(_run, _made(root), acts)
     return record("steps", partial(_look_at_run, acts), [(task, ())], root)
 
 
-def growth(root: Path, length: int) -> Recording:
+def growth(root: Path, length: int) -> DiskRecording:
     """Record a store whose map grows."""
     acts = workload.plan(length, ("bare", "step"))
     task = partial(_run_in_small_map, _made(root), acts)
     return record("a growing map", partial(_look_at_run, acts), [(task, ())], root)
 
 
-def killed(root: Path, length: int, kill: str) -> Recording:
+def killed(root: Path, length: int, kill: str) -> DiskRecording:
     """Record a run that is killed, and the next one, which counts on the state it finds."""
     acts = workload.plan(length, ("dense", "quarantine", "cache", "step"))
     path = _made(root)
@@ -144,7 +144,7 @@ def killed(root: Path, length: int, kill: str) -> Recording:
     return record(f"killed ({kill}), then", partial(_look_at_run, acts), runs, root)
 
 
-def init(root: Path, kill: str | None = None) -> Recording:
+def init(root: Path, kill: str | None = None) -> DiskRecording:
     """Record a store that is being made; perhaps for the second time, after a kill."""
     path = root / FOLDER
     task = partial(_init, path)
@@ -155,7 +155,7 @@ def init(root: Path, kill: str | None = None) -> Recording:
     return record(name, _look_at_new, runs, root)
 
 
-def upkept(root: Path, one: Upkeep, leave_out: Callable[[], Any] = nullcontext) -> Recording:
+def upkept(root: Path, one: Upkeep, leave_out: Callable[[], Any] = nullcontext) -> DiskRecording:
     """Record work on a whole store."""
 
     def task(say: Say) -> None:
@@ -204,7 +204,7 @@ CONTROLS = {
 }
 
 
-def control(root: Path, length: int, name: str) -> Recording:
+def control(root: Path, length: int, name: str) -> DiskRecording:
     """Record a run that leaves some syncs out."""
     acts = workload.plan(length)
     task = partial(_without, CONTROLS[name], _made(root), acts)
@@ -214,7 +214,7 @@ def control(root: Path, length: int, name: str) -> Recording:
 # -- the contents of images
 
 
-def look_at(image: Image, recording: Recording, folder: Path) -> list[str]:
+def look_at(image: Image, recording: DiskRecording, folder: Path) -> list[str]:
     """Return the faults of a disk."""
     said = [json.loads(line) for line in image.said.splitlines() if line.endswith(b"}")]
     shutil.rmtree(folder, ignore_errors=True)
@@ -240,7 +240,7 @@ def _look_at_new(folder: Path, said: Said) -> list[str]:
     return workload.faults_of(path, acts, 0)
 
 
-def examine(recording: Recording, count: int, seed: int, finding: Finding) -> None:
+def examine(recording: DiskRecording, count: int, seed: int, finding: Finding) -> None:
     """Look at images of a recording, in processes that a damaged file may end."""
     draw = random.Random(seed)
     images = recording.images(draw, count)
@@ -250,7 +250,7 @@ def examine(recording: Recording, count: int, seed: int, finding: Finding) -> No
 
 
 def _examine_chunk(
-    recording: Recording, chunk: Sequence[Image], folder: Path, finding: Finding
+    recording: DiskRecording, chunk: Sequence[Image], folder: Path, finding: Finding
 ) -> None:
     def look(say: Say) -> None:
         for number, image in enumerate(chunk):
@@ -309,7 +309,7 @@ def find(is_short: bool) -> Iterator[Finding]:
     yield finding
 
 
-Planned = list[tuple[Callable[[Path], Recording], int]]
+Planned = list[tuple[Callable[[Path], DiskRecording], int]]
 
 
 def _runs(is_short: bool) -> Planned:

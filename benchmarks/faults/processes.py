@@ -30,7 +30,7 @@ from typing import Any
 from store import StoreError
 
 Say = Callable[..., None]
-Task = Callable[[Say], None]
+ChildTask = Callable[[Say], None]
 PATIENCE_S = 60.0  # no child takes as long
 _CALL = re.compile(r"(\d+) +(\w+)\(")
 _ENDLESS = frozenset({"exit", "exit_group", "restart_syscall", "rt_sigreturn"})
@@ -111,7 +111,7 @@ class Child:
         return Heard(self._said, ended, is_hung)
 
 
-def fork(task: Task) -> Child:
+def fork(task: ChildTask) -> Child:
     """Start a child that runs a task once it is told to go; on return it waits for that."""
     ours, theirs = socket.socketpair()  # not a pipe: only the store's own work makes `write` calls
     hears, says = ours.detach(), theirs.detach()
@@ -134,7 +134,7 @@ def fork(task: Task) -> Child:
         os._exit(0)
 
 
-def _perform(task: Task, says: int) -> None:
+def _perform(task: ChildTask, says: int) -> None:
     line = socket.socket(fileno=says)
 
     def say(**what: Any) -> None:
@@ -159,14 +159,14 @@ def finish_all(children: Sequence[Child], patience_s: float) -> list[Heard]:
     return [child.finish(0.0 if child.hears in by_line else PATIENCE_S) for child in children]
 
 
-def run(task: Task, patience_s: float = PATIENCE_S) -> Heard:
+def run(task: ChildTask, patience_s: float = PATIENCE_S) -> Heard:
     """Run a task in a child, from beginning to end."""
     child = fork(task)
     child.go()
     return child.finish(patience_s)
 
 
-def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_S) -> Heard:
+def run_traced(task: ChildTask, options: Sequence[str], patience_s: float = PATIENCE_S) -> Heard:
     """Run a task in a child under strace, which is attached before it begins."""
     child = fork(task)
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,7 @@ def run_traced(task: Task, options: Sequence[str], patience_s: float = PATIENCE_
     return heard
 
 
-def calls_in(task: Task) -> Counter[str]:
+def calls_in(task: ChildTask) -> Counter[str]:
     """Count each system call of a task: the most that one thread makes of it."""
     heard = run_traced(task, ["-e", "signal=none"])
     per_thread = Counter(

@@ -52,7 +52,7 @@ class Event:
 
 
 @dataclass
-class _File:
+class _OpenFile:
     path: Path
     offset: int = 0
     is_synced: bool = False
@@ -60,13 +60,13 @@ class _File:
 
 def read_log(text: str, root: Path) -> list[Event]:
     """Return the events below a folder, and the messages through a socket."""
-    return list(_Reader(root).events(text))
+    return list(_LogReader(root).events(text))
 
 
-class _Reader:
+class _LogReader:
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.files: dict[int, _File] = {}
+        self.files: dict[int, _OpenFile] = {}
 
     def events(self, text: str) -> Iterator[Event]:
         """Yield all events of a log."""
@@ -107,7 +107,7 @@ class _Reader:
             self.files.pop(result, None)
             return
         is_synced = "O_SYNC" in flags or "O_DSYNC" in flags
-        self.files[result] = _File(path, is_synced=is_synced)
+        self.files[result] = _OpenFile(path, is_synced=is_synced)
         if "O_CREAT" in flags:
             yield Event("create", path, began, ended)
         if "O_TRUNC" in flags:
@@ -178,7 +178,7 @@ class _Reader:
         file.offset += result
         origin.offset += 0 if at else result
 
-    def _written(self, file: _File, offset: int, data: bytes, began: int, ended: int) -> Event:
+    def _written(self, file: _OpenFile, offset: int, data: bytes, began: int, ended: int) -> Event:
         return Event("write", file.path, began, ended, offset, data, is_synced=file.is_synced)
 
     def _ftruncate(self, arguments: str, _: int, began: int, ended: int) -> Iterator[Event]:

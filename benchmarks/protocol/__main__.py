@@ -27,7 +27,7 @@ import torch
 from benchmarks import tables
 from benchmarks.counterfact_model import data_folder, default_cache
 from benchmarks.protocol import reporting, settings
-from benchmarks.protocol.runs import Plan, Protocol
+from benchmarks.protocol.runs import ProtocolRuns, RunPlan
 from continual.errors import CeditError
 
 
@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--folds", type=int, default=3, metavar="N")
     made.add_argument("--edits", type=int, default=150, metavar="N", help="attempted, in each fold")
     made.add_argument("--seed", type=int, default=0, metavar="N")
-    made.add_argument("--train-probes", type=int, default=Plan.train_probes, metavar="N")
-    made.add_argument("--held-out", choices=("test", "validation"), default=Plan.held_out)
+    made.add_argument("--train-probes", type=int, default=RunPlan.train_probes, metavar="N")
+    made.add_argument("--held-out", choices=("test", "validation"), default=RunPlan.held_out)
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
     made.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning what --start names")
     begin = made.add_mutually_exclusive_group()
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
         raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
     if options.epochs is not None and not options.start:
         raise CeditError("--epochs is of fine-tuning: name what to start from with --start.")
-    asked = settings.Asked(
+    asked = settings.SettingChoices(
         architecture,
         data=data_folder(),
         cache=options.cache,
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     )
     setting = settings.TASKS[options.task](asked)
     settings.note_of(setting)
-    plan = Plan(
+    plan = RunPlan(
         tuple(options.editors.split(",")),
         options.folds,
         options.edits,
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         options.held_out,
         options.settings,
     )
-    protocol = Protocol(setting, plan, options.output)
+    protocol = ProtocolRuns(setting, plan, options.output)
     own = protocol.run()
     runs = [*own, *protocol.beside(options.beside, own)]
     rows = reporting.table(setting, runs)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.protocol.splits import Example, distinct
+from benchmarks.protocol.splits import AnsweredInput, distinct
 
 LABELS = ("REFUTES", "SUPPORTS")
 FRAMES = (
@@ -45,7 +45,7 @@ DATE = re.compile(
 )
 
 
-def load(data: Path) -> list[Example]:
+def load(data: Path) -> list[AnsweredInput]:
     """Read the supported or refuted claims of FEVER's development set, each with all rewordings.
 
     Claims that are given with both labels are left out.
@@ -54,7 +54,9 @@ def load(data: Path) -> list[Example]:
     records = [json.loads(line) for line in lines]
     return distinct(
         [
-            Example(record["claim"].strip(), record["label"], rewordings(record["claim"].strip()))
+            AnsweredInput(
+                record["claim"].strip(), record["label"], rewordings(record["claim"].strip())
+            )
             for record in records
             if record["label"] in LABELS
         ]

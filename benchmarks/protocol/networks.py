@@ -39,7 +39,7 @@ CONTEXT_TOKENS = 128
 
 
 @dataclass(frozen=True)
-class Shape:
+class NetworkShape:
     """The size of a model; seq2seq models have as many blocks in the encoder as in the decoder."""
 
     blocks: int
@@ -53,9 +53,9 @@ class Shape:
 class Architecture:
     """The parts of an architecture: its size, its tokenizer and its model."""
 
-    shape: Shape
+    shape: NetworkShape
     new_tokenizer: Callable[[Iterable[str], int], PreTrainedTokenizerFast]
-    new_model: Callable[[PreTrainedTokenizerFast, Shape, Sequence[str]], Any]
+    new_model: Callable[[PreTrainedTokenizerFast, NetworkShape, Sequence[str]], Any]
     labels: bool  # an answer is a label, not a text
 
     def new(self, texts: Iterable[str], answers: Iterable[str], seed: int) -> tuple[Any, Any]:
@@ -143,7 +143,7 @@ def _frame(tokenizer: Tokenizer, single: str, special: Sequence[str]) -> Any:
 # --- models ---------------------------------------------------------------------------------------
 
 
-def bert(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
+def bert(tokenizer: PreTrainedTokenizerFast, shape: NetworkShape, labels: Sequence[str]) -> Any:
     """Return BERT's encoder with its pooler and a label head."""
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -158,7 +158,7 @@ def bert(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]
     return BertForSequenceClassification(config)
 
 
-def bart(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
+def bart(tokenizer: PreTrainedTokenizerFast, shape: NetworkShape, labels: Sequence[str]) -> Any:
     """Return BART's encoder and decoder; an answer begins behind the padding token, as T5's
     does."""
     config = BartConfig(
@@ -182,7 +182,7 @@ def bart(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]
     return BartForConditionalGeneration(config)
 
 
-def t5(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) -> Any:
+def t5(tokenizer: PreTrainedTokenizerFast, shape: NetworkShape, labels: Sequence[str]) -> Any:
     """Return T5's encoder and decoder."""
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -200,7 +200,7 @@ def t5(tokenizer: PreTrainedTokenizerFast, shape: Shape, labels: Sequence[str]) 
 
 
 ARCHITECTURES = {
-    "bert": Architecture(Shape(3, 192, 4, 768, 6000), word_pieces, bert, labels=True),
-    "bart": Architecture(Shape(2, 160, 4, 640, 3000), byte_pairs, bart, labels=False),
-    "t5": Architecture(Shape(2, 160, 4, 640, 3000), byte_pairs, t5, labels=False),
+    "bert": Architecture(NetworkShape(3, 192, 4, 768, 6000), word_pieces, bert, labels=True),
+    "bart": Architecture(NetworkShape(2, 160, 4, 640, 3000), byte_pairs, bart, labels=False),
+    "t5": Architecture(NetworkShape(2, 160, 4, 640, 3000), byte_pairs, t5, labels=False),
 }

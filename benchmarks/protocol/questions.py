@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.protocol.splits import Example, distinct
+from benchmarks.protocol.splits import AnsweredInput, distinct
 
 ZSRE_FILES = ("zsre_mend_train_1k.json", "zsre_eval_portability.json", "knowedit_zsre.json")
 TEMPLATES = Path(__file__).with_name("questions.toml")
 WORDS_MAX = 5  # of an answer
 
 
-def load(data: Path, facts_max: int, seed: int) -> list[Example]:
+def load(data: Path, facts_max: int, seed: int) -> list[AnsweredInput]:
     """Return all of zsRE's questions, and questions about `facts_max` facts of ParaRel, by seed."""
     draw = random.Random(seed)
     facts = list(of_pararel(data / "pararel" / "trex_lms_vocab", draw))
@@ -29,7 +29,7 @@ def load(data: Path, facts_max: int, seed: int) -> list[Example]:
     return distinct([*of_zsre(data / "zsre"), *facts[:facts_max]])
 
 
-def of_zsre(folder: Path) -> Iterator[Example]:
+def of_zsre(folder: Path) -> Iterator[AnsweredInput]:
     """Yield the questions with their true answers, from either format of zsRE."""
     for name in ZSRE_FILES:
         for record in json.loads((folder / name).read_bytes()):
@@ -39,10 +39,10 @@ def of_zsre(folder: Path) -> Iterator[Example]:
             answer = answers if isinstance(answers, str) else answers[0]
             others = (rephrase,) if rephrase and rephrase != prompt else ()
             if answer and len(answer.split()) <= WORDS_MAX:
-                yield Example(prompt, answer, others)
+                yield AnsweredInput(prompt, answer, others)
 
 
-def of_pararel(folder: Path, draw: random.Random) -> Iterator[Example]:
+def of_pararel(folder: Path, draw: random.Random) -> Iterator[AnsweredInput]:
     """Yield a question for each fact that is its subject's only one in its relation."""
     for relation, templates in tomllib.loads(TEMPLATES.read_text(encoding="utf-8")).items():
         objects: dict[str, set[str]] = {}
@@ -53,11 +53,11 @@ def of_pararel(folder: Path, draw: random.Random) -> Iterator[Example]:
                 yield _asked(subject, min(found), templates, draw)
 
 
-def _asked(subject: str, answer: str, templates: list[str], draw: random.Random) -> Example:
+def _asked(subject: str, answer: str, templates: list[str], draw: random.Random) -> AnsweredInput:
     first = draw.randrange(len(templates))
     order = [*templates[first:], *templates[:first]]
     prompt, *others = (template.replace("{}", subject) for template in order)
-    return Example(prompt, answer, tuple(others))
+    return AnsweredInput(prompt, answer, tuple(others))
 
 
 def _facts(file: Path) -> list[dict[str, Any]]:

@@ -10,31 +10,31 @@ from typing import Any
 
 from benchmarks import plots
 from benchmarks.protocol import published
-from benchmarks.protocol.runs import RATES, Run
-from benchmarks.protocol.settings import Setting
-from benchmarks.tables import Column
+from benchmarks.protocol.runs import RATES, FoldRun
+from benchmarks.protocol.settings import TaskSetting
+from benchmarks.tables import TextColumn
 
 POINTS = 25  # of a curve
 CURVES = {"ER": "ER: earlier edits", "TrainR": "TrainR", "TestR": "TestR"}
 COLUMNS = (
-    Column("editor", "editor"),
-    Column("model", "model"),
-    Column("folds", "folds", "d"),
-    Column("inputs met", "met", ",.0f"),
-    Column("edits", "edits", ",.0f"),
-    *(Column(name, name) for name in RATES),
-    Column("edit, s", "edit_s", ".3f"),
-    Column("re-check, s", "recheck_s", ".3f"),
-    Column("patch, bytes", "bytes", ",.0f"),
+    TextColumn("editor", "editor"),
+    TextColumn("model", "model"),
+    TextColumn("folds", "folds", "d"),
+    TextColumn("inputs met", "met", ",.0f"),
+    TextColumn("edits", "edits", ",.0f"),
+    *(TextColumn(name, name) for name in RATES),
+    TextColumn("edit, s", "edit_s", ".3f"),
+    TextColumn("re-check, s", "recheck_s", ".3f"),
+    TextColumn("patch, bytes", "bytes", ",.0f"),
 )
 INITIAL_COLUMNS = (
-    Column("probes", "probes"),
-    Column("asked", "asked", ",d"),
-    Column("right", "right", ".3f"),
+    TextColumn("probes", "probes"),
+    TextColumn("asked", "asked", ",d"),
+    TextColumn("right", "right", ".3f"),
 )
 
 
-def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def table(setting: TaskSetting, runs: Sequence[FoldRun]) -> list[dict[str, Any]]:
     """Return a row for each editor, then the paper's rows with the name of their model.
 
     An editor's rates are the mean ± deviation over the folds at their ends.
@@ -48,7 +48,7 @@ def table(setting: Setting, runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows + [{**row, **{name: f"{row[name]:.3f}" for name in RATES}} for row in theirs]
 
 
-def initial(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def initial(runs: Sequence[FoldRun]) -> list[dict[str, Any]]:
     """Return the initial model's share of right answers before the first edit, by probe set."""
     base = runs[0].base if runs else {}
     return [
@@ -58,7 +58,7 @@ def initial(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _over_folds(runs: Sequence[Run]) -> dict[str, Any]:
+def _over_folds(runs: Sequence[FoldRun]) -> dict[str, Any]:
     ends = [run.rows[-1] for run in runs]
     every = [row for run in runs for row in run.rows]
     return {
@@ -84,7 +84,7 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def curves(runs: Sequence[FoldRun]) -> list[dict[str, Any]]:
     """Return means over folds along the stream, for each editor as far as all of its folds go."""
     rows: list[dict[str, Any]] = []
     for editor in dict.fromkeys(run.label for run in runs):

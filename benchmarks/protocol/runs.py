@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
-from benchmarks.protocol.settings import Setting
+from benchmarks.protocol.settings import TaskSetting
 from continual.editors.chains import new_tables
 from continual.errors import CeditError
 from continual.new_store import NewStore, init
@@ -39,7 +39,7 @@ class ProtocolError(CeditError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The editors, folds and edits of a setting's runs."""
 
     editors: tuple[str, ...]
@@ -56,7 +56,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Run:
+class FoldRun:
     """One fold by one editor, as its file records it."""
 
     fold: int
@@ -77,24 +77,24 @@ class Run:
         return " ".join([self.editor, *(f"{name}={v}" for name, v in self.settings.items())])
 
 
-class Protocol:
+class ProtocolRuns:
     """A setting's runs in an output folder.
 
     Raises ProtocolError if the folder has another setting's runs.
     """
 
-    def __init__(self, setting: Setting, plan: Plan, output: Path) -> None:
+    def __init__(self, setting: TaskSetting, plan: RunPlan, output: Path) -> None:
         self.setting, self.plan, self.output = setting, plan, output
         output.mkdir(parents=True, exist_ok=True)
         self._require_same()
         self._write_inputs()
 
-    def run(self) -> list[Run]:
+    def run(self) -> list[FoldRun]:
         """Return all runs; finished ones come from their files."""
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
         return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
 
-    def beside(self, folders: Iterable[Path], own: Sequence[Run] = ()) -> list[Run]:
+    def beside(self, folders: Iterable[Path], own: Sequence[FoldRun] = ()) -> list[FoldRun]:
         """Return the finished runs of other outputs on the same folds, for editors without `own`
         runs.
 
@@ -167,7 +167,7 @@ class Protocol:
 
     # -- one run
 
-    def _finished(self, fold: int, editor: str) -> Run | None:
+    def _finished(self, fold: int, editor: str) -> FoldRun | None:
         """Return the run if its file has as many edits as the plan asks for."""
         path = self._result(fold, editor)
         if not path.exists():
@@ -197,12 +197,12 @@ class Protocol:
                 "Name another --output, or remove the run's store and result."
             )
 
-    def _made(self, fold: int, editor: str) -> Run:
+    def _made(self, fold: int, editor: str) -> FoldRun:
         place = self.output / "stores" / f"fold-{fold}" / editor
         place.parent.mkdir(parents=True, exist_ok=True)
         with self._session(place, editor) as session:
             exhausted = self._apply(session, fold, editor, place)
-            run = Run(
+            run = FoldRun(
                 fold,
                 editor,
                 exhausted,
@@ -234,7 +234,7 @@ class Protocol:
 
         Returns True if the stream ended before.
         """
-        attempted = session.standing.retention.attempts.total
+        attempted = session.run_state.retention.attempts.total
         settings = session.settings(chain=(editor,))
         steps = session.steps(open_stream(str(self.output / f"fold-{fold}.jsonl")), settings)
         with place.with_suffix(".seconds").open("a", encoding="utf-8") as seconds:
@@ -289,10 +289,10 @@ def _note(fold: int, editor: str, attempted: int, step: Step) -> None:
         tables.note(f"fold {fold}, {editor}: {attempted} edits, {shown}")
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> FoldRun:
     """Read a run from its file."""
     record = json.loads(path.read_text(encoding="utf-8"))["run"]
-    return Run(**{**record, "rows": tuple(record["rows"])})
+    return FoldRun(**{**record, "rows": tuple(record["rows"])})
 
 
 def _differing(wanted: Mapping[str, Any], path: Path) -> list[str]:

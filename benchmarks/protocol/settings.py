@@ -20,31 +20,31 @@ from benchmarks.counterfact import FACTS, probe_sets
 from benchmarks.counterfact_model import load_knowledge, recipe
 from benchmarks.counterfact_model import trained_model as trained_decoder
 from benchmarks.protocol import claims, questions
-from benchmarks.protocol.splits import Example, Sizes, Splits
-from benchmarks.protocol.training import Pair, Recipe, accuracy, trained_model
+from benchmarks.protocol.splits import AnsweredInput, ExampleSplits, SplitSizes
+from benchmarks.protocol.training import TextAnswer, TrainingRecipe, accuracy, trained_model
 from continual.embedded import ATLAS
 from continual.model_files import directory_fingerprint, model_directory
 
-CLAIM_SIZES = Sizes(validation=400, edit=1500, test=600)
-QUESTION_SIZES = Sizes(validation=200, edit=900, test=800)
+CLAIM_SIZES = SplitSizes(validation=400, edit=1500, test=600)
+QUESTION_SIZES = SplitSizes(validation=200, edit=900, test=800)
 PARAREL_FACTS = 3000
 WATCHED = 500  # examples of D_train that are watched during training
 RECIPES = {
-    "bert": Recipe(epochs=4, seconds_max=900, learning_rate=3e-4, weight_decay=0.1),
-    "bart": Recipe(epochs=40, seconds_max=900),
-    "t5": Recipe(epochs=20, seconds_max=900, learning_rate=2e-3),
+    "bert": TrainingRecipe(epochs=4, seconds_max=900, learning_rate=3e-4, weight_decay=0.1),
+    "bart": TrainingRecipe(epochs=40, seconds_max=900),
+    "t5": TrainingRecipe(epochs=20, seconds_max=900, learning_rate=2e-3),
 }
-FINE_TUNING = Recipe(epochs=5, tokens_per_batch=2048, learning_rate=5e-5, warmup_steps=200)
+FINE_TUNING = TrainingRecipe(epochs=5, tokens_per_batch=2048, learning_rate=5e-5, warmup_steps=200)
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskSetting:
     """One task on one initial model."""
 
     task: str
     architecture: str
     engine_task: Mapping[str, Any]  # the store's [task] table
-    splits: Splits
+    splits: ExampleSplits
     model: Path
 
     @property
@@ -57,7 +57,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SettingChoices:
     """The command's choices for a setting."""
 
     architecture: str
@@ -69,10 +69,10 @@ class Asked:
     epochs: int | None = None  # of fine-tuning, in the place of the recipe's
 
 
-def fever(asked: Asked) -> Setting:
+def fever(asked: SettingChoices) -> TaskSetting:
     """Return a classifier of claims, and claims that it was not trained on."""
-    splits = Splits.of(claims.load(asked.data), CLAIM_SIZES, asked.seed)
-    return Setting(
+    splits = ExampleSplits.of(claims.load(asked.data), CLAIM_SIZES, asked.seed)
+    return TaskSetting(
         "fever",
         asked.architecture,
         {"name": "classification"},
@@ -81,11 +81,11 @@ def fever(asked: Asked) -> Setting:
     )
 
 
-def zsre(asked: Asked) -> Setting:
+def zsre(asked: SettingChoices) -> TaskSetting:
     """Return a question answerer, and questions about facts that it was not trained on."""
     examples = questions.load(asked.data, PARAREL_FACTS, asked.seed)
-    splits = Splits.of(examples, QUESTION_SIZES, asked.seed)
-    return Setting(
+    splits = ExampleSplits.of(examples, QUESTION_SIZES, asked.seed)
+    return TaskSetting(
         "zsre",
         asked.architecture,
         {"name": "seq2seq"},
@@ -94,29 +94,29 @@ def zsre(asked: Asked) -> Setting:
     )
 
 
-def counterfact(asked: Asked) -> Setting:
+def counterfact(asked: SettingChoices) -> TaskSetting:
     """Return a decoder that knows CounterFact's true facts, and the counterfactual ones.
 
     Probes are facts that are never edited: D_train in trained wordings, D_test in others.
     """
     knowledge = load_knowledge(asked.data, FACTS)
     probes = probe_sets(knowledge)
-    splits = Splits(
-        train=tuple(Example(p.prompt, p.answer) for p in probes["train"]),
+    splits = ExampleSplits(
+        train=tuple(AnsweredInput(p.prompt, p.answer) for p in probes["train"]),
         validation=(),
         edit=tuple(
-            Example(r.prompt, r.target_new, r.held_out_rephrases) for r in knowledge.requests
+            AnsweredInput(r.prompt, r.target_new, r.held_out_rephrases) for r in knowledge.requests
         ),
-        test=tuple(Example(p.prompt, p.answer) for p in probes["test"]),
+        test=tuple(AnsweredInput(p.prompt, p.answer) for p in probes["test"]),
     )
     model = _given(asked) or trained_decoder(
         knowledge, recipe(minutes=14, epochs=60), asked.data, asked.cache
     )
     task = {"name": "causal"} if asked.model else {"name": "causal", **ATLAS.task}
-    return Setting("counterfact", asked.architecture, task, splits, model)
+    return TaskSetting("counterfact", asked.architecture, task, splits, model)
 
 
-TASKS: Mapping[str, Callable[[Asked], Setting]] = {
+TASKS: Mapping[str, Callable[[SettingChoices], TaskSetting]] = {
     "fever": fever,
     "zsre": zsre,
     "counterfact": counterfact,
@@ -125,7 +125,7 @@ ARCHITECTURES = {"fever": ("bert",), "zsre": ("bart", "t5"), "counterfact": ("gp
 """The architectures of each task; the first is the default."""
 
 
-def _trained_on(splits: Splits, asked: Asked) -> Path:
+def _trained_on(splits: ExampleSplits, asked: SettingChoices) -> Path:
     """Return a model trained on D_train in all its wordings."""
     pairs = [pair for example in splits.train for pair in _pairs(example)]
     start = None if asked.start is None else model_directory(asked.start)
@@ -136,22 +136,22 @@ def _trained_on(splits: Splits, asked: Asked) -> Path:
     return trained_model(asked.architecture, pairs, made_by, asked.cache, watch, start)
 
 
-def _pairs(example: Example) -> list[Pair]:
+def _pairs(example: AnsweredInput) -> list[TextAnswer]:
     return [(wording, example.answer) for wording in example.wordings]
 
 
-def _watched(splits: Splits, model: Any, tokenizer: Any) -> str:
-    def share(examples: Sequence[Example]) -> str:
+def _watched(splits: ExampleSplits, model: Any, tokenizer: Any) -> str:
+    def share(examples: Sequence[AnsweredInput]) -> str:
         return format(accuracy(model, tokenizer, [(e.prompt, e.answer) for e in examples]), ".3f")
 
     return f"train {share(splits.train[:WATCHED])}, validation {share(splits.validation)}"
 
 
-def _given(asked: Asked) -> Path | None:
+def _given(asked: SettingChoices) -> Path | None:
     """Return the model directory that was named. Raises ModelError if it is none."""
     return None if asked.model is None else model_directory(asked.model)
 
 
-def note_of(setting: Setting) -> None:
+def note_of(setting: TaskSetting) -> None:
     """Report which model is used."""
     tables.note(f"{setting.task} on the {setting.architecture} model in {setting.model}")

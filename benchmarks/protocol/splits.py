@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Example:
+class AnsweredInput:
     """An input with its answer, and other wordings of the input with the same answer."""
 
     prompt: str
@@ -38,7 +38,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SplitSizes:
     """The sizes of validation, D_edit and D_test; D_train has the rest."""
 
     validation: int
@@ -47,16 +47,16 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Splits:
+class ExampleSplits:
     """Four disjoint sets of examples."""
 
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    edit: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: tuple[AnsweredInput, ...]
+    validation: tuple[AnsweredInput, ...]
+    edit: tuple[AnsweredInput, ...]
+    test: tuple[AnsweredInput, ...]
 
     @classmethod
-    def of(cls, examples: Sequence[Example], sizes: Sizes, seed: int) -> Splits:
+    def of(cls, examples: Sequence[AnsweredInput], sizes: SplitSizes, seed: int) -> ExampleSplits:
         """Split at random; the same examples, sizes and seed give the same split.
 
         Raises ValueError if nothing is left to train on.
@@ -73,19 +73,19 @@ class Splits:
             test=tuple(drawn[: ends[0]]),
         )
 
-    def folds(self, count: int, seed: int) -> list[tuple[Example, ...]]:
+    def folds(self, count: int, seed: int) -> list[tuple[AnsweredInput, ...]]:
         """Return D_edit in `count` disjoint parts of nearly one size, each in the order of its
         stream."""
         order = list(self.edit)
         random.Random(seed).shuffle(order)
         return [tuple(order[first::count]) for first in range(count)]
 
-    def train_sample(self, count: int, seed: int) -> list[Example]:
+    def train_sample(self, count: int, seed: int) -> list[AnsweredInput]:
         """Return the fixed sample of D_train on which TrainR is measured."""
         return random.Random(seed).sample(self.train, min(count, len(self.train)))
 
 
-def distinct(examples: Sequence[Example]) -> list[Example]:
+def distinct(examples: Sequence[AnsweredInput]) -> list[AnsweredInput]:
     """Return each prompt once; drop wordings that two examples answer differently."""
     answers: dict[str, set[str]] = {}
     for example in examples:

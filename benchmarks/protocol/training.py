@@ -26,12 +26,12 @@ from benchmarks import tables
 from benchmarks.protocol.networks import ARCHITECTURES, Architecture
 from continual.model_files import directory_fingerprint
 
-Pair = tuple[str, str]  # a text and its answer
+TextAnswer = tuple[str, str]  # a text and its answer
 UNCOUNTED = -100  # the label of a position that has no loss
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingRecipe:
     """The settings of a training run."""
 
     epochs: int
@@ -45,8 +45,8 @@ class Recipe:
 
 def trained_model(
     architecture: str,
-    pairs: Sequence[Pair],
-    recipe: Recipe,
+    pairs: Sequence[TextAnswer],
+    recipe: TrainingRecipe,
     cache: Path,
     watch: Callable[[Any, Any], str] | None = None,
     start: Path | None = None,
@@ -61,7 +61,7 @@ def trained_model(
         unfinished = directory.with_suffix(".training")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        training = Training(ARCHITECTURES[architecture], pairs, recipe, start)
+        training = NetworkTraining(ARCHITECTURES[architecture], pairs, recipe, start)
         training.run(watch)
         training.model.eval().save_pretrained(unfinished)
         training.tokenizer.save_pretrained(unfinished)
@@ -70,7 +70,10 @@ def trained_model(
 
 
 def digest(
-    architecture: str, pairs: Sequence[Pair], recipe: Recipe, start: Path | None = None
+    architecture: str,
+    pairs: Sequence[TextAnswer],
+    recipe: TrainingRecipe,
+    start: Path | None = None,
 ) -> str:
     """Return the name of a model: a digest of its training data and recipe."""
     content: dict[str, Any] = {
@@ -94,14 +97,14 @@ class Encoded:
         return len(self.text) + len(self.answer)
 
 
-class Training:
+class NetworkTraining:
     """One training run."""
 
     def __init__(
         self,
         architecture: Architecture,
-        pairs: Sequence[Pair],
-        recipe: Recipe,
+        pairs: Sequence[TextAnswer],
+        recipe: TrainingRecipe,
         start: Path | None = None,
     ) -> None:
         self.recipe = recipe
@@ -196,7 +199,9 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: Any, tokenizer: Any, pairs: Sequence[Pair], batch_size: int = 128) -> float:
+def accuracy(
+    model: Any, tokenizer: Any, pairs: Sequence[TextAnswer], batch_size: int = 128
+) -> float:
     """Return the share of texts answered rightly: by the label, or by every token and the end."""
     labels = model.config.label2id if not model.config.is_encoder_decoder else None
     right = 0

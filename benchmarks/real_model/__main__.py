@@ -29,21 +29,21 @@ import torch
 from benchmarks import tables
 from benchmarks.counterfact_model import data_folder, default_cache
 from benchmarks.real_model import examples
-from benchmarks.real_model.questions import Survey
-from benchmarks.real_model.runs import Case, Plan, run
-from benchmarks.tables import Column
+from benchmarks.real_model.questions import QuestionCounts
+from benchmarks.real_model.runs import ChainRun, SharedSetup, run
+from benchmarks.tables import TextColumn
 from continual.errors import CeditError
 
 EDITORS = "tpatcher,memit,serac,ike,default"
 TITLE = "asked by free greedy generation, beside the base's answers"
 COLUMNS = (
-    Column("editor", "editor"),
-    Column("attempted", "attempted", "d"),
-    Column("applied", "applied", "d"),
-    Column("edits right", "edits_right", ".2f"),
-    Column("paraphrases right", "paraphrases_right", ".2f"),
+    TextColumn("editor", "editor"),
+    TextColumn("attempted", "attempted", "d"),
+    TextColumn("applied", "applied", "d"),
+    TextColumn("edits right", "edits_right", ".2f"),
+    TextColumn("paraphrases right", "paraphrases_right", ".2f"),
     *(
-        Column(heading, f"{kind}_{measure}", ".2f")
+        TextColumn(heading, f"{kind}_{measure}", ".2f")
         for kind in ("neighbours", "subject", "general")
         for heading, measure in (
             (f"{kind} changed", "changed"),
@@ -51,31 +51,31 @@ COLUMNS = (
             ("leaks", "leaks"),
         )
     ),
-    Column("continuation, given", "continuation_given", ".2f"),
-    Column("free", "continuation_free", ".2f"),
-    Column("fluency", "fluency", ".3f"),
+    TextColumn("continuation, given", "continuation_given", ".2f"),
+    TextColumn("free", "continuation_free", ".2f"),
+    TextColumn("fluency", "fluency", ".3f"),
 )
 COST_COLUMNS = (
-    Column("editor", "editor"),
-    Column("first edit, s", "first_s", ".1f"),
-    Column("an edit, s", "edit_s", ".1f"),
-    Column("a re-check, s", "recheck_s", ".2f"),
-    Column("peak, MB", "peak_mb", ",.0f"),
+    TextColumn("editor", "editor"),
+    TextColumn("first edit, s", "first_s", ".1f"),
+    TextColumn("an edit, s", "edit_s", ".1f"),
+    TextColumn("a re-check, s", "recheck_s", ".2f"),
+    TextColumn("peak, MB", "peak_mb", ",.0f"),
 )
 ROUTING_COLUMNS = (
-    Column("editor", "editor"),
-    Column("records", "records", "d"),
-    Column("paraphrases to their record", "paraphrases_own", ".2f"),
-    Column("to another", "paraphrases_other", ".2f"),
-    Column("right where to their own", "own_right", ".2f"),
-    Column("neighbours routed", "neighbours_routed", ".2f"),
-    Column("subject routed", "subject_routed", ".2f"),
-    Column("general routed", "general_routed", ".2f"),
+    TextColumn("editor", "editor"),
+    TextColumn("records", "records", "d"),
+    TextColumn("paraphrases to their record", "paraphrases_own", ".2f"),
+    TextColumn("to another", "paraphrases_other", ".2f"),
+    TextColumn("right where to their own", "own_right", ".2f"),
+    TextColumn("neighbours routed", "neighbours_routed", ".2f"),
+    TextColumn("subject routed", "subject_routed", ".2f"),
+    TextColumn("general routed", "general_routed", ".2f"),
 )
 
 
 @dataclass(frozen=True)
-class Pair:
+class MetricPair:
     """A metric of cedit, and the column that has the same thing seen from outside."""
 
     metric: str
@@ -90,12 +90,12 @@ class Pair:
 
 
 PAIRS = (
-    Pair("ER_incl", "edits_right", "edits right"),
-    Pair("GR", "paraphrases_right", "paraphrases right"),
-    Pair("Neighbours", "neighbours_changed", "neighbours unchanged", is_rest=True),
-    Pair("Watch", "general_changed", "general unchanged", is_rest=True),
-    Pair("Continuation", "continuation_given", "continuation, given"),
-    Pair("Fluency", "fluency", "fluency"),
+    MetricPair("ER_incl", "edits_right", "edits right"),
+    MetricPair("GR", "paraphrases_right", "paraphrases right"),
+    MetricPair("Neighbours", "neighbours_changed", "neighbours unchanged", is_rest=True),
+    MetricPair("Watch", "general_changed", "general unchanged", is_rest=True),
+    MetricPair("Continuation", "continuation_given", "continuation, given"),
+    MetricPair("Fluency", "fluency", "fluency"),
 )
 
 
@@ -105,13 +105,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.real_model", description=(__doc__ or "").splitlines()[0]
     )
     options.add_argument("--model", type=Path, required=True, metavar="DIR")
-    options.add_argument("--edits", type=int, default=Plan.edits, metavar="N")
+    options.add_argument("--edits", type=int, default=SharedSetup.edits, metavar="N")
     options.add_argument("--editors", default=EDITORS, metavar="NAME,…")
     options.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
-    options.add_argument("--around", type=int, default=Survey.around, metavar="N")
-    options.add_argument("--openings", type=int, default=Survey.openings, metavar="N")
+    options.add_argument("--around", type=int, default=QuestionCounts.around, metavar="N")
+    options.add_argument("--openings", type=int, default=QuestionCounts.openings, metavar="N")
     options.add_argument("--chat", action="store_true", help="every prompt is a user's turn")
-    options.add_argument("--seed", type=int, default=Survey.seed, metavar="N")
+    options.add_argument("--seed", type=int, default=QuestionCounts.seed, metavar="N")
     options.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
     options.add_argument("--cache", type=Path, default=default_cache(), metavar="DIR")
     options.add_argument("--output", type=Path, default=Path("runs/real-model"), metavar="DIR")
@@ -122,18 +122,18 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> None:
     """Make all runs and print their tables. Raises CeditError."""
-    plan = Plan(
+    plan = SharedSetup(
         options.model,
         options.data,
         options.cache,
         options.output,
         options.edits,
-        Survey(options.around, options.openings, options.seed, options.chat),
+        QuestionCounts(options.around, options.openings, options.seed, options.chat),
     )
     rows: list[dict[str, Any]] = []
     routings: list[dict[str, Any]] = []
     for editors in filter(None, options.editors.split(",")):
-        case = Case(editors.replace("+", ","), options.settings)
+        case = ChainRun(editors.replace("+", ","), options.settings)
         finished = run(case, plan)
         rows.append(finished.row(case.name))
         if (routing := finished.routing(case.name)) is not None:
@@ -153,21 +153,21 @@ def show(rows: Sequence[Mapping[str, Any]], routings: Sequence[Mapping[str, Any]
         tables.show("Questions that the memory answers", ROUTING_COLUMNS, routings)
     rates = list(dict.fromkeys(name for row in rows for name in row["rates"]))
     own = [{"editor": row["editor"], **row["rates"]} for row in rows]
-    columns = [Column("editor", "editor"), *(Column(name, name, ".3f") for name in rates)]
+    columns = [TextColumn("editor", "editor"), *(TextColumn(name, name, ".3f") for name in rates)]
     tables.show("cedit's own metrics behind the last step", columns, own)
     tables.show("cedit's own metrics and the same from outside", *beside(rows))
 
 
 def beside(
     rows: Sequence[Mapping[str, Any]],
-) -> tuple[Sequence[Column], Sequence[Mapping[str, Any]]]:
+) -> tuple[Sequence[TextColumn], Sequence[Mapping[str, Any]]]:
     """Return columns and rows of the metrics that are measured from both sides."""
     pairs = [p for p in PAIRS if any(row["rates"].get(p.metric) is not None for row in rows)]
-    columns = [Column("editor", "editor")]
+    columns = [TextColumn("editor", "editor")]
     for pair in pairs:
         columns += [
-            Column(pair.metric, pair.metric, ".3f"),
-            Column(pair.heading, f"outside {pair.metric}", ".3f"),
+            TextColumn(pair.metric, pair.metric, ".3f"),
+            TextColumn(pair.heading, f"outside {pair.metric}", ".3f"),
         ]
     compared = [
         {

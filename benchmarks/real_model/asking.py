@@ -18,9 +18,9 @@ import torch
 
 from benchmarks import tables
 from benchmarks.real_model.measures import says
-from benchmarks.real_model.questions import ANSWER_TOKENS, Fact
-from benchmarks.real_model.questions import Question as Survey
-from continual.memory.answers import Answers
+from benchmarks.real_model.questions import ANSWER_TOKENS, CounterFactRecord
+from benchmarks.real_model.questions import StreamQuestion as Survey
+from continual.memory.answers import AnswerJudge
 from continual.passes.partial import logits_of
 from continual.prompts import Chat
 from continual.session import Session
@@ -32,7 +32,7 @@ NOTED_EVERY = 5  # batches
 CHOSEN_AT_ONCE = 32  # facts
 
 Tokens = tuple[int, ...]
-Asked = tuple[str, int]  # a prompt, and the most tokens of its answer
+AskedPrompt = tuple[str, int]  # a prompt, and the most tokens of its answer
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Outside:
         """Return a prompt's tokens, as they are asked."""
         return self.session.task.question(Chat.asking(prompt) if self.chat else prompt)
 
-    def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
+    def answers(self, questions: Iterable[AskedPrompt]) -> dict[AskedPrompt, Tokens]:
         """Generate the answer to each prompt, cut off where the model ends it."""
-        prompts: defaultdict[int, list[tuple[Asked, Tokens]]] = defaultdict(list)
+        prompts: defaultdict[int, list[tuple[AskedPrompt, Tokens]]] = defaultdict(list)
         for prompt, tokens in dict.fromkeys(questions):
             prompts[tokens].append(((prompt, tokens), self.question(prompt).ids))
         batches = [
@@ -57,7 +57,7 @@ class Outside:
             for by_length in [sorted(group, key=lambda entry: len(entry[1]))]
             for first in range(0, len(by_length), ROWS)
         ]
-        answers: dict[Asked, Tokens] = {}
+        answers: dict[AskedPrompt, Tokens] = {}
         for number, (batch, tokens) in enumerate(batches, start=1):
             generated = self._generate([ids for _, ids in batch], tokens)
             answers |= zip((question for question, _ in batch), generated, strict=True)
@@ -81,7 +81,7 @@ class Outside:
         question = self.question(prompt)
         first = len(question.ids) - 1
         encoding = Encoding(question, tuple(range(first, first + len(answer))), answer)
-        answers, route = Answers(self.session.site), self.session.route(question)
+        answers, route = AnswerJudge(self.session.site), self.session.route(question)
         read = None if route is None else answers.read(route.place, encoding)
         if read is None:
             return self._share(self.session.model, encoding)
@@ -122,7 +122,7 @@ class BaseAnswers:
     def __init__(self, outside: Outside, folder: Path) -> None:
         self._outside, self._folder = outside, folder
 
-    def answers(self, questions: Iterable[Asked]) -> dict[Asked, Tokens]:
+    def answers(self, questions: Iterable[AskedPrompt]) -> dict[AskedPrompt, Tokens]:
         """Return the base's answer to each prompt."""
         asked = list(dict.fromkeys(questions))
         file = self._file(asked)
@@ -137,20 +137,22 @@ class BaseAnswers:
         """Return the words of an answer."""
         return self._outside.text(answer)
 
-    def _file(self, asked: Sequence[Asked]) -> Path:
+    def _file(self, asked: Sequence[AskedPrompt]) -> Path:
         digest = hashlib.sha256(json.dumps([ROWS, self._outside.chat, asked]).encode()).hexdigest()
         base = self._outside.session.edited.base.fingerprint
         return self._folder / f"real-model-{base[:16]}" / f"answers-{digest[:16]}.json"
 
 
-def asked(questions: Iterable[Survey]) -> list[Asked]:
+def asked(questions: Iterable[Survey]) -> list[AskedPrompt]:
     """Return the prompts and lengths of questions."""
     return [(question.prompt, question.tokens) for question in questions]
 
 
-def wrong_facts(base: BaseAnswers, facts: Sequence[Fact], count: int) -> list[Fact]:
+def wrong_facts(
+    base: BaseAnswers, facts: Sequence[CounterFactRecord], count: int
+) -> list[CounterFactRecord]:
     """Return the first `count` facts that the base answers otherwise than by their target."""
-    wrong: list[Fact] = []
+    wrong: list[CounterFactRecord] = []
     for first in range(0, len(facts), CHOSEN_AT_ONCE):
         if len(wrong) >= count:
             break

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from benchmarks import tables
-from benchmarks.real_model.measures import UNEDITED, Comparison
+from benchmarks.real_model.measures import UNEDITED, AnswerComparison
 from benchmarks.real_model.questions import EDIT, PARAPHRASE
 from benchmarks.real_model.runs import Finished
-from benchmarks.tables import Column
+from benchmarks.tables import TextColumn
 
 COLUMNS = (
-    Column("asked", "prompt"),
-    Column("base", "base"),
-    Column("behind the stream", "head"),
-    Column("target", "target"),
-    Column("record read", "record"),
+    TextColumn("asked", "prompt"),
+    TextColumn("base", "base"),
+    TextColumn("behind the stream", "head"),
+    TextColumn("target", "target"),
+    TextColumn("record read", "record"),
 )
 
 
-def faults(targets: list[str]) -> Mapping[str, Callable[[Comparison], bool]]:
+def faults(targets: list[str]) -> Mapping[str, Callable[[AnswerComparison], bool]]:
     """Return tests for each fault of an answer, by the fault's name."""
     wrong = {
         f"{kind} not right": lambda c, kind=kind: c.question.kind == kind and not c.is_right
@@ -40,7 +40,7 @@ def show(name: str, finished: Finished, count: int) -> None:
             tables.show(f"{name}: {fault}", COLUMNS, [_row(c) for c in found])
 
 
-def _row(comparison: Comparison) -> dict[str, str | None]:
+def _row(comparison: AnswerComparison) -> dict[str, str | None]:
     return {
         "prompt": comparison.question.prompt,
         "base": comparison.base.text.replace("\n", "⏎"),

@@ -21,7 +21,7 @@ from benchmarks.real_model.questions import (
     NEIGHBOUR,
     PARAPHRASE,
     SUBJECT,
-    Question,
+    StreamQuestion,
 )
 
 START_TOKENS = 3
@@ -31,7 +31,7 @@ UNEDITED = {NEIGHBOUR: "neighbours", SUBJECT: "subject", GENERAL: "general"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """The tokens of an answer, its text, and the text of its first tokens."""
 
     tokens: tuple[int, ...]
@@ -40,12 +40,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerComparison:
     """A question with the base's answer and the answer of the model behind the stream."""
 
-    question: Question
-    base: Answer
-    head: Answer
+    question: StreamQuestion
+    base: WrittenAnswer
+    head: WrittenAnswer
     record: str | None = None  # the prompt of the correction in memory that was read
     agreement: float | None = None  # of CONTINUATION: the base's tokens that head says after them
 
@@ -86,10 +86,10 @@ class Comparison:
     def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """Read the comparison back from JSON."""
         before, after = (
-            Answer(tuple(said["tokens"]), said["text"], said["start"])
+            WrittenAnswer(tuple(said["tokens"]), said["text"], said["start"])
             for said in (entry["base"], entry["head"])
         )
-        question = Question(**entry["question"])
+        question = StreamQuestion(**entry["question"])
         return cls(question, before, after, entry["record"], entry["agreement"])
 
 
@@ -103,7 +103,7 @@ def names(answer: str, target: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(target.strip())}(?!\w)", answer) is not None
 
 
-def measures(comparisons: Sequence[Comparison], targets: Iterable[str]) -> dict[str, Any]:
+def measures(comparisons: Sequence[AnswerComparison], targets: Iterable[str]) -> dict[str, Any]:
     """Return the columns of a run, by name; None if nothing was asked."""
     stream = list(dict.fromkeys(targets))
     of = {kind: [c for c in comparisons if c.question.kind == kind] for kind in _KINDS}
@@ -121,7 +121,7 @@ def measures(comparisons: Sequence[Comparison], targets: Iterable[str]) -> dict[
     return row
 
 
-def routing(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def routing(comparisons: Sequence[AnswerComparison]) -> dict[str, Any]:
     """Return the shares of questions that the memory answers, by the record that was read."""
     edits = [c.question for c in comparisons if c.question.kind == EDIT]
     prompts = {question.case: question.prompt for question in edits}
@@ -138,7 +138,7 @@ def routing(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     return row
 
 
-def fluency(comparisons: Sequence[Comparison]) -> float | None:
+def fluency(comparisons: Sequence[AnswerComparison]) -> float | None:
     """Return the mean n-gram entropy of head's texts over that of the base's."""
     before = _mean(entropy(c.base.tokens) for c in comparisons)
     after = _mean(entropy(c.head.tokens) for c in comparisons)
@@ -157,7 +157,9 @@ def _ngram_entropy(tokens: Sequence[int], size: int) -> float:
     return -sum(n / total * math.log2(n / total) for n in counts.values())
 
 
-def _share(comparisons: Sequence[Comparison], holds: Callable[[Comparison], bool]) -> float | None:
+def _share(
+    comparisons: Sequence[AnswerComparison], holds: Callable[[AnswerComparison], bool]
+) -> float | None:
     return _mean(float(holds(comparison)) for comparison in comparisons)
 
 

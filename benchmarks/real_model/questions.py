@@ -39,7 +39,7 @@ RELATION_KINDS = tuple(kind.split() for kind in (PEOPLE, PLACES, WORKS, PRODUCTS
 
 
 @dataclass(frozen=True)
-class Fact:
+class CounterFactRecord:
     """A record of CounterFact: the rewrite and the prompts that come with it."""
 
     case: int
@@ -57,7 +57,7 @@ class Fact:
         return self.template.replace("{}", self.subject, 1)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Fact:
+    def of(cls, record: Mapping[str, Any]) -> CounterFactRecord:
         """Read a record in CounterFact's original schema."""
         rewrite = record["requested_rewrite"]
         return cls(
@@ -73,7 +73,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Question:
+class StreamQuestion:
     """A prompt to be asked before the stream and behind it."""
 
     kind: str
@@ -87,23 +87,23 @@ class Question:
         return FLUENCY_TOKENS if self.kind == FLUENCY else ANSWER_TOKENS
 
 
-def load_facts(data: Path) -> list[Fact]:
+def load_facts(data: Path) -> list[CounterFactRecord]:
     """Read the records of the full-format file, one for each subject and prompt."""
     text = (data / "counterfact" / "counterfact-full-format.json").read_text(encoding="utf-8")
-    facts: dict[str, Fact] = {}
-    for fact in map(Fact.of, json.loads(text)):
+    facts: dict[str, CounterFactRecord] = {}
+    for fact in map(CounterFactRecord.of, json.loads(text)):
         facts.setdefault(fact.subject.casefold(), fact)
     return list(facts.values())
 
 
-def shuffled(facts: Sequence[Fact], seed: int) -> list[Fact]:
+def shuffled(facts: Sequence[CounterFactRecord], seed: int) -> list[CounterFactRecord]:
     """Return the facts in the order in which a stream takes them."""
     order = list(facts)
     random.Random(seed).shuffle(order)
     return order
 
 
-def correction(fact: Fact, *, chat: bool = False) -> dict[str, Any]:
+def correction(fact: CounterFactRecord, *, chat: bool = False) -> dict[str, Any]:
     """Return the request of a fact, without probes and with held-out rephrases only.
 
     In a chat each prompt is a user's turn.
@@ -123,7 +123,7 @@ def _turn(prompt: str) -> list[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class Survey:
+class QuestionCounts:
     """The number of questions of each kind, and the seed that chooses them."""
 
     around: int = AROUND
@@ -131,7 +131,9 @@ class Survey:
     seed: int = 0
     chat: bool = False  # no words stand behind an answer in a turn of its own
 
-    def questions(self, facts: Sequence[Fact], every: Sequence[Fact], data: Path) -> list[Question]:
+    def questions(
+        self, facts: Sequence[CounterFactRecord], every: Sequence[CounterFactRecord], data: Path
+    ) -> list[StreamQuestion]:
         """Return all questions of a stream: about each fact, next to it, and far from all of them.
 
         `every` has the facts whose templates serve for other relations.
@@ -140,28 +142,31 @@ class Survey:
         subjects = [fact.subject for fact in facts]
         asked = [q for fact in facts for q in self._around(fact, templates, subjects)]
         described = [f for f in facts if f.descriptions][:FLUENCY_TEXTS]
-        asked += [Question(FLUENCY, f.descriptions[0], f.case) for f in described]
+        asked += [StreamQuestion(FLUENCY, f.descriptions[0], f.case) for f in described]
         far = openings(data, self.seed, self.openings)
-        return [*asked, *(Question(GENERAL, opening) for opening in far)]
+        return [*asked, *(StreamQuestion(GENERAL, opening) for opening in far)]
 
     def _around(
-        self, fact: Fact, templates: Mapping[str, Sequence[str]], subjects: Sequence[str]
-    ) -> Iterator[Question]:
+        self,
+        fact: CounterFactRecord,
+        templates: Mapping[str, Sequence[str]],
+        subjects: Sequence[str],
+    ) -> Iterator[StreamQuestion]:
         draw = random.Random(f"{self.seed}:{fact.case}")
         case, target = fact.case, fact.target
-        yield Question(EDIT, fact.prompt, case, target)
+        yield StreamQuestion(EDIT, fact.prompt, case, target)
         for prompt in fact.paraphrases:
-            yield Question(PARAPHRASE, prompt, case, target)
+            yield StreamQuestion(PARAPHRASE, prompt, case, target)
         for template in self._other_templates(fact, templates, draw):
-            yield Question(SUBJECT, template.replace("{}", fact.subject, 1), case)
+            yield StreamQuestion(SUBJECT, template.replace("{}", fact.subject, 1), case)
         untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
         for prompt in draw.sample(untouched, min(self.around, len(untouched))):
-            yield Question(NEIGHBOUR, prompt, case)
+            yield StreamQuestion(NEIGHBOUR, prompt, case)
         if not self.chat:
-            yield Question(CONTINUATION, f"{fact.prompt} {fact.target}", case)
+            yield StreamQuestion(CONTINUATION, f"{fact.prompt} {fact.target}", case)
 
     def _other_templates(
-        self, fact: Fact, templates: Mapping[str, Sequence[str]], draw: random.Random
+        self, fact: CounterFactRecord, templates: Mapping[str, Sequence[str]], draw: random.Random
     ) -> list[str]:
         """Return prompts about the subject that do not ask for the corrected relation.
 
@@ -175,7 +180,7 @@ class Survey:
         return [*(draw.choice(templates[name]) for name in relations), *frames]
 
 
-def _templates_by_relation(facts: Iterable[Fact]) -> dict[str, list[str]]:
+def _templates_by_relation(facts: Iterable[CounterFactRecord]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for fact in facts:
         found.setdefault(fact.relation, {})[fact.template] = None

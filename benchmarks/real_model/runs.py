@@ -18,18 +18,18 @@ from benchmarks import tables
 from benchmarks.efficiency import forget_peak, memory_mb
 from benchmarks.real_model import own_text
 from benchmarks.real_model.asking import BaseAnswers, Outside, asked, wrong_facts
-from benchmarks.real_model.measures import Answer, Comparison, measures, routing
+from benchmarks.real_model.measures import AnswerComparison, WrittenAnswer, measures, routing
 from benchmarks.real_model.questions import (
     CONTINUATION,
-    Fact,
-    Question,
-    Survey,
+    CounterFactRecord,
+    QuestionCounts,
+    StreamQuestion,
     correction,
     load_facts,
     shuffled,
 )
-from continual.associative.config import default_blocks
 from continual.editors.chains import chain_of, default_chain
+from continual.locate_then_edit.config import default_blocks
 from continual.new_store import NewStore, init
 from continual.session import Session, open_session
 from continual.streams import open_stream
@@ -44,7 +44,7 @@ START_TOKENS = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class SharedSetup:
     """The model, the data, the folders and the questions that all runs of a command share."""
 
     model: Path
@@ -52,11 +52,11 @@ class Plan:
     cache: Path
     output: Path
     edits: int = 100
-    survey: Survey = field(default_factory=Survey)
+    survey: QuestionCounts = field(default_factory=QuestionCounts)
 
 
 @dataclass(frozen=True)
-class Case:
+class ChainRun:
     """One run: the editors of its chain, and their settings."""
 
     editors: str  # joined by commas, or a chain by its name
@@ -83,7 +83,7 @@ class Case:
 class Finished:
     """A run's answers and its costs."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[AnswerComparison, ...]
     costs: Mapping[str, Any]
 
     @property
@@ -103,7 +103,7 @@ class Finished:
         return {"editor": name, "records": self.costs["records"], **routing(self.comparisons)}
 
 
-def run(case: Case, plan: Plan) -> Finished:
+def run(case: ChainRun, plan: SharedSetup) -> Finished:
     """Make a run, or read it from its files if it is finished."""
     folder = plan.output / case.name
     if not (folder / COSTS).exists():
@@ -115,16 +115,16 @@ def run(case: Case, plan: Plan) -> Finished:
         gc.collect()  # a session and its model name each other, and the next run brings its own
     entries = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
     costs = json.loads((folder / COSTS).read_text(encoding="utf-8"))
-    return Finished(tuple(map(Comparison.from_json, entries)), costs)
+    return Finished(tuple(map(AnswerComparison.from_json, entries)), costs)
 
 
-def _session(plan: Plan, store: Path) -> Session:
+def _session(plan: SharedSetup, store: Path) -> Session:
     if store.exists():
         return open_session(store)
     return init(store, NewStore(str(plan.model)))
 
 
-def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
+def _made(session: Session, case: ChainRun, plan: SharedSetup, folder: Path) -> None:
     """Take the stream and ask; write the costs last, when everything else is there."""
     outside = Outside(session, plan.survey.chat)
     base = BaseAnswers(outside, plan.cache)
@@ -138,7 +138,7 @@ def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
     peak = memory_mb("VmHWM")
     after = outside.answers(asked(around))
     comparisons = [
-        Comparison(
+        AnswerComparison(
             question,
             _answer(outside, before[key]),
             _answer(outside, after[key]),
@@ -153,7 +153,9 @@ def _made(session: Session, case: Case, plan: Plan, folder: Path) -> None:
     tables.write_whole(folder / COSTS, {**_costs(session), "peak_mb": peak})
 
 
-def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
+def _asked(
+    base: BaseAnswers, plan: SharedSetup
+) -> tuple[list[CounterFactRecord], list[StreamQuestion]]:
     """Return the corrections that the base needs, and all questions around them."""
     every = load_facts(plan.data)
     facts = wrong_facts(base, shuffled(every, plan.survey.seed), plan.edits)
@@ -161,7 +163,7 @@ def _asked(base: BaseAnswers, plan: Plan) -> tuple[list[Fact], list[Question]]:
 
 
 def _apply(
-    session: Session, case: Case, corrections: Sequence[Mapping[str, Any]], stream: Path
+    session: Session, case: ChainRun, corrections: Sequence[Mapping[str, Any]], stream: Path
 ) -> None:
     """Apply the stream from its beginning, or from the place that the store has reached."""
     if not stream.exists():
@@ -176,11 +178,11 @@ def _apply(
         tables.note(f"step {step.revision.seq}: {outcomes}, {step.edit_s:.1f} s")
 
 
-def _answer(outside: Outside, tokens: tuple[int, ...]) -> Answer:
-    return Answer(tokens, outside.text(tokens), outside.text(tokens[:START_TOKENS]))
+def _answer(outside: Outside, tokens: tuple[int, ...]) -> WrittenAnswer:
+    return WrittenAnswer(tokens, outside.text(tokens), outside.text(tokens[:START_TOKENS]))
 
 
-def _record(outside: Outside, question: Question) -> str | None:
+def _record(outside: Outside, question: StreamQuestion) -> str | None:
     """Return the prompt of the record to which the memory routes a question, or None."""
     route = outside.session.route(outside.question(question.prompt))
     return None if route is None else str(route.record.prompt)
@@ -189,7 +191,7 @@ def _record(outside: Outside, question: Question) -> str | None:
 def _costs(session: Session) -> dict[str, Any]:
     """Return the seconds and outcomes from the journal, and cedit's rates behind the last step."""
     ledgers = list(_ledgers(session))
-    attempts = session.standing.retention.attempts
+    attempts = session.run_state.retention.attempts
     later = ledgers[1:] or ledgers
     return {
         "attempted": attempts.total,

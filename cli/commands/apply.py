@@ -17,9 +17,9 @@ from cli.output import WATCHED, Output, counted, one_line, rates, short
 from cli.watching import listening, watching
 
 if TYPE_CHECKING:
-    from continual.history.reports import Tally
+    from continual.history.reports import RunTally
     from continual.session import Session
-    from continual.step.pipeline import Settings, Step
+    from continual.step.pipeline import ApplySettings, Step
     from continual.streams import Stream
     from store import Store
 
@@ -178,11 +178,11 @@ def command(
 def apply_stream(
     session: Session,
     stream: Stream,
-    settings: Settings,
+    settings: ApplySettings,
     out: Output,
     limit: int | None,
     retry: Sequence[str] = (),
-) -> Tally:
+) -> RunTally:
     """Apply a stream to an open store, show every step, and return the tally."""
     from continual.streams.places import place_in
 
@@ -195,7 +195,9 @@ def apply_stream(
     return _shown(session, islice(steps, limit), out, position, total)
 
 
-def _apply_failed(session: Session, settings: Settings, out: Output, limit: int | None) -> Tally:
+def _apply_failed(
+    session: Session, settings: ApplySettings, out: Output, limit: int | None
+) -> RunTally:
     """Apply all failed corrections again."""
     requests = session.failed
     steps = session.apply_requests(requests, settings)
@@ -204,11 +206,11 @@ def _apply_failed(session: Session, settings: Settings, out: Output, limit: int 
 
 def _shown(
     session: Session, steps: Iterator[Step], out: Output, done: int, total: int | None
-) -> Tally:
+) -> RunTally:
     from continual.history.corrections import gone
-    from continual.history.reports import Tally, step_record
+    from continual.history.reports import RunTally, step_record
 
-    tally = Tally(gone(session.store))
+    tally = RunTally(gone(session.store))
     with watching(out, done, total) as watch:
         for step in steps:
             record = step_record(step)
@@ -240,7 +242,7 @@ def _value(text: str) -> Any:
 
 def _settings(
     session: Session, chosen: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
-) -> Settings:
+) -> ApplySettings:
     """Return the store's settings with the changes from the command line."""
     from continual.editors.chains import chain_of
     from continual.step.pipeline import Recheck
@@ -298,12 +300,12 @@ def _dry_run(out: Output, store: Store, stream: Stream) -> int:
 
 
 def _end(
-    out: Output, store: Store, stream: Stream | None, tally: Tally | None, *, is_stopped: bool
+    out: Output, store: Store, stream: Stream | None, tally: RunTally | None, *, is_stopped: bool
 ) -> int:
     """Show the summary of a run, with advice, and return the exit code."""
-    from continual.history.reports import Tally
+    from continual.history.reports import RunTally
 
-    tally = tally or Tally()
+    tally = tally or RunTally()
     summary = tally.summary(store)
     advice = list(_advice(store, stream, summary, is_stopped))
     out.result(summary, *summary_lines(summary), *remark_lines(summary), *advice)

@@ -116,7 +116,7 @@ def _compare(session: Session, out: Output) -> None:
 def _examples(session: Session) -> list[Request]:
     """Return EXAMPLES corrections in force with short prompts, spread evenly from the first to the
     last."""
-    requests = [r.request for r in session.standing.retention.requests.values() if r.applied]
+    requests = [r.request for r in session.run_state.retention.requests.values() if r.applied]
     brief = [r for r in requests if max(map(len, _wordings(r))) <= PROMPT_SHOWN]
     requests = brief or requests
     last_place = len(requests) - 1

@@ -12,7 +12,7 @@ from cli.options import common, find_store, request_ids, require_writable
 from cli.output import Output, counted, one_line, rates, short
 
 if TYPE_CHECKING:
-    from continual.history.reverting import Reverted
+    from continual.history.reverting import RevertResult
     from store import Store
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
@@ -62,7 +62,7 @@ def _require_request(path: Path, name: str) -> None:
         standing_request(opened.lineage("head"), name)
 
 
-def _record(done: Reverted, store: Store) -> dict[str, Any]:
+def _record(done: RevertResult, store: Store) -> dict[str, Any]:
     from continual.prompts import shown_prompt
 
     request = store.request(done.request)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from continual.memory.serac_training import Epoch
     from continual.requests import Request
-    from continual.statistics import KeyStatistics, Progress
+    from continual.statistics import CollectingProgress, KeyStatistics
     from continual.streams import Item
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -167,7 +167,7 @@ def serac(
     """
     from continual.base import load_base
     from continual.editors.chains import require_edits
-    from continual.memory.serac_training import SeracRecipe, Start, train_serac
+    from continual.memory.serac_training import InitialReader, SeracRecipe, train_serac
     from continual.model_files import directory_fingerprint
     from continual.settings import StoreSettings
     from continual.streams import open_stream
@@ -180,7 +180,7 @@ def serac(
     base = load_base(start or settings.model.path, device=settings.model.device)
     task = make_task(base, settings.task)
     recipe = SeracRecipe(epochs=epochs, seed=seed)
-    begin = Start(base.model, base.tokenizer, task)
+    begin = InitialReader(base.model, base.tokenizer, task)
     examples = list(_requests(out, open_stream(str(requests))))
     for epoch in train_serac(begin, examples, recipe, target):
         record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
@@ -236,7 +236,7 @@ def _table(records: Iterable[Mapping[str, Any]]) -> Table:
     return columns(["block", "keys", "convergence", "stored"], rows, "block keys convergence")
 
 
-def _watch(out: Output, steps: Iterator[Progress], tokens: int | None) -> None:
+def _watch(out: Output, steps: Iterator[CollectingProgress], tokens: int | None) -> None:
     """Run the steps, with a bar on a terminal, towards `tokens` if given."""
     if not out.is_live:
         for _ in steps:

@@ -15,7 +15,7 @@ from cli.output import Output, counted, one_line
 
 if TYPE_CHECKING:
     from store.check import Problem
-    from store.repair import Plan
+    from store.repair import RepairPlan
 
 DAMAGED = 20
 
@@ -91,7 +91,7 @@ def _repair(out: Output, path: Path, yes: bool) -> None:
         _give_up(out, path, repair_plan)
 
 
-def _show(out: Output, chosen: Plan) -> None:
+def _show(out: Output, chosen: RepairPlan) -> None:
     remedies = [(r.object, r.action, r.loses) for r in chosen.remedies]
     remedies += [
         (f"patches/{ref.sha256}", "take it out of the model", "the corrections of that step")
@@ -103,7 +103,7 @@ def _show(out: Output, chosen: Plan) -> None:
         out.text(one_line(f"remedy    {name}: {action}{loss}"))
 
 
-def _give_up(out: Output, path: Path, chosen: Plan) -> None:
+def _give_up(out: Output, path: Path, chosen: RepairPlan) -> None:
     from continual.history.repairing import give_up
     from continual.prompts import shown_prompt
     from continual.session import open_session

@@ -52,7 +52,7 @@ def command(out: Output, store: str | None, text: tuple[Path, ...]) -> None:
 
 def watch_record(session: Session, seconds: float) -> dict[str, Any]:
     """Return the JSON record of a session's general text: its counts, seconds and bytes."""
-    general = session.standing.general
+    general = session.run_state.general
     return {
         "type": "watch",
         "source": general.text.source,

@@ -10,7 +10,7 @@ _ROUND = (1, 2, 5, 10)
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """An axis from `low` to `high`, with a tick at every `step`."""
 
     low: float
@@ -62,12 +62,14 @@ class LogAxis:
         return f"{tick:g} s" if tick >= 1 else f"{tick * 1000:g} ms"
 
 
-def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int = 5) -> Axis:
+def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int = 5) -> ChartAxis:
     """Return an axis that shows all values and a given range, and begins and ends at a tick."""
     numbers = [*values, *at_least]
     low, high = min(numbers), max(numbers)
     step = round_step((high - low) / ticks)
-    return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step)
+    return ChartAxis(
+        math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
+    )
 
 
 def logarithmic(values: Iterable[float], *, least: float) -> LogAxis:
@@ -77,9 +79,9 @@ def logarithmic(values: Iterable[float], *, least: float) -> LogAxis:
     return LogAxis(first, max(first + 1, math.ceil(math.log10(max(above)) - 1e-9)))
 
 
-def counting(last: int, ticks: int) -> Axis:
+def counting(last: int, ticks: int) -> ChartAxis:
     """Return an axis of whole numbers from 0 to exactly `last`."""
-    return Axis(0, max(1, last), max(1, round_step(max(1, last) / ticks)))
+    return ChartAxis(0, max(1, last), max(1, round_step(max(1, last) / ticks)))
 
 
 def round_step(least: float) -> float:

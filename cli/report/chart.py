@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from cli.report.axes import Axis, LogAxis
+from cli.report.axes import ChartAxis, LogAxis
 from cli.report.markup import Markup, element, join
 from cli.report.thinning import Dot, thin
 
@@ -73,8 +73,8 @@ class Chart:
     label: str  # for people who do not see the chart
     x_label: str
     y_label: str
-    x: Axis
-    y: Axis | LogAxis
+    x: ChartAxis
+    y: ChartAxis | LogAxis
     series: Sequence[Series]
     flags: Sequence[Flag] = ()
     lanes: Sequence[Lane] = ()

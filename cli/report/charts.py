@@ -11,7 +11,7 @@ from cli.report.chart import Chart, Flag, Series, draw
 from cli.report.markup import Markup, element, join
 from cli.report.texts import entry, moment, rate, seconds
 from cli.report.thinning import Dot
-from continual.reporting import HistoryReport, Mark, Point, StepTime, Stop
+from continual.reporting import BranchMark, HistoryReport, Point, StepTime, Stop
 from store import operations
 
 DRAWN = {"SR": "sr", "GR": "gr", "ER": "er", "TrainR": "train", "TestR": "test"}
@@ -32,13 +32,13 @@ TIME_MIN_S = 1e-4  # shorter durations lie on the axis
 
 
 @dataclass(frozen=True)
-class _Size:
+class _ChartSize:
     width: int
     height: int
     x_ticks: int
 
 
-_SIZES = {"wide": _Size(*WIDE, x_ticks=10), "narrow": _Size(*NARROW, x_ticks=4)}
+_SIZES = {"wide": _ChartSize(*WIDE, x_ticks=10), "narrow": _ChartSize(*NARROW, x_ticks=4)}
 
 
 def metrics(report: HistoryReport) -> Markup | None:
@@ -54,7 +54,7 @@ def metrics(report: HistoryReport) -> Markup | None:
     flags = [Flag(mark.place, mark.kind, _said(mark)) for mark in report.marks]
     dates = _dates(report.way)
 
-    def chart(size: _Size) -> Chart:
+    def chart(size: _ChartSize) -> Chart:
         return Chart(
             label="Metrics over the revisions from base to head",
             x_label=X_LABEL,
@@ -91,7 +91,7 @@ def durations(times: Sequence[StepTime], revisions: int) -> Markup | None:
         return None
     y = axes.logarithmic((y for line in series for _, y in line.dots), least=TIME_MIN_S)
 
-    def chart(size: _Size) -> Chart:
+    def chart(size: _ChartSize) -> Chart:
         return Chart(
             label="Time of each step",
             x_label=X_LABEL,
@@ -128,7 +128,7 @@ def _places(way: Sequence[Stop]) -> Callable[[float], str]:
     return name
 
 
-def _both(chart: Callable[[_Size], Chart], height: int | None = None) -> Iterator[Markup]:
+def _both(chart: Callable[[_ChartSize], Chart], height: int | None = None) -> Iterator[Markup]:
     """Yield the chart for wide and for narrow windows; the page shows one of them."""
     for name, size in _SIZES.items():
         yield element("div", draw(chart(size), size.width, height or size.height), class_=name)
@@ -139,7 +139,7 @@ def _rates(points: Sequence[Point], name: str) -> list[Dot]:
     return [(float(place), float(value)) for place, value in values if value is not None]
 
 
-def _said(mark: Mark) -> str:
+def _said(mark: BranchMark) -> str:
     if mark.kind == operations.ROLLBACK:
         origin = "" if mark.left is None else f" from @{mark.left}"
         return f"@{mark.seq}: rolled back{origin} to here"

@@ -18,7 +18,7 @@ from cli.report.tables import (
     NUMBER,
     OPEN,
     TEXT,
-    Column,
+    ReportColumn,
     anchor,
     folded,
     grouped,
@@ -43,7 +43,7 @@ from continual.reporting import (
     Branch,
     EditorCost,
     HistoryReport,
-    Steps,
+    StepCosts,
     StepTime,
     StoreSizes,
     Title,
@@ -56,7 +56,7 @@ from continual.reporting.corrections import (
     InForce,
     Quarantined,
     Repaired,
-    Reverted,
+    RevertedCorrection,
     Superseded,
 )
 
@@ -252,13 +252,13 @@ def _fold_name(rows: Sequence[InForce]) -> str:
     return f"{len(rows):,} more, {entry(last.seq)} to {entry(first.seq)}, {dates}"
 
 
-_IN_FORCE: Sequence[Column[InForce]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("before", TEXT, lambda row: _before(row)),
-    Column("after", TEXT, lambda row: told(row.request.target_new)),
-    Column("editor", NAME, lambda row: row.editor or DASH),
-    Column("date", NAME, lambda row: day(row.at)),
-    Column("at", NUMBER, lambda row: entry(row.seq)),
+_IN_FORCE: Sequence[ReportColumn[InForce]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("before", TEXT, lambda row: _before(row)),
+    ReportColumn("after", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("editor", NAME, lambda row: row.editor or DASH),
+    ReportColumn("date", NAME, lambda row: day(row.at)),
+    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
 
 
@@ -280,7 +280,7 @@ def _others(found: Corrections) -> dict[str, Sequence[object]]:
         "Quarantined": found.quarantined,
         "Repaired": found.repaired,
         "Superseded": found.superseded,
-        "Reverted": found.reverted,
+        "RevertedCorrection": found.reverted,
     }
 
 
@@ -291,7 +291,7 @@ def _attention(found: Corrections) -> Markup:
         "Quarantined": table(_QUARANTINED, found.quarantined),
         "Repaired": table(_REPAIRED, found.repaired),
         "Superseded": table(_SUPERSEDED, found.superseded),
-        "Reverted": table(_REVERTED, found.reverted),
+        "RevertedCorrection": table(_REVERTED, found.reverted),
     }
     return element(
         "section",
@@ -327,41 +327,41 @@ def _wrong(found: Corrections) -> str:
     return f"Answered wrongly at head: {', '.join(mistakes)}."
 
 
-_BROKEN: Sequence[Column[Broken]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("editor", NAME, lambda row: row.editor or DASH),
-    Column("applied", NUMBER, lambda row: entry(row.applied_seq)),
-    Column("wrong since", NUMBER, lambda row: entry(row.since_seq)),
+_BROKEN: Sequence[ReportColumn[Broken]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("editor", NAME, lambda row: row.editor or DASH),
+    ReportColumn("applied", NUMBER, lambda row: entry(row.applied_seq)),
+    ReportColumn("wrong since", NUMBER, lambda row: entry(row.since_seq)),
 )
-_REPAIRED: Sequence[Column[Repaired]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("broke", NUMBER, lambda row: entry(row.broke_seq)),
-    Column("right again", NUMBER, lambda row: entry(row.mended_seq)),
-    Column("by", NAME, lambda row: row.by),
+_REPAIRED: Sequence[ReportColumn[Repaired]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("broke", NUMBER, lambda row: entry(row.broke_seq)),
+    ReportColumn("right again", NUMBER, lambda row: entry(row.mended_seq)),
+    ReportColumn("by", NAME, lambda row: row.by),
 )
-_FAILED: Sequence[Column[Failed]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("at", NUMBER, lambda row: entry(row.seq)),
+_FAILED: Sequence[ReportColumn[Failed]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
-_QUARANTINED: Sequence[Column[Quarantined]] = (
-    Column("record", TEXT, lambda row: told(row.raw)),
-    Column("reason", LONG, lambda row: told(row.reason)),
-    Column("stream", LONG, lambda row: path(row.stream or DASH)),
-    Column("line", NUMBER, lambda row: DASH if row.line is None else count(row.line)),
+_QUARANTINED: Sequence[ReportColumn[Quarantined]] = (
+    ReportColumn("record", TEXT, lambda row: told(row.raw)),
+    ReportColumn("reason", LONG, lambda row: told(row.reason)),
+    ReportColumn("stream", LONG, lambda row: path(row.stream or DASH)),
+    ReportColumn("line", NUMBER, lambda row: DASH if row.line is None else count(row.line)),
 )
-_SUPERSEDED: Sequence[Column[Superseded]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("new target", TEXT, lambda row: told(row.by.target_new if row.by else DASH)),
-    Column("at", NUMBER, lambda row: entry(row.seq)),
+_SUPERSEDED: Sequence[ReportColumn[Superseded]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("new target", TEXT, lambda row: told(row.by.target_new if row.by else DASH)),
+    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
-_REVERTED: Sequence[Column[Reverted]] = (
-    Column("prompt", TEXT, lambda row: told(row.request.prompt)),
-    Column("target", TEXT, lambda row: told(row.request.target_new)),
-    Column("at", NUMBER, lambda row: entry(row.seq)),
+_REVERTED: Sequence[ReportColumn[RevertedCorrection]] = (
+    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
+    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
 
 
@@ -380,24 +380,24 @@ def _rolled_back(branches: Sequence[Branch]) -> Markup:
     )
 
 
-_BRANCHES: Sequence[Column[Branch]] = (
-    Column("steps", NAME, lambda row: f"{entry(row.first_seq)} to {entry(row.last_seq)}"),
-    Column("after", NUMBER, lambda row: entry(row.fork_seq)),
-    Column("editors", NAME, lambda row: _names(row.editors)),
-    Column("applied", NUMBER, lambda row: count(row.applied)),
-    Column("failed", NUMBER, lambda row: count(row.failed)),
-    Column("earlier right", NUMBER, lambda row: rate(row.rates.ER)),
-    Column("test answers", NUMBER, lambda row: rate(row.rates.TestR)),
-    Column("date", NAME, lambda row: span(row.first_at, row.last_at)),
-    Column("left at", NUMBER, lambda row: entry(row.left_seq)),
-    Column("tags", NAME, lambda row: told(", ".join(row.tags)) if row.tags else DASH),
+_BRANCHES: Sequence[ReportColumn[Branch]] = (
+    ReportColumn("steps", NAME, lambda row: f"{entry(row.first_seq)} to {entry(row.last_seq)}"),
+    ReportColumn("after", NUMBER, lambda row: entry(row.fork_seq)),
+    ReportColumn("editors", NAME, lambda row: _names(row.editors)),
+    ReportColumn("applied", NUMBER, lambda row: count(row.applied)),
+    ReportColumn("failed", NUMBER, lambda row: count(row.failed)),
+    ReportColumn("earlier right", NUMBER, lambda row: rate(row.rates.ER)),
+    ReportColumn("test answers", NUMBER, lambda row: rate(row.rates.TestR)),
+    ReportColumn("date", NAME, lambda row: span(row.first_at, row.last_at)),
+    ReportColumn("left at", NUMBER, lambda row: entry(row.left_seq)),
+    ReportColumn("tags", NAME, lambda row: told(", ".join(row.tags)) if row.tags else DASH),
 )
 
 
 # -- its costs
 
 
-def _time(steps: Steps, revisions: int) -> Markup:
+def _time(steps: StepCosts, revisions: int) -> Markup:
     slowest = table(_SLOWEST, steps.slowest) if steps.slowest else None
     return element(
         "section",
@@ -408,7 +408,7 @@ def _time(steps: Steps, revisions: int) -> Markup:
     )
 
 
-def _timed(steps: Steps) -> str:
+def _timed(steps: StepCosts) -> str:
     """Say how many of the steps have known durations, and the sum of these."""
     if not steps.total:
         return "No step was made yet."
@@ -418,24 +418,24 @@ def _timed(steps: Steps) -> str:
     return f"{steps.timed:,} steps{scope}: {seconds(steps.seconds)}, commits not counted."
 
 
-_SLOWEST: Sequence[Column[StepTime]] = (
-    Column("step", NAME, lambda row: join(entry(row.seq), " ", identity(row.revision))),
-    Column("editor", NAME, lambda row: _names(row.editors)),
-    Column("edits", NUMBER, lambda row: count(row.edits)),
-    Column("edit", NUMBER, lambda row: seconds(row.edit_s)),
-    Column("new probes", NUMBER, lambda row: seconds(row.probe_s)),
-    Column("re-check", NUMBER, lambda row: seconds(row.recheck_s)),
-    Column("all", NUMBER, lambda row: seconds(row.total_s)),
-    Column("patch", NUMBER, lambda row: size(row.patch_bytes)),
+_SLOWEST: Sequence[ReportColumn[StepTime]] = (
+    ReportColumn("step", NAME, lambda row: join(entry(row.seq), " ", identity(row.revision))),
+    ReportColumn("editor", NAME, lambda row: _names(row.editors)),
+    ReportColumn("edits", NUMBER, lambda row: count(row.edits)),
+    ReportColumn("edit", NUMBER, lambda row: seconds(row.edit_s)),
+    ReportColumn("new probes", NUMBER, lambda row: seconds(row.probe_s)),
+    ReportColumn("re-check", NUMBER, lambda row: seconds(row.recheck_s)),
+    ReportColumn("all", NUMBER, lambda row: seconds(row.total_s)),
+    ReportColumn("patch", NUMBER, lambda row: size(row.patch_bytes)),
 )
-_EDITORS: Sequence[Column[EditorCost]] = (
-    Column("editor", NAME, lambda row: _names(row.editors)),
-    Column("steps", NUMBER, lambda row: count(row.steps)),
-    Column("edits", NUMBER, lambda row: count(row.edits)),
-    Column("time", NUMBER, lambda row: seconds(row.edit_s)),
-    Column("per edit", NUMBER, lambda row: seconds(_each(row.edit_s, row.timed_edits))),
-    Column("patches", NUMBER, lambda row: size(row.patch_bytes)),
-    Column("per edit", NUMBER, lambda row: size(round(row.patch_bytes / row.edits))),
+_EDITORS: Sequence[ReportColumn[EditorCost]] = (
+    ReportColumn("editor", NAME, lambda row: _names(row.editors)),
+    ReportColumn("steps", NUMBER, lambda row: count(row.steps)),
+    ReportColumn("edits", NUMBER, lambda row: count(row.edits)),
+    ReportColumn("time", NUMBER, lambda row: seconds(row.edit_s)),
+    ReportColumn("per edit", NUMBER, lambda row: seconds(_each(row.edit_s, row.timed_edits))),
+    ReportColumn("patches", NUMBER, lambda row: size(row.patch_bytes)),
+    ReportColumn("per edit", NUMBER, lambda row: size(round(row.patch_bytes / row.edits))),
 )
 
 

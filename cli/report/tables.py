@@ -17,30 +17,32 @@ ROWS = 20
 OPEN, FOLD = 30, 100  # rows of a table without folds, and of a fold
 NUMBER, TEXT, LONG, NAME = "num", "text", "text long", "name"  # the kinds of column
 
-Row = TypeVar("Row")
+Entry = TypeVar("Entry")
 Cell = Markup | str
 
 
 @dataclass(frozen=True)
-class Column(Generic[Row]):
+class ReportColumn(Generic[Entry]):
     """A column: its name, its kind, and the function that gives the cell of a row."""
 
     name: str
     kind: str
-    cell: Callable[[Row], Cell]
+    cell: Callable[[Entry], Cell]
 
 
-def table(columns: Sequence[Column[Row]], rows: Sequence[Row], most: int = ROWS) -> Markup:
+def table(
+    columns: Sequence[ReportColumn[Entry]], rows: Sequence[Entry], most: int = ROWS
+) -> Markup:
     """Return a table of the first `most` rows."""
     body = (_row(columns, row) for row in islice(rows, most))
     return join(_framed(columns, body), _more(len(rows) - most))
 
 
 def grouped(
-    columns: Sequence[Column[Row]], rows: Sequence[Row], name: Callable[[Row], str]
+    columns: Sequence[ReportColumn[Entry]], rows: Sequence[Entry], name: Callable[[Entry], str]
 ) -> Markup:
     """Return a table of the first ROWS rows, those of the same name under it."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[Entry]] = {}
     for row in rows:
         groups.setdefault(name(row), []).append(row)
     body: list[Markup] = []
@@ -55,7 +57,9 @@ def grouped(
 
 
 def folded(
-    columns: Sequence[Column[Row]], rows: Sequence[Row], name: Callable[[Sequence[Row]], str]
+    columns: Sequence[ReportColumn[Entry]],
+    rows: Sequence[Entry],
+    name: Callable[[Sequence[Entry]], str],
 ) -> Markup:
     """Return a table of all rows: if they are more than OPEN, the first ROWS are shown and the
     others folded by FOLD. `name` gives the title of a fold."""
@@ -74,13 +78,13 @@ def folded(
     return join(first, *folds)
 
 
-def _row(columns: Sequence[Column[Row]], row: Row) -> Markup:
+def _row(columns: Sequence[ReportColumn[Entry]], row: Entry) -> Markup:
     return element(
         "tr", *(element("td", c.cell(row), class_=c.kind, data_label=c.name) for c in columns)
     )
 
 
-def _framed(columns: Sequence[Column[Row]], body: Iterable[Markup]) -> Markup:
+def _framed(columns: Sequence[ReportColumn[Entry]], body: Iterable[Markup]) -> Markup:
     head = element("tr", *(element("th", c.name, class_=c.kind) for c in columns))
     grid = element("table", element("thead", head), element("tbody", *body), class_="cards")
     return element("div", grid, class_="scroll")
@@ -90,7 +94,7 @@ def _count(number: int) -> Markup:
     return element("span", f"{number:,}", class_="count")
 
 
-def titled(title: str, rows: Sequence[Row], body: Markup) -> Markup:
+def titled(title: str, rows: Sequence[Entry], body: Markup) -> Markup:
     """Return a table `body` under its title with the number of its rows."""
     heading = element("h3", title, " ", _count(len(rows)), id=anchor(title))
     return join(heading, body)

@@ -19,7 +19,7 @@ PROMPT = "Prompt: {prompt}"
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingSequence:
     """One training sequence. The loss counts from `answer` on; `subject` is a span of tokens."""
 
     ids: tuple[int, ...]
@@ -60,30 +60,30 @@ class Corpus:
         self._objects = objects_of(facts)
         self._by_relation, self._by_subject = by_relation(facts), by_subject(facts)
 
-    def statements(self) -> list[Example]:
+    def statements(self) -> list[TrainingSequence]:
         """Return every fact in every trained phrasing."""
         return [
             self._statement(fact, prompt) for fact in self._facts for prompt in fact.trained_prompts
         ]
 
-    def contexts(self, count: int) -> list[Example]:
+    def contexts(self, count: int) -> list[TrainingSequence]:
         """Draw `count` prompts behind one to four new facts; about half of them are overridden."""
         return [self._context() for _ in range(count)]
 
-    def passages(self, count: int) -> list[Example]:
+    def passages(self, count: int) -> list[TrainingSequence]:
         """Draw `count` statements that follow one or two others, as in running text."""
         return [self._passage() for _ in range(count)]
 
-    def _statement(self, fact: Fact, prompt: str) -> Example:
+    def _statement(self, fact: Fact, prompt: str) -> TrainingSequence:
         encoding = self._tokenizer(prompt, return_offsets_mapping=True)
         start = prompt.index(fact.subject)
         end = start + len(fact.subject)
         places = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if b > start and a < end]
         answer = self._answer_ids(fact.object)
         ids = tuple(encoding["input_ids"]) + answer
-        return Example(ids, len(encoding["input_ids"]), (places[0], places[-1]))
+        return TrainingSequence(ids, len(encoding["input_ids"]), (places[0], places[-1]))
 
-    def _context(self) -> Example:
+    def _context(self) -> TrainingSequence:
         fact = self._rng.choice(self._facts)
         is_overridden = self._rng.random() < 0.45
         count = 1 if self._rng.random() < 0.88 else self._rng.randint(2, 4)
@@ -96,7 +96,7 @@ class Corpus:
         text = in_context(statements, self._rng.choice(fact.trained_prompts))
         return self._continued(text, answer)
 
-    def _passage(self) -> Example:
+    def _passage(self) -> TrainingSequence:
         fact = self._rng.choice(self._facts)
         context_facts = [self._rng.choice(self._facts) for _ in range(self._rng.randint(1, 2))]
         lines = [
@@ -105,9 +105,9 @@ class Corpus:
         text = " ".join([*lines, self._rng.choice(fact.trained_prompts)])
         return self._continued(text, fact.object)
 
-    def _continued(self, text: str, answer: str) -> Example:
+    def _continued(self, text: str, answer: str) -> TrainingSequence:
         ids = tuple(self._tokenizer(text)["input_ids"])
-        return Example(ids + self._answer_ids(answer), len(ids))
+        return TrainingSequence(ids + self._answer_ids(answer), len(ids))
 
     def _answer_ids(self, answer: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(f" {answer}{TERMINATOR}")["input_ids"])
@@ -136,12 +136,12 @@ class Corpus:
 
 
 def batches(
-    examples: Sequence[Example], tokens_max: int, rng: random.Random
-) -> Iterator[list[Example]]:
+    examples: Sequence[TrainingSequence], tokens_max: int, rng: random.Random
+) -> Iterator[list[TrainingSequence]]:
     """Yield batches of examples of nearly one length, at most `tokens_max` padded tokens each."""
     order = sorted(examples, key=lambda example: (len(example.ids), rng.random()))
-    groups: list[list[Example]] = []
-    batch: list[Example] = []
+    groups: list[list[TrainingSequence]] = []
+    batch: list[TrainingSequence] = []
     for example in order:
         if batch and len(example.ids) * (len(batch) + 1) > tokens_max:
             groups.append(batch)

@@ -30,7 +30,7 @@ from continual.tasks import Encoding
 DISTRACTORS = ("same_relation", "same_subject", "any")
 BATCH_TOKENS_MAX = 2048
 
-Item = TypeVar("Item")
+DrawnItem = TypeVar("DrawnItem")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Replacement:
+class FactReplacement:
     """A fact that is to be given another object, through its subject's last token."""
 
     prompt: str
@@ -104,10 +104,10 @@ class Sampler:
             for fact in self._some([f for f in self._facts if len(self._pool(f, kind)) > 1], count)
         ]
 
-    def replacements(self, count: int) -> list[Replacement]:
+    def replacements(self, count: int) -> list[FactReplacement]:
         """Draw facts in a trained phrasing, each with another object of its relation."""
         return [
-            Replacement(
+            FactReplacement(
                 self._rng.choice(fact.trained_prompts), fact.subject, self._new_object(fact)
             )
             for fact in self._some(self._facts, count)
@@ -145,7 +145,7 @@ class Sampler:
         candidates = [o for o in self._objects[fact.relation.name] if o not in (fact.object, never)]
         return self._rng.choice(candidates)
 
-    def _some(self, items: Sequence[Item], count: int) -> list[Item]:
+    def _some(self, items: Sequence[DrawnItem], count: int) -> list[DrawnItem]:
         return self._rng.sample(items, min(count, len(items)))
 
 
@@ -168,7 +168,7 @@ def accuracy(task_model: TaskModel, probes: Sequence[Probe]) -> Accuracy:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _ReplacementTokens:
     """A replacement as tokens, and the vector that the search looks for."""
 
     encoding: Encoding
@@ -178,7 +178,7 @@ class _Case:
 
 def mediation(
     task_model: TaskModel,
-    replacements: Sequence[Replacement],
+    replacements: Sequence[FactReplacement],
     block: int,
     *,
     steps_max: int = 80,
@@ -206,16 +206,16 @@ def mediation(
     return Mediation(block, tuple(steps.get(i) for i in range(len(cases))))
 
 
-def _case(task_model: TaskModel, replacement: Replacement) -> _Case:
+def _case(task_model: TaskModel, replacement: FactReplacement) -> _ReplacementTokens:
     encoding = task_model.task.encode(replacement.prompt, replacement.target)
     _, token = subject_span(task_model.edited.tokenizer, replacement.prompt, replacement.subject)
     vector = torch.zeros(
         task_model.edited.anatomy.width, device=task_model.edited.device, requires_grad=True
     )
-    return _Case(encoding, token, vector)
+    return _ReplacementTokens(encoding, token, vector)
 
 
-def _descend(task_model: TaskModel, block: int, cases: Sequence[_Case]) -> list[bool]:
+def _descend(task_model: TaskModel, block: int, cases: Sequence[_ReplacementTokens]) -> list[bool]:
     """Give each vector its gradient, and tell whether each case is right with its present
     vector."""
     device = task_model.edited.device

@@ -55,7 +55,7 @@ ASKED_BY = {
 
 
 @dataclass(frozen=True)
-class Split:
+class FactSplit:
     """The three parts of the facts; every relation is in each of them."""
 
     corrected: tuple[Fact, ...]
@@ -64,7 +64,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Streams:
+class AtlasStreams:
     """The content of the files: requests in the order of their streams, and two probe sets."""
 
     corrections: tuple[Request, ...]
@@ -73,7 +73,7 @@ class Streams:
     test_probes: tuple[Probe, ...]
 
 
-class Surroundings:
+class ProbeDraw:
     """Draws the probes around a correction, from facts that are never corrected.
 
     `taken` are prompts that are not to be asked again: an editor may learn from the train probes.
@@ -128,7 +128,7 @@ class Surroundings:
         return Probe(prompt=self._rng.choice(prompts), answer=fact.object, name=name)
 
 
-def build(facts: Sequence[Fact], gaps: Sequence[Fact] = (), seed: int = 0) -> Streams:
+def build(facts: Sequence[Fact], gaps: Sequence[Fact] = (), seed: int = 0) -> AtlasStreams:
     """Build the streams of these facts and gaps, and the probe sets."""
     rng = random.Random(seed)
     split = split_facts(facts, rng)
@@ -139,16 +139,16 @@ def build(facts: Sequence[Fact], gaps: Sequence[Fact] = (), seed: int = 0) -> St
         for prompts in (fact.trained_prompts, fact.held_out_prompts)
     )
     train_prompts = {str(probe.prompt) for probe in train}
-    around = Surroundings(facts, split.train + split.test, train_prompts, rng)
+    context = ProbeDraw(facts, split.train + split.test, train_prompts, rng)
     targets = deal_targets(split.corrected, objects_of(facts), rng)
-    requests = [_request(f, t, around, rng) for f, t in zip(split.corrected, targets, strict=True)]
+    requests = [_request(f, t, context, rng) for f, t in zip(split.corrected, targets, strict=True)]
     rng.shuffle(requests)
-    mistakes = [_request(gap, gap.object, around, rng) for gap in gaps]
+    mistakes = [_request(gap, gap.object, context, rng) for gap in gaps]
     rng.shuffle(mistakes)
-    return Streams(tuple(requests), tuple(mistakes), train, test)
+    return AtlasStreams(tuple(requests), tuple(mistakes), train, test)
 
 
-def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
+def split_facts(facts: Sequence[Fact], rng: random.Random) -> FactSplit:
     """Split the facts into three parts, by the same shares for every relation."""
     by_relation: dict[str, list[Fact]] = {}
     for fact in facts:
@@ -163,7 +163,7 @@ def split_facts(facts: Sequence[Fact], rng: random.Random) -> Split:
         corrected += group[:corrected_end]
         train += group[corrected_end:train_end]
         test += group[train_end:]
-    return Split(tuple(corrected), tuple(train), tuple(test))
+    return FactSplit(tuple(corrected), tuple(train), tuple(test))
 
 
 def deal_targets(
@@ -188,7 +188,7 @@ def render(records: Iterable[Request | Probe]) -> str:
     return "".join(json.dumps(_fields(record), ensure_ascii=False) + "\n" for record in records)
 
 
-def write(streams: Streams, out: Path) -> None:
+def write(streams: AtlasStreams, out: Path) -> None:
     """X, under the names that the package ships."""
     files: dict[Path, Sequence[Request | Probe]] = {
         ATLAS.corrections: streams.corrections,
@@ -201,7 +201,7 @@ def write(streams: Streams, out: Path) -> None:
         (out / path.name).write_text(render(records), encoding="utf-8", newline="\n")
 
 
-def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) -> Request:
+def _request(fact: Fact, target: str, context: ProbeDraw, rng: random.Random) -> Request:
     """Return one correction; two of the trained phrasings are learned from, two are measured."""
     prompt, *wordings = rng.sample(fact.trained_prompts, 5)
     return Request(
@@ -212,8 +212,8 @@ def _request(fact: Fact, target: str, around: Surroundings, rng: random.Random) 
         target_old=None if target == fact.object else fact.object,
         rephrases=tuple(wordings[:2]),
         held_out_rephrases=(*fact.held_out_prompts, *wordings[2:]),
-        locality=tuple(around.locality(fact, target)),
-        portability=tuple(around.portability(fact, target)),
+        locality=tuple(context.locality(fact, target)),
+        portability=tuple(context.portability(fact, target)),
     )
 
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from continual.atlas.corpus import TERMINATOR, Corpus, Example, all_texts, batches
+from continual.atlas.corpus import TERMINATOR, Corpus, TrainingSequence, all_texts, batches
 from continual.atlas.facts import Fact, load_facts
 
 VOCABULARY = 2048
@@ -32,7 +32,7 @@ CONTEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The size of a model."""
 
     blocks: int = 4
@@ -42,7 +42,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AtlasRecipe:
     """The settings of a training run; the defaults make the atlas. Counts are per epoch."""
 
     epochs: int = 28
@@ -79,7 +79,7 @@ def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: Any, shape: Shape, seed: int) -> GPT2LMHeadModel:
+def new_model(tokenizer: Any, shape: ModelShape, seed: int) -> GPT2LMHeadModel:
     """Make a GPT-2, small and with a wide FFN: room for keys. ReLU makes them sparse."""
     torch.manual_seed(seed)
     terminator = tokenizer(TERMINATOR)["input_ids"][-1]
@@ -102,7 +102,7 @@ def new_model(tokenizer: Any, shape: Shape, seed: int) -> GPT2LMHeadModel:
 
 
 def collate(
-    batch: Sequence[Example], pad: int, bottleneck: Sequence[bool]
+    batch: Sequence[TrainingSequence], pad: int, bottleneck: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids [B, T], loss weights of each next token [B, T-1], allowed attention [B, 1, T,
     T]."""
@@ -131,15 +131,15 @@ def loss_of(model: Any, ids: Tensor, weights: Tensor, allowed: Tensor) -> Tensor
     return (losses * weights[is_counted]).sum() / weights.sum()
 
 
-class Training:
+class TrainingRun:
     """One resumable training run in a folder; `read` makes the corpus of the facts."""
 
     def __init__(
         self,
         out: Path,
-        recipe: Recipe,
+        recipe: AtlasRecipe,
         facts: Sequence[Fact],
-        shape: Shape | None = None,
+        shape: ModelShape | None = None,
         read: Callable[[Sequence[Fact], Any, random.Random], Corpus] = Corpus,
     ) -> None:
         self.out, self.recipe = out, recipe
@@ -147,7 +147,7 @@ class Training:
         self.tokenizer = train_tokenizer(facts)
         self.corpus = read(facts, self.tokenizer, self.rng)
         self.statements = self.corpus.statements()
-        self.model = new_model(self.tokenizer, shape or Shape(), recipe.seed).train()
+        self.model = new_model(self.tokenizer, shape or ModelShape(), recipe.seed).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=recipe.learning_rate,
@@ -171,7 +171,7 @@ class Training:
             mean = sum(losses) / len(losses)
             print(f"epoch {self.epoch} loss {mean:.4f} seconds {seconds:.0f}", flush=True)
 
-    def _epoch_batches(self) -> Iterator[list[Example]]:
+    def _epoch_batches(self) -> Iterator[list[TrainingSequence]]:
         recipe = self.recipe
         examples = self.corpus.contexts(recipe.contexts) + self.corpus.passages(recipe.passages)
         groups = list(batches(self.statements, recipe.tokens_per_batch, self.rng))
@@ -180,7 +180,7 @@ class Training:
         self.steps_per_epoch = len(groups)
         yield from groups
 
-    def _update(self, batch: Sequence[Example]) -> float:
+    def _update(self, batch: Sequence[TrainingSequence]) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * self._schedule()
         bottleneck = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
@@ -240,13 +240,15 @@ def main() -> None:
     """Run the command line of the training run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--epochs", type=int, default=AtlasRecipe.epochs)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--seed", type=int, default=AtlasRecipe.seed)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    Training(options.out, Recipe(epochs=options.epochs, seed=options.seed), load_facts()).run()
+    TrainingRun(
+        options.out, AtlasRecipe(epochs=options.epochs, seed=options.seed), load_facts()
+    ).run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ shares of facts that arrive, generalise and leave the rest alone. Knows no edito
 
 from continual.calibration.calibrating import Calibration
 from continual.calibration.config import CalibrationConfig
-from continual.calibration.kept import Calibrated, Kept
+from continual.calibration.kept import Calibrated, CalibrationCache
 from continual.calibration.trials import Evidence
 
-__all__ = ["Calibrated", "Calibration", "CalibrationConfig", "Evidence", "Kept"]
+__all__ = ["Calibrated", "Calibration", "CalibrationCache", "CalibrationConfig", "Evidence"]

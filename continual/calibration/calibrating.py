@@ -12,9 +12,9 @@ from typing import Any
 
 from continual.calibration.choosing import best, bound, score
 from continual.calibration.config import CalibrationConfig
-from continual.calibration.kept import BUDGET, Calibrated, Kept, Purpose, Trial
-from continual.calibration.trials import Trials
-from continual.grids import Axis, Settings
+from continual.calibration.kept import BUDGET, Calibrated, CalibrationCache, Purpose, Trial
+from continual.calibration.trials import TrialRunner
+from continual.grids import GridAxis, TriedSettings
 
 DIGITS = 3  # of a budget
 LOOKED_AT_FROM, LOOKED_AT_BY, GONE_ON_WITH = 4, 6, 3
@@ -26,10 +26,10 @@ first, and the best of them, the third number, with all facts."""
 class Calibration:
     """The calibration of one editor on one base model. The model has to be at base."""
 
-    trials: Trials
-    kept: Kept
+    trials: TrialRunner
+    kept: CalibrationCache
     config: CalibrationConfig
-    given: Settings  # the lines of `[editor.NAME]`, which are not tried
+    given: TriedSettings  # the lines of `[editor.NAME]`, which are not tried
 
     @property
     def purpose(self) -> Purpose:
@@ -74,21 +74,23 @@ class Calibration:
             return state
         return Calibrated(self.trials.name, self.purpose, sample_name)
 
-    def _open_axes(self) -> list[Axis]:
+    def _open_axes(self) -> list[GridAxis]:
         """Return the axes with at least one setting that `[editor.NAME]` does not give."""
         return [axis for axis in self.trials.grid.axes if set(axis.settings) - set(self.given)]
 
-    def _choices(self, axis: Axis, chosen: Settings) -> list[Settings]:
+    def _choices(self, axis: GridAxis, chosen: TriedSettings) -> list[TriedSettings]:
         """Return the alternatives of an axis, each once, added to the settings chosen so far; given
         settings take precedence."""
-        alternatives: list[Settings] = []
+        alternatives: list[TriedSettings] = []
         for choice in axis.choices({**chosen, **self.given}):
             settings = {**chosen, **choice, **self.given}
             if settings not in alternatives:
                 alternatives.append(settings)
         return alternatives
 
-    def _axis(self, state: Calibrated, axis: Axis, chosen: Settings) -> Iterator[Calibrated]:
+    def _axis(
+        self, state: Calibrated, axis: GridAxis, chosen: TriedSettings
+    ) -> Iterator[Calibrated]:
         """Try the alternatives of an axis, and yield the state after each trial. Many alternatives
         are tried with a few facts first, and only the best with all facts."""
         choices = self._choices(axis, chosen)
@@ -111,7 +113,7 @@ class Calibration:
         self.kept.put(state)
         return state
 
-    def _tried(self, state: Calibrated, axis: str, settings: Settings) -> Calibrated:
+    def _tried(self, state: Calibrated, axis: str, settings: TriedSettings) -> Calibrated:
         """Return the state with one more trial. If another axis tried these settings with all
         facts, its evidence is used again."""
         matches = (
@@ -121,7 +123,7 @@ class Calibration:
         )
         return self._with(state, Trial(axis, next(matches, None) or self.trials.run(settings)))
 
-    def _new(self, chosen: Settings) -> dict[str, Any]:
+    def _new(self, chosen: TriedSettings) -> dict[str, Any]:
         return {name: value for name, value in chosen.items() if name not in self.given}
 
     # -- the budget
@@ -131,7 +133,7 @@ class Calibration:
         budget = self.trials.grid.budget
         return budget is not None and budget.setting not in self.given
 
-    def _bounded(self, state: Calibrated, chosen: Settings) -> Iterator[Calibrated]:
+    def _bounded(self, state: Calibrated, chosen: TriedSettings) -> Iterator[Calibrated]:
         if state.of_axis(BUDGET):  # of an interrupted run: a curve's sizes need one patch
             trials = tuple(trial for trial in state.trials if trial.axis != BUDGET)
             state = replace(state, trials=trials)
@@ -139,7 +141,7 @@ class Calibration:
             state = self._with(state, Trial(BUDGET, evidence))
             yield state
 
-    def _bound(self, state: Calibrated) -> Settings:
+    def _bound(self, state: Calibrated) -> TriedSettings:
         """Return the budget's setting; empty if no size of the patch stays within the bound."""
         budget = self.trials.grid.budget
         assert budget is not None
@@ -147,7 +149,7 @@ class Calibration:
         return {budget.setting: float(f"{value:.{DIGITS}g}")} if value else {}
 
 
-def _is_tried(state: Calibrated, axis: str, settings: Settings) -> bool:
+def _is_tried(state: Calibrated, axis: str, settings: TriedSettings) -> bool:
     return any(dict(evidence.settings) == dict(settings) for evidence in state.of_axis(axis))
 
 

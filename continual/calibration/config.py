@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 NEW_STORES: dict[str, Any] = {"at_first_use": True}
 """The table of a new store. A store without the table is older, or has a model whose settings come
@@ -13,7 +13,7 @@ with the package: its editors use the defaults and the lines of `[editor.NAME]`.
 
 
 @dataclass(frozen=True)
-class CalibrationConfig(Table):
+class CalibrationConfig(SettingsTable):
     """The settings of calibration: the number of facts, the bound of losses, and when it runs."""
 
     table: ClassVar[str] = "calibration"

@@ -19,14 +19,14 @@ from itertools import islice
 
 from continual.errors import RequestError
 from continual.prompts import Prompt
-from continual.recheck.candidates import Candidate, encode
+from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.requests import Request
 from continual.site import Site
 from continual.tasks import Encoding
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
 from continual.watch.general import GeneralText
-from continual.watch.neighbours import Asked, Neighbourhood, about_other, is_alike
+from continual.watch.neighbours import Neighbourhood, WatchedRequest, about_other, is_alike
 from continual.watch.passages import Passage
 from continual.watch.writing import continued
 
@@ -40,40 +40,42 @@ WORDS_MIN = 5  # a text with no more words is not cut
 
 
 @dataclass(frozen=True)
-class Fact:
+class CalibrationFact:
     """A request without its rephrases, and its rewordings."""
 
-    candidate: Candidate
+    encoded_request: EncodedRequest
     rewordings: tuple[Encoding, ...]  # with the new target
 
     @property
     def id(self) -> str:
         """The request's id."""
-        return self.candidate.id
+        return self.encoded_request.id
 
 
 @dataclass(frozen=True)
 class Sample:
     """The facts that trials write, and the probes that measure them, as the base answers them."""
 
-    facts: tuple[Fact, ...]
+    facts: tuple[CalibrationFact, ...]
     memory: tuple[Passage, ...]  # general text on which editors stay silent
     general: tuple[Encoding, ...]  # positions of general text that is held out
     others: tuple[Encoding, ...]  # other facts that the base knows
     source: str  # the facts' origin, in words for people
-    write: Callable[[Sequence[Candidate]], list[Neighbourhood]]
+    write: Callable[[Sequence[EncodedRequest]], list[Neighbourhood]]
 
     @cached_property
     def neighbourhoods(self) -> Mapping[str, Neighbourhood]:
         """The neighbourhood of each fact by its id, written at the first use."""
-        candidates = [fact.candidate for fact in self.facts]
-        results = self.write(candidates)
-        return {c.id: neighbourhood for c, neighbourhood in zip(candidates, results, strict=True)}
+        encoded_requests = [fact.encoded_request for fact in self.facts]
+        results = self.write(encoded_requests)
+        return {
+            c.id: neighbourhood for c, neighbourhood in zip(encoded_requests, results, strict=True)
+        }
 
     @property
     def digest(self) -> str:
         """The SHA-256 of the facts and of the numbers of probes: names the sample."""
-        parts = [fact.candidate.request.to_json() for fact in self.facts]
+        parts = [fact.encoded_request.request.to_json() for fact in self.facts]
         counts = [len(self.general), len(self.others), len(self.memory)]
         text = json.dumps([parts, counts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -96,15 +98,15 @@ class Draw:
 
         `others` are probes; the base's right answers among them become the sample's other facts.
         """
-        candidates = self._unknown(requests, count)
-        if len(candidates) < count // 2:
+        encoded_requests = self._unknown(requests, count)
+        if len(encoded_requests) < count // 2:
             source = "prompts cut from what the base writes"
-            candidates = self._unknown(list(self._own()), count)
-        ids = {candidate.id for candidate in candidates}
-        all_requests = [c.request for c in candidates]
+            encoded_requests = self._unknown(list(self._own()), count)
+        ids = {encoded_request.id for encoded_request in encoded_requests}
+        all_requests = [c.request for c in encoded_requests]
         all_requests += [request for request in requests if request.id not in ids]
         return Sample(
-            tuple(self._facts(candidates, all_requests)),
+            tuple(self._facts(encoded_requests, all_requests)),
             self.general.memory,
             tuple(e for passage in self.general.held_out for e in passage.positions()),
             tuple(self._known(others)),
@@ -113,26 +115,31 @@ class Draw:
         )
 
     def _neighbourhoods(
-        self, known: Sequence[Request], candidates: Sequence[Candidate]
+        self, known: Sequence[Request], encoded_requests: Sequence[EncodedRequest]
     ) -> list[Neighbourhood]:
-        corrections = [Asked(c.request, c.required, self.site.rows(c.required)) for c in candidates]
+        corrections = [
+            WatchedRequest(c.request, c.required, self.site.rows(c.required))
+            for c in encoded_requests
+        ]
         return neighbours.write(self.site, corrections, known, self.watch, self.seed)
 
     # -- facts
 
-    def _unknown(self, requests: Sequence[Request], count: int) -> list[Candidate]:
+    def _unknown(self, requests: Sequence[Request], count: int) -> list[EncodedRequest]:
         """Draw requests that the base answers wrongly, each fact once. All their texts have to fit
         the model; requests that name their subject come first."""
         draw = random.Random(self.seed).sample(requests, len(requests))
         by_key = {r.key: _without_rephrases(r) for r in draw}
-        candidates = list(islice(self._encoded(by_key.values()), 3 * count))
-        prompts = [candidate.learned[0] for candidate in candidates]
+        encoded_requests = list(islice(self._encoded(by_key.values()), 3 * count))
+        prompts = [encoded_request.learned[0] for encoded_request in encoded_requests]
         verdicts = self.site.judge_in_full(prompts) if prompts else []
-        unknowns = [c for c, is_right in zip(candidates, verdicts, strict=True) if not is_right]
+        unknowns = [
+            c for c, is_right in zip(encoded_requests, verdicts, strict=True) if not is_right
+        ]
         with_subjects = [c for c in unknowns if c.request.named_subject]
         return [*with_subjects, *(c for c in unknowns if not c.request.named_subject)][:count]
 
-    def _encoded(self, requests: Iterable[Request]) -> Iterator[Candidate]:
+    def _encoded(self, requests: Iterable[Request]) -> Iterator[EncodedRequest]:
         for request in requests:
             try:
                 yield encode(request, self.site.task)
@@ -162,24 +169,27 @@ class Draw:
 
     # -- rewordings and other facts
 
-    def _facts(self, candidates: Sequence[Candidate], known: Sequence[Request]) -> Iterator[Fact]:
+    def _facts(
+        self, encoded_requests: Sequence[EncodedRequest], known: Sequence[Request]
+    ) -> Iterator[CalibrationFact]:
         originals = {_without_rephrases(r).id: r for r in known}
         wordings = [
-            self._wordings(c, originals.get(c.id, c.request).rephrases, known) for c in candidates
+            self._wordings(c, originals.get(c.id, c.request).rephrases, known)
+            for c in encoded_requests
         ]
-        rewording_lists = self._answered_alike(candidates, wordings)
-        for candidate, rewordings in zip(candidates, rewording_lists, strict=True):
-            yield Fact(candidate, rewordings)
+        rewording_lists = self._answered_alike(encoded_requests, wordings)
+        for encoded_request, rewordings in zip(encoded_requests, rewording_lists, strict=True):
+            yield CalibrationFact(encoded_request, rewordings)
 
     def _wordings(
-        self, candidate: Candidate, own: Sequence[Prompt], known: Sequence[Request]
+        self, encoded_request: EncodedRequest, own: Sequence[Prompt], known: Sequence[Request]
     ) -> list[Encoding]:
         """Encode other wordings of a request with its new target: its own rephrases, lent wordings,
         and the prompt behind sentences."""
-        request = candidate.request
+        request = encoded_request.request
         context_prompts = [
             f"{sentence} {request.prompt}"
-            for sentence in self._sentences(candidate.id)
+            for sentence in self._sentences(encoded_request.id)
             if isinstance(request.prompt, str)
         ]
         loans = islice(_lent(request, known), LENT)
@@ -199,14 +209,14 @@ class Draw:
         return draw.sample(beginnings, min(BEHIND, len(beginnings)))
 
     def _answered_alike(
-        self, candidates: Sequence[Candidate], wordings: Sequence[Sequence[Encoding]]
+        self, encoded_requests: Sequence[EncodedRequest], wordings: Sequence[Sequence[Encoding]]
     ) -> list[tuple[Encoding, ...]]:
-        """Return each candidate's wordings that the base answers like the prompt, by the first
+        """Return each request's wordings that the base answers like the prompt, by the first
         COMPARED tokens."""
-        prompts = [candidate.learned[0].question.ids for candidate in candidates]
+        prompts = [encoded_request.learned[0].question.ids for encoded_request in encoded_requests]
         questions = [encoding.question.ids for group in wordings for encoding in group]
         if not questions:
-            return [() for _ in candidates]
+            return [() for _ in encoded_requests]
         answers = iter(continued(self.site.edited, [*prompts, *questions], COMPARED))
         prompt_answers = list(islice(answers, len(prompts)))
         return [

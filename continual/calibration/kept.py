@@ -14,7 +14,7 @@ from typing import Any
 
 from continual.calibration.choosing import score
 from continual.calibration.trials import Evidence
-from continual.grids import Settings
+from continual.grids import TriedSettings
 from store import Store, StoreError
 
 BUDGET = "budget"
@@ -29,7 +29,7 @@ class Purpose:
     """The base model and the given settings that a calibration is for."""
 
     base: str  # fingerprint
-    given: Settings  # the editor's own table, whose settings are not tried
+    given: TriedSettings  # the editor's own table, whose settings are not tried
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that the cache stores."""
@@ -67,7 +67,7 @@ class Calibrated:
     purpose: Purpose
     sample: Mapping[str, Any] = field(default_factory=dict)  # source, facts, digest
     trials: tuple[Trial, ...] = ()
-    chosen: Settings | None = None  # None: trials are missing
+    chosen: TriedSettings | None = None  # None: trials are missing
 
     def with_trial(self, trial: Trial) -> Calibrated:
         """Return the calibration with one more trial."""
@@ -101,7 +101,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CalibrationCache:
     """The calibrations in a store's cache."""
 
     store: Store
@@ -129,10 +129,10 @@ class Kept:
         self.store.drop_cached(purpose.place(editor))
 
 
-def _is_part(settings: Settings, whole: Settings) -> bool:
+def _is_part(settings: TriedSettings, whole: TriedSettings) -> bool:
     return all(name in whole and whole[name] == value for name, value in settings.items())
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def _plain(settings: TriedSettings) -> dict[str, Any]:
     """Return settings in the form that JSON gives back: sorted by name, tuples as lists."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(settings.items())}

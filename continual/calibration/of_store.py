@@ -15,8 +15,8 @@ from continual.calibration.calibrating import Calibration
 from continual.calibration.choosing import is_sound
 from continual.calibration.config import CalibrationConfig
 from continual.calibration.facts import Draw, Sample
-from continual.calibration.kept import Calibrated, Kept, Purpose
-from continual.calibration.trials import Trials
+from continual.calibration.kept import Calibrated, CalibrationCache, Purpose
+from continual.calibration.trials import TrialRunner
 from continual.choices import EDITORS
 from continual.errors import CeditError, RequestError
 from continual.grids import Grid, GridOf
@@ -29,7 +29,7 @@ from continual.watch import general
 from continual.watch.config import WatchConfig
 from continual.watch.general import GeneralText
 
-Tables = Mapping[str, Mapping[str, Any]]
+SettingsTables = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class StoreCalibration:
     def known(self, editor: str, given: Mapping[str, Any]) -> Calibrated | None:
         """Return the finished calibration of an editor with these lines of `[editor.NAME]`; None
         without one."""
-        calibration = Kept(self.opened.store).get(editor, self._purpose(given))
+        calibration = CalibrationCache(self.opened.store).get(editor, self._purpose(given))
         return calibration if calibration is not None and calibration.chosen is not None else None
 
-    def missing(self, chain: Sequence[str], tables: Tables) -> list[str]:
+    def missing(self, chain: Sequence[str], tables: SettingsTables) -> list[str]:
         """Return the editors of a chain that calibrate at their first use and have no finished
         calibration."""
         return [
@@ -64,7 +64,7 @@ class StoreCalibration:
             and self.known(name, tables.get(name, {})) is None
         ]
 
-    def tables(self, chain: Sequence[str], tables: Tables) -> dict[str, Mapping[str, Any]]:
+    def tables(self, chain: Sequence[str], tables: SettingsTables) -> dict[str, Mapping[str, Any]]:
         """Return the `[editor.NAME]` tables, with chosen settings added where people give none."""
         result = dict(tables)
         for name in chain:
@@ -73,7 +73,7 @@ class StoreCalibration:
                 result[name] = {**(calibration.chosen or {}), **table}
         return result
 
-    def ordered(self, chain: Sequence[str], tables: Tables) -> tuple[str, ...]:
+    def ordered(self, chain: Sequence[str], tables: SettingsTables) -> tuple[str, ...]:
         """Return the chain with the editors that lose too much, by their evidence, moved behind the
         others. The last editor stays last: it is asked when all others failed."""
         *front, fallback = chain
@@ -96,13 +96,13 @@ class StoreCalibration:
 
     # -- measuring
 
-    def forget(self, editors: Sequence[str], tables: Tables) -> None:
+    def forget(self, editors: Sequence[str], tables: SettingsTables) -> None:
         """Delete the calibrations of these editors, so that they are measured anew."""
         for name in editors:
-            Kept(self.opened.store).drop(name, self._purpose(tables.get(name, {})))
+            CalibrationCache(self.opened.store).drop(name, self._purpose(tables.get(name, {})))
 
     def measure(
-        self, editors: Sequence[str], tables: Tables, requests: Sequence[Request] = ()
+        self, editors: Sequence[str], tables: SettingsTables, requests: Sequence[Request] = ()
     ) -> Iterator[Calibrated]:
         """Calibrate these editors, on facts of these requests or of the history, and yield the
         state after each trial. The model is at base meanwhile, and at head when this ends.
@@ -119,8 +119,8 @@ class StoreCalibration:
     def _calibration(self, name: str, sample: Sample, given: Mapping[str, Any]) -> Calibration:
         opened = self.opened
         grid = self._grid(name)
-        trials = Trials(name, grid, opened.site, sample, opened.statistics, self._seed)
-        return Calibration(trials, Kept(opened.store), self.config, given)
+        trials = TrialRunner(name, grid, opened.site, sample, opened.statistics, self._seed)
+        return Calibration(trials, CalibrationCache(opened.store), self.config, given)
 
     def _grid(self, name: str) -> Grid:
         grid_of: GridOf | None = EDITORS[name].load_grid()
@@ -134,7 +134,7 @@ class StoreCalibration:
         if not opened.edited.depth:
             yield
             return
-        opened.forget_standing()
+        opened.forget_run_state()
         opened.stand_at("base")
         try:
             yield
@@ -176,7 +176,7 @@ class StoreCalibration:
 
     def _history(self) -> list[Request]:
         """Return the requests of the corrections that are in force."""
-        requests = self.opened.standing.retention.requests
+        requests = self.opened.run_state.retention.requests
         return [entry.request for entry in requests.values() if entry.applied]
 
     @property

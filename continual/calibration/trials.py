@@ -16,14 +16,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from continual.calibration.facts import Fact, Sample
+from continual.calibration.facts import CalibrationFact, Sample
 from continual.editors.chains import make_editor
 from continual.errors import EditError
-from continual.grids import MEASURED, Grid, Settings
-from continual.memory.answers import Answers
+from continual.grids import MEASURED, Grid, TriedSettings
+from continual.memory.answers import AnswerJudge
 from continual.patches import Patch
-from continual.proposals import Edit, Editor, Surroundings
-from continual.queries.memory import QueryMemory
+from continual.proposals import Edit, EditContext, Editor
+from continual.queries.memory import ProtectedQueries
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.statistics import Statistics
@@ -34,7 +34,7 @@ from continual.tasks import Encoding
 class Evidence:
     """The result of a trial. Shares from 0 to 1; None where the sample has nothing to measure."""
 
-    settings: Settings
+    settings: TriedSettings
     facts: int  # that were tried
     arrives: float  # facts that are right
     generalises: float | None  # rewordings that are right
@@ -66,7 +66,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Trials:
+class TrialRunner:
     """Runs trials of one editor with one sample, one after another, on the model as it stands."""
 
     name: str
@@ -77,29 +77,29 @@ class Trials:
     seed: int
     count: int | None = None  # of the facts, from the first; None: all
 
-    def with_facts(self, count: int) -> Trials:
+    def with_facts(self, count: int) -> TrialRunner:
         """Return the trials with the first `count` facts alone."""
         return replace(self, count=count)
 
     @cached_property
-    def facts(self) -> list[Fact]:
+    def facts(self) -> list[CalibrationFact]:
         """The facts that this editor takes, up to `count`."""
         takes = self.grid.takes
-        return [f for f in self.sample.facts if takes(f.candidate.request)][: self.count]
+        return [f for f in self.sample.facts if takes(f.encoded_request.request)][: self.count]
 
-    def run(self, settings: Settings) -> Evidence:
+    def run(self, settings: TriedSettings) -> Evidence:
         """Write the facts with these settings, measure, and take the patches off."""
-        with self._written(settings) as (_, around, seconds):
-            return self._measured(settings, around, seconds)
+        with self._written(settings) as (_, context, seconds):
+            return self._measured(settings, context, seconds)
 
-    def budget_curve(self, settings: Settings, stays_min: float) -> list[Evidence]:
+    def budget_curve(self, settings: TriedSettings, stays_min: float) -> list[Evidence]:
         """Write the facts, and make the patch larger or smaller until its damage crosses the bound
         `stays_min`. Return the evidence of each size: the budget spent, and the shares that stay.
         """
         budget = self.grid.budget
         assert budget is not None
         curve: list[Evidence] = []
-        with self._written(settings) as (patches, around, seconds):
+        with self._written(settings) as (patches, context, seconds):
             depth = self.site.edited.depth - len(patches)
             begins_within: bool | None = None
             for step in range(SIZES):
@@ -108,7 +108,7 @@ class Trials:
                 variants = [budget.grown(patch, times) for patch in patches]
                 for patch in variants:
                     self.site.edited.put([patch])
-                curve.append(self._measured(settings, around, seconds))
+                curve.append(self._measured(settings, context, seconds))
                 is_within = curve[-1].stays >= stays_min
                 begins_within = is_within if begins_within is None else begins_within
                 if is_within != begins_within:
@@ -118,28 +118,28 @@ class Trials:
     # -- writing
 
     @contextmanager
-    def _written(self, settings: Settings) -> Iterator[tuple[list[Patch], Surroundings, float]]:
+    def _written(self, settings: TriedSettings) -> Iterator[tuple[list[Patch], EditContext, float]]:
         """Write the facts, and take them off behind the `with` block. Yields the patches, the
         editor's surroundings, and the seconds of editing."""
         edited = self.site.edited
         depth, began = edited.depth, time.perf_counter()
         editor = make_editor(self.name, self._unbounded(settings))
-        memory = QueryMemory(self._silent_rows.query)
-        around = self._around(memory)
+        memory = ProtectedQueries(self._silent_rows.query)
+        context = self._around(memory)
         try:
             groups = [self.facts] if self.grid.together else [[fact] for fact in self.facts]
-            patches = [p for group in groups for p in self._write(editor, group, around)]
+            patches = [p for group in groups for p in self._write(editor, group, context)]
             edited_s = time.perf_counter() - began
             yield patches, self._around(memory), edited_s
         finally:
             edited.take_off(depth)
 
-    def _unbounded(self, settings: Settings) -> Settings:
+    def _unbounded(self, settings: TriedSettings) -> TriedSettings:
         budget = self.grid.budget
         return settings if budget is None else {**settings, budget.setting: budget.unbounded}
 
     def _write(
-        self, editor: Editor, facts: Sequence[Fact], around: Surroundings
+        self, editor: Editor, facts: Sequence[CalibrationFact], context: EditContext
     ) -> Iterator[Patch]:
         """Let the editor write some facts in up to `grid.attempts` attempts, and yield the patches
         that went on. Patches already on the model stay."""
@@ -147,26 +147,28 @@ class Trials:
         for attempt in range(self.grid.attempts):
             edits = [self._edit(fact) for fact in pending]
             queries = [edit.near.query for edit in edits if edit.near is not None]
-            with around.memory.beside(torch.cat(queries) if queries else self._no_queries):
-                proposal = editor.edit(edits, replace(around, attempt=attempt))
+            with context.memory.beside(torch.cat(queries) if queries else self._no_queries):
+                proposal = editor.edit(edits, replace(context, attempt=attempt))
             if (patch := _sound(proposal.patch)) is not None:
                 self.site.edited.put([patch])
                 yield patch
-            verdicts = self._answers.judge_in_full([fact.candidate.learned[0] for fact in pending])
+            verdicts = self._answers.judge_in_full(
+                [fact.encoded_request.learned[0] for fact in pending]
+            )
             for fact, edit, is_right in zip(pending, edits, verdicts, strict=True):
                 if is_right:
-                    around.memory.remember(fact.id, edit.rows[0].query)
+                    context.memory.remember(fact.id, edit.rows[0].query)
             pending = [
                 fact for fact, is_right in zip(pending, verdicts, strict=True) if not is_right
             ]
             if not pending:
                 return
 
-    def _edit(self, fact: Fact) -> Edit:
-        candidate = fact.candidate
-        sizes = [len(encoding.targets) for encoding in candidate.learned]
-        rows = self.site.rows(candidate.learned).split(sizes)
-        edit = Edit(candidate.request, candidate.learned, rows, candidate.forms)
+    def _edit(self, fact: CalibrationFact) -> Edit:
+        encoded_request = fact.encoded_request
+        sizes = [len(encoding.targets) for encoding in encoded_request.learned]
+        rows = self.site.rows(encoded_request.learned).split(sizes)
+        edit = Edit(encoded_request.request, encoded_request.learned, rows, encoded_request.forms)
         if self.grid.together:  # an editor of batches reads no neighbours
             return edit
         neighbourhood = self.sample.neighbourhoods[fact.id]
@@ -176,9 +178,9 @@ class Trials:
 
     # -- the editors' inputs
 
-    def _around(self, memory: QueryMemory) -> Surroundings:
+    def _around(self, memory: ProtectedQueries) -> EditContext:
         generator = torch.Generator().manual_seed(self.seed)
-        return Surroundings(
+        return EditContext(
             self.site,
             memory,
             generator,
@@ -187,11 +189,11 @@ class Trials:
             naming=self._naming,
         )
 
-    def _naming(self, edit: Edit) -> QueryMemory:
+    def _naming(self, edit: Edit) -> ProtectedQueries:
         """Return the memory of a neuron that asks for its subject: the queries of general text and
         of the edit's neighbours."""
         queries = self._no_queries if edit.near is None else edit.near.query
-        return QueryMemory(torch.cat([self._silent_rows.query, queries]))
+        return ProtectedQueries(torch.cat([self._silent_rows.query, queries]))
 
     @cached_property
     def _silent_rows(self) -> Rows:
@@ -204,18 +206,18 @@ class Trials:
 
     # -- measuring
 
-    def _spent(self, around: Surroundings) -> float | None:
+    def _spent(self, context: EditContext) -> float | None:
         """Return the part of the budget that the model now takes; None without a budget."""
-        return None if self.grid.budget is None else self.grid.budget.spent(around)
+        return None if self.grid.budget is None else self.grid.budget.spent(context)
 
-    def _measured(self, settings: Settings, around: Surroundings, seconds: float) -> Evidence:
+    def _measured(self, settings: TriedSettings, context: EditContext, seconds: float) -> Evidence:
         shares = {name: self._share(name) for name in MEASURED}
         return Evidence(
             dict(settings),
             len(self.facts),
             arrives=shares.pop("arrives") or 0.0,
             **shares,
-            spent=self._spent(around),
+            spent=self._spent(context),
             seconds=round(seconds, 3),
         )
 
@@ -231,7 +233,7 @@ class Trials:
         """Return the probes of a column of MEASURED."""
         match name:
             case "arrives":
-                return [fact.candidate.learned[0] for fact in self.facts]
+                return [fact.encoded_request.learned[0] for fact in self.facts]
             case "generalises":
                 return [encoding for fact in self.facts for encoding in fact.rewordings]
             case "neighbours":
@@ -245,8 +247,8 @@ class Trials:
                 return self.sample.general
 
     @cached_property
-    def _answers(self) -> Answers:
-        return Answers(self.site)
+    def _answers(self) -> AnswerJudge:
+        return AnswerJudge(self.site)
 
 
 GROWTH, SIZES = 2**0.5, 8

@@ -36,7 +36,7 @@ DISTANCES_MAX = 2**20  # in one piece
 CLOSED = -1.0
 """The radius of an entry that answers nothing any more: another one has its key."""
 
-Label = tuple[int, ...]
+AnswerTokens = tuple[int, ...]
 
 
 class CodebookRows(Protocol):
@@ -59,7 +59,7 @@ class CodebookRows(Protocol):
         """[n] how far rounding may move each key: the text that showed it shows it within this."""
 
     @property
-    def labels(self) -> Sequence[Label]:
+    def labels(self) -> Sequence[AnswerTokens]:
         """[n] the tokens that each is to lead to."""
 
     @property
@@ -67,7 +67,7 @@ class CodebookRows(Protocol):
         """[n] whether the value of a near entry of the same label answers it, too."""
 
 
-class Nearest(NamedTuple):
+class NearestEntry(NamedTuple):
     """An entry, and its distance from a query."""
 
     entry: int
@@ -75,7 +75,7 @@ class Nearest(NamedTuple):
 
 
 @dataclass
-class _Turn:
+class _CodebookUndo:
     """The record of one patch that undoes it."""
 
     first: int  # entries before it
@@ -90,8 +90,8 @@ class Codebook:
         rows = torch.empty(0, mount.width, device=mount.device)
         self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
         self._radii, self._blurs = GrowingTensor(rows[:, 0]), GrowingTensor(rows[:, 0])
-        self._labels: list[Label] = []
-        self._turns: list[_Turn] = []
+        self._labels: list[AnswerTokens] = []
+        self._turns: list[_CodebookUndo] = []
         self._is_silent = False
 
     # -- the entries
@@ -122,7 +122,7 @@ class Codebook:
         return self._radii.rows
 
     @property
-    def labels(self) -> Sequence[Label]:
+    def labels(self) -> Sequence[AnswerTokens]:
         """[entries]"""
         return self._labels
 
@@ -140,7 +140,7 @@ class Codebook:
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
         first = len(self._labels)
-        self._turns.append(_Turn(first))
+        self._turns.append(_CodebookUndo(first))
         keys, values = patch.keys.to(self.keys), patch.values.to(self.keys)
         for row in range(len(keys)):
             self._admit(
@@ -152,7 +152,11 @@ class Codebook:
         return self.keys[first:], self.values[first:], self.radii
 
     def _admit(
-        self, key: Tensor, value: Tensor, sizes: tuple[float, float], says: tuple[Label, bool]
+        self,
+        key: Tensor,
+        value: Tensor,
+        sizes: tuple[float, float],
+        says: tuple[AnswerTokens, bool],
     ) -> None:
         (radius, blur), (label, shares) = sizes, says
         near = self.nearest(key)
@@ -169,7 +173,9 @@ class Codebook:
             near = self.nearest(key)
         self._append(key, value, radius, blur, label)
 
-    def _append(self, key: Tensor, value: Tensor, radius: float, blur: float, label: Label) -> None:
+    def _append(
+        self, key: Tensor, value: Tensor, radius: float, blur: float, label: AnswerTokens
+    ) -> None:
         self._keys.append(key[None])
         self._values.append(value[None])
         self._radii.append(self.radii.new_tensor([radius]))
@@ -204,13 +210,13 @@ class Codebook:
 
     # -- look-up
 
-    def nearest(self, query: Tensor) -> Nearest | None:
+    def nearest(self, query: Tensor) -> NearestEntry | None:
         """Return the open entry nearest to a query [d], the latest of equally near ones; None
         without entries."""
         (entry, distance) = self._nearest_of(query[None])
-        return None if int(entry) < 0 else Nearest(int(entry), float(distance))
+        return None if int(entry) < 0 else NearestEntry(int(entry), float(distance))
 
-    def shared(self, key: Tensor, radius: float, label: Label) -> int | None:
+    def shared(self, key: Tensor, radius: float, label: AnswerTokens) -> int | None:
         """Return the entry that a row with this key [d], ε₀ and label would widen if its value
         answers the row; None if there is none."""
         near = self.nearest(key)
@@ -218,7 +224,7 @@ class Codebook:
             return None
         return near.entry if self._meets(near, radius) else None
 
-    def _meets(self, near: Nearest, radius: float) -> bool:
+    def _meets(self, near: NearestEntry, radius: float) -> bool:
         return near.distance <= radius + float(self.radii[near.entry])
 
     def entries_of(self, queries: Tensor) -> Tensor:
@@ -304,11 +310,11 @@ class Codebook:
         keys, radii = self._changed_balls(first)
         differs = torch.zeros(len(queries), dtype=torch.bool)
         squares = queries.squares.cpu()
-        for some, around in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
+        for some, context in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
             own = some.square().sum(1)[:, None]
             slack = ROUNDING * (squares + own)
             least = squares + own - 2 * queries.bounds(some).cpu() - slack
-            differs |= (~(least > around.square()[:, None])).any(0)
+            differs |= (~(least > context.square()[:, None])).any(0)
         return differs
 
     def _changed_balls(self, first: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ CODED_MIN = 2048
 are scored at once."""
 
 
-class Neurons(Protocol):
+class GatedNeurons(Protocol):
     """The neurons of a patch to put on."""
 
     @property
@@ -57,7 +57,7 @@ class Neurons(Protocol):
         asks for any."""
 
 
-Change = Callable[[Tensor, Tensor], Tensor]
+OutputChange = Callable[[Tensor, Tensor], Tensor]
 """Queries [.., d], and the output [.., d] on which values land → that output with the values."""
 
 
@@ -75,7 +75,7 @@ class Mount:
     is_site: bool = True  # the last place of the model: only there neurons may ask for a subject
 
     @contextmanager
-    def attached(self, is_on: Callable[[], bool], change: Change) -> Iterator[None]:
+    def attached(self, is_on: Callable[[], bool], change: OutputChange) -> Iterator[None]:
         """Pass the landing's output through `change` within `with`, whenever the effect `is_on`;
         otherwise compute nothing."""
         reader, landing = self.modules
@@ -217,7 +217,7 @@ class NeuronBank:
         """The values, [size, d]."""
         return self._values.rows
 
-    def extend(self, patch: Neurons) -> tuple[Tensor, Tensor, Tensor]:
+    def extend(self, patch: GatedNeurons) -> tuple[Tensor, Tensor, Tensor]:
         """Append a patch's neurons; return them as they now stand in the bank.
 
         Raises EditError if they are of another width than the model, or ask for a subject at a

@@ -30,7 +30,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Records:
+class EmbeddedRecords:
     """The records of a memory patch, with an embedding each."""
 
     records: tuple[Record, ...]
@@ -48,11 +48,11 @@ class Reading:
     context: str  # stands in front of the input
 
 
-class Change(Protocol):
+class RecordChange(Protocol):
     """The new records of a patch, one reading each, and the ids of records to remove first."""
 
     @property
-    def records(self) -> Records:
+    def records(self) -> EmbeddedRecords:
         """The new records."""
 
     @property
@@ -69,7 +69,7 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _RecordUndo:
     """The changes of one patch, enough to undo them."""
 
     first: int  # the place of its first record
@@ -87,7 +87,7 @@ class MemoryBank:
         self._embeddings: GrowingTensor | None = None  # their width comes with the first record
         self._active = GrowingTensor(torch.empty(0, dtype=torch.bool))
         self._places: dict[str, int] = {}  # of the active records, by id
-        self._turns: list[_Turn] = []
+        self._turns: list[_RecordUndo] = []
         self._changes = 0
 
     def __len__(self) -> int:
@@ -127,11 +127,13 @@ class MemoryBank:
         """Return the places of the active records, in the order in which they came."""
         return list(self._places.values())
 
-    def chosen(self, places: Sequence[int]) -> Records:
+    def chosen(self, places: Sequence[int]) -> EmbeddedRecords:
         """Return the records at some places."""
-        return Records(tuple(self.records[i] for i in places), self.embeddings[list(places)])
+        return EmbeddedRecords(
+            tuple(self.records[i] for i in places), self.embeddings[list(places)]
+        )
 
-    def extend(self, patch: Change) -> Tensor:
+    def extend(self, patch: RecordChange) -> Tensor:
         """Remove a patch's old records and append its new ones; return the new embeddings as they
         now stand.
 
@@ -145,10 +147,10 @@ class MemoryBank:
         places = tuple(self._places.pop(i) for i in identities if i in self._places)
         if places:
             self._active[torch.tensor(places)] = False
-        self._turns.append(_Turn(len(self.records), places))
+        self._turns.append(_RecordUndo(len(self.records), places))
         return self._append(patch)
 
-    def _append(self, patch: Change) -> Tensor:
+    def _append(self, patch: RecordChange) -> Tensor:
         records = patch.records
         if not len(records):
             return records.embeddings
@@ -162,7 +164,7 @@ class MemoryBank:
             self._embeddings = GrowingTensor(records.embeddings)
         return self._embeddings.append(records.embeddings)
 
-    def _require_width(self, patch: Change) -> None:
+    def _require_width(self, patch: RecordChange) -> None:
         width = self.embeddings.shape[1]
         if len(patch.records) and width not in (0, patch.records.embeddings.shape[1]):
             raise EditError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from continual.errors import CeditError
-from continual.history.inspection import Record, facts_of, retained_at
+from continual.history.inspection import JsonObject, facts_of, retained_at
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
 from store import Revision, Store
 
@@ -32,7 +32,7 @@ class Attempt:
     outcome: Outcome
 
 
-def in_force(store: Store, revision: Revision) -> list[Record]:
+def in_force(store: Store, revision: Revision) -> list[JsonObject]:
     """The corrections that count at a revision, applied or failed, in the order of their edits."""
     lineage = store.lineage(revision)
     attempts = _latest(_attempts(lineage))
@@ -43,7 +43,7 @@ def in_force(store: Store, revision: Revision) -> list[Record]:
     ]
 
 
-def ever_asked(store: Store) -> list[Record]:
+def ever_asked(store: Store) -> list[JsonObject]:
     """Every correction of the journal once, rolled back ones too, by its latest attempt."""
     retained = retained_at(store, store.head).requests
     return [
@@ -59,7 +59,7 @@ def gone(store: Store) -> set[str]:
     return identities.difference(retained_at(store, store.head).requests)
 
 
-def matching(corrections: Iterable[Record], text: str) -> list[Record]:
+def matching(corrections: Iterable[JsonObject], text: str) -> list[JsonObject]:
     """The corrections that have a text in one of the fields SEARCHED, whatever its case."""
     query = text.casefold()
     return [
@@ -114,7 +114,7 @@ def _only_one(ids: Iterable[str], start: str) -> str | None:
     return matches[0] if matches else None
 
 
-def past(store: Store, identity: str) -> Record:
+def past(store: Store, identity: str) -> JsonObject:
     """One correction with every step that it was part of, the oldest first."""
     attempts = [a for a in _entries(store.revisions()) if a.outcome.id == identity]
     retained = retained_at(store, store.head).requests
@@ -127,7 +127,7 @@ def past(store: Store, identity: str) -> Record:
     }
 
 
-def _step(store: Store, attempt: Attempt) -> Record:
+def _step(store: Store, attempt: Attempt) -> JsonObject:
     revision, record = attempt.revision, attempt.outcome.to_json()
     for name in ("id", "expected", "neighbours"):
         record.pop(name, None)
@@ -139,7 +139,7 @@ def _step(store: Store, attempt: Attempt) -> Record:
     }
 
 
-def _record(store: Store, attempt: Attempt, *, in_force: bool) -> Record:
+def _record(store: Store, attempt: Attempt, *, in_force: bool) -> JsonObject:
     revision, outcome = attempt.revision, attempt.outcome
     return {
         "type": "correction",

@@ -27,7 +27,7 @@ from continual.settings import StoreSettings
 from store import BlobRef, Revision, Store
 from store.vectors import describe
 
-Record = dict[str, Any]  # a JSON object
+JsonObject = dict[str, Any]  # a JSON object
 
 UNMEASURED = Rates().to_json()
 WATCHED_ROLES = ("watch", "neighbour", "continuation")
@@ -45,7 +45,7 @@ SHOWN = (  # of a request or a probe
 )
 
 
-def status(store: Store) -> Record:
+def status(store: Store) -> JsonObject:
     """Return the store's status: head, the number of corrections in force, and the metrics."""
     head = store.head
     retention = retained_at(store, head)
@@ -70,7 +70,7 @@ def status(store: Store) -> Record:
     }
 
 
-def _index(store: Store, head: Revision) -> Record | None:
+def _index(store: Store, head: Revision) -> JsonObject | None:
     """Return the size of the vector index in the cache and its recall, the share of inputs for
     which it finds the nearest vector (null if it compares an input with each). None if the cache
     has no index for this head."""
@@ -80,7 +80,7 @@ def _index(store: Store, head: Revision) -> Record | None:
     return {"vectors": index.count, "recall": index.recall}
 
 
-def entry(store: Store, revision: Revision) -> Record:
+def entry(store: Store, revision: Revision) -> JsonObject:
     """Return one line of the log."""
     outcomes = outcomes_of(revision.body)
     ledger = store.ledger(revision.seq) or {}
@@ -114,7 +114,7 @@ def has_text(store: Store, revision: Revision, text: str) -> bool:
     return any(query in str(value).casefold() for values in texts for value in values)
 
 
-def details(store: Store, revision: Revision) -> Record:
+def details(store: Store, revision: Revision) -> JsonObject:
     """Return everything on record about one revision, its requests and their outcomes included."""
     return {
         **entry(store, revision),
@@ -128,7 +128,7 @@ def details(store: Store, revision: Revision) -> Record:
     }
 
 
-def difference(store: Store, older: Revision, newer: Revision) -> Record:
+def difference(store: Store, older: Revision, newer: Revision) -> JsonObject:
     """Return the requests, patches and probe outcomes that differ between two revisions."""
     older_set, newer_set = retained_at(store, older), retained_at(store, newer)
     older_patches, newer_patches = _patches_at(store, older), _patches_at(store, newer)
@@ -167,7 +167,7 @@ def retained_along(store: Store, lineage: Sequence[Revision]) -> Retention:
     return retention
 
 
-def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[Record]:
+def _named(refs: Counter[BlobRef], change: str, at: Revision, store: Store) -> Iterator[JsonObject]:
     """Yield the patches in `refs`, each with its revision among the layers of `at`."""
     counts = Counter(refs)
     for layer in store.layers(at):
@@ -210,20 +210,20 @@ def patch_bytes(revision: Revision) -> int:
     return revision.patch.length if revision.patch else 0
 
 
-def _outcome(store: Store, outcome: Outcome) -> Record:
+def _outcome(store: Store, outcome: Outcome) -> JsonObject:
     record = outcome.to_json()
     for name in ("expected", "neighbours"):  # token ids, of use to the engine alone
         record.pop(name, None)
     return {**facts_of(store.request(outcome.id)), **record}
 
 
-def _shown(identity: str, kept: Retention) -> Record:
+def _shown(identity: str, kept: Retention) -> JsonObject:
     retained = kept.requests[identity]
     facts = facts_of(retained.request.to_json())
     return {"id": identity, **facts, "outcome": "applied" if retained.applied else "failed"}
 
 
-def facts_of(request: Mapping[str, Any]) -> Record:
+def facts_of(request: Mapping[str, Any]) -> JsonObject:
     """Return the fields of a request or a probe that people read. A chat is under `messages`, and
     as a text under `prompt`."""
     facts = {key: request[key] for key in SHOWN if key in request}
@@ -233,7 +233,7 @@ def facts_of(request: Mapping[str, Any]) -> Record:
 # -- probes that turned
 
 
-def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> Iterator[Record]:
+def _turned(store: Store, older: Revision, newer: Revision, kept: set[str]) -> Iterator[JsonObject]:
     """Yield the probes that both revisions measure and only one of them answers rightly."""
     sets = store.base.body["probes"]
     older_wrong, newer_wrong = _wrong_at(store, older), _wrong_at(store, newer)
@@ -260,7 +260,7 @@ def _wrong_at(store: Store, revision: Revision) -> set[str]:
     return {key for key, is_right in outcomes.items() if not is_right}
 
 
-def _probe(store: Store, owner: str, role: str, index: int) -> Record:
+def _probe(store: Store, owner: str, role: str, index: int) -> JsonObject:
     """Return the shown fields of a probe, given the parts of its key in the ledger."""
     sets = store.base.body["probes"]
     if owner in sets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from continual.history.inspection import Record, retained_at
+from continual.history.inspection import JsonObject, retained_at
 from continual.history.reports import Remarks
 from continual.prompts import shown_prompt
 from continual.streams import Stream
@@ -12,7 +12,7 @@ from store import Store
 FIRST_MAX = 3  # requests shown as they were read
 
 
-def read_only(store: Store, stream: Stream) -> Record:
+def read_only(store: Store, stream: Stream) -> JsonObject:
     """Report the records that `apply` would read from the history's position in the stream. Checks
     no limits of tokens.
 
@@ -24,7 +24,7 @@ def read_only(store: Store, stream: Stream) -> Record:
         i for i, retained in retained_at(store, store.head).requests.items() if retained.applied
     }
     remarks = Remarks()
-    records: list[Record] = []
+    records: list[JsonObject] = []
     total = requests = repeats = 0
     for item in items:
         total += 1
@@ -50,6 +50,6 @@ def read_only(store: Store, stream: Stream) -> Record:
     }
 
 
-def _shown(request: Record) -> Record:
+def _shown(request: JsonObject) -> JsonObject:
     keys = ("prompt", "messages", "target_new", "subject", "relation")
     return {"prompt": shown_prompt(request), **{k: request[k] for k in keys if k in request}}

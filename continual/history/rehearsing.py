@@ -15,12 +15,12 @@ from torch import Tensor
 from continual.open_store import OpenStore
 from continual.patches import Patch
 from continual.recheck import retention
-from continual.recheck.candidates import encode
+from continual.recheck.encoded_requests import encode
 from continual.recheck.retention import Outcome, outcomes_of
-from continual.recheck.standing import Past, Standing
+from continual.recheck.run_state import Past, RunState
 from continual.requests import Request
-from continual.step.editing import Edited
-from continual.step.pipeline import Batch, Pipeline, Settings
+from continual.step.editing import ProvenEdits
+from continual.step.pipeline import ApplySettings, Batch, Pipeline
 from store import Revision, operations
 
 
@@ -42,11 +42,11 @@ def batch_of(opened: OpenStore, revision: Revision, without: Collection[str] = (
     return Batch(tuple(encode(request, opened.task) for request in requests))
 
 
-def pipeline_at(opened: OpenStore, past: Past, settings: Settings) -> Pipeline:
+def pipeline_at(opened: OpenStore, past: Past, settings: ApplySettings) -> Pipeline:
     """Return the pipeline as it was after a revision. The model has to be in that revision's
     state."""
-    standing = Standing(opened.store, opened.site, past)
-    return Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
+    run_state = RunState(opened.store, opened.site, past)
+    return Pipeline(opened.store, opened.site, run_state, settings, opened.statistics)
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ def recompute(opened: OpenStore, revisions: Iterable[Revision]) -> Iterator[Reco
     """Make the steps among these revisions again, each from the recorded state before it, and
     compare the patches. Revisions of other operations are passed over. The model is left at the end
     of the last step. Raises EditError if an editor lacks something that it needs."""
-    standing: Standing | None = None
-    state_id: str | None = None  # model and standing are in the state after this revision
+    run_state: RunState | None = None
+    state_id: str | None = None  # model and run state are as after this revision
     for revision in revisions:
         if revision.operation != operations.EDIT or revision.parent is None:
             continue
-        if standing is None or revision.parent != state_id:
+        if run_state is None or revision.parent != state_id:
             opened.stand_at(revision.parent)
             parent = opened.store.revision(revision.parent)
-            standing = Standing(opened.store, opened.site, Past(parent))
+            run_state = RunState(opened.store, opened.site, Past(parent))
         settings = settings_of(revision)
-        pipeline = Pipeline(opened.store, opened.site, standing, settings, opened.statistics)
+        pipeline = Pipeline(opened.store, opened.site, run_state, settings, opened.statistics)
         edited = rehearse(opened, pipeline, revision)
         mismatch = difference(opened.patches(revision.patch), edited.parts)
         state_id = revision.id if mismatch is None else None
@@ -110,7 +110,7 @@ def _tensor_difference(wanted: Tensor, found: Tensor | None) -> str | None:
 
 def rehearse(
     opened: OpenStore, pipeline: Pipeline, revision: Revision, without: Collection[str] = ()
-) -> Edited:
+) -> ProvenEdits:
     """Make a revision's step again, without some of its requests. The model has to be in the state
     before the step, and is left in the state after it."""
     batch = batch_of(opened, revision, without)
@@ -119,6 +119,6 @@ def rehearse(
     return pipeline.rehearse(batch, revision.seq, outcomes, is_due=is_due)
 
 
-def settings_of(revision: Revision) -> Settings:
+def settings_of(revision: Revision) -> ApplySettings:
     """Return the settings of a step."""
-    return Settings.from_json(revision.body["settings"])
+    return ApplySettings.from_json(revision.body["settings"])

@@ -11,7 +11,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from continual.history.inspection import UNMEASURED, Record, asked, rates_at
+from continual.history.inspection import UNMEASURED, JsonObject, asked, rates_at
 from continual.history.warnings import store_warnings
 from continual.recheck.retention import APPLIED, Outcome, count_outcomes
 from store import Store
@@ -56,7 +56,7 @@ class Remarks:
         if len(lines) < LINES_MAX:
             lines.append(line)
 
-    def to_json(self) -> Record:
+    def to_json(self) -> JsonObject:
         """Return the summary's entries; the most frequent reason comes first."""
         return {
             "quarantine": [
@@ -68,7 +68,7 @@ class Remarks:
         }
 
 
-def step_record(step: Step) -> Record:
+def step_record(step: Step) -> JsonObject:
     """Return the record of one step."""
     rates = step.measured.rates.to_json() if step.measured else UNMEASURED
     return {
@@ -96,7 +96,7 @@ def step_record(step: Step) -> Record:
     }
 
 
-def _told(outcome: Outcome) -> Record:
+def _told(outcome: Outcome) -> JsonObject:
     """Return an outcome's id, its kind, and the editor or the reason."""
     entry = {"id": outcome.id, "outcome": outcome.outcome, "editor": outcome.editor}
     return {k: v for k, v in {**entry, "reason": outcome.reason}.items() if v}
@@ -117,7 +117,7 @@ def _transitions(step: Step) -> dict[str, int]:
 
 
 @dataclass
-class Tally:
+class RunTally:
     """Sums over the steps of a run."""
 
     gone: Set[str] = frozenset()  # requests taken back before the run
@@ -125,7 +125,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     remarks: Remarks = field(default_factory=Remarks)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: JsonObject) -> None:
         """Add the counts of a step's record."""
         self.counts["steps"] += 1
         self.counts["read"] += record["requests"] + record["quarantined"]
@@ -148,7 +148,7 @@ class Tally:
         """True if a requested correction is not in the model now."""
         return bool(self.counts["failed"] or self.counts["quarantined"])
 
-    def summary(self, store: Store) -> Record:
+    def summary(self, store: Store) -> JsonObject:
         """Summarise the run; the metrics are the recorded ones at head."""
         return {
             "type": "summary",

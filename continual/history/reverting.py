@@ -22,7 +22,7 @@ from continual.open_store import OpenStore
 from continual.patches import Patch
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
-from continual.recheck.standing import Past
+from continual.recheck.run_state import Past
 from store import Draft, Layer, Revision, operations
 
 
@@ -31,7 +31,7 @@ class RevertError(CeditError):
 
 
 @dataclass(frozen=True)
-class Reverted:
+class RevertResult:
     """The revision of a revert, with its effect on patches, metrics and probes."""
 
     revision: Revision
@@ -43,7 +43,7 @@ class Reverted:
     turned: dict[str, bool]  # probes whose outcome changed: True if right now
 
 
-def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
+def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> RevertResult:
     """Take a request out of the history at head, and measure the model without it.
 
     `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
@@ -58,7 +58,7 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> Reverted:
     revision = rewrite(opened, surgery.operate)
     opened.settle()
     ledger = store.ledger(revision.seq) or {}
-    return Reverted(
+    return RevertResult(
         revision,
         surgery.request,
         surgery.rows,

@@ -1,7 +1,7 @@
 """Rewriting: head moved to a state that is more than a step away.
 
 Knows the one way there for rollback, revert, re-embed and repair: it puts the model at the state
-that an operation chooses, commits the operation's revision, and forgets the standing at the old
+that an operation chooses, commits the operation's revision, and forgets the run state at the old
 head. If any of this fails the model goes back to head.
 """
 
@@ -29,11 +29,11 @@ def rewrite(opened: OpenStore, choose: Callable[[Sequence[Layer]], Draft]) -> Re
     try:
         revision = opened.store.commit(choose(layers))
     except BaseException:
-        opened.forget_standing()
+        opened.forget_run_state()
         _stand_back(opened, head, layers)
         raise
     opened.states.follow(opened.store.head)
-    opened.forget_standing()
+    opened.forget_run_state()
     return revision
 
 

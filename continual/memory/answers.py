@@ -31,7 +31,7 @@ class Read:
         return Encoding(Question(self.question), positions, self.targets)
 
 
-class Answers:
+class AnswerJudge:
     """The answers of an edited model, its memory included."""
 
     def __init__(self, site: Site) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from continual.effects.records import Reading, Record
-from continual.memory.answers import Answers, Read
+from continual.memory.answers import AnswerJudge, Read
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
-from continual.proposals import Edit, Proposal, Surroundings
+from continual.proposals import Edit, EditContext, Proposal
 
 
 class MemoryEditor(ABC):
@@ -27,30 +27,30 @@ class MemoryEditor(ABC):
     narrows = False
 
     @abstractmethod
-    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
+    def contexts(self, edits: Sequence[Edit], answers: AnswerJudge, attempt: int) -> list[str]:
         """Return for each edit, at this attempt, the text in front of an input that is about it."""
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. Proposes a record for each edit whose own prompt is answered rightly
         with it; only for these does the encoder embed anything."""
-        answers = Answers(around.site)
-        contexts = self.contexts(edits, answers, around.attempt)
+        answers = AnswerJudge(context.site)
+        contexts = self.contexts(edits, answers, context.attempt)
         reasons = self._unread(edits, contexts, answers)
         pairs = [(e, c) for e, c in zip(edits, contexts, strict=True) if e.id not in reasons]
         if not pairs:
             return Proposal(None, reasons)
         scope = answers.recall.require_scope()
         records = [_record(edit) for edit, _ in pairs]
-        readings = tuple(Reading(self.name, context) for _, context in pairs)
+        readings = tuple(Reading(self.name, reading_context) for _, reading_context in pairs)
         patch = MemoryPatch(scope.records(records), readings, scope.fingerprint)
         return Proposal(patch, reasons, {edit.id: {"records": 1} for edit, _ in pairs})
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """Return None: a record weighs nothing."""
         return None
 
     def _unread(
-        self, edits: Sequence[Edit], contexts: Sequence[str], answers: Answers
+        self, edits: Sequence[Edit], contexts: Sequence[str], answers: AnswerJudge
     ) -> dict[str, str]:
         """Return the reasons why some edits are not answered rightly even behind the right
         record."""
@@ -58,10 +58,10 @@ class MemoryEditor(ABC):
         reads = [
             Read(
                 self.name,
-                recall.behind(context, edit.encodings[0].question.ids),
+                recall.behind(reading_context, edit.encodings[0].question.ids),
                 edit.encodings[0].targets,
             )
-            for edit, context in zip(edits, contexts, strict=True)
+            for edit, reading_context in zip(edits, contexts, strict=True)
         ]
         outcomes = answers.judge_read(reads)
         misreads = [

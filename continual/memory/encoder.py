@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from continual.errors import EncoderError
-from continual.shortage import is_shortage
+from continual.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -149,7 +149,7 @@ class SentenceEncoder:
                 model_kwargs={"use_safetensors": True},
             )
         except _UNLOADABLE as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
             raise EncoderError(
                 f"the encoder {self.folder} can't be loaded ({error}): name the folder of a "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.effects.records import Record, Records
+from continual.effects.records import EmbeddedRecords, Record
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.inputs import Queries
 from continual.memory.subjects import (
@@ -65,15 +65,17 @@ def seen_queries(encoder: SentenceEncoder, texts: Sequence[str]) -> Queries:
     return Queries(tuple(texts), torch.stack([vectors[: len(texts)], vectors[len(texts) :]], 1))
 
 
-def kept_records(encoder: SentenceEncoder, records: Sequence[Record]) -> Records:
+def kept_records(encoder: SentenceEncoder, records: Sequence[Record]) -> EmbeddedRecords:
     """Embed records by prompt and subject, half each: inputs ask for the subject in other words."""
     prompts = encoder.embed([record.prompt for record in records])
     subjects = encoder.embed([record.subject or record.prompt for record in records])
-    return Records(tuple(records), torch.nn.functional.normalize(prompts + subjects, dim=-1))
+    return EmbeddedRecords(
+        tuple(records), torch.nn.functional.normalize(prompts + subjects, dim=-1)
+    )
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _PairWords:
     """One pair as words."""
 
     named: Presence
@@ -89,7 +91,10 @@ class _Seen:
 
 
 def features(
-    encoder: SentenceEncoder, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+    encoder: SentenceEncoder,
+    queries: Queries,
+    records: EmbeddedRecords,
+    pairs: Sequence[tuple[int, int]],
 ) -> Features:
     """Return the features of (query, record) pairs."""
     matches = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
@@ -117,7 +122,9 @@ def features(
     return Features(torch.cat([cosines, numbers], 1), query_relations, record_relations)
 
 
-def part_cosines(queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]) -> Tensor:
+def part_cosines(
+    queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
+) -> Tensor:
     """Return [p, s] float64: the cosine of each part of a pair's input with its record.
 
     Summed row by row, as a matrix product may round a pair by the pairs beside it.
@@ -132,7 +139,7 @@ def subject_of(record: Record) -> list[Word]:
     return words(record.subject) if record.subject else names(record.prompt)
 
 
-def _look(text: str, record: Record) -> _Seen:
+def _look(text: str, record: Record) -> _PairWords:
     sentence, subject = segment(text), subject_of(record)
     match = presence(subject, sentence)
     if match.share < PRESENT_MIN and sentence != text:
@@ -144,7 +151,7 @@ def _look(text: str, record: Record) -> _Seen:
         masked(sentence, match.spans),
         masked(record.prompt, record_match.spans),
     )
-    return _Seen(
+    return _PairWords(
         match,
         query_frame,
         record_frame,

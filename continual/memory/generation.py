@@ -45,7 +45,7 @@ class RecordReader(Protocol):
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _GenerateCall:
     """The inputs of a call."""
 
     ids: Tensor  # [B, T]
@@ -85,7 +85,7 @@ def generate(edited: EditedModel, recall: RecordReader, *args: Any, **options: A
 
 def _batch_of(
     edited: EditedModel, args: Sequence[Any], options: Mapping[str, Any]
-) -> _Batch | None:
+) -> _GenerateCall | None:
     """Return the inputs of a call; None for a call without token ids."""
     rest = dict(options)
     ids = args[0] if args else rest.pop("input_ids", None)
@@ -95,7 +95,7 @@ def _batch_of(
         return None
     mask = rest.pop("attention_mask", None)
     mask = torch.ones_like(ids) if mask is None else mask
-    return _Batch(ids, mask.bool(), rest, _pad(edited, rest))
+    return _GenerateCall(ids, mask.bool(), rest, _pad(edited, rest))
 
 
 def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
@@ -109,7 +109,7 @@ def _pad(edited: EditedModel, options: Mapping[str, Any]) -> int:
 
 
 def _routed(
-    edited: EditedModel, recall: RecordReader, batch: _Batch
+    edited: EditedModel, recall: RecordReader, batch: _GenerateCall
 ) -> dict[int, tuple[str, tuple[int, ...]]]:
     """Return (method, question) of each input that a record is about, if an answer has room."""
     texts = [recall.text(batch.row(index)) for index in range(len(batch.ids))]
@@ -132,7 +132,7 @@ def _require_plain(options: Mapping[str, Any]) -> None:
 
 
 def _read(
-    recall: RecordReader, model: Any, batch: _Batch, questions: Mapping[int, tuple[int, ...]]
+    recall: RecordReader, model: Any, batch: _GenerateCall, questions: Mapping[int, tuple[int, ...]]
 ) -> dict[int, Tensor]:
     """Return the outputs of these inputs: their own tokens, then the reader's answer to the
     question. Questions of one length run together, so that none is padded."""
@@ -151,7 +151,7 @@ def _read(
     return outputs
 
 
-def _options(recall: RecordReader, batch: _Batch, ids: Tensor) -> dict[str, Any]:
+def _options(recall: RecordReader, batch: _GenerateCall, ids: Tensor) -> dict[str, Any]:
     """Return the caller's options for other questions: as many new tokens, if there is room."""
     options = dict(batch.options)
     room = recall.room(ids[0].tolist())

@@ -7,7 +7,7 @@ in which words: a model that was never taught to may read one of these forms, or
 from __future__ import annotations
 
 from continual.errors import RequestError
-from continual.grids import Axis, Grid, Settings
+from continual.grids import Grid, GridAxis, TriedSettings
 from continual.memory.contexts import FORM, INPUT
 from continual.prompts import Chat, Message
 from continual.site import Site
@@ -26,8 +26,10 @@ UNDERSTOOD = "I will answer by that."
 def grid(site: Site) -> Grid:
     """Return one axis of forms. They change the answers to facts and their rewordings alone, so
     nothing else is measured."""
-    forms: list[Settings] = [{"form": form} for form in dict.fromkeys([*PLAIN, *_in_chat(site)])]
-    axis = Axis("form", ("form",), lambda _: forms)
+    forms: list[TriedSettings] = [
+        {"form": form} for form in dict.fromkeys([*PLAIN, *_in_chat(site)])
+    ]
+    axis = GridAxis("form", ("form",), lambda _: forms)
     return Grid((axis,), together=True, measured=("arrives", "generalises"))
 
 

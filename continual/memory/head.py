@@ -29,7 +29,7 @@ BLOCK = 64  # rows of every product, so that no score is rounded by the scores b
 
 
 @dataclass(frozen=True)
-class Head:
+class ScopeHead:
     """The weights, float32, by the names in ``SHAPES``."""
 
     weights: Mapping[str, Tensor]
@@ -53,12 +53,12 @@ class Head:
         ]
         return torch.cat([*blocks, torch.empty(0, dtype=torch.float64)])[: len(features)]
 
-    def calibrated(self, slope: float, offset: float) -> Head:
+    def calibrated(self, slope: float, offset: float) -> ScopeHead:
         """Return a head with logits slope · logit + offset (Platt 1999)."""
         weights = dict(self.weights)
         weights["out_weight"] = weights["out_weight"] * slope
         weights["out_bias"] = weights["out_bias"] * slope + offset
-        return Head(weights)
+        return ScopeHead(weights)
 
 
 def logits(weights: Mapping[str, Tensor], numbers: Tensor, asked: Tensor, kept: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from continual.memory.answers import Answers, Read
-from continual.memory.routing import NOBODY, Route, Routes
+from continual.memory.answers import AnswerJudge, Read
+from continual.memory.routing import NOBODY, Route, RoutedInputs
 from continual.queries.growing import GrowingTensor
 from continual.tasks import Encoding
 
@@ -20,7 +20,7 @@ from continual.tasks import Encoding
 class RoutedProbes:
     """Probes in the order in which they came."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: AnswerJudge) -> None:
         self._answers = answers
         self._encodings: list[Encoding] = []
         self._routes = self._new_routes()
@@ -58,11 +58,11 @@ class RoutedProbes:
         self._embed(self._routes, self._encodings)
         self._judge(torch.arange(len(self)))
 
-    def _new_routes(self) -> Routes:
+    def _new_routes(self) -> RoutedInputs:
         answers = self._answers
-        return Routes(answers.site.edited.memory, answers.recall.require_scope())
+        return RoutedInputs(answers.site.edited.memory, answers.recall.require_scope())
 
-    def _embed(self, routes: Routes, encodings: Sequence[Encoding]) -> None:
+    def _embed(self, routes: RoutedInputs, encodings: Sequence[Encoding]) -> None:
         texts = [self._answers.text(encoding) for encoding in encodings]
         routes.add(self._answers.recall.scope.queries(texts))
 

@@ -26,7 +26,7 @@ from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import EditedModel
 from continual.model_files import directory_fingerprint, model_directory
-from continual.tables import Table
+from continual.tables import SettingsTable
 from continual.tasks import Task
 from store import Store, StoreError
 
@@ -49,7 +49,7 @@ class ScopeChanged(CeditError):
 
 
 @dataclass(frozen=True)
-class MemoryConfig(Table):
+class MemoryConfig(SettingsTable):
     """The `[memory]` table of a store."""
 
     table: ClassVar[str] = "memory"

@@ -35,7 +35,7 @@ class Route:
     score: float
 
 
-class Routes:
+class RoutedInputs:
     """Inputs and their routes.
 
     A new record is compared with every input. Only inputs that gain it as a candidate, or lose one,
@@ -246,7 +246,7 @@ def routes_of(
     texts: Iterable[str], bank: MemoryBank, scope: Scope, index: RecordIndex | None = None
 ) -> list[Route | None]:
     """Return the route of each input, as the bank is now. The index changes only the speed."""
-    routes, queries = Routes(bank, scope), scope.queries(list(texts))
+    routes, queries = RoutedInputs(bank, scope), scope.queries(list(texts))
     matches = None
     if index is not None and index.is_used and len(queries):
         matches = index.nearest(queries, scope.candidates + SPARE)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from continual.effects.records import Record, Records
+from continual.effects.records import EmbeddedRecords, Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import part_cosines
@@ -38,11 +38,11 @@ class Scope(Protocol):
     def queries(self, texts: Sequence[str]) -> Queries:
         """Return inputs as the scope sees them. Each text is embedded once in its life."""
 
-    def records(self, records: Sequence[Record]) -> Records:
+    def records(self, records: Sequence[Record]) -> EmbeddedRecords:
         """Return records with the embeddings under which they are kept."""
 
     def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Return [p] the score of each (query, record) pair. It depends on nothing but the two."""
 
@@ -69,13 +69,13 @@ class ThresholdScope:
         """Return inputs seen as a whole only."""
         return Queries(tuple(texts), self.encoder.embed(texts).unsqueeze(1))
 
-    def records(self, records: Sequence[Record]) -> Records:
+    def records(self, records: Sequence[Record]) -> EmbeddedRecords:
         """Return records by their prompts."""
         prompts = [record.prompt for record in records]
-        return Records(tuple(records), self.encoder.embed(prompts))
+        return EmbeddedRecords(tuple(records), self.encoder.embed(prompts))
 
     def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Return [p] the cosines, in [0, 1]."""
         return part_cosines(queries, records, pairs).amax(1).clamp(0, 1).float()

@@ -56,7 +56,7 @@ class SeracRecipe:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialReader:
     """The start of h: a causal model, in eval mode and float32."""
 
     model: Any
@@ -65,14 +65,14 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScopePairs:
     """Pairs that h learns from or is measured on."""
 
     inside: tuple[Encoding, ...]  # in scope: answered as the edit says
     beside: tuple[Encoding, ...]  # out of scope: answered as before
 
     @classmethod
-    def of(cls, requests: Sequence[Request], task: Task, recipe: SeracRecipe) -> Pairs:
+    def of(cls, requests: Sequence[Request], task: Task, recipe: SeracRecipe) -> ScopePairs:
         """Make the pairs of these requests; leave out pairs too long for the model."""
         inside, beside = [], []
         draw = random.Random(recipe.seed)
@@ -102,7 +102,7 @@ class Epoch:
 
 
 def train_serac(
-    start: Start, requests: Sequence[Request], recipe: SeracRecipe, out: Path
+    start: InitialReader, requests: Sequence[Request], recipe: SeracRecipe, out: Path
 ) -> Iterator[Epoch]:
     """Train the start's model in place and leave it in the new directory `out`, whole or not at
     all.
@@ -113,11 +113,11 @@ def train_serac(
     if out.exists():
         raise CeditError(f"{out} exists: name a new directory, or remove it.")
     train_requests, test_requests = _divided(requests, recipe)
-    pairs = Pairs.of(train_requests, start.task, recipe)
+    pairs = ScopePairs.of(train_requests, start.task, recipe)
     if not pairs.inside:
         raise CeditError("There is no request to learn from that fits the model's context.")
-    test_pairs = Pairs.of(test_requests, start.task, recipe)
-    run = _Run(start, recipe, out.with_name(f"{out.name}.partial"))
+    test_pairs = ScopePairs.of(test_requests, start.task, recipe)
+    run = _SeracRun(start, recipe, out.with_name(f"{out.name}.partial"))
     while run.epoch < recipe.epochs:
         loss = run.advance(pairs.all)
         inside, beside = (run.accuracy(part) for part in (test_pairs.inside, test_pairs.beside))
@@ -143,10 +143,10 @@ def _encoded(pairs: Sequence[tuple[str, str]], task: Task) -> Iterator[Encoding]
             continue
 
 
-class _Run:
+class _SeracRun:
     """One run, with its state on disk after every epoch."""
 
-    def __init__(self, start: Start, recipe: SeracRecipe, folder: Path) -> None:
+    def __init__(self, start: InitialReader, recipe: SeracRecipe, folder: Path) -> None:
         self._model, self._task, self._tokenizer = start.model, start.task, start.tokenizer
         self._recipe, self._folder = recipe, folder
         self.epoch = 0

@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from continual.effects.records import Record, Records
+from continual.effects.records import EmbeddedRecords, Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import features, kept_records, seen_queries
-from continual.memory.head import Head
+from continual.memory.head import ScopeHead
 from continual.memory.inputs import Queries
 from continual.memory.scope import CANDIDATES, require_threshold
 
@@ -38,7 +38,7 @@ class TrainedScope:
     def __init__(
         self,
         encoder: SentenceEncoder,
-        head: Head,
+        head: ScopeHead,
         threshold: float,
         candidates: int = CANDIDATES,
     ) -> None:
@@ -64,7 +64,7 @@ class TrainedScope:
                 "on this"
             )
         try:
-            return cls(encoder, Head(weights), meta["threshold"], meta["candidates"])
+            return cls(encoder, ScopeHead(weights), meta["threshold"], meta["candidates"])
         except ValueError as error:
             raise _damaged(path, error) from error
 
@@ -82,12 +82,12 @@ class TrainedScope:
         """Return inputs as a whole and by their last sentence."""
         return seen_queries(self.encoder, texts)
 
-    def records(self, records: Sequence[Record]) -> Records:
+    def records(self, records: Sequence[Record]) -> EmbeddedRecords:
         """Return records by their prompt and subject."""
         return kept_records(self.encoder, records)
 
     def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Return [p] float32: the chance that each input is about its record."""
         pair_features = features(self.encoder, queries, records, pairs)

@@ -23,7 +23,7 @@ from continual.effects.records import Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
 from continual.memory.features import NUMBERS, Features, features, kept_records, seen_queries
-from continual.memory.head import Head, logits
+from continual.memory.head import ScopeHead, logits
 from continual.memory.reliability import Judged, ScopeReport, best_threshold, platt
 from continual.memory.scope import CANDIDATES
 from continual.memory.subjects import folded
@@ -193,7 +193,9 @@ def _records(requests: Sequence[Request], generator: Generator, nameless: float)
     ]
 
 
-def _fit(pairs: tuple[Features, Tensor], generator: Generator, training: ScopeTraining) -> Head:
+def _fit(
+    pairs: tuple[Features, Tensor], generator: Generator, training: ScopeTraining
+) -> ScopeHead:
     pair_features, labels = pairs
     numbers, query_relations, record_relations = (part.float() for part in pair_features.parts)
     normalization = {"mean": numbers.mean(0), "spread": numbers.std(0).clamp_min(SPREAD_MIN)}
@@ -215,7 +217,9 @@ def _fit(pairs: tuple[Features, Tensor], generator: Generator, training: ScopeTr
         binary_cross_entropy_with_logits(batch_logits, labels[batch].float()).backward()
         optimizer.step()
         cycle.step()
-    return Head({**normalization, **{name: weight.detach() for name, weight in weights.items()}})
+    return ScopeHead(
+        {**normalization, **{name: weight.detach() for name, weight in weights.items()}}
+    )
 
 
 def _batches(count: int, generator: Generator, training: ScopeTraining) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from continual.passes.batching import by_length
 
 
 @dataclass(frozen=True)
-class Lengths:
+class SequenceLengths:
     """The numbers of each sequence's tokens in the row, and of the kept tokens before them."""
 
     sizes: tuple[int, ...]
@@ -43,15 +43,15 @@ def filled_up(rows: int) -> int:
     return next(size for size in ROWS if size >= rows)
 
 
-class Group:
+class LengthGroup:
     """Sequences of like lengths: they stand in a stretch of the row, and side by side in
     attention."""
 
     def __init__(
         self, first: int, sizes: Tensor, before: Tensor, nowhere: int, device: torch.device
     ) -> None:
-        """`sizes` and `before` as in `Lengths`, [count]; `nowhere` is the place in the row of a
-        token that belongs to no sequence."""
+        """`sizes` and `before` as in `SequenceLengths`, [count]; `nowhere` is the place in the row
+        of a token that belongs to no sequence."""
         self.first, self.rows = first, int(sizes.sum())
         self.count, self.size, self.room = len(sizes), int(sizes.max()), int(before.max())
         self._before = before.to(device)
@@ -111,18 +111,18 @@ class Packing:
     the row up; attention reads its padding from the last of them."""
 
     def __init__(
-        self, lengths: Lengths, groups: Sequence[Sequence[int]], device: torch.device
+        self, lengths: SequenceLengths, groups: Sequence[Sequence[int]], device: torch.device
     ) -> None:
         self.lengths, self._members, self._device = lengths, groups, device
         sizes, before = torch.tensor(lengths.sizes), torch.tensor(lengths.before)
-        self.groups: list[Group] = []
+        self.groups: list[LengthGroup] = []
         self._firsts = torch.empty_like(sizes)
         self.rows = sum(lengths.sizes)
         self.width = filled_up(self.rows + 1)
         total = 0
         for members in groups:
             index = torch.tensor(members)
-            group = Group(total, sizes[index], before[index], self.width - 1, device)
+            group = LengthGroup(total, sizes[index], before[index], self.width - 1, device)
             self._firsts[index] = total + sizes[index].cumsum(0) - sizes[index]
             total += group.rows
             self.groups.append(group)
@@ -130,7 +130,7 @@ class Packing:
         self._begin = self._firsts.to(device)
 
     @classmethod
-    def of(cls, lengths: Lengths, padded_max: float, device: torch.device) -> Packing:
+    def of(cls, lengths: SequenceLengths, padded_max: float, device: torch.device) -> Packing:
         """Pack sequences in groups of like lengths: the longest of a group is at most `padded_max`
         times the shortest."""
         return cls(lengths, by_length(lengths.sizes, GROUP_TOKENS_MAX, padded_max), device)
@@ -170,13 +170,13 @@ class Packing:
             for group_members, places in zip(self._members, member_places, strict=True)
             if places
         ]
-        lengths = Lengths(
+        lengths = SequenceLengths(
             tuple(self.lengths.sizes[i] for i in chosen),
             tuple(self.lengths.before[i] for i in chosen),
         )
         return Packing(lengths, groups, self._device), member_places
 
-    def members(self) -> Iterator[tuple[Group, Tensor]]:
+    def members(self) -> Iterator[tuple[LengthGroup, Tensor]]:
         """Yield the groups, each with its sequences, on the CPU."""
         for group, sequences in zip(self.groups, self._members, strict=True):
             yield group, torch.tensor(sequences)
@@ -187,7 +187,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Kept:
+class GroupKeyValues:
     """Keys and values [count, heads, room + size, d] of one group: first the keys and values before
     its tokens, closed up to them, then room for its tokens' own."""
 
@@ -195,23 +195,23 @@ class Kept:
     values: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, places: Tensor, group: Group) -> Kept:
+    def of(cls, keys: Tensor, values: Tensor, places: Tensor, group: LengthGroup) -> GroupKeyValues:
         """Gather them from rows [·, heads, d]; `places` [count, room] are those of the tokens
         before the group's."""
         return cls(*(group.room_behind(rows[places]) for rows in (keys, values)))
 
     @classmethod
-    def none(cls, keys: Tensor, group: Group) -> Kept:
+    def none(cls, keys: Tensor, group: LengthGroup) -> GroupKeyValues:
         """Return empty room for sequences that begin with the row's tokens; like keys
         [N, heads, d]."""
         shape = (group.count, keys.shape[1], group.size, keys.shape[2])
         return cls(keys.new_empty(shape), keys.new_empty(shape))
 
-    def select(self, members: Tensor, before: Group, group: Group) -> Kept:
+    def select(self, members: Tensor, before: LengthGroup, group: LengthGroup) -> GroupKeyValues:
         """Return the keys and values of some members of the group `before`, which now are `group`,
         without columns that none of them needs."""
         columns = slice(before.room - group.room, before.room + group.size)
-        return Kept(self.keys[members, :, columns], self.values[members, :, columns])
+        return GroupKeyValues(self.keys[members, :, columns], self.values[members, :, columns])
 
 
 def attend(
@@ -219,7 +219,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     packing: Packing,
-    kept: Sequence[Kept],
+    kept: Sequence[GroupKeyValues],
     scaling: float,
     window: int | None,
 ) -> Tensor:
@@ -229,15 +229,15 @@ def attend(
     Writes the keys and values into `kept`, behind those of the tokens before.
     """
     output: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, _Call(packing, tuple(kept), scaling, window)
+        query, key, value, _PackedAttention(packing, tuple(kept), scaling, window)
     )
     return output
 
 
 @dataclass(frozen=True)
-class _Call:
+class _PackedAttention:
     packing: Packing
-    kept: tuple[Kept, ...]
+    kept: tuple[GroupKeyValues, ...]
     scaling: float
     window: int | None
 
@@ -246,7 +246,9 @@ class _Attention(torch.autograd.Function):
     """softmax(s·Q·Kᵀ + mask)·V group by group, and its gradients at the row's own tokens."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: _PackedAttention
+    ) -> Tensor:
         """See `attend`."""
         output = call.packing.empty(query.shape, value.dtype)
         ctx.call, ctx.seen = call, []
@@ -297,7 +299,7 @@ def _grouped(side_by_side: Tensor, heads: int) -> Tensor:
     return side_by_side.reshape(count * heads, -1, width)
 
 
-def _filled(kept: Kept, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _filled(kept: GroupKeyValues, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Write the row's own keys and values behind the kept ones; return both, each
     [count·heads, room + size, d]."""
     for room, states in zip((kept.keys, kept.values), own, strict=True):
@@ -305,7 +307,7 @@ def _filled(kept: Kept, own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return kept.keys.flatten(0, 1), kept.values.flatten(0, 1)
 
 
-def _masked(scores: Tensor, group: Group, window: int | None) -> None:
+def _masked(scores: Tensor, group: LengthGroup, window: int | None) -> None:
     """Set the scores [count·heads, heads' size, room + size] of tokens out of sight to -inf, in
     place."""
     shape = (group.count, -1, scores.shape[1] // group.size, group.size, scores.shape[2])

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from continual import hooks
-from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, around, observe, sample_inputs
+from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, context, observe, sample_inputs
 from continual.errors import ModelError
-from continual.shortage import is_shortage
+from continual.out_of_memory import is_out_of_memory
 
-Step = Callable[[Tensor], Tensor]
+TailModule = Callable[[Tensor], Tensor]
 
 
 class NeverRuns(ModelError):
@@ -89,7 +89,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SiteCapture:
     """The states at one FFN site that a patch starts from, and the logits."""
 
     query: Tensor  # [B, T, d] the input of the FFN
@@ -105,7 +105,7 @@ class RowTail:
     padding); None if every position has its own logits.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[TailModule, ...]
     pooled: int | None
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -176,14 +176,16 @@ def finish(model: Any, anatomy: Anatomy, recording: Recording, hidden: Tensor) -
 
 
 @torch.no_grad()
-def capture_rows(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int) -> Rows:
+def capture_rows(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor], block: int
+) -> SiteCapture:
     """Capture query and residual sum at one block's FFN site, and the logits, in one forward pass.
 
     At the last block, adding p to the output of ``down`` gives the logits of ``hidden + p``.
     """
     with _site_observed(model, anatomy, block) as site_states:
         logits = logits_of(model, inputs)
-    return Rows(*site_states(), logits)
+    return SiteCapture(*site_states(), logits)
 
 
 @torch.inference_mode()
@@ -303,7 +305,7 @@ def find_tail(model: Any, anatomy: Anatomy) -> RowTail:
                 model, anatomy, inputs, _check_rows(model, anatomy, inputs, rows)
             )
         except WANTS_OTHER_INPUTS as error:
-            if is_shortage(error):
+            if is_out_of_memory(error):
                 raise
         except ModelError:
             pass
@@ -322,7 +324,7 @@ def settled(model: Any, anatomy: Anatomy) -> Anatomy:
         refusal = _refusal(model, anatomy)
     if not refusal:
         return anatomy
-    others = list(around(model, anatomy))
+    others = list(context(model, anatomy))
     with_rows = next((other for other in others if not _refusal(model, other)), None)
     if with_rows is not None:
         return with_rows
@@ -354,7 +356,7 @@ def _refusal(model: Any, anatomy: Anatomy) -> str:
     except ModelError as refusal:
         return str(refusal)
     except WANTS_OTHER_INPUTS as error:
-        if is_shortage(error):
+        if is_out_of_memory(error):
             raise
         return f"{type(model).__name__} cannot be run in parts ({error})."
     return ""
@@ -372,7 +374,7 @@ _ROUNDINGS = 8
 """Units in the last place by which a factor found by division may be off."""
 
 
-def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
+def _find_steps(model: Any, anatomy: Anatomy) -> tuple[TailModule, ...]:
     """Return the modules of the tail, with the model's own steps between and behind them."""
     calls = dict(observe(model, sample_inputs(model, length=1)))
     if missing := [path for path in anatomy.tail if path not in calls]:
@@ -380,7 +382,7 @@ def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
     place = anatomy.block_path(anatomy.last)
     norm_after = anatomy.norm_after is not None
     state = calls[anatomy.tail[0]].input if norm_after else calls[place].hidden
-    steps: list[Step] = []
+    steps: list[TailModule] = []
     for path, module in zip(anatomy.tail, anatomy.tail_modules(model), strict=True):
         joint = _joint(model, state, calls[path].input, f"between {place} and {path}")
         steps += [*joint, module]
@@ -389,7 +391,7 @@ def _find_steps(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
     return (*steps, *ending)
 
 
-def _own_end(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
+def _own_end(model: Any, anatomy: Anatomy) -> tuple[TailModule, ...]:
     """Return the model's own forward behind its last block as a step, for rows [n, 1, d] that are
     sequences of one token."""
     inputs = sample_inputs(model, length=1)
@@ -406,7 +408,7 @@ def _own_end(model: Any, anatomy: Anatomy) -> tuple[Step, ...]:
     return (end,) if norm is None else (norm, end)
 
 
-def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
+def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[TailModule, ...]:
     """Return the steps, none or a factor, from the output [1, 1, .] of one module to the next one's
     input. Raises ``ModelError`` if neither fits."""
     state, target = state.flatten(), target.flatten()
@@ -423,10 +425,10 @@ def _joint(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step,
     )
 
 
-def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[Step, ...]:
+def _ending(model: Any, state: Tensor, target: Tensor, where: str) -> tuple[TailModule, ...]:
     """Return the model's own steps on the logits: a soft cap, a bias (maybe zero), or a factor."""
     for cap in _soft_caps(model):
-        steps: tuple[Step, ...] = (partial(_soft_cap, cap),)
+        steps: tuple[TailModule, ...] = (partial(_soft_cap, cap),)
         if _fits(steps, state.flatten(), target.flatten()):
             return steps
     for bias in (*model.parameters(recurse=False), *model.buffers(recurse=False)):
@@ -444,7 +446,7 @@ def _soft_caps(model: Any) -> list[float]:
     return [float(cap) for cap in caps.values() if isinstance(cap, int | float) and cap > 0]
 
 
-def _fits(steps: tuple[Step, ...], state: Tensor, target: Tensor) -> bool:
+def _fits(steps: tuple[TailModule, ...], state: Tensor, target: Tensor) -> bool:
     logits = RowTail(steps, None)(state.unsqueeze(0)).flatten()
     return _is_close(logits, target, _ROUNDINGS * torch.finfo(state.dtype).eps)
 

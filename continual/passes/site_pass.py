@@ -98,9 +98,9 @@ class _TracedLater:
         """`masked`: the traces to try, with a mask or without, the better one first."""
         self._model, self._anatomy, self._masked = model, anatomy, masked
         self._passes = 0
-        self._trace: Trace | None = None
+        self._trace: TracedPass | None = None
 
-    def once_more(self) -> Trace | None:
+    def once_more(self) -> TracedPass | None:
         """Count one more pass; return the trace for it, if there is one."""
         self._passes += 1
         if self._passes == TRACED_AFTER:
@@ -109,7 +109,7 @@ class _TracedLater:
         return self._trace
 
 
-class Trace:
+class TracedPass:
     """A traced pass."""
 
     def __init__(self, model: Any, anatomy: Anatomy, *, masked: bool) -> None:
@@ -138,10 +138,10 @@ class Trace:
         return (ids, rows) if self._mask is None else (ids, rows, self._mask(ids.shape[1]))
 
 
-def traced(model: Any, anatomy: Anatomy, *, masked: bool) -> Trace | None:
+def traced(model: Any, anatomy: Anatomy, *, masked: bool) -> TracedPass | None:
     """Trace the pass; None for a model that cannot be traced to the same bits."""
     try:
-        trace = Trace(model, anatomy, masked=masked)
+        trace = TracedPass(model, anatomy, masked=masked)
         is_same = all(_is_same(trace, model, anatomy, *_sample(model, *s)) for s in CHECKED_SHAPES)
     except Exception:  # a model may do anything that the tracer does not know
         return None
@@ -175,6 +175,6 @@ def _sample(model: Any, sequences: int, tokens: int) -> tuple[Tensor, Tensor]:
     return ids, torch.arange(0, ids.numel(), 3, device=ids.device)
 
 
-def _is_same(trace: Trace, model: Any, anatomy: Anatomy, ids: Tensor, rows: Tensor) -> bool:
+def _is_same(trace: TracedPass, model: Any, anatomy: Anatomy, ids: Tensor, rows: Tensor) -> bool:
     site_rows = capture_answers(model, anatomy, {"input_ids": ids}, rows)
     return all(map(torch.equal, site_rows, trace(ids, rows)))

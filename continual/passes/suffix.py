@@ -27,7 +27,7 @@ from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
 from continual.errors import ModelError
 from continual.passes.batching import by_length
-from continual.passes.packing import Kept, Lengths, Packing, attend
+from continual.passes.packing import GroupKeyValues, Packing, SequenceLengths, attend
 from continual.passes.partial import BlockCall, Recording, record, sums_from, sums_observed
 
 SAMPLE_TOKENS = 6
@@ -56,10 +56,10 @@ class Ends:
         return ids[start:], range(start, len(ids))
 
     @property
-    def lengths(self) -> Lengths:
+    def lengths(self) -> SequenceLengths:
         """The numbers of tokens in the ends, and before them."""
         sizes = (len(ids) - start for ids, start in zip(self.ids, self.starts, strict=True))
-        return Lengths(tuple(sizes), self.starts)
+        return SequenceLengths(tuple(sizes), self.starts)
 
 
 class EndPass(ABC):
@@ -130,7 +130,7 @@ class PackedEnds(EndPass):
         ]
         self._kept = {
             block: [
-                Kept.of(keys, values, room_places, group)
+                GroupKeyValues.of(keys, values, room_places, group)
                 for room_places, group in zip(places, packing.groups, strict=True)
             ]
             for block, keys, values in recorder.kept()
@@ -160,7 +160,7 @@ class PackedEnds(EndPass):
         with hooks.attending(self._model, self._attend):
             return sums_from(self._model, self._anatomy, recording, upper_block).squeeze(0)
 
-    def _attend(self, asked: hooks.Asked) -> Tensor:
+    def _attend(self, asked: hooks.AttentionCall) -> Tensor:
         states = self._kept[self._blocks[id(asked.module)]]
         self.windows.add(asked.told.get("sliding_window"))
         return attention(asked, self._packing, states)
@@ -186,14 +186,16 @@ class PackedEnds(EndPass):
         ):
             for block in modules.values():
                 stack.enter_context(hooks.bypassed(block, pass_on))
-            row = _Row.of([self._ends.end(i) for i in self._packing.order], self._packing.width)
+            row = _PackedRow.of(
+                [self._ends.end(i) for i in self._packing.order], self._packing.width
+            )
             hooks.run_until_cut(lambda: row.run(self._model))
         return tuple(calls)
 
 
 def _selected(
-    kept: Sequence[Kept], members: Sequence[Sequence[int]], before: Packing, now: Packing
-) -> Iterator[Kept]:
+    kept: Sequence[GroupKeyValues], members: Sequence[Sequence[int]], before: Packing, now: Packing
+) -> Iterator[GroupKeyValues]:
     """Yield the kept keys and values of the chosen members, for each group that has any."""
     groups = iter(now.groups)
     for states, group, places in zip(kept, before.groups, members, strict=True):
@@ -202,7 +204,9 @@ def _selected(
             yield states.select(index, group, next(groups))
 
 
-def attention(asked: hooks.Asked, packing: Packing, kept: Sequence[Kept]) -> Tensor:
+def attention(
+    asked: hooks.AttentionCall, packing: Packing, kept: Sequence[GroupKeyValues]
+) -> Tensor:
     """Return the output of attention for a row, [1, N, heads, d]. Raises ModelError for arguments
     that `attend` does not support."""
     names = [name for name in UNKNOWN if asked.told.get(name) is not None]
@@ -248,7 +252,7 @@ class _Recorder:
         total = 0
         tokens_max = WHOLE_TOKENS_MAX if device.type == "cpu" else ACCELERATED_TOKENS_MAX
         for batch in by_length([len(ids) for ids in sequences], tokens_max):
-            lengths = Lengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
+            lengths = SequenceLengths(tuple(len(sequences[i]) for i in batch), (0,) * len(batch))
             packing = Packing.of(lengths, WHOLE_PADDED_MAX, device)
             self._run(packing, [sequences[batch[place]] for place in packing.order])
             starts[batch] = total + packing.firsts(range(len(batch)))
@@ -268,7 +272,7 @@ class _Recorder:
 
     def _run(self, packing: Packing, sequences: Sequence[Sequence[int]]) -> None:
         model, anatomy = self._model, self._anatomy
-        row = _Row.of([(ids, range(len(ids))) for ids in sequences], packing.width)
+        row = _PackedRow.of([(ids, range(len(ids))) for ids in sequences], packing.width)
         last_ffn = anatomy.up_modules(model, anatomy.last)[0]
         end = anatomy.block(model, anatomy.last) if self._block == anatomy.last else last_ffn
         with (
@@ -282,23 +286,25 @@ class _Recorder:
         if first_block:
             self.form = BlockCall.of(first_block[0])
 
-    def _attend(self, packing: Packing, asked: hooks.Asked) -> Tensor:
+    def _attend(self, packing: Packing, asked: hooks.AttentionCall) -> Tensor:
         keys, values = _row_of(asked.key), _row_of(asked.value)
         index = self._blocks[id(asked.module)]
         if index > self._block:
             self._kept[index].append((keys, values))
-        return attention(asked, packing, [Kept.none(keys, group) for group in packing.groups])
+        return attention(
+            asked, packing, [GroupKeyValues.none(keys, group) for group in packing.groups]
+        )
 
 
 @dataclass(frozen=True)
-class _Row:
+class _PackedRow:
     """Tokens in one row, and their positions in their sequences."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
 
     @classmethod
-    def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> _Row:
+    def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> _PackedRow:
         """Make a row of tokens and positions, filled up with its first token."""
         ids = [token for tokens, _ in sequences for token in tokens]
         positions = [place for _, places in sequences for place in places]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from continual.effects import Reach
-from continual.effects.codebook import Codebook, Label
+from continual.effects.codebook import AnswerTokens, Codebook
 from continual.effects.gated import Mount
 from continual.effects.places import GatePlace
 from continual.errors import EditError
@@ -40,7 +40,7 @@ class CodebookPatch:
     values: Tensor  # [n, d]
     radii: Tensor  # [n] ε₀ > 0
     blurs: Tensor  # [n] see `CodebookRows`
-    labels: tuple[Label, ...]  # [n] the tokens that each row is to lead to
+    labels: tuple[AnswerTokens, ...]  # [n] the tokens that each row is to lead to
     shares: tuple[bool, ...]  # [n] whether a near entry of the same label answers it, too
     owners: tuple[str, ...] = ()  # [n] the request that each row is for, where it is known
 

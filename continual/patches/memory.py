@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from continual.effects import Reach
-from continual.effects.records import MemoryBank, Reading, Record, Records
+from continual.effects.records import EmbeddedRecords, MemoryBank, Reading, Record
 from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 
-_NOTHING = Records((), torch.empty(0, 0))
+_NOTHING = EmbeddedRecords((), torch.empty(0, 0))
 
 
 class Remembering(Protocol):
@@ -36,7 +36,7 @@ class MemoryPatch:
 
     kind: ClassVar[str] = "memory"
 
-    records: Records = _NOTHING
+    records: EmbeddedRecords = _NOTHING
     readings: tuple[Reading, ...] = ()
     scope: str = ""  # the fingerprint of the scope that made the embeddings
     removed: tuple[str, ...] = ()  # removed before the new records come
@@ -81,7 +81,7 @@ class MemoryPatch:
                 Record(e["id"], e["prompt"], e["target"], e.get("subject")) for e in entries
             )
             readings = tuple(Reading(e["method"], e["context"]) for e in entries)
-            embedded_records = Records(records, tensors["embeddings"])
+            embedded_records = EmbeddedRecords(records, tensors["embeddings"])
             return cls(embedded_records, readings, str(meta["scope"]), tuple(meta["removed"]))
         except KeyError as error:
             raise EditError(
@@ -119,7 +119,7 @@ class MemoryPatch:
         records = tuple(part.records.records[number] for part, number in run)
         embeddings = torch.stack([part.records.embeddings[number] for part, number in run])
         readings = tuple(part.readings[number] for part, number in run)
-        return cls(Records(records, embeddings), readings, run[0][0].scope)
+        return cls(EmbeddedRecords(records, embeddings), readings, run[0][0].scope)
 
     def without(self, request_id: str) -> Self | None:
         """See `Patch.without`. Records removed for the request come back."""
@@ -132,7 +132,7 @@ class MemoryPatch:
         records = tuple(self.records.records[i] for i in record_places)
         return replace(
             self,
-            records=Records(records, self.records.embeddings[record_places]),
+            records=EmbeddedRecords(records, self.records.embeddings[record_places]),
             readings=tuple(self.readings[i] for i in record_places),
             removed=tuple(self.removed[i] for i in removal_places),
             removed_for=tuple(self.removed_for[i] for i in removal_places),

@@ -23,7 +23,7 @@ from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 from continual.reading import RowTexts
 
-Neurons = TypeVar("Neurons", bound="NeuronPatch")
+NeuronPatchKind = TypeVar("NeuronPatchKind", bound="NeuronPatch")
 
 
 class Mountable(Protocol):
@@ -213,7 +213,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or math.isfinite(torch.linalg.vector_norm(tensor, math.inf))
 
 
-def _concatenated(parts: Sequence[Neurons]) -> Neurons:
+def _concatenated(parts: Sequence[NeuronPatchKind]) -> NeuronPatchKind:
     subjects = tuple(s for part in parts for s in part.subjects or ("",) * len(part.keys))
     return replace(
         parts[0],

@@ -72,7 +72,7 @@ def summed(
 
 
 @dataclass(eq=False)
-class _Matrix:
+class _SegmentMatrix:
     """A matrix with all low-rank patches of a segment that edit it, in their order."""
 
     name: str
@@ -104,22 +104,22 @@ class _Matrix:
         return self.factors.is_smaller_than_dense
 
 
-def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_Matrix]:
+def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_SegmentMatrix]:
     """Return the matrices of some patches, in the order of their first edits."""
-    matrices: dict[int, _Matrix] = {}
+    matrices: dict[int, _SegmentMatrix] = {}
     for part in low_rank:
         for name in part.factors:
             weight = part.weight(model, name)
-            matrix = _Matrix(name, type(part), weight, part.blocks[name])
+            matrix = _SegmentMatrix(name, type(part), weight, part.blocks[name])
             matrices.setdefault(id(weight), matrix).take(part, name)
     return list(matrices.values())
 
 
-def _blocks_of(matrices: Mapping[str, _Matrix]) -> dict[str, int]:
+def _blocks_of(matrices: Mapping[str, _SegmentMatrix]) -> dict[str, int]:
     return {name: matrix.block for name, matrix in matrices.items()}
 
 
-def _keys_of(matrices: Mapping[str, _Matrix]) -> dict[str, Tensor]:
+def _keys_of(matrices: Mapping[str, _SegmentMatrix]) -> dict[str, Tensor]:
     keys = {name: matrix.keys for name, matrix in matrices.items()}
     return {name: tensor for name, tensor in keys.items() if tensor is not None}
 
@@ -140,7 +140,7 @@ def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list
     return parts
 
 
-class _Sums:
+class _SumPatch:
     """The common part of all kinds of sums: no request owns anything in them."""
 
     sums: Mapping[Any, Tensor]
@@ -171,7 +171,7 @@ class _Sums:
 
 
 @dataclass(frozen=True)
-class MatrixSums(_Sums):
+class MatrixSums(_SumPatch):
     """Matrices as they are at the end of many steps."""
 
     kind: ClassVar[str] = "matrix-sums"
@@ -242,7 +242,7 @@ class WeightSums(OfBlocks, MatrixSums):
 
 
 @dataclass(frozen=True)
-class ParameterSums(_Sums):
+class ParameterSums(_SumPatch):
     """Any parameters as they are at the end of many steps."""
 
     kind: ClassVar[str] = "parameter-sums"

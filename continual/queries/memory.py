@@ -16,7 +16,7 @@ from torch import Tensor
 from continual.queries.search import SearchedQueries
 
 
-class QueryMemory:
+class ProtectedQueries:
     """Training queries, then the queries of the active edits in the order in which they came."""
 
     def __init__(self, training: Tensor) -> None:
@@ -75,12 +75,14 @@ class QueryMemory:
         end = len(self._edits) - sum(self._counts[name] for name in later_owners)
         self._edits.cut(end - self._counts.pop(owner), end)
 
-    def part(self, training: Iterable[int], owners: Collection[str], near: Tensor) -> QueryMemory:
+    def part(
+        self, training: Iterable[int], owners: Collection[str], near: Tensor
+    ) -> ProtectedQueries:
         """Return a memory of some training queries, by their original places, of these owners'
         queries, and of `near` [r, d]. Its mean is that of the whole."""
         places = set(training)
         rows = [row for row, place in enumerate(self._places) if place in places]
-        memory = QueryMemory(
+        memory = ProtectedQueries(
             self.training if len(rows) == len(self._places) else self.training[rows]
         )
         memory._mean = self._mean

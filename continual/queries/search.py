@@ -36,7 +36,7 @@ class SearchedQueries:
         """Begin without rows. `like` [.., d] gives width and device."""
         self._rows = GrowingTensor(like[:0])
         self._norm_max = 0.0  # over all rows ever held
-        self._heads: _Heads | None = None
+        self._heads: _LeadingParts | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -125,12 +125,12 @@ class SearchedQueries:
         places, scores = self._scored(keys, heads.reaching(keys, thresholds - heads.shared(keys)))
         return places[_reaching_one(scores, thresholds)]
 
-    def _pruning(self) -> _Heads | None:
+    def _pruning(self) -> _LeadingParts | None:
         """Return the heads that bound the scores; None where scoring all rows costs less."""
         if len(self) < ROWS_MIN:
             return None
         if self._heads is None or 2 * self._heads.fitted_on < min(len(self), 2 * FITTED_ON_MAX):
-            self._heads = _Heads.fitted(self.rows)
+            self._heads = _LeadingParts.fitted(self.rows)
         return self._heads
 
     def _scored(self, keys: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class SearchedQueries:
         return lengths * (ROUNDING * self._norm_max)
 
 
-class _Heads:
+class _LeadingParts:
     """The rows in the directions that tell them apart, and the length of each row's rest."""
 
     def __init__(self, centre: Tensor, directions: Tensor, fitted_on: int) -> None:
@@ -156,7 +156,7 @@ class _Heads:
         self._parts = GrowingColumns(directions.new_empty(directions.shape[1] + 1, 0))
 
     @classmethod
-    def fitted(cls, rows: Tensor) -> _Heads:
+    def fitted(cls, rows: Tensor) -> _LeadingParts:
         """Fit the directions to these rows, and take them all in."""
         sample = rows[:: -(-len(rows) // FITTED_ON_MAX)]
         centre = sample.mean(0)

@@ -26,7 +26,7 @@ ROLES = (EDIT, REPHRASE, HELD_OUT, LOCALITY, PORTABILITY, TRAIN, TEST, *WATCHED)
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A probe in the ledger."""
 
     owner: str  # the request's id, or the probe set's name
@@ -44,7 +44,7 @@ class EntryTable:
     """All entries in the order in which they came. Flags and numbers lie on the CPU."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: list[LedgerEntry] = []
         flags, numbers = torch.empty(0, dtype=torch.bool), torch.empty(0, dtype=torch.long)
         self._first_row, self._row_count = GrowingTensor(numbers), GrowingTensor(numbers)
         self._role = GrowingTensor(numbers)  # an index into ROLES
@@ -54,11 +54,11 @@ class EntryTable:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, place: int) -> Entry:
+    def __getitem__(self, place: int) -> LedgerEntry:
         return self._entries[place]
 
     @property
-    def all(self) -> Sequence[Entry]:
+    def all(self) -> Sequence[LedgerEntry]:
         """The entries, active or not."""
         return self._entries
 
@@ -66,7 +66,7 @@ class EntryTable:
         """Return the encodings of the entries at some places."""
         return [self._entries[place].encoding for place in places.tolist()]
 
-    def append(self, entries: Sequence[Entry], first_row: int) -> Tensor:
+    def append(self, entries: Sequence[LedgerEntry], first_row: int) -> Tensor:
         """Take in entries whose rows begin at `first_row`; return the place of each row's entry,
         [rows]."""
         places = torch.arange(len(self), len(self) + len(entries))

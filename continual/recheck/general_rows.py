@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from continual.recheck.ledger import WATCH, Entry
+from continual.recheck.ledger import WATCH, LedgerEntry
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding
@@ -82,14 +82,14 @@ class GeneralRows:
 
     # -- held out
 
-    def held_out(self) -> tuple[list[Entry], Rows]:
+    def held_out(self) -> tuple[list[LedgerEntry], Rows]:
         """Return the probes of the held-out positions, and their rows."""
         passages = self.text.held_out
         encodings = [e for passage in passages for e in passage.positions()]
         flags = [t != UNSAID for passage in passages for t in passage.said]
         rows = self._rows("held-out", passages)
         places = [place for place, is_expected in enumerate(flags) if is_expected]
-        entries = [Entry(WATCH, WATCH, i, encoding) for i, encoding in enumerate(encodings)]
+        entries = [LedgerEntry(WATCH, WATCH, i, encoding) for i, encoding in enumerate(encodings)]
         return entries, rows[rows.targets.new_tensor(places)]
 
     def stated_in_held_out(self, fact: CorrectedFact) -> Iterator[int]:

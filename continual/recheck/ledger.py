@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from continual.effects.places import GatePlace
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.memory.probes import RoutedProbes
 from continual.memory.routing import Route
 from continual.model import Since
@@ -36,8 +36,8 @@ from continual.recheck.entries import (
     TRAIN,
     WATCH,
     WATCHED,
-    Entry,
     EntryTable,
+    LedgerEntry,
     RowTable,
 )
 from continual.recheck.kept_tokens import KeptTokens
@@ -59,8 +59,8 @@ __all__ = [
     "TRAIN",
     "WATCH",
     "WATCHED",
-    "Entry",
     "Ledger",
+    "LedgerEntry",
 ]
 
 NONE = torch.empty(0, dtype=torch.long)
@@ -84,7 +84,7 @@ class Ledger:
     # -- reading
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> Sequence[LedgerEntry]:
         """All entries, active or not, in the order in which they came."""
         return self._entries.all
 
@@ -98,18 +98,18 @@ class Ledger:
         texts = self._entries.texts(self._rows.entry[index], index, self._site.edited.decode)
         return self._rows.at(index, texts)
 
-    def is_right(self, entry: Entry) -> bool:
+    def is_right(self, entry: LedgerEntry) -> bool:
         """Tell whether a registered probe is right now."""
         place = self.places(entry.owner, entry.role)[entry.index]
         return bool(self._outcomes[place])
 
-    def entry(self, key: str) -> Entry | None:
+    def entry(self, key: str) -> LedgerEntry | None:
         """Return the registered probe with this key; None if its owner is retired."""
         owner, role, index = key.rsplit(":", 2)
         places = self.places(owner, role)
         return self.entries[places[int(index)]] if int(index) < len(places) else None
 
-    def route(self, entry: Entry) -> Route | None:
+    def route(self, entry: LedgerEntry) -> Route | None:
         """Return the record that answers a registered probe; None if the model itself does."""
         place = self.places(entry.owner, entry.role)[entry.index]
         return None if self._routed is None else self._routed.route(place)
@@ -160,7 +160,7 @@ class Ledger:
 
     # -- following changes
 
-    def register(self, entries: Sequence[Entry], rows: Rows | None = None) -> None:
+    def register(self, entries: Sequence[LedgerEntry], rows: Rows | None = None) -> None:
         """Take in probes, and measure them with the model as it stands; `rows` are theirs if known
         already."""
         if not entries:
@@ -185,10 +185,10 @@ class Ledger:
         if self._routed is None:
             if not self._site.edited.memory.size:
                 return
-            self._routed = RoutedProbes(Answers(self._site))
+            self._routed = RoutedProbes(AnswerJudge(self._site))
         self._routed.add([entry.encoding for entry in self.entries[len(self._routed) :]])
 
-    def would_break(self, roles: Sequence[str]) -> list[Entry]:
+    def would_break(self, roles: Sequence[str]) -> list[LedgerEntry]:
         """Return the active entries of these roles that are right in the ledger, and wrong with the
         patches that are on the model but not followed yet. Changes no outcome in the ledger."""
         places = (self._entries.active(roles) & self._outcomes).nonzero().squeeze(-1)
@@ -220,7 +220,7 @@ class Ledger:
 
     def _routed_preview(self, places: Tensor, own: Tensor) -> Tensor:
         """Return the outcomes at these places, [n] bool, by whoever answers now."""
-        answers = Answers(self._site)
+        answers = AnswerJudge(self._site)
         encodings = [self.entries[place].encoding for place in places.tolist()]
         return torch.tensor(answers.with_own(encodings, own.tolist()), dtype=torch.bool)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.recheck.ledger import (
     CONTINUATION,
     EDIT,
@@ -23,8 +23,8 @@ from continual.recheck.ledger import (
     TRAIN,
     WATCH,
     WATCHED,
-    Entry,
     Ledger,
+    LedgerEntry,
 )
 from continual.recheck.metrics import Count, Rates, ratio
 from continual.recheck.retention import Retention
@@ -168,9 +168,9 @@ class Measurements:
         changes = (entry for entry in entries if entry is not None and entry.role in KEPT)
         return tuple(self._in_words(entry) for entry in islice(changes, CHANGES_TOLD_MAX))
 
-    def _in_words(self, entry: Entry) -> Mapping[str, str]:
+    def _in_words(self, entry: LedgerEntry) -> Mapping[str, str]:
         text, encoding = self._site.task.text, entry.encoding
-        answers = Answers(self._site)
+        answers = AnswerJudge(self._site)
         return {
             "role": entry.role,
             "prompt": answers.text(encoding),

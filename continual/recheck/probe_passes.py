@@ -20,7 +20,7 @@ from continual.tasks import Encoding
 
 
 @dataclass(frozen=True)
-class _Pass:
+class _ProbePass:
     """Some probes, by their places among all, and their recorded pass."""
 
     places: tuple[int, ...]
@@ -34,7 +34,7 @@ class ProbePasses:
     def __init__(self, site: Site, block: int) -> None:
         self._site = site
         self.block = block
-        self._passes: list[_Pass] = []
+        self._passes: list[_ProbePass] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class ProbePasses:
         recordings = self._site.executor.map(self._recorded, groups)
         for batch, probes, recording in zip(batches, groups, recordings, strict=True):
             places = tuple(self._count + i for i in batch)
-            self._passes.append(_Pass(places, probes, recording))
+            self._passes.append(_ProbePass(places, probes, recording))
         self._count += len(encodings)
 
     def _recorded(self, encodings: Sequence[Encoding]) -> Recording:
@@ -68,7 +68,7 @@ class ProbePasses:
         return Rows.join(rows_by_place[place] for place in range(self._count))
 
     @torch.inference_mode()
-    def _rows_of(self, one: _Pass) -> Rows:
+    def _rows_of(self, one: _ProbePass) -> Rows:
         edited = self._site.edited
         with edited.before_last_neurons():
             states = rows_from(edited.model, edited.anatomy, one.recording, self.block)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from continual.memory.answers import Answers
-from continual.recheck.candidates import Candidate, Expected
-from continual.recheck.ledger import LOCALITY, Entry
+from continual.memory.answers import AnswerJudge
+from continual.recheck.encoded_requests import EncodedRequest, ExpectedAnswers
+from continual.recheck.ledger import LOCALITY, LedgerEntry
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding
@@ -25,28 +25,28 @@ MANY = 8  # new requests: their probes fill passes, however they are divided
 class Probed:
     """The other probes of a request, read before its edit."""
 
-    expected: Expected  # the answers that its locality prompts have to keep
-    rows: Rows | None  # of all of them, in the order of `Candidate.other_entries`, if read by then
+    expected: ExpectedAnswers  # the answers that its locality prompts have to keep
+    rows: Rows | None  # of all of them, in the order of `EncodedRequest.other_entries`, if read
 
 
 @dataclass(frozen=True)
 class NewProbes:
     """All probes of a request, and their rows by the model as it is now; None if not read yet."""
 
-    candidate: Candidate
-    expected: Expected
+    encoded_request: EncodedRequest
+    expected: ExpectedAnswers
     learned: Rows | None
     others: Rows | None
 
-    def groups(self) -> tuple[tuple[list[Entry], Rows | None], ...]:
+    def groups(self) -> tuple[tuple[list[LedgerEntry], Rows | None], ...]:
         """Return the learned prompts and the other probes, each group with its rows."""
         return (
-            (self.candidate.learned_entries(), self.learned),
-            (self.candidate.other_entries(self.expected), self.others),
+            (self.encoded_request.learned_entries(), self.learned),
+            (self.encoded_request.other_entries(self.expected), self.others),
         )
 
 
-def probed(answers: Answers, new: Sequence[Candidate]) -> dict[str, Probed]:
+def probed(answers: AnswerJudge, new: Sequence[EncodedRequest]) -> dict[str, Probed]:
     """Read the other probes of new requests, by the request's id. If the model's answer to a
     locality prompt differs from the request's, the probe expects the model's own answer, for as
     many tokens."""
@@ -91,7 +91,7 @@ def read(site: Site, new: Sequence[NewProbes]) -> list[NewProbes]:
     return [replace(probes, learned=next(rows), others=next(rows)) for probes in new]
 
 
-def _row_count(entries: Sequence[Entry]) -> int:
+def _row_count(entries: Sequence[LedgerEntry]) -> int:
     return sum(len(entry.encoding.targets) for entry in entries)
 
 

@@ -2,7 +2,7 @@
 
 Knows the rows of each probe and each passage in the memory, and finds those that a request
 contradicts, that state the fact of a correction, or that name a subject. Leaves the edits' own
-queries to `standing`.
+queries to `run_state`.
 """
 
 from __future__ import annotations

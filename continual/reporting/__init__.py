@@ -6,21 +6,21 @@ that `cedit report` shows; their look is left to others.
 """
 
 from continual.reporting.branches import Branch
-from continual.reporting.corrections import Asked, Corrections
-from continual.reporting.costs import EditorCost, Steps, StepTime, StoreSizes
-from continual.reporting.curves import Mark, Point, Stop
+from continual.reporting.corrections import Corrections, CorrectionText
+from continual.reporting.costs import EditorCost, StepCosts, StepTime, StoreSizes
+from continual.reporting.curves import BranchMark, Point, Stop
 from continual.reporting.history import HistoryReport, Title, report_on
 
 __all__ = [
-    "Asked",
     "Branch",
+    "BranchMark",
+    "CorrectionText",
     "Corrections",
     "EditorCost",
     "HistoryReport",
-    "Mark",
     "Point",
+    "StepCosts",
     "StepTime",
-    "Steps",
     "Stop",
     "StoreSizes",
     "Title",

@@ -31,7 +31,7 @@ COUNTED = ("attempted", "applied", "skipped", "superseded", "failed")
 
 
 @dataclass(frozen=True)
-class Asked:
+class CorrectionText:
     """The parts of a correction that people are shown."""
 
     id: str
@@ -44,7 +44,7 @@ class Asked:
 class InForce:
     """A correction that the model at head has."""
 
-    request: Asked
+    request: CorrectionText
     editor: str | None
     seq: int  # of the revision that has its latest edit
     at: str | None  # time of that edit's measurement, ISO 8601
@@ -55,7 +55,7 @@ class InForce:
 class Broken:
     """An applied edit whose prompt is answered wrongly at head."""
 
-    request: Asked
+    request: CorrectionText
     editor: str | None
     applied_seq: int
     since_seq: int
@@ -65,7 +65,7 @@ class Broken:
 class Repaired:
     """An applied edit that a later step broke, and that is right at head."""
 
-    request: Asked
+    request: CorrectionText
     broke_seq: int
     mended_seq: int
     by: str  # repair, revert, applied again, a later step
@@ -75,7 +75,7 @@ class Repaired:
 class Failed:
     """A correction that no editor got right, and that counts as failed at head."""
 
-    request: Asked
+    request: CorrectionText
     seq: int
     reason: str | None
 
@@ -84,16 +84,16 @@ class Failed:
 class Superseded:
     """A correction that a later one on the same fact replaced."""
 
-    request: Asked
+    request: CorrectionText
     seq: int
-    by: Asked | None  # None if another one of its own batch replaced it
+    by: CorrectionText | None  # None if another one of its own batch replaced it
 
 
 @dataclass(frozen=True)
-class Reverted:
+class RevertedCorrection:
     """A correction that was taken out of the history."""
 
-    request: Asked
+    request: CorrectionText
     seq: int
 
 
@@ -119,7 +119,7 @@ class Corrections:
     repaired: tuple[Repaired, ...]
     failed: tuple[Failed, ...]
     superseded: tuple[Superseded, ...]
-    reverted: tuple[Reverted, ...]
+    reverted: tuple[RevertedCorrection, ...]
     quarantined: tuple[Quarantined, ...]
 
 
@@ -145,7 +145,7 @@ def corrections(store: Store, visits: Sequence[Visit], kept: Retention) -> Corre
             for predecessor, successor, seq in trail.superseded
         ),
         reverted=tuple(
-            Reverted(ask(identity), visit.seq)
+            RevertedCorrection(ask(identity), visit.seq)
             for visit in visits
             for identity in reverted_by(visit.revision.body)
         ),
@@ -209,12 +209,12 @@ class _Asking:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[str, Asked] = {}
+        self._known: dict[str, CorrectionText] = {}
 
-    def __call__(self, identity: str) -> Asked:
+    def __call__(self, identity: str) -> CorrectionText:
         if identity not in self._known:
             record = self._store.request(identity)
-            self._known[identity] = Asked(
+            self._known[identity] = CorrectionText(
                 identity, shown_prompt(record), record["target_new"], record.get("target_old")
             )
         return self._known[identity]

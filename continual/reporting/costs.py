@@ -36,7 +36,7 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepCosts:
     """All steps on the way to head."""
 
     total: int
@@ -73,13 +73,13 @@ class StoreSizes:
     unnamed_patches: int  # bytes of patch files that nothing leads to: see `cedit gc`
 
 
-def steps(visits: Iterable[Visit]) -> Steps:
+def steps(visits: Iterable[Visit]) -> StepCosts:
     """Return the steps of a lineage. Rollbacks are in none, and a revert is no step."""
     edits = (visit for visit in visits if visit.revision.operation == operations.EDIT)
     times = tuple(map(_step, edits))
     timed_steps = [(seconds, time) for time in times if (seconds := time.total_s) is not None]
     slowest = sorted(timed_steps, key=lambda pair: (-pair[0], pair[1].seq))[:SLOWEST]
-    return Steps(
+    return StepCosts(
         total=len(times),
         timed=len(timed_steps),
         seconds=sum(seconds for seconds, _ in timed_steps) if timed_steps else None,
@@ -104,7 +104,7 @@ def _step(visit: Visit) -> StepTime:
 
 
 @dataclass
-class _Sum:
+class _CostSum:
     steps: int = 0
     edits: int = 0
     timed_edits: int = 0
@@ -124,10 +124,10 @@ class _Sum:
 
 def editor_costs(times: Iterable[StepTime]) -> tuple[EditorCost, ...]:
     """Sum the costs by the editors that made a step's patch; the editors with most edits first."""
-    sums: dict[tuple[str, ...], _Sum] = {}
+    sums: dict[tuple[str, ...], _CostSum] = {}
     for step in times:
         if step.editors:
-            sums.setdefault(tuple(sorted(step.editors)), _Sum()).take(step)
+            sums.setdefault(tuple(sorted(step.editors)), _CostSum()).take(step)
     costs = (
         EditorCost(
             editors,

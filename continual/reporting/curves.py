@@ -21,7 +21,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Mark:
+class BranchMark:
     """A revision at which the history went back."""
 
     kind: str  # the operation: revert or rollback
@@ -77,24 +77,24 @@ def rates_of(visit: Visit) -> Rates:
     return Rates(**{name: rates.get(name) for name in names})
 
 
-def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[Mark, ...]:
+def marks(visits: Sequence[Visit], journal: Sequence[Revision]) -> tuple[BranchMark, ...]:
     """Return reverts on the way to head and rollbacks to somewhere on it, in order of place."""
     all_marks = [*_reverts(visits), *_rollbacks(visits, journal)]
     return tuple(sorted(all_marks, key=lambda mark: (mark.place, mark.seq)))
 
 
-def _reverts(visits: Sequence[Visit]) -> Iterator[Mark]:
+def _reverts(visits: Sequence[Visit]) -> Iterator[BranchMark]:
     for visit in visits:
         if requests := reverted_by(visit.revision.body):
-            yield Mark(operations.REVERT, visit.place, visit.seq, requests=requests)
+            yield BranchMark(operations.REVERT, visit.place, visit.seq, requests=requests)
 
 
-def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator[Mark]:
+def _rollbacks(visits: Sequence[Visit], journal: Sequence[Revision]) -> Iterator[BranchMark]:
     places = {visit.revision.id: visit.place for visit in visits}
     numbers = {revision.id: revision.seq for revision in journal}
     for revision in journal:
         place = places.get(revision.body.get("target", ""))
         if revision.operation == operations.ROLLBACK and place is not None:
-            yield Mark(
+            yield BranchMark(
                 operations.ROLLBACK, place, revision.seq, left=numbers.get(revision.body["from"])
             )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
 
-from continual.history.inspection import Record, retained_along
+from continual.history.inspection import JsonObject, retained_along
 from continual.history.warnings import store_warnings
 from continual.recheck.metrics import Rates
 from continual.recheck.retention import Retention
@@ -16,13 +16,13 @@ from continual.reporting.branches import Branch, branches
 from continual.reporting.corrections import Corrections, corrections
 from continual.reporting.costs import (
     EditorCost,
-    Steps,
+    StepCosts,
     StoreSizes,
     editor_costs,
     steps,
     store_sizes,
 )
-from continual.reporting.curves import Mark, Point, Stop, marks, points, rates_of, way
+from continual.reporting.curves import BranchMark, Point, Stop, marks, points, rates_of, way
 from continual.reporting.walk import Visit, walk
 from continual.settings import StoreSettings
 from store import Revision, Store
@@ -58,17 +58,17 @@ class HistoryReport:
     title: Title
     rates: Rates  # at head
     points: tuple[Point, ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[BranchMark, ...]
     way: tuple[Stop, ...]  # the revisions up to head, base first
     branches: tuple[Branch, ...]  # beside it
-    steps: Steps
+    steps: StepCosts
     corrections: Corrections
     editors: tuple[EditorCost, ...]
     sizes: StoreSizes
     settings: Mapping[str, Any]  # the tables of cedit.toml
     warnings: tuple[str, ...]  # to heed before further edits; each has a remedy
 
-    def to_json(self) -> Record:
+    def to_json(self) -> JsonObject:
         """Return one JSON object with the fields of these classes; ids whole, times in seconds."""
         return {"type": "report", **asdict(self)}
 

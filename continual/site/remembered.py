@@ -27,7 +27,7 @@ LOGITS_REMEMBERED_MAX = 2**22  # in all, if all are as many as the latest
 
 
 @dataclass(frozen=True)
-class _Sum:
+class _FiringSum:
     """Rows with the neurons that fire on them, at one state of the model."""
 
     state: str  # the model's fingerprint
@@ -49,7 +49,7 @@ class PatchedSums:
 
     def __init__(self, edited: EditedModel) -> None:
         self._edited = edited
-        self._sums: list[_Sum] = []  # the latest first
+        self._sums: list[_FiringSum] = []  # the latest first
 
     def of(self, rows: Rows) -> Tensor:
         """Return h [n, d] with the neurons' sum added."""
@@ -60,7 +60,7 @@ class PatchedSums:
         firing = self._firing(rows, known)
         patched = self._summed(rows, firing)
         others = [s for s in self._sums if s is not known or len(s.rows) > len(rows)]
-        self._sums = [_Sum(state, size, mark, rows, firing, patched), *others]
+        self._sums = [_FiringSum(state, size, mark, rows, firing, patched), *others]
         del self._sums[SUMS_REMEMBERED:]
         return patched
 
@@ -78,11 +78,11 @@ class PatchedSums:
     def _bank(self) -> NeuronBank:
         return self._edited.site_bank
 
-    def _known(self, rows: Rows, mark: float) -> _Sum | None:
+    def _known(self, rows: Rows, mark: float) -> _FiringSum | None:
         """Return the latest sum whose rows begin with these; None if there is none."""
         return next((s for s in self._sums if s.mark == mark and s.rows.begin_with(rows)), None)
 
-    def _firing(self, rows: Rows, known: _Sum | None) -> Firing:
+    def _firing(self, rows: Rows, known: _FiringSum | None) -> Firing:
         """Return the neurons that fire on a few rows; evaluates only neurons later than the `known`
         sum's."""
         bank = self._bank
@@ -96,7 +96,7 @@ class PatchedSums:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredLogits:
     """The logits of a few residual sums, at one state of the parameters."""
 
     state: str  # the head and the norm may be edited, too
@@ -121,14 +121,14 @@ class RowAnswers:
     def __init__(self, edited: EditedModel, logits: Callable[[Tensor], Tensor], tie: float) -> None:
         """`logits` computes the logits of residual sums [n, d]; `tie` as in `verdicts.tie_of`."""
         self._edited, self._logits, self._tie = edited, logits, tie
-        self._answers: list[Answer] = []  # the latest first
+        self._answers: list[StoredLogits] = []  # the latest first
 
-    def of(self, hidden: Tensor) -> Answer:
+    def of(self, hidden: Tensor) -> StoredLogits:
         """Return the answer of residual sums [n, d], remembered or computed."""
         state, mark = self._edited.rows_state, _mark(hidden)
         known = next((a for a in self._answers if a.is_of(state, hidden, mark)), None)
         if known is None:
-            known = Answer(state, mark, hidden, self._logits(hidden), self._tie)
+            known = StoredLogits(state, mark, hidden, self._logits(hidden), self._tie)
             few = min(ANSWERS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known.logits.numel()))
             self._answers = [known, *self._answers[:few]]
         return known

@@ -9,15 +9,15 @@ interrupted run go on to the same bits; ``kept`` has the final statistics. The u
 the editors.
 """
 
-from continual.statistics.collecting import Progress
+from continual.statistics.collecting import CollectingProgress
 from continual.statistics.kept import OWN_TOKENS, KeyStatistics, Statistics, StatisticsError
 from continual.statistics.windows import Passes
 
 __all__ = [
     "OWN_TOKENS",
+    "CollectingProgress",
     "KeyStatistics",
     "Passes",
-    "Progress",
     "Statistics",
     "StatisticsError",
 ]

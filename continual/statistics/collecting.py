@@ -24,7 +24,7 @@ _PARTIAL = "statistics/partial"
 
 
 @dataclass(frozen=True)
-class Progress:
+class CollectingProgress:
     """The progress of a run."""
 
     documents: int
@@ -60,7 +60,9 @@ class Collection:
         self._moments = Moments(edited, job.blocks)
         self._identity = job.identity(next(edited.model.parameters()).dtype)
 
-    def run(self, texts: Iterable[str], on_change: Callable[[str], None]) -> Iterator[Progress]:
+    def run(
+        self, texts: Iterable[str], on_change: Callable[[str], None]
+    ) -> Iterator[CollectingProgress]:
         """Collect everything, and yield the progress pass by pass."""
         job = self._job
         documents, place = self._begin(texts, on_change)
@@ -74,7 +76,7 @@ class Collection:
                 deadline = self._next_checkpoint()
         self._keep(place)
 
-    def _add(self, window: Window, start: TextPlace) -> Iterator[Progress]:
+    def _add(self, window: Window, start: TextPlace) -> Iterator[CollectingProgress]:
         tokens, pass_tokens = start.tokens, self._job.passes.pass_tokens_max
         for half, pieces in enumerate((window.even, window.odd)):
             places = by_length([len(piece) for piece in pieces], pass_tokens)
@@ -84,7 +86,7 @@ class Collection:
             ):
                 self._moments.add(half, keys)
                 tokens += sum(map(len, batch))
-                yield Progress(start.documents, tokens)
+                yield CollectingProgress(start.documents, tokens)
         self._moments.require_finite()
 
     def _keep(self, place: TextPlace) -> None:

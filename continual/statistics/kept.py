@@ -16,7 +16,7 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.settings import StoreSettings
-from continual.statistics.collecting import Collection, Job, Progress, name_of
+from continual.statistics.collecting import CollectingProgress, Collection, Job, name_of
 from continual.statistics.windows import Passes
 from store import Store
 from store.cache import Cached
@@ -119,7 +119,7 @@ class Statistics:
         tokens_max: int | None = None,
         passes: Passes | None = None,
         on_change: Callable[[str], None] = _ignore,
-    ) -> Iterator[Progress]:
+    ) -> Iterator[CollectingProgress]:
         """Sum up the keys of some blocks, all unless named, in one pass over the text, and store
         the statistics of each when the text ends or ``tokens_max`` tokens are read.
 

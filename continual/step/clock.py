@@ -9,7 +9,7 @@ RECORDED = (EDIT, PROBE, RECHECK)
 """The stages that are over when the commit writes their durations."""
 
 
-class Clock:
+class StageClock:
     """Adds up the seconds of each stage, from the clock's making on."""
 
     def __init__(self) -> None:

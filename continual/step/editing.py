@@ -21,10 +21,10 @@ import torch
 
 from continual.effects import NOTHING, Reach
 from continual.errors import EditError
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.patches import Patch
-from continual.proposals import Edit, Editor, Proposal, Surroundings, Taught
-from continual.queries.memory import QueryMemory
+from continual.proposals import Edit, EditContext, Editor, KnownAnswers, Proposal
+from continual.queries.memory import ProtectedQueries
 from continual.reading import named_in
 from continual.recheck.ledger import Ledger
 from continual.recheck.retention import Outcome
@@ -32,8 +32,8 @@ from continual.site import Site
 from continual.site.rows import Rows
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
-from continual.step.progress import Group, Progress
-from continual.step.watching import Watch
+from continual.step.progress import EditGroup, EditProgress
+from continual.step.watching import WatchSet
 
 NARROWER_MAX = 4
 """Retries of a single edit that changed too many held-out probes, each narrower than the one
@@ -43,7 +43,7 @@ OVER_BUDGET_MAX = 3
 
 
 @dataclass(frozen=True)
-class Edited:
+class ProvenEdits:
     """The proven parts of a step's patch, on the model as one, and the outcome of every edit."""
 
     parts: tuple[Patch, ...]
@@ -56,28 +56,28 @@ class Edited:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EditSetup:
     """The model that edits are made on, and the memory, ledger and watch set that judge them."""
 
     site: Site
-    memory: QueryMemory
+    memory: ProtectedQueries
     recapture: Callable[[], None]  # to call after an edit of matrices: the queries moved
     statistics: Statistics | None = None
-    taught: Callable[[], Taught] = Taught  # the answers known to the ledger
+    known_answers: Callable[[], KnownAnswers] = KnownAnswers  # the answers known to the ledger
     ledger: Ledger | None = None
-    watch: Watch | None = None  # None: nothing is watched
-    naming: Callable[[str, torch.Tensor], QueryMemory] | None = None
-    """The memory that names a subject; see `Standing.memory_naming`."""
+    watch: WatchSet | None = None  # None: nothing is watched
+    naming: Callable[[str, torch.Tensor], ProtectedQueries] | None = None
+    """The memory that names a subject; see `RunState.memory_naming`."""
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _TriedProposal:
     """A proposal, and its edits."""
 
     editor: Editor
-    around: Surroundings
+    context: EditContext
     proposal: Proposal
-    edits: Group
+    edits: EditGroup
 
     @property
     def parts(self) -> list[Patch]:
@@ -86,7 +86,7 @@ class _Tried:
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _ProofResult:
     """The result of checking a proposal and proving it on the model."""
 
     wrong: frozenset[str] = frozenset()  # edits whose prompts are wrong with it
@@ -100,21 +100,23 @@ class _Verdict:
         """True if the proposal stays on the model."""
         return self.is_proved and self.harm is None
 
-    def right(self, edits: Group) -> Group:
+    def right(self, edits: EditGroup) -> EditGroup:
         """Return the edits whose prompts are right with the proposal."""
         return [edit for edit in edits if edit.id not in self.wrong]
 
 
-class Workshop:
+class EditStage:
     """Runs edits through a chain of editors, on the model at head."""
 
-    def __init__(self, bench: Bench, chain: Sequence[Editor], seed: int) -> None:
-        self._site, self._memory = bench.site, bench.memory
-        self._bench, self._chain, self._seed = bench, chain, seed
-        self._answers = Answers(bench.site)
+    def __init__(self, setup: EditSetup, chain: Sequence[Editor], seed: int) -> None:
+        self._site, self._memory = setup.site, setup.memory
+        self._setup, self._chain, self._seed = setup, chain, seed
+        self._answers = AnswerJudge(setup.site)
         self._near_rows: dict[tuple[str, str], Rows | None] = {}
 
-    def edit(self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()) -> Edited:
+    def edit(
+        self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()
+    ) -> ProvenEdits:
         """Make all edits of step `seq`; their proven patch, and no other, stays on the model.
 
         `parts` are the beginning of the step's patch, on the model already as its last patch. If an
@@ -122,7 +124,7 @@ class Workshop:
         """
         model = self._site.edited
         depth = model.depth - bool(parts)
-        progress = Progress({edit.id: edit for edit in edits}, model.rows_state)
+        progress = EditProgress({edit.id: edit for edit in edits}, model.rows_state)
         progress.parts += parts
         try:
             for editor in self._chain:
@@ -137,14 +139,14 @@ class Workshop:
             model.take_off(depth)
             model.put(progress.parts)
         outcomes = {**progress.outcomes, **progress.failures()}
-        return Edited(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
+        return ProvenEdits(tuple(progress.parts), tuple(outcomes[edit.id] for edit in edits))
 
-    def _attempt(self, progress: Progress, editor: Editor, attempt: int, seq: int) -> None:
+    def _attempt(self, progress: EditProgress, editor: Editor, attempt: int, seq: int) -> None:
         """Let an editor try the pending edits: all together in its first attempt, or in every one
         if it splits batches; each alone in its other attempts, or afterwards if edits crowd each
         other."""
         pending = list(progress.pending.values())
-        groups: deque[Group] = deque()
+        groups: deque[EditGroup] = deque()
         is_joint = attempt == 0 or editor.splits
         if is_joint:
             groups.append(pending)
@@ -159,67 +161,69 @@ class Workshop:
             elif group:
                 seed = _derived_seed(self._seed, seq, editor.name, attempt, number)
                 generator = torch.Generator().manual_seed(seed)
-                around = Surroundings(
+                context = EditContext(
                     self._site,
                     self._memory,
                     generator,
                     attempt,
-                    self._bench.statistics,
+                    self._setup.statistics,
                     self._seed,
-                    partial(self._taught, progress),
+                    partial(self._known_answers, progress),
                     narrow=max(progress.narrowed[edit.id] for edit in group),
                 )
-                groups.extendleft(reversed(self._try(progress, editor, around, group)))
+                groups.extendleft(reversed(self._try(progress, editor, context, group)))
                 number += 1
 
-    def _taught(self, progress: Progress) -> Taught:
+    def _known_answers(self, progress: EditProgress) -> KnownAnswers:
         """Return the known answers, with the edits that this step has applied so far."""
-        taught = self._bench.taught()
+        known_answers = self._setup.known_answers()
         encodings = {
-            identity: edit.candidate.learned[0] for identity, edit in progress.applied.items()
+            identity: edit.encoded_request.learned[0] for identity, edit in progress.applied.items()
         }
-        return replace(taught, edits={**taught.edits, **encodings})
+        return replace(known_answers, edits={**known_answers.edits, **encodings})
 
     def _try(
-        self, progress: Progress, editor: Editor, around: Surroundings, group: Group
-    ) -> list[Group]:
+        self, progress: EditProgress, editor: Editor, context: EditContext, group: EditGroup
+    ) -> list[EditGroup]:
         """Make one proposal, and keep it if it is proved; return the groups worth another one."""
-        tried = self._propose(progress, editor, around, group)
+        tried = self._propose(progress, editor, context, group)
         if not tried.edits:
             return []
         return self._settle(progress, tried, self._judge(progress, tried))
 
     def _propose(
-        self, progress: Progress, editor: Editor, around: Surroundings, group: Group
-    ) -> _Tried:
+        self, progress: EditProgress, editor: Editor, context: EditContext, group: EditGroup
+    ) -> _TriedProposal:
         """Let an editor propose a patch for a group, as the model stands now."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
         edits = [edit.edit(self._near(edit)) for edit in group]
-        if self._bench.watch is not None:
-            around = replace(around, naming=partial(self._naming, edits))
+        if self._setup.watch is not None:
+            context = replace(context, naming=partial(self._naming, edits))
         with self._beside(edits):
-            proposal = editor.edit(edits, around)
+            proposal = editor.edit(edits, context)
         for identity, reason in proposal.failed.items():
             progress.refuse(identity, editor.name, reason)
         pending = [edit for edit in group if edit.id not in proposal.failed]
-        return _Tried(editor, around, proposal, pending)
+        return _TriedProposal(editor, context, proposal, pending)
 
-    def _judge(self, progress: Progress, tried: _Tried) -> _Verdict:
+    def _judge(self, progress: EditProgress, tried: _TriedProposal) -> _ProofResult:
         """Check a patch, put it on and prove it; take it off again if it is not kept."""
         objection = self._objection(tried)
         if objection is not None:
-            return _Verdict(objection=objection)
+            return _ProofResult(objection=objection)
         failures, broken_edits = self._prove(progress, tried.parts, tried.edits)
         is_proved = len(failures) + len(broken_edits) <= tried.editor.tolerance * len(tried.edits)
-        verdict = _Verdict(frozenset(failures), tuple(broken_edits), is_proved)
+        verdict = _ProofResult(frozenset(failures), tuple(broken_edits), is_proved)
         if is_proved:
             verdict = replace(verdict, harm=self._harm(verdict.right(tried.edits)))
         if not verdict.is_kept:
             self._site.edited.take_off(self._site.edited.depth - 1)
         return verdict
 
-    def _settle(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> list[Group]:
+    def _settle(
+        self, progress: EditProgress, tried: _TriedProposal, verdict: _ProofResult
+    ) -> list[EditGroup]:
         """Record a verdict for each edit; return the groups worth another proposal."""
         name, right_edits = tried.editor.name, verdict.right(tried.edits)
         if verdict.objection is not None:
@@ -239,7 +243,7 @@ class Workshop:
         return []
 
     @staticmethod
-    def _split(progress: Progress, tried: _Tried, objection: str) -> list[Group]:
+    def _split(progress: EditProgress, tried: _TriedProposal, objection: str) -> list[EditGroup]:
         """Refuse a patch before it is put on; return the halves of its batch, if that may help."""
         editor, half = tried.editor, len(tried.edits) // 2
         for edit in tried.edits:
@@ -248,7 +252,9 @@ class Workshop:
         return [tried.edits[:half], tried.edits[half:]] if editor.splits and half else []
 
     @staticmethod
-    def _narrow(progress: Progress, editor: Editor, edits: Group, harm: str) -> list[Group]:
+    def _narrow(
+        progress: EditProgress, editor: Editor, edits: EditGroup, harm: str
+    ) -> list[EditGroup]:
         """Refuse a patch that changes too much; return the halves of its batch, or a single edit
         for a narrower retry while any are left."""
         for edit in edits:
@@ -260,7 +266,7 @@ class Workshop:
         is_last = not editor.narrows or progress.narrowed[edits[0].id] > NARROWER_MAX
         return [] if is_last else [edits]
 
-    def _keep(self, progress: Progress, tried: _Tried, verdict: _Verdict) -> None:
+    def _keep(self, progress: EditProgress, tried: _TriedProposal, verdict: _ProofResult) -> None:
         """Take in a patch that is proved, and reopen the earlier edits that it broke."""
         name, right_edits = tried.editor.name, verdict.right(tried.edits)
         progress.parts += tried.parts
@@ -270,14 +276,14 @@ class Workshop:
             progress.reopen(edit, name, _TAKEN)
         for edit in right_edits:
             notes = tried.proposal.notes.get(edit.id, {})
-            progress.accept(edit, name, tried.around.attempt + 1, notes)
+            progress.accept(edit, name, tried.context.attempt + 1, notes)
         if progress.pending:  # there is a rest of this step
             for edit in right_edits:
                 self._memory.remember(edit.id, edit.rows.query)
 
     def _near(self, edit: PlannedEdit) -> Rows | None:
         """Return the rows of an edit's neighbours in memory, by the matrices as they are now."""
-        watch = self._bench.watch
+        watch = self._setup.watch
         if watch is None or edit.neighbourhood is None:
             return None
         key = edit.id, self._site.edited.rows_state
@@ -292,42 +298,42 @@ class Workshop:
         with self._memory.beside(torch.cat(queries)) if queries else nullcontext():
             yield
 
-    def _naming(self, edits: Sequence[Edit], edit: Edit) -> QueryMemory:
+    def _naming(self, edits: Sequence[Edit], edit: Edit) -> ProtectedQueries:
         """Return the memory of a neuron that asks for an edit's subject: the queries that name it
         in the history, among the edit's neighbours, and among the other edits of its group."""
-        assert self._bench.naming is not None
+        assert self._setup.naming is not None
         subject = edit.request.named_subject
         rows = [edit.near, *(part for e in edits if e is not edit for part in e.rows)]
         queries = [_rows_naming(part, subject) for part in rows if part is not None]
         no_queries = edit.rows[0].query[:0]
-        return self._bench.naming(subject, torch.cat([no_queries, *queries]))
+        return self._setup.naming(subject, torch.cat([no_queries, *queries]))
 
-    def _harm(self, edits: Group) -> str | None:
+    def _harm(self, edits: EditGroup) -> str | None:
         """Say why the last patch put on changes too many held-out probes; None if it does not."""
-        watch, ledger = self._bench.watch, self._bench.ledger
+        watch, ledger = self._setup.watch, self._setup.ledger
         if watch is None or ledger is None or not edits:
             return None
         neighbourhoods = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
         return watch.objection(neighbourhoods, ledger, len(edits))
 
-    def _forget(self, progress: Progress) -> None:
+    def _forget(self, progress: EditProgress) -> None:
         """Take this step's edits out of the memory: they stand there only during the step."""
         for identity in progress.applied:
             self._memory.forget(identity)
 
-    def _follow_matrices(self, progress: Progress) -> None:
+    def _follow_matrices(self, progress: EditProgress) -> None:
         """Read the remembered queries anew if matrices were edited since the last proposal."""
         state = self._site.edited.rows_state
         if progress.state == state:
             return
         progress.state = state
         self._forget(progress)
-        self._bench.recapture()
+        self._setup.recapture()
         for identity, edit in progress.applied.items():
             self._memory.remember(identity, edit.standing_on(self._site).rows.query)
 
     @staticmethod
-    def _objection(tried: _Tried) -> str | None:
+    def _objection(tried: _TriedProposal) -> str | None:
         """Say why a patch is not sound or over its budget; None if it is neither."""
         patch = tried.proposal.patch
         if patch is None:
@@ -337,11 +343,11 @@ class Workshop:
         except EditError as error:
             return str(error)
         edits = [edit.edit() for edit in tried.edits]
-        return tried.editor.objection(patch, edits, tried.around)
+        return tried.editor.objection(patch, edits, tried.context)
 
     def _prove(
-        self, progress: Progress, parts: Sequence[Patch], edits: Group
-    ) -> tuple[list[str], Group]:
+        self, progress: EditProgress, parts: Sequence[Patch], edits: EditGroup
+    ) -> tuple[list[str], EditGroup]:
         """Put the parts on; return the edits that are wrong with them, and the earlier edits of
         this step that they broke."""
         self._site.edited.put(parts)
@@ -350,7 +356,7 @@ class Workshop:
         failures = [edit.id for edit in edits if not outcomes[edit.id]]
         return failures, [edit for edit in suspects if not outcomes[edit.id]]
 
-    def _touched(self, applied: Group, parts: Sequence[Patch]) -> Group:
+    def _touched(self, applied: EditGroup, parts: Sequence[Patch]) -> EditGroup:
         """Return the applied edits that these parts, which are on, may have broken. A neuron can
         break only prompts that it fires on."""
         reach = reduce(or_, (part.reach for part in parts), NOTHING)
@@ -359,7 +365,7 @@ class Workshop:
             return applied
         state = self._site.edited.rows_state
         current_edits = [edit for edit in applied if edit.state == state]
-        rows_of = [edit.rows[: edit.candidate.required_rows] for edit in current_edits]
+        rows_of = [edit.rows[: edit.encoded_request.required_rows] for edit in current_edits]
         suspect_ids = {edit.id for edit in applied if edit.state != state}
         if current_edits:
             is_firing = self._fires(Rows.join(rows_of), sum(part.rows for part in parts))
@@ -378,19 +384,21 @@ class Workshop:
         firing = bank.firing(rows.query, bank.size - count, rows.texts)
         return (firing.activations > 0).any(1)
 
-    def _right(self, edits: Group) -> dict[str, bool]:
+    def _right(self, edits: EditGroup) -> dict[str, bool]:
         """Tell for each edit, by its id, whether the model answers its prompt rightly now, in each
         of its forms."""
         state = self._site.edited.rows_state
         moved_edits = [edit for edit in edits if edit.state != state]
-        forms_by_id = [(edit.id, form) for edit in moved_edits for form in edit.candidate.required]
+        forms_by_id = [
+            (edit.id, form) for edit in moved_edits for form in edit.encoded_request.required
+        ]
         outcomes = {edit.id: True for edit in moved_edits}
         judgements = self._answers.judge_in_full([form for _, form in forms_by_id])
         for (identity, _), is_right in zip(forms_by_id, judgements, strict=True):
             outcomes[identity] &= is_right
         for edit in edits:
             if edit.state == state:
-                learned, forms = edit.candidate.learned, edit.candidate.forms
+                learned, forms = edit.encoded_request.learned, edit.encoded_request.forms
                 outcomes[edit.id] = self._answers.are_all_right(learned, forms, edit.rows)
         return outcomes
 

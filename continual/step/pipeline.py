@@ -6,7 +6,7 @@ The patch is written to the disk while the earlier edits are measured again, and
 makes the revision durable, with the measurements.
 
 Knows the order of the stages, their hand-overs, and the record of a step. Leaves planning to
-`planning`, editing and proving to `editing`, the state of a run to `standing`.
+`planning`, editing and proving to `editing`, the state of a run to `run_state`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import Any
 from continual.editors.chains import make_chain
 from continual.effects import moved_blocks
 from continual.errors import CeditError, RequestError, StreamError
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.patches import pack
 from continual.recheck import retention
-from continual.recheck.candidates import Candidate, encode
+from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.recheck.measuring import Measured
 from continual.recheck.probing import NewProbes, Probed, probed, read
 from continual.recheck.retention import Outcome
-from continual.recheck.standing import Standing
+from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.site import Site
 from continual.statistics import Statistics
-from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, Clock
-from continual.step.editing import Bench, Edited, Workshop
-from continual.step.planning import Plan, PlannedEdit, Planner
-from continual.step.watching import Watch
+from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, StageClock
+from continual.step.editing import EditSetup, EditStage, ProvenEdits
+from continual.step.planning import EditPlan, PlannedEdit, Planner
+from continual.step.watching import WatchSet
 from continual.streams import Item
 from continual.streams.places import StreamPlace
 from continual.watch.config import WatchConfig
-from continual.watch.neighbours import Asked, Neighbourhood
+from continual.watch.neighbours import Neighbourhood, WatchedRequest
 from store import BlobRef, Draft, Revision, Store, operations
 
 
@@ -63,7 +63,7 @@ class Recheck:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ApplySettings:
     """The settings by which requests are applied."""
 
     chain: tuple[str, ...]  # editors, tried in turn
@@ -83,7 +83,7 @@ class Settings:
         return config if config is not None and (config.texts or config.neighbours) else None
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Settings:
+    def from_json(cls, record: Mapping[str, Any]) -> ApplySettings:
         """Read a revision's settings; the way in which it was re-checked is not among them."""
         return cls(
             chain=tuple(record["chain"]),
@@ -130,7 +130,7 @@ class Step:
 class Batch:
     """The input of one step: items of a stream, and the readable requests in them."""
 
-    candidates: tuple[Candidate, ...]
+    encoded_requests: tuple[EncodedRequest, ...]
     quarantined: tuple[Item, ...] = ()
     source: str | None = None  # the stream's name
     places: Mapping[str, StreamPlace] = field(
@@ -146,7 +146,7 @@ class Batch:
     @property
     def unnamed(self) -> int:
         """The number of requests whose prompt does not name their subject."""
-        requests = (candidate.request for candidate in self.candidates)
+        requests = (encoded_request.request for encoded_request in self.encoded_requests)
         return sum(bool(r.subject) and not r.named_subject for r in requests)
 
 
@@ -176,19 +176,19 @@ class _Filling:
 
     def __init__(self, source: str, stands: Callable[[str], bool]) -> None:
         self._source, self._stands = source, stands
-        self._candidates: list[Candidate] = []
+        self._candidates: list[EncodedRequest] = []
         self._bad: list[Item] = []
         self._places: dict[str, StreamPlace] = {}
         self._unknown: Counter[str] = Counter()
         self._items = 0
-        self.new = 0  # candidates that do not stand already
+        self.new = 0  # requests that do not stand already
 
-    def take(self, item: Item, candidates: Iterable[Candidate]) -> None:
+    def take(self, item: Item, encoded_requests: Iterable[EncodedRequest]) -> None:
         """Take in an item and its requests."""
         self._items += 1
-        for candidate in candidates:
-            self._candidates.append(candidate)
-            self.new += not self._stands(candidate.id)
+        for encoded_request in encoded_requests:
+            self._candidates.append(encoded_request)
+            self.new += not self._stands(encoded_request.id)
         if item.reason is not None:
             self._bad.append(item)
         if item.stream is not None and not item.is_again:
@@ -212,7 +212,7 @@ def batches(
     items: Iterable[Item],
     source: str,
     site: Site,
-    settings: Settings,
+    settings: ApplySettings,
     stands: Callable[[str], bool] = lambda _: False,
 ) -> Iterator[Batch]:
     """Yield batches of `batch_size` new requests (an item stays whole). A bad item, and a request
@@ -222,10 +222,10 @@ def batches(
     """
     filling = _Filling(source, stands)
     for item in items:
-        item, candidates = _encoded(item, site)
+        item, encoded_requests = _encoded(item, site)
         if item.reason is not None and settings.strict:
             raise StreamError(f"{source}, record {item.number}: {item.reason}")
-        filling.take(item, candidates)
+        filling.take(item, encoded_requests)
         if filling.is_full(settings.batch_size) and (batch := filling.batch()):
             yield batch
             filling = _Filling(source, stands)
@@ -233,7 +233,7 @@ def batches(
         yield batch
 
 
-def _encoded(item: Item, site: Site) -> tuple[Item, list[Candidate]]:
+def _encoded(item: Item, site: Site) -> tuple[Item, list[EncodedRequest]]:
     """Return the item, and its requests as tokens; one that breaks a limit makes it a bad item."""
     try:
         return item, [encode(request, site.task) for request in item.requests]
@@ -265,41 +265,41 @@ class Pipeline:
         self,
         store: Store,
         site: Site,
-        standing: Standing,
-        settings: Settings,
+        run_state: RunState,
+        settings: ApplySettings,
         statistics: Statistics | None = None,
     ) -> None:
-        self._store, self._site, self._standing = store, site, standing
+        self._store, self._site, self._run_state = store, site, run_state
         self._settings = settings
-        self._answers = Answers(site)
+        self._answers = AnswerJudge(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
         config = settings.watched
         self._planner = Planner(
             site,
-            standing.retention,
-            standing.ledger,
+            run_state.retention,
+            run_state.ledger,
             force=settings.force,
             sees_spills=config is not None,
         )
-        self._watch = None if config is None else Watch(site, config, settings.seed)
-        bench = Bench(
+        self._watch = None if config is None else WatchSet(site, config, settings.seed)
+        setup = EditSetup(
             site,
-            standing.memory,
-            standing.recapture,
+            run_state.memory,
+            run_state.recapture,
             statistics,
-            standing.taught,
-            standing.ledger,
+            run_state.known_answers,
+            run_state.ledger,
             self._watch,
-            standing.memory_naming,
+            run_state.memory_naming,
         )
-        self._workshop = Workshop(bench, chain, settings.seed)
+        self._edit_stage = EditStage(setup, chain, settings.seed)
 
     def step(self, batch: Batch) -> Step:
         """Make one step, durable when this returns. Raises StoreError if it cannot be written."""
-        clock = Clock()
+        clock = StageClock()
         number = self._store.length
         is_due = number % self._settings.recheck.every == 0
-        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        plan = self._planner.plan(batch.encoded_requests, self._settings.repair)
         clock.lap(EDIT)
         plan = self._watched(plan)
         probes = self._probes(plan)
@@ -313,7 +313,7 @@ class Pipeline:
         clock.lap(PROBE)
         metrics = self._recheck(edited) if is_due else None
         clock.lap(RECHECK)
-        requests = {c.id: c.request for c in plan.candidates}
+        requests = {c.id: c.request for c in plan.encoded_requests}
         outcomes = [_with_source(o, requests[o.id]) for o in (*edited.outcomes, *plan.outcomes)]
         results = _Results(outcomes, written, metrics, clock.to_json())
         revision = self._commit(batch, plan, edited, results)
@@ -338,11 +338,11 @@ class Pipeline:
 
     def rehearse(
         self, batch: Batch, number: int, recorded: Mapping[str, Outcome], *, is_due: bool
-    ) -> Edited:
+    ) -> ProvenEdits:
         """Make step `number` of a batch again without writing it; the model is left as the step
         leaves it. `is_due` says whether the ledger followed that step, `recorded` has the outcomes
         on record with the requests' neighbours, by id."""
-        plan = self._planner.plan(batch.candidates, self._settings.repair)
+        plan = self._planner.plan(batch.encoded_requests, self._settings.repair)
         plan = self._watched(plan, recorded)
         probes = self._probes(plan)
         edited = self._edit(plan, probes, number)
@@ -352,38 +352,40 @@ class Pipeline:
 
     # -- edit and prove
 
-    def _edit(self, plan: Plan, probes: Mapping[str, Probed], number: int) -> Edited:
+    def _edit(self, plan: EditPlan, probes: Mapping[str, Probed], number: int) -> ProvenEdits:
         """Make the planned edits. The queries of requests that are edited again or superseded leave
         the memory first."""
-        memory = self._standing.memory
+        memory = self._run_state.memory
         for outcome in plan.outcomes:
             for identity in outcome.supersedes:
                 memory.forget(identity)
         for edit in plan.edits:
-            self._standing.contradict(edit.candidate.learned)
+            self._run_state.contradict(edit.encoded_request.learned)
             if edit.neighbourhood is not None:
-                fact = edit.neighbourhood.fact(edit.candidate.request)
-                self._standing.set_aside(edit.id, fact)
+                fact = edit.neighbourhood.fact(edit.encoded_request.request)
+                self._run_state.set_aside(edit.id, fact)
             for identity in (*edit.supersedes, edit.id):
                 memory.forget(identity)
-        edited = self._workshop.edit(plan.edits, number, plan.parts)
+        edited = self._edit_stage.edit(plan.edits, number, plan.parts)
         applied_ids = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
             if edit.id in applied_ids:
                 memory.remember(edit.id, edit.rows.query)
         if edited.reach.moves(self._site.place):
-            self._standing.recapture({e.id: e.candidate.learned for e in plan.edits})
+            self._run_state.recapture({e.id: e.encoded_request.learned for e in plan.edits})
         plans = {edit.id: edit for edit in plan.edits}
         outcomes = (_with_plan(o, plans[o.id], probes.get(o.id)) for o in edited.outcomes)
-        return Edited(edited.parts, tuple(outcomes))
+        return ProvenEdits(edited.parts, tuple(outcomes))
 
     # -- neighbours
 
-    def _watched(self, plan: Plan, recorded: Mapping[str, Outcome] = MappingProxyType({})) -> Plan:
+    def _watched(
+        self, plan: EditPlan, recorded: Mapping[str, Outcome] = MappingProxyType({})
+    ) -> EditPlan:
         """Return the plan with the neighbourhood of every edit, from the record or written now."""
         if self._watch is None:
             return plan
-        retained = self._standing.retention.requests
+        retained = self._run_state.retention.requests
         records = {i: r.neighbours for i, r in retained.items() if r.neighbours}
         records |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
         new_edits = [edit for edit in plan.edits if edit.id not in records]
@@ -396,20 +398,22 @@ class Pipeline:
         edits = [replace(edit, neighbourhood=neighbourhoods[edit.id]) for edit in plan.edits]
         return replace(plan, edits=tuple(edits))
 
-    def _asked(self, edit: PlannedEdit) -> Asked:
-        candidate = edit.candidate
-        is_known = self._standing.names_enough(candidate.request.named_subject)
-        return Asked(candidate.request, candidate.required, edit.rows, is_known)
+    def _asked(self, edit: PlannedEdit) -> WatchedRequest:
+        encoded_request = edit.encoded_request
+        is_known = self._run_state.names_enough(encoded_request.request.named_subject)
+        return WatchedRequest(
+            encoded_request.request, encoded_request.required, edit.rows, is_known
+        )
 
     # -- probes of new requests
 
-    def _probes(self, plan: Plan) -> dict[str, Probed]:
+    def _probes(self, plan: EditPlan) -> dict[str, Probed]:
         """Read the other probes of requests attempted for the first time, before the edit."""
-        retained = self._standing.retention
-        candidates = [edit.candidate for edit in plan.edits if edit.id not in retained]
-        return probed(self._answers, candidates)
+        retained = self._run_state.retention
+        encoded_requests = [edit.encoded_request for edit in plan.edits if edit.id not in retained]
+        return probed(self._answers, encoded_requests)
 
-    def _register(self, plan: Plan, probes: Mapping[str, Probed], edited: Edited) -> None:
+    def _register(self, plan: EditPlan, probes: Mapping[str, Probed], edited: ProvenEdits) -> None:
         """Register the new requests' probes. Rows from before an edit of matrices are read again:
         all have moved."""
         state = self._site.edited.rows_state
@@ -417,8 +421,8 @@ class Pipeline:
         for edit in plan.edits:
             if (edit_probes := probes.get(edit.id)) is not None:
                 rows = (edit.rows, edit_probes.rows) if edit.state == state else (None, None)
-                new_probes.append(NewProbes(edit.candidate, edit_probes.expected, *rows))
-        self._standing.register(read(self._site, new_probes))
+                new_probes.append(NewProbes(edit.encoded_request, edit_probes.expected, *rows))
+        self._run_state.register(read(self._site, new_probes))
         applied_ids = {o.id for o in edited.outcomes if o.outcome == retention.APPLIED}
         for edit in plan.edits:
             neighbourhood = edit.neighbourhood
@@ -428,16 +432,18 @@ class Pipeline:
                 and self._watch
                 and neighbourhood is not None
             ):
-                self._standing.watch_over(
+                self._run_state.watch_over(
                     edit.id, neighbourhood, self._watch.probe_rows(neighbourhood)
                 )
 
     # -- commit
 
-    def _write_ahead(self, edited: Edited) -> Future[BlobRef] | None:
+    def _write_ahead(self, edited: ProvenEdits) -> Future[BlobRef] | None:
         return self._store.write_ahead(*pack(edited.parts)) if edited.parts else None
 
-    def _commit(self, batch: Batch, plan: Plan, edited: Edited, results: _Results) -> Revision:
+    def _commit(
+        self, batch: Batch, plan: EditPlan, edited: ProvenEdits, results: _Results
+    ) -> Revision:
         """Write quarantine, then patch and revision; the stream goes on behind this batch."""
         self._quarantine(batch)
         body = {
@@ -455,8 +461,8 @@ class Pipeline:
                 fingerprint=self._site.edited.fingerprint,
                 body=body,
                 written=results.written,
-                requests={c.id: c.request.content() for c in plan.candidates},
-                subjects={edit.id: edit.candidate.request.key for edit in plan.edits},
+                requests={c.id: c.request.content() for c in plan.encoded_requests},
+                subjects={edit.id: edit.encoded_request.request.key for edit in plan.edits},
                 streams=batch.streams,
                 ledger=results.ledger,
             )
@@ -476,17 +482,17 @@ class Pipeline:
 
     # -- re-check
 
-    def _follow(self, plan: Plan, edited: Edited, is_due: bool) -> None:
+    def _follow(self, plan: EditPlan, edited: ProvenEdits, is_due: bool) -> None:
         """Take the outcomes into retention set and memory, and retire the probes of superseded
         requests. If a re-check is due, let the ledger follow all patches since the last one, for
         the other probes known before the step."""
-        requests = {c.id: c.request for c in plan.candidates}
-        self._standing.take((*edited.outcomes, *plan.outcomes), requests)
+        requests = {c.id: c.request for c in plan.encoded_requests}
+        self._run_state.take((*edited.outcomes, *plan.outcomes), requests)
         if is_due:
-            self._standing.note(self._standing.ledger.advance())
+            self._run_state.note(self._run_state.ledger.advance())
 
-    def _recheck(self, edited: Edited) -> Measured:
+    def _recheck(self, edited: ProvenEdits) -> Measured:
         if self._settings.recheck.full:
-            self._standing.note(self._standing.ledger.remeasure())
+            self._run_state.note(self._run_state.ledger.remeasure())
         identities = [outcome.id for outcome in edited.outcomes]
-        return self._standing.measure(identities)
+        return self._run_state.measure(identities)

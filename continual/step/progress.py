@@ -14,11 +14,11 @@ from continual.recheck import retention
 from continual.recheck.retention import Outcome
 from continual.step.planning import PlannedEdit
 
-Group = list[PlannedEdit]
+EditGroup = list[PlannedEdit]
 
 
 @dataclass
-class Progress:
+class EditProgress:
     """The progress of a step's edits. The patches proved so far are on the model."""
 
     pending: dict[str, PlannedEdit]

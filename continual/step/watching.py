@@ -10,21 +10,21 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from continual.memory.answers import Answers
-from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Entry, Ledger
+from continual.memory.answers import AnswerJudge
+from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Ledger, LedgerEntry
 from continual.requests import Request
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
-from continual.watch.neighbours import Asked, Neighbourhood
+from continual.watch.neighbours import Neighbourhood, WatchedRequest
 from continual.watch.passages import UNSAID, Passage
 
 SHOWN_CHARACTERS = 60  # of a text that a reason repeats
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchSet:
     """The watch set of a run, and the share of it that an edit may change."""
 
     site: Site
@@ -33,7 +33,7 @@ class Watch:
     _read: dict[tuple[str, Passage], Rows] = field(default_factory=dict)  # by the matrices' state
 
     def neighbourhoods(
-        self, asked: Sequence[Asked], known: Iterable[Request]
+        self, asked: Sequence[WatchedRequest], known: Iterable[Request]
     ) -> dict[str, Neighbourhood]:
         """Write the neighbourhood of each request, by its id, with the model as it stands; `known`
         are the history's requests, the latest first. Held-out prompts that a record answers
@@ -60,7 +60,7 @@ class Watch:
             return []
         encodings = [passage.encoding() for passage in passages]
         rows = self.rows_of(passages)
-        return Answers(self.site).are_right(encodings, rows, range(len(encodings)))
+        return AnswerJudge(self.site).are_right(encodings, rows, range(len(encodings)))
 
     def rows_of(self, passages: Sequence[Passage]) -> Rows:
         """Return the rows of one passage or more, by the matrices as they are now. Passages of the
@@ -121,7 +121,7 @@ class Watch:
             )
         return None
 
-    def _told(self, entry: Entry) -> str:
+    def _told(self, entry: LedgerEntry) -> str:
         encoding = entry.encoding
         return self._text(encoding.question.ids, encoding.targets)
 

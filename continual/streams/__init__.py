@@ -26,12 +26,12 @@ from continual.readers import is_known, read_record, unknown_keys
 from continual.requests import Limits, Request
 from continual.streams.kinds import ARRAY, OBJECTS, TABLE, layout
 from continual.streams.records import (
+    DelimitedTable,
     Elements,
-    Lines,
+    JsonLines,
     Places,
     RawRecord,
-    Records,
-    Table,
+    RecordSource,
     array_places,
     object_places,
     whole,
@@ -165,7 +165,7 @@ class Stream:
         """True if the file is whole, so that more than its first record can be looked at."""
         return self.has_past and not self.follow
 
-    def _skip(self, records: Records, position: int) -> tuple[str | None, str | None]:
+    def _skip(self, records: RecordSource, position: int) -> tuple[str | None, str | None]:
         """Return the chain after the first record, and after ``position`` ones; ``None`` if there
         are fewer."""
         first_link: str | None = None
@@ -179,13 +179,15 @@ class Stream:
         return first_link, link.hex()
 
     @contextmanager
-    def _records(self, knows: Callable[[Mapping[str, object]], bool]) -> Iterator[Records]:
+    def _records(self, knows: Callable[[Mapping[str, object]], bool]) -> Iterator[RecordSource]:
         """Open the source, and yield its records by its kind. Raises StreamError for a kind that is
         not read."""
         with opened(self.name) as source:
             yield self._laid_out(source, knows)
 
-    def _laid_out(self, source: Source, knows: Callable[[Mapping[str, object]], bool]) -> Records:
+    def _laid_out(
+        self, source: Source, knows: Callable[[Mapping[str, object]], bool]
+    ) -> RecordSource:
         form = layout(self.name, source.beginning, knows, is_whole=self._is_looked_into)
         if self.follow and (source.is_compressed or form.kind in (ARRAY, OBJECTS)):
             kind = "compressed" if source.is_compressed else "a JSON array"
@@ -200,10 +202,10 @@ class Stream:
             return Elements(data, list(places(self.name, data)), bytes_max)
         tail = Tail(self.name, source.file, self.poll_seconds, self.stop)
         if form.kind == TABLE:
-            return Table(tail, bytes_max, form.delimiter)
-        return Lines(tail, bytes_max)
+            return DelimitedTable(tail, bytes_max, form.delimiter)
+        return JsonLines(tail, bytes_max)
 
-    def _recognised(self, records: Records) -> Records:
+    def _recognised(self, records: RecordSource) -> RecordSource:
         """Return the same records. Raises StreamError if the first ones have objects, and none of a
         known format: then nothing of the file could be applied."""
         ahead = _LookedAt(records)
@@ -216,7 +218,7 @@ class Stream:
         return ahead
 
     def _understood(
-        self, records: Records, record: RawRecord, place: tuple[int, str, str | None]
+        self, records: RecordSource, record: RawRecord, place: tuple[int, str, str | None]
     ) -> Item:
         requests: tuple[Request, ...] = ()
         reason = record.reason
@@ -272,7 +274,7 @@ def resume(stream: Stream, position: int, rolling: str) -> Iterator[Item]:
 class _LookedAt:
     """Records that can be looked at in advance, before they are given."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: RecordSource) -> None:
         self._records = records
         self._ahead: deque[RawRecord] = deque()
 

@@ -40,7 +40,7 @@ class RawRecord:
     reason: str | None = None
 
 
-class Records(Protocol):
+class RecordSource(Protocol):
     """Records one by one; a patient caller waits for more if the source may still grow."""
 
     def next(self, *, patient: bool) -> RawRecord | None:
@@ -60,7 +60,7 @@ class Chunks(Protocol):
 
 
 @dataclass
-class _Line:
+class _LineBuffer:
     """One line as it arrives: hashed whole; of a line over `bytes_max` only the start is kept."""
 
     bytes_max: int
@@ -84,7 +84,7 @@ class _Line:
 
 
 @dataclass
-class Lines:
+class JsonLines:
     """The records of JSON Lines; blank lines are no records, but count in the numbers."""
 
     tail: Chunks
@@ -103,10 +103,10 @@ class Lines:
         """Return the JSON object on a line. Raises RequestError."""
         return parsed_object(raw)
 
-    def line(self, patient: bool) -> _Line | None:
+    def line(self, patient: bool) -> _LineBuffer | None:
         """Return the next line, blank or not; of a file that was replaced, also a line without an
         end. Raises StreamReplaced behind it."""
-        line = _Line(self.bytes_max)
+        line = _LineBuffer(self.bytes_max)
         try:
             while chunk := self._chunk(patient):
                 line.add(chunk.removesuffix(b"\n"))
@@ -137,14 +137,14 @@ class Lines:
         return self._chunk(patient)
 
 
-class Table:
+class DelimitedTable:
     """The rows of a table (CSV, TSV) under its header. A quoted cell may go over several lines.
 
     A record's bytes are the header's line and the row's, so that they can be parsed alone.
     """
 
     def __init__(self, tail: Chunks, bytes_max: int, delimiter: str) -> None:
-        self._lines = Lines(tail, bytes_max)
+        self._lines = JsonLines(tail, bytes_max)
         self._bytes_max = bytes_max
         self._delimiter = delimiter
         self._header: bytes | None = None
@@ -163,15 +163,15 @@ class Table:
                 return None
             if not row.kept.strip(BLANK + self._delimiter.encode() + b'"'):
                 continue
-            line = _Line(self._bytes_max + len(self._header) + 1)
+            line = _LineBuffer(self._bytes_max + len(self._header) + 1)
             line.add(self._header + b"\n")
             line.add(bytes(row.kept))
             reason = too_long(row.length, self._bytes_max)
             return RawRecord(number, bytes(line.kept), line.digest.digest(), reason)
 
-    def _row(self, patient: bool) -> _Line | None:
+    def _row(self, patient: bool) -> _LineBuffer | None:
         """Return the lines of a row: one, or as many as its quoted cells go over."""
-        row = _Line(self._bytes_max)
+        row = _LineBuffer(self._bytes_max)
         is_quoted = False
         while (line := self._lines.line(patient)) is not None:
             is_quoted = _ends_quoted(bytes(line.kept), self._delimiter, is_quoted)

@@ -22,7 +22,7 @@ from continual.settings import DEFAULT_TASK
 from continual.tasks.joining import IN_PLACE
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Task(Protocol):
     """The limits on a request."""
 
     @classmethod
-    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Self:
+    def of(cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits) -> Self:
         """Make the task for a base model, from the store's `[task]` table. Raises CeditError if
         they do not fit."""
 
@@ -153,7 +153,7 @@ def task_class(settings: Mapping[str, Any]) -> type[Task]:
     return cast(type[Task], TASKS[name].load())
 
 
-def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
+def make_task(base: PretrainedBase, settings: Mapping[str, Any]) -> Task:
     """Make the task that a store's `[task]` table names, for a base model. Raises CeditError, also
     for a model that lacks a property that the engine relies on; see `agreement`."""
     from continual.tasks import agreement
@@ -164,11 +164,11 @@ def make_task(base: BaseModel, settings: Mapping[str, Any]) -> Task:
     return task
 
 
-def _task_of(base: BaseModel, settings: Mapping[str, Any]) -> Task:
+def _task_of(base: PretrainedBase, settings: Mapping[str, Any]) -> Task:
     return task_class(settings).of(base, settings, Limits.of(settings))
 
 
-def new_settings(base: BaseModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+def new_settings(base: PretrainedBase, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `[task]` table of a new store: the given settings, today's way of joining prompts
     and answers, and the task's own settings for the model. Raises CeditError."""
     table = {"joining": IN_PLACE, **settings}

@@ -20,7 +20,7 @@ from continual.passes.partial import logits_of
 from continual.tasks import Encoding, Question, Task
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 TOKENS = 11  # of a sequence
 KEPT = 6  # tokens of it whose logits are compared
@@ -29,7 +29,7 @@ PADDED = 5  # tokens of the shorter of two sequences
 
 
 @torch.no_grad()
-def require_looking_back(base: BaseModel) -> None:
+def require_looking_back(base: PretrainedBase) -> None:
     """Raise ModelError for a model whose logits at a token depend on later tokens. A model without
     logits at single tokens, which gives one answer for the whole input, may look at all of it."""
     model, inputs = base.model, _inputs(base)
@@ -56,7 +56,7 @@ def require_looking_back(base: BaseModel) -> None:
 
 
 @torch.no_grad()
-def require_unmoved_by_padding(base: BaseModel, task: Task) -> None:
+def require_unmoved_by_padding(base: PretrainedBase, task: Task) -> None:
     """Raise ModelError for a model that answers a text otherwise with a longer one beside it."""
     sequences = [_encoding(base, size) for size in (TOKENS, PADDED)]
     batch_row = logits_of(base.model, _on_device(base, task.inputs(sequences)))[1]
@@ -71,21 +71,21 @@ def require_unmoved_by_padding(base: BaseModel, task: Task) -> None:
         )
 
 
-def _has_encoder(base: BaseModel) -> bool:
+def _has_encoder(base: PretrainedBase) -> bool:
     return base.anatomy.encoder is not None
 
 
-def _inputs(base: BaseModel) -> dict[str, Tensor]:
+def _inputs(base: PretrainedBase) -> dict[str, Tensor]:
     return sample_inputs(base.model, min(TOKENS, base.context_tokens_max or TOKENS))
 
 
-def _encoding(base: BaseModel, length: int) -> Encoding:
+def _encoding(base: PretrainedBase, length: int) -> Encoding:
     ids = tuple(_inputs(base)["input_ids"][0, :length].tolist())
     question = Question(ids)
     return Encoding(replace(question, source=ids) if _has_encoder(base) else question, (), ())
 
 
-def _on_device(base: BaseModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
+def _on_device(base: PretrainedBase, inputs: dict[str, Tensor]) -> dict[str, Any]:
     device = base.model.get_input_embeddings().weight.device
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 

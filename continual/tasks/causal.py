@@ -19,12 +19,12 @@ from continual.base import WrongBaseModel
 from continual.prompts import Chat, Prompt
 from continual.requests import Limits
 from continual.tasks import Encoding, PromptText, Question
-from continual.tasks.chat import ChatTemplate, Turn
+from continual.tasks.chat import ChatTemplate, ChatTurn
 from continual.tasks.joining import AUTO, blank_between, blank_setting
-from continual.tasks.tokens import Reader, padded
+from continual.tasks.tokens import PromptReader, padded
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 
 ANCHORS = ("\n", ":", "0", ".", "a", "(", ";")
@@ -39,18 +39,18 @@ class CausalTask:
     name: ClassVar[str] = "causal"
     architecture: ClassVar[str] = "AutoModelForCausalLM"
 
-    def __init__(self, reader: Reader, terminator: str = "", blank: str = AUTO) -> None:
+    def __init__(self, reader: PromptReader, terminator: str = "", blank: str = AUTO) -> None:
         self._reader, self._tokenizer = reader, reader.tokenizer
         self.limits = reader.limits
         self._terminator, self._blank = terminator, blank
         self._template = ChatTemplate(reader.tokenizer)
 
     @classmethod
-    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
+    def of(cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits) -> CausalTask:
         """See `Task.of`; `terminator` is a text that ends every answer to a plain prompt, `joining`
         and `blank` are as in `joining`, `template` is the digest of the chat template. Raises
         WrongBaseModel if the tokenizer has another template."""
-        reader = Reader.of(base, settings, limits)
+        reader = PromptReader.of(base, settings, limits)
         terminator = str(settings.get("terminator", ""))
         task = cls(reader, terminator, blank_setting(settings))
         digest = settings.get("template")
@@ -128,14 +128,14 @@ class CausalTask:
 
     # -- prompts
 
-    def _turn(self, prompt: Prompt) -> Turn | None:
+    def _turn(self, prompt: Prompt) -> ChatTurn | None:
         """Return the turn that answers a chat, or a text that the chat template made; None for
         plain text."""
         if isinstance(prompt, Chat):
             return self._template.turn(prompt)
         return self._template.turn_of_text(prompt) if self._reader.is_in_place else None
 
-    def _asked(self, prompt: Prompt, turn: Turn | None) -> PromptText:
+    def _asked(self, prompt: Prompt, turn: ChatTurn | None) -> PromptText:
         if turn is not None:
             return PromptText(turn.prompt, is_whole=True)
         return PromptText(self._reader.text(prompt), is_whole=False)
@@ -146,7 +146,7 @@ class CausalTask:
 
     # -- answers
 
-    def _tail(self, asked: PromptText, turn: Turn | None, answer: str) -> str:
+    def _tail(self, asked: PromptText, turn: ChatTurn | None, answer: str) -> str:
         """Return the text behind a prompt: its answer, with the text that belongs to it on both
         sides."""
         if turn is not None:

@@ -27,7 +27,7 @@ _WORD = "ceditanswer"  # stands for an answer
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """A chat as text up to the model's answer, and the text around this answer."""
 
     prompt: str
@@ -61,25 +61,25 @@ class ChatTemplate:
         """A name for the template by its content; None if there is none."""
         return None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
-    def turn(self, chat: Chat) -> Turn:
+    def turn(self, chat: Chat) -> ChatTurn:
         """Render a chat as text. Raises RequestError if there is no template, or if the template
         refuses the chat."""
         prompt = self._rendered(chat.messages, opens_turn=True)
         answered = self._rendered((*chat.messages, Message(ASSISTANT, _WORD)), opens_turn=False)
         place = answered.rfind(_WORD)
         if place < 0:
-            return Turn(prompt)
+            return ChatTurn(prompt)
         opening, closing = answered[:place], answered[place + len(_WORD) :]
         lead = opening[len(prompt) :] if opening.startswith(prompt) else ""
-        return Turn(prompt, lead if not lead.strip() else "", self._up_to_mark(closing))
+        return ChatTurn(prompt, lead if not lead.strip() else "", self._up_to_mark(closing))
 
-    def turn_of_text(self, text: str) -> Turn | None:
+    def turn_of_text(self, text: str) -> ChatTurn | None:
         """Return the turn of a text that the template made up to the model's answer; None for any
         other text."""
         usual = self._usual
         if usual is None or not usual.opening or not text.endswith(usual.opening):
             return None
-        return Turn(text, usual.turn.lead, usual.turn.end)
+        return ChatTurn(text, usual.turn.lead, usual.turn.end)
 
     @property
     def turn_end(self) -> str:
@@ -137,5 +137,5 @@ def _today(asked: re.Match[str]) -> str:
 class _Usual:
     """The model's turn behind a question of the user, and the text that opens it."""
 
-    turn: Turn
+    turn: ChatTurn
     opening: str

@@ -18,10 +18,10 @@ from continual.passes.partial import find_tail, logits_of
 from continual.prompts import Prompt
 from continual.requests import Limits, named
 from continual.tasks import Encoding, PromptText, Question
-from continual.tasks.tokens import Reader, padded
+from continual.tasks.tokens import PromptReader, padded
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 WHOLE = -1  # the position that stands for a whole text, where the head reads all of it
 
@@ -32,14 +32,16 @@ class ClassificationTask:
     name: ClassVar[str] = "classification"
     architecture: ClassVar[str] = "AutoModelForSequenceClassification"
 
-    def __init__(self, reader: Reader, labels: Sequence[str], pooled: int) -> None:
+    def __init__(self, reader: PromptReader, labels: Sequence[str], pooled: int) -> None:
         """Take the `labels` in the order of their logits, and the position `pooled` that the head
         reads, counted from the end if it is negative."""
         self._reader, self._labels, self._pooled = reader, tuple(labels), pooled
         self.limits = reader.limits
 
     @classmethod
-    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> ClassificationTask:
+    def of(
+        cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits
+    ) -> ClassificationTask:
         """See `Task.of`. Raises ModelError for a model that does not choose between labels."""
         config = base.model.config
         is_rowwise = not base.anatomy.no_rows
@@ -54,7 +56,7 @@ class ClassificationTask:
                 "pad_token_id: set it and save the model again."
             )
         labels = [str(config.id2label[index]) for index in range(config.num_labels)]
-        reader = Reader.of(base, settings, limits)
+        reader = PromptReader.of(base, settings, limits)
         if pooled < 0 and pad is not None:  # the model tells padding by its own token
             reader = replace(reader, pad=int(pad))
         return cls(reader, labels, pooled)

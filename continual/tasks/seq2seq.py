@@ -17,10 +17,10 @@ from continual.errors import ModelError
 from continual.prompts import Prompt
 from continual.requests import Limits
 from continual.tasks import Encoding, PromptText, Question
-from continual.tasks.tokens import Reader, padded
+from continual.tasks.tokens import PromptReader, padded
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 
 class Seq2SeqTask:
@@ -30,7 +30,7 @@ class Seq2SeqTask:
     name: ClassVar[str] = "seq2seq"
     architecture: ClassVar[str] = "AutoModelForSeq2SeqLM"
 
-    def __init__(self, reader: Reader, start: tuple[int, ...], end: int) -> None:
+    def __init__(self, reader: PromptReader, start: tuple[int, ...], end: int) -> None:
         """Take the tokens `start` that the decoder reads before an answer, and the token `end` that
         ends it."""
         self._reader, self._tokenizer = reader, reader.tokenizer
@@ -38,7 +38,7 @@ class Seq2SeqTask:
         self._start, self._end = start, end
 
     @classmethod
-    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Seq2SeqTask:
+    def of(cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits) -> Seq2SeqTask:
         """See `Task.of`. Raises ModelError for a model without an encoder, and for one that does
         not name the first or the last token of answers."""
         if base.anatomy.encoder is None:
@@ -56,7 +56,7 @@ class Seq2SeqTask:
             )
         second_token = getattr(base.model.generation_config, "forced_bos_token_id", None)
         start = (start_token,) if second_token is None else (start_token, int(second_token))
-        return cls(Reader.of(base, settings, limits), start, int(end))
+        return cls(PromptReader.of(base, settings, limits), start, int(end))
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`: none."""

@@ -16,20 +16,20 @@ from continual.requests import Limits
 from continual.tasks.joining import is_in_place
 
 if TYPE_CHECKING:
-    from continual.base import BaseModel
+    from continual.base import PretrainedBase
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """A tokenizer, and the limits on prompts and answers."""
 
-    base: BaseModel
+    base: PretrainedBase
     limits: Limits
     pad: int  # the token behind a shorter sequence of a batch
     is_in_place: bool = True  # texts to the letter; else without their outer whitespace
 
     @classmethod
-    def of(cls, base: BaseModel, settings: Mapping[str, Any], limits: Limits) -> Reader:
+    def of(cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits) -> PromptReader:
         """Make the reader of a base model, by the store's `[task]` table."""
         return cls(base, limits, base.pad, is_in_place(settings))
 

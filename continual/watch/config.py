@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 ROWS_MIN = 500
 """Rows of memory below which an edit is hardly held back from unrelated text."""
@@ -15,7 +15,7 @@ UNWATCHED = {"texts": 0, "neighbours": 0}
 
 
 @dataclass(frozen=True)
-class WatchConfig(Table):
+class WatchConfig(SettingsTable):
     """The amount of text that is watched, and the share of it that an edit may change.
 
     The budgets count held-out passages alone: `watch_max` is the share of the general positions

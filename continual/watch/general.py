@@ -31,7 +31,7 @@ WRITTEN_TOGETHER = 32  # texts
 TOKENS_MIN = 4  # of a text that the base wrote: a shorter one is begun in another way
 SPREAD = 7919  # between the tokens of the vocabulary that texts begin with
 
-Start = tuple[tuple[int, ...], bool]
+TextStart = tuple[tuple[int, ...], bool]
 """Tokens before a text, and whether a prompt would have them, too."""
 Beginning = tuple[tuple[int, ...], bool, tuple[int, ...]]
 """The same with the text."""
@@ -109,7 +109,7 @@ def beginnings(
 
 
 def _written(
-    site: Site, starts: Mapping[int, Start], tokens: int, seed: int
+    site: Site, starts: Mapping[int, TextStart], tokens: int, seed: int
 ) -> Iterator[dict[int, Beginning]]:
     """Write texts behind these starts, by their numbers; WRITTEN_TOGETHER texts make a group, which
     is sampled with its own seed."""
@@ -141,7 +141,7 @@ def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:
         return _read(site, [((), False, text) for text in texts], source)
 
 
-def _kinds_of_start(site: Site) -> list[Callable[[int], Start]]:
+def _kinds_of_start(site: Site) -> list[Callable[[int], TextStart]]:
     """Return the ways to begin a text by its number; a text that ends at once tries the next way.
 
     The first way is behind a token that begins a text, with every fourth pair as a user's turn if
@@ -158,17 +158,17 @@ def _kinds_of_start(site: Site) -> list[Callable[[int], Start]]:
     )
     marks = list(dict.fromkeys(int(token) for token in token_ids if token is not None))
 
-    def in_turn(number: int) -> Start:
+    def in_turn(number: int) -> TextStart:
         if turn is not None and number // 2 % CHAT_SHARE == CHAT_SHARE - 1:
             return turn, True
         return (opening, True) if opening else ((marks[0],), False)
 
-    kinds: list[Callable[[int], Start]] = [in_turn] if opening or marks else []
+    kinds: list[Callable[[int], TextStart]] = [in_turn] if opening or marks else []
     kinds += [partial(_behind_mark, mark) for mark in marks[1:]]
     return [*kinds, partial(_ordinary, site)]
 
 
-def _behind_mark(mark: int, _number: int) -> Start:
+def _behind_mark(mark: int, _number: int) -> TextStart:
     return (mark,), False
 
 
@@ -183,7 +183,7 @@ def _user_turn(site: Site) -> tuple[int, ...] | None:
     return tuple(site.edited.tokenizer(lead, add_special_tokens=False)["input_ids"]) or None
 
 
-def _ordinary(site: Site, number: int) -> Start:
+def _ordinary(site: Site, number: int) -> TextStart:
     """Return a token of the vocabulary as a start, another one for each text."""
     special_ids = set(site.edited.tokenizer.all_special_ids)
     count = len(site.edited.model.get_input_embeddings().weight)

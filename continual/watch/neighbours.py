@@ -87,7 +87,7 @@ class Neighbourhood:
 
 
 @dataclass(frozen=True)
-class Asked:
+class WatchedRequest:
     """A request with the tokens that its answer is judged by."""
 
     request: Request
@@ -97,10 +97,10 @@ class Asked:
 
 
 @dataclass
-class _Draft:
+class _NeighbourhoodDraft:
     """A neighbourhood in the making."""
 
-    asked: Asked
+    asked: WatchedRequest
     answers: tuple[int, ...]
     rng: random.Random
     questions: list[tuple[int, ...]] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Draft:
 
 def write(
     site: Site,
-    asked: Sequence[Asked],
+    asked: Sequence[WatchedRequest],
     known: Iterable[Request],
     config: WatchConfig,
     seed: int,
@@ -135,17 +135,17 @@ def write(
     return [_neighbourhood(site, draft, answered, ends, config) for draft in drafts]
 
 
-def _draft(site: Site, asked: Asked, seed: int) -> _Draft:
+def _draft(site: Site, asked: WatchedRequest, seed: int) -> _NeighbourhoodDraft:
     """Begin with the answer that the model gives now."""
     request, encoding = asked.request, asked.encodings[0]
     count = len(encoding.targets)
     answers = {_first_said(site, asked, count)} - {encoding.targets[0]}
     if request.target_old:
         answers |= _first_token(site, request.prompt, request.target_old)
-    return _Draft(asked, tuple(sorted(answers)), random.Random(f"{seed}|{request.id}"))
+    return _NeighbourhoodDraft(asked, tuple(sorted(answers)), random.Random(f"{seed}|{request.id}"))
 
 
-def _first_said(site: Site, asked: Asked, count: int) -> int:
+def _first_said(site: Site, asked: WatchedRequest, count: int) -> int:
     """Return the model's answer to the prompt, its first token."""
     if not site.has_rows:
         return int(site.leading_in_full(asked.encodings[:1])[0][0])
@@ -161,7 +161,11 @@ def _first_token(site: Site, prompt: Prompt, answer: str) -> set[int]:
 
 
 def _write_openings(
-    site: Site, drafts: Sequence[_Draft], known: Sequence[Request], config: WatchConfig, seed: int
+    site: Site,
+    drafts: Sequence[_NeighbourhoodDraft],
+    known: Sequence[Request],
+    config: WatchConfig,
+    seed: int,
 ) -> None:
     """Let the model write about each subject and its target, and list others; then collect the
     questions."""
@@ -195,14 +199,14 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
     return [ids for ids in id_lists if ids]
 
 
-def _listed(site: Site, draft: _Draft, text: Sequence[int]) -> list[str]:
+def _listed(site: Site, draft: _NeighbourhoodDraft, text: Sequence[int]) -> list[str]:
     """Return the names of a list without the last one, which may be cut off."""
     listing: str = site.edited.tokenizer.decode(list(text), skip_special_tokens=True)
     return names.listed(listing, draft.asked.request.subject or "")[:-1]
 
 
 def _others(
-    draft: _Draft, listed: Iterable[str], known: Sequence[Request], config: WatchConfig
+    draft: _NeighbourhoodDraft, listed: Iterable[str], known: Sequence[Request], config: WatchConfig
 ) -> list[str]:
     """Return other subjects: from the store's history, and from the model's lists."""
     subject = draft.asked.request.subject or ""
@@ -215,7 +219,9 @@ def _others(
     return [*history_names, *model_names][:count]
 
 
-def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) -> None:
+def _ask(
+    site: Site, draft: _NeighbourhoodDraft, others: Sequence[str], config: WatchConfig
+) -> None:
     """Collect the questions: the prompt about others, the openings cut short, and in chat turns the
     prompt about others and whether the new answer is true."""
     request = draft.asked.request
@@ -241,7 +247,7 @@ def _ask(site: Site, draft: _Draft, others: Sequence[str], config: WatchConfig) 
 
 
 def _ask_elsewhere(
-    site: Site, draft: _Draft, known: Sequence[Request], config: WatchConfig
+    site: Site, draft: _NeighbourhoodDraft, known: Sequence[Request], config: WatchConfig
 ) -> None:
     """Ask the history's prompts about the subject: prompts of the same relation are wordings of the
     request; of the others some are held out, and the rest is read like openings."""
@@ -313,7 +319,7 @@ def _answers(site: Site, questions: Sequence[tuple[int, ...]], tokens: int) -> l
 
 def _neighbourhood(
     site: Site,
-    draft: _Draft,
+    draft: _NeighbourhoodDraft,
     answered: Iterator[Passage],
     ends: Iterator[Passage],
     config: WatchConfig,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import efficiency
-from benchmarks.efficiency import Case, cases
+from benchmarks.efficiency import TableCase, cases
 from continual.choices import EDITORS
 
 
@@ -22,7 +22,7 @@ def test_every_editor_has_a_row_and_those_of_batches_one_for_each_size() -> None
 
 
 def test_a_row_has_seconds_memory_and_bytes_of_an_edit() -> None:
-    row = Case("tpatcher", 1, 4).run()
+    row = TableCase("tpatcher", 1, 4).run()
     assert (row["editor"], row["edits"], row["SR"]) == ("tpatcher", 4, 1.0)
     assert 0 < row["edit_s"] and 0 < row["recheck_s"]
     assert 0 <= row["edits_mb"] < row["peak_mb"]
@@ -32,19 +32,19 @@ def test_a_row_has_seconds_memory_and_bytes_of_an_edit() -> None:
 def test_what_a_file_has_already_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured: list[Case] = []
+    measured: list[TableCase] = []
 
-    def row(case: Case) -> dict[str, Any]:
+    def row(case: TableCase) -> dict[str, Any]:
         measured.append(case)
         return {**case.name, "edits": case.edits}
 
-    monkeypatch.setattr(Case, "measured", row)
+    monkeypatch.setattr(TableCase, "measured", row)
     out = tmp_path / "efficiency.json"
     for editors in ("rome", "rome,ft-l"):
         given = ["efficiency", "--edits", "3", "--editors", editors, "--json", str(out)]
         monkeypatch.setattr(sys, "argv", given)
         efficiency.main()
-    assert measured == [Case("rome", 1, 3), Case("ft-l", 1, 3)]
+    assert measured == [TableCase("rome", 1, 3), TableCase("ft-l", 1, 3)]
     rows = json.loads(out.read_text(encoding="utf-8"))["editors"]
     assert [row["editor"] for row in rows] == ["rome", "ft-l"]
     assert "ft-l" in capsys.readouterr().out

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gates
-from benchmarks.gates import GENERAL, Asked, Reader, opened
-from benchmarks.real_model.questions import NEIGHBOUR, PARAPHRASE, SUBJECT, Fact
+from benchmarks.gates import GENERAL, GateQueries, QueryReader, opened
+from benchmarks.real_model.questions import NEIGHBOUR, PARAPHRASE, SUBJECT, CounterFactRecord
 from continual.base import load_base
 from continual.embedded import ATLAS
 from continual.model import EditedModel
@@ -19,30 +19,30 @@ from continual.tasks import make_task
 WIDTH = 16
 
 
-def around(direction: int, count: int, seed: int) -> torch.Tensor:
+def context(direction: int, count: int, seed: int) -> torch.Tensor:
     """Queries near one axis, far from zero."""
     noise = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
     return 10.0 * torch.eye(WIDTH)[direction] + 0.1 * noise
 
 
 @pytest.fixture
-def asked() -> Asked:
-    return Asked(
+def asked() -> GateQueries:
+    return GateQueries(
         subject="rome",
-        own=around(0, 4, 1),
-        about_subject=around(1, 5, 2),
-        about_others=around(2, 5, 3),
+        own=context(0, 4, 1),
+        about_subject=context(1, 5, 2),
+        about_others=context(2, 5, 3),
         others={
-            PARAPHRASE: (around(0, 3, 4), [True] * 3),
-            NEIGHBOUR: (around(0, 2, 5), [False] * 2),
-            SUBJECT: (around(1, 3, 6), [True] * 3),
-            GENERAL: (around(3, 4, 7), [False] * 4),
+            PARAPHRASE: (context(0, 3, 4), [True] * 3),
+            NEIGHBOUR: (context(0, 2, 5), [False] * 2),
+            SUBJECT: (context(1, 3, 6), [True] * 3),
+            GENERAL: (context(3, 4, 7), [False] * 4),
         },
     )
 
 
 def test_a_gate_opens_on_paraphrases_and_asks_for_the_subject_where_it_is_told_to(asked):
-    memory = around(3, 50, 8)
+    memory = context(3, 50, 8)
     found = opened(asked, memory, 3, 0.35, naming=True)
     assert found == {
         PARAPHRASE: [True] * 3,
@@ -57,15 +57,17 @@ def test_a_gate_opens_on_paraphrases_and_asks_for_the_subject_where_it_is_told_t
 
 def test_where_no_plane_separates_there_is_no_gate(asked):
     inside = replace(asked, about_subject=torch.cat([asked.own, asked.about_subject]))
-    assert opened(inside, around(3, 50, 8), 3, 0.35, naming=True) is None
-    line = gates.row([asked, inside], around(3, 50, 8), 3, 0.35, naming=True)
+    assert opened(inside, context(3, 50, 8), 3, 0.35, naming=True) is None
+    line = gates.row([asked, inside], context(3, 50, 8), 3, 0.35, naming=True)
     assert (line["inseparable"], line[PARAPHRASE], line[SUBJECT]) == (1, 1.0, 0.0)
 
 
 def test_what_a_gate_is_asked_on_is_not_in_its_memory():
     """By the queries of the atlas: each kind has those of its own prompts."""
     places = [
-        Fact(n, f"{{}} has thing {n}, which is", f"Town {n}", f"P{n}", "red", (), (), ())
+        CounterFactRecord(
+            n, f"{{}} has thing {n}, which is", f"Town {n}", f"P{n}", "red", (), (), ()
+        )
         for n in range(12)
     ]
     questions = {
@@ -76,7 +78,7 @@ def test_what_a_gate_is_asked_on_is_not_in_its_memory():
     }
     base = load_base(str(ATLAS.directory))
     with EditedModel(base) as edited:
-        reader = Reader(Site(edited, make_task(base, dict(ATLAS.task))))
+        reader = QueryReader(Site(edited, make_task(base, dict(ATLAS.task))))
         asked = reader.asked(places[0], places, ["Well"], questions, 0)
         expected = reader.queries(questions[SUBJECT])
     queries, named = asked.others[SUBJECT]

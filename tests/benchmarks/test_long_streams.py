@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.long_streams import RATES, Run, _read, run, summaries
+from benchmarks.long_streams import RATES, StreamRun, _read, run, summaries
 from benchmarks.scope_data import DATA
 
 pytestmark = pytest.mark.skipif(
@@ -14,7 +14,7 @@ SAME = ("edits", "failed", "neurons", "probes", "patch_bytes", "atlas", "pararel
 
 
 def test_a_run_that_goes_on_is_as_one_that_was_never_stopped(tmp_path):
-    chosen = Run("tpatcher")
+    chosen = StreamRun("tpatcher")
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     for folder, ends in ((stopped, (5, 12)), (whole, (12,))):
         folder.mkdir()

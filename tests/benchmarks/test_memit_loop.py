@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import memit_loop
-from benchmarks.memit_loop import Recipe, Request
+from benchmarks.memit_loop import MemitSettings, SubjectRequest
 from tests import tiny_language as language
 
 PHRASING = "the capital of {}"
 PREFIX = "people in king . "
 CONTEXTS = ("{}", PREFIX + "{}")
-RECIPE = Recipe(blocks=(0, 1), moment_weight=1000.0, weight_decay=1e-3, clamp_norm_factor=4.0)
+RECIPE = MemitSettings(
+    blocks=(0, 1), moment_weight=1000.0, weight_decay=1e-3, clamp_norm_factor=4.0
+)
 EDITED = range(8)
 OTHERS = range(8, 40)
 
@@ -78,17 +80,17 @@ def keys_of(model: Any, block: int, ids: Tensor) -> Tensor:
     return seen[0]
 
 
-def request(tokenizer: Tokens, country: int, answer: str) -> Request:
+def request(tokenizer: Tokens, country: int, answer: str) -> SubjectRequest:
     name = language.COUNTRIES[country]
-    return Request.of(tokenizer, PHRASING.format(name), name, answer, " .")
+    return SubjectRequest.of(tokenizer, PHRASING.format(name), name, answer, " .")
 
 
-def new_facts(tokenizer: Tokens, countries: Iterable[int] = EDITED) -> list[Request]:
+def new_facts(tokenizer: Tokens, countries: Iterable[int] = EDITED) -> list[SubjectRequest]:
     moved = [language.CAPITALS[(7 * c + 4) % len(language.CAPITALS)] for c in countries]
     return [request(tokenizer, c, answer) for c, answer in zip(countries, moved, strict=True)]
 
 
-def answered(model: Any, tokenizer: Tokens, requests: Sequence[Request]) -> int:
+def answered(model: Any, tokenizer: Tokens, requests: Sequence[SubjectRequest]) -> int:
     """How many requests greedy decoding answers with exactly their target."""
     right = 0
     for r in requests:
@@ -172,7 +174,9 @@ def test_a_block_gets_the_update_of_its_own_keys_and_residuals(
     model: Any, tokenizer: Tokens, moments: dict[int, Tensor]
 ) -> None:
     wanted = new_facts(tokenizer)
-    recipe = Recipe(blocks=(1,), moment_weight=10.0, weight_decay=1e-3, clamp_norm_factor=4.0)
+    recipe = MemitSettings(
+        blocks=(1,), moment_weight=10.0, weight_decay=1e-3, clamp_norm_factor=4.0
+    )
     weight = memit_loop.down_weight(model, 1)
     before = weight.detach().clone()
     means, hidden = [], []
@@ -217,7 +221,7 @@ def test_a_search_ends_where_the_target_is_the_likeliest_and_not_before(
     model: Any, tokenizer: Tokens
 ) -> None:
     (wanted,) = new_facts(tokenizer, [3])
-    free = Recipe(blocks=(0,), stop_loss=100.0, clamp_norm_factor=4.0)
+    free = MemitSettings(blocks=(0,), stop_loss=100.0, clamp_norm_factor=4.0)
     _, steps = memit_loop.find_target(model, tokenizer, wanted, CONTEXTS, free)
     assert 1 < steps < free.steps  # the loss alone would have done from the start
     known = request(tokenizer, 3, language.capital(3))
@@ -231,7 +235,7 @@ def test_a_target_is_what_unpadded_passes_find(
     model: Any, tokenizer: Tokens, rule: memit_loop.Rule
 ) -> None:
     (wanted,) = new_facts(tokenizer, [3])
-    recipe = Recipe(
+    recipe = MemitSettings(
         blocks=(0,), steps=5, rule=rule, kl_factor=2.0, clamp_norm_factor=0.5, stop_loss=0.0
     )
     exact = copy.deepcopy(model).double()
@@ -242,7 +246,7 @@ def test_a_target_is_what_unpadded_passes_find(
 
 
 def target_by_single_passes(
-    model: Any, tokenizer: Tokens, wanted: Request, recipe: Recipe
+    model: Any, tokenizer: Tokens, wanted: SubjectRequest, recipe: MemitSettings
 ) -> Tensor:
     """z with each prompt in a pass of its own: one step less than there are passes."""
     delta = torch.zeros(64, dtype=torch.float64, requires_grad=True)
@@ -313,9 +317,9 @@ def test_requests_and_contexts_that_make_no_sense_are_refused(
     model: Any, tokenizer: Tokens, moments: dict[int, Tensor]
 ) -> None:
     with pytest.raises(ValueError, match="isn't in the prompt"):
-        Request("the capital of Kelin", "Badar", (5,))
+        SubjectRequest("the capital of Kelin", "Badar", (5,))
     with pytest.raises(ValueError, match="without tokens"):
-        Request("the capital of Kelin", "Kelin", ())
+        SubjectRequest("the capital of Kelin", "Kelin", ())
     with pytest.raises(ValueError, match="bare prompt"):
         memit_loop.edit(model, tokenizer, new_facts(tokenizer), CONTEXTS[1:], moments, RECIPE)
     with pytest.raises(ValueError, match="no request"):

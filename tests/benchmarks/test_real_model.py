@@ -15,8 +15,8 @@ import pytest
 from benchmarks.real_model import __main__ as command
 from benchmarks.real_model.asking import BaseAnswers, Outside, asked, wrong_facts
 from benchmarks.real_model.measures import (
-    Answer,
-    Comparison,
+    AnswerComparison,
+    WrittenAnswer,
     entropy,
     fluency,
     measures,
@@ -31,15 +31,15 @@ from benchmarks.real_model.questions import (
     NEIGHBOUR,
     PARAPHRASE,
     SUBJECT,
-    Fact,
-    Question,
-    Survey,
+    CounterFactRecord,
+    QuestionCounts,
+    StreamQuestion,
     correction,
     load_facts,
     openings,
     shuffled,
 )
-from benchmarks.real_model.runs import ANSWERS, COSTS, Case, Plan, run
+from benchmarks.real_model.runs import ANSWERS, COSTS, ChainRun, SharedSetup, run
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
 from continual.readers import read_record
@@ -97,8 +97,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def plan(model: Path, data: Path, tmp_path: Path) -> Plan:
-    return Plan(model, data, tmp_path / "cache", tmp_path / "runs", EDITS, Survey(openings=4))
+def plan(model: Path, data: Path, tmp_path: Path) -> SharedSetup:
+    return SharedSetup(
+        model, data, tmp_path / "cache", tmp_path / "runs", EDITS, QuestionCounts(openings=4)
+    )
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_an_editor_is_told_the_correction_and_nothing_around_it(data: Path) -> N
 def test_neighbours_are_about_no_subject_of_the_stream(data: Path) -> None:
     every = load_facts(data)
     facts = every[:5]
-    around = Survey().questions(facts, every, data)
+    around = QuestionCounts().questions(facts, every, data)
     prompts = [q.prompt for q in around if q.kind == NEIGHBOUR]
     assert prompts
     assert not any(fact.subject in prompt for fact in facts for prompt in prompts)
@@ -136,7 +138,7 @@ def test_neighbours_are_about_no_subject_of_the_stream(data: Path) -> None:
 def test_other_questions_about_the_subject_ask_for_other_relations(data: Path) -> None:
     every = load_facts(data)
     elsewhere = replace(every[0], case=99, relation="P17", template="{} lies in", subject="Nuton")
-    around = Survey().questions(every[:1], [*every, elsewhere], data)
+    around = QuestionCounts().questions(every[:1], [*every, elsewhere], data)
     asked_about = [q.prompt for q in around if q.kind == SUBJECT]
     assert f"{every[0].subject} lies in" in asked_about
     assert len(asked_about) == 3  # one relation of the kind, and two frames
@@ -153,14 +155,14 @@ def test_openings_are_the_first_words_of_long_articles(data: Path) -> None:
 # -- measures
 
 
-def comparison(kind: str, base: str, head: str, **more: Any) -> Comparison:
+def comparison(kind: str, base: str, head: str, **more: Any) -> AnswerComparison:
     """Words as tokens."""
     target, record = more.pop("target", None), more.pop("record", None)
     answers = (
-        Answer(tuple(map(hash, t.split())), t, " ".join(t.split()[:3])) for t in (base, head)
+        WrittenAnswer(tuple(map(hash, t.split())), t, " ".join(t.split()[:3])) for t in (base, head)
     )
-    question = Question(kind, more.pop("prompt", "?"), more.pop("case", 1), target)
-    return Comparison(question, *answers, record, **more)
+    question = StreamQuestion(kind, more.pop("prompt", "?"), more.pop("case", 1), target)
+    return AnswerComparison(question, *answers, record, **more)
 
 
 def test_a_target_counts_at_the_beginning_and_names_count_as_whole_words() -> None:
@@ -269,9 +271,9 @@ def test_the_base_is_asked_once_and_without_the_patches(
 
 
 def test_what_the_base_answers_rightly_is_no_correction(session: Session, tmp_path: Path) -> None:
-    known = Fact.of(record(0))
+    known = CounterFactRecord.of(record(0))
     known = replace(known, target=capital(0))
-    unknown = [Fact.of(record(country)) for country in range(1, 5)]
+    unknown = [CounterFactRecord.of(record(country)) for country in range(1, 5)]
     base = BaseAnswers(Outside(session), tmp_path / "cache")
     assert wrong_facts(base, [known, *unknown], 3) == unknown[:3]
 
@@ -291,8 +293,8 @@ def test_an_answer_agrees_with_itself_and_less_with_another(session: Session) ->
 
 
 @pytest.mark.parametrize("editors", ["tpatcher", "memit"])
-def test_a_run_has_the_view_from_outside_and_the_costs(plan: Plan, editors: str) -> None:
-    finished = run(Case(editors), plan)
+def test_a_run_has_the_view_from_outside_and_the_costs(plan: SharedSetup, editors: str) -> None:
+    finished = run(ChainRun(editors), plan)
     row = finished.row(editors)
     assert row["attempted"] == EDITS
     assert row["edits_right"] == row["rates"]["ER_incl"] == row["applied"] / EDITS
@@ -302,9 +304,9 @@ def test_a_run_has_the_view_from_outside_and_the_costs(plan: Plan, editors: str)
 
 
 def test_what_the_memory_answers_is_counted(
-    plan: Plan, reading_model: Path, scope: WordScope
+    plan: SharedSetup, reading_model: Path, scope: WordScope
 ) -> None:
-    finished = run(Case("serac"), replace(plan, model=reading_model))
+    finished = run(ChainRun("serac"), replace(plan, model=reading_model))
     row = finished.routing("serac")
     assert finished.costs["records"] == EDITS
     assert row is not None and row["records"] == EDITS
@@ -313,16 +315,18 @@ def test_what_the_memory_answers_is_counted(
     assert finished.row("serac")["edits_right"] == 1.0
 
 
-def test_a_finished_run_is_read_from_its_files(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(Case("tpatcher"), plan)
+def test_a_finished_run_is_read_from_its_files(
+    plan: SharedSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(ChainRun("tpatcher"), plan)
     monkeypatch.setattr(Session, "steps", None)
-    assert run(Case("tpatcher"), plan) == first
+    assert run(ChainRun("tpatcher"), plan) == first
 
 
 def test_an_interrupted_run_goes_on_in_its_store(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: SharedSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(Case("tpatcher"), replace(plan, output=plan.output / "whole"))
+    whole = run(ChainRun("tpatcher"), replace(plan, output=plan.output / "whole"))
 
     steps = Session.steps
 
@@ -333,15 +337,15 @@ def test_an_interrupted_run_goes_on_in_its_store(
     with monkeypatch.context() as patched:
         patched.setattr(Session, "steps", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(Case("tpatcher"), plan)
+            run(ChainRun("tpatcher"), plan)
     assert not (plan.output / "tpatcher" / COSTS).exists()
-    finished = run(Case("tpatcher"), plan)
+    finished = run(ChainRun("tpatcher"), plan)
     assert finished.comparisons == whole.comparisons
     assert finished.costs["attempted"] == EDITS
 
 
 def test_the_command_prints_all_tables_and_examples(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan: SharedSetup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["real_model", "--model", str(plan.model), "--data", str(plan.data)]
     given += ["--cache", str(plan.cache), "--output", str(plan.output), "--edits", str(EDITS)]
@@ -357,7 +361,7 @@ def test_the_command_prints_all_tables_and_examples(
 
 
 def test_a_model_that_is_not_there_is_one_line(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    plan: SharedSetup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["real_model", "--model", "nowhere", "--output", str(plan.output)]
     monkeypatch.setattr(sys, "argv", [*given, "--data", str(plan.data)])
@@ -366,13 +370,13 @@ def test_a_model_that_is_not_there_is_one_line(
 
 
 def test_questions_are_asked_by_prompt_and_length() -> None:
-    of_both = [Question(EDIT, "a"), Question(FLUENCY, "a")]
+    of_both = [StreamQuestion(EDIT, "a"), StreamQuestion(FLUENCY, "a")]
     assert asked(of_both) == [("a", 8), ("a", 40)]
 
 
-def test_a_finished_run_leaves_no_model_in_memory(plan: Plan) -> None:
+def test_a_finished_run_leaves_no_model_in_memory(plan: SharedSetup) -> None:
     before = _models()
-    run(Case("tpatcher"), plan)
+    run(ChainRun("tpatcher"), plan)
     assert _models() <= before
 
 

@@ -28,7 +28,7 @@ def run_again(session: Session, path: Path) -> float:
     session.settle()
     seconds = time.perf_counter() - start
     assert session.head == head
-    assert "standing" not in vars(session)  # no probe was read
+    assert "run_state" not in vars(session)  # no probe was read
     return seconds
 
 

@@ -12,7 +12,7 @@ import cli.output
 from cli.commands import train
 from cli.output import Output
 from continual.session import open_session
-from continual.statistics import Progress, Statistics
+from continual.statistics import CollectingProgress, Statistics
 from store.lock import WriterLock
 from tests import tiny_language
 from tests.cli.conftest import CITIES, Cedit, write_lines
@@ -144,7 +144,11 @@ def test_a_terminal_sees_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) ->
         return made
 
     monkeypatch.setattr(train, "_bar", lasting)
-    train._watch(Output(as_json=False), iter([Progress(1, 900), Progress(12, 4000)]), 8000)
+    train._watch(
+        Output(as_json=False),
+        iter([CollectingProgress(1, 900), CollectingProgress(12, 4000)]),
+        8000,
+    )
     assert "4,000 tokens of 12 documents" in shown.getvalue()
 
 

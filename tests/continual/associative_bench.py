@@ -18,11 +18,11 @@ import transformers as hf
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.model import EditedModel
-from continual.proposals import Edit, Surroundings
-from continual.queries.memory import QueryMemory
-from continual.recheck.candidates import encode
+from continual.proposals import Edit, EditContext
+from continual.queries.memory import ProtectedQueries
+from continual.recheck.encoded_requests import encode
 from continual.requests import Request
 from continual.site import Site
 from continual.statistics import KeyStatistics
@@ -93,7 +93,7 @@ def mediating_decoder() -> Any:
 
 def edited_of(model: Any) -> EditedModel:
     model = model.eval().requires_grad_(False)
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "f0"))
+    return EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "f0"))
 
 
 def site_of(edited: EditedModel) -> Site:
@@ -117,10 +117,10 @@ class Moments:
         return KeyStatistics(block, 1, self.of[block], 0.0, Path("none"), f"digest-{block}")
 
 
-def around_of(site: Site, moments: Moments | None, seed: int = 0, attempt: int = 0) -> Surroundings:
-    memory = QueryMemory(torch.empty(0, site.edited.anatomy.width))
+def around_of(site: Site, moments: Moments | None, seed: int = 0, attempt: int = 0) -> EditContext:
+    memory = ProtectedQueries(torch.empty(0, site.edited.anatomy.width))
     generator = torch.Generator().manual_seed(seed)
-    return Surroundings(site, memory, generator, attempt, moments)  # type: ignore[arg-type]
+    return EditContext(site, memory, generator, attempt, moments)  # type: ignore[arg-type]
 
 
 def moments_of(model: Any) -> Moments:

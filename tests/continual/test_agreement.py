@@ -14,7 +14,7 @@ import transformers as hf
 
 from continual import hooks
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.errors import ModelError
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
@@ -335,7 +335,7 @@ def test_a_decoder_alone_is_no_seq2seq_model(random_model: Path) -> None:
 def test_a_seq2seq_model_that_names_no_start_is_refused() -> None:
     model = TINY["t5"](FFN_WIDTH).float().eval()
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
-    base = BaseModel(model, language.answering_tokenizer(), find_anatomy(model), "")
+    base = PretrainedBase(model, language.answering_tokenizer(), find_anatomy(model), "")
     with pytest.raises(ModelError, match="names no decoder_start_token_id"):
         make_task(base, {"name": "seq2seq"})
 

@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.associative import targets as searching
-from continual.associative.config import AssociativeConfig, default_blocks
-from continual.associative.contexts import write_contexts
-from continual.associative.keys import read_keys, read_states
-from continual.associative.lessons import Lesson, lesson_of
-from continual.associative.solves import (
+from continual.errors import EditError
+from continual.locate_then_edit import targets as searching
+from continual.locate_then_edit.config import LocateThenEditConfig, default_blocks
+from continual.locate_then_edit.contexts import write_contexts
+from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
+from continual.locate_then_edit.keys import read_keys, read_states
+from continual.locate_then_edit.solves import (
+    MomentWhitening,
     NullSpace,
     Unsolvable,
-    Whitening,
     projected,
     rank_one,
     weighted,
 )
-from continual.associative.subjects import SubjectMissing, subject_position
-from continual.associative.targets import Bench, find_targets
-from continual.errors import EditError
+from continual.locate_then_edit.subjects import SubjectMissing, subject_position
+from continual.locate_then_edit.targets import ValueSearch, find_targets
 from continual.passes.suffix import keeps_prefixes
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit
@@ -142,11 +142,11 @@ def test_contexts_are_no_longer_than_the_model_reads(gpt2_site):
     texts = drawn(gpt2_site, 0, tokens=language.POSITIONS + 20)
     lengths = [len(gpt2_site.edited.tokenizer(text)["input_ids"]) for text in texts]
     assert max(lengths) == language.POSITIONS + 1  # and the full stop
-    lesson = lesson_of(edit_of(gpt2_site, correction(0)), texts, gpt2_site)
-    assert len(lesson.texts) == 1  # behind them the prompt does not fit
+    edit_texts = texts_of_edit(edit_of(gpt2_site, correction(0)), texts, gpt2_site)
+    assert len(edit_texts.texts) == 1  # behind them the prompt does not fit
 
 
-# -- lessons, keys and states
+# -- texts, keys and states
 
 CONTEXTS = ("", f"the king of {COUNTRIES[9]} . ", "people call their seat of government . ")
 
@@ -168,31 +168,31 @@ def records() -> list[dict]:
 class Case:
     site: Site
     edits: list[Edit]
-    lessons: list[Lesson]
+    batch: list[EditTexts]
     plain: Plain
 
 
 @pytest.fixture
 def case(site) -> Case:
     edits = [edit_of(site, record) for record in records()]
-    lessons = [lesson_of(edit, CONTEXTS, site) for edit in edits]
+    batch = [texts_of_edit(edit, CONTEXTS, site) for edit in edits]
     double = copy.deepcopy(site.edited.model).double()
-    return Case(site, edits, lessons, Plain(double, site.edited.anatomy))
+    return Case(site, edits, batch, Plain(double, site.edited.anatomy))
 
 
-def test_a_lesson_has_the_contexts_the_rephrases_and_what_is_to_stay(case):
-    assert [len(lesson.texts) for lesson in case.lessons] == [3, 4, 4, 3]
-    assert [len(lesson.anchors) for lesson in case.lessons] == [1, 2, 1, 1]
+def test_an_edits_texts_are_the_contexts_the_rephrases_and_what_is_to_stay(case):
+    assert [len(edit_texts.texts) for edit_texts in case.batch] == [3, 4, 4, 3]
+    assert [len(edit_texts.anchors) for edit_texts in case.batch] == [1, 2, 1, 1]
     read = case.site.edited.tokenizer
-    for lesson, edit in zip(case.lessons, case.edits, strict=True):
-        assert lesson.texts[0].encoding == edit.encodings[0]
-        for text in (*lesson.texts, *lesson.anchors):
+    for edit_texts, edit in zip(case.batch, case.edits, strict=True):
+        assert edit_texts.texts[0].encoding == edit.encodings[0]
+        for text in (*edit_texts.texts, *edit_texts.anchors):
             assert read.decode(text.encoding.ids[text.place]) == edit.request.subject
 
 
 @pytest.mark.parametrize("block", [0, 1])
 def test_keys_are_the_plain_ones(case, block):
-    found = read_keys(case.site, case.lessons, block)
+    found = read_keys(case.site, case.batch, block)
     for i, edit in enumerate(case.edits):
         mean = case.plain.key(edit.request, CONTEXTS, block)
         own = case.plain.key(edit.request.model_copy(update={"rephrases": ()}), [""], block)
@@ -202,7 +202,7 @@ def test_keys_are_the_plain_ones(case, block):
 
 @pytest.mark.parametrize("block", [0, 1])
 def test_states_are_the_plain_residual_sums(case, block):
-    found = read_states(case.site, case.lessons, block)
+    found = read_states(case.site, case.batch, block)
     for i, edit in enumerate(case.edits):
         (prompt, place), *_ = case.plain.told(edit.request, [""])
         expected = case.plain.state(plainly.ids_of(prompt), block, place)
@@ -211,14 +211,14 @@ def test_states_are_the_plain_residual_sums(case, block):
 
 # -- the search for values
 
-CONFIG = AssociativeConfig(
+CONFIG = LocateThenEditConfig(
     kl_factor=0.7, weight_decay=3.0, clamp_norm_factor=0.5, precision="highest"
 )
 
 
-def bench_of(site, lessons, block, config, packs=True):
+def search_of(site, batch, block, config, packs=True):
     assert keeps_prefixes(site.edited.model, site.edited.anatomy)
-    return Bench(site, lessons, block, config, packs)
+    return ValueSearch(site, batch, block, config, packs)
 
 
 def some_deltas(site: Site, scale: float) -> Tensor:
@@ -231,22 +231,22 @@ def some_deltas(site: Site, scale: float) -> Tensor:
 @pytest.mark.parametrize("packs", [True, False])
 def test_loss_and_gradient_are_those_through_the_full_model(case, block, scale, packs):
     delta = some_deltas(case.site, scale)
-    look = bench_of(case.site, case.lessons, block, CONFIG, packs).look(delta)
+    evaluation = search_of(case.site, case.batch, block, CONFIG, packs).evaluation(delta)
     for i, edit in enumerate(case.edits):
         own = delta[i].double().requires_grad_()
         expected = case.plain.loss(edit.request, CONTEXTS, block, own, CONFIG)
         expected.backward()
-        assert look.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
-        assert relative_error(look.gradient[i], own.grad) < 1e-4
+        assert evaluation.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert relative_error(evaluation.gradient[i], own.grad) < 1e-4
 
 
 @pytest.mark.parametrize("block", [0, 1])
 def test_at_the_prompts_end_the_loss_is_that_of_a_value_there(case, block):
     """Without anything that is to stay: other prompts end otherwise."""
     delta = some_deltas(case.site, 1.0)
-    lessons = [lesson.at_end() for lesson in case.lessons]
-    look = bench_of(case.site, lessons, block, CONFIG).look(delta)
-    before = read_states(case.site, lessons, block)
+    batch = [edit_texts.at_end() for edit_texts in case.batch]
+    evaluation = search_of(case.site, batch, block, CONFIG).evaluation(delta)
+    before = read_states(case.site, batch, block)
     for i, edit in enumerate(case.edits):
         own = delta[i].double().requires_grad_()
         targets = plainly.ids_of(edit.request.target_new)
@@ -262,8 +262,8 @@ def test_at_the_prompts_end_the_loss_is_that_of_a_value_there(case, block):
         expected = sum(missed) / len(missed) + CONFIG.weight_decay * own.norm() / state.norm() ** 2
         expected.backward()
         assert relative_error(before[i], state) < 1e-5
-        assert look.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
-        assert relative_error(look.gradient[i], own.grad) < 1e-4
+        assert evaluation.loss[i].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert relative_error(evaluation.gradient[i], own.grad) < 1e-4
 
 
 def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
@@ -272,10 +272,10 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
     generator = torch.Generator().manual_seed(1)
     keys, values = torch.randn(2, 6, width, generator=generator)
     site.edited.put([NeuronPatch(1, keys, torch.full((6,), 0.5), values)])
-    lesson = lesson_of(edit_of(site, correction(1)), [""], site)
-    with_them = bench_of(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
-    (prompt,) = lesson.texts
-    state = read_states(site, [lesson], 0)[0]
+    edit_texts = texts_of_edit(edit_of(site, correction(1)), [""], site)
+    with_them = search_of(site, [edit_texts], 0, CONFIG).evaluation(some_deltas(site, 0.5)[:1])
+    (prompt,) = edit_texts.texts
+    state = read_states(site, [edit_texts], 0)[0]
 
     def add(_, __, output):
         moved = output.clone() if isinstance(output, Tensor) else output[0].clone()
@@ -291,10 +291,10 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
     nll = -logits.log_softmax(0)[prompt.encoding.targets[0]]
     decay = CONFIG.weight_decay * some_deltas(site, 0.5)[0].norm() / state.norm() ** 2
     bare = replace(CONFIG, kl_factor=0.0)
-    without_kl = bench_of(site, [lesson], 0, bare).look(some_deltas(site, 0.5)[:1])
+    without_kl = search_of(site, [edit_texts], 0, bare).evaluation(some_deltas(site, 0.5)[:1])
     assert without_kl.loss.item() == pytest.approx((nll + decay).item(), rel=1e-5)
     site.edited.take_off(0)
-    without = bench_of(site, [lesson], 0, CONFIG).look(some_deltas(site, 0.5)[:1])
+    without = search_of(site, [edit_texts], 0, CONFIG).evaluation(some_deltas(site, 0.5)[:1])
     assert without.loss.item() != pytest.approx(with_them.loss.item(), rel=1e-3)
 
 
@@ -302,7 +302,7 @@ def test_the_loss_is_the_same_with_neurons_on_the_model(gpt2_site):
 def test_the_search_is_normalised_descent_on_every_request_alone(case, block):
     """Six steps, clamped, against the same by hand in float64."""
     config = replace(CONFIG, steps_max=6, stop_loss=0.0, step=0.15, step_decay=0.9)
-    found = find_targets(case.site, case.lessons, block, config)
+    found = find_targets(case.site, case.batch, block, config)
     assert set(found.steps) == {6}
     for i, edit in enumerate(case.edits):
         h = found.before[i].double()
@@ -323,8 +323,8 @@ def test_the_search_is_normalised_descent_on_every_request_alone(case, block):
 
 def test_requests_do_not_depend_on_each_other_or_on_the_chunk(case):
     config = replace(CONFIG, steps_max=5, stop_loss=0.0)
-    together = find_targets(case.site, case.lessons, 0, config)
-    apart = find_targets(case.site, case.lessons, 0, replace(config, chunk=1))
+    together = find_targets(case.site, case.batch, 0, config)
+    apart = find_targets(case.site, case.batch, 0, replace(config, chunk=1))
     assert relative_error(together.states, apart.states) < 1e-3
     assert together.steps == apart.steps
 
@@ -333,21 +333,23 @@ def test_requests_do_not_depend_on_each_other_or_on_the_chunk(case):
     ("chunk", "lessons_kept", "sizes"),
     [(None, 100, [4]), (3, 100, [3, 1]), (None, 2, [2, 2]), (3, 2, [2, 1, 1]), (None, 0, [1] * 4)],
 )
-def test_a_search_holds_no_more_than_it_may(case, monkeypatch, chunk, lessons_kept, sizes):
-    """Of four lessons of one length: the sums of their tokens, and keys and values of one block."""
-    lesson = case.lessons[0]
-    tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
+def test_a_search_holds_no_more_than_it_may(case, monkeypatch, chunk, batch_kept, sizes):
+    """Of four edits of one length: the sums of their tokens, and keys and values of one block."""
+    edit_texts = case.batch[0]
+    tokens = sum(len(text.encoding) for text in (*edit_texts.texts, *edit_texts.anchors))
     anatomy = case.site.edited.anatomy
     assert anatomy.block_count == 2
     kept = tokens * 3 * anatomy.width * 4
-    monkeypatch.setattr(searching, "KEPT_BYTES_MAX", lessons_kept * kept)
+    monkeypatch.setattr(searching, "KEPT_BYTES_MAX", batch_kept * kept)
     searched = []
     search = searching._search
     monkeypatch.setattr(
-        searching, "_search", lambda bench: searched.append(len(bench.before)) or search(bench)
+        searching,
+        "_search",
+        lambda value_search: searched.append(len(value_search.before)) or search(value_search),
     )
     config = replace(CONFIG, steps_max=1, chunk=chunk)
-    found = find_targets(case.site, [lesson] * 4, 0, config)
+    found = find_targets(case.site, [edit_texts] * 4, 0, config)
     assert searched == sizes
     assert len(found.states) == 4
 
@@ -359,10 +361,10 @@ def test_a_request_stands_still_once_it_has_arrived():
         site = site_of(edited)
         given = [correction(c) | {"prompt": known(c)} for c in range(11)]
         given[0]["target_new"] = language.capital(0)
-        lessons = [lesson_of(edit_of(site, record), [""], site) for record in given]
+        batch = [texts_of_edit(edit_of(site, record), [""], site) for record in given]
         for stop_loss in (0.3, 100.0):
-            config = AssociativeConfig(stop_loss=stop_loss, clamp_norm_factor=4.0)
-            found = find_targets(site, lessons, 0, config)
+            config = LocateThenEditConfig(stop_loss=stop_loss, clamp_norm_factor=4.0)
+            found = find_targets(site, batch, 0, config)
             assert found.steps[0] == 0 and torch.equal(found.states[0], found.before[0])
             decay = 0.5 * (found.states - found.before).norm(dim=1) / found.before.square().sum(1)
             stood = [i for i, steps in enumerate(found.steps) if steps < config.steps_max]
@@ -377,9 +379,9 @@ def test_rounded_products_lead_the_search_to_the_same_place(case):
     """And are the search's own: the rest of the process keeps its precision."""
     full = replace(CONFIG, steps_max=6, stop_loss=0.0)
     before = torch.get_float32_matmul_precision()
-    rounded = find_targets(case.site, case.lessons, 0, replace(full, precision="medium"))
+    rounded = find_targets(case.site, case.batch, 0, replace(full, precision="medium"))
     assert torch.get_float32_matmul_precision() == before
-    exact = find_targets(case.site, case.lessons, 0, full)
+    exact = find_targets(case.site, case.batch, 0, full)
     assert torch.equal(rounded.before, exact.before)
     moved, meant = rounded.states - rounded.before, exact.states - exact.before
     assert float(torch.nn.functional.cosine_similarity(moved, meant).min()) > 0.99
@@ -387,10 +389,10 @@ def test_rounded_products_lead_the_search_to_the_same_place(case):
 
 
 def test_a_request_that_cannot_arrive_says_so(gpt2_site):
-    lesson = lesson_of(edit_of(gpt2_site, correction(1)), [""], gpt2_site)
-    found = find_targets(gpt2_site, [lesson], 0, AssociativeConfig(clamp_norm_factor=1e-6))
+    edit_texts = texts_of_edit(edit_of(gpt2_site, correction(1)), [""], gpt2_site)
+    found = find_targets(gpt2_site, [edit_texts], 0, LocateThenEditConfig(clamp_norm_factor=1e-6))
     assert found.arrived == (False,)
-    assert found.steps == (AssociativeConfig().steps_max,)
+    assert found.steps == (LocateThenEditConfig().steps_max,)
 
 
 # -- the solves
@@ -429,7 +431,7 @@ COUNTS = pytest.mark.parametrize("count", [1, 7, 23, 24, 60])
 @pytest.mark.parametrize("weight", [0.01, 20.0])
 def test_memits_update_is_equation_14(count, weight):
     given = problem(count)
-    solution = weighted(Whitening.of(given.moment, CPU), given.keys.T, weight)
+    solution = weighted(MomentWhitening.of(given.moment, CPU), given.keys.T, weight)
     expected = plainly.memit(given.keys, given.residual, given.moment, weight)
     assert relative_error(delta_of(solution.left, given), expected) < 1e-9
     assert solution.residual < 1e-9 and solution.condition >= 1.0
@@ -439,7 +441,7 @@ def test_memits_update_is_equation_14(count, weight):
 def test_keys_of_earlier_edits_weigh_like_the_batchs_own(count, past):
     given = problem(count)
     earlier = given.past[:, :past]
-    solution = weighted(Whitening.of(given.moment, CPU), given.keys.T, 0.5, earlier.T)
+    solution = weighted(MomentWhitening.of(given.moment, CPU), given.keys.T, 0.5, earlier.T)
     expected = plainly.alphaedit_weighted(given.keys, earlier, given.residual, given.moment, 0.5)
     assert relative_error(delta_of(solution.left, given), expected) < 1e-9
     assert solution.residual < 1e-9
@@ -448,14 +450,14 @@ def test_keys_of_earlier_edits_weigh_like_the_batchs_own(count, past):
 @COUNTS
 def test_emmets_update_is_the_constrained_one(count):
     given = problem(count)
-    solution = weighted(Whitening.of(given.moment, CPU), given.keys.T, 0.1)
+    solution = weighted(MomentWhitening.of(given.moment, CPU), given.keys.T, 0.1)
     expected = plainly.emmet(given.keys, given.residual, given.moment, 0.1)
     assert relative_error(delta_of(solution.left, given), expected) < 1e-8
 
 
 def test_without_a_ridge_every_value_is_written():
     given = problem(7)
-    solution = weighted(Whitening.of(given.moment, CPU), given.keys.T, 0.0)
+    solution = weighted(MomentWhitening.of(given.moment, CPU), given.keys.T, 0.0)
     delta = delta_of(solution.left, given)
     assert relative_error(delta @ given.keys, given.residual) < 1e-10
     expected = plainly.emmet(given.keys, given.residual, given.moment, 0.0)
@@ -464,7 +466,7 @@ def test_without_a_ridge_every_value_is_written():
 
 def test_romes_update_is_equation_2():
     given = problem(1)
-    whitening = Whitening.of(given.moment, CPU)
+    whitening = MomentWhitening.of(given.moment, CPU)
     mean = given.keys + 0.3 * given.past[:, :1]
     for constrained in (mean, given.keys):
         left = rank_one(whitening, mean.T, constrained.T).left
@@ -474,7 +476,7 @@ def test_romes_update_is_equation_2():
 
 def test_rome_is_memit_with_one_request_and_no_weight_on_the_statistics():
     given = problem(1)
-    whitening = Whitening.of(given.moment, CPU)
+    whitening = MomentWhitening.of(given.moment, CPU)
     rome = rank_one(whitening, given.keys.T, given.keys.T).left
     errors = [
         relative_error(weighted(whitening, given.keys.T, weight).left, rome)
@@ -532,7 +534,7 @@ def test_units_that_never_woke_make_no_difficulty():
     given = problem(3)
     moment = given.moment.clone()
     moment[:4], moment[:, :4] = 0.0, 0.0
-    whitening = Whitening.of(moment, CPU)
+    whitening = MomentWhitening.of(moment, CPU)
     assert 0.0 < whitening.ridge < 1e-6 * float(moment.diagonal().mean())
     keys = given.keys.clone()
     keys[:, 0] = 0.0
@@ -540,12 +542,12 @@ def test_units_that_never_woke_make_no_difficulty():
     solution = weighted(whitening, keys.T, 20.0)
     delta = delta_of(solution.left, given)
     assert relative_error(delta @ keys[:, 0], given.residual[:, 0]) < 1e-4
-    assert Whitening.of(given.moment, CPU).ridge == 0.0
+    assert MomentWhitening.of(given.moment, CPU).ridge == 0.0
 
 
 def test_what_cannot_be_solved_is_refused():
     given = problem(3)
-    whitening = Whitening.of(given.moment, CPU)
+    whitening = MomentWhitening.of(given.moment, CPU)
     broken = given.keys.T.clone()
     broken[1, 2] = torch.nan
     space = NullSpace(torch.eye(24, dtype=torch.float64))
@@ -553,7 +555,7 @@ def test_what_cannot_be_solved_is_refused():
         lambda: weighted(whitening, broken, 1.0),
         lambda: rank_one(whitening, broken[1:2], broken[1:2]),
         lambda: projected(space, broken, given.past.T, 1.0),
-        lambda: Whitening.of(torch.full((3, 3), torch.inf), CPU),
+        lambda: MomentWhitening.of(torch.full((3, 3), torch.inf), CPU),
     ):
         with pytest.raises(Unsolvable, match="NaN or infinity"):
             attempt()
@@ -561,7 +563,7 @@ def test_what_cannot_be_solved_is_refused():
     with pytest.raises(Unsolvable, match="depend on each other"):
         weighted(whitening, twice, 0.0)
     with pytest.raises(Unsolvable, match="not positive definite"):
-        Whitening.of(-given.moment, CPU)
+        MomentWhitening.of(-given.moment, CPU)
     with pytest.raises(Unsolvable, match="orthogonal"):
         rank_one(whitening, torch.zeros(1, 24), torch.zeros(1, 24))
 

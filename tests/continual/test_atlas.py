@@ -13,7 +13,7 @@ import pytest
 
 from continual.atlas.facts import Fact, Relation, load_facts, load_gaps, objects_of
 from continual.atlas.measure import DISTRACTORS, Sampler, accuracy, mediation
-from continual.atlas.streams import Streams, build, deal_targets, render, write
+from continual.atlas.streams import AtlasStreams, build, deal_targets, render, write
 from continual.base import load_base
 from continual.embedded import ATLAS
 from continual.model import EditedModel
@@ -39,7 +39,7 @@ def gaps(facts: list[Fact]) -> list[Fact]:
 
 
 @pytest.fixture(scope="module")
-def streams(facts: list[Fact], gaps: list[Fact]) -> Streams:
+def streams(facts: list[Fact], gaps: list[Fact]) -> AtlasStreams:
     return build(facts, gaps)
 
 
@@ -103,7 +103,7 @@ def test_every_phrasing_is_trained_on_most_subjects(facts: list[Fact]) -> None:
     "path", [ATLAS.corrections, ATLAS.mistakes, *ATLAS.probes.values()], ids=lambda path: path.name
 )
 def test_shipped_files_are_those_that_the_tables_give(
-    path: Path, streams: Streams, tmp_path: Path
+    path: Path, streams: AtlasStreams, tmp_path: Path
 ) -> None:
     if not path.exists():
         pytest.skip(f"{path.name} is not here")
@@ -111,7 +111,7 @@ def test_shipped_files_are_those_that_the_tables_give(
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_stream_is_long_and_every_line_is_read_as_it_was_meant(streams: Streams) -> None:
+def test_the_stream_is_long_and_every_line_is_read_as_it_was_meant(streams: AtlasStreams) -> None:
     lines = render(streams.corrections).splitlines()
     read = [request for line in lines for request in read_record(json.loads(line))]
     assert tuple(read) == streams.corrections
@@ -120,7 +120,7 @@ def test_the_stream_is_long_and_every_line_is_read_as_it_was_meant(streams: Stre
 
 
 def test_the_three_parts_share_no_fact_and_each_has_every_relation(
-    facts: list[Fact], streams: Streams, by_prompt: dict[str, Fact]
+    facts: list[Fact], streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     corrected = {by_prompt[request.prompt] for request in streams.corrections}
     train = {by_prompt[probe.prompt] for probe in streams.train_probes}
@@ -132,7 +132,7 @@ def test_the_three_parts_share_no_fact_and_each_has_every_relation(
 
 
 def test_a_correction_asks_for_another_object_of_its_relation(
-    facts: list[Fact], streams: Streams, by_prompt: dict[str, Fact]
+    facts: list[Fact], streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     objects = objects_of(facts)
     for request in streams.corrections:
@@ -143,7 +143,7 @@ def test_a_correction_asks_for_another_object_of_its_relation(
 
 
 def test_a_mistake_is_about_a_fact_that_no_table_has(
-    facts: list[Fact], gaps: list[Fact], streams: Streams
+    facts: list[Fact], gaps: list[Fact], streams: AtlasStreams
 ) -> None:
     assert not {(g.subject, g.relation) for g in gaps} & {(f.subject, f.relation) for f in facts}
     assert len({(gap.subject, gap.relation) for gap in gaps}) == len(gaps) >= 400
@@ -156,7 +156,7 @@ def test_a_mistake_is_about_a_fact_that_no_table_has(
 
 
 def test_a_mistake_leaves_alone_only_facts_that_are_never_corrected(
-    streams: Streams, by_prompt: dict[str, Fact]
+    streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     corrected = {by_prompt[request.prompt] for request in streams.corrections}
     for request in streams.mistakes:
@@ -174,7 +174,7 @@ def test_new_objects_are_dealt_evenly() -> None:
 
 
 def test_rephrases_ask_for_the_same_fact_and_only_trained_ones_are_learned_from(
-    streams: Streams, by_prompt: dict[str, Fact]
+    streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     for request in streams.corrections:
         fact = by_prompt[request.prompt]
@@ -185,7 +185,7 @@ def test_rephrases_ask_for_the_same_fact_and_only_trained_ones_are_learned_from(
 
 
 def test_locality_rests_on_true_facts_that_are_never_corrected(
-    streams: Streams, by_prompt: dict[str, Fact]
+    streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     corrected = {by_prompt[request.prompt] for request in streams.corrections}
     for request in streams.corrections:
@@ -198,14 +198,14 @@ def test_locality_rests_on_true_facts_that_are_never_corrected(
             assert about[probe.name] in (request.subject, request.relation)
 
 
-def test_locality_never_repeats_a_train_probe(streams: Streams) -> None:
+def test_locality_never_repeats_a_train_probe(streams: AtlasStreams) -> None:
     learned = {probe.prompt for probe in streams.train_probes}
     asked = {probe.prompt for request in streams.corrections for probe in request.locality}
     assert not learned & asked
 
 
 def test_portability_follows_from_the_new_object_through_an_uncorrected_fact(
-    facts: list[Fact], streams: Streams, by_prompt: dict[str, Fact]
+    facts: list[Fact], streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     corrected = {by_prompt[request.prompt] for request in streams.corrections}
     kept = {(fact.subject, fact.object) for fact in facts if fact not in corrected}
@@ -218,7 +218,7 @@ def test_portability_follows_from_the_new_object_through_an_uncorrected_fact(
 
 
 def test_probes_are_true_and_only_test_probes_use_held_out_phrasings(
-    streams: Streams, by_prompt: dict[str, Fact]
+    streams: AtlasStreams, by_prompt: dict[str, Fact]
 ) -> None:
     for probe in (*streams.train_probes, *streams.test_probes):
         assert probe.answer == by_prompt[probe.prompt].object
@@ -228,7 +228,7 @@ def test_probes_are_true_and_only_test_probes_use_held_out_phrasings(
     assert 2 * len(unseen) == len(streams.test_probes)
 
 
-def test_probes_ask_nothing_that_a_correction_asks(streams: Streams) -> None:
+def test_probes_ask_nothing_that_a_correction_asks(streams: AtlasStreams) -> None:
     probes = {probe.prompt for probe in (*streams.train_probes, *streams.test_probes)}
     assert len(probes) == len(streams.train_probes) + len(streams.test_probes)
     assert not probes & {wording for r in streams.corrections for wording in _wordings(r)}
@@ -283,7 +283,7 @@ def test_the_model_knows_its_facts(site: Site, facts: list[Fact]) -> None:
 
 
 @shipped_model
-def test_the_model_answers_no_mistake_rightly(site: Site, streams: Streams) -> None:
+def test_the_model_answers_no_mistake_rightly(site: Site, streams: AtlasStreams) -> None:
     probes = [
         (str(prompt), request.target_new)
         for request in streams.mistakes

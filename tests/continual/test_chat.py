@@ -56,7 +56,7 @@ def outcome(session: Session, record: Mapping[str, Any], **settings: Any) -> str
 
 
 def test_probes_in_a_chat_are_right_before_the_first_edit(session: Session) -> None:
-    assert session.standing.ledger.count("train").rate == 1.0
+    assert session.run_state.ledger.count("train").rate == 1.0
 
 
 def test_a_new_store_names_its_joining_and_its_template(session: Session) -> None:
@@ -105,14 +105,14 @@ def test_a_correction_for_both_forms_is_right_in_both(session: Session) -> None:
     assert outcome(session, record) == "applied"
     assert generated(session, ask(0)).startswith(f" {other(0)}")
     assert generated(session, templated(0)) == f"{other(0)}{END}"
-    (identity,) = session.standing.retention.requests
-    count = session.standing.ledger.count("edit", [identity])
+    (identity,) = session.run_state.retention.requests
+    count = session.run_state.ledger.count("edit", [identity])
     assert (count.right, count.total) == (1, 1)
-    found = session.standing.ledger.outcomes()
+    found = session.run_state.ledger.outcomes()
     assert found[f"{identity}:edit:0"]
     assert found[f"{identity}:edit:1"]
     with reopened(session) as again:
-        assert again.standing.ledger.outcomes() == found
+        assert again.run_state.ledger.outcomes() == found
 
 
 def test_a_correction_that_holds_in_one_form_of_two_is_made_in_the_other(
@@ -129,7 +129,7 @@ def test_a_correction_that_holds_in_one_form_of_two_is_made_in_the_other(
 def test_an_edit_is_wrong_when_one_of_its_forms_is(session: Session) -> None:
     record = {"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}
     (first,) = session.apply([record])
-    identity, ledger = first.outcomes[-1].id, session.standing.ledger
+    identity, ledger = first.outcomes[-1].id, session.run_state.ledger
     assert ledger.count("edit").rate == 1.0
     session.edited.put([against(session, templated(0), other(0))])
     ledger.advance()
@@ -154,7 +154,7 @@ def against(session: Session, prompt: str, answer: str) -> NeuronPatch:
 def test_a_later_correction_in_one_form_takes_the_place_of_one_in_both(session: Session) -> None:
     session.apply([{"prompt": ask(0), "target_new": other(0), "forms": ["plain", "chat"]}])
     assert outcome(session, {"messages": turn(0), "target_new": other(1)}) == "applied"
-    assert len(session.standing.retention.requests) == 1
+    assert len(session.run_state.retention.requests) == 1
 
 
 @pytest.mark.parametrize("editor", ["ft-l", "memit"])
@@ -179,8 +179,8 @@ def test_a_chat_is_a_rephrase_and_a_probe_of_other_corrections(session: Session)
         "portability": [{"messages": turn(8), "answer": capital(8)}],
     }
     assert outcome(session, record) == "applied"
-    found = session.standing.ledger.outcomes()
-    identity = next(iter(session.standing.retention.requests))
+    found = session.run_state.ledger.outcomes()
+    identity = next(iter(session.run_state.retention.requests))
     assert found[f"{identity}:locality:0"]
     assert found[f"{identity}:portability:0"]
     assert f"{identity}:held_out:0" in found
@@ -188,12 +188,12 @@ def test_a_chat_is_a_rephrase_and_a_probe_of_other_corrections(session: Session)
 
 def test_the_history_keeps_chats_and_stands_the_same_when_opened_again(session: Session) -> None:
     session.apply([in_chat(0), in_chat(1, rephrases=[turn(1, 1)])])
-    before = session.standing.ledger.outcomes()
+    before = session.run_state.ledger.outcomes()
     fingerprint = session.edited.fingerprint
     with reopened(session) as again:
         assert again.edited.fingerprint == fingerprint
-        assert again.standing.ledger.outcomes() == before
-        assert again.standing.ledger.remeasure() == {}
+        assert again.run_state.ledger.outcomes() == before
+        assert again.run_state.ledger.remeasure() == {}
 
 
 def test_a_paragraph_is_corrected_and_judged_whole(session: Session) -> None:

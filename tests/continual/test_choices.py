@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from continual.choices import CHAINS, DEFAULT_CHAIN, EDITORS, READERS, TASKS
-from continual.registry import EditorEntry, Entry
+from continual.registry import EditorEntry, RegistryEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [*EDITORS.own, *READERS.own, *TASKS.own]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.kind}-{entry.name}")
-def test_every_entry_leads_to_an_object_of_its_name(entry: Entry) -> None:
+def test_every_entry_leads_to_an_object_of_its_name(entry: RegistryEntry) -> None:
     found = entry.load()
     assert getattr(found, entry.offers[0]) == entry.name
     assert entry.summary

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.errors import EditError, ModelError, SharedPatch
 from continual.model import EditedModel
 from continual.passes.partial import capture_answers
@@ -30,7 +30,7 @@ DOWN = "transformer.h.1.mlp.c_proj.weight"
 def edited(name: str = "gpt2", dtype: torch.dtype = torch.float32) -> EditedModel:
     """A tiny model with nothing on it."""
     model = tiny_model(name).to(dtype)
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    return EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
 
 
 def dense(
@@ -298,7 +298,7 @@ def test_a_traced_pass_sees_every_parameter_that_changes():
     for _ in range(TRACED_AFTER + 1):
         fast(ids, rows)
     assert fast._short._trace is not None
-    edit = EditedModel(BaseModel(model, None, anatomy, "base"))
+    edit = EditedModel(PretrainedBase(model, None, anatomy, "base"))
     with edit:
         edit.put([dense(edit)])
         for found, wanted in zip(
@@ -310,19 +310,19 @@ def test_a_traced_pass_sees_every_parameter_that_changes():
 def follow(session: Session, patch: DensePatch) -> tuple[int, dict[str, bool]]:
     """How many outcomes turn with a patch on, and what a full measurement then finds otherwise."""
     session.edited.put([patch])
-    turned = session.standing.ledger.advance()
-    return len(turned), session.standing.ledger.remeasure()
+    turned = session.run_state.ledger.advance()
+    return len(turned), session.run_state.ledger.remeasure()
 
 
 def test_the_ledger_follows_a_patch_over_all_parameters_exactly_and_back(knowing):
     base, before = knowing.edited.fingerprint, weights(knowing.edited)
-    outcomes = knowing.standing.ledger.outcomes()
+    outcomes = knowing.run_state.ledger.outcomes()
     found = [follow(knowing, dense(knowing.edited, seed=seed)) for seed in range(3)]
     assert found[0][0] > 0  # later ones may find nothing left to turn
     assert [otherwise for _, otherwise in found] == [{}, {}, {}]
     knowing.edited.take_off(0)
-    knowing.standing.ledger.advance()
-    assert knowing.standing.ledger.outcomes() == outcomes
+    knowing.run_state.ledger.advance()
+    assert knowing.run_state.ledger.outcomes() == outcomes
     assert knowing.edited.fingerprint == base and same(weights(knowing.edited), before)
 
 
@@ -336,7 +336,7 @@ def test_the_ledger_follows_the_head_and_the_norm_where_hidden_states_stay(
     """Few enough rows that what was answered before is remembered."""
     directory = language.save_decoder(tmp_path / "llama", language.decoder("llama"))
     session = made(directory, **probe_files)
-    right = session.standing.ledger.rows[:5]
+    right = session.run_state.ledger.rows[:5]
     before = session.site.logits(right.hidden).clone()
     _, otherwise = follow(session, dense(session.edited, *paths))
     assert otherwise == {}

@@ -16,8 +16,8 @@ from continual.editors.chains import make_editor
 from continual.editors.finetune import losses
 from continual.editors.finetune.config import FtAllConfig, FtLConfig
 from continual.editors.finetune.editor import FtL
-from continual.editors.finetune.losses import anchored, divergence, look
-from continual.editors.finetune.training import Diverged, Lesson, Trained, train
+from continual.editors.finetune.losses import anchored, divergence, fit_status
+from continual.editors.finetune.training import Diverged, Objective, TrainedDeltas, train
 from continual.errors import CeditError, SharedPatch
 from continual.history.rehearsing import recompute
 from continual.history.replaying import verify
@@ -92,7 +92,7 @@ def exact_copy(session: Session) -> torch.nn.Module:
 
 def test_the_loss_is_the_mean_over_texts_of_the_mean_over_answer_tokens(knowing):
     given = texts(knowing.site, 1, 2, 31)
-    found = look(knowing.site, given)
+    found = fit_status(knowing.site, given)
     assert float(found.loss) == pytest.approx(
         float(plain_loss(exact_copy(knowing), given).detach()), rel=1e-5
     )
@@ -134,10 +134,12 @@ def plain_adam(
     return {n: p.detach() - start[n] for n, p in model.named_parameters()}, first
 
 
-def trained(session: Session, given: tuple[Encoding, ...], steps: int, rate: float) -> Trained:
+def trained(
+    session: Session, given: tuple[Encoding, ...], steps: int, rate: float
+) -> TrainedDeltas:
     paths = tuple(name for name, _ in session.model.named_parameters())
     config = FtAllConfig(learning_rate=rate, steps_max=steps)
-    return train(session.site, Lesson(given, paths), config)
+    return train(session.site, Objective(given, paths), config)
 
 
 def test_a_step_is_adams_on_every_parameter(knowing):
@@ -168,7 +170,7 @@ def test_the_patch_puts_on_the_very_bits_that_were_trained(knowing):
     assert all(found.right) and found.steps < 60
     blocks = {path: knowing.edited.block_of(path) for path in found.deltas}
     knowing.edited.put([DensePatch(found.deltas, blocks)])
-    assert float(look(knowing.site, given).loss) == found.loss
+    assert float(fit_status(knowing.site, given).loss) == found.loss
 
 
 def test_training_leaves_the_model_as_it_was_whatever_happens(knowing):
@@ -182,9 +184,9 @@ def test_training_leaves_the_model_as_it_was_whatever_happens(knowing):
     paths = tuple(before)
     given = texts(knowing.site, 1)
     with pytest.raises(KeyboardInterrupt):
-        train(knowing.site, Lesson(given, paths, broken), FtAllConfig())
+        train(knowing.site, Objective(given, paths, broken), FtAllConfig())
     with pytest.raises(Diverged):
-        train(knowing.site, Lesson(given, paths), FtAllConfig(learning_rate=1e30))
+        train(knowing.site, Objective(given, paths), FtAllConfig(learning_rate=1e30))
     assert same(weights(knowing), before)
     assert not any(p.requires_grad or p.grad is not None for p in knowing.model.parameters())
 
@@ -213,8 +215,8 @@ def test_each_trains_its_own_parameters(knowing, name):
 def test_ft_l_stays_within_its_bound_and_meets_it(knowing):
     given = texts(knowing.site, 1)
     editor = FtL(FtLConfig(learning_rate=1e-2, norm_bound=0.015))
-    lesson = Lesson(given, tuple(editor.paths(knowing.edited)), bound=editor.bound)
-    found = train(knowing.site, lesson, editor.config)
+    objective = Objective(given, tuple(editor.paths(knowing.edited)), bound=editor.bound)
+    found = train(knowing.site, objective, editor.config)
     (delta,) = found.deltas.values()
     bound = torch.tensor(0.015)
     assert found.steps > 2 and float(delta.abs().max()) == float(bound)
@@ -223,14 +225,14 @@ def test_ft_l_stays_within_its_bound_and_meets_it(knowing):
 
 def test_rephrases_are_learned_from_where_the_settings_say_so(knowing):
     shown: list[int] = []
-    real = losses.look
+    real = losses.fit_status
 
-    def counted(site: Site, encodings: Sequence[Encoding]) -> losses.Look:
+    def counted(site: Site, encodings: Sequence[Encoding]) -> losses.FitStatus:
         shown.append(len(encodings))
         return real(site, encodings)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("continual.editors.finetune.training.look", counted)
+        patched.setattr("continual.editors.finetune.training.fit_status", counted)
         edit(knowing, "ft-all", [1])
         assert set(shown) == {1}
         shown.clear()
@@ -377,13 +379,13 @@ def test_the_base_is_asked_once_in_a_run_and_past_edits_at_every_edit(knowing, m
 
 
 def test_what_an_edit_contradicts_is_not_held_on_to(knowing):
-    taught = knowing.standing.taught()
-    assert len(taught.training) == 10 and not taught.contradicted
+    known_answers = knowing.run_state.known_answers()
+    assert len(known_answers.training) == 10 and not known_answers.contradicted
     edit(knowing, "ft-last-kl", [1])  # the first ten countries are the training probes
-    assert knowing.standing.taught().contradicted == {1}
+    assert knowing.run_state.known_answers().contradicted == {1}
     again = reopened(knowing)
-    assert again.standing.taught().contradicted == {1}
-    assert list(again.standing.taught().edits) == list(again.standing.retention.requests)
+    assert again.run_state.known_answers().contradicted == {1}
+    assert list(again.run_state.known_answers().edits) == list(again.run_state.retention.requests)
     again.close()
 
 

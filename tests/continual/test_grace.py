@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.editors.grace import Grace, GraceConfig
 from continual.editors.grace.scale import first_keys, nearest_other
 from continual.editors.grace.training import Keyed, KeyedPass
@@ -23,7 +23,7 @@ from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.passes.suffix import keeps_prefixes
 from continual.patches.codebook import CodebookPatch
-from continual.proposals import Surroundings
+from continual.proposals import EditContext
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.site import Site
@@ -87,7 +87,7 @@ def edited(knowing: Session) -> Session:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "opt", "gptj"])
 def test_kept_passes_give_the_logits_of_whole_ones(name, packs):
     model = tiny_model(name)
-    edited = EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    edited = EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
     with edited:
         site = Site(edited, make_task(edited.base, {}))
         if packs and not keeps_prefixes(edited.model, edited.anatomy):
@@ -169,7 +169,7 @@ def test_every_answer_is_right_and_is_what_generation_reads(edited):
     for request in corrections():
         answer = edited.ask(request.prompt, tokens_max=len(request.target_new.split()))
         assert answer.strip() == request.target_new, request
-    assert edited.standing.ledger.remeasure() == {}
+    assert edited.run_state.ledger.remeasure() == {}
     rates = edited.store.ledger(edited.store.head.seq)["rates"]
     assert rates["SR"] == rates["ER"] == 1.0
 
@@ -187,9 +187,9 @@ def test_there_is_a_row_for_each_token_of_an_answer(edited):
 def test_after_every_step_the_ledger_is_exact(knowing):
     for request in corrections():
         apply(knowing, [request])
-        assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+        assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
     apply(knowing, [Request.from_json(correction(c, CAPITALS[c % 5])) for c in range(24, 30)])
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
 
 
 def test_what_opens_no_entry_is_as_it_was_bit_for_bit(knowing):
@@ -228,7 +228,7 @@ def test_an_entry_of_the_same_label_is_widened_where_its_value_answers(knowing):
     assert (outcome.notes["entries"], outcome.notes["shared"]) == (0, 1)
     (radius,) = book_of(knowing).radii.tolist()
     assert apart < radius < 1.05 * apart  # by more than rounding moves the key
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
     knowing.revert(
         first.id
     )  # the second one has an entry of its own, with the value that it shared
@@ -249,7 +249,7 @@ def test_its_settings_do_what_they_say(knowing, table):
     assert part.rows == texts * (1 if table.get("replaced") == "key" else 2)
     if "epsilon" in table:
         assert part.radii.tolist() == [0.5] * part.rows
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
 
 
 def test_a_block_that_it_cannot_stand_at_is_refused(knowing):
@@ -273,8 +273,8 @@ def test_one_that_changed_too_much_comes_back_with_half_of_its_radius(knowing):
     depth, radii = knowing.edited.depth, []
     for narrow in (0, 1, 2):
         draw = torch.Generator().manual_seed(0)
-        around = Surroundings(knowing.site, knowing.standing.memory, draw, narrow=narrow)
-        proposal = Grace(GraceConfig(epsilon=1.0)).edit([edit], around)
+        context = EditContext(knowing.site, knowing.run_state.memory, draw, narrow=narrow)
+        proposal = Grace(GraceConfig(epsilon=1.0)).edit([edit], context)
         assert isinstance(proposal.patch, CodebookPatch) and knowing.edited.depth == depth
         radii += proposal.patch.radii.tolist()
     assert Grace.narrows and radii == [1.0, 0.5, 0.25]
@@ -300,7 +300,7 @@ def test_a_rollback_restores_every_radius(knowing):
     for number in (4, 2, 5, 1):
         knowing.rollback(f"@{marks[number - 1].seq}")
         assert is_same(state(knowing), states[number])
-        assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+        assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
     knowing.rollback("base")
     assert len(book_of(knowing).radii) == 0
 
@@ -314,7 +314,7 @@ def test_a_request_out_of_the_middle_leaves_the_codebook_that_never_had_it(knowi
     for part in (part for part in parts if requests[1].id not in part.owners):
         without.extend(part)
     assert is_same(state(knowing), [without.keys, without.values, without.radii])
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
     path = knowing.store.path
     knowing.close()
     assert verify(path) == []
@@ -363,4 +363,4 @@ def test_a_batch_comes_to_the_rows_of_its_edits_one_by_one(
     single = made(knowing_model, "single", **probe_files)
     apply(single, corrections()[:3])
     assert is_same(state(knowing)[::2], state(single)[::2])  # keys and radii
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)

@@ -13,7 +13,7 @@ from continual.base import load_base
 from continual.embedded import ATLAS
 from continual.errors import CeditError, RequestError
 from continual.prompts import Chat
-from continual.recheck.candidates import encode
+from continual.recheck.encoded_requests import encode
 from continual.requests import Limits, Probe
 from continual.streams import open_stream
 from continual.tasks import make_task, new_settings

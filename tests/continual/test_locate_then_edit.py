@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.associative import editor as flow
-from continual.associative.lessons import lesson_of
-from continual.associative.targets import find_targets
 from continual.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from continual.editors.chains import make_editor
 from continual.editors.emmet import Emmet, EmmetConfig
 from continual.editors.memit import Memit, MemitConfig
 from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
+from continual.locate_then_edit import editor as flow
+from continual.locate_then_edit.edit_texts import texts_of_edit
+from continual.locate_then_edit.targets import find_targets
 from continual.patches.low_rank import FfnLowRankPatch
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit
@@ -96,10 +96,12 @@ def columns(site: Site, edits: Sequence[Edit], block: int) -> tuple[Plain, Tenso
     return plain, torch.stack([plain.key(e.request, [""], block) for e in edits], 1)
 
 
-def aims(site: Site, edits: Sequence[Edit], editor: flow.AssociativeEditor, block: int) -> Tensor:
+def aims(
+    site: Site, edits: Sequence[Edit], editor: flow.LocateThenEditEditor, block: int
+) -> Tensor:
     """z [d, n], as the engine finds it."""
-    lessons = [lesson_of(edit, [""], site) for edit in edits]
-    return find_targets(site, lessons, block, editor.config).states.T.double()
+    batch = [texts_of_edit(edit, [""], site) for edit in edits]
+    return find_targets(site, batch, block, editor.config).states.T.double()
 
 
 def states(plain: Plain, edits: Sequence[Edit], block: int) -> Tensor:
@@ -427,9 +429,9 @@ def test_where_the_budget_is_used_up_no_value_is_searched_for(gpt2_site, monkeyp
     drift = flow.drift_of(weight.base, weight.sum - weight.base, moments.of[0].float())
     searched = []
 
-    def counted(site, lessons, *rest):
-        searched.append(len(lessons))
-        return located(site, lessons, *rest)
+    def counted(site, batch, *rest):
+        searched.append(len(batch))
+        return located(site, batch, *rest)
 
     monkeypatch.setattr(flow, "located", counted)
     full = Memit(MemitConfig(drift_max=1.04 * drift, **settings))

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.errors import EditError, ModelError
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.patches import pack, unpack
 from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.patches.neuron import NeuronPatch
-from continual.queries.memory import QueryMemory
-from continual.recheck.ledger import Entry, Ledger
+from continual.queries.memory import ProtectedQueries
+from continual.recheck.ledger import Ledger, LedgerEntry
 from continual.site import Site
 from continual.tasks import make_task
 from tests import tiny_language as language
@@ -32,7 +32,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def edited(name: str = "gpt2", dtype: torch.dtype = torch.float32) -> EditedModel:
     """A tiny model with nothing on it."""
     model = tiny_model(name).to(dtype)
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    return EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
 
 
 def factors(seed: int, rank: int = 3, shape: tuple[int, int] = (FFN_WIDTH, WIDTH)) -> Factors:
@@ -227,7 +227,7 @@ def ledger_of(site: Site) -> Ledger:
     asked = [(c, p) for c in range(30) for p in range(3)]
     ledger.register(
         [
-            Entry("test", "test", i, site.task.encode(ask(c, p), capital(c)))
+            LedgerEntry("test", "test", i, site.task.encode(ask(c, p), capital(c)))
             for i, (c, p) in enumerate(asked)
         ]
     )
@@ -262,7 +262,7 @@ def test_probes_that_come_between_two_weight_edits_are_followed_too(knowing):
         ledger = ledger_of(site)
         knowing.put([patch(1, 1, shape=shape)])
         ledger.advance()
-        late = [Entry("late", "edit", 0, site.task.encode(ask(3, 3), capital(3)))]
+        late = [LedgerEntry("late", "edit", 0, site.task.encode(ask(3, 3), capital(3)))]
         ledger.register(late)
         knowing.put([patch(2, 1, shape=shape)])
         ledger.advance()
@@ -292,7 +292,7 @@ def test_rows_from_a_recorded_block_are_those_of_whole_passes(name):
 def test_a_memory_that_is_captured_again_keeps_what_was_contradicted_out():
     draw = torch.Generator().manual_seed(0)
     training = torch.randn(10, 4, generator=draw)
-    memory = QueryMemory(training)
+    memory = ProtectedQueries(training)
     memory.contradict([2, 5])
     memory.remember("a", torch.ones(2, 4))
     memory.remember("b", torch.zeros(1, 4))

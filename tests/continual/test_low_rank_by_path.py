@@ -17,7 +17,7 @@ from continual.patches import Patch, pack, unpack
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums, summed
-from continual.recheck.ledger import Entry, Ledger
+from continual.recheck.ledger import Ledger, LedgerEntry
 from continual.site import Site
 from continual.snapshots import Gathered, Snapshot
 from continual.tasks import make_task
@@ -322,7 +322,7 @@ def test_the_ledger_finds_what_measuring_from_scratch_finds(knowing_model):
         asked = [(c, p) for c in range(30) for p in range(3)]
         ledger.register(
             [
-                Entry("test", "test", i, site.task.encode(ask(c, p), capital(c)))
+                LedgerEntry("test", "test", i, site.task.encode(ask(c, p), capital(c)))
                 for i, (c, p) in enumerate(asked)
             ]
         )

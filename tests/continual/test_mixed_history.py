@@ -68,7 +68,7 @@ def apply(session: Session, requests: list[Request], *chain: str, **changes: Any
 
 def is_exact(session: Session) -> bool:
     """Whether the ledger has what measuring every probe from scratch finds."""
-    return session.standing.ledger.outcomes() == from_scratch(session)
+    return session.run_state.ledger.outcomes() == from_scratch(session)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_run_that_is_resumed_comes_to_the_same_bits(fresh, mixed):
         assert [r.fingerprint for r in resumed.store.revisions()] == [
             r.fingerprint for r in whole.store.revisions()
         ]
-        one, other = resumed.standing.memory, whole.standing.memory
+        one, other = resumed.run_state.memory, whole.run_state.memory
         assert one.owners == other.owners
         assert torch.equal(one.edits, other.edits) and torch.equal(one.training, other.training)
 
@@ -235,7 +235,7 @@ def test_probes_that_are_read_behind_an_edit_come_out_as_those_read_before_it(
             (step,) = apply(session, requests, *chain)
             assert is_exact(session)
             expected = [outcome.expected for outcome in step.outcomes]
-            outcomes = session.standing.ledger.outcomes()
+            outcomes = session.run_state.ledger.outcomes()
             seen.append((expected, outcomes, step.measured, session.edited.fingerprint))
     assert len(seen[0][1]) > 4 * len(requests)  # of what is learned from, held out and near
     assert seen[0] == seen[1]
@@ -276,9 +276,9 @@ def test_an_editor_with_no_room_left_is_not_asked_for_each_request(fresh, monkey
     sizes: list[int] = []
     edit = Memit.edit
 
-    def counted(self, edits, around):
+    def counted(self, edits, edit_context):
         sizes.append(len(edits))
-        return edit(self, edits, around)
+        return edit(self, edits, edit_context)
 
     monkeypatch.setattr(Memit, "edit", counted)
     table = {"memit": {"drift_max": 1e-3}}
@@ -290,7 +290,7 @@ def test_an_editor_with_no_room_left_is_not_asked_for_each_request(fresh, monkey
 
 def test_an_editor_that_breaks_off_behind_a_weight_edit_leaves_all_as_it_was(fresh, monkeypatch):
     apply(fresh, corrections(0, 2), "tpatcher", batch_size=1)
-    memory, fingerprint = fresh.standing.memory, fresh.edited.fingerprint
+    memory, fingerprint = fresh.run_state.memory, fresh.edited.fingerprint
     owners, edits, training = memory.owners, memory.edits.clone(), memory.training.clone()
     requests = corrections(2, 6)
     requests[1] = requests[1].model_copy(update={"subject": None})  # goes on to the next editor
@@ -303,7 +303,7 @@ def test_an_editor_that_breaks_off_behind_a_weight_edit_leaves_all_as_it_was(fre
         with pytest.raises(RuntimeError, match="not now"):
             apply(fresh, requests, "memit", "tpatcher")
     assert fresh.edited.fingerprint == fingerprint == fresh.store.head.fingerprint
-    memory = fresh.standing.memory
+    memory = fresh.run_state.memory
     assert memory.owners == owners
     assert torch.equal(memory.edits, edits) and torch.equal(memory.training, training)
     (step,) = apply(fresh, requests, "memit", "tpatcher")

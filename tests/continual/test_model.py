@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.effects import gated
 from continual.errors import CeditError, ModelError
 from continual.hooks import captured
@@ -28,7 +28,7 @@ DECODERS = ["gpt2", "opt-post-norm", "llama"]
 def edited(name: str = "gpt2") -> EditedModel:
     """A tiny model with nothing on it."""
     model = tiny_model(name)
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    return EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
 
 
 def neurons(count: int, seed: int, block: int = BLOCKS - 1, bias: float = 0.0) -> NeuronPatch:
@@ -372,7 +372,7 @@ def test_an_unknown_number_format_is_named(random_model):
 def test_a_model_reads_as_many_tokens_as_it_is_said_to(name):
     """And no more: its table of positions ends there, wherever it begins."""
     model = tiny_model(name)
-    most = BaseModel(model, None, find_anatomy(model), "").context_tokens_max
+    most = PretrainedBase(model, None, find_anatomy(model), "").context_tokens_max
     assert most is not None
     model(**tiny_inputs(model, length=most))
     with pytest.raises((IndexError, RuntimeError)):  # BERT: of its sizes, before it looks up
@@ -383,7 +383,7 @@ def test_a_model_reads_as_many_tokens_as_it_is_said_to(name):
 def test_a_model_that_names_no_bound_reads_as_much_as_it_is_given(said):
     model = tiny_model("gpt2")
     model.config.n_positions = said
-    assert BaseModel(model, None, find_anatomy(model), "").context_tokens_max is None
+    assert PretrainedBase(model, None, find_anatomy(model), "").context_tokens_max is None
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "meta", "nonsense", ""])

@@ -11,8 +11,8 @@ import torch
 from transformers.activations import NewGELUActivation
 
 from continual.anatomy import find_anatomy
-from continual.associative import layers
-from continual.associative.layers import QuickLayers
+from continual.locate_then_edit import layers
+from continual.locate_then_edit.layers import QuickLayers
 from tests import tiny_language as language
 
 
@@ -158,7 +158,7 @@ MANY_SHAPES = """
 import torch
 from pathlib import Path
 from continual.anatomy import find_anatomy
-from continual.associative.layers import QuickLayers
+from continual.locate_then_edit.layers import QuickLayers
 from tests import tiny_language
 
 def resident():

@@ -41,7 +41,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = tmp_path_factory.mktemp("real")
     probes = write_lines(folder / "train.jsonl", KNOWN)
     with init(folder / "store", NewStore(REAL_BASE, train_probes=probes)) as made:
-        assert made.standing.ledger.count("train").rate == 1.0
+        assert made.run_state.ledger.count("train").rate == 1.0
         steps = made.apply(
             [
                 {"messages": AUSTRALIA, "target_new": "Hobart"},

@@ -52,7 +52,7 @@ def test_what_is_in_force_is_applied_and_nothing_else(source, other_model, tmp_p
             assert new.settings["task"] == old.settings["task"]
     with open_session(tmp_path / "new", writable=False) as session:
         assert answers(session, IN_FORCE) == [True] * 4
-        assert list(session.standing.retention.requests) == list(found.needed)
+        assert list(session.run_state.retention.requests) == list(found.needed)
     assert verify(tmp_path / "new") == []
 
 

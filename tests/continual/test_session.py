@@ -20,7 +20,7 @@ from continual.editors.chains import chain_of
 from continual.errors import CeditError, ModelError, RequestError
 from continual.new_store import NewStore, init
 from continual.passes.partial import logits_of
-from continual.recheck import standing
+from continual.recheck import run_state
 from continual.session import Session, open_session
 from continual.step.pipeline import Recheck
 from continual.streams import open_stream
@@ -210,27 +210,27 @@ def test_every_revision_comes_back_bit_for_bit(knowing):
 
 def test_a_rollback_takes_the_metrics_and_the_retained_requests_back(knowing):
     steps = knowing.apply(HISTORY[:6])
-    active = len(knowing.standing.retention.requests)
+    active = len(knowing.run_state.retention.requests)
     knowing.rollback("head~2")
-    assert len(knowing.standing.retention.requests) == active - 2
-    assert len(knowing.standing.memory.edits) == 4
+    assert len(knowing.run_state.retention.requests) == active - 2
+    assert len(knowing.run_state.memory.edits) == 4
     (step,) = knowing.apply([HISTORY[4]])
     assert step.measured.rates == steps[4].measured.rates
     assert step.revision.fingerprint == steps[4].revision.fingerprint
 
 
-@pytest.mark.parametrize("together", [1, 5, standing.REGISTERED_TOGETHER])
+@pytest.mark.parametrize("together", [1, 5, run_state.REGISTERED_TOGETHER])
 def test_what_is_registered_on_opening_is_what_the_steps_had_registered(
     knowing, monkeypatch, together
 ):
-    monkeypatch.setattr(standing, "REGISTERED_TOGETHER", together)
+    monkeypatch.setattr(run_state, "REGISTERED_TOGETHER", together)
     knowing.apply(HISTORY)
-    outcomes_then = knowing.standing.ledger.outcomes()
-    edits_then = knowing.standing.memory.edits.clone()
+    outcomes_then = knowing.run_state.ledger.outcomes()
+    edits_then = knowing.run_state.memory.edits.clone()
     again = reopened(knowing)
     try:
-        assert again.standing.ledger.outcomes() == outcomes_then
-        assert torch.equal(again.standing.memory.edits, edits_then)
+        assert again.run_state.ledger.outcomes() == outcomes_then
+        assert torch.equal(again.run_state.memory.edits, edits_then)
     finally:
         again.close()
 

@@ -87,8 +87,8 @@ def site(kind: Kind) -> Iterator[Site]:
 
 
 def test_the_trained_models_know_what_they_were_taught(session: Session) -> None:
-    assert session.standing.ledger.count("train").rate == 1.0
-    assert session.standing.ledger.count("test").rate == 1.0
+    assert session.run_state.ledger.count("train").rate == 1.0
+    assert session.run_state.ledger.count("test").rate == 1.0
 
 
 def encodings(kind: Kind, site: Site) -> list[Encoding]:
@@ -158,12 +158,12 @@ def test_a_stream_is_applied_rechecked_resumed_and_rolled_back(
     assert len(kept) >= (10 if kind.task == "seq2seq" else 6)  # a classifier's queries are alike
     assert [session.ask(r["prompt"]) for r in kept] == [r["target_new"] for r in kept]
     assert said.count("applied") >= 5
-    found = session.standing.ledger.outcomes()
-    assert session.standing.ledger.remeasure() == {}  # as measuring everything anew
+    found = session.run_state.ledger.outcomes()
+    assert session.run_state.ledger.remeasure() == {}  # as measuring everything anew
     fingerprint = session.edited.fingerprint
     with reopened(session) as again:
         assert again.edited.fingerprint == fingerprint
-        assert again.standing.ledger.outcomes() == found
+        assert again.run_state.ledger.outcomes() == found
         again.rollback("base")
         assert again.edited.fingerprint == base
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel, load_base
+from continual.base import PretrainedBase, load_base
 from continual.editors.tpatcher import TPatcher, TPatcherConfig, training
 from continual.editors.tpatcher import config as config_module
 from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.config import CROWDED_FROM
 from continual.editors.tpatcher.losses import Bounds, activation_loss, edit_loss, memory_losses
 from continual.editors.tpatcher.training import (
-    Neurons,
+    NeuronParameters,
     PaperTraining,
     Slots,
     total_loss,
@@ -28,9 +28,9 @@ from continual.effects import gated
 from continual.errors import CeditError
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
-from continual.proposals import Edit, Surroundings
-from continual.queries.memory import QueryMemory
-from continual.recheck.candidates import encode
+from continual.proposals import Edit, EditContext
+from continual.queries.memory import ProtectedQueries
+from continual.recheck.encoded_requests import encode
 from continual.requests import Request
 from continual.site import Site
 from continual.site.rows import Rows
@@ -132,7 +132,7 @@ class Bench:
     slots: Slots
     memory: Tensor
     paper: Paper
-    start: Neurons
+    start: NeuronParameters
 
 
 def drawn(length: int, count: int, generator: torch.Generator) -> list[tuple[int, ...]]:
@@ -143,7 +143,7 @@ def drawn(length: int, count: int, generator: torch.Generator) -> list[tuple[int
 @pytest.fixture(params=["gpt2", "llama", "opt-post-norm"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     model = tiny_model(request.param)
-    edited = EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    edited = EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
     generator = torch.Generator().manual_seed(5)
     prompts = [
         Encoding(Question(ids), (len(ids) - 1,), (17,))
@@ -163,7 +163,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         key = rows.query[0] / rows.query[0].square().sum() + 0.05 * torch.randn(
             WIDTH, generator=generator
         )
-        start = Neurons(
+        start = NeuronParameters(
             key[None], torch.tensor([0.1]), 0.5 * torch.randn(1, WIDTH, generator=generator)
         )
         paper = Paper(copy.deepcopy(model).double(), prompts, memory, config)
@@ -196,7 +196,7 @@ def test_one_training_step_is_the_papers(bench, changes):
     plain = [t[0].double().requires_grad_() for t in vars(bench.start).values()]
     expected_loss = paper.total(*plain)
     expected_loss.backward()
-    ours = Neurons(*(t.clone().requires_grad_() for t in vars(bench.start).values()))
+    ours = NeuronParameters(*(t.clone().requires_grad_() for t in vars(bench.start).values()))
     logits = whole(bench.site)
     loss = total_loss(bench.slots, ours, bench.memory, logits, config)
     loss.sum().backward()
@@ -235,7 +235,7 @@ def test_the_losses_of_many_neurons_are_those_of_each_alone(bench):
     config, logits = bench.paper.config, whole(bench.site)
     generator = torch.Generator().manual_seed(2)
     keys, values = torch.randn(2, 3, WIDTH, generator=generator)
-    many = Neurons(keys, torch.tensor([0.0, 0.3, -0.2]), values)
+    many = NeuronParameters(keys, torch.tensor([0.0, 0.3, -0.2]), values)
     padded = torch.tensor([[True, True], [True, False], [True, True]])
     three = torch.zeros(3, dtype=torch.long)
     slots = replace(bench.slots[three], real=padded)
@@ -291,16 +291,16 @@ def edit_of(site: Site, record: dict) -> Edit:
     return Edit(request, encodings, site.rows(encodings).split(sizes))
 
 
-def remembered(site: Site, countries: range) -> QueryMemory:
+def remembered(site: Site, countries: range) -> ProtectedQueries:
     encodings = [site.task.encode(ask(c, p), CAPITALS[c]) for c in countries for p in range(4)]
-    return QueryMemory(site.rows(encodings).query)
+    return ProtectedQueries(site.rows(encodings).query)
 
 
 def proposed(site: Site, records: list[dict], attempt: int = 0, **settings):
     memory = remembered(site, range(20, 40))
-    around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
+    context = EditContext(site, memory, torch.Generator().manual_seed(0), attempt)
     edits = [edit_of(site, record) for record in records]
-    return edits, memory, TPatcher(TPatcherConfig(**settings)).edit(edits, around)
+    return edits, memory, TPatcher(TPatcherConfig(**settings)).edit(edits, context)
 
 
 def scores_of(patch: NeuronPatch, queries: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ def test_neurons_that_still_move_go_on_alone_to_where_they_would_come_with_the_o
     hidden = torch.where(far[:, None], 6.0 * rows.hidden, rows.hidden)
     slots = Slots(rows.query[:, None], hidden[:, None], rows.targets[:, None], far[:, None] | True)
     keys = rows.query / rows.query.square().sum(1, keepdim=True)
-    start = Neurons(keys, torch.zeros(len(rows)), torch.zeros_like(keys))
+    start = NeuronParameters(keys, torch.zeros(len(rows)), torch.zeros_like(keys))
     steps: dict[int, list[int]] = {}
     found = {}
     step = training._Descent.step
@@ -407,11 +407,11 @@ def test_an_answer_takes_no_more_neurons_than_allowed(site, neurons_max, fits):
 
 def test_a_query_that_is_in_memory_is_refused_with_a_reason(site):
     edit = edit_of(site, correction(1))
-    memory = QueryMemory(edit.rows[0].query)
+    memory = ProtectedQueries(edit.rows[0].query)
     for attempt in range(TPatcher.attempts):
-        around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
+        context = EditContext(site, memory, torch.Generator().manual_seed(0), attempt)
         quick = TPatcher(TPatcherConfig(steps_max=20, value_steps_max=5))
-        proposal = quick.edit([edit], around)
+        proposal = quick.edit([edit], context)
         assert proposal.patch is None
         assert "cannot be told from" in proposal.failed[edit.request.id]
 
@@ -422,7 +422,7 @@ def test_proposing_leaves_the_model_as_it_was(site):
     assert (site.edited.fingerprint, site.bank.size) == before
 
 
-def hemmed_in(site: Site) -> tuple[Edit, QueryMemory]:
+def hemmed_in(site: Site) -> tuple[Edit, ProtectedQueries]:
     """Four of the memory score higher than the query along its own direction, not along others."""
     edit = edit_of(site, correction(1))
     query = edit.rows[0].query
@@ -430,13 +430,13 @@ def hemmed_in(site: Site) -> tuple[Edit, QueryMemory]:
     aside = torch.randn(4, query.shape[1], generator=generator)
     aside -= (aside @ query.T) / query.square().sum() * query  # orthogonal to the query
     others = torch.randn(30, query.shape[1], generator=generator)
-    return edit, QueryMemory(torch.cat([1.2 * query + aside, others]))
+    return edit, ProtectedQueries(torch.cat([1.2 * query + aside, others]))
 
 
 def test_the_widest_margin_separates_where_the_closed_form_does_not(site):
     edit, memory = hemmed_in(site)
-    around = Surroundings(site, memory, torch.Generator().manual_seed(0))
-    patch = TPatcher().edit([edit], around).patch
+    context = EditContext(site, memory, torch.Generator().manual_seed(0))
+    patch = TPatcher().edit([edit], context).patch
     own = scores_of(patch, edit.rows[0].query).diagonal()
     torch.testing.assert_close(own, torch.ones_like(own), rtol=1e-5, atol=0.0)
     assert (scores_of(patch, memory.all()) < 0).all()
@@ -447,8 +447,8 @@ def test_the_papers_training_finds_a_key_where_the_widest_margin_is_too_narrow(s
     edit, memory = hemmed_in(site)
     done = []
     for attempt in range(TPatcher.attempts):
-        around = Surroundings(site, memory, torch.Generator().manual_seed(0), attempt)
-        proposal = TPatcher().edit([edit], around)
+        context = EditContext(site, memory, torch.Generator().manual_seed(0), attempt)
+        proposal = TPatcher().edit([edit], context)
         done.append(proposal.patch is not None)
     assert done == [False, False, True]
     assert scores_of(proposal.patch, memory.all()).max() <= 0

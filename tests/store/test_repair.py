@@ -13,10 +13,10 @@ from store.check import verify
 from store.errors import IntegrityError
 from store.history import subject_digest
 from store.journal import Put, seq_key, text_key
-from store.repair import Plan, carry_out, plan
+from store.repair import RepairPlan, carry_out, plan
 
 
-def repaired(store: Store) -> Plan:
+def repaired(store: Store) -> RepairPlan:
     """What was planned, once it is done."""
     chosen = plan(store)
     carry_out(store, chosen)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from continual.associative.config import AssociativeConfig
+from continual.locate_then_edit.config import LocateThenEditConfig
 
 MOMENT_SHARE = 0.15
 """λ/d_ff of the weighted form. Three times MEMIT's: with C_p in the system, less room is left."""
 
 
 @dataclass(frozen=True)
-class AlphaEditConfig(AssociativeConfig):
-    """Settings; see `AssociativeConfig` for those of the search."""
+class AlphaEditConfig(LocateThenEditConfig):
+    """Settings; see `LocateThenEditConfig` for those of the search."""
 
     table: ClassVar[str] = "editor.alphaedit"
 

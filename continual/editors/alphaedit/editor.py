@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update
-from continual.associative.keys import Keys
-from continual.associative.solves import (
+from continual.editors.alphaedit.config import MOMENT_SHARE, AlphaEditConfig
+from continual.locate_then_edit.editor import LocateThenEditEditor, Update
+from continual.locate_then_edit.keys import Keys
+from continual.locate_then_edit.solves import (
+    MomentWhitening,
     NullSpace,
     Solution,
     Unsolvable,
-    Whitening,
     projected,
     weighted,
 )
-from continual.editors.alphaedit.config import MOMENT_SHARE, AlphaEditConfig
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Known:
     """C₀ in the shapes that the forms of the update need; None for a form that is not used."""
 
     space: NullSpace | None
-    whitening: Whitening | None
+    whitening: MomentWhitening | None
 
 
-class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
+class AlphaEdit(LocateThenEditEditor[AlphaEditConfig, Known]):
     """Δ = R·KᵀP(KKᵀP + C_p·P + ridge·I)⁻¹ (equation 14), C_p from the keys of all earlier edits.
 
     If C₀ leaves no null space: Δ = R·Kᵀ(λC₀ + KKᵀ + C_p)⁻¹, see `AlphaEditConfig.form`. The patches
@@ -43,7 +43,7 @@ class AlphaEdit(AssociativeEditor[AlphaEditConfig, Known]):
     def prepare(self, moment: Tensor, device: torch.device) -> Known:
         """Return the null space of C₀, C₀ factored, or both. Raises Unsolvable."""
         form = self.config.form
-        whitening = None if form == "projected" else Whitening.of(moment, device)
+        whitening = None if form == "projected" else MomentWhitening.of(moment, device)
         return Known(None if form == "weighted" else self._space(moment, device), whitening)
 
     def minded(self, keys: Keys) -> Tensor:

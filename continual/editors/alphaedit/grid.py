@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from continual.associative.grid import grid_of, weight_axis
-from continual.grids import Axis, Grid
+from continual.grids import Grid, GridAxis
+from continual.locate_then_edit.grid import grid_of, weight_axis
 from continual.site import Site
 
 WEIGHTS = (0.15, 0.6, 0.0375)  # λ/d_ff of the weighted form
-FORMS = Axis("form", ("form",), lambda _: [{}, {"form": "weighted"}, {"form": "projected"}])
+FORMS = GridAxis("form", ("form",), lambda _: [{}, {"form": "weighted"}, {"form": "projected"}])
 
 
 def grid(site: Site) -> Grid:

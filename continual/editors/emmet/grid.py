@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from continual.associative.grid import grid_of
-from continual.grids import Axis, Grid
+from continual.grids import Grid, GridAxis
+from continual.locate_then_edit.grid import grid_of
 from continual.site import Site
 
-RIDGES = Axis("ridge", ("ridge",), lambda _: [{}, {"ridge": 1.0}, {"ridge": 10.0}])
+RIDGES = GridAxis("ridge", ("ridge",), lambda _: [{}, {"ridge": 1.0}, {"ridge": 10.0}])
 
 
 def grid(site: Site) -> Grid:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class FineTuneConfig(Table):
+class FineTuneConfig(SettingsTable):
     """The settings of all variants. Adam's other numbers are torch's own, without weight decay.
 
     The paper has a learning rate of 1e-5, for models of a hundred million parameters. The atlas has

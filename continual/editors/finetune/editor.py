@@ -19,17 +19,17 @@ from continual.editors.finetune.config import (
     FtLConfig,
 )
 from continual.editors.finetune.losses import Anchors, Restraint, anchored
-from continual.editors.finetune.training import Diverged, Lesson, Trained, train
+from continual.editors.finetune.training import Diverged, Objective, TrainedDeltas, train
 from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.dense import DensePatch
-from continual.proposals import Edit, Proposal, Surroundings
+from continual.proposals import Edit, EditContext, Proposal
 
-Config = TypeVar("Config", bound=FineTuneConfig)
+TuningConfig = TypeVar("TuningConfig", bound=FineTuneConfig)
 KlConfig = TypeVar("KlConfig", bound=FineTuneKlConfig)
 
 
-class FineTuneEditor(ABC, Generic[Config]):
+class FineTuneEditor(ABC, Generic[TuningConfig]):
     """An editor that runs Adam on some parameters, for all edits of a batch together."""
 
     name: str
@@ -39,14 +39,14 @@ class FineTuneEditor(ABC, Generic[Config]):
     crowds = False
     narrows = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: TuningConfig) -> None:
         self.config = config
 
     @abstractmethod
     def paths(self, edited: EditedModel) -> Sequence[str]:
         """Return the parameters to train. Raises CeditError if the model does not have them."""
 
-    def restraint(self, around: Surroundings) -> Restraint | None:
+    def restraint(self, context: EditContext) -> Restraint | None:
         """Return the term to add to the loss of each step, if any."""
         return None
 
@@ -55,31 +55,31 @@ class FineTuneEditor(ABC, Generic[Config]):
         """The largest change of an element; None if it is unbounded."""
         return None
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. A request that is still wrong in the end fails; if others are right,
         they keep the patch, although the failed request shaped it too."""
         texts = [
             edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
             for edit in edits
         ]
-        paths = tuple(self.paths(around.site.edited))
+        paths = tuple(self.paths(context.site.edited))
         encodings = tuple(encoding for group in texts for encoding in group)
-        lesson = Lesson(encodings, paths, self.restraint(around), self.bound)
+        objective = Objective(encodings, paths, self.restraint(context), self.bound)
         try:
-            result = train(around.site, lesson, self.config)
+            result = train(context.site, objective, self.config)
         except Diverged as error:
             return Proposal(None, {edit.id: str(error) for edit in edits})
         ends = accumulate(map(len, texts), initial=0)
         verdicts = [result.right[start] for start, _ in pairwise(ends)]  # of the prompts
-        return _proposal(edits, verdicts, result, around.site.edited)
+        return _proposal(edits, verdicts, result, context.site.edited)
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """See `Editor.objection`: none."""
         return None
 
 
 def _proposal(
-    edits: Sequence[Edit], right: Sequence[bool], trained: Trained, edited: EditedModel
+    edits: Sequence[Edit], right: Sequence[bool], trained: TrainedDeltas, edited: EditedModel
 ) -> Proposal:
     reason = f"still wrong after {trained.steps} steps of its training (loss {trained.loss:.2g})"
     failures = {edit.id: reason for edit, ok in zip(edits, right, strict=True) if not ok}
@@ -94,14 +94,14 @@ def _proposal(
     return Proposal(patch, failures, {e.id: dict(note) for e in edits if e.id not in failures})
 
 
-class _LastBlock(FineTuneEditor[Config]):
+class _LastBlock(FineTuneEditor[TuningConfig]):
     def paths(self, edited: EditedModel) -> Sequence[str]:
         """Return all parameters of the last block."""
         inside = f"{edited.anatomy.block_path(edited.anatomy.last)}."
         return [name for name, _ in edited.model.named_parameters() if name.startswith(inside)]
 
 
-class _All(FineTuneEditor[Config]):
+class _All(FineTuneEditor[TuningConfig]):
     def paths(self, edited: EditedModel) -> Sequence[str]:
         """Return all parameters of the model; tied ones count once."""
         return [name for name, _ in edited.model.named_parameters()]
@@ -114,32 +114,36 @@ class _WithKl(FineTuneEditor[KlConfig]):
         super().__init__(config)
         self._read: tuple[tuple[str, int, int], tuple[int, ...], Anchors] | None = None
 
-    def restraint(self, around: Surroundings) -> Restraint:
+    def restraint(self, context: EditContext) -> Restraint:
         """Return KL on training probes against the base, and on past edits against the model as it
         stands."""
-        taught = around.taught()
-        places, base = self._base(around)
-        indices = [i for i, place in enumerate(places) if place not in taught.contradicted]
-        past_edits = list(taught.edits.values())
-        order = torch.randperm(len(past_edits), generator=around.generator).tolist()
+        known_answers = context.known_answers()
+        places, base = self._base(context)
+        indices = [i for i, place in enumerate(places) if place not in known_answers.contradicted]
+        past_edits = list(known_answers.edits.values())
+        order = torch.randperm(len(past_edits), generator=context.generator).tolist()
         sample = sorted(order[: self.config.kl_edits])
-        edits = anchored(around.site, [past_edits[i] for i in sample])
+        edits = anchored(context.site, [past_edits[i] for i in sample])
         config = self.config
         return Restraint(
-            around.site, (base[indices], edits), config.kl_weight, config.kl_batch, around.generator
+            context.site,
+            (base[indices], edits),
+            config.kl_weight,
+            config.kl_batch,
+            context.generator,
         )
 
-    def _base(self, around: Surroundings) -> tuple[tuple[int, ...], Anchors]:
+    def _base(self, context: EditContext) -> tuple[tuple[int, ...], Anchors]:
         """Return the places of drawn training probes, which a history's seed fixes, and the base's
         answers to them."""
-        training, edited = around.taught().training, around.site.edited
-        key = (edited.base.fingerprint, len(training), around.seed)
+        training, edited = context.known_answers().training, context.site.edited
+        key = (edited.base.fingerprint, len(training), context.seed)
         if self._read is None or self._read[0] != key:
-            draw = torch.Generator().manual_seed(around.seed)
+            draw = torch.Generator().manual_seed(context.seed)
             numbers = torch.randperm(len(training), generator=draw)[: self.config.kl_memory]
             places = tuple(sorted(numbers.tolist()))
             with edited.bare():
-                self._read = key, places, anchored(around.site, [training[i] for i in places])
+                self._read = key, places, anchored(context.site, [training[i] for i in places])
         return self._read[1:]
 
 

@@ -22,14 +22,14 @@ from continual.verdicts import verdict_of
 
 
 @dataclass(frozen=True)
-class Look:
+class FitStatus:
     """The model's present answers to some texts."""
 
     loss: Tensor  # l_e, differentiable
     right: tuple[bool, ...]  # of each text: every token is the arg-max by more than rounding
 
 
-def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
+def fit_status(task_model: TaskModel, encodings: Sequence[Encoding]) -> FitStatus:
     """Run the texts, in passes of nearly one length."""
     losses: list[Tensor] = []
     verdicts: dict[int, bool] = {}
@@ -44,7 +44,7 @@ def look(task_model: TaskModel, encodings: Sequence[Encoding]) -> Look:
         sure = (verdict.right & ~verdict.close).split([len(e.targets) for e in group])
         verdicts.update({i: bool(of_text.all()) for i, of_text in zip(batch, sure, strict=True)})
     loss = torch.stack(losses).sum() / len(encodings)
-    return Look(loss, tuple(verdicts[i] for i in range(len(encodings))))
+    return FitStatus(loss, tuple(verdicts[i] for i in range(len(encodings))))
 
 
 def _shares(encodings: Sequence[Encoding], like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from continual.editors.finetune.config import FineTuneConfig
-from continual.editors.finetune.losses import look
+from continual.editors.finetune.losses import fit_status
 from continual.errors import EditError
 from continual.task_model import TaskModel
 from continual.tasks import Encoding
@@ -24,7 +24,7 @@ class Diverged(EditError):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDeltas:
     """The result of a training."""
 
     deltas: dict[str, Tensor]  # by path, float32; none is zero throughout
@@ -34,7 +34,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Objective:
     """The texts to learn, the parameters to train, and the limits on them."""
 
     texts: tuple[Encoding, ...]
@@ -43,30 +43,30 @@ class Lesson:
     bound: float | None = None  # |δ| at most
 
 
-def train(task_model: TaskModel, lesson: Lesson, config: FineTuneConfig) -> Trained:
+def train(task_model: TaskModel, objective: Objective, config: FineTuneConfig) -> TrainedDeltas:
     """Train until every text is right, for at most `steps_max` steps. The model is as before when
     this returns or raises. Raises Diverged."""
-    with task_model.edited.trained(lesson.paths) as parameters, torch.enable_grad():
+    with task_model.edited.trained(objective.paths) as parameters, torch.enable_grad():
         weights = [task_model.edited.parameter(path) for path in parameters]
         starts = [weight.turned(weight.sum) for weight in weights]
         deltas = [torch.zeros_like(start) for start in starts]
         adam = torch.optim.Adam(deltas, lr=config.learning_rate)
-        steps, status = 0, look(task_model, lesson.texts)
+        steps, status = 0, fit_status(task_model, objective.texts)
         _require_finite(status.loss, steps, config)
         while not all(status.right) and steps < config.steps_max:
-            penalty = lesson.restraint() if lesson.restraint is not None else None
+            penalty = objective.restraint() if objective.restraint is not None else None
             loss = status.loss if penalty is None else status.loss + penalty
             _require_finite(loss, steps, config)
             loss.backward()
-            _step(adam, deltas, list(parameters.values()), lesson.bound)
+            _step(adam, deltas, list(parameters.values()), objective.bound)
             _move(parameters.values(), starts, deltas)
-            steps, status = steps + 1, look(task_model, lesson.texts)
+            steps, status = steps + 1, fit_status(task_model, objective.texts)
             _require_finite(status.loss, steps, config)
         for delta in deltas:
             _require_finite(delta, steps, config)
         pairs = zip(parameters, deltas, strict=True)
         changes = {path: delta for path, delta in pairs if bool(delta.any())}
-        return Trained(changes, status.right, steps, float(status.loss.detach()))
+        return TrainedDeltas(changes, status.right, steps, float(status.loss.detach()))
 
 
 def _step(

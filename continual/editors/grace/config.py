@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class GraceConfig(Table):
+class GraceConfig(SettingsTable):
     """Where the codebook stands, how wide an entry is, and how its value is trained.
 
     The paper's layer is three quarters of the way up GPT-2 XL (block 35 of 48), its ε is 1, Adam's

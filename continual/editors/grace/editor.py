@@ -23,14 +23,14 @@ from torch import Tensor
 
 from continual.editors.grace.config import GraceConfig
 from continual.editors.grace.scale import FALLBACK, key_distance
-from continual.editors.grace.training import Keyed, KeyedPass, Trained, train
-from continual.effects.codebook import Label
+from continual.editors.grace.training import Keyed, KeyedPass, TrainedValues, train
+from continual.effects.codebook import AnswerTokens
 from continual.effects.places import GatePlace
 from continual.model import EditedModel
 from continual.passes.suffix import keeps_prefixes
 from continual.patches import Patch
 from continual.patches.codebook import CodebookPatch
-from continual.proposals import Edit, Proposal, Surroundings
+from continual.proposals import Edit, EditContext, Proposal
 
 BLUR = 2.0**-10
 BLUR_ROUNDINGS = 4
@@ -39,17 +39,17 @@ precision BLUR_ROUNDINGS roundings of the model's number format, whichever is mo
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _EditRows:
     """The rows of one edit, and the result of their training."""
 
     edit: Edit
     block: int
     texts: KeyedPass
-    labels: tuple[Label, ...]
+    labels: tuple[AnswerTokens, ...]
     radii: Tensor  # [n] ε₀
     blurs: Tensor  # [n]
     entries: Mapping[int, int]  # by row: the entry whose value it shares
-    trained: Trained
+    trained: TrainedValues
 
     @property
     def reason(self) -> str:
@@ -97,17 +97,17 @@ class Grace:
         self._distance: tuple[tuple[str, int, int], float | None] | None = None
         self._packs: tuple[str, bool] | None = None
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. Makes one edit after another, each on top of the earlier ones. A retry
         takes twice the steps; a retry after too much change takes half of the radius. Raises
         CeditError for a block that the model does not have, or its last one."""
-        edited = around.site.edited
+        edited = context.site.edited
         failed: dict[str, str] = {}
         notes: dict[str, dict[str, Any]] = {}
         parts: list[CodebookPatch] = []
         with _scaffold(edited):
             for edit in edits:
-                rows = self._rows(edit, around)
+                rows = self._rows(edit, context)
                 if not rows.trained.is_right:
                     failed[edit.id] = rows.reason
                     continue
@@ -116,34 +116,34 @@ class Grace:
                 edited.put(parts[-1:])
         return Proposal(_joined(parts), failed, notes)
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """See `Editor.objection`: none."""
         return None
 
-    def _rows(self, edit: Edit, around: Surroundings) -> _Rows:
+    def _rows(self, edit: Edit, context: EditContext) -> _EditRows:
         """Make the rows of an edit, with the values of near entries if these give its target, else
         with values of its own."""
-        block = self._block(around.site.edited)
+        block = self._block(context.site.edited)
         chosen = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
         tokens = slice(None if self.config.replaced == "answer" else 1)
         keyed = [Keyed(text, text.positions[tokens]) for text in chosen]
-        texts = KeyedPass(around.site, block, keyed, self._keeps_prefixes(around.site.edited))
+        texts = KeyedPass(context.site, block, keyed, self._keeps_prefixes(context.site.edited))
         labels = tuple(one.text.targets[i:] for one in keyed for i in range(len(one.tokens)))
         lengths = texts.keys.norm(dim=1)
-        blurs = lengths * max(BLUR, BLUR_ROUNDINGS * torch.finfo(around.site.dtype).eps)
-        radii = torch.maximum(self._radii(lengths, around), blurs)
-        book = CodebookPatch.book(around.site.edited, block)
+        blurs = lengths * max(BLUR, BLUR_ROUNDINGS * torch.finfo(context.site.dtype).eps)
+        radii = torch.maximum(self._radii(lengths, context), blurs)
+        book = CodebookPatch.book(context.site.edited, block)
         near = {
             row: entry
             for row, label in enumerate(labels)
             if (entry := book.shared(texts.keys[row], float(radii[row]), label)) is not None
         }
-        config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
+        config = replace(self.config, steps_max=self.config.steps_max * 2**context.attempt)
         given = {row: book.values[entry] for row, entry in near.items()}
-        trained = train(texts, given, config, around.generator)
+        trained = train(texts, given, config, context.generator)
         if near and not trained.is_right:
-            near, trained = {}, train(texts, {}, config, around.generator)
-        return _Rows(edit, block, texts, labels, radii, blurs, near, trained)
+            near, trained = {}, train(texts, {}, config, context.generator)
+        return _EditRows(edit, block, texts, labels, radii, blurs, near, trained)
 
     def _block(self, edited: EditedModel) -> int:
         last = edited.anatomy.last
@@ -156,23 +156,23 @@ class Grace:
             )
         return block
 
-    def _radii(self, lengths: Tensor, around: Surroundings) -> Tensor:
+    def _radii(self, lengths: Tensor, context: EditContext) -> Tensor:
         """Return ε₀ [n] of keys of these lengths [n]."""
-        narrow = 2.0**-around.narrow
+        narrow = 2.0**-context.narrow
         if self.config.epsilon is not None:
             return torch.full_like(lengths, self.config.epsilon * narrow)
-        distance = self._own_distance(around)
+        distance = self._own_distance(context)
         if distance is None:
             return lengths * (FALLBACK * narrow)
         return torch.full_like(lengths, self.config.epsilon_share * distance * narrow)
 
-    def _own_distance(self, around: Surroundings) -> float | None:
+    def _own_distance(self, context: EditContext) -> float | None:
         """See `key_distance`; read once in the life of the editor, which is a run's."""
-        edited = around.site.edited
-        name = (edited.base.fingerprint, len(around.taught().training), around.seed)
+        edited = context.site.edited
+        name = (edited.base.fingerprint, len(context.known_answers().training), context.seed)
         if self._distance is None or self._distance[0] != name:
             place = GatePlace.at(self._block(edited))
-            self._distance = name, key_distance(around, place)
+            self._distance = name, key_distance(context, place)
         return self._distance[1]
 
     def _keeps_prefixes(self, edited: EditedModel) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.effects.places import GatePlace
-from continual.proposals import Surroundings
+from continual.proposals import EditContext
 from continual.site.tokens import token_queries
 from continual.task_model import TaskModel
 from continual.tasks import Encoding, Question
@@ -25,13 +25,13 @@ FALLBACK = 2.0**-4
 """Of a key's own length, where there are no probes and no general text to measure by."""
 
 
-def key_distance(around: Surroundings, place: GatePlace) -> float | None:
+def key_distance(context: EditContext, place: GatePlace) -> float | None:
     """Return the distance that few keys with different answers are below; None without two keys."""
-    probes = _sample(around)
+    probes = _sample(context)
     if len(probes) < 2:
         return None
-    with around.site.edited.bare():
-        keys = first_keys(around.site, probes, place)
+    with context.site.edited.bare():
+        keys = first_keys(context.site, probes, place)
     return nearest_other(keys, [probe.targets for probe in probes])
 
 
@@ -55,13 +55,13 @@ def nearest_other(keys: Tensor, answers: Sequence[tuple[int, ...]]) -> float | N
     return float(nearest.quantile(QUANTILE)) if len(nearest) else None
 
 
-def _sample(around: Surroundings) -> list[Encoding]:
+def _sample(context: EditContext) -> list[Encoding]:
     """Draw training probes, the same in all of a history; general texts if there are none."""
-    taught = around.taught()
-    probes = list(taught.training)
+    known_answers = context.known_answers()
+    probes = list(known_answers.training)
     if len(probes) < 2:
-        texts = [ids for ids in taught.general if len(ids) > 1]
+        texts = [ids for ids in known_answers.general if len(ids) > 1]
         probes = [Encoding(Question(ids[:-1]), (len(ids) - 2,), ids[-1:]) for ids in texts]
-    draw = torch.Generator().manual_seed(around.seed)
+    draw = torch.Generator().manual_seed(context.seed)
     drawn = torch.randperm(len(probes), generator=draw)[:PROBES_MAX]
     return [probes[i] for i in sorted(drawn.tolist())]

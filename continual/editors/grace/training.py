@@ -36,7 +36,7 @@ class Keyed:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedValues:
     """The values, with the steps and the loss of their training."""
 
     values: Tensor  # [n, d] float32
@@ -111,7 +111,7 @@ def train(
     given: dict[int, Tensor],
     config: GraceConfig,
     generator: torch.Generator,
-) -> Trained:
+) -> TrainedValues:
     """Run Adam on the values of all rows except the `given` values [d], by row. Stops once every
     answer is right and the loss is small enough."""
     own = texts.outputs
@@ -129,7 +129,7 @@ def train(
         loss, is_right = texts.loss(values)
         arrived = is_right and float(loss.detach()) < config.loss_max
         if arrived or steps == config.steps_max or not len(rows):
-            return Trained(values.detach(), steps, float(loss.detach()), is_right)
+            return TrainedValues(values.detach(), steps, float(loss.detach()), is_right)
         adam.zero_grad()
         loss.backward()
         adam.step()

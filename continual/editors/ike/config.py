@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from continual.memory.contexts import FORM, require_form
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class IkeConfig(Table):
+class IkeConfig(SettingsTable):
     """Settings. The shares of the kinds of demonstrations are the paper's (section 4.1)."""
 
     table: ClassVar[str] = "editor.ike"

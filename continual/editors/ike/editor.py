@@ -10,7 +10,7 @@ from torch import Tensor
 
 from continual.editors.ike.config import IkeConfig
 from continual.effects.records import Record
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.memory.contexts import context, demonstrations, joined
 from continual.memory.editor import MemoryEditor
 from continual.memory.recall import Recall
@@ -43,7 +43,7 @@ class Ike(MemoryEditor):
         is_shown = self.config.demonstrations is not None
         self.attempts = 1 + (self.config.count.bit_length() if is_shown else 0)
 
-    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
+    def contexts(self, edits: Sequence[Edit], answers: AnswerJudge, attempt: int) -> list[str]:
         """Return the demonstrations and the new fact of each edit, as one text."""
         form, recall = self.config.form, answers.recall
         facts = [context(form, str(e.request.prompt), e.request.target_new) for e in edits]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from continual.associative.config import AssociativeConfig
+from continual.locate_then_edit.config import LocateThenEditConfig
 
 MOMENT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class MemitConfig(AssociativeConfig):
-    """Settings; see `AssociativeConfig` for those of the search."""
+class MemitConfig(LocateThenEditConfig):
+    """Settings; see `LocateThenEditConfig` for those of the search."""
 
     table: ClassVar[str] = "editor.memit"
 

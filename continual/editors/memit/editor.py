@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update
-from continual.associative.solves import Solution, Whitening, weighted
 from continual.editors.memit.config import MOMENT_SHARE, MemitConfig
+from continual.locate_then_edit.editor import LocateThenEditEditor, Update
+from continual.locate_then_edit.solves import MomentWhitening, Solution, weighted
 
 
-class Memit(AssociativeEditor[MemitConfig, Whitening]):
+class Memit(LocateThenEditEditor[MemitConfig, MomentWhitening]):
     """A least-squares update for the whole batch, weighed against all other keys (equation 14)."""
 
     name = "memit"
@@ -18,11 +18,11 @@ class Memit(AssociativeEditor[MemitConfig, Whitening]):
     def __init__(self, config: MemitConfig | None = None) -> None:
         super().__init__(config or MemitConfig())
 
-    def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
+    def prepare(self, moment: Tensor, device: torch.device) -> MomentWhitening:
         """Return C₀ factored. Raises Unsolvable."""
-        return Whitening.of(moment, device)
+        return MomentWhitening.of(moment, device)
 
-    def solve(self, update: Update[MemitConfig, Whitening]) -> tuple[Solution, Tensor]:
+    def solve(self, update: Update[MemitConfig, MomentWhitening]) -> tuple[Solution, Tensor]:
         """Solve for Δ = R·Kᵀ(λC₀ + K·Kᵀ)⁻¹, in the paper's orientation."""
         keys, weight = update.keys.mean, update.config.moment_weight
         solution = weighted(update.moments, keys, weight or MOMENT_SHARE * keys.shape[1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from continual.associative.grid import grid_of, weight_axis
 from continual.grids import Grid
+from continual.locate_then_edit.grid import grid_of, weight_axis
 from continual.site import Site
 
 

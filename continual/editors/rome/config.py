@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from continual.associative.config import AssociativeConfig
+from continual.locate_then_edit.config import LocateThenEditConfig
 
 
 @dataclass(frozen=True)
-class RomeConfig(AssociativeConfig):
-    """Settings; see `AssociativeConfig` for those of the search."""
+class RomeConfig(LocateThenEditConfig):
+    """Settings; see `LocateThenEditConfig` for those of the search."""
 
     table: ClassVar[str] = "editor.rome"
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from continual.associative.editor import AssociativeEditor, Update
-from continual.associative.lessons import Lesson
-from continual.associative.solves import Solution, Whitening, rank_one
 from continual.editors.rome.config import RomeConfig
+from continual.locate_then_edit.edit_texts import EditTexts
+from continual.locate_then_edit.editor import LocateThenEditEditor, Update
+from continual.locate_then_edit.solves import MomentWhitening, Solution, rank_one
 
 
-class Rome(AssociativeEditor[RomeConfig, Whitening]):
+class Rome(LocateThenEditEditor[RomeConfig, MomentWhitening]):
     """Δ = (v* − Wk)·uᵀ / (kᵀu), u = C₀⁻¹k (equation 2), on the model as the last edit left it."""
 
     name = "rome"
@@ -21,19 +21,19 @@ class Rome(AssociativeEditor[RomeConfig, Whitening]):
     def __init__(self, config: RomeConfig | None = None) -> None:
         super().__init__(config or RomeConfig())
 
-    def prepare(self, moment: Tensor, device: torch.device) -> Whitening:
+    def prepare(self, moment: Tensor, device: torch.device) -> MomentWhitening:
         """Return C₀ factored. Raises Unsolvable."""
-        return Whitening.of(moment, device)
+        return MomentWhitening.of(moment, device)
 
-    def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
-        """Return each lesson in a group of its own."""
-        return [[lesson] for lesson in lessons]
+    def rounds(self, batch: Sequence[EditTexts]) -> Iterable[Sequence[EditTexts]]:
+        """Return each edit in a group of its own."""
+        return [[edit_texts] for edit_texts in batch]
 
     def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
         """Return the last block alone."""
         return blocks[-1:]
 
-    def solve(self, update: Update[RomeConfig, Whitening]) -> tuple[Solution, Tensor]:
+    def solve(self, update: Update[RomeConfig, MomentWhitening]) -> tuple[Solution, Tensor]:
         """Solve for the update of one request.
 
         The value v* is the bare prompt's output plus δ. So v* − Wk is δ for the bare prompt's key;

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from continual.memory.contexts import FORM, require_form
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class SeracConfig(Table):
+class SeracConfig(SettingsTable):
     """Settings."""
 
     table: ClassVar[str] = "editor.serac"

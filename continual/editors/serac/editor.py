@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from continual.editors.serac.config import SeracConfig
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.memory.contexts import context
 from continual.memory.editor import MemoryEditor
 from continual.proposals import Edit
@@ -20,7 +20,7 @@ class Serac(MemoryEditor):
     def __init__(self, config: SeracConfig | None = None) -> None:
         self.config = config or SeracConfig()
 
-    def contexts(self, edits: Sequence[Edit], answers: Answers, attempt: int) -> list[str]:
+    def contexts(self, edits: Sequence[Edit], answers: AnswerJudge, attempt: int) -> list[str]:
         """Return the new fact of each edit alone."""
         form = self.config.form
         return [context(form, str(e.request.prompt), e.request.target_new) for e in edits]

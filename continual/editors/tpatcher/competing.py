@@ -26,7 +26,7 @@ VOCABULARY_MIN = 4096  # tokens: a smaller head is read as fast as it is sliced
 
 
 @dataclass(frozen=True)
-class Survey:
+class CompetingTokens:
     """The answers of rows before an edit, and the tokens that compete for each."""
 
     hidden: Tensor  # [n, d] with the neurons that are on
@@ -35,7 +35,7 @@ class Survey:
 
 
 @torch.no_grad()
-def survey(site: Site, rows: Rows, count: int) -> Survey:
+def survey(site: Site, rows: Rows, count: int) -> CompetingTokens:
     """Survey rows over the whole vocabulary, in parts that fit; no rivals for a `count` of 0."""
     hidden = site.patched(rows)
     size = max(1, LOGITS_MAX // site.choices)
@@ -49,11 +49,11 @@ def survey(site: Site, rows: Rows, count: int) -> Survey:
             logits = site.logits(some)
             rivals.append(logits.topk(min(count, logits.shape[-1]), sorted=False).indices)
     verdict = Verdict(torch.cat(right), torch.cat(close))
-    return Survey(hidden, verdict, torch.cat(rivals) if rivals else None)
+    return CompetingTokens(hidden, verdict, torch.cat(rivals) if rivals else None)
 
 
 @dataclass(frozen=True)
-class Plain:
+class NormAndHead:
     """One LayerNorm and one linear head, both in float32."""
 
     norm: nn.LayerNorm
@@ -61,7 +61,7 @@ class Plain:
     bias: Tensor | None  # [tokens]
 
     @classmethod
-    def of(cls, tail: RowTail) -> Plain | None:
+    def of(cls, tail: RowTail) -> NormAndHead | None:
         """Return the norm and the head of such a tail; None for any other tail."""
         if [type(step) for step in tail.steps] != [nn.LayerNorm, nn.Linear]:
             return None
@@ -90,7 +90,7 @@ class Readout:
     """The way from residual sums [.., d] to logits [.., tokens], and back down l_e's gradient."""
 
     read: Callable[[Tensor], Tensor]  # [n, d] → [n, tokens] in float32
-    plain: Plain | None  # the same as a norm and a head, if it consists of just these
+    plain: NormAndHead | None  # the same as a norm and a head, if it consists of just these
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the logits of residual sums of any number of dimensions; differentiable."""
@@ -113,7 +113,7 @@ class Readout:
 
 def whole(site: Site) -> Readout:
     """Return the readout of all logits."""
-    return Readout(partial(_logits, site.tail, site.dtype), Plain.of(site.tail))
+    return Readout(partial(_logits, site.tail, site.dtype), NormAndHead.of(site.tail))
 
 
 def competing(site: Site, slots: Slots, rivals: Tensor) -> tuple[Slots, Readout] | None:
@@ -133,7 +133,7 @@ def competing(site: Site, slots: Slots, rivals: Tensor) -> tuple[Slots, Readout]
     slice_ = partial(nn.functional.linear, weight=weight, bias=bias)
     tail = replace(site.tail, steps=(*site.tail.steps[:-1], slice_))
     sliced = replace(slots, targets=torch.searchsorted(tokens, slots.targets))
-    plain = Plain.of(site.tail)
+    plain = NormAndHead.of(site.tail)
     if plain is not None:
         plain = replace(plain, weight=weight, bias=bias)
     return sliced, Readout(partial(_logits, tail, weight.dtype), plain)

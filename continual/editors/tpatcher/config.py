@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from continual.effects.places import FFN, GatePlace
 from continual.errors import EditError
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 CROWDED_FROM = 1000  # neurons
 NARROWED = 0.85  # of what the margin leaves, where a neuron changed too much
 
 
 @dataclass(frozen=True)
-class TPatcherConfig(Table):
+class TPatcherConfig(SettingsTable):
     """Settings; the losses and their weights are the paper's (section 4).
 
     A neuron starts from the closed form: its key points along its own queries, or where that does

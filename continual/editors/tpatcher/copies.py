@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from continual.associative.contexts import write_contexts
 from continual.editors.tpatcher.grounds import Ground
 from continual.editors.tpatcher.training import Slots
 from continual.errors import RequestError
+from continual.locate_then_edit.contexts import write_contexts
 from continual.prompts import Chat, Message, Prompt
-from continual.proposals import Edit, Surroundings
+from continual.proposals import Edit, EditContext
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding
@@ -34,44 +34,44 @@ WRITTEN_TOKENS = (1, 2, 3)  # between a generic word and a full stop
 
 
 SEED_DIGITS = 15  # of a request's id
-Lengths = tuple[int, int]
+LengthRange = tuple[int, int]
 
 
 class Prefixes:
     """Foreign words by the store's seed: the same for all edits of a history, made on demand."""
 
     def __init__(self) -> None:
-        self._pools: dict[tuple[str, int, Lengths], tuple[str, ...]] = {}
+        self._pools: dict[tuple[str, int, LengthRange], tuple[str, ...]] = {}
 
-    def draw(self, count: int, around: Surroundings, lengths: Lengths = SHORT) -> list[str]:
+    def draw(self, count: int, context: EditContext, lengths: LengthRange = SHORT) -> list[str]:
         """Draw `count` prefixes from the pool of these lengths, none twice."""
-        pool = self._pool(around, lengths)
-        order = torch.randperm(len(pool), generator=around.generator)[:count]
+        pool = self._pool(context, lengths)
+        order = torch.randperm(len(pool), generator=context.generator)[:count]
         return [pool[place] for place in order.tolist()]
 
-    def _pool(self, around: Surroundings, lengths: Lengths) -> tuple[str, ...]:
-        key = (around.site.edited.base.fingerprint, around.seed, lengths)
+    def _pool(self, context: EditContext, lengths: LengthRange) -> tuple[str, ...]:
+        key = (context.site.edited.base.fingerprint, context.seed, lengths)
         if key not in self._pools:
-            generator = torch.Generator().manual_seed(around.seed)
-            self._pools[key] = _make_pool(around, generator, lengths)
+            generator = torch.Generator().manual_seed(context.seed)
+            self._pools[key] = _make_pool(context, generator, lengths)
         return self._pools[key]
 
 
 def _make_pool(
-    around: Surroundings, generator: torch.Generator, lengths: Lengths
+    context: EditContext, generator: torch.Generator, lengths: LengthRange
 ) -> tuple[str, ...]:
     """Make distinct prefixes. They are cut out of the general text; without one, a decoder writes
     them in its base state, and for other models they are cut out of the training probes' inputs or
     drawn from the vocabulary."""
-    site, taught = around.site, around.taught()
-    if taught.general:
-        cut = _cut_out(taught.general, site, generator, lengths)
+    site, known_answers = context.site, context.known_answers()
+    if known_answers.general:
+        cut = _cut_out(known_answers.general, site, generator, lengths)
         texts = [f"{text.rstrip()}. " for text in cut]
     elif site.task.name == "causal":
         with site.edited.bare():
             texts = _written(site, generator)
     else:
-        inputs = [e.question.source or e.question.ids for e in taught.training]
+        inputs = [e.question.source or e.question.ids for e in known_answers.training]
         texts = _cut_out(inputs, site, generator, SHORT) if inputs else _drawn(site, generator)
     return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
@@ -83,7 +83,7 @@ def _written(site: Site, generator: torch.Generator) -> list[str]:
 
 
 def _cut_out(
-    inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator, lengths: Lengths
+    inputs: Sequence[Sequence[int]], site: Site, generator: torch.Generator, lengths: LengthRange
 ) -> list[str]:
     """Cut PREFIXES runs of consecutive tokens out of inputs."""
     least, most = lengths
@@ -135,13 +135,13 @@ class Originals:
 
 @torch.no_grad()
 def copied(
-    originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
+    originals: Originals, prefixes: Prefixes, count: int, context: EditContext, ground: Ground
 ) -> Slots:
     """Return the rows of `count` copies of each prompt that its slots may own, padded: the model as
     it stands answers them, at the slot's place, like the prompt. Runs one pass for each edit."""
     copies = {
         number: _Copies.of(
-            edit, _behind(prefixes.draw(count, around), edit.request.prompt), around.site, ground
+            edit, _behind(prefixes.draw(count, context), edit.request.prompt), context.site, ground
         )
         for number in dict.fromkeys(originals.owner)
         for edit in (originals.edits[number],)
@@ -153,7 +153,7 @@ def copied(
 
 @torch.no_grad()
 def worded(
-    originals: Originals, prefixes: Prefixes, count: int, around: Surroundings, ground: Ground
+    originals: Originals, prefixes: Prefixes, count: int, context: EditContext, ground: Ground
 ) -> Slots:
     """Return the rows of `count` copies of each prompt behind whole sentences, and of its other
     wordings, whatever the model answers there, padded. Runs one pass for each edit; a retry draws
@@ -161,12 +161,12 @@ def worded(
     copies = {}
     for number in dict.fromkeys(originals.owner):
         edit = originals.edits[number]
-        seed = int(edit.id[:SEED_DIGITS], 16) ^ around.seed
+        seed = int(edit.id[:SEED_DIGITS], 16) ^ context.seed
         drawn = prefixes.draw(
-            count, replace(around, generator=torch.Generator().manual_seed(seed)), SENTENCES
+            count, replace(context, generator=torch.Generator().manual_seed(seed)), SENTENCES
         )
         behind = _behind(drawn, edit.request.prompt)
-        copies[number] = _Copies.of(edit, [*behind, *edit.wordings], around.site, ground)
+        copies[number] = _Copies.of(edit, [*behind, *edit.wordings], context.site, ground)
     slots = zip(originals.owner, originals.place, strict=True)
     return _padded([copies[number].at(place) for number, place in slots])
 

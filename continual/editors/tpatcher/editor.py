@@ -18,10 +18,10 @@ from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.copies import Originals, Prefixes, copied, worded
 from continual.editors.tpatcher.elsewhere import Elsewhere, ProtectedTokens
 from continual.editors.tpatcher.grounds import Ground, LastFfn
-from continual.editors.tpatcher.plans import Plan, planned
+from continual.editors.tpatcher.plans import NeuronPlan, planned
 from continual.editors.tpatcher.training import (
     Highest,
-    Neurons,
+    NeuronParameters,
     Slots,
     at_the_weakest,
     closed_form,
@@ -31,12 +31,12 @@ from continual.editors.tpatcher.training import (
     train_all,
     widened,
 )
-from continual.editors.tpatcher.whitening import Whitening
+from continual.editors.tpatcher.whitening import QueryWhitening
 from continual.errors import EditError
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
-from continual.proposals import Edit, Proposal, Surroundings
-from continual.queries.memory import QueryMemory
+from continual.proposals import Edit, EditContext, Proposal
+from continual.queries.memory import ProtectedQueries
 from continual.site.rows import Rows
 
 __all__ = ["TPatcher", "total_loss"]
@@ -62,35 +62,35 @@ class TPatcher:
         self._protected: ProtectedTokens | None = None  # where neurons stand elsewhere
         self._worded: tuple[tuple[str, ...], Slots] | None = None  # the latest
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. A retry learns from the prompt alone; the last one uses the paper's
         own training if the closed form does not separate. Edits whose neurons ask for their subject
         are made one by one, each against the memory that names it; where rows do not give the
         logits, neurons ask for none."""
-        if not (self.config.asks_subject and around.naming and around.site.has_rows):
-            return self._propose(edits, around)
+        if not (self.config.asks_subject and context.naming and context.site.has_rows):
+            return self._propose(edits, context)
         asking = [edit for edit in edits if edit.request.named_subject]
         others = [edit for edit in edits if not edit.request.named_subject]
-        proposals = [self._propose(others, around)] if others else []
+        proposals = [self._propose(others, context)] if others else []
         for edit in asking:
-            assert around.naming is not None
-            own = replace(around, memory=around.naming(edit))
+            assert context.naming is not None
+            own = replace(context, memory=context.naming(edit))
             proposals.append(self._propose([edit], own, edit.request.named_subject))
         return _joined(proposals)
 
-    def _propose(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Proposal:
+    def _propose(self, edits: Sequence[Edit], context: EditContext, subject: str = "") -> Proposal:
         """Make neurons for these edits; with a `subject` the neurons ask for it."""
-        if around.attempt:
+        if context.attempt:
             edits = [edit.alone() for edit in edits]
-        ground = self._ground(edits, around, subject)
-        config = self._budget(around, ground)
+        ground = self._ground(edits, context, subject)
+        config = self._budget(context, ground)
         edits = ground.edits
         rows = Rows.join(part for edit in edits for part in edit.rows)
         plan, failed = planned(edits, rows, ground.survey(rows, config.candidates), config)
         if plan.own:
-            copies = self._copies(plan, ground, around, config)
+            copies = self._copies(plan, ground, context, config)
             with ground.minded():
-                apart = self._separate(plan, copies, ground, around, config)
+                apart = self._separate(plan, copies, ground, context, config)
             plan, neurons, lost = _whole(*apart)
             failed |= {edits[number].id: _NOT_SEPARATE for number in lost}
         if plan.own:
@@ -104,25 +104,25 @@ class TPatcher:
         notes = {identity: {"neurons": count} for identity, count in Counter(owners).items()}
         return Proposal(patch, failed, notes)
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """Object to a patch over its norm budget: `norm_max` times the mean norm of the edits'
         residual sums, with the neurons that are on; each retry doubles it."""
-        hidden = self._ground(edits, around).hidden()
+        hidden = self._ground(edits, context).hidden()
         asks = isinstance(patch, NeuronPatch) and any(patch.subjects)
         norm_max = self.config.asking().norm_max if asks else self.config.norm_max
-        budget = norm_max * 2.0**around.attempt * float(hidden.norm(dim=1).mean())
+        budget = norm_max * 2.0**context.attempt * float(hidden.norm(dim=1).mean())
         if patch.norm() <= budget:
             return None
         return f"its patch has norm {patch.norm():.3g}, over the budget of {budget:.3g}"
 
-    def _ground(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> Ground:
+    def _ground(self, edits: Sequence[Edit], context: EditContext, subject: str = "") -> Ground:
         """Return the ground for the neurons of these edits: the last FFN, unless `config` says
         otherwise. Raises EditError for a place that the model does not have, and for `asks_subject`
         elsewhere."""
-        place = self.config.place(around.site.place)
-        is_last = place == around.site.place
-        if is_last and around.site.has_rows:
-            return LastFfn(edits, around, subject)
+        place = self.config.place(context.site.place)
+        is_last = place == context.site.place
+        if is_last and context.site.has_rows:
+            return LastFfn(edits, context, subject)
         if self.config.asks_subject and not is_last:
             raise EditError(
                 f"[{self.config.table}] asks_subject = true holds at the last place alone, and the "
@@ -130,16 +130,16 @@ class TPatcher:
                 "key, value_block and value."
             )
         if self._protected is None or self._protected.place != place:
-            self._protected = ProtectedTokens(around.site, place)
-        return Elsewhere(edits, around, self._protected)
+            self._protected = ProtectedTokens(context.site, place)
+        return Elsewhere(edits, context, self._protected)
 
-    def _budget(self, around: Surroundings, ground: Ground) -> TPatcherConfig:
+    def _budget(self, context: EditContext, ground: Ground) -> TPatcherConfig:
         """Return the settings of this attempt. Each retry may take more neurons and steps, and
         gives up more generality; a retry of an edit that changed too much is only narrower."""
-        crowd = around.site.edited.gates(ground.place).size
+        crowd = context.site.edited.gates(ground.place).size
         config = self.config.asking() if ground.subject else self.config.among(crowd)
-        attempt, config = around.attempt, config.narrower(around.narrow)
-        if attempt == 0 or around.narrow:
+        attempt, config = context.attempt, config.narrower(context.narrow)
+        if attempt == 0 or context.narrow:
             return config
         return replace(
             config,
@@ -154,7 +154,7 @@ class TPatcher:
         )
 
     def _copies(
-        self, plan: Plan, ground: Ground, around: Surroundings, config: TPatcherConfig
+        self, plan: NeuronPlan, ground: Ground, context: EditContext, config: TPatcherConfig
     ) -> Slots | None:
         """Return further own rows of the slots, for their keys alone; None if the settings ask for
         none."""
@@ -164,21 +164,21 @@ class TPatcher:
         answers = ground.answers(plan)
         originals = Originals(edits, plan.owner, plan.places(edits), answers)
         if not config.whitening:
-            return copied(originals, self._prefixes, config.copies, around, ground)
-        key = (around.site.edited.fingerprint, *(edit.id for edit in edits))
+            return copied(originals, self._prefixes, config.copies, context, ground)
+        key = (context.site.edited.fingerprint, *(edit.id for edit in edits))
         if self._worded is None or self._worded[0] != key:  # a narrower retry asks for the same
-            made = worded(originals, self._prefixes, config.copies, around, ground)
+            made = worded(originals, self._prefixes, config.copies, context, ground)
             self._worded = key, made
         return self._worded[1]
 
     def _separate(
         self,
-        plan: Plan,
+        plan: NeuronPlan,
         copies: Slots | None,
         ground: Ground,
-        around: Surroundings,
+        context: EditContext,
         config: TPatcherConfig,
-    ) -> tuple[Plan, Neurons, Tensor]:
+    ) -> tuple[NeuronPlan, NeuronParameters, Tensor]:
         """Return the plan, keys and biases, and a mask [n] of the neurons that separate their own
         rows from all others."""
         silent = _Silent(plan, ground.memory)
@@ -187,9 +187,9 @@ class TPatcher:
         else:
             neurons, separate, reached = _separated_with(copies, plan.slots, silent, config)
             plan = replace(plan, reached=reached)
-        is_last = around.attempt == self.attempts - 1 and ground.retrains
+        is_last = context.attempt == self.attempts - 1 and ground.retrains
         if is_last and not bool(separate.all()):
-            return plan, *_retrain(plan.slots, around, config, silent.highest)
+            return plan, *_retrain(plan.slots, context, config, silent.highest)
         return plan, neurons, separate
 
 
@@ -197,7 +197,9 @@ _NOT_SEPARATE = "its query cannot be told from one that has to keep its answer"
 _NOT_ARRIVED = "its values did not arrive in {} steps"
 
 
-def _whole(plan: Plan, neurons: Neurons, done: Tensor) -> tuple[Plan, Neurons, set[int]]:
+def _whole(
+    plan: NeuronPlan, neurons: NeuronParameters, done: Tensor
+) -> tuple[NeuronPlan, NeuronParameters, set[int]]:
     """Keep the edits whose neurons [n] are all done, and return the numbers of the others: an edit
     has all of its neurons, or none."""
     lost = {plan.owner[slot] for slot in (~done).nonzero().flatten().tolist()}
@@ -215,8 +217,8 @@ def _whole(plan: Plan, neurons: Neurons, done: Tensor) -> tuple[Plan, Neurons, s
 class _Silent:
     """The rows on which a batch's neurons must be silent: the memory, and each other's rows."""
 
-    plan: Plan
-    memory: QueryMemory
+    plan: NeuronPlan
+    memory: ProtectedQueries
 
     def highest(self, keys: Tensor) -> Tensor:
         """Return the highest score of each slot's key [slots, d] → [slots]."""
@@ -231,7 +233,9 @@ class _Silent:
         return rows[(rows @ key).argmax()] if len(rows) else torch.zeros_like(key)
 
 
-def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+def _separated(
+    slots: Slots, silent: _Silent, config: TPatcherConfig
+) -> tuple[NeuronParameters, Tensor]:
     """Make neurons in the closed form. If it does not separate a neuron with one own row, that
     neuron gets the widest margin; a plane around several rows would take in too much else."""
     neurons, separate = _closed(slots, silent, config)
@@ -241,7 +245,7 @@ def _separated(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[N
 
 def _separated_with(
     copies: Slots, slots: Slots, silent: _Silent, config: TPatcherConfig
-) -> tuple[Neurons, Tensor, Tensor]:
+) -> tuple[NeuronParameters, Tensor, Tensor]:
     """Make neurons with copies among the own rows, if a plane separates them from the memory; its
     margin keeps other text out. With whitening all keys have the widest margin. Returns also the
     separate ones [slots], and the queries [slots, r, d] at which values must be enough.
@@ -260,7 +264,9 @@ def _separated_with(
     return alone.but(neurons, separate), separate | are_separate, reached
 
 
-def _closed(slots: Slots, silent: _Silent, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+def _closed(
+    slots: Slots, silent: _Silent, config: TPatcherConfig
+) -> tuple[NeuronParameters, Tensor]:
     centre = silent.memory.mean() if config.centred else torch.zeros_like(slots.query[0, 0])
     return closed_form(slots, centre, silent.highest, config)
 
@@ -269,9 +275,9 @@ def _widened(
     slots: Slots,
     silent: _Silent,
     config: TPatcherConfig,
-    start: tuple[Neurons, Tensor],
+    start: tuple[NeuronParameters, Tensor],
     wanted: Tensor,
-) -> tuple[Neurons, Tensor]:
+) -> tuple[NeuronParameters, Tensor]:
     """Give the slots `wanted` [n] the widest margin; return the neurons and a mask [n] of the
     separate ones."""
     neurons, separate = start
@@ -280,7 +286,7 @@ def _widened(
     supports = [partial(silent.highest_row, slot) for slot in range(len(slots))]
     whitening = None
     if config.whitening:
-        whitening = Whitening.of(silent.memory.training, config.whitening)
+        whitening = QueryWhitening.of(silent.memory.training, config.whitening)
     wide, is_wide = widened(
         slots, neurons.keys, wanted, supports, silent.highest, config, whitening
     )
@@ -288,13 +294,13 @@ def _widened(
 
 
 def _retrain(
-    slots: Slots, around: Surroundings, config: TPatcherConfig, highest: Highest
-) -> tuple[Neurons, Tensor]:
+    slots: Slots, context: EditContext, config: TPatcherConfig, highest: Highest
+) -> tuple[NeuronParameters, Tensor]:
     """Run the paper's training for all slots of a batch, some of which do not separate."""
     keys = slots.query[:, 0] / slots.query[:, 0].square().sum(1, keepdim=True)
-    start = Neurons(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
-    memory = around.memory.all()
-    trained = train_all(slots, start, memory, whole(around.site), config)
+    start = NeuronParameters(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
+    memory = context.memory.all()
+    trained = train_all(slots, start, memory, whole(context.site), config)
     own = scores(slots.query, trained.keys)
     least = config.separation * own[:, 0].abs()
     return sealed(slots, trained.keys, own, highest(trained.keys), least, config)

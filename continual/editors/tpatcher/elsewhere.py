@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from continual import hooks
-from continual.editors.tpatcher.competing import Survey
+from continual.editors.tpatcher.competing import CompetingTokens
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.losses import edit_loss
-from continual.editors.tpatcher.plans import Plan
-from continual.editors.tpatcher.training import Neurons, train_values
+from continual.editors.tpatcher.plans import NeuronPlan
+from continual.editors.tpatcher.training import NeuronParameters, train_values
 from continual.effects.places import GatePlace
 from continual.passes.partial import logits_of
 from continual.patches.neuron import NeuronPatch, neurons_at
-from continual.proposals import Edit, Surroundings, Taught
-from continual.queries.memory import QueryMemory
+from continual.proposals import Edit, EditContext, KnownAnswers
+from continual.queries.memory import ProtectedQueries
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.site.tokens import token_queries
@@ -36,7 +36,7 @@ from continual.task_model import PASS_TOKENS_MAX, answer_logits
 from continual.tasks import Encoding, Question
 from continual.verdicts import verdict_of
 
-Asked = tuple[Encoding, int]
+AnswerPosition = tuple[Encoding, int]
 """A row: a text, and the number of the answer position."""
 
 
@@ -48,24 +48,24 @@ class ProtectedTokens:
 
     def __init__(self, site: Site, place: GatePlace) -> None:
         self._site, self.place = site, place
-        self._taught: tuple[tuple[Encoding, ...], tuple[tuple[int, ...], ...]] | None = None
+        self._known_answers: tuple[tuple[Encoding, ...], tuple[tuple[int, ...], ...]] | None = None
         self._edits: dict[str, tuple[Encoding, Tensor]] = {}  # queries by owner
-        self._memory = QueryMemory(torch.empty(0, site.edited.anatomy.width))
+        self._memory = ProtectedQueries(torch.empty(0, site.edited.anatomy.width))
         self._firsts: list[int] = []  # the first row of each training probe
 
-    def memory(self, taught: Taught) -> QueryMemory:
-        """Return the memory of all texts and edits in `taught`, brought up to date."""
-        known = taught.training, taught.general
-        if self._taught != known or not self._continues(taught.edits):
-            self._read(taught)
-            self._taught = known
-        for number in taught.contradicted:
-            length = len(taught.training[number].ids)
+    def memory(self, known_answers: KnownAnswers) -> ProtectedQueries:
+        """Return the memory of all texts and edits in `known_answers`, brought up to date."""
+        known = known_answers.training, known_answers.general
+        if self._known_answers != known or not self._continues(known_answers.edits):
+            self._read(known_answers)
+            self._known_answers = known
+        for number in known_answers.contradicted:
+            length = len(known_answers.training[number].ids)
             self._memory.contradict(range(self._firsts[number], self._firsts[number] + length))
-        for owner in [owner for owner in self._memory.owners if owner not in taught.edits]:
+        for owner in [owner for owner in self._memory.owners if owner not in known_answers.edits]:
             self._memory.forget(owner)
-        for owner in [owner for owner in taught.edits if owner not in self._memory.owners]:
-            self._memory.remember(owner, self._of_edit(owner, taught.edits[owner]))
+        for owner in [owner for owner in known_answers.edits if owner not in self._memory.owners]:
+            self._memory.remember(owner, self._of_edit(owner, known_answers.edits[owner]))
         return self._memory
 
     def _continues(self, edits: Mapping[str, Encoding]) -> bool:
@@ -73,15 +73,15 @@ class ProtectedTokens:
         kept = [owner for owner in self._memory.owners if owner in edits]
         return kept == list(edits)[: len(kept)]
 
-    def _read(self, taught: Taught) -> None:
-        general = [Encoding(Question(ids), (), ()) for ids in taught.general]
-        every = [*taught.training, *general]
+    def _read(self, known_answers: KnownAnswers) -> None:
+        general = [Encoding(Question(ids), (), ()) for ids in known_answers.general]
+        every = [*known_answers.training, *general]
         sizes = [len(encoding.ids) for encoding in every]
         self._firsts = list(accumulate(sizes, initial=0))
         width = self._site.edited.anatomy.width
         empty = torch.empty(0, width, device=self._site.edited.device)
         parts = self.queries(every) if every else []
-        self._memory = QueryMemory(torch.cat([empty, *parts]))
+        self._memory = ProtectedQueries(torch.cat([empty, *parts]))
 
     def _of_edit(self, owner: str, encoding: Encoding) -> Tensor:
         known = self._edits.get(owner)
@@ -109,17 +109,17 @@ class Elsewhere:
     retrains = False
 
     def __init__(
-        self, edits: Sequence[Edit], around: Surroundings, protected: ProtectedTokens
+        self, edits: Sequence[Edit], context: EditContext, protected: ProtectedTokens
     ) -> None:
-        self._site, self._protected = around.site, protected
-        self._asked: list[Asked] = [
+        self._site, self._protected = context.site, protected
+        self._asked: list[AnswerPosition] = [
             (encoding, position)
             for edit in edits
             for encoding in edit.encodings
             for position in range(len(encoding.targets))
         ]
         self.edits = [self._standing_here(edit) for edit in edits]
-        self.memory = protected.memory(around.taught())
+        self.memory = protected.memory(context.known_answers())
         self._near = protected.near(edits)
 
     @property
@@ -158,12 +158,12 @@ class Elsewhere:
         states = [s.reshape(-1, s.shape[-1])[places].float() for s in (queries[0], calls[0].hidden)]
         return Rows(states[0], states[1], targets, self._site.texts(own)), found
 
-    def survey(self, rows: Rows, count: int) -> Survey:
+    def survey(self, rows: Rows, count: int) -> CompetingTokens:
         """See `Ground.survey`: by a pass of the model; all logits compete."""
         _, logits = self._read([encoding for edit in self.edits for encoding in edit.encodings])
-        return Survey(rows.hidden, verdict_of(logits, rows.targets, self._site.tie), None)
+        return CompetingTokens(rows.hidden, verdict_of(logits, rows.targets, self._site.tie), None)
 
-    def answers(self, plan: Plan) -> Tensor:
+    def answers(self, plan: NeuronPlan) -> Tensor:
         """See `Ground.answers`."""
         own = [self._asked[rows[0]] for rows in plan.own]
         _, logits = self._read([encoding for encoding, _ in own])
@@ -176,9 +176,11 @@ class Elsewhere:
         rows, logits = self._read(encodings)
         return rows, logits.argmax(-1)
 
-    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+    def train(
+        self, plan: NeuronPlan, neurons: NeuronParameters, config: TPatcherConfig
+    ) -> tuple[NeuronParameters, Tensor]:
         """See `Ground.train`: slot by slot, each with the earlier neurons on the model."""
-        trained: list[Neurons] = []
+        trained: list[NeuronParameters] = []
         edited = self._site.edited
         depth = edited.depth
         try:
@@ -189,19 +191,23 @@ class Elsewhere:
         finally:
             edited.take_off(depth)
         values = torch.cat([one.values for one in trained])
-        return Neurons(neurons.keys, neurons.bias, values), done
+        return NeuronParameters(neurons.keys, neurons.bias, values), done
 
-    def _trained(self, plan: Plan, neurons: Neurons, slot: int, config: TPatcherConfig) -> Neurons:
+    def _trained(
+        self, plan: NeuronPlan, neurons: NeuronParameters, slot: int, config: TPatcherConfig
+    ) -> NeuronParameters:
         """Train the value of one slot's neuron."""
         only = torch.tensor([slot])
         slots, neuron = plan.value_slots[only], neurons[only]
         asked = [self._asked[row] for row in plan.own[slot]]
         asked += asked[:1] * (slots.real.shape[1] - len(asked))
-        way = _Way(self._site, self.place, asked, slots.hidden[0], self._openings(asked, neuron))
+        way = _SlotPass(
+            self._site, self.place, asked, slots.hidden[0], self._openings(asked, neuron)
+        )
         found, _ = train_values(slots, neuron, way, config)
         return found
 
-    def _openings(self, asked: Sequence[Asked], neuron: Neurons) -> list[Tensor]:
+    def _openings(self, asked: Sequence[AnswerPosition], neuron: NeuronParameters) -> list[Tensor]:
         """Return, for each row's text, the neuron's activation [T] on each token as a share of its
         activation on the row's own token."""
         texts = [encoding for encoding, _ in asked]
@@ -215,7 +221,7 @@ class Elsewhere:
             shares[-1][token] = 1.0
         return shares
 
-    def _tried(self, plan: Plan) -> Tensor:
+    def _tried(self, plan: NeuronPlan) -> Tensor:
         """Return a mask [slots]: all own rows of the slot are right on the model as it stands."""
         encodings = [encoding for edit in self.edits for encoding in edit.encodings]
         _, logits = self._read(encodings)
@@ -223,20 +229,20 @@ class Elsewhere:
         arrived = [all(right[row] for row in rows) for rows in plan.own]
         return torch.tensor(arrived, device=logits.device)
 
-    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+    def patch(self, neurons: NeuronParameters, owners: tuple[str, ...]) -> NeuronPatch:
         """See `Ground.patch`."""
         return neurons_at(self.place, neurons.keys, neurons.bias, neurons.values, owners)
 
 
 @dataclass(frozen=True)
-class _Way:
+class _SlotPass:
     """The way from the states on which one slot's values land, [.., 1, r, d], to the logits of its
     rows. It is the model's own pass; the difference to the states `before` lands on every token
     where the neuron opens."""
 
     site: Site
     place: GatePlace
-    asked: Sequence[Asked]  # [r]
+    asked: Sequence[AnswerPosition]  # [r]
     before: Tensor  # [r, d] the states without a value
     openings: Sequence[Tensor]  # [r] of [T]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from continual.grids import Axis, Grid, Settings
+from continual.grids import Grid, GridAxis, TriedSettings
 from continual.site import Site
 
-GATES: tuple[Settings, ...] = (
+GATES: tuple[TriedSettings, ...] = (
     {},
     {"subject_margin": 0.2},
     {"subject_margin": 0.5},
@@ -19,5 +19,5 @@ def grid(site: Site) -> Grid:
     """Return the grid of the gates, which tries one request after another, as they are applied. At
     half a billion parameters an edit takes half a minute on one core, and the defaults were chosen
     there: so it runs only when asked for."""
-    gate = Axis("gate", ("subject_margin", "subject_copies"), lambda _: GATES)
+    gate = GridAxis("gate", ("subject_margin", "subject_copies"), lambda _: GATES)
     return Grid((gate,), together=False, attempts=2, by_itself=False)

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from continual.editors.tpatcher.competing import (
     VOCABULARY_MIN,
-    Survey,
+    CompetingTokens,
     competing,
     survey,
     whole,
 )
 from continual.editors.tpatcher.config import TPatcherConfig
-from continual.editors.tpatcher.plans import Plan
-from continual.editors.tpatcher.training import Neurons, train_values
+from continual.editors.tpatcher.plans import NeuronPlan
+from continual.editors.tpatcher.training import NeuronParameters, train_values
 from continual.effects.places import GatePlace
 from continual.patches.neuron import NeuronPatch, neurons_at
-from continual.proposals import Edit, Surroundings
-from continual.queries.memory import QueryMemory
+from continual.proposals import Edit, EditContext
+from continual.queries.memory import ProtectedQueries
 from continual.site import LOGITS_MAX, Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding
@@ -50,7 +50,7 @@ class Ground(Protocol):
         """The edits, with their rows at this place: keys read `query`, values land on `hidden`."""
 
     @property
-    def memory(self) -> QueryMemory:
+    def memory(self) -> ProtectedQueries:
         """The queries on which the neurons stay silent."""
 
     def minded(self) -> AbstractContextManager[None]:
@@ -60,21 +60,23 @@ class Ground(Protocol):
         """Return the states [n, d] on which values land, of all rows, with the neurons that are
         on."""
 
-    def survey(self, rows: Rows, count: int) -> Survey:
+    def survey(self, rows: Rows, count: int) -> CompetingTokens:
         """Return the answers of the edits' rows before the edit; see `competing.survey`."""
 
-    def answers(self, plan: Plan) -> Tensor:
+    def answers(self, plan: NeuronPlan) -> Tensor:
         """Return [slots] the token that the model gives at each slot's first row."""
 
     def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
         """Return the rows of other texts, `hidden` with the neurons that are on, and the tokens [n]
         that the model gives there."""
 
-    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+    def train(
+        self, plan: NeuronPlan, neurons: NeuronParameters, config: TPatcherConfig
+    ) -> tuple[NeuronParameters, Tensor]:
         """Return the neurons with their values, and a mask [slots] of those whose own rows are
         right with them."""
 
-    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+    def patch(self, neurons: NeuronParameters, owners: tuple[str, ...]) -> NeuronPatch:
         """Return the patch that puts the neurons on here."""
 
 
@@ -83,9 +85,9 @@ class LastFfn:
 
     retrains = True
 
-    def __init__(self, edits: Sequence[Edit], around: Surroundings, subject: str = "") -> None:
-        self.edits, self.memory, self.subject = edits, around.memory, subject
-        self._site = around.site
+    def __init__(self, edits: Sequence[Edit], context: EditContext, subject: str = "") -> None:
+        self.edits, self.memory, self.subject = edits, context.memory, subject
+        self._site = context.site
 
     @property
     def place(self) -> GatePlace:
@@ -100,11 +102,11 @@ class LastFfn:
         """See `Ground.hidden`."""
         return self._site.patched(Rows.join(rows for edit in self.edits for rows in edit.rows))
 
-    def survey(self, rows: Rows, count: int) -> Survey:
+    def survey(self, rows: Rows, count: int) -> CompetingTokens:
         """See `Ground.survey`."""
         return survey(self._site, rows, count if self._site.choices >= VOCABULARY_MIN else 0)
 
-    def answers(self, plan: Plan) -> Tensor:
+    def answers(self, plan: NeuronPlan) -> Tensor:
         """See `Ground.answers`."""
         return answers_of(self._site, plan.before.hidden[[own[0] for own in plan.own]])
 
@@ -114,7 +116,9 @@ class LastFfn:
         rows = Rows(rows.query, self._site.patched(rows), rows.targets, rows.texts)
         return rows, answers_of(self._site, rows.hidden)
 
-    def train(self, plan: Plan, neurons: Neurons, config: TPatcherConfig) -> tuple[Neurons, Tensor]:
+    def train(
+        self, plan: NeuronPlan, neurons: NeuronParameters, config: TPatcherConfig
+    ) -> tuple[NeuronParameters, Tensor]:
         """See `Ground.train`: all slots side by side, on few logits where these are enough."""
         slots, rivals = plan.value_slots, plan.rivals()
         done = torch.zeros_like(neurons.bias, dtype=torch.bool)
@@ -130,7 +134,7 @@ class LastFfn:
         return neurons, done
 
     @torch.no_grad()
-    def _tried(self, plan: Plan, neurons: Neurons) -> Tensor:
+    def _tried(self, plan: NeuronPlan, neurons: NeuronParameters) -> Tensor:
         """Return a mask [n]: with all neurons on, all own rows of the neuron are right."""
         on = self.patch(neurons, ())
         hidden = self._site.patched_with(plan.rows, on)  # the proof will ask for the same
@@ -138,7 +142,7 @@ class LastFfn:
         arrived = [all(right[row] for row in rows) for rows in plan.own]
         return torch.tensor(arrived, device=hidden.device)
 
-    def patch(self, neurons: Neurons, owners: tuple[str, ...]) -> NeuronPatch:
+    def patch(self, neurons: NeuronParameters, owners: tuple[str, ...]) -> NeuronPatch:
         """See `Ground.patch`."""
         subjects = (self.subject,) * len(neurons.bias) if self.subject else ()
         patch = neurons_at(self.place, neurons.keys, neurons.bias, neurons.values, owners)

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from continual.editors.tpatcher.competing import Survey
+from continual.editors.tpatcher.competing import CompetingTokens
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.training import Slots
 from continual.proposals import Edit
@@ -25,11 +25,11 @@ TOO_MANY = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class NeuronPlan:
     """The rows of a batch, and the owned rows of each neuron."""
 
     rows: Rows  # every answer row of every edit
-    before: Survey  # of the rows
+    before: CompetingTokens  # of the rows
     own: tuple[tuple[int, ...], ...]  # rows of each slot
     owner: tuple[int, ...]  # the edit of each slot
     reached: Tensor | None = None  # [slots, r, d] queries to train values at, unless the own ones
@@ -50,7 +50,7 @@ class Plan:
             self.rows.query[index], hidden[index], self.rows.targets[index], real.to(hidden.device)
         )
 
-    def chosen(self, slots: Sequence[int]) -> Plan:
+    def chosen(self, slots: Sequence[int]) -> NeuronPlan:
         """Return a plan with these slots alone; the rows of all edits stay."""
         own = tuple(self.own[slot] for slot in slots)
         owner = tuple(self.owner[slot] for slot in slots)
@@ -78,8 +78,8 @@ class Plan:
 
 
 def planned(
-    edits: Sequence[Edit], rows: Rows, before: Survey, config: TPatcherConfig
-) -> tuple[Plan, dict[str, str]]:
+    edits: Sequence[Edit], rows: Rows, before: CompetingTokens, config: TPatcherConfig
+) -> tuple[NeuronPlan, dict[str, str]]:
     """Plan one slot for every answer position at which the prompt or a rephrase is wrong, from the
     rows of all edits and their answers `before`; return also the reasons why some edits have
     none."""
@@ -100,7 +100,7 @@ def planned(
             continue
         own += slots
         owner += [number] * len(slots)
-    return Plan(rows, before, tuple(own), tuple(owner)), failed
+    return NeuronPlan(rows, before, tuple(own), tuple(owner)), failed
 
 
 def _wrong_positions(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from continual.editors.tpatcher.whitening import Whitening
+from continual.editors.tpatcher.whitening import QueryWhitening
 
 Supports = Callable[[Tensor], Tensor]  # key [d] → the row [d] of memory that it scores highest
 
@@ -24,7 +24,7 @@ _NONE = 1e-12  # a share of the point that counts as zero
 
 
 def widest_key(
-    own: Tensor, start: Tensor, supports: Supports, whitening: Whitening | None = None
+    own: Tensor, start: Tensor, supports: Supports, whitening: QueryWhitening | None = None
 ) -> Tensor:
     """Return [d] the shortest line from the memory's hull to the hull of the own queries [r, d].
 
@@ -54,7 +54,7 @@ def widest_key(
     return corral.point.to(start)
 
 
-def _whitened(supports: Supports, whitening: Whitening, like: Tensor) -> Supports:
+def _whitened(supports: Supports, whitening: QueryWhitening, like: Tensor) -> Supports:
     """Return the supports in whitened coordinates; they read keys in the dtype of `like`."""
 
     def there(key: Tensor) -> Tensor:

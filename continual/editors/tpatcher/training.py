@@ -22,7 +22,7 @@ from continual.editors.tpatcher.losses import (
     memory_losses,
 )
 from continual.editors.tpatcher.separating import Supports, widest_key
-from continual.editors.tpatcher.whitening import Whitening
+from continual.editors.tpatcher.whitening import QueryWhitening
 
 ROOM_MIN = 2.0**-10
 FEW = 8  # neurons: a step of so many costs as much as one of half of them
@@ -68,7 +68,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Neurons:
+class NeuronParameters:
     """n neurons, before they become a patch."""
 
     keys: Tensor  # [n, d]
@@ -79,13 +79,13 @@ class Neurons:
         """Return relu(q·k + b) of each neuron on its own rows [n, r, d] → [n, r]."""
         return torch.relu(scores(query, self.keys) + self.bias[:, None])
 
-    def __getitem__(self, index: Tensor) -> Neurons:
-        return Neurons(self.keys[index], self.bias[index], self.values[index])
+    def __getitem__(self, index: Tensor) -> NeuronParameters:
+        return NeuronParameters(self.keys[index], self.bias[index], self.values[index])
 
-    def but(self, others: Neurons, where: Tensor) -> Neurons:
+    def but(self, others: NeuronParameters, where: Tensor) -> NeuronParameters:
         """Return these neurons, with the others at the places `where` [n]."""
         each = where[:, None]
-        return Neurons(
+        return NeuronParameters(
             torch.where(each, others.keys, self.keys),
             torch.where(where, others.bias, self.bias),
             torch.where(each, others.values, self.values),
@@ -98,7 +98,7 @@ def scores(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def total_loss(
-    slots: Slots, neurons: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
+    slots: Slots, neurons: NeuronParameters, memory: Tensor, logits: Logits, config: TPatcherConfig
 ) -> Tensor:
     """Return l_e + alpha·l_a + m·(l_m1 + l_m2) of each neuron, [n]; memory [m, d]."""
     own = scores(slots.query, neurons.keys)
@@ -112,7 +112,7 @@ def total_loss(
     )
 
 
-def _mean_edit_loss(slots: Slots, neurons: Neurons, logits: Logits) -> Tensor:
+def _mean_edit_loss(slots: Slots, neurons: NeuronParameters, logits: Logits) -> Tensor:
     activations = neurons.activations(slots.query)
     patched = slots.hidden + activations.unsqueeze(-1) * neurons.values.unsqueeze(1)
     losses = edit_loss(logits(patched), slots.targets) * slots.real
@@ -127,7 +127,7 @@ def closed_form(
     centre: Tensor,
     highest: Highest,
     config: TPatcherConfig,
-) -> tuple[Neurons, Tensor]:
+) -> tuple[NeuronParameters, Tensor]:
     """Make neurons with v = 0; return them, and a mask [n] of those that separate their rows from
     memory.
 
@@ -149,8 +149,8 @@ def widened(
     supports: Sequence[Supports],
     highest: Highest,
     config: TPatcherConfig,
-    whitening: Whitening | None = None,
-) -> tuple[Neurons, Tensor]:
+    whitening: QueryWhitening | None = None,
+) -> tuple[NeuronParameters, Tensor]:
     """Make neurons with the keys of the largest margin to memory for the slots `wanted` [n]; return
     them, and a mask [n] of those that separate.
 
@@ -175,7 +175,7 @@ def sealed(
     highest: Tensor,
     least: Tensor,
     config: TPatcherConfig,
-) -> tuple[Neurons, Tensor]:
+) -> tuple[NeuronParameters, Tensor]:
     """Set bias and scale for given keys: silent on memory, 1 on the edit's query; see `config`.
 
     Returns the neurons, and a mask [n] of those that separate: they score each own row, `own`
@@ -186,26 +186,28 @@ def sealed(
     separate = lowest - highest > least
     threshold = highest + config.margin * (lowest - highest)
     scale = 1.0 / torch.where(separate, own[:, 0] - threshold, torch.ones_like(threshold))
-    neurons = Neurons(keys * scale[:, None], -threshold * scale, torch.zeros_like(keys))
+    neurons = NeuronParameters(keys * scale[:, None], -threshold * scale, torch.zeros_like(keys))
     return neurons, separate
 
 
-def at_the_weakest(neurons: Neurons, slots: Slots) -> tuple[Neurons, Tensor]:
+def at_the_weakest(neurons: NeuronParameters, slots: Slots) -> tuple[NeuronParameters, Tensor]:
     """Scale the neurons to 1 on their weakest own row, where they fire least; return them with
     these rows' queries [n, d]. Silent neurons stay as they are."""
     activations = neurons.activations(slots.query).masked_fill(~slots.real, torch.inf)
     least, place = activations.min(1)
     scale = 1.0 / torch.where(least > 0, least, torch.ones_like(least))
     weakest = slots.query[torch.arange(len(place), device=place.device), place]
-    return Neurons(neurons.keys * scale[:, None], neurons.bias * scale, neurons.values), weakest
+    return NeuronParameters(
+        neurons.keys * scale[:, None], neurons.bias * scale, neurons.values
+    ), weakest
 
 
 # --- values alone ---------------------------------------------------------------------------------
 
 
 def train_values(
-    slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
-) -> tuple[Neurons, Tensor]:
+    slots: Slots, neurons: NeuronParameters, logits: Descends, config: TPatcherConfig
+) -> tuple[NeuronParameters, Tensor]:
     """Train v by steepest descent, with keys and bias fixed, until l_e of every row is small;
     return the neurons, and a mask [n] of those that have arrived there.
 
@@ -224,7 +226,7 @@ class _Descent:
     """The descent on the values of n neurons."""
 
     def __init__(
-        self, slots: Slots, neurons: Neurons, logits: Descends, config: TPatcherConfig
+        self, slots: Slots, neurons: NeuronParameters, logits: Descends, config: TPatcherConfig
     ) -> None:
         self._slots, self._start, self._logits, self._config = slots, neurons, logits, config
         self._padding = ~slots.real
@@ -236,9 +238,9 @@ class _Descent:
         self.moving = torch.ones_like(neurons.bias, dtype=torch.bool)
         self.arrived = torch.zeros_like(self.moving)
 
-    def neurons(self) -> Neurons:
+    def neurons(self) -> NeuronParameters:
         """Return the neurons as they are now."""
-        return Neurons(self._start.keys, self._start.bias, self._values)
+        return NeuronParameters(self._start.keys, self._start.bias, self._values)
 
     def run(self, steps: int) -> None:
         """Take at most `steps` steps, until all neurons stop; once most have, run the others
@@ -316,8 +318,8 @@ def _lengths(slots: Slots) -> Tensor:
 
 
 def train_all(
-    slots: Slots, start: Neurons, memory: Tensor, logits: Logits, config: TPatcherConfig
-) -> Neurons:
+    slots: Slots, start: NeuronParameters, memory: Tensor, logits: Logits, config: TPatcherConfig
+) -> NeuronParameters:
     """Run the paper's training: Adam on (k, b, v) with all the losses, until the keys separate.
 
     Takes at most `steps_max` steps; the result still has to be sealed.
@@ -336,7 +338,7 @@ class PaperTraining:
     def __init__(
         self,
         slots: Slots,
-        start: Neurons,
+        start: NeuronParameters,
         memory: Tensor,
         logits: Logits,
         config: TPatcherConfig,
@@ -350,16 +352,20 @@ class PaperTraining:
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay
         )
 
-    def neurons(self) -> Neurons:
+    def neurons(self) -> NeuronParameters:
         """Return the neurons as they are now."""
         keys, bias, values = (parameter.detach().clone() for parameter in self._parameters)
-        return Neurons(keys, bias, values)
+        return NeuronParameters(keys, bias, values)
 
     def step(self) -> Tensor:
         """Take one step on the sum of the neurons' losses; return the losses [n] before the
         step."""
         losses = total_loss(
-            self._slots, Neurons(*self._parameters), self._memory, self._logits, self._config
+            self._slots,
+            NeuronParameters(*self._parameters),
+            self._memory,
+            self._logits,
+            self._config,
         )
         self._optimizer.zero_grad()
         losses.sum().backward()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Whitening:
+class QueryWhitening:
     """The map of queries and keys to these coordinates and back; float64, on the CPU."""
 
     root: Tensor  # [d, d] lower triangular: root · rootᵀ is the covariance of queries, and a ridge

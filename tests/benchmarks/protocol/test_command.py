@@ -10,23 +10,23 @@ import pytest
 
 from benchmarks.protocol import __main__ as command
 from benchmarks.protocol import settings
-from benchmarks.protocol.settings import Asked, Setting
-from benchmarks.protocol.splits import Example, Splits
+from benchmarks.protocol.settings import SettingChoices, TaskSetting
+from benchmarks.protocol.splits import AnsweredInput, ExampleSplits
 from tests import tiny_language as language
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SettingChoices]:
     """What a task is asked for, where every task is the tiny language's."""
     model = language.save_decoder(tmp_path / "model", language.trained_decoder())
-    heard: list[Asked] = []
+    heard: list[SettingChoices] = []
 
-    def tiny(asked: Asked) -> Setting:
+    def tiny(asked: SettingChoices) -> TaskSetting:
         heard.append(asked)
-        edits = [Example(language.ask(n), language.capital(n + 1)) for n in range(4)]
-        known = [Example(language.ask(n), language.capital(n)) for n in range(4, 12)]
-        splits = Splits(tuple(known[:4]), (), tuple(edits), tuple(known[4:]))
-        return Setting("fever", asked.architecture, {"name": "causal"}, splits, model)
+        edits = [AnsweredInput(language.ask(n), language.capital(n + 1)) for n in range(4)]
+        known = [AnsweredInput(language.ask(n), language.capital(n)) for n in range(4, 12)]
+        splits = ExampleSplits(tuple(known[:4]), (), tuple(edits), tuple(known[4:]))
+        return TaskSetting("fever", asked.architecture, {"name": "causal"}, splits, model)
 
     for name in settings.TASKS:
         monkeypatch.setitem(settings.TASKS, name, tiny)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_it_leaves_results_a_table_and_curves(
-    asked: list[Asked],
+    asked: list[SettingChoices],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -57,7 +57,7 @@ def test_it_leaves_results_a_table_and_curves(
 
 
 def test_a_model_to_begin_with_is_handed_on(
-    asked: list[Asked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: list[SettingChoices], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = ("--task", "zsre", "--architecture", "t5", "--output", str(tmp_path / "out"))
     assert call(monkeypatch, *given, "--start", "somewhere") == 0
@@ -72,7 +72,7 @@ def test_a_model_to_begin_with_is_handed_on(
     ],
 )
 def test_what_cannot_be_run_is_said_in_a_line(
-    asked: list[Asked],
+    asked: list[SettingChoices],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

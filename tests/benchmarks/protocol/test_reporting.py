@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks.protocol import reporting
-from benchmarks.protocol.runs import Run
-from benchmarks.protocol.settings import Setting
-from benchmarks.protocol.splits import Splits
+from benchmarks.protocol.runs import FoldRun
+from benchmarks.protocol.settings import TaskSetting
+from benchmarks.protocol.splits import ExampleSplits
 
-SETTING = Setting("fever", "bert", {}, Splits((), (), (), ()), Path("model"))
+SETTING = TaskSetting("fever", "bert", {}, ExampleSplits((), (), (), ()), Path("model"))
 
 
 def row(edits: int, rate: float, **more: Any) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def row(edits: int, rate: float, **more: Any) -> dict[str, Any]:
     return {"edits": edits, "met": 2 * edits, **rates, "bytes": 100 * edits, "edit_s": 0.5, **more}
 
 
-def run(fold: int, *rows: dict[str, Any], editor: str = "tpatcher", **settings: Any) -> Run:
-    return Run(fold, editor, False, {}, rows, settings)
+def run(fold: int, *rows: dict[str, Any], editor: str = "tpatcher", **settings: Any) -> FoldRun:
+    return FoldRun(fold, editor, False, {}, rows, settings)
 
 
 RUNS = [run(0, row(1, 1.0), row(2, 0.8)), run(1, row(1, 1.0), row(2, 0.6), row(3, 0.9))]
@@ -56,7 +56,7 @@ def test_a_rate_that_was_not_measured_has_no_mean() -> None:
 
 
 def test_the_initial_models_accuracies_are_told() -> None:
-    runs = [Run(0, "tpatcher", False, {"train": [9, 10], "test": [0, 0]}, (), {})]
+    runs = [FoldRun(0, "tpatcher", False, {"train": [9, 10], "test": [0, 0]}, (), {})]
     assert reporting.initial(runs) == [{"probes": "train", "asked": 10, "right": 0.9}]
 
 

@@ -9,12 +9,12 @@ import pytest
 import transformers as hf
 
 from benchmarks.protocol import networks, training
-from benchmarks.protocol.networks import Shape
-from benchmarks.protocol.training import Recipe, accuracy, digest, trained_model
+from benchmarks.protocol.networks import NetworkShape
+from benchmarks.protocol.training import TrainingRecipe, accuracy, digest, trained_model
 
 PAIRS = [(f"What is the colour of {a} {b}?", f"{a} is {b}") for a in "abcd" for b in ("x", "yz")]
 CLAIMS = [(text, "SUPPORTS" if "x" in text else "REFUTES") for text, _ in PAIRS]
-RECIPE = Recipe(epochs=400, warmup_steps=20, learning_rate=2e-3)
+RECIPE = TrainingRecipe(epochs=400, warmup_steps=20, learning_rate=2e-3)
 LOADERS = {
     "bert": hf.AutoModelForSequenceClassification,
     "bart": hf.AutoModelForSeq2SeqLM,
@@ -25,7 +25,7 @@ LOADERS = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, made in networks.ARCHITECTURES.items():
-        tiny = replace(made, shape=Shape(2, 32, 2, 64, 400))
+        tiny = replace(made, shape=NetworkShape(2, 32, 2, 64, 400))
         monkeypatch.setitem(networks.ARCHITECTURES, name, tiny)
 
 

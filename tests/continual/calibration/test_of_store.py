@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from continual.calibration import Calibrated, Kept
+from continual.calibration import Calibrated, CalibrationCache
 from continual.calibration.choosing import TOLERANCE, score
 from continual.calibration.kept import Purpose
 from continual.calibration.of_store import StoreCalibration
-from continual.calibration.trials import Trials
+from continual.calibration.trials import TrialRunner
 from continual.errors import CeditError
 from continual.history.rehearsing import recompute
 from continual.new_store import NewStore, init
@@ -62,14 +62,14 @@ def test_a_trial_says_what_arrived_as_asking_the_patched_model_does(
     opened: Session, stream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put: list[Patch] = []
-    written = Trials._write
+    written = TrialRunner._write
 
-    def noted(self: Trials, *args: Any) -> Any:
+    def noted(self: TrialRunner, *args: Any) -> Any:
         for patch in written(self, *args):
             put.append(patch)
             yield patch
 
-    monkeypatch.setattr(Trials, "_write", noted)
+    monkeypatch.setattr(TrialRunner, "_write", noted)
     first = next(iter(opened.calibrate(["memit"], stream))).trials[0].evidence
     (patch,) = put
     sample = StoreCalibration.of(opened)._sample(
@@ -77,7 +77,8 @@ def test_a_trial_says_what_arrived_as_asking_the_patched_model_does(
     )
     opened.edited.put([patch])
     asked = [
-        opened.ask(f.candidate.request.prompt, tokens_max=1) == f.candidate.request.target_new
+        opened.ask(f.encoded_request.request.prompt, tokens_max=1)
+        == f.encoded_request.request.target_new
         for f in sample.facts
     ]
     opened.edited.take_off(0)
@@ -93,13 +94,13 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(
     run.close()
     assert len(early.trials) == 3
     tried: list[Any] = []
-    trial = Trials.run
+    trial = TrialRunner.run
 
-    def noted(self: Trials, settings: Any) -> Any:
+    def noted(self: TrialRunner, settings: Any) -> Any:
         tried.append(dict(settings))
         return trial(self, settings)
 
-    monkeypatch.setattr(Trials, "run", noted)
+    monkeypatch.setattr(TrialRunner, "run", noted)
     last = finished(opened, stream)
     assert last.trials[:3] == early.trials
     assert not [t for t in early.trials if dict(t.evidence.settings) in tried]
@@ -156,7 +157,10 @@ def test_a_store_from_before_measures_nothing_by_itself(
     opened.store.settings.update(settings)
     steps = opened.apply(stream, editor="memit", batch_size=12)
     assert steps[0].revision.body["settings"]["editors"]["memit"] == QUICK
-    assert Kept(opened.store).get("memit", Purpose(opened.edited.base.fingerprint, QUICK)) is None
+    assert (
+        CalibrationCache(opened.store).get("memit", Purpose(opened.edited.base.fingerprint, QUICK))
+        is None
+    )
 
 
 def test_calibrating_behind_edits_measures_the_base_and_comes_back_to_head(
@@ -203,7 +207,7 @@ def test_auto_asks_an_editor_that_loses_too_much_behind_the_others(
     chain = ("memit", "tpatcher", "serac")
     assert last.evidence is not None
     assert dict(last.evidence.settings).items() <= {**(last.chosen or {}), **QUICK}.items()
-    kept = Kept(opened.store)
+    kept = CalibrationCache(opened.store)
     for general, ordered in ((1.0, chain), (0.2, ("tpatcher", "memit", "serac"))):
         shares = {"arrives": 1.0, "general": general, "neighbours": 1.0, "others": 1.0}
         trials = [
@@ -220,7 +224,7 @@ def test_an_editor_without_a_grid_is_refused_by_name(opened: Session) -> None:
 
 def test_a_calibration_of_another_base_is_not_taken(opened: Session, stream: Path) -> None:
     finished(opened, stream)
-    kept = Kept(opened.store)
+    kept = CalibrationCache(opened.store)
     base = opened.edited.base.fingerprint
     assert kept.get("memit", Purpose(base, QUICK)) is not None
     assert kept.get("memit", Purpose("another", QUICK)) is None

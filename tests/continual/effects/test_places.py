@@ -10,7 +10,7 @@ from torch import Tensor
 
 from continual import hooks, patches
 from continual.anatomy import find_anatomy, reads_ahead
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.effects.places import FFN, HIDDEN, KEYS, POOLED, VALUES, GatePlace
 from continual.errors import CeditError, EditError, ModelError
 from continual.model import EditedModel
@@ -38,7 +38,7 @@ def places() -> list[GatePlace]:
 
 def edited(name: str) -> EditedModel:
     model = tiny_model(name)
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base"))
+    return EditedModel(PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base"))
 
 
 def neurons(place: GatePlace, seed: int = 0, bias: float = 0.0) -> NeuronPatch:

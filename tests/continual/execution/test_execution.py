@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from continual import task_model
-from continual.associative.config import AssociativeConfig
-from continual.associative.keys import read_keys
-from continual.associative.lessons import lesson_of
-from continual.associative.targets import find_targets
 from continual.editors.finetune.losses import anchored
-from continual.execution import Executor, Item, Result
+from continual.execution import Executor, Input, Result
 from continual.execution.local import LOCAL
+from continual.locate_then_edit.config import LocateThenEditConfig
+from continual.locate_then_edit.edit_texts import texts_of_edit
+from continual.locate_then_edit.keys import read_keys
+from continual.locate_then_edit.targets import find_targets
 from continual.new_store import NewStore, init
 from continual.passes.batching import by_length
 from continual.recheck.probe_passes import ProbePasses
@@ -43,7 +43,7 @@ class LastFirst:
     def __init__(self) -> None:
         self.counts: list[int] = []
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    def map(self, function: Callable[[Input], Result], items: Sequence[Input]) -> Iterator[Result]:
         self.counts.append(len(items))
         results = {i: function(items[i]) for i in reversed(range(len(items)))}
         return (results[i] for i in range(len(items)))
@@ -106,14 +106,14 @@ def recorded_rows(site: Site) -> Any:
 
 
 def keys(site: Site) -> Any:
-    lessons = [lesson_of(edit_of(site, r), ("",), site) for r in records(12, 24)]
-    found = read_keys(site, lessons, 0)
+    batch = [texts_of_edit(edit_of(site, r), ("",), site) for r in records(12, 24)]
+    found = read_keys(site, batch, 0)
     return found.mean, found.plain
 
 
 def targets(site: Site) -> Any:
-    lessons = [lesson_of(edit_of(site, r), ("",), site) for r in records(12, 17)]
-    found = find_targets(site, lessons, 0, AssociativeConfig(chunk=2, steps_max=5))
+    batch = [texts_of_edit(edit_of(site, r), ("",), site) for r in records(12, 17)]
+    found = find_targets(site, batch, 0, LocateThenEditConfig(chunk=2, steps_max=5))
     return found.states, found.before, found.losses
 
 
@@ -177,13 +177,13 @@ def made(folder: Path, model: Path, executor: Executor) -> dict[str, Any]:
             )
             requests = [Request.from_json(record) for record in records(first, last)]
             list(session.apply_requests(requests, settings))
-        standing = session.standing
+        run_state = session.run_state
         return {
             "ids": [revision.id for revision in session.store.lineage("head")],
             "fingerprint": session.edited.fingerprint,
             "statistics": [session.statistics.get(block).digest for block in (0, 1)],
-            "outcomes": standing.ledger.outcomes(),
-            "rows": standing.ledger.rows.hidden.tolist(),
+            "outcomes": run_state.ledger.outcomes(),
+            "rows": run_state.ledger.rows.hidden.tolist(),
             "rates": session.store.ledger(session.store.head.seq)["rates"],
         }
 

@@ -100,11 +100,11 @@ def test_a_reverted_request_can_be_applied_again(knowing):
     requests = requests_of(range(20, 23))
     applied(knowing, requests)
     knowing.revert(requests[0].id)
-    assert requests[0].id not in knowing.standing.retention
+    assert requests[0].id not in knowing.run_state.retention
     (again,) = applied(knowing, [requests[0]])
     assert again.body["requests"][0]["outcome"] == "applied"
     assert answers(knowing, [correction(20)]) == [True]
-    assert list(knowing.standing.retention.requests)[-1] == requests[0].id
+    assert list(knowing.run_state.retention.requests)[-1] == requests[0].id
     assert is_exact(knowing)
 
 
@@ -112,11 +112,11 @@ def test_what_it_had_superseded_counts_again(knowing):
     first = Request.from_json(correction(22))
     second = Request.from_json(correction(22, CAPITALS[1]))
     applied(knowing, [first, second])
-    assert first.id not in knowing.standing.retention
+    assert first.id not in knowing.run_state.retention
     knowing.revert(second.id)
-    assert list(knowing.standing.retention.requests) == [first.id]
+    assert list(knowing.run_state.retention.requests) == [first.id]
     assert answers(knowing, [correction(22)]) == [True]
-    assert knowing.standing.retention.attempts.total == 2
+    assert knowing.run_state.retention.attempts.total == 2
 
 
 def test_a_run_that_is_resumed_behind_a_revert_comes_to_the_same_bits(made, knowing_model):
@@ -226,7 +226,7 @@ def test_a_batch_solved_again_does_not_bring_back_what_was_superseded(fresh):  #
     apply(fresh, [changed], "tpatcher")
     done = fresh.revert(requests[1].id, resolve=True)
     assert {o.id for o in done.resolved} == {requests[2].id, requests[3].id}
-    kept = fresh.standing.retention.requests
+    kept = fresh.run_state.retention.requests
     assert set(kept) == {changed.id, requests[2].id, requests[3].id}
     assert is_exact(fresh)
 
@@ -246,7 +246,7 @@ def test_out_of_a_whole_mixture_each_can_be_taken(fresh):  # noqa: F811
         done = fresh.revert(requests[number].id)
         assert fresh.edited.fingerprint == done.revision.fingerprint
         assert is_exact(fresh), number
-    assert len(fresh.standing.retention.requests) == 17
+    assert len(fresh.run_state.retention.requests) == 17
     path = fresh.store.path
     fresh.close()
     with open_session(path) as again:

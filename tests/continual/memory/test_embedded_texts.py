@@ -43,11 +43,11 @@ def forbid_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_that_is_opened_again_embeds_no_text_twice(session, monkeypatch):
     (step,) = session.apply([about(20, CAPITALS[0])], editor="serac")
     assert step.outcomes[0].outcome == "applied"
-    found = session.standing.ledger.outcomes()
+    found = session.run_state.ledger.outcomes()
     session.close()
     forbid_embedding(monkeypatch)
     with open_session(session.store.path) as again:
-        assert again.standing.ledger.outcomes() == found
+        assert again.run_state.ledger.outcomes() == found
         assert again.answer(ask(20)).route is not None
         with pytest.raises(TypeError):
             again.answer("the capital of Erewhon is not")

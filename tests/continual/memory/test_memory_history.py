@@ -13,11 +13,11 @@ from continual.errors import CeditError
 from continual.history.reembedding import reembed
 from continual.history.rehearsing import recompute
 from continual.history.replaying import rebuild, verify
-from continual.memory.answers import Answers
+from continual.memory.answers import AnswerJudge
 from continual.memory.recall import ScopeChanged
 from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY
 from continual.recheck.retention import outcomes_of
-from continual.recheck.standing import Standing
+from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.step.pipeline import Recheck, Step
@@ -40,25 +40,25 @@ def apply(session: Session, records: list[dict[str, Any]], *chain: str, **more: 
 
 def from_scratch(session: Session) -> dict[str, bool]:
     """Every active probe by whoever answers it, found and asked anew."""
-    wanted = session.standing.ledger.outcomes()
-    entries = {e.key: e for e in session.standing.ledger.entries if e.key in wanted}
-    found = Answers(session.site).judge_in_full([e.encoding for e in entries.values()])
+    wanted = session.run_state.ledger.outcomes()
+    entries = {e.key: e for e in session.run_state.ledger.entries if e.key in wanted}
+    found = AnswerJudge(session.site).judge_in_full([e.encoding for e in entries.values()])
     return dict(zip(entries, found, strict=True))
 
 
 def routes(session: Session) -> dict[str, Any]:
-    ledger = session.standing.ledger
+    ledger = session.run_state.ledger
     active = ledger.outcomes()
     return {e.key: ledger.route(e) for e in ledger.entries if e.key in active}
 
 
 def is_exact(session: Session) -> bool:
     """Followed, measured from scratch, and built anew from the journal: all the same."""
-    found, followed = session.standing.ledger.outcomes(), routes(session)
-    again = Standing(session.store, session.site).ledger
+    found, followed = session.run_state.ledger.outcomes(), routes(session)
+    again = RunState(session.store, session.site).ledger
     return (
         found == from_scratch(session) == again.outcomes()
-        and session.standing.ledger.remeasure() == {}
+        and session.run_state.ledger.remeasure() == {}
         and routes(session) == followed
     )
 
@@ -215,11 +215,11 @@ def test_a_broken_record_is_mended_by_another_editor(reader, scope):
     scope.threshold = 1.1  # nothing is in scope any more, as with another configuration
     again = reopened(reader)
     try:
-        assert again.standing.ledger.count(EDIT).right == 0
+        assert again.run_state.ledger.count(EDIT).right == 0
         (step,) = apply(again, [about(30, CAPITALS[1])], "tpatcher", repair=True)
         assert [o.outcome for o in step.outcomes] == ["applied", "applied"]
         assert len(again.edited.memory) == 0
-        assert again.standing.ledger.count(EDIT).right == 2
+        assert again.run_state.ledger.count(EDIT).right == 2
         assert is_exact(again)
     finally:
         again.close()
@@ -294,7 +294,7 @@ def test_a_loose_scope_breaks_neighbours_and_the_ledger_sees_it(reader, scope):
     scope.threshold = 0.2  # records answer for other countries too
     steps = apply(reader, [about(c, CAPITALS[c - 20]) for c in range(20, 32)], "serac")
     assert steps[-1].measured.rates.TestR < 1.0
-    assert reader.standing.ledger.count(LOCALITY).rate < 1.0
+    assert reader.run_state.ledger.count(LOCALITY).rate < 1.0
     assert is_exact(reader)
 
 
@@ -304,11 +304,11 @@ def test_other_ways_to_recheck_come_to_the_same_records(reader, how, tmp_path):
     apply(reader, records, "serac", recheck=how)
     reader.settle()
     found = reader.store.ledger(reader.store.head.seq)["rates"]
-    outcome = reader.standing.ledger.outcomes()
+    outcome = reader.run_state.ledger.outcomes()
     reader.rollback("base")
     apply(reader, records, "serac")
     assert reader.store.ledger(reader.store.head.seq)["rates"] == found
-    assert reader.standing.ledger.outcomes() == outcome
+    assert reader.run_state.ledger.outcomes() == outcome
 
 
 def test_a_run_that_is_resumed_comes_to_the_same_bits(reader):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from continual.base import load_base
-from continual.effects.records import Reading, Record, Records
+from continual.effects.records import EmbeddedRecords, Reading, Record
 from continual.errors import EditError
 from continual.model import EditedModel
 from continual.patches import pack, unpack
@@ -22,7 +22,7 @@ def patch_of(*names: str, removed: tuple[str, ...] = (), seed: int = 0) -> Memor
     vectors = torch.randn(len(names), WIDTH, generator=torch.Generator().manual_seed(seed))
     records = tuple(Record(n, f"the capital of {n} is", "Rome", None) for n in names)
     readings = tuple(Reading("serac", f"New Fact: {n}\n") for n in names)
-    return MemoryPatch(Records(records, vectors), readings, "encoder", removed)
+    return MemoryPatch(EmbeddedRecords(records, vectors), readings, "encoder", removed)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_matrices_are_as_they_were(edited: EditedModel):
 def test_embeddings_of_another_width_are_refused_and_change_nothing(edited):
     edited.put([patch_of("a")])
     before = state(edited)
-    wide = Records((Record("z", "?", "!"),), torch.zeros(1, WIDTH + 1))
+    wide = EmbeddedRecords((Record("z", "?", "!"),), torch.zeros(1, WIDTH + 1))
     with pytest.raises(EditError, match="another encoder"):
         edited.put([MemoryPatch(wide, (Reading("ike", ""),), removed=("a",))])
     assert state(edited) == before
@@ -160,9 +160,9 @@ def test_joined_patches_leave_the_memory_as_they_do_one_by_one(edited):
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        (Records((Record("a", "?", "!"),), torch.zeros(2, WIDTH)), "does not fit together"),
-        (Records((Record("a", "?", "!"),), torch.full((1, WIDTH), torch.nan)), "finite"),
-        (Records((Record("a", "?", "!"),) * 2, torch.zeros(2, WIDTH)), "two records"),
+        (EmbeddedRecords((Record("a", "?", "!"),), torch.zeros(2, WIDTH)), "does not fit together"),
+        (EmbeddedRecords((Record("a", "?", "!"),), torch.full((1, WIDTH), torch.nan)), "finite"),
+        (EmbeddedRecords((Record("a", "?", "!"),) * 2, torch.zeros(2, WIDTH)), "two records"),
     ],
 )
 def test_an_unsound_patch_is_refused(records, said):

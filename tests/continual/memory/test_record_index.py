@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from continual.effects.records import MemoryBank, Reading, Record, Records
+from continual.effects.records import EmbeddedRecords, MemoryBank, Reading, Record
 from continual.history.inspection import status
 from continual.memory import INDEX_FILE
 from continual.memory.index import RecordIndex
@@ -38,7 +38,7 @@ def table(count: int) -> torch.Tensor:
 
 def patch(numbers: range, vectors: torch.Tensor, removed: tuple[int, ...] = ()) -> MemoryPatch:
     records = tuple(Record(f"{i:032x}"[::-1], f"prompt {i}", "x") for i in numbers)
-    kept = Records(records, vectors[list(numbers)])
+    kept = EmbeddedRecords(records, vectors[list(numbers)])
     gone = tuple(f"{i:032x}"[::-1] for i in removed)
     return MemoryPatch(kept, (Reading("serac", ""),) * len(records), "words", gone)
 
@@ -98,7 +98,7 @@ def test_where_the_index_is_certain_no_record_is_looked_at_besides(monkeypatch):
     bank, scope = MemoryBank(), Given(vectors)
     bank.extend(patch(range(400), vectors))
     wanted = routes_of(["3", "70"], bank, scope)
-    monkeypatch.setattr("continual.memory.routing.Routes._look", None)
+    monkeypatch.setattr("continual.memory.routing.RoutedInputs._look", None)
     assert routes_of(["3", "70"], bank, scope, RecordIndex(bank, records_min=20)) == wanted
 
 
@@ -107,7 +107,7 @@ def test_what_is_asked_is_routed_as_what_is_judged(reader):
     recall._index.records_min = 6
     for first in (0, 12, 24):
         reader.apply([about(c) for c in range(first, first + 12)], editor="serac", force=True)
-        ledger = reader.standing.ledger
+        ledger = reader.run_state.ledger
         entries = [entry for entry in ledger.entries if entry.key in ledger.outcomes()]
         texts = [recall.text(entry.encoding.question.ids) for entry in entries]
         judged = [ledger.route(entry) for entry in entries]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual.effects.records import MemoryBank, Reading, Record, Records
+from continual.effects.records import EmbeddedRecords, MemoryBank, Reading, Record
 from continual.memory.inputs import Queries
-from continual.memory.routing import NOBODY, Routes
+from continual.memory.routing import NOBODY, RoutedInputs
 from continual.patches.memory import MemoryPatch
 
 WIDTH = 6
@@ -29,7 +29,7 @@ class Coarse:
         self.asked = 0
 
     def scores(
-        self, queries: Queries, records: Records, pairs: Sequence[tuple[int, int]]
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
     ) -> Tensor:
         self.asked += len(pairs)
         found = [queries.embeddings[i, 0] @ records.embeddings[j] for i, j in pairs]
@@ -38,7 +38,7 @@ class Coarse:
     def queries(self, texts: Sequence[str]) -> Queries:
         raise NotImplementedError
 
-    def records(self, records: Sequence[Record]) -> Records:
+    def records(self, records: Sequence[Record]) -> EmbeddedRecords:
         raise NotImplementedError
 
 
@@ -53,7 +53,7 @@ def vectors(count: int, seed: int, parts: int | None = None) -> Tensor:
 def patch(ids: Sequence[int], seed: int, removed: Sequence[int] = ()) -> MemoryPatch:
     records = tuple(Record(str(i), f"prompt {i}", "x") for i in ids)
     readings = tuple(Reading("serac", "") for _ in ids)
-    kept = Records(records, vectors(len(ids), seed))
+    kept = EmbeddedRecords(records, vectors(len(ids), seed))
     return MemoryPatch(kept, readings, "coarse", tuple(map(str, removed)))
 
 
@@ -75,7 +75,7 @@ def by_hand(bank: MemoryBank, queries: Queries, scope: Coarse, index: int) -> in
 def test_routes_that_are_followed_are_those_found_from_scratch(seed):
     draw = random.Random(seed)
     bank, scope = MemoryBank(), Coarse()
-    routes, batches = Routes(bank, scope), []
+    routes, batches = RoutedInputs(bank, scope), []
     alive: list[int] = []
     for step in range(25):
         new = list(range(100 * step, 100 * step + draw.choice([0, 1, 1, 4])))
@@ -89,7 +89,7 @@ def test_routes_that_are_followed_are_those_found_from_scratch(seed):
             before = routes.winners.clone()
             changed = routes.advance()
             assert changed.tolist() == (before != routes.winners).nonzero().flatten().tolist()
-            fresh = Routes(bank, scope)
+            fresh = RoutedInputs(bank, scope)
             for batch in batches:
                 fresh.add(batch)
             assert torch.equal(fresh.winners, routes.winners)
@@ -104,7 +104,7 @@ def test_routes_that_are_followed_are_those_found_from_scratch(seed):
 
 
 def test_an_input_without_records_is_nobodys():
-    routes = Routes(MemoryBank(), Coarse())
+    routes = RoutedInputs(MemoryBank(), Coarse())
     routes.add(asked(3, 0))
     assert routes.winners.tolist() == [NOBODY] * 3 and routes.route(0) is None
 
@@ -114,15 +114,19 @@ def test_inputs_that_a_new_record_is_far_from_are_not_scored_again():
     near = asked(20, 1)
     bank.extend(
         MemoryPatch(
-            Records(tuple(Record(str(i), "p", "x") for i in range(20)), near.embeddings[:, 0]),
+            EmbeddedRecords(
+                tuple(Record(str(i), "p", "x") for i in range(20)), near.embeddings[:, 0]
+            ),
             (Reading("serac", ""),) * 20,
         )
     )
-    routes = Routes(bank, scope)
+    routes = RoutedInputs(bank, scope)
     routes.add(near)
     scope.asked = 0
     far = -near.embeddings[:1, 0]
-    bank.extend(MemoryPatch(Records((Record("far", "p", "x"),), far), (Reading("serac", ""),)))
+    bank.extend(
+        MemoryPatch(EmbeddedRecords((Record("far", "p", "x"),), far), (Reading("serac", ""),))
+    )
     furthest = [near.similarity(bank.embeddings[:20]).topk(3).values[:, -1]]
     expected = int((near.similarity(far)[:, 0] >= furthest[0]).sum())
     routes.advance()
@@ -147,10 +151,12 @@ def test_many_records_are_searched_as_if_each_were_looked_at():
     vectors[200:220] = vectors[7]  # more than are looked at exactly, all the same
     bank, scope = MemoryBank(), Coarse()
     records = tuple(Record(str(i), f"prompt {i}", "x") for i in range(400))
-    bank.extend(MemoryPatch(Records(records, vectors), (Reading("serac", ""),) * 400, "coarse"))
+    bank.extend(
+        MemoryPatch(EmbeddedRecords(records, vectors), (Reading("serac", ""),) * 400, "coarse")
+    )
     bank.extend(MemoryPatch(removed=("3", "7", "219")))
     queries = Queries(tuple(map(str, range(400))), vectors.unsqueeze(1))
-    routes = Routes(bank, scope)
+    routes = RoutedInputs(bank, scope)
     routes.add(queries)
     assert routes.winners.tolist() == [by_hand(bank, queries, scope, i) for i in range(400)]
     assert routes.winners[7] == 218 and routes.winners[200] == 218

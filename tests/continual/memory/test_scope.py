@@ -8,7 +8,7 @@ import torch
 from continual.effects.records import Record
 from continual.errors import ScopeError
 from continual.memory.encoder import SentenceEncoder
-from continual.memory.head import Head
+from continual.memory.head import ScopeHead
 from continual.memory.scope import ThresholdScope
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.memory.training import ScopeTraining, are_rivals, train_scope, wordings
@@ -157,7 +157,7 @@ def test_the_fingerprint_is_of_weights_threshold_and_candidates(trained, minilm)
     scope = trained[0]
     moved = dict(scope.head.weights) | {"out_bias": scope.head.weights["out_bias"] + 1e-3}
     others = [
-        TrainedScope(minilm, Head(moved), scope.threshold, scope.candidates),
+        TrainedScope(minilm, ScopeHead(moved), scope.threshold, scope.candidates),
         TrainedScope(minilm, scope.head, scope.threshold / 2, scope.candidates),
         TrainedScope(minilm, scope.head, scope.threshold, scope.candidates + 1),
     ]
@@ -194,7 +194,7 @@ def test_weights_that_do_not_fit_are_refused(trained, name, change):
     if change is None:
         del weights[name]
     with pytest.raises(ValueError, match=name):
-        Head(weights)
+        ScopeHead(weights)
 
 
 def test_the_report_is_json(trained):

@@ -11,7 +11,7 @@ import torch
 
 from continual.base import load_base
 from continual.errors import CeditError
-from continual.memory.serac_training import Pairs, SeracRecipe, Start, train_serac
+from continual.memory.serac_training import InitialReader, ScopePairs, SeracRecipe, train_serac
 from continual.readers import read_record
 from continual.requests import Request
 from continual.tasks import make_task
@@ -38,9 +38,9 @@ def requests(count: int = 30) -> list[Request]:
     return [request for record in records for request in read_record(record)]
 
 
-def start(model: Path) -> Start:
+def start(model: Path) -> InitialReader:
     base = load_base(model)
-    return Start(base.model, base.tokenizer, make_task(base, {}))
+    return InitialReader(base.model, base.tokenizer, make_task(base, {}))
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_it_learns_to_heed_an_edit_in_scope_and_no_other(knowing_model, tmp_path
     assert epochs[-1].loss < 0.2 * epochs[0].loss
     assert not torch.equal(before, weights(tmp_path / "h")["transformer.wte.weight"])
     trained = load_base(tmp_path / "h").model
-    pairs = Pairs.of(requests(), begin.task, recipe)
+    pairs = ScopePairs.of(requests(), begin.task, recipe)
     assert share_right(trained, pairs.inside) > 0.95
     assert share_right(trained, pairs.beside) > 0.95
 
@@ -83,7 +83,7 @@ def share_right(model: Any, encodings: Any) -> float:
 def test_its_loss_is_the_mean_surprise_at_the_answers(knowing_model, tmp_path):
     begin = start(knowing_model)
     recipe = replace(RECIPE, epochs=1, held_out_share=0.0, batch_tokens_max=10**6)
-    pairs = Pairs.of(requests(5), begin.task, recipe)
+    pairs = ScopePairs.of(requests(5), begin.task, recipe)
     surprises = []
     with torch.no_grad():
         for encoding in pairs.all:

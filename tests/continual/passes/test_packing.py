@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from continual.passes.packing import ROWS, ROWS_MAX, Kept, Lengths, Packing, attend, filled_up
+from continual.passes.packing import (
+    ROWS,
+    ROWS_MAX,
+    GroupKeyValues,
+    Packing,
+    SequenceLengths,
+    attend,
+    filled_up,
+)
 
 CPU = torch.device("cpu")
 SIZES = (3, 1, 7, 3, 2, 12)
@@ -26,7 +34,7 @@ def kept_of(packing, heads):
     for group, chosen in packing.members():
         ends = firsts[chosen] + torch.tensor(BEFORE)[chosen]
         places = ends[:, None] + torch.arange(-group.room, 0)
-        kept.append(Kept.of(keys, values, places.clamp(min=0), group))
+        kept.append(GroupKeyValues.of(keys, values, places.clamp(min=0), group))
     alone = [
         (keys[f : f + n], values[f : f + n]) for f, n in zip(firsts.tolist(), BEFORE, strict=True)
     ]
@@ -51,7 +59,7 @@ def slowly(query, key, value, before, scaling, window):
 @pytest.mark.parametrize("heads", [2, 4])
 @pytest.mark.parametrize("window", [None, 4])
 def test_attention_and_its_gradients_are_those_of_each_sequence(padded, heads, window):
-    packing = Packing.of(Lengths(SIZES, BEFORE), padded, CPU)
+    packing = Packing.of(SequenceLengths(SIZES, BEFORE), padded, CPU)
     kept, alone = kept_of(packing, 2)
     row = [
         drawn(packing.width, count, WIDTH, seed=i).requires_grad_()
@@ -80,10 +88,10 @@ def inside():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_off_by_no_more_than_rounding(dtype):
-    packing = Packing.of(Lengths(SIZES, BEFORE), 1.6, CPU)
+    packing = Packing.of(SequenceLengths(SIZES, BEFORE), 1.6, CPU)
     kept, _ = kept_of(packing, 2)
     row = [drawn(packing.width, 2, WIDTH, seed=i).requires_grad_() for i in range(3)]
-    halves = [Kept(one.keys.to(dtype), one.values.to(dtype)) for one in kept]
+    halves = [GroupKeyValues(one.keys.to(dtype), one.values.to(dtype)) for one in kept]
     short = [states.detach().to(dtype).requires_grad_() for states in row]
     found = [attend(*row, packing, kept, 0.3, None), attend(*short, packing, halves, 0.3, None)]
     assert found[1].dtype == dtype
@@ -97,7 +105,7 @@ def test_half_precision_is_off_by_no_more_than_rounding(dtype):
 
 
 def test_a_pass_in_between_does_not_move_the_gradient():
-    packing = Packing.of(Lengths(SIZES, BEFORE), 1.6, CPU)
+    packing = Packing.of(SequenceLengths(SIZES, BEFORE), 1.6, CPU)
     kept, _ = kept_of(packing, 2)
     row = [drawn(packing.width, 2, WIDTH, seed=i).requires_grad_() for i in range(3)]
     found = attend(*row, packing, kept, 0.3, None)
@@ -109,7 +117,7 @@ def test_a_pass_in_between_does_not_move_the_gradient():
 
 @pytest.mark.parametrize("chosen", [[5, 0], [1], [0, 2, 3, 4], [4, 3, 2, 1, 0]])
 def test_some_sequences_attend_as_they_did_among_all(chosen):
-    packing = Packing.of(Lengths(SIZES, BEFORE), 2.0, CPU)
+    packing = Packing.of(SequenceLengths(SIZES, BEFORE), 2.0, CPU)
     kept, _ = kept_of(packing, 2)
     row = [drawn(packing.width, 2, WIDTH, seed=i) for i in range(3)]
     whole = attend(*row, packing, kept, 0.3, None)
@@ -124,7 +132,7 @@ def test_some_sequences_attend_as_they_did_among_all(chosen):
 
 
 def test_tokens_that_belong_to_no_sequence_fill_a_row_up():
-    packing = Packing.of(Lengths(SIZES, BEFORE), 2.0, CPU)
+    packing = Packing.of(SequenceLengths(SIZES, BEFORE), 2.0, CPU)
     assert packing.rows == sum(SIZES) < packing.width
     kept, _ = kept_of(packing, 2)
     row = [drawn(packing.width, 2, WIDTH, seed=i).requires_grad_() for i in range(3)]

@@ -27,7 +27,7 @@ def gated(request, made, models, tmp_path) -> Session:
 
 def from_scratch(session: Session) -> dict[str, bool]:
     """The outcome of every active probe, by whole passes."""
-    ledger = session.standing.ledger
+    ledger = session.run_state.ledger
     entries = [entry for key in ledger.outcomes() if (entry := ledger.entry(key)) is not None]
     right = session.site.judge_in_full([entry.encoding for entry in entries])
     return {entry.key: found for entry, found in zip(entries, right, strict=True)}

@@ -37,7 +37,7 @@ def places(blocks: int) -> list[GatePlace]:
 def opening(session: Session, place: GatePlace, seed: int, share: float = 0.02) -> NeuronPatch:
     """Three strong neurons that open on about this share of the tokens of the probes."""
     site = session.site
-    encodings = [entry.encoding for entry in session.standing.ledger.entries]
+    encodings = [entry.encoding for entry in session.run_state.ledger.entries]
     with session.edited.mount(place).shown() as shown:
         site.judge_in_full(encodings)
     queries = torch.cat([q.reshape(-1, q.shape[-1]) for q in shown])
@@ -48,7 +48,7 @@ def opening(session: Session, place: GatePlace, seed: int, share: float = 0.02) 
 
 
 def test_the_ledger_follows_gates_at_every_place(gated):
-    ledger, edited = gated.standing.ledger, gated.edited
+    ledger, edited = gated.run_state.ledger, gated.edited
     base, before, depth = edited.fingerprint, ledger.outcomes(), edited.depth
     turning = 0
     for seed, place in enumerate(places(edited.anatomy.block_count)):
@@ -69,7 +69,7 @@ def test_the_ledger_follows_gates_at_every_place(gated):
 
 
 def test_a_rollback_of_some_gates_is_followed(gated):
-    ledger, edited = gated.standing.ledger, gated.edited
+    ledger, edited = gated.run_state.ledger, gated.edited
     last = gated.site.block
     for seed, place in enumerate([GatePlace.at(0), GatePlace.at(last, "hidden")]):
         edited.put([opening(gated, place, seed)])
@@ -87,7 +87,7 @@ def test_a_rollback_of_some_gates_is_followed(gated):
 
 
 def test_only_probes_with_a_token_that_opens_a_gate_are_run_again(gated, monkeypatch):
-    ledger, edited, site = gated.standing.ledger, gated.edited, gated.site
+    ledger, edited, site = gated.run_state.ledger, gated.edited, gated.site
     place = GatePlace.at(0, "hidden")
     edited.put([opening(gated, place, 1)])
     ledger.advance()  # the place is known now
@@ -116,7 +116,7 @@ def opened(queries: Tensor, patch: NeuronPatch, loose: float) -> bool:
 
 def test_an_effect_of_another_kind_is_followed_by_what_it_says_may_differ(gated):
     """A codebook whose later entry takes over a part of an earlier one's queries."""
-    ledger, edited = gated.standing.ledger, gated.edited
+    ledger, edited = gated.run_state.ledger, gated.edited
     book = edited.gated("codebook", BOOK, Codebook)
     encodings = [entry.encoding for entry in ledger.entries]
     queries = torch.cat(token_queries(gated.site, encodings, [book.place])[book.place])

@@ -22,7 +22,7 @@ def inner(gated: Session, subjects: tuple[str, ...] = ()) -> NeuronPatch:
 
 
 def test_the_ledger_follows_neurons_at_an_inner_block(gated):
-    ledger = gated.standing.ledger
+    ledger = gated.run_state.ledger
     before, state = ledger.outcomes(), gated.edited.rows_state
     gated.edited.put([inner(gated)])
     last = gated.site.block

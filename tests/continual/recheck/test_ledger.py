@@ -20,7 +20,7 @@ from continual.recheck.ledger import (
     TRAIN,
     WATCHED,
 )
-from continual.recheck.standing import Standing
+from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.step.pipeline import Recheck, Step
@@ -78,8 +78,8 @@ def walked(
 
 def from_scratch(session: Session) -> dict[str, bool]:
     """Every active probe by forward passes of the whole edited model."""
-    wanted = session.standing.ledger.outcomes()
-    entries = [e for e in session.standing.ledger.entries if e.key in wanted]
+    wanted = session.run_state.ledger.outcomes()
+    entries = [e for e in session.run_state.ledger.entries if e.key in wanted]
     entries = list({entry.key: entry for entry in entries}.values())  # the latest of each key
     found = session.site.judge_in_full([entry.encoding for entry in entries])
     return {entry.key: right for entry, right in zip(entries, found, strict=True)}
@@ -94,16 +94,16 @@ def test_after_every_step_the_outcomes_are_those_measured_from_scratch(knowing, 
     requests = [Request.from_json(record) for record in STREAM]
     turned = 0
     for step in knowing.apply_requests(requests, knowing.settings(batch_size=size, editors=QUICK)):
-        found = knowing.standing.ledger.outcomes()
+        found = knowing.run_state.ledger.outcomes()
         assert found == from_scratch(knowing)
         turned += len(step.measured.turned)
         if step.revision.seq % 6 == 0:
-            assert Standing(knowing.store, knowing.site).ledger.outcomes() == found
+            assert RunState(knowing.store, knowing.site).ledger.outcomes() == found
     assert roles_of(found) == set(ROLES) - set(WATCHED)
     assert turned > 50
     again = reopened(knowing)
     try:
-        assert again.standing.ledger.outcomes() == found == from_scratch(again)
+        assert again.run_state.ledger.outcomes() == found == from_scratch(again)
     finally:
         again.close()
 
@@ -113,7 +113,7 @@ def test_what_the_journal_has_of_turns_adds_up_to_the_outcomes(walked):
     recorded: dict[str, bool] = {}
     for revision in knowing.store.lineage("head"):
         recorded.update(knowing.store.ledger(revision.seq)["turned"])
-    found = knowing.standing.ledger.outcomes()
+    found = knowing.run_state.ledger.outcomes()
     assert {key: recorded.get(key, True) for key in found} == found
 
 
@@ -154,22 +154,22 @@ def test_a_fresh_count_gives_the_rates_on_record(walked):
     assert rates.SR == said.count("applied") / attempted
 
 
-def test_standing_reads_and_measures_when_it_is_told(knowing):
+def test_the_run_state_reads_and_measures_when_it_is_told(knowing):
     knowing.apply(STREAM[:2], recheck=Recheck(every=5))
     head = knowing.store.head
-    standing = Standing(knowing.store, knowing.site)
+    run_state = RunState(knowing.store, knowing.site)
     assert knowing.store.ledger(head.seq) is None
-    standing.record()
+    run_state.record()
     first = knowing.store.ledger(head.seq)
     assert first is not None and first["rates"]["SR"] == 1.0
-    standing.record()
+    run_state.record()
     assert knowing.store.ledger(head.seq) == first
 
 
 def test_outcomes_stay_exact_where_steps_are_not_rechecked(knowing):
     knowing.apply(STREAM[:8], recheck=Recheck(every=5))
     knowing.apply(STREAM[8:12])
-    assert knowing.standing.ledger.outcomes() == from_scratch(knowing)
+    assert knowing.run_state.ledger.outcomes() == from_scratch(knowing)
 
 
 def test_a_run_rechecked_now_and_then_ends_at_the_outcomes_of_one_always_rechecked(
@@ -178,7 +178,7 @@ def test_a_run_rechecked_now_and_then_ends_at_the_outcomes_of_one_always_recheck
     always, rarely = (made(knowing_model, name, **probe_files) for name in ("always", "rarely"))
     always.apply(STREAM[:10])
     rarely.apply(STREAM[:10], recheck=Recheck(every=5))
-    assert always.standing.ledger.outcomes() == rarely.standing.ledger.outcomes()
+    assert always.run_state.ledger.outcomes() == rarely.run_state.ledger.outcomes()
     assert always.store.ledger(10)["rates"] == rarely.store.ledger(10)["rates"]
 
 
@@ -195,7 +195,7 @@ def test_locality_is_the_answer_before_the_edit_and_not_the_one_that_the_request
 def test_probes_that_nothing_has_touched_keep_their_outcomes_bit_by_bit(knowing):
     """Held-out probes of a request that has been superseded are no longer counted."""
     knowing.apply([rich(25), rich(25, CAPITALS[1])])
-    found = knowing.standing.ledger.outcomes()
+    found = knowing.run_state.ledger.outcomes()
     owners = {key.split(":")[0] for key in found if key.split(":")[1] == HELD_OUT}
     assert len(owners) == 1
     assert sum(key.split(":")[1] == PORTABILITY for key in found) == 1
@@ -226,7 +226,7 @@ def test_near_ties_are_decided_by_a_pass_over_the_probe_alone_in_both_ways(made,
     ]
     steps = session.apply(records)
     assert [s.outcomes[0].outcome for s in steps] == ["applied", "failed", "applied"]
-    ledger, site = session.standing.ledger, session.site
+    ledger, site = session.run_state.ledger, session.site
     alone = {entry.key: site.judge_alone(entry.encoding) for entry in ledger.entries}
     assert ledger.outcomes() == from_scratch(session) == alone
     close = site.judge(ledger.rows).close
@@ -247,8 +247,8 @@ def test_exact_ties_go_to_the_same_token_in_both_ways(made, tmp_path):
         embedding[second] = embedding[first]
     session = made(language.save_decoder(tmp_path / "twins", model))
     session.apply([correction(c, CAPITALS[1 + c % 2]) for c in range(6)])
-    assert session.standing.ledger.outcomes() == from_scratch(session)
-    assert session.standing.ledger.remeasure() == {}
+    assert session.run_state.ledger.outcomes() == from_scratch(session)
+    assert session.run_state.ledger.remeasure() == {}
 
 
 def crowded(country: int, chance: random.Random) -> dict:
@@ -266,7 +266,7 @@ def test_the_outcomes_are_exact_in_half_precision_too(made, knowing_model):
     for step in session.apply_requests(requests, session.settings(editors=QUICK)):
         turned += len(step.measured.turned)
         if step.revision.seq % 5 == 0:
-            assert session.standing.ledger.outcomes() == from_scratch(session)
+            assert session.run_state.ledger.outcomes() == from_scratch(session)
     assert turned > 20
 
 
@@ -275,7 +275,7 @@ def test_a_reader_finds_the_same_outcomes_and_writes_nothing(knowing):
     knowing.close()
     reader = open_session(knowing.store.path, writable=False)
     try:
-        assert reader.standing.ledger.outcomes() == from_scratch(reader)
+        assert reader.run_state.ledger.outcomes() == from_scratch(reader)
         assert reader.store.ledger(6) is None
     finally:
         reader.close()

@@ -102,7 +102,7 @@ def test_a_superseded_request_counts_in_sr_and_no_longer_in_er(bare):
     rates = rates_of(bare, [a, correction(2), b, correction(3)])
     assert [r.SR for r in rates] == [1.0] * 4
     assert [r.ER for r in rates] == [None, 1.0, 1.0, 1.0]
-    retention = bare.standing.retention
+    retention = bare.run_state.retention
     assert (retention.attempts, len(retention.requests)) == (Count(4, 4), 3)
 
 
@@ -152,7 +152,7 @@ def test_train_and_test_accuracies_are_relative_to_before_the_first_edit(
     )
     assert session.store.ledger(0)["base"] == {"train": [6, 8], "test": [0, 2]}
     (step,) = session.apply([correction(30)])
-    train = session.standing.ledger.count("train")
+    train = session.run_state.ledger.count("train")
     assert train.total == 8
     assert step.measured.rates.TrainR == (train.right / 8) / (6 / 8)
     assert step.measured.rates.TestR is None  # nothing was right before

@@ -40,48 +40,48 @@ def apply(session: Session, table: dict) -> list:
 @pytest.mark.parametrize("table", PLACES.values(), ids=PLACES)
 def test_corrections_hold_are_measured_and_made_again_at_any_place(gated, table):
     table = {**table, "asks_subject": False}
-    base = gated.standing.ledger.outcomes()
+    base = gated.run_state.ledger.outcomes()
     steps = apply(gated, table)
     outcomes = [outcome for step in steps for outcome in step.outcomes]
     applied = [outcome for outcome in outcomes if outcome.outcome == "applied"]
     assert len(applied) > 1
     place = TPatcherConfig.of(table).place(gated.site.place)
     assert gated.edited.gates(place).size > 0
-    outcomes = gated.standing.ledger.outcomes()
+    outcomes = gated.run_state.ledger.outcomes()
     assert outcomes == from_scratch(gated)
     assert all(outcomes[f"{o.id}:edit:0"] for o in applied)
-    assert not gated.standing.ledger.remeasure()
+    assert not gated.run_state.ledger.remeasure()
     fingerprint = gated.edited.fingerprint
 
     session = reopened(gated)
     assert session.edited.fingerprint == fingerprint
-    assert session.standing.ledger.outcomes() == outcomes
+    assert session.run_state.ledger.outcomes() == outcomes
     made = list(recompute(session, session.store.lineage("head")[-3:]))
     assert [m.difference for m in made if not m.is_same] == []
 
     session.revert(applied[1].id)
-    ledger = session.standing.ledger
+    ledger = session.run_state.ledger
     assert ledger.outcomes() == from_scratch(session)
     assert not ledger.remeasure()
     session.rollback("head~1")
     assert session.edited.fingerprint == fingerprint
-    assert session.standing.ledger.outcomes() == outcomes
+    assert session.run_state.ledger.outcomes() == outcomes
     session.rollback("head~3")
-    assert session.standing.ledger.outcomes() == base == from_scratch(session)
+    assert session.run_state.ledger.outcomes() == base == from_scratch(session)
     session.close()
 
 
 def test_a_neuron_elsewhere_is_silent_on_all_tokens_of_what_it_is_told(gated):
     place = GatePlace.at(0, HIDDEN)
-    training = gated.standing.taught().training
+    training = gated.run_state.known_answers().training
     inputs = [gated.site.inputs([encoding]) for encoding in training]
     before = [logits_of(gated.edited.model, given) for given in inputs]
     apply(gated, {"block": 0, "key": HIDDEN, "asks_subject": False})
-    memory = ProtectedTokens(gated.site, place).memory(gated.standing.taught())
+    memory = ProtectedTokens(gated.site, place).memory(gated.run_state.known_answers())
     assert len(memory.training) >= sum(len(encoding.ids) for encoding in training) - 60
     bank = gated.edited.gates(place)
     assert bool((memory.training @ bank.keys.T + bank.bias < 0).all())
-    gone = gated.standing.taught().contradicted
+    gone = gated.run_state.known_answers().contradicted
     after = [logits_of(gated.edited.model, given) for given in inputs]
     same = [
         torch.equal(b, a)

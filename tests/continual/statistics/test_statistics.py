@@ -16,7 +16,7 @@ from torch import Tensor
 
 from continual.anatomy import find_anatomy
 from continual.atlas.texts import AtlasTexts
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
@@ -41,7 +41,9 @@ def texts(count: int = 60, seed: int = 0) -> list[str]:
 
 
 def edited_model(model: Any, fingerprint: str = "f0") -> EditedModel:
-    return EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), fingerprint))
+    return EditedModel(
+        PretrainedBase(model, language.tokenizer(), find_anatomy(model), fingerprint)
+    )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from continual.anatomy import find_anatomy
-from continual.base import BaseModel
+from continual.base import PretrainedBase
 from continual.editors.tpatcher.competing import competing, survey, whole
 from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
@@ -26,7 +26,9 @@ RIVALS = torch.tensor([[40, 2], [40, 63]])
 @pytest.fixture
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     model = tiny_model(request.param)
-    with EditedModel(BaseModel(model, language.tokenizer(), find_anatomy(model), "base")) as edited:
+    with EditedModel(
+        PretrainedBase(model, language.tokenizer(), find_anatomy(model), "base")
+    ) as edited:
         yield Site(edited, make_task(edited.base, {}))
 
 

@@ -28,7 +28,7 @@ def active(session) -> set[str]:
     """The prompts that the model answers for, with their targets."""
     return {
         f"{kept.request.prompt} {kept.request.target_new}"
-        for kept in session.standing.retention.requests.values()
+        for kept in session.run_state.retention.requests.values()
     }
 
 
@@ -233,12 +233,12 @@ def test_what_failed_among_others_is_tried_alone_with_all_its_wordings(knowing, 
     tried: list[tuple[int, int, int]] = []
     edit = TPatcher.edit
 
-    def crowded(self, edits, around):
+    def crowded(self, edits, edit_context):
         """The last of several is told that it cannot be."""
-        tried.append((len(edits), around.attempt, len(edits[-1].encodings)))
+        tried.append((len(edits), edit_context.attempt, len(edits[-1].encodings)))
         if len(edits) == 1:
-            return edit(self, edits, around)
-        done = edit(self, edits[:-1], around)
+            return edit(self, edits, edit_context)
+        done = edit(self, edits[:-1], edit_context)
         return Proposal(done.patch, {**done.failed, edits[-1].id: "too crowded"}, done.notes)
 
     monkeypatch.setattr(TPatcher, "edit", crowded)
@@ -253,14 +253,14 @@ def test_a_patch_that_breaks_an_earlier_edit_of_its_step_is_refused(bare, monkey
     edit = TPatcher.edit
     queries = []
 
-    def reckless(self, edits, around):
+    def reckless(self, edits, edit_context):
         """The second edit's first patch has a neuron more, which fires on the first edit."""
         if len(edits) == 2:
             queries.append(edits[0].rows[0].query[:1])
-            done = edit(self, edits[:1], around)
+            done = edit(self, edits[:1], edit_context)
             return Proposal(done.patch, {edits[1].id: "too crowded"}, done.notes)
-        done = edit(self, edits, around)
-        if around.attempt:
+        done = edit(self, edits, edit_context)
+        if edit_context.attempt:
             return done
         (query,) = queries
         harm = NeuronPatch(
@@ -298,8 +298,8 @@ def test_a_step_without_memory_leaves_all_before_it_and_the_next_goes_on(
 def break_edit(session: Session, record: dict) -> Session:
     """Commit a neuron that fires on a correction's own query and leads elsewhere; reopen."""
     identity = Request.from_json(record).id
-    query = session.standing.ledger.rows_of(identity, EDIT).query[:1]
-    hidden = session.standing.ledger.rows_of(identity, EDIT).hidden[:1]
+    query = session.run_state.ledger.rows_of(identity, EDIT).query[:1]
+    hidden = session.run_state.ledger.rows_of(identity, EDIT).hidden[:1]
     key = 10 * query / query.square().sum()
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     value = 20 * noise / noise.norm() * hidden.norm()
@@ -337,7 +337,7 @@ def test_a_broken_edit_is_repaired_in_the_next_step_where_that_is_asked_for(know
             ("applied", False),
         ]
         assert (step.measured.rates.SR, step.measured.rates.ER) == (1.0, 1.0)
-        assert session.standing.retention.attempts == Count(5, 5)  # a repair is none
+        assert session.run_state.retention.attempts == Count(5, 5)  # a repair is none
         (after,) = session.apply([correction(25)], repair=True)
         assert len(after.outcomes) == 1
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from continual.editors.tpatcher import separating
 from continual.editors.tpatcher.separating import ENOUGH, widest_key
-from continual.editors.tpatcher.whitening import Whitening
+from continual.editors.tpatcher.whitening import QueryWhitening
 
 
 def supports(memory: Tensor) -> Callable[[Tensor], Tensor]:
@@ -60,7 +60,7 @@ def test_whitened_it_is_that_of_a_machine_on_whitened_rows(own, ridge):
     machine = SVC(kernel="linear", C=1e9, tol=1e-6)
     machine.fit(torch.cat([mine, theirs]).numpy(), [1] * own + [0] * len(others))
     best = margin(torch.tensor(machine.coef_[0]), mine, theirs)
-    whitening = Whitening.of(others, ridge)
+    whitening = QueryWhitening.of(others, ridge)
     key = widest_key(queries, queries.mean(0) - others.mean(0), supports(others), whitening)
     found = (key.double() @ axes) / scale
     assert best > 0
@@ -70,7 +70,7 @@ def test_whitened_it_is_that_of_a_machine_on_whitened_rows(own, ridge):
 
 def test_scores_are_the_same_in_whitened_coordinates():
     queries, others = drawn(3, 200, 16, 8.0, 1)
-    whitening = Whitening.of(others, 0.1)
+    whitening = QueryWhitening.of(others, 0.1)
     assert whitening is not None
     key = torch.randn(16, generator=torch.Generator().manual_seed(2))
     there = whitening.key_there(key)
@@ -80,7 +80,7 @@ def test_scores_are_the_same_in_whitened_coordinates():
 
 @pytest.mark.parametrize("rows", [torch.zeros(0, 4), torch.ones(1, 4), torch.ones(9, 4)])
 def test_rows_that_do_not_spread_give_no_whitening(rows):
-    assert Whitening.of(rows, 0.1) is None
+    assert QueryWhitening.of(rows, 0.1) is None
 
 
 def test_it_separates_what_the_mean_does_not():

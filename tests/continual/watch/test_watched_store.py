@@ -18,7 +18,7 @@ from continual.history.inspection import details, rates_at
 from continual.history.rehearsing import recompute
 from continual.new_store import NewStore, init
 from continual.patches.neuron import NeuronPatch
-from continual.proposals import Edit, Proposal, Surroundings
+from continual.proposals import Edit, EditContext, Proposal
 from continual.recheck.ledger import WATCHED, Ledger
 from continual.recheck.retention import outcomes_of
 from continual.session import Session, open_session
@@ -75,7 +75,7 @@ def test_the_base_writes_the_same_text_with_the_same_seed(tmp_path: Path) -> Non
 
 
 def test_what_is_expected_is_what_the_base_says(session: Session) -> None:
-    for passage in session.standing.general.text.held_out:
+    for passage in session.run_state.general.text.held_out:
         ids = torch.tensor([passage.ids])
         said = session.model(input_ids=ids).logits[0, passage.first :].argmax(-1).tolist()
         assert all(t in (s, -1) for t, s in zip(passage.said, said, strict=True))
@@ -120,7 +120,7 @@ def test_the_history_lends_its_prompts(session: Session) -> None:
 
 def test_a_full_recheck_agrees_probe_by_probe(session: Session) -> None:
     session.apply(corrections(6))
-    ledger = session.standing.ledger
+    ledger = session.run_state.ledger
     before = ledger.outcomes()
     assert len(watched_outcomes(ledger)) > 100
     assert ledger.remeasure() == {}
@@ -130,11 +130,11 @@ def test_a_full_recheck_agrees_probe_by_probe(session: Session) -> None:
 def test_a_store_that_is_opened_again_stands_where_it_stood(tmp_path: Path) -> None:
     with made(tmp_path / "store") as opened:
         opened.apply(corrections(6))
-        before = opened.standing.ledger.outcomes()
-        memory = opened.standing.memory.all()
+        before = opened.run_state.ledger.outcomes()
+        memory = opened.run_state.memory.all()
     with open_session(tmp_path / "store") as again:
-        assert again.standing.ledger.outcomes() == before
-        assert torch.equal(again.standing.memory.all(), memory)
+        assert again.run_state.ledger.outcomes() == before
+        assert torch.equal(again.run_state.memory.all(), memory)
 
 
 def test_steps_are_recomputed_to_the_same_bits(session: Session) -> None:
@@ -146,12 +146,12 @@ def test_steps_are_recomputed_to_the_same_bits(session: Session) -> None:
 class Loud(TPatcher):
     """An editor that adds a neuron of its own: it says Tokyo wherever the text has the word "a"."""
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
-        proposal = super().edit(edits, around)
-        patch, tokenizer = proposal.patch, around.site.edited.tokenizer
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
+        proposal = super().edit(edits, context)
+        patch, tokenizer = proposal.patch, context.site.edited.tokenizer
         assert isinstance(patch, NeuronPatch)
         (token,) = tokenizer(" Tokyo")["input_ids"]
-        value = 1000 * around.site.edited.model.get_output_embeddings().weight[token].clone()
+        value = 1000 * context.site.edited.model.get_output_embeddings().weight[token].clone()
         loud = NeuronPatch(
             patch.block,
             torch.cat([patch.keys, torch.zeros_like(patch.keys[:1])]),
@@ -218,10 +218,10 @@ def test_text_of_a_user_takes_the_place_of_the_bases(tmp_path: Path) -> None:
     texts = [{"text": f"The capital of country number {n} is a city."} for n in range(20)]
     file = write_lines(tmp_path / "own.jsonl", texts)
     with made(tmp_path / "store", text=(file,)) as opened:
-        assert opened.standing.general.text.source == "own.jsonl"
+        assert opened.run_state.general.text.source == "own.jsonl"
         revision = opened.watch()
         assert revision is not None
-        assert opened.standing.general.text.source == "base"
+        assert opened.run_state.general.text.source == "base"
         opened.apply(corrections(2))
         assert rates_at(opened.store, opened.store.head)["Watch"] == 1.0
 

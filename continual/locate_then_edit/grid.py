@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from continual.anatomy import Anatomy
-from continual.associative.config import default_blocks
-from continual.associative.drift import drift_of
-from continual.grids import Axis, Budget, Grid, Settings
+from continual.grids import Budget, Grid, GridAxis, TriedSettings
+from continual.locate_then_edit.config import default_blocks
+from continual.locate_then_edit.drift import drift_of
 from continual.patches import Patch
 from continual.patches.low_rank import Factors, LowRankPatch
-from continual.proposals import Surroundings
+from continual.proposals import EditContext
 from continual.requests import Request
 
 BLOCKS_TRIED = 6
 """Blocks that are tried one by one; a deeper model's are at equal distances."""
-REACHES: tuple[Settings, ...] = (
+REACHES: tuple[TriedSettings, ...] = (
     {},
     {"clamp_norm_factor": 1.5},
     {"clamp_norm_factor": 3.0},
@@ -33,11 +33,11 @@ WEIGHTS = (0.05, 0.2, 0.0125, 0.003)  # λ/d_ff
 UNBOUNDED = 1e9
 
 
-def grid_of(anatomy: Anatomy, *more: Axis, spreads: Sequence[int] = SPREADS) -> Grid:
+def grid_of(anatomy: Anatomy, *more: GridAxis, spreads: Sequence[int] = SPREADS) -> Grid:
     """Make the grid of a method of the family; `more` are its own axes."""
-    sites = Axis("block and place", ("blocks", "place"), lambda _: _sites(anatomy))
-    reach = Axis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
-    breadth = Axis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
+    sites = GridAxis("block and place", ("blocks", "place"), lambda _: _sites(anatomy))
+    reach = GridAxis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
+    breadth = GridAxis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
     axes = (sites, reach, *more, *([breadth] if spreads else []))
     blocks = _blocks(anatomy.block_count)
     return Grid(
@@ -49,13 +49,13 @@ def grid_of(anatomy: Anatomy, *more: Axis, spreads: Sequence[int] = SPREADS) -> 
     )
 
 
-def weight_axis(anatomy: Anatomy, shares: Sequence[float] = WEIGHTS) -> Axis:
+def weight_axis(anatomy: Anatomy, shares: Sequence[float] = WEIGHTS) -> GridAxis:
     """Make the axis of λ, in shares of d_ff."""
     choices = [{"moment_weight": share * anatomy.ffn_width} for share in shares]
-    return Axis("weight of the statistics", ("moment_weight",), lambda _: choices)
+    return GridAxis("weight of the statistics", ("moment_weight",), lambda _: choices)
 
 
-def _sites(anatomy: Anatomy) -> list[Settings]:
+def _sites(anatomy: Anatomy) -> list[TriedSettings]:
     """Return each block at each place; the default block, by depth, comes first."""
     blocks = _blocks(anatomy.block_count)
     return [{"blocks": [block], "place": place} for place in ("subject", "end") for block in blocks]
@@ -68,7 +68,7 @@ def _blocks(count: int) -> list[int]:
     return list(dict.fromkeys([default_blocks(count)[-1], *grid_blocks]))
 
 
-def _spread(chosen: Settings, sizes: Sequence[int]) -> list[Settings]:
+def _spread(chosen: TriedSettings, sizes: Sequence[int]) -> list[TriedSettings]:
     """Return the last chosen block alone, and with the blocks before it."""
     last_block = chosen["blocks"][-1]
     spans = [list(range(max(0, last_block - size + 1), last_block + 1)) for size in (1, *sizes)]
@@ -82,15 +82,15 @@ def _names_its_subject(request: Request) -> bool:
 # -- the drift budget
 
 
-def _spent(around: Surroundings) -> float:
+def _spent(context: EditContext) -> float:
     """Return the largest drift of a block as the model stands; see `drift_of`."""
-    assert around.statistics is not None
-    edited = around.site.edited
+    assert context.statistics is not None
+    edited = context.site.edited
     drifts = [0.0]
     for block in edited.reach.blocks:
         weight = edited.weight(block)
         base = weight.base.float()
-        moment = around.statistics.get(block).second_moment.to(base)
+        moment = context.statistics.get(block).second_moment.to(base)
         drifts.append(drift_of(base, weight.sum - base, moment))
     return max(drifts)
 

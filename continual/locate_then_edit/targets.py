@@ -4,7 +4,7 @@
 z = h + δ at the token to write to, the subject's last one or the prompt's; h is the residual sum of
 the last edited block there. δ goes down the gradient of
 
-    mean NLL of the target over the texts of the lesson, each the mean over the target's tokens
+    mean NLL of the target over an edit's prompts, each the mean over the target's tokens
     + kl_factor · mean over its anchors of KL(p_δ ‖ p), p the next token's distribution there
     + weight_decay · ‖δ‖ / ‖h‖²
 
@@ -35,10 +35,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.associative.config import AssociativeConfig
-from continual.associative.keys import read_states
-from continual.associative.layers import QuickLayers, products
-from continual.associative.lessons import Lesson, Text
+from continual.locate_then_edit.config import LocateThenEditConfig
+from continual.locate_then_edit.edit_texts import EditTexts, LocatedText
+from continual.locate_then_edit.keys import read_states
+from continual.locate_then_edit.layers import QuickLayers, products
 from continual.passes.batching import by_length
 from continual.passes.suffix import EndPass, Ends, PackedEnds, WholeSequences, keeps_prefixes
 from continual.site import Site
@@ -96,7 +96,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluation:
     """The losses and gradients of n requests at some δ."""
 
     loss: Tensor  # [n]
@@ -107,59 +107,59 @@ class Look:
 
 
 def find_targets(
-    site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
+    site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
 ) -> Targets:
-    """Search for z of each lesson at a block, chunk by chunk. A chunk has at most `config.chunk`
-    lessons, or the device's best number, and fits KEPT_BYTES_MAX."""
+    """Search for z of each edit at a block, chunk by chunk. A chunk has at most `config.chunk`
+    edits, or the device's best number, and fits KEPT_BYTES_MAX."""
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
     chunk_max = config.chunk or PassSize.on(site.edited.device).requests
-    byte_counts = [_kept_bytes(site, lesson, block) for lesson in lessons]
+    byte_counts = [_kept_bytes(site, edit_texts, block) for edit_texts in batch]
     chunks = [
-        [lessons[start + i] for i in chunk]
-        for start in range(0, len(lessons), chunk_max)
+        [batch[start + i] for i in chunk]
+        for start in range(0, len(batch), chunk_max)
         for chunk in _in_order(byte_counts[start : start + chunk_max], KEPT_BYTES_MAX)
     ]
 
-    def searched(chunk: list[Lesson]) -> Targets:
-        return _search(Bench(site, chunk, block, config, packs))
+    def searched(chunk: list[EditTexts]) -> Targets:
+        return _search(ValueSearch(site, chunk, block, config, packs))
 
     return Targets.joined(list(site.executor.map(searched, chunks)))
 
 
-def _kept_bytes(site: Site, lesson: Lesson, block: int) -> int:
-    """Estimate the bytes that a lesson keeps: a block's sums, the keys and values of all blocks
-    above it."""
+def _kept_bytes(site: Site, edit_texts: EditTexts, block: int) -> int:
+    """Estimate the bytes that an edit's texts keep: a block's sums, the keys and values of all
+    blocks above it."""
     anatomy, weight = site.edited.anatomy, site.edited.model.get_input_embeddings().weight
-    tokens = sum(len(text.encoding) for text in (*lesson.texts, *lesson.anchors))
+    tokens = sum(len(text.encoding) for text in (*edit_texts.texts, *edit_texts.anchors))
     states = 1 + 2 * (anatomy.last - block)
     return int(tokens * states * anatomy.width * weight.element_size())
 
 
-def _search(bench: Bench) -> Targets:
-    """Run normalised gradient descent on the δ of all lessons side by side."""
-    config = bench.config
-    lengths = torch.linalg.vector_norm(bench.before, dim=1, keepdim=True)
-    delta = torch.zeros_like(bench.before)
+def _search(search: ValueSearch) -> Targets:
+    """Run normalised gradient descent on the δ of all edits side by side."""
+    config = search.config
+    lengths = torch.linalg.vector_norm(search.before, dim=1, keepdim=True)
+    delta = torch.zeros_like(search.before)
     live = torch.ones_like(lengths[:, 0], dtype=torch.bool)
     steps = torch.zeros_like(live, dtype=torch.long)
-    look = bench.look(delta)
+    evaluation = search.evaluation(delta)
     for step in range(config.steps_max):
-        live = live & ~(look.is_done & (look.fit < config.stop_loss))
+        live = live & ~(evaluation.is_done & (evaluation.fit < config.stop_loss))
         if not bool(live.any()):
             break
         size = config.step * config.step_decay**step * lengths
-        proposal = delta - size * torch.nn.functional.normalize(look.gradient, dim=1)
+        proposal = delta - size * torch.nn.functional.normalize(evaluation.gradient, dim=1)
         proposal = _clamped(proposal, config.clamp_norm_factor * lengths)
         delta = torch.where(live[:, None], proposal, delta)
         steps += live
-        bench.focus(live)
-        look = _merged(look, bench.look(delta), live)
+        search.focus(live)
+        evaluation = _merged(evaluation, search.evaluation(delta), live)
     return Targets(
-        bench.before + delta,
-        bench.before,
+        search.before + delta,
+        search.before,
         tuple(steps.tolist()),
-        tuple(look.loss.tolist()),
-        tuple(look.is_right.tolist()),
+        tuple(evaluation.loss.tolist()),
+        tuple(evaluation.is_right.tolist()),
     )
 
 
@@ -170,9 +170,9 @@ def _clamped(delta: Tensor, longest: Tensor) -> Tensor:
     return delta * shrunk.clamp(max=1.0)
 
 
-def _merged(old: Look, new: Look, live: Tensor) -> Look:
-    """Return the new look at the live requests, the old one at the others."""
-    return Look(
+def _merged(old: Evaluation, new: Evaluation, live: Tensor) -> Evaluation:
+    """Return the new evaluation of the live requests, the old one of the others."""
+    return Evaluation(
         torch.where(live, new.loss, old.loss),
         torch.where(live, new.fit, old.fit),
         torch.where(live[:, None], new.gradient, old.gradient),
@@ -184,20 +184,20 @@ def _merged(old: Look, new: Look, live: Tensor) -> Look:
 # --- the recorded passes of a search --------------------------------------------------------------
 
 
-class Bench:
-    """The recorded passes of some lessons, and their losses at any δ."""
+class ValueSearch:
+    """The recorded passes of some edits' texts, and their losses at any δ."""
 
     def __init__(
         self,
         site: Site,
-        lessons: Sequence[Lesson],
+        batch: Sequence[EditTexts],
         block: int,
-        config: AssociativeConfig,
+        config: LocateThenEditConfig,
         packs: bool,
     ) -> None:
         """Record the passes. With `packs` only the ends of texts are run, see `keeps_prefixes`."""
-        self.config, self._lessons, self._packs = config, lessons, packs
-        self.before = read_states(site, lessons, block)  # h [n, d] of the bare prompts
+        self.config, self._batch, self._packs = config, batch, packs
+        self.before = read_states(site, batch, block)  # h [n, d] of the bare prompts
         self._device = site.edited.device
         self._layers = QuickLayers(site.edited.model, site.edited.anatomy, block)
         with self._quickened():
@@ -207,17 +207,17 @@ class Bench:
         """Run only the live requests [n] from here on."""
         self._passes = [part for p in self._passes if (part := p.focused(live)) is not None]
 
-    def look(self, delta: Tensor) -> Look:
+    def evaluation(self, delta: Tensor) -> Evaluation:
         """Return the losses and gradients at δ [n, d]; zero for requests that are in no pass."""
-        sums = _Sums.zero(delta)
+        sums = _LossSums.zero(delta)
         with self._quickened():
             for pass_ in self._passes:
-                sums.add(pass_.look(delta, self.config.kl_factor))
+                sums.add(pass_.evaluation(delta, self.config.kl_factor))
         norms = delta.norm(dim=1)
         scale = self.config.weight_decay / self.before.square().sum(1)
         tiny = torch.finfo(norms.dtype).tiny
         direction = delta / norms.clamp(min=tiny)[:, None]
-        return Look(
+        return Evaluation(
             sums.fit + scale * norms,
             sums.fit,
             sums.gradient + scale[:, None] * direction,
@@ -235,14 +235,14 @@ class Bench:
         with products(precision), nullcontext() if quick is None else quick.on():
             yield
 
-    def _recorded(self, site: Site, block: int) -> list[_Pass]:
-        placed = [p for i, lesson in enumerate(self._lessons) for p in _placed(i, lesson)]
+    def _recorded(self, site: Site, block: int) -> list[_SearchPass]:
+        placed = [p for i, edit_texts in enumerate(self._batch) for p in _placed(i, edit_texts)]
         size = PassSize.on(self._device)
         if self._packs:
             batches = _in_order([len(p.text.encoding) - p.text.place for p in placed], size.tokens)
-            return [_Pass.packed(site, [placed[i] for i in b], block, size) for b in batches]
+            return [_SearchPass.packed(site, [placed[i] for i in b], block, size) for b in batches]
         batches = by_length([len(p.text.encoding) for p in placed], size.tokens)
-        return [_Pass.whole(site, [placed[i] for i in b], block) for b in batches]
+        return [_SearchPass.whole(site, [placed[i] for i in b], block) for b in batches]
 
 
 def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -259,20 +259,20 @@ def _in_order(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 
 @dataclass
-class _Sums:
+class _LossSums:
     """The sums over passes, request by request."""
 
-    fit: Tensor  # [n] see `Look`
+    fit: Tensor  # [n] see `Evaluation`
     gradient: Tensor  # [n, d] of it
     wrong_plain: Tensor  # [n] rows of the bare prompt that are wrong
     wrong: Tensor  # [n] rows of any text that are wrong
 
     @classmethod
-    def zero(cls, delta: Tensor) -> _Sums:
+    def zero(cls, delta: Tensor) -> _LossSums:
         zeros = torch.zeros_like(delta[:, 0])
         return cls(zeros, torch.zeros_like(delta), zeros.clone(), zeros.clone())
 
-    def add(self, other: _Sums) -> None:
+    def add(self, other: _LossSums) -> None:
         self.fit += other.fit
         self.gradient += other.gradient
         self.wrong_plain += other.wrong_plain
@@ -281,24 +281,24 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A text of a lesson, and the weight of each of its rows in that lesson's loss."""
+    """A text of an edit, and the weight of each of its rows in that edit's loss."""
 
     owner: int
-    text: Text
+    text: LocatedText
     share: float
     is_anchor: bool
     is_plain: bool
 
 
-def _placed(owner: int, lesson: Lesson) -> Iterator[_Placed]:
-    for number, text in enumerate(lesson.texts):
-        share = 1.0 / (len(lesson.texts) * len(text.encoding.targets))
+def _placed(owner: int, edit_texts: EditTexts) -> Iterator[_Placed]:
+    for number, text in enumerate(edit_texts.texts):
+        share = 1.0 / (len(edit_texts.texts) * len(text.encoding.targets))
         yield _Placed(owner, text, share, is_anchor=False, is_plain=number == 0)
-    for anchor in lesson.anchors:
-        yield _Placed(owner, anchor, 1.0 / len(lesson.anchors), is_anchor=True, is_plain=False)
+    for anchor in edit_texts.anchors:
+        yield _Placed(owner, anchor, 1.0 / len(edit_texts.anchors), is_anchor=True, is_plain=False)
 
 
-class _Pass:
+class _SearchPass:
     """Some texts, recorded from some positions on with the sums of the edited block."""
 
     def __init__(
@@ -310,14 +310,16 @@ class _Pass:
         sequences = torch.arange(len(placed), device=device)
         self._places = run.row(sequences, torch.tensor(places, device=device))
         self._owners = torch.tensor([p.owner for p in placed], device=device)
-        self._answers = _Rows.of(placed, starts, device, anchors=False)
-        self._anchors = _Rows.of(placed, starts, device, anchors=True)
+        self._answers = _LogitRows.of(placed, starts, device, anchors=False)
+        self._anchors = _LogitRows.of(placed, starts, device, anchors=True)
         parts = (self._answers, self._anchors)
         self._rows = torch.cat([run.row(part.sequences, part.positions) for part in parts])
-        self._known: Tensor | None = None  # [anchors, vocab] log p without δ, from the first look
+        self._known: Tensor | None = None  # [anchors, vocab] log p without δ, as first read
 
     @classmethod
-    def packed(cls, site: Site, placed: Sequence[_Placed], block: int, size: PassSize) -> _Pass:
+    def packed(
+        cls, site: Site, placed: Sequence[_Placed], block: int, size: PassSize
+    ) -> _SearchPass:
         """Record the ends of texts, from the token to write to, on the model as it stands."""
         starts = tuple(p.text.place for p in placed)
         ends = Ends(tuple(p.text.encoding.ids for p in placed), starts)
@@ -325,14 +327,14 @@ class _Pass:
         return cls(site, run, placed, starts)
 
     @classmethod
-    def whole(cls, site: Site, placed: Sequence[_Placed], block: int) -> _Pass:
+    def whole(cls, site: Site, placed: Sequence[_Placed], block: int) -> _SearchPass:
         """Record the whole of each text on the model as it stands."""
         edited = site.edited
         ids = [p.text.encoding.ids for p in placed]
         run = WholeSequences(edited.model, edited.anatomy, ids, block, edited.base.pad)
         return cls(site, run, placed, [0] * len(placed))
 
-    def focused(self, live: Tensor) -> _Pass | None:
+    def focused(self, live: Tensor) -> _SearchPass | None:
         """Return a pass with the live requests' [n] texts alone; None if it has none of them. A
         pass of whole texts stays as it is."""
         mask = live[self._owners]
@@ -341,7 +343,7 @@ class _Pass:
         indices = mask.nonzero().squeeze(-1).tolist()
         if not indices:
             return None
-        part = _Pass(
+        part = _SearchPass(
             self._site,
             self._run.select(indices),
             [self._placed[i] for i in indices],
@@ -351,7 +353,7 @@ class _Pass:
             part._known = self._known[live[self._anchors.owners]]
         return part
 
-    def look(self, delta: Tensor, kl_factor: float) -> _Sums:
+    def evaluation(self, delta: Tensor, kl_factor: float) -> _LossSums:
         """Return the pass's part of each request's loss, without the term of δ itself."""
         delta = delta.detach().requires_grad_()
         sums = self._run.sums
@@ -371,7 +373,7 @@ class _Pass:
         target_log_probs = -costs.detach()[: len(answers.owners)]
         misses = (log_probs[: len(target_log_probs)].amax(1) > target_log_probs).to(loss.dtype)
         (gradient,) = torch.autograd.grad(loss.sum(), delta)
-        return _Sums(
+        return _LossSums(
             loss.detach(),
             gradient,
             zeros.detach().index_add(0, answers.owners, misses * answers.is_plain),
@@ -416,7 +418,7 @@ class _Costs(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LogitRows:
     """The rows of a pass that become logits: their places and owners."""
 
     sequences: Tensor
@@ -433,7 +435,7 @@ class _Rows:
         starts: Sequence[int],
         device: torch.device,
         anchors: bool,
-    ) -> _Rows:
+    ) -> _LogitRows:
         """Collect the rows of the answers, or of the anchors, of texts recorded from `starts`
         on."""
         entries = [(i, p) for i, p in enumerate(placed) if p.is_anchor is anchors]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from continual.associative.subjects import subject_position
 from continual.errors import RequestError
+from continual.locate_then_edit.subjects import subject_position
 from continual.prompts import Prompt
 from continual.proposals import Edit
 from continual.task_model import TaskModel
@@ -20,7 +20,7 @@ ESSENCE = "{} is a"
 
 
 @dataclass(frozen=True)
-class Text:
+class LocatedText:
     """A prompt as tokens, and the position of the token to write to."""
 
     encoding: Encoding
@@ -32,45 +32,46 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EditTexts:
     """The texts that one request is learned from."""
 
     id: str
-    texts: tuple[Text, ...]  # the prompt, the rephrases with the subject, the prompt in contexts
+    texts: tuple[LocatedText, ...]  # the prompt, rephrases with the subject, prompt in contexts
     shares: tuple[float, ...]
     """The weight of each text in the key; their sum is 1. All contexts together weigh as much as
     the prompt, as in the public code of MEMIT: if each did, they would take the key too far from
     the prompt's."""
-    anchors: tuple[Text, ...]
+    anchors: tuple[LocatedText, ...]
     """Texts whose continuation at one position must stay the same: `ESSENCE`, and the request's
     locality prompts that contain the subject."""
     is_at_end: bool = False
     """True if the token to write to is the last one of the prompt, not of the subject."""
 
-    def at_end(self) -> Lesson:
-        """Return the lesson with its places at the end of each prompt (``fact_token = "last"`` in
+    def at_end(self) -> EditTexts:
+        """Return the texts with their places at the end of each prompt (``fact_token = "last"`` in
         the public code).
 
-        It has no anchors: texts with another end have other keys, so the update leaves them alone.
+        They have no anchors: texts with another end have other keys, so the update leaves them
+        alone.
         """
         texts = tuple(replace(text, place=text.encoding.positions[0]) for text in self.texts)
         return replace(self, texts=texts, anchors=(), is_at_end=True)
 
 
-def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Lesson:
-    """Make the lesson of an edit; `contexts` begin with the empty one.
+def texts_of_edit(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> EditTexts:
+    """Make the texts of an edit; `contexts` begin with the empty one.
 
     A context is left out if the prompt behind it gets too long. Raises SubjectMissing.
     """
     request = edit.request
     forms, rephrase_encodings = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
     prompt_texts = [
-        Text(encoding, _subject_place(prompt, request.subject, task_model))
+        LocatedText(encoding, _subject_place(prompt, request.subject, task_model))
         for prompt, encoding in zip(request.asked, forms, strict=True)
     ]
     assert request.subject is not None
     rephrase_texts = [
-        Text(encoding, _subject_place(rephrase, request.subject, task_model))
+        LocatedText(encoding, _subject_place(rephrase, request.subject, task_model))
         for rephrase, encoding in zip(request.rephrases, rephrase_encodings, strict=False)
         if request.subject in str(rephrase)
     ]
@@ -81,7 +82,7 @@ def lesson_of(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Les
     ]
     shares = tuple(weight / sum(weights) for weight in weights)
     anchors = tuple(_anchors(edit, request.subject, task_model))
-    return Lesson(edit.id, (*prompt_texts, *rephrase_texts, *context_texts), shares, anchors)
+    return EditTexts(edit.id, (*prompt_texts, *rephrase_texts, *context_texts), shares, anchors)
 
 
 def _subject_place(
@@ -95,7 +96,9 @@ def _subject_place(
     )
 
 
-def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> Iterator[Text]:
+def _in_contexts(
+    edit: Edit, contexts: Sequence[str], task_model: TaskModel
+) -> Iterator[LocatedText]:
     """Yield a plain prompt behind each context; none for a turn of a chat, which has a fixed
     beginning."""
     request, wording = edit.request, task_model.task.asked(edit.request.prompt)
@@ -107,10 +110,10 @@ def _in_contexts(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> 
             encoding = task_model.task.encode(context + prompt, request.target_new)
         except RequestError:  # too long for the model, or for the task's limits
             continue
-        yield Text(encoding, _subject_place(prompt, request.subject, task_model, context))
+        yield LocatedText(encoding, _subject_place(prompt, request.subject, task_model, context))
 
 
-def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[Text]:
+def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[LocatedText]:
     local_prompts = [
         probe.prompt for probe in edit.request.locality if subject in str(probe.prompt)
     ]
@@ -120,4 +123,4 @@ def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[Text]:
         except RequestError:
             continue
         place = _subject_place(prompt, subject, task_model)
-        yield Text(Encoding(question, (len(question) - 1,), ()), place)
+        yield LocatedText(Encoding(question, (len(question) - 1,), ()), place)

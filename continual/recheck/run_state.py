@@ -17,9 +17,9 @@ from torch import Tensor
 from continual.effects import has_moved
 from continual.naming import names
 from continual.prompts import compared
-from continual.proposals import Taught
-from continual.queries.memory import QueryMemory
-from continual.recheck.candidates import encode
+from continual.proposals import KnownAnswers
+from continual.queries.memory import ProtectedQueries
+from continual.recheck.encoded_requests import encode
 from continual.recheck.general_rows import GeneralRows
 from continual.recheck.ledger import (
     CONTINUATION,
@@ -28,8 +28,8 @@ from continual.recheck.ledger import (
     TEST,
     TRAIN,
     WATCH,
-    Entry,
     Ledger,
+    LedgerEntry,
 )
 from continual.recheck.measuring import Measured, Measurements
 from continual.recheck.probing import NewProbes
@@ -72,7 +72,7 @@ class Past:
 
 
 @dataclass(frozen=True)
-class _Trace:
+class _LineageTrace:
     """The requests of a lineage, by their last event."""
 
     fresh: Sequence[str]  # attempted for the first time since the last record
@@ -80,7 +80,7 @@ class _Trace:
     since: Collection[str]  # applied again or anew since then
 
 
-class Standing:
+class RunState:
     """The state of a run at head, read from the journal. The model has head's patches on."""
 
     def __init__(self, store: Store, site: Site, past: Past | None = None) -> None:
@@ -96,7 +96,7 @@ class Standing:
         self.general = GeneralRows.at(store, site, lineage)
         self.ledger.register(*self.general.held_out())
         self._training = TrainingMemory(site, self.ledger, self.general)
-        self.memory = QueryMemory(self._training.queries())
+        self.memory = ProtectedQueries(self._training.queries())
         self._corrected: dict[str, CorrectedFact] = {}  # facts of the lineage, in their order
         self._near: list[_Neighbour] = []  # held-out neighbours in the ledger
         trace = self._retrace(lineage, without)
@@ -115,7 +115,7 @@ class Standing:
 
     # -- building
 
-    def _retrace(self, lineage: Sequence[Revision], without: frozenset[str]) -> _Trace:
+    def _retrace(self, lineage: Sequence[Revision], without: frozenset[str]) -> _LineageTrace:
         """Follow a lineage and its records in the ledger, as if some requests had never been."""
         new_ids: list[str] = []
         moved: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ class Standing:
             if record is not None:
                 self._measurements.follow(record)
                 new_ids.clear()
-        return _Trace(new_ids, moved, since)
+        return _LineageTrace(new_ids, moved, since)
 
     def _follow(self, revision: Revision, reverted: Collection[str]) -> list[str]:
         """Follow a revision's outcomes; return the requests that it attempted for the first time.
@@ -159,30 +159,30 @@ class Standing:
             encodings = [
                 self._site.task.encode(probe.prompt, probe.answer) for probe in parsed_probes
             ]
-            self.ledger.register([Entry(name, name, i, e) for i, e in enumerate(encodings)])
+            self.ledger.register([LedgerEntry(name, name, i, e) for i, e in enumerate(encodings)])
 
     def _register_retained(self, moved: Sequence[str], since: Collection[str]) -> None:
         """Register the probes of the retained requests. The learned prompts of each request are
         read in a pass of their own, as when it was edited, so that the rows have the same bits; all
         other probes together. The memory gets the queries captured together at the last edit of
         matrices, and those of the edits since."""
-        learned_entries: list[Entry] = []
-        other_entries: list[Entry] = []
+        learned_entries: list[LedgerEntry] = []
+        other_entries: list[LedgerEntry] = []
         parts: list[Rows] = []
         queries = self._captured(moved)
         for retained in self.retention.requests.values():
-            candidate = encode(retained.request, self._site.task)
-            rows = self._site.rows(candidate.learned)
-            learned_entries += candidate.learned_entries()
+            encoded_request = encode(retained.request, self._site.task)
+            rows = self._site.rows(encoded_request.learned)
+            learned_entries += encoded_request.learned_entries()
             parts.append(rows)
             if len(learned_entries) >= REGISTERED_TOGETHER:
                 self.ledger.register(learned_entries, Rows.join(parts))
                 learned_entries, parts = [], []
             if retained.applied:
-                is_old = candidate.id in queries and candidate.id not in since
-                query = queries[candidate.id] if is_old else rows.query
-                self.memory.remember(candidate.id, query)
-            other_entries += candidate.other_entries(retained.expected)
+                is_old = encoded_request.id in queries and encoded_request.id not in since
+                query = queries[encoded_request.id] if is_old else rows.query
+                self.memory.remember(encoded_request.id, query)
+            other_entries += encoded_request.other_entries(retained.expected)
         if learned_entries:
             self.ledger.register(learned_entries, Rows.join(parts))
         self.ledger.register(other_entries)
@@ -191,7 +191,7 @@ class Standing:
     def _register_neighbours(self) -> None:
         """Register the held-out neighbours of the edits in force, except neighbours that state the
         fact of a later edit."""
-        entries: list[Entry] = []
+        entries: list[LedgerEntry] = []
         for identity, retained in self.retention.requests.items():
             if retained.applied and retained.neighbours:
                 neighbourhood = Neighbourhood.from_json(retained.neighbours)
@@ -203,7 +203,7 @@ class Standing:
             neighbours = [n for n in self._near if turns.get(n.owner, -1) < turns[identity]]
             self._drop_stating(fact, neighbours)
 
-    def _note_neighbours(self, entries: Iterable[Entry]) -> None:
+    def _note_neighbours(self, entries: Iterable[LedgerEntry]) -> None:
         for entry in entries:
             if entry.role == NEIGHBOUR:
                 place = self.ledger.places(entry.owner, NEIGHBOUR)[entry.index]
@@ -262,7 +262,7 @@ class Standing:
         places = self.ledger.places(WATCH, WATCH)
         self.ledger.drop([places[index] for index in self.general.stated_in_held_out(fact)])
 
-    def memory_naming(self, subject: str, near: Tensor) -> QueryMemory:
+    def memory_naming(self, subject: str, near: Tensor) -> ProtectedQueries:
         """Return the memory of a neuron that asks for a normalised subject: general text, training
         probes and edits that name the subject, and the queries [r, d] of its neighbours."""
         owners = {
@@ -277,7 +277,7 @@ class Standing:
         """Tell whether enough training probes name a subject to protect its other facts."""
         return self._training.names_enough(subject)
 
-    def taught(self) -> Taught:
+    def known_answers(self) -> KnownAnswers:
         """Return the known answers: the training probes, the prompts of the edits with queries in
         memory, and the general text in memory."""
         places = {owner: self.ledger.places(owner, EDIT) for owner in self.memory.owners}
@@ -287,7 +287,7 @@ class Standing:
             if edit_places
         }
         general = tuple(passage.ids for passage in self.general.text.memory)
-        return Taught(self._training.encodings(), self._training.gone(), edits, general)
+        return KnownAnswers(self._training.encodings(), self._training.gone(), edits, general)
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
         """Read the queries in memory anew after an edit of matrices. `new`: as in `_captured`."""
@@ -311,7 +311,7 @@ class Standing:
             self.ledger.register(entries, Rows.join(rows for _, rows in groups if rows is not None))
             self.note({entry.key: self.ledger.is_right(entry) for entry in entries})
         for probes in new:
-            self._measurements.count_in(probes.candidate.id)
+            self._measurements.count_in(probes.encoded_request.id)
 
     def watch_over(
         self, identity: str, neighbourhood: Neighbourhood, rows: Rows | None = None
@@ -332,7 +332,7 @@ class Standing:
         return self._measurements.measure(current)
 
 
-def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[Entry]:
+def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[LedgerEntry]:
     """Return the probes of a neighbourhood: its held-out prompts, and each position behind the
     answer."""
     neighbours = [passage.encoding() for passage in neighbourhood.held_out]
@@ -340,7 +340,7 @@ def watched_entries(identity: str, neighbourhood: Neighbourhood) -> list[Entry]:
         encoding for passage in neighbourhood.behind for encoding in passage.positions()
     ]
     return [
-        Entry(identity, role, index, encoding)
+        LedgerEntry(identity, role, index, encoding)
         for role, encodings in ((NEIGHBOUR, neighbours), (CONTINUATION, continuations))
         for index, encoding in enumerate(encodings)
     ]

@@ -15,43 +15,43 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from continual.associative.config import AssociativeConfig, default_blocks
-from continual.associative.contexts import write_contexts
-from continual.associative.drift import drift_of
-from continual.associative.keys import Keys, read_keys, read_states
-from continual.associative.lessons import Lesson, lesson_of
-from continual.associative.places import located
-from continual.associative.solves import Solution, Unsolvable
-from continual.associative.subjects import SubjectMissing
-from continual.associative.targets import Targets
 from continual.effects.parameters import EditedWeight
 from continual.effects.places import POOLED
 from continual.errors import EditError
+from continual.locate_then_edit.config import LocateThenEditConfig, default_blocks
+from continual.locate_then_edit.contexts import write_contexts
+from continual.locate_then_edit.drift import drift_of
+from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
+from continual.locate_then_edit.keys import Keys, read_keys, read_states
+from continual.locate_then_edit.places import located
+from continual.locate_then_edit.solves import Solution, Unsolvable
+from continual.locate_then_edit.subjects import SubjectMissing
+from continual.locate_then_edit.targets import Targets
 from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.low_rank import Factors, FfnLowRankPatch
-from continual.proposals import Edit, Proposal, Surroundings
+from continual.proposals import Edit, EditContext, Proposal
 
 FULL = 0.95
 """The share of the drift budget at which no more values are searched for."""
 
-Config = TypeVar("Config", bound=AssociativeConfig)
-Moments = TypeVar("Moments")
+EditorConfig = TypeVar("EditorConfig", bound=LocateThenEditConfig)
+PreparedForm = TypeVar("PreparedForm")
 """A method's preparation of C₀, made once in a run."""
 
 
 @dataclass(frozen=True)
-class Update(Generic[Config, Moments]):
+class Update(Generic[EditorConfig, PreparedForm]):
     """The inputs of the solve for one block's update."""
 
     keys: Keys
     residual: Tensor  # R [n, d]: the change that the update has to make in the block's output
-    moments: Moments
+    moments: PreparedForm
     weight: EditedWeight
-    config: Config
+    config: EditorConfig
 
 
-class AssociativeEditor(ABC, Generic[Config, Moments]):
+class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
     """A method that edits FFN output matrices so that they give new values at subjects."""
 
     name: str
@@ -61,24 +61,25 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
     crowds = False
     narrows = False
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: EditorConfig) -> None:
         self.config = config
-        self._moments: dict[tuple[str, int], _Statistics[Moments]] = {}  # by base model and block
+        self._moments: dict[tuple[str, int], _PreparedMoment[PreparedForm]] = {}
+        """By base model and block."""
 
     # -- the parts that each method defines
 
     @abstractmethod
-    def prepare(self, moment: Tensor, device: torch.device) -> Moments:
+    def prepare(self, moment: Tensor, device: torch.device) -> PreparedForm:
         """Return the form of a block's C₀ [d_ff, d_ff] that its updates need. Raises Unsolvable."""
 
     @abstractmethod
-    def solve(self, update: Update[Config, Moments]) -> tuple[Solution, Tensor]:
+    def solve(self, update: Update[EditorConfig, PreparedForm]) -> tuple[Solution, Tensor]:
         """Solve for one block's ΔW = A·R; return A, as a Solution, and R [n, d]. Raises
         Unsolvable."""
 
-    def rounds(self, lessons: Sequence[Lesson]) -> Iterable[Sequence[Lesson]]:
-        """Return the groups of lessons to solve for together, one group after another."""
-        return [lessons] if lessons else []
+    def rounds(self, batch: Sequence[EditTexts]) -> Iterable[Sequence[EditTexts]]:
+        """Return the groups of edits to solve for together, one group after another."""
+        return [batch] if batch else []
 
     def chosen_blocks(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
         """Return the blocks to edit out of the default `blocks`."""
@@ -90,36 +91,36 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     # -- the editor
 
-    def edit(self, edits: Sequence[Edit], around: Surroundings) -> Proposal:
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. A retry takes twice the steps.
 
         A request without a subject fails alone; if the drift budget is used up, all fail before
         the search for values. Raises EditError without statistics, and for a model that is no
         decoder.
         """
-        config = replace(self.config, steps_max=self.config.steps_max * 2**around.attempt)
-        draft = _Draft()
-        lessons = draft.lessons(edits, config, around)
-        refusal = (self._unsearchable(around) or self._full(around)) if lessons else None
+        config = replace(self.config, steps_max=self.config.steps_max * 2**context.attempt)
+        draft = _ProposalDraft()
+        batch = draft.batch(edits, config, context)
+        refusal = (self._unsearchable(context) or self._full(context)) if batch else None
         if refusal is not None:
-            draft.refuse({lesson.id: refusal for lesson in lessons})
+            draft.refuse({edit_texts.id: refusal for edit_texts in batch})
             return Proposal(None, draft.failed)
-        with _scaffold(around.site.edited) as scaffold:
-            for group in self.rounds(lessons):
+        with _scaffold(context.site.edited) as scaffold:
+            for group in self.rounds(batch):
                 part_count = len(scaffold.parts)
                 try:
-                    self._round(group, config, around, draft, scaffold)
+                    self._round(group, config, context, draft, scaffold)
                 except Unsolvable as error:
                     scaffold.keep(part_count)
-                    draft.refuse({lesson.id: str(error) for lesson in group})
+                    draft.refuse({edit_texts.id: str(error) for edit_texts in group})
             return Proposal(_joined(scaffold.parts), draft.failed, draft.notes)
 
-    def objection(self, patch: Patch, edits: Sequence[Edit], around: Surroundings) -> str | None:
+    def objection(self, patch: Patch, edits: Sequence[Edit], context: EditContext) -> str | None:
         """See `Editor.objection`: a matrix must not drift too far from the base."""
         assert isinstance(patch, FfnLowRankPatch)
         for name, factors in patch.factors.items():
             block = patch.blocks[name]
-            drift = self._drift(block, around, factors)
+            drift = self._drift(block, context, factors)
             if not drift <= self.config.drift_max:
                 return self._over(
                     f"what the output matrix of block {block} gives to other tokens would be "
@@ -128,10 +129,10 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
                 )
         return None
 
-    def _unsearchable(self, around: Surroundings) -> str | None:
+    def _unsearchable(self, context: EditContext) -> str | None:
         """Return the reason why no value can be searched for, if any: some open gates need whole
         texts, and a search runs only the ends of texts, from one block upward, many in a row."""
-        for effect in around.site.edited.open_gates:
+        for effect in context.site.edited.open_gates:
             if effect.place.is_remote or effect.place.key == POOLED:
                 return (
                     f"gates from {effect.place} are on, which a search for values cannot run: "
@@ -139,10 +140,10 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
                 )
         return None
 
-    def _full(self, around: Surroundings) -> str | None:
+    def _full(self, context: EditContext) -> str | None:
         """Return a refusal for all requests if a block has used up FULL of its drift budget."""
-        for block in sorted({*self._blocks(around)} & around.site.edited.reach.blocks):
-            drift = self._drift(block, around)
+        for block in sorted({*self._blocks(context)} & context.site.edited.reach.blocks):
+            drift = self._drift(block, context)
             if drift > FULL * self.config.drift_max:
                 return self._over(
                     f"there is no room for it: what the output matrix of block {block} gives to "
@@ -151,14 +152,14 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
                 )
         return None
 
-    def _drift(self, block: int, around: Surroundings, added: Factors | None = None) -> float:
+    def _drift(self, block: int, context: EditContext, added: Factors | None = None) -> float:
         """Return the drift of a block's matrix from the base, with a ΔW `added` to it if given."""
-        weight = around.site.edited.weight(block)
+        weight = context.site.edited.weight(block)
         base = weight.base.float()
         change = weight.sum - base
         if added is not None:
             change = change.addmm_(added.left.to(base), added.right.to(base))
-        return drift_of(base, change, self._prepared(block, around).moment.to(base))
+        return drift_of(base, change, self._prepared(block, context).moment.to(base))
 
     def _over(self, why: str) -> str:
         """Return the reason with its remedy: another editor, or a larger `drift_max`."""
@@ -171,38 +172,38 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
 
     def _round(
         self,
-        lessons: Sequence[Lesson],
-        config: Config,
-        around: Surroundings,
-        draft: _Draft,
+        batch: Sequence[EditTexts],
+        config: EditorConfig,
+        context: EditContext,
+        draft: _ProposalDraft,
         scaffold: _Scaffold,
     ) -> None:
-        """Make the updates of some lessons on top of all earlier ones, block after block."""
-        site, blocks = around.site, self._blocks(around)
+        """Make the updates of some edits on top of all earlier ones, block after block."""
+        site, blocks = context.site, self._blocks(context)
         scaffold.put_on()
-        lessons, targets = located(site, lessons, blocks[-1], config)
-        lessons, targets = draft.accepted(lessons, targets, config)
-        for number, block in enumerate(blocks if lessons else ()):
+        batch, targets = located(site, batch, blocks[-1], config)
+        batch, targets = draft.accepted(batch, targets, config)
+        for number, block in enumerate(blocks if batch else ()):
             scaffold.put_on()
-            states = targets.before if number == 0 else read_states(site, lessons, blocks[-1])
+            states = targets.before if number == 0 else read_states(site, batch, blocks[-1])
             residual = (targets.states - states) / (len(blocks) - number)
-            keys = read_keys(site, lessons, block)
+            keys = read_keys(site, batch, block)
             weight = site.edited.weight(block)
-            moments = self._prepared(block, around).prepared
+            moments = self._prepared(block, context).prepared
             update = Update(keys, residual, moments, weight, config)
             minded = self.minded(keys)
             solution, addends = self.solve(update)
-            draft.solved(lessons, solution)
+            draft.solved(batch, solution)
             factors = factors_of(solution.left, addends)
             minds = {} if minded is None else {block: minded}
-            owners = tuple(lesson.id for lesson in lessons)
+            owners = tuple(edit_texts.id for edit_texts in batch)
             scaffold.parts.append(FfnLowRankPatch.of({block: factors}, minds, owners))
 
-    def _blocks(self, around: Surroundings) -> tuple[int, ...]:
+    def _blocks(self, context: EditContext) -> tuple[int, ...]:
         """Return the blocks to edit. Raises EditError for a block that the model does not have, and
         for a model with an encoder; ModelError for one without FFNs that add to the residual
         sum."""
-        anatomy = around.site.edited.anatomy
+        anatomy = context.site.edited.anatomy
         anatomy.require_ffn()
         if anatomy.encoder is not None:
             raise EditError(f"{self.name} edits decoders only: choose another editor.")
@@ -215,28 +216,28 @@ class AssociativeEditor(ABC, Generic[Config, Moments]):
             )
         return blocks
 
-    def _prepared(self, block: int, around: Surroundings) -> _Statistics[Moments]:
+    def _prepared(self, block: int, context: EditContext) -> _PreparedMoment[PreparedForm]:
         """Return a block's statistics and the method's form of them; they are read once in a run.
         Raises EditError without statistics."""
-        if around.statistics is None:
+        if context.statistics is None:
             raise EditError(
                 f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
             )
-        edited = around.site.edited
+        edited = context.site.edited
         name = (edited.base.fingerprint, block)
         if name not in self._moments:
             device = edited.anatomy.down_weight(edited.model, block).device
-            moment = around.statistics.get(block).second_moment
-            self._moments[name] = _Statistics(moment.float(), self.prepare(moment, device))
+            moment = context.statistics.get(block).second_moment
+            self._moments[name] = _PreparedMoment(moment.float(), self.prepare(moment, device))
         return self._moments[name]
 
 
 @dataclass(frozen=True)
-class _Statistics(Generic[Moments]):
+class _PreparedMoment(Generic[PreparedForm]):
     """The statistics of a block's keys, and the method's form of them."""
 
     moment: Tensor  # C₀ [d_ff, d_ff] float32
-    prepared: Moments
+    prepared: PreparedForm
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
@@ -253,23 +254,23 @@ _AT_END = "its subject is in its prompt, but its answer is found at the prompt's
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _ProposalDraft:
     """The failures and notes of a proposal, collected by request."""
 
     failed: dict[str, str] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def lessons(
-        self, edits: Sequence[Edit], config: AssociativeConfig, around: Surroundings
-    ) -> list[Lesson]:
-        """Return the lessons of the edits that have a subject; record the others as failed."""
+    def batch(
+        self, edits: Sequence[Edit], config: LocateThenEditConfig, context: EditContext
+    ) -> list[EditTexts]:
+        """Return the texts of the edits that have a subject; record the others as failed."""
         contexts = write_contexts(
-            around.site, config.contexts, config.context_tokens, around.generator
+            context.site, config.contexts, config.context_tokens, context.generator
         )
         result = []
         for edit in edits:
             try:
-                result.append(lesson_of(edit, contexts, around.site))
+                result.append(texts_of_edit(edit, contexts, context.site))
             except SubjectMissing as error:
                 self.failed[edit.id] = str(error)
         return result
@@ -280,39 +281,39 @@ class _Draft:
         for identity in reasons:
             self.notes.pop(identity, None)
 
-    def solved(self, lessons: Sequence[Lesson], solution: Solution) -> None:
+    def solved(self, batch: Sequence[EditTexts], solution: Solution) -> None:
         """Record the condition and the residual of a solve: the worst over the blocks."""
-        for lesson in lessons:
-            notes = self.notes[lesson.id]
+        for edit_texts in batch:
+            notes = self.notes[edit_texts.id]
             for name in ("condition", "residual"):
                 value = max(getattr(solution, name), notes.get(name, 0.0))
                 notes[name] = float(f"{value:.3g}")
 
     def accepted(
-        self, lessons: Sequence[Lesson], targets: Targets, config: AssociativeConfig
-    ) -> tuple[list[Lesson], Targets]:
-        """Return the lessons with a usable target, and these targets; record the others as
+        self, batch: Sequence[EditTexts], targets: Targets, config: LocateThenEditConfig
+    ) -> tuple[list[EditTexts], Targets]:
+        """Return the edits' texts with a usable target, and these targets; record the others as
         failed."""
         indices = []
-        for i, lesson in enumerate(lessons):
+        for i, edit_texts in enumerate(batch):
             has_arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
             if not bool(targets.states[i].isfinite().all()):
-                self.failed[lesson.id] = "the search for its value ran into NaN or infinity"
+                self.failed[edit_texts.id] = "the search for its value ran into NaN or infinity"
             elif config.require_arrival and not has_arrived:
-                where = "at its prompt's end" if lesson.is_at_end else "at its subject"
-                self.failed[lesson.id] = (
+                where = "at its prompt's end" if edit_texts.is_at_end else "at its subject"
+                self.failed[edit_texts.id] = (
                     f"no value that gives its target was found {where} in {steps} steps "
                     f"(loss {loss:.2g})"
                 )
             else:
                 indices.append(i)
-                self.notes[lesson.id] = {
-                    "chosen_for": _AT_END if lesson.is_at_end else _AT_SUBJECT,
+                self.notes[edit_texts.id] = {
+                    "chosen_for": _AT_END if edit_texts.is_at_end else _AT_SUBJECT,
                     "steps": steps,
                     "loss": round(loss, 4),
                     "arrived": has_arrived,
                 }
-        return [lessons[i] for i in indices], targets[indices]
+        return [batch[i] for i in indices], targets[indices]
 
 
 class _Scaffold:

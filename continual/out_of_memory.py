@@ -22,7 +22,7 @@ _WORDS = (
 )
 
 
-def is_shortage(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
@@ -31,17 +31,17 @@ def is_shortage(error: BaseException) -> bool:
 
 
 @contextmanager
-def shortage_told(remedy: str) -> Iterator[None]:
+def remedy_named(remedy: str) -> Iterator[None]:
     """Raise OutOfMemory with a remedy if memory runs out while the `with` lasts."""
     try:
         yield
     except Exception as error:
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(f"{told(error)}: {remedy}") from error
+        raise OutOfMemory(f"{message_of(error)}: {remedy}") from error
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return that memory ran out, with the message of the error, if it has one."""
     words = str(error)
     return f"memory ran out ({words})" if words else "memory ran out"

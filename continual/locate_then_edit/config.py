@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class AssociativeConfig(Table):
+class LocateThenEditConfig(SettingsTable):
     """Settings of the search for z, of its texts, and of the limits on Δ.
 
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.

@@ -12,30 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from continual.associative.config import AssociativeConfig
-from continual.associative.lessons import Lesson
-from continual.associative.targets import Targets, find_targets
+from continual.locate_then_edit.config import LocateThenEditConfig
+from continual.locate_then_edit.edit_texts import EditTexts
+from continual.locate_then_edit.targets import Targets, find_targets
 from continual.site import Site
 
 
 def located(
-    site: Site, lessons: Sequence[Lesson], block: int, config: AssociativeConfig
-) -> tuple[list[Lesson], Targets]:
-    """Return the lessons with their places chosen by `config.place`, and z of each at a block.
+    site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
+) -> tuple[list[EditTexts], Targets]:
+    """Return the edits' texts with their places chosen by `config.place`, and z of each at a block.
 
-    A lesson without a value at either token stays at its subject.
+    An edit without a value at either token stays at its subject.
     """
     if config.place == "end":
-        lessons = [lesson.at_end() for lesson in lessons]
-    targets = find_targets(site, lessons, block, config)
+        batch = [edit_texts.at_end() for edit_texts in batch]
+    targets = find_targets(site, batch, block, config)
     misses = [i for i, has_arrived in enumerate(targets.arrived) if not has_arrived]
     if config.place != "auto" or not misses:
-        return list(lessons), targets
-    end_lessons = [lessons[i].at_end() for i in misses]
-    end_targets = find_targets(site, end_lessons, block, config)
-    order = list(range(len(lessons)))
-    result = list(lessons)
+        return list(batch), targets
+    end_batch = [batch[i].at_end() for i in misses]
+    end_targets = find_targets(site, end_batch, block, config)
+    order = list(range(len(batch)))
+    result = list(batch)
     for j, i in enumerate(misses):
         if end_targets.arrived[j]:
-            order[i], result[i] = len(lessons) + j, end_lessons[j]
+            order[i], result[i] = len(batch) + j, end_batch[j]
     return result, Targets.joined([targets, end_targets])[order]

@@ -4,7 +4,7 @@ ROME, MEMIT, EMMET and AlphaEdit write W + Δ so that the key of a subject, the 
 at the subject's last token, gives another value there (Meng et al. 2022, section 3.1). They share
 the search for a value and the reading of keys, and differ in the solve for Δ.
 
-``subjects`` and ``contexts`` turn a request into ``lessons``; ``places`` chooses the token to write
-to; ``targets`` finds the values, through ``layers`` that are made for many passes; ``keys`` reads
-the keys, ``solves`` does the linear algebra, and ``editor`` runs them in order.
+``subjects`` and ``contexts`` turn a request into ``edit_texts``; ``places`` chooses the token to
+write to; ``targets`` finds the values, through ``layers`` that are made for many passes; ``keys``
+reads the keys, ``solves`` does the linear algebra, and ``editor`` runs them in order.
 """

@@ -177,7 +177,7 @@ def _product(module: nn.Module, dtype: torch.dtype) -> Forward:
     return forward
 
 
-class _Head(torch.autograd.Function):
+class _HeadProduct(torch.autograd.Function):
     """The head's product: its logits are not rounded, its gradient is computed in bfloat16."""
 
     @staticmethod
@@ -200,7 +200,7 @@ def _head(module: nn.Module) -> Forward:
     rounded = weight.bfloat16()
 
     def forward(hidden: Tensor) -> Tensor:
-        logits: Tensor = _Head.apply(hidden, weight, rounded)  # type: ignore[no-untyped-call]
+        logits: Tensor = _HeadProduct.apply(hidden, weight, rounded)  # type: ignore[no-untyped-call]
         return logits if bias is None else logits + bias
 
     return forward

@@ -1,4 +1,5 @@
-"""Reads the model at the tokens of lessons: keys before the matrix, hidden states behind a block.
+"""Reads the model at the tokens of edits' texts: keys before the matrix, hidden states behind a
+block.
 
 A decoder's state at a token does not depend on later tokens, so a pass reads a text up to that
 token, and stops behind the block that is read.
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
-from continual.associative.lessons import Lesson, Text
+from continual.locate_then_edit.edit_texts import EditTexts, LocatedText
 from continual.passes.partial import logits_of
 from continual.task_model import TaskModel
 from continual.tasks import Encoding
@@ -24,26 +25,26 @@ from continual.tasks import Encoding
 class Keys:
     """The inputs of one block's ``down`` at the tokens to write to; float32."""
 
-    mean: Tensor  # [n, d_ff] over all texts of a lesson, by their shares (MEMIT, section 4.3.2)
+    mean: Tensor  # [n, d_ff] over all prompts of an edit, by their shares (MEMIT, section 4.3.2)
     plain: Tensor  # [n, d_ff] in the bare prompt
 
 
-def read_keys(task_model: TaskModel, lessons: Sequence[Lesson], block: int) -> Keys:
-    """Read the keys of some lessons at a block of the model as it stands."""
-    texts = [text for lesson in lessons for text in lesson.texts]
+def read_keys(task_model: TaskModel, batch: Sequence[EditTexts], block: int) -> Keys:
+    """Read the keys of some edits at a block of the model as it stands."""
+    texts = [text for edit_texts in batch for text in edit_texts.texts]
     down = task_model.edited.anatomy.down_module(task_model.edited.model, block)
     keys = _read(task_model, texts, block, down, takes_input=True)
-    shares = torch.tensor([share for lesson in lessons for share in lesson.shares]).to(keys)
-    sizes = torch.tensor([len(lesson.texts) for lesson in lessons], device=keys.device)
-    owners = torch.arange(len(lessons), device=keys.device).repeat_interleave(sizes)
-    mean = keys.new_zeros(len(lessons), keys.shape[1]).index_add_(0, owners, shares[:, None] * keys)
+    shares = torch.tensor([share for edit_texts in batch for share in edit_texts.shares]).to(keys)
+    sizes = torch.tensor([len(edit_texts.texts) for edit_texts in batch], device=keys.device)
+    owners = torch.arange(len(batch), device=keys.device).repeat_interleave(sizes)
+    mean = keys.new_zeros(len(batch), keys.shape[1]).index_add_(0, owners, shares[:, None] * keys)
     return Keys(mean, keys[sizes.cumsum(0) - sizes])
 
 
-def read_states(task_model: TaskModel, lessons: Sequence[Lesson], block: int) -> Tensor:
+def read_states(task_model: TaskModel, batch: Sequence[EditTexts], block: int) -> Tensor:
     """Read [n, d] float32: the residual sum of a block at the place of each bare prompt."""
     anatomy, model = task_model.edited.anatomy, task_model.edited.model
-    texts = [lesson.texts[0] for lesson in lessons]
+    texts = [edit_texts.texts[0] for edit_texts in batch]
     norm = anatomy.norm_after_module(model, block)
     if norm is None:
         return _read(task_model, texts, block, anatomy.block(model, block), takes_input=False)
@@ -51,7 +52,11 @@ def read_states(task_model: TaskModel, lessons: Sequence[Lesson], block: int) ->
 
 
 def _read(
-    task_model: TaskModel, texts: Sequence[Text], block: int, module: nn.Module, takes_input: bool
+    task_model: TaskModel,
+    texts: Sequence[LocatedText],
+    block: int,
+    module: nn.Module,
+    takes_input: bool,
 ) -> Tensor:
     """Read [texts, ·] float32: the input or the output of a module of the block, at the places."""
     reader = partial(_read_pass, task_model, block, module, takes_input)

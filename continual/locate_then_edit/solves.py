@@ -41,7 +41,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Whitening:
+class MomentWhitening:
     """C₀ = L·Lᵀ, factored once.
 
     ReLU units that no text of the statistics woke make C₀ singular; it then gets a `ridge` on its
@@ -52,7 +52,7 @@ class Whitening:
     ridge: float
 
     @classmethod
-    def of(cls, moment: Tensor, device: torch.device) -> Whitening:
+    def of(cls, moment: Tensor, device: torch.device) -> MomentWhitening:
         """Factor a second moment C₀ [d_ff, d_ff]. Raises Unsolvable if it is not one."""
         _require_finite("The key statistics", moment)
         dense = moment.to(_float64_device(device), torch.float64)
@@ -81,7 +81,7 @@ class Whitening:
 
 
 def weighted(
-    whitening: Whitening, keys: Tensor, weight: float, past: Tensor | None = None
+    whitening: MomentWhitening, keys: Tensor, weight: float, past: Tensor | None = None
 ) -> Solution:
     """Solve for A = (λC₀ + C_p + KᵀK)⁻¹Kᵀ of keys [n, d_ff], λ = `weight`; see above for λ = 0.
 
@@ -111,7 +111,7 @@ def weighted(
     )
 
 
-def rank_one(whitening: Whitening, key: Tensor, constrained: Tensor) -> Solution:
+def rank_one(whitening: MomentWhitening, key: Tensor, constrained: Tensor) -> Solution:
     """Return A = u / (kᵀu) with u = C₀⁻¹k̄ (Meng et al. 2022, equation 2).
 
     `key` k̄ [1, d_ff] gives the direction; `constrained` k [1, d_ff] is the key that must give the

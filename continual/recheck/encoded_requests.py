@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from continual.errors import RequestError
-from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY, PORTABILITY, REPHRASE, Entry
+from continual.recheck.ledger import EDIT, HELD_OUT, LOCALITY, PORTABILITY, REPHRASE, LedgerEntry
 from continual.requests import Request
 from continual.tasks import Encoding, Task
 
-Expected = tuple[tuple[int, ...], ...]
+ExpectedAnswers = tuple[tuple[int, ...], ...]
 """The tokens of the answers to a request's locality prompts before its edit, in order."""
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EncodedRequest:
     """A request whose every text fits the task's limits."""
 
     request: Request
@@ -46,14 +46,14 @@ class Candidate:
         """The request's id."""
         return self.request.id
 
-    def learned_entries(self) -> list[Entry]:
+    def learned_entries(self) -> list[LedgerEntry]:
         """Return the prompt in its forms and the rephrases, as probes."""
         return [
             *self._entries(EDIT, self.required),
             *self._entries(REPHRASE, self.learned[self.forms :]),
         ]
 
-    def other_entries(self, expected: Expected) -> list[Entry]:
+    def other_entries(self, expected: ExpectedAnswers) -> list[LedgerEntry]:
         """Return all other probes; locality prompts are right if answered as `expected`."""
         locality = [
             encoding.answered(tokens)
@@ -65,15 +65,15 @@ class Candidate:
             *self._entries(PORTABILITY, self.portability),
         ]
 
-    def _entries(self, role: str, encodings: Sequence[Encoding]) -> list[Entry]:
-        return [Entry(self.id, role, i, encoding) for i, encoding in enumerate(encodings)]
+    def _entries(self, role: str, encodings: Sequence[Encoding]) -> list[LedgerEntry]:
+        return [LedgerEntry(self.id, role, i, encoding) for i, encoding in enumerate(encodings)]
 
 
-def encode(request: Request, task: Task) -> Candidate:
+def encode(request: Request, task: Task) -> EncodedRequest:
     """Encode all texts of a request as tokens. Raises RequestError if one breaks a limit."""
     _require_few_probes(request, task.limits.probes_max)
     target = request.target_new
-    return Candidate(
+    return EncodedRequest(
         request,
         learned=tuple(task.encode(p, target) for p in (*request.asked, *request.rephrases)),
         held_out=tuple(task.encode(p, target) for p in request.held_out_rephrases),
