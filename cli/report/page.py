@@ -280,7 +280,7 @@ def _others(found: Corrections) -> dict[str, Sequence[object]]:
         "Quarantined": found.quarantined,
         "Repaired": found.repaired,
         "Superseded": found.superseded,
-        "RevertedCorrection": found.reverted,
+        "Reverted": found.reverted,
     }
 
 
@@ -291,7 +291,7 @@ def _attention(found: Corrections) -> Markup:
         "Quarantined": table(_QUARANTINED, found.quarantined),
         "Repaired": table(_REPAIRED, found.repaired),
         "Superseded": table(_SUPERSEDED, found.superseded),
-        "RevertedCorrection": table(_REVERTED, found.reverted),
+        "Reverted": table(_REVERTED, found.reverted),
     }
     return element(
         "section",

@@ -120,7 +120,7 @@ class TrialRunner:
     @contextmanager
     def _written(self, settings: TriedSettings) -> Iterator[tuple[list[Patch], EditContext, float]]:
         """Write the facts, and take them off behind the `with` block. Yields the patches, the
-        editor's surroundings, and the seconds of editing."""
+        editor's context, and the seconds of editing."""
         edited = self.site.edited
         depth, began = edited.depth, time.perf_counter()
         editor = make_editor(self.name, self._unbounded(settings))

@@ -330,7 +330,7 @@ def test_requests_do_not_depend_on_each_other_or_on_the_chunk(case):
 
 
 @pytest.mark.parametrize(
-    ("chunk", "lessons_kept", "sizes"),
+    ("chunk", "batch_kept", "sizes"),
     [(None, 100, [4]), (3, 100, [3, 1]), (None, 2, [2, 2]), (3, 2, [2, 1, 1]), (None, 0, [1] * 4)],
 )
 def test_a_search_holds_no_more_than_it_may(case, monkeypatch, chunk, batch_kept, sizes):
