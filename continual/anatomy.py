@@ -261,7 +261,7 @@ def _without_ffn(
     )
 
 
-def context(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
+def enclosing_modules(model: Any, anatomy: Anatomy) -> Iterator[Anatomy]:
     """Yield the anatomies of single modules that hold the blocks, the outermost first: the output
     of such a module is the place to edit."""
     calls = observe(model, sample_inputs(model, 1))

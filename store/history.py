@@ -24,7 +24,7 @@ _AMBIGUOUS_MAX = 5  # candidates that a message names
 _SEQ = re.compile(r"@([0-9]{1,18})")
 _HEX = re.compile(rf"[0-9a-f]{{{PREFIX_LENGTH_MIN},64}}")
 
-Checked = TypeVar("Checked")
+ValueKind = TypeVar("ValueKind")
 
 
 class History:
@@ -321,7 +321,7 @@ def as_revision(key: bytes, payload: bytes) -> Revision:
     return revision
 
 
-def parsed(name: str, payload: bytes, kind: type[Checked]) -> Checked:
+def parsed(name: str, payload: bytes, kind: type[ValueKind]) -> ValueKind:
     """Return a payload's JSON value, which must be a `kind`. Raises IntegrityError naming the
     entry."""
     try:

@@ -17,21 +17,21 @@ ROWS = 20
 OPEN, FOLD = 30, 100  # rows of a table without folds, and of a fold
 NUMBER, TEXT, LONG, NAME = "num", "text", "text long", "name"  # the kinds of column
 
-Entry = TypeVar("Entry")
+TableRow = TypeVar("TableRow")
 Cell = Markup | str
 
 
 @dataclass(frozen=True)
-class ReportColumn(Generic[Entry]):
+class ReportColumn(Generic[TableRow]):
     """A column: its name, its kind, and the function that gives the cell of a row."""
 
     name: str
     kind: str
-    cell: Callable[[Entry], Cell]
+    cell: Callable[[TableRow], Cell]
 
 
 def table(
-    columns: Sequence[ReportColumn[Entry]], rows: Sequence[Entry], most: int = ROWS
+    columns: Sequence[ReportColumn[TableRow]], rows: Sequence[TableRow], most: int = ROWS
 ) -> Markup:
     """Return a table of the first `most` rows."""
     body = (_row(columns, row) for row in islice(rows, most))
@@ -39,10 +39,12 @@ def table(
 
 
 def grouped(
-    columns: Sequence[ReportColumn[Entry]], rows: Sequence[Entry], name: Callable[[Entry], str]
+    columns: Sequence[ReportColumn[TableRow]],
+    rows: Sequence[TableRow],
+    name: Callable[[TableRow], str],
 ) -> Markup:
     """Return a table of the first ROWS rows, those of the same name under it."""
-    groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[TableRow]] = {}
     for row in rows:
         groups.setdefault(name(row), []).append(row)
     body: list[Markup] = []
@@ -57,9 +59,9 @@ def grouped(
 
 
 def folded(
-    columns: Sequence[ReportColumn[Entry]],
-    rows: Sequence[Entry],
-    name: Callable[[Sequence[Entry]], str],
+    columns: Sequence[ReportColumn[TableRow]],
+    rows: Sequence[TableRow],
+    name: Callable[[Sequence[TableRow]], str],
 ) -> Markup:
     """Return a table of all rows: if they are more than OPEN, the first ROWS are shown and the
     others folded by FOLD. `name` gives the title of a fold."""
@@ -78,13 +80,13 @@ def folded(
     return join(first, *folds)
 
 
-def _row(columns: Sequence[ReportColumn[Entry]], row: Entry) -> Markup:
+def _row(columns: Sequence[ReportColumn[TableRow]], row: TableRow) -> Markup:
     return element(
         "tr", *(element("td", c.cell(row), class_=c.kind, data_label=c.name) for c in columns)
     )
 
 
-def _framed(columns: Sequence[ReportColumn[Entry]], body: Iterable[Markup]) -> Markup:
+def _framed(columns: Sequence[ReportColumn[TableRow]], body: Iterable[Markup]) -> Markup:
     head = element("tr", *(element("th", c.name, class_=c.kind) for c in columns))
     grid = element("table", element("thead", head), element("tbody", *body), class_="cards")
     return element("div", grid, class_="scroll")
@@ -94,7 +96,7 @@ def _count(number: int) -> Markup:
     return element("span", f"{number:,}", class_="count")
 
 
-def titled(title: str, rows: Sequence[Entry], body: Markup) -> Markup:
+def titled(title: str, rows: Sequence[TableRow], body: Markup) -> Markup:
     """Return a table `body` under its title with the number of its rows."""
     heading = element("h3", title, " ", _count(len(rows)), id=anchor(title))
     return join(heading, body)

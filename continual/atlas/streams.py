@@ -139,11 +139,13 @@ def build(facts: Sequence[Fact], gaps: Sequence[Fact] = (), seed: int = 0) -> At
         for prompts in (fact.trained_prompts, fact.held_out_prompts)
     )
     train_prompts = {str(probe.prompt) for probe in train}
-    context = ProbeDraw(facts, split.train + split.test, train_prompts, rng)
+    probe_draw = ProbeDraw(facts, split.train + split.test, train_prompts, rng)
     targets = deal_targets(split.corrected, objects_of(facts), rng)
-    requests = [_request(f, t, context, rng) for f, t in zip(split.corrected, targets, strict=True)]
+    requests = [
+        _request(f, t, probe_draw, rng) for f, t in zip(split.corrected, targets, strict=True)
+    ]
     rng.shuffle(requests)
-    mistakes = [_request(gap, gap.object, context, rng) for gap in gaps]
+    mistakes = [_request(gap, gap.object, probe_draw, rng) for gap in gaps]
     rng.shuffle(mistakes)
     return AtlasStreams(tuple(requests), tuple(mistakes), train, test)
 
@@ -201,7 +203,7 @@ def write(streams: AtlasStreams, out: Path) -> None:
         (out / path.name).write_text(render(records), encoding="utf-8", newline="\n")
 
 
-def _request(fact: Fact, target: str, context: ProbeDraw, rng: random.Random) -> Request:
+def _request(fact: Fact, target: str, probe_draw: ProbeDraw, rng: random.Random) -> Request:
     """Return one correction; two of the trained phrasings are learned from, two are measured."""
     prompt, *wordings = rng.sample(fact.trained_prompts, 5)
     return Request(
@@ -212,8 +214,8 @@ def _request(fact: Fact, target: str, context: ProbeDraw, rng: random.Random) ->
         target_old=None if target == fact.object else fact.object,
         rephrases=tuple(wordings[:2]),
         held_out_rephrases=(*fact.held_out_prompts, *wordings[2:]),
-        locality=tuple(context.locality(fact, target)),
-        portability=tuple(context.portability(fact, target)),
+        locality=tuple(probe_draw.locality(fact, target)),
+        portability=tuple(probe_draw.portability(fact, target)),
     )
 
 

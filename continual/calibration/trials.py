@@ -125,12 +125,12 @@ class TrialRunner:
         depth, began = edited.depth, time.perf_counter()
         editor = make_editor(self.name, self._unbounded(settings))
         memory = ProtectedQueries(self._silent_rows.query)
-        context = self._around(memory)
+        context = self._context(memory)
         try:
             groups = [self.facts] if self.grid.together else [[fact] for fact in self.facts]
             patches = [p for group in groups for p in self._write(editor, group, context)]
             edited_s = time.perf_counter() - began
-            yield patches, self._around(memory), edited_s
+            yield patches, self._context(memory), edited_s
         finally:
             edited.take_off(depth)
 
@@ -178,7 +178,7 @@ class TrialRunner:
 
     # -- the editors' inputs
 
-    def _around(self, memory: ProtectedQueries) -> EditContext:
+    def _context(self, memory: ProtectedQueries) -> EditContext:
         generator = torch.Generator().manual_seed(self.seed)
         return EditContext(
             self.site,

@@ -310,11 +310,11 @@ class Codebook:
         keys, radii = self._changed_balls(first)
         differs = torch.zeros(len(queries), dtype=torch.bool)
         squares = queries.squares.cpu()
-        for some, context in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
+        for some, ball_radii in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
             own = some.square().sum(1)[:, None]
             slack = ROUNDING * (squares + own)
             least = squares + own - 2 * queries.bounds(some).cpu() - slack
-            differs |= (~(least > context.square()[:, None])).any(0)
+            differs |= (~(least > ball_radii.square()[:, None])).any(0)
         return differs
 
     def _changed_balls(self, first: int) -> tuple[Tensor, Tensor]:

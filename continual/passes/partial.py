@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from continual import hooks
-from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, context, observe, sample_inputs
+from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, enclosing_modules, observe, sample_inputs
 from continual.errors import ModelError
 from continual.out_of_memory import is_out_of_memory
 
@@ -324,7 +324,7 @@ def settled(model: Any, anatomy: Anatomy) -> Anatomy:
         refusal = _refusal(model, anatomy)
     if not refusal:
         return anatomy
-    others = list(context(model, anatomy))
+    others = list(enclosing_modules(model, anatomy))
     with_rows = next((other for other in others if not _refusal(model, other)), None)
     if with_rows is not None:
         return with_rows

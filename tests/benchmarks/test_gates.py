@@ -19,7 +19,7 @@ from continual.tasks import make_task
 WIDTH = 16
 
 
-def context(direction: int, count: int, seed: int) -> torch.Tensor:
+def queries_near(direction: int, count: int, seed: int) -> torch.Tensor:
     """Queries near one axis, far from zero."""
     noise = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
     return 10.0 * torch.eye(WIDTH)[direction] + 0.1 * noise
@@ -29,20 +29,20 @@ def context(direction: int, count: int, seed: int) -> torch.Tensor:
 def asked() -> GateQueries:
     return GateQueries(
         subject="rome",
-        own=context(0, 4, 1),
-        about_subject=context(1, 5, 2),
-        about_others=context(2, 5, 3),
+        own=queries_near(0, 4, 1),
+        about_subject=queries_near(1, 5, 2),
+        about_others=queries_near(2, 5, 3),
         others={
-            PARAPHRASE: (context(0, 3, 4), [True] * 3),
-            NEIGHBOUR: (context(0, 2, 5), [False] * 2),
-            SUBJECT: (context(1, 3, 6), [True] * 3),
-            GENERAL: (context(3, 4, 7), [False] * 4),
+            PARAPHRASE: (queries_near(0, 3, 4), [True] * 3),
+            NEIGHBOUR: (queries_near(0, 2, 5), [False] * 2),
+            SUBJECT: (queries_near(1, 3, 6), [True] * 3),
+            GENERAL: (queries_near(3, 4, 7), [False] * 4),
         },
     )
 
 
 def test_a_gate_opens_on_paraphrases_and_asks_for_the_subject_where_it_is_told_to(asked):
-    memory = context(3, 50, 8)
+    memory = queries_near(3, 50, 8)
     found = opened(asked, memory, 3, 0.35, naming=True)
     assert found == {
         PARAPHRASE: [True] * 3,
@@ -57,8 +57,8 @@ def test_a_gate_opens_on_paraphrases_and_asks_for_the_subject_where_it_is_told_t
 
 def test_where_no_plane_separates_there_is_no_gate(asked):
     inside = replace(asked, about_subject=torch.cat([asked.own, asked.about_subject]))
-    assert opened(inside, context(3, 50, 8), 3, 0.35, naming=True) is None
-    line = gates.row([asked, inside], context(3, 50, 8), 3, 0.35, naming=True)
+    assert opened(inside, queries_near(3, 50, 8), 3, 0.35, naming=True) is None
+    line = gates.row([asked, inside], queries_near(3, 50, 8), 3, 0.35, naming=True)
     assert (line["inseparable"], line[PARAPHRASE], line[SUBJECT]) == (1, 1.0, 0.0)
 
 

@@ -70,7 +70,7 @@ def training(site: Site) -> tuple[Encoding, ...]:
     )
 
 
-def context(site: Site, seed: int = 0, step: int = 0, attempt: int = 0) -> EditContext:
+def context_at(site: Site, seed: int = 0, step: int = 0, attempt: int = 0) -> EditContext:
     known = training(site)
     return EditContext(
         site,
@@ -82,11 +82,11 @@ def context(site: Site, seed: int = 0, step: int = 0, attempt: int = 0) -> EditC
     )
 
 
-def own_copies(site: Site, edit: Edit, surroundings: EditContext, count: int = 16) -> Slots:
+def own_copies(site: Site, edit: Edit, context: EditContext, count: int = 16) -> Slots:
     """The copies of an edit's first answer position."""
     hidden = site.patched(edit.rows[0])
     originals = Originals([edit], [0], [0], answers_of(site, hidden)[:1])
-    return copied(originals, Prefixes(), count, surroundings, LastFfn([edit], surroundings))
+    return copied(originals, Prefixes(), count, context, LastFfn([edit], context))
 
 
 def tensors(proposal) -> list[Tensor]:
@@ -102,12 +102,12 @@ def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
     """The closed form of the prompts' rows, or where it does not separate them the widest margin;
     and no prefix is asked for."""
     monkeypatch.setattr(copies, "_make_pool", None)
-    edits, surroundings = [edit_of(site, country) for country in range(3)], context(site)
+    edits, context = [edit_of(site, country) for country in range(3)], context_at(site)
     config = TPatcherConfig(copies=0)
-    proposal = TPatcher(config).edit(edits, surroundings)
+    proposal = TPatcher(config).edit(edits, context)
     rows = Rows.join(part for edit in edits for part in edit.rows)
-    plan, _ = planned(edits, rows, LastFfn(edits, surroundings).survey(rows, 256), config)
-    silent, centre = editor._Silent(plan, surroundings.memory), surroundings.memory.mean()
+    plan, _ = planned(edits, rows, LastFfn(edits, context).survey(rows, 256), config)
+    silent, centre = editor._Silent(plan, context.memory), context.memory.mean()
     expected, separate = closed_form(plan.slots, centre, silent.highest, config)
     assert bool(separate.all()) == (site.task.name != "classification")
     if not separate.all():
@@ -127,7 +127,7 @@ def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
 def test_a_retry_has_no_copies(site):
     edits = [edit_of(site, 0)]
     without, having = (
-        TPatcher(TPatcherConfig(copies=count)).edit(edits, context(site, attempt=1))
+        TPatcher(TPatcherConfig(copies=count)).edit(edits, context_at(site, attempt=1))
         for count in (0, 16)
     )
     assert all(map(torch.equal, tensors(without), tensors(having)))
@@ -136,24 +136,26 @@ def test_a_retry_has_no_copies(site):
 def test_copies_are_the_same_when_they_are_made_again(site):
     edit = edit_of(site, 0)
     config = TPatcherConfig(copies=8)
-    first, again = (TPatcher(config).edit([edit], context(site, seed=3)) for _ in range(2))
+    first, again = (TPatcher(config).edit([edit], context_at(site, seed=3)) for _ in range(2))
     assert all(map(torch.equal, tensors(first), tensors(again)))
     late = TPatcher(config)  # whose prefixes were made for another edit, on an edited model
-    site.edited.put([late.edit([edit_of(site, 5)], context(site, seed=3, step=1)).patch])
+    site.edited.put([late.edit([edit_of(site, 5)], context_at(site, seed=3, step=1)).patch])
     site.edited.take_off(0)
-    assert all(map(torch.equal, tensors(first), tensors(late.edit([edit], context(site, seed=3)))))
+    assert all(
+        map(torch.equal, tensors(first), tensors(late.edit([edit], context_at(site, seed=3))))
+    )
 
 
 def test_prefixes_do_not_depend_on_the_edits_that_are_on(site):
     bare, on = Prefixes(), Prefixes()
-    expected = bare.draw(16, context(site))
-    site.edited.put([TPatcher().edit([edit_of(site, c) for c in range(3)], context(site)).patch])
-    assert on.draw(16, context(site)) == expected
+    expected = bare.draw(16, context_at(site))
+    site.edited.put([TPatcher().edit([edit_of(site, c) for c in range(3)], context_at(site)).patch])
+    assert on.draw(16, context_at(site)) == expected
 
 
 def test_prefixes_are_others_for_another_seed_or_step(site):
     drawn = [
-        tuple(Prefixes().draw(6, context(site, seed=seed, step=step)))
+        tuple(Prefixes().draw(6, context_at(site, seed=seed, step=step)))
         for seed, step in ((0, 0), (1, 0), (0, 1))
     ]
     assert len(set(drawn)) == 3
@@ -161,8 +163,8 @@ def test_prefixes_are_others_for_another_seed_or_step(site):
 
 
 def test_prefixes_are_short_words_that_the_model_knows(site):
-    surroundings = context(site)
-    prefixes = Prefixes().draw(copies.PREFIXES, surroundings)
+    context = context_at(site)
+    prefixes = Prefixes().draw(copies.PREFIXES, context)
     unknown = site.edited.tokenizer.unk_token_id
     for prefix in prefixes:
         ids = site.edited.tokenizer(prefix)["input_ids"]
@@ -178,18 +180,18 @@ def test_prefixes_need_no_training_probes(models):
     base = load_base(models["classification"], task_class(table).architecture)
     with EditedModel(base) as edited:
         site = Site(edited, make_task(base, table))
-        prefixes = Prefixes().draw(8, replace(context(site), known_answers=KnownAnswers))
+        prefixes = Prefixes().draw(8, replace(context_at(site), known_answers=KnownAnswers))
         assert len(prefixes) == 8
         assert {w for p in prefixes for w in p.split()} <= set(language.words())
 
 
 def test_a_copy_is_kept_that_is_answered_as_the_prompt_and_no_other(site):
     """Against passes of the whole model over each copy alone."""
-    edit, surroundings = edit_of(site, 0), context(site)
-    kept = own_copies(site, edit, surroundings)
+    edit, context = edit_of(site, 0), context_at(site)
+    kept = own_copies(site, edit, context)
     said = site.greedily(edit.encodings[0])[0]
     expected = []
-    for prefix in Prefixes().draw(16, context(site)):
+    for prefix in Prefixes().draw(16, context_at(site)):
         encoding = site.task.encode(f"{prefix}{edit.request.prompt}", edit.request.target_new)
         if site.greedily(encoding)[0] == said:
             expected.append(site.rows([encoding]).query[0])
@@ -203,13 +205,13 @@ def test_wordings_stand_beside_copies_whatever_they_are_answered(site):
     other = f"{ask(0, 2)} {ask(1)}"
     edit = replace(edit_of(site, 0), wordings=(other,))
     originals = Originals([edit], [0], [0], answers_of(site, site.patched(edit.rows[0]))[:1])
-    ground = LastFfn([edit], context(site))
-    slots = worded(originals, Prefixes(), 6, context(site), ground)
+    ground = LastFfn([edit], context_at(site))
+    slots = worded(originals, Prefixes(), 6, context_at(site), ground)
     rows = slots.query[0][slots.real[0]]
     last = site.rows([site.task.encode(other, edit.request.target_new)])
     torch.testing.assert_close(rows[-1], last.query[0], rtol=1e-4, atol=1e-4)
     assert len(rows) == 7
-    again = worded(originals, Prefixes(), 6, context(site, step=9), ground)
+    again = worded(originals, Prefixes(), 6, context_at(site, step=9), ground)
     assert torch.equal(again.query, slots.query)  # a retry draws what was drawn before
 
 
@@ -233,25 +235,25 @@ def test_a_copy_that_is_too_long_is_none(models, task):
         request = Request.from_json({**correction(0, target), "prompt": prompt})
         encodings = encode(request, site.task).learned
         edit = Edit(request, encodings, (site.rows(encodings),))
-        assert not own_copies(site, edit, context(site)).real.any()
-        proposal = TPatcher(TPatcherConfig(copies=8)).edit([edit], context(site))
-        alone = TPatcher(TPatcherConfig()).edit([edit], context(site))
+        assert not own_copies(site, edit, context_at(site)).real.any()
+        proposal = TPatcher(TPatcherConfig(copies=8)).edit([edit], context_at(site))
+        alone = TPatcher(TPatcherConfig()).edit([edit], context_at(site))
         assert len(alone.patch.keys) == len(target.split())
         assert all(map(torch.equal, tensors(proposal), tensors(alone)))  # the prompt has to do
 
 
 def test_a_neuron_with_copies_is_silent_on_all_memory_and_fires_on_them_all(site):
-    edit, surroundings = edit_of(site, 0), context(site)
-    kept = own_copies(site, edit, context(site))
-    proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], surroundings)
+    edit, context = edit_of(site, 0), context_at(site)
+    kept = own_copies(site, edit, context_at(site))
+    proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], context)
     patch = proposal.patch
-    assert not fires(patch, surroundings.memory.all()).any()
+    assert not fires(patch, context.memory.all()).any()
     copied_rows = kept.query[0][kept.real[0]]
     activations = copied_rows.double() @ patch.keys[0].double() + patch.bias[0].double()
     own = edit.rows[0].query[0].double() @ patch.keys[0].double() + patch.bias[0].double()
     least = min(activations.min().item(), own.item())
     assert least == pytest.approx(1.0, abs=1e-4)
-    highest = (surroundings.memory.all().double() @ patch.keys[0].double()).max()
+    highest = (context.memory.all().double() @ patch.keys[0].double()).max()
     margin = TPatcherConfig().copies_margin
     assert (highest + patch.bias[0]).item() == pytest.approx(-margin / (1 - margin), rel=1e-2)
     site.edited.put([patch])
@@ -261,7 +263,7 @@ def test_a_neuron_with_copies_is_silent_on_all_memory_and_fires_on_them_all(site
 def test_prompts_behind_foreign_words_are_answered_anew_with_copies_and_not_without(site):
     """Words of the prefixes' kind that no copy had."""
     edit = edit_of(site, 0)
-    others = Prefixes().draw(24, context(site, seed=99))
+    others = Prefixes().draw(24, context_at(site, seed=99))
     asked = [
         site.task.encode(f"{prefix}{edit.request.prompt}", edit.request.target_new)
         for prefix in others
@@ -271,7 +273,7 @@ def test_prompts_behind_foreign_words_are_answered_anew_with_copies_and_not_with
         ("copies", TPatcherConfig(copies=16)),
         ("without", TPatcherConfig(margin=0.8)),
     ):
-        site.edited.put([TPatcher(config).edit([edit], context(site)).patch])
+        site.edited.put([TPatcher(config).edit([edit], context_at(site)).patch])
         right[name] = sum(site.judge_in_full(asked))
         site.edited.take_off(0)
     assert right["copies"] > right["without"]
@@ -284,12 +286,12 @@ def test_the_prompt_alone_has_to_do_where_no_plane_is_around_its_copies(models):
     with EditedModel(base) as edited:
         site = Site(edited, make_task(base, table))
         edit = edit_of(site, 0)
-        copy = own_copies(site, edit, context(site)).query[0, 0]
-        surroundings = context(site)
-        known = torch.cat([surroundings.memory.all(), copy[None]])
-        surroundings = replace(surroundings, memory=ProtectedQueries(known))
-        proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], surroundings)
-        alone = TPatcher(TPatcherConfig()).edit([edit], surroundings)
+        copy = own_copies(site, edit, context_at(site)).query[0, 0]
+        context = context_at(site)
+        known = torch.cat([context.memory.all(), copy[None]])
+        context = replace(context, memory=ProtectedQueries(known))
+        proposal = TPatcher(TPatcherConfig(copies=16)).edit([edit], context)
+        alone = TPatcher(TPatcherConfig()).edit([edit], context)
         assert all(map(torch.equal, tensors(proposal), tensors(alone)))
 
 
