@@ -17,7 +17,7 @@ from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
 from continual.out_of_memory import is_out_of_memory
-from continual.passes.partial import settled
+from continual.passes.edit_site import settled
 
 DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the model's forward
 

@@ -19,7 +19,9 @@ from continual.execution import Executor, Result
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.passes.batching import by_length
-from continual.passes.partial import RowTail, find_tail, logits_of
+from continual.passes.edit_site import find_tail
+from continual.passes.partial import logits_of
+from continual.passes.row_tail import RowTail
 from continual.tasks import Encoding, Task, answer_places, sequences
 from continual.verdicts import tie_of, verdict_of
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError, RequestError
-from continual.passes.partial import find_tail, logits_of
+from continual.passes.edit_site import find_tail
+from continual.passes.partial import logits_of
 from continual.prompts import Prompt
 from continual.requests import Limits, named
 from continual.tasks import Encoding, PromptText, Question

@@ -18,7 +18,8 @@ from continual.base import PretrainedBase, load_base
 from continual.errors import ModelError
 from continual.model import EditedModel
 from continual.new_store import NewStore, init
-from continual.passes.partial import capture_answers, capture_site, find_tail
+from continual.passes.edit_site import find_tail
+from continual.passes.partial import capture_answers, capture_site
 from continual.tasks import make_task, task_class
 from continual.watch.writing import continued
 from tests import tiny_language as language

@@ -12,7 +12,7 @@ from torch import nn
 from continual import hooks
 from continual.anatomy import Anatomy, find_anatomy
 from continual.errors import ModelError
-from continual.passes.partial import settled
+from continual.passes.edit_site import settled
 from tests.tiny_models import BLOCKS, FFN_WIDTH, FFNLESS, FOUND, WIDTH, tiny_inputs, tiny_model
 
 EXPECTED = {

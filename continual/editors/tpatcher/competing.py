@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from continual.editors.tpatcher.losses import edit_loss
 from continual.editors.tpatcher.training import Slots
-from continual.passes.partial import RowTail
+from continual.passes.row_tail import RowTail
 from continual.site import LOGITS_MAX, Site
 from continual.site.rows import Rows
 from continual.verdicts import Verdict

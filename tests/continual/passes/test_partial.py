@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.anatomy import find_anatomy
 from continual.errors import ModelError
-from continual.passes.partial import (
-    capture_rows,
-    find_tail,
-    finish,
-    logits_of,
-    record,
-    run,
-    settled,
-)
+from continual.passes.edit_site import find_tail, settled
+from continual.passes.partial import capture_rows, finish, logits_of, record, run
 from tests.tiny_models import (
     BLOCK_SITED,
     FOUND,
