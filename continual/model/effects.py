@@ -1,0 +1,83 @@
+"""The effects of patches on a base model, as every part of the edited model reads them.
+
+Knows the effects by their names, hooks them while the model is entered, and silences them. Leaves
+making an effect to ``parameters`` and ``gates``, and the order of patches to ``states``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+
+from continual.base import PretrainedBase
+from continual.effects import Effect
+from continual.effects.places import FFN, HIDDEN, GatePlace
+from continual.effects.records import MemoryBank
+from continual.errors import ModelError
+
+AnyEffect = TypeVar("AnyEffect", bound=Effect)
+
+
+class ModelEffects:
+    """A base model with the effects that stand on it, by their names."""
+
+    def __init__(self, base: PretrainedBase) -> None:
+        self.base = base
+        self.model = base.model
+        self.tokenizer = base.tokenizer
+        self.anatomy = base.anatomy
+        self.memory = MemoryBank()
+        self._effects: dict[str, Effect] = {"records": self.memory}
+        self._hooks: ExitStack | None = None
+        self._is_bare = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the inputs."""
+        device = self.model.get_input_embeddings().weight.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @cached_property
+    def site_place(self) -> GatePlace:
+        """The last place of the model, from which logits are computed: its last FFN, or the output
+        of its last block where that FFN has no site."""
+        return GatePlace.at(self.anatomy.last, FFN if self.anatomy.is_at_ffn else HIDDEN)
+
+    def settle(self) -> None:
+        """Let go of the dense differences of the present patches.
+
+        A way back to a state between base and here may then be refused; see `take_off`.
+        """
+        for effect in self._effects.values():
+            effect.settle()
+
+    def _add(self, name: str, effect: AnyEffect) -> AnyEffect:
+        """Take in an effect without pieces."""
+        self._effects[name] = effect
+        if self._hooks is not None:
+            self._hooks.enter_context(effect.attached())
+        return effect
+
+    def _require_block(self, block: int) -> None:
+        if not 0 <= block <= self.anatomy.last:
+            raise ModelError(
+                f"A patch is for block {block}; the model ends at block "
+                f"{self.anatomy.last}: it was made on another model."
+            )
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Run the base model within `with`, without memory too."""
+        was_bare, self._is_bare = self._is_bare, True
+        try:
+            with ExitStack() as stack:
+                for effect in self._effects.values():
+                    stack.enter_context(effect.silenced())
+                yield
+        finally:
+            self._is_bare = was_bare

@@ -1,0 +1,154 @@
+"""The gates on an edited model: neurons and other effects that open on a query, by their places.
+
+Knows which modules a gate hooks, and in which order gates are hooked. Leaves what an open gate does
+to ``effects``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import TypeVar, cast
+
+from torch import Tensor
+
+from continual.anatomy import reads_ahead
+from continual.base import PretrainedBase
+from continual.effects import GatedEffect
+from continual.effects.gated import Mount, NeuronBank
+from continual.effects.places import FFN, POOLED, GatePlace
+from continual.effects.pooling import PassTokens, means
+from continual.errors import ModelError
+from continual.model.effects import ModelEffects
+from continual.reading import RunningText, decoder
+
+AnyGated = TypeVar("AnyGated", bound=GatedEffect)
+
+
+class ModelGates(ModelEffects):
+    """The part of an edited model that has gates at its places."""
+
+    def __init__(self, base: PretrainedBase) -> None:
+        super().__init__(base)
+        self.decode = decoder(base.tokenizer)
+        self._running = RunningText(self.decode)
+        self._tokens = PassTokens()
+        self._gated: dict[str, GatedEffect] = {}  # the effects with gates
+        self._gate_hooks = ExitStack()
+
+    def bank(self, block: int) -> NeuronBank:
+        """Return the neurons at the FFN of a block."""
+        return self.gates(GatePlace.at(block))
+
+    @property
+    def site_bank(self) -> NeuronBank:
+        """The neurons at the last place of the model."""
+        return self.gates(self.site_place)
+
+    def gates(self, place: GatePlace) -> NeuronBank:
+        """Return the neurons at a place, made and attached at the first call."""
+        return self.gated(neurons_at(place), place, NeuronBank)
+
+    def gated(self, name: str, place: GatePlace, make: Callable[[Mount], AnyGated]) -> AnyGated:
+        """Return the effect of this name, with its gates at a place, made and attached at the first
+        call. One name has one kind of effect. Raises ModelError for blocks that the model does not
+        have, and for effects other than neurons at the last place of the model: the values
+        added there are computed from rows."""
+        known = self._gated.get(name)
+        if known is not None:
+            return cast(AnyGated, known)
+        if place == self.site_place and name != neurons_at(place):
+            raise ModelError(
+                f"The effect {name!r} has its gates from {place}: that place is for neurons. Let "
+                "its values land on the block's output."
+            )
+        effect = make(self.mount(place))
+        self._effects[name] = self._gated[name] = effect
+        if self._hooks is not None:
+            self._detach_gates()
+            self._attach_gates()
+        return effect
+
+    def mount(self, place: GatePlace) -> Mount:
+        """Return the modules that gates at a place hook, as a `Mount`. Raises ModelError for blocks
+        that the model does not have."""
+        self._require_block(place.block)
+        self._require_block(place.value_block)
+        anatomy, model = self.anatomy, self.model
+        block = anatomy.block(model, place.block)
+        reader = anatomy.query_module(model, place.block) if place.key == FFN else block
+        landing = anatomy.block(model, place.value_block)
+        if place.value == FFN:
+            landing = anatomy.down_module(model, place.value_block)
+        return Mount(
+            place,
+            anatomy.width,
+            next(landing.parameters()).device,
+            (reader, landing),
+            self._pool() if place.key == POOLED else None,
+            self._running.texts,
+            is_site=place == self.site_place,
+        )
+
+    def _pool(self) -> Callable[[Tensor], Tensor]:
+        """Return the function from a block's outputs [B, T, d] to their pooled states in the pass
+        under way. Runs the model, to see whether it is an encoder."""
+        is_whole = self._reads_ahead
+        if self.model.can_generate() and not self.model.config.is_encoder_decoder:
+            with self.bare():
+                dict(self.base.decoding)  # found once, with a cache, which a gate would refuse
+        return lambda states: means(states, self._tokens.real(states), is_whole=is_whole)
+
+    @cached_property
+    def _reads_ahead(self) -> bool:
+        with self.bare():
+            return reads_ahead(self.model, self.anatomy)
+
+    @property
+    def open_gates(self) -> Sequence[GatedEffect]:
+        """The effects with gates that have any pieces."""
+        return [effect for effect in self._gated.values() if effect.size]
+
+    @property
+    def moves_rows(self) -> bool:
+        """True if gates on the model may change rows at its last place."""
+        return any(e.place.moves_rows(self.site_place) for e in self.open_gates)
+
+    @property
+    def is_read_off_rows(self) -> bool:
+        """True if rows at the last place determine the answer: no values land behind it, and the
+        model's own logits are computed row by row."""
+        return not self.anatomy.no_rows and not any(
+            e.place.is_behind(self.site_place) for e in self.open_gates
+        )
+
+    def _attach_gates(self) -> None:
+        """Hook the gates in the order of their places, whatever order they came in: values on one
+        output are then added in the same order in every session."""
+        for effect in sorted(self._gated.values(), key=lambda effect: effect.place):
+            self._gate_hooks.enter_context(effect.attached())
+
+    def _detach_gates(self) -> None:
+        self._gate_hooks.close()
+
+    @contextmanager
+    def before_last_neurons(self) -> Iterator[None]:
+        """Run the model within `with` without the neurons of its last place and without values that
+        land behind it: rows there depend on neither."""
+        with self.site_bank.silenced(), self.up_to_last_sum():
+            yield
+
+    @contextmanager
+    def up_to_last_sum(self) -> Iterator[None]:
+        """Run the model within `with` without values that land behind the last residual sum."""
+        with ExitStack() as stack:
+            for effect in self.open_gates:
+                if effect.place.is_behind(self.site_place):
+                    stack.enter_context(effect.silenced())
+            yield
+
+
+def neurons_at(place: GatePlace) -> str:
+    """Return the name of the effect of a place's neurons."""
+    return f"neurons at {place.block}" if place.is_local else f"neurons from {place}"
