@@ -92,8 +92,10 @@ def create(
     """
     from continual.new_store import NewStore, init
 
-    told: Mapping[str, Any] = settings if model is None else {**settings, "model": str(model)}
-    new = NewStore(**told)
+    named_settings: Mapping[str, Any] = (
+        settings if model is None else {**settings, "model": str(model)}
+    )
+    new_store = NewStore(**named_settings)
     if on_progress is None:
-        return init(Path(path), new)
-    return init(Path(path), new, on_progress=on_progress)
+        return init(Path(path), new_store)
+    return init(Path(path), new_store, on_progress=on_progress)

@@ -66,10 +66,10 @@ class PretrainedBase:
 
     def unknown_token(self, ids: Sequence[int]) -> str | None:
         """Return one of these tokens that the model has no embedding for; None if it has all."""
-        last = max(ids, default=0)
-        if last < self._token_count:
+        highest = max(ids, default=0)
+        if highest < self._token_count:
             return None
-        return str(self.tokenizer.convert_ids_to_tokens(last))
+        return str(self.tokenizer.convert_ids_to_tokens(highest))
 
     @cached_property
     def _token_count(self) -> int:

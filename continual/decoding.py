@@ -47,7 +47,7 @@ def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
 
     Raises ModelError if `generate` fails with these, too.
     """
-    told: Mapping[str, Any] = {"custom_generate": by_forward}
+    options_by_forward: Mapping[str, Any] = {"custom_generate": by_forward}
     try:
         if _agrees(model, ids, pad):
             return {}
@@ -55,16 +55,16 @@ def options(model: Any, ids: Tensor, pad: int) -> Mapping[str, Any]:
         if is_out_of_memory(error):
             raise
     try:
-        _generated(model, ids, pad, **told)
+        _generated(model, ids, pad, **options_by_forward)
     except _UNABLE as error:
         if is_out_of_memory(error):
             raise
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{type(model).__name__} cannot be asked: transformers' generate fails on it ({said}). "
-            "Try another version of transformers."
+            f"{type(model).__name__} cannot be asked: transformers' generate fails on it "
+            f"({message}). Try another version of transformers."
         ) from error
-    return told
+    return options_by_forward
 
 
 _UNABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)

@@ -91,13 +91,13 @@ def _meanings(cls: type) -> Mapping[str, str]:
     source = textwrap.dedent(inspect.getsource(cls))
     body = next(node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     comments = dict(_comments(source))
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for node, below in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = _text(below) or comments.get(node.end_lineno or 0, "")
             if text:
-                found[node.target.id] = " ".join(text.split())
-    return found
+                meanings[node.target.id] = " ".join(text.split())
+    return meanings
 
 
 def _text(node: ast.stmt | None) -> str:

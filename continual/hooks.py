@@ -272,8 +272,8 @@ def attending(model: Any, attend: Callable[[AttentionCall], Tensor]) -> Iterator
     def by_method(
         module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any
     ) -> tuple[Tensor, None]:
-        told = {"scaling": 1.0 / float(module.scale_attn)}
-        return attend(AttentionCall(module, query, key, value, told)).transpose(1, 2), None
+        options = {"scaling": 1.0 / float(module.scale_attn)}
+        return attend(AttentionCall(module, query, key, value, options)).transpose(1, 2), None
 
     config = model.config
     name = f"cedit-{id(config)}"  # other models of the process may have their own
@@ -288,8 +288,8 @@ def attending(model: Any, attend: Callable[[AttentionCall], Tensor]) -> Iterator
         try:
             yield
         finally:
-            for part, own in before:
-                part._attn_implementation = own
+            for part, implementation in before:
+                part._attn_implementation = implementation
             del ALL_ATTENTION_FUNCTIONS[name]
 
 

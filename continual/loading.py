@@ -76,9 +76,9 @@ def _usable_class(config: Any, architecture: str) -> str:
 
     if architecture != CAUSAL or getattr(config, "is_encoder_decoder", False):
         return architecture
-    known = type(config) in getattr(transformers, architecture)._model_mapping
+    is_mapped = type(config) in getattr(transformers, architecture)._model_mapping
     multimodal = getattr(transformers, MULTIMODAL, None)
-    if known or multimodal is None or type(config) not in multimodal._model_mapping:
+    if is_mapped or multimodal is None or type(config) not in multimodal._model_mapping:
         return architecture
     return MULTIMODAL
 
@@ -174,15 +174,19 @@ def _other_task(directory: Path) -> str:
 
 def _quantisation(directory: Path) -> str:
     """Return the method that quantised a checkpoint; empty if none did."""
-    told = read_json(directory, "config.json").get("quantization_config")
-    return str(told.get("quant_method", "unnamed method")) if isinstance(told, dict) else ""
+    quantisation = read_json(directory, "config.json").get("quantization_config")
+    return (
+        str(quantisation.get("quant_method", "unnamed method"))
+        if isinstance(quantisation, dict)
+        else ""
+    )
 
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message; the error's name if it has none."""
     lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
-    said = next(filter(None, lines), type(error).__name__)
-    return said.rstrip(".:")
+    message = next(filter(None, lines), type(error).__name__)
+    return message.rstrip(".:")
 
 
 # --- checks of the loaded model -------------------------------------------------------------------
@@ -197,11 +201,11 @@ def _require_whole(directory: Path, model: Any, report: Mapping[str, Any]) -> No
             f"up at random, others each time. {_whose(directory, name)}"
         )
     if mismatched := sorted(report["mismatched_keys"]):
-        key, found, wanted = mismatched[0]
+        key, file_shape, model_shape = mismatched[0]
         raise ModelError(
-            f"{key} in {directory} has the shape {list(found)}, and {name} takes {list(wanted)} "
-            f"({_named([key for key, *_ in mismatched])} in all): the weights and config.json are "
-            "of two models. Put both of one there."
+            f"{key} in {directory} has the shape {list(file_shape)}, and {name} takes "
+            f"{list(model_shape)} ({_named([key for key, *_ in mismatched])} in all): the weights "
+            "and config.json are of two models. Put both of one there."
         )
     if problems := [*report.get("error_msgs", ()), *report.get("conversion_errors", ())]:
         raise ModelError(
@@ -211,11 +215,11 @@ def _require_whole(directory: Path, model: Any, report: Mapping[str, Any]) -> No
 
 
 def _whose(directory: Path, name: str) -> str:
-    own = (read_json(directory, "config.json").get("architectures") or [None])[0]
-    if own in (None, name):
+    owner = (read_json(directory, "config.json").get("architectures") or [None])[0]
+    if owner in (None, name):
         return "Copy or download it anew; if it was saved in parts, put all of them there."
     return (
-        f"It is a checkpoint of {own}: give one that was trained as {name}, or another --task "
+        f"It is a checkpoint of {owner}: give one that was trained as {name}, or another --task "
         "(causal, seq2seq, classification)."
     )
 
@@ -288,6 +292,6 @@ def _notes(directory: Path, model: Any, tokenizer: Any, report: Mapping[str, Any
 
 def _named(names: Collection[str]) -> str:
     """Return the first names, with the number of further ones."""
-    first = ", ".join(list(names)[:NAMED_MAX])
+    beginning = ", ".join(list(names)[:NAMED_MAX])
     more = len(names) - NAMED_MAX
-    return f"{first} and {more} more tensors" if more > 0 else first
+    return f"{beginning} and {more} more tensors" if more > 0 else beginning

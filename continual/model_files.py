@@ -52,8 +52,8 @@ _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"
 
 def model_directory(name: str | Path) -> Path:
     """Return the directory that a model's name stands for. Raises ModelError if there is none."""
-    if (known := embedded(name)) is not None:
-        return known.directory
+    if (embedded_model := embedded(name)) is not None:
+        return embedded_model.directory
     path = Path(name).expanduser().absolute()
     if (path / "config.json").is_file():
         return path
@@ -123,10 +123,10 @@ def require_loadable(directory: Path) -> None:
 
 
 def _require_no_adapter(directory: Path) -> None:
-    found = next((name for name in _ADAPTERS if (directory / name).exists()), None)
-    if found is not None:
+    adapter = next((name for name in _ADAPTERS if (directory / name).exists()), None)
+    if adapter is not None:
         raise ModelError(
-            f"{directory} has an adapter ({found}), which transformers uses where peft is "
+            f"{directory} has an adapter ({adapter}), which transformers uses where peft is "
             "installed, and leaves out in silence where it is not. Merge it first, in Python: "
             "model = peft.AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload(); "
             "model.save_pretrained(NEW); then save the tokenizer beside it. Or take the adapter's "
@@ -137,8 +137,8 @@ def _require_no_adapter(directory: Path) -> None:
 def _require_own_code(directory: Path, config: Mapping[str, Any]) -> None:
     """Raise ModelError for a model type that transformers does not have: its own code is not
     run."""
-    known = config.get("model_type") in CONFIG_MAPPING
-    if "auto_map" in config and not known:
+    has_class = config.get("model_type") in CONFIG_MAPPING
+    if "auto_map" in config and not has_class:
         raise ModelError(
             f"{directory} needs its own code to be loaded (auto_map in config.json, for model_type "
             f"{config.get('model_type')!r}), and code out of a model's directory is never run. "
@@ -194,8 +194,8 @@ def _line(error: Exception) -> str:
 
 
 def _matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
-    found = {file for pattern in patterns for file in directory.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+    files = {file for pattern in patterns for file in directory.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
 
 
 def _digest(path: Path) -> str:

@@ -30,4 +30,4 @@ def _continues(neighbour: str, edge: str) -> bool:
 
 
 def _is_bare(character: str) -> bool:
-    return any(first <= character <= last for first, last in _WITHOUT_BLANKS)
+    return any(start <= character <= end for start, end in _WITHOUT_BLANKS)

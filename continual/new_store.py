@@ -104,16 +104,16 @@ def _base(new: NewStore) -> PretrainedBase:
 
 def _told_task(new: NewStore) -> dict[str, Any]:
     """Return the `[task]` table as given, over the embedded model's own."""
-    own = new.embedded
-    table = {"name": DEFAULT_TASK} if own is None else own.task
+    embedded_model = new.embedded
+    table = {"name": DEFAULT_TASK} if embedded_model is None else embedded_model.task
     return {**table, **(new.task or {})}
 
 
 def _probes(new: NewStore, task: Task) -> dict[str, list[Probe]]:
     """Read the probe sets by name."""
     files = {"train": new.train_probes, "test": new.test_probes}
-    if (own := new.embedded) is not None:
-        files = {name: path or own.probes[name] for name, path in files.items()}
+    if (embedded_model := new.embedded) is not None:
+        files = {name: path or embedded_model.probes[name] for name, path in files.items()}
     return {name: read_probes(file, task) for name, file in files.items() if file is not None}
 
 
@@ -157,10 +157,12 @@ def _editors(new: NewStore, task: Task) -> dict[str, Any]:
     """Return the [editor.NAME] tables; tables from another store's history stay as they are."""
     tables = new.editors or {}
     if not new.origin:
-        own = new.embedded.editors if new.embedded else {}
-        names = sorted({*own, *tables})
-        told = {name: {**own.get(name, {}), **tables.get(name, {})} for name in names}
-        tables = new_tables(told, task.name)
+        embedded_tables = new.embedded.editors if new.embedded else {}
+        names = sorted({*embedded_tables, *tables})
+        merged_tables = {
+            name: {**embedded_tables.get(name, {}), **tables.get(name, {})} for name in names
+        }
+        tables = new_tables(merged_tables, task.name)
     return {"editor": {name: dict(table) for name, table in tables.items()}} if tables else {}
 
 

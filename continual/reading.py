@@ -60,10 +60,12 @@ class RowTexts:
     @classmethod
     def join(cls, parts: Sequence[RowTexts | None]) -> RowTexts | None:
         """Join the texts, one after another; None if one of them is not known."""
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or not known:
+        known_parts = [part for part in parts if part is not None]
+        if len(known_parts) < len(parts) or not known_parts:
             return None
-        return cls(known[0].decode, [prefix for part in known for prefix in part.prefixes])
+        return cls(
+            known_parts[0].decode, [prefix for part in known_parts for prefix in part.prefixes]
+        )
 
 
 class RunningText:
@@ -86,11 +88,11 @@ class RunningText:
         read = self._read
         if read is None or rows != read.shape[0] * self._fresh:
             return None
-        first = read.shape[1] - self._fresh
+        start = read.shape[1] - self._fresh
         return RowTexts(
             self._decode,
             [
-                (tuple(sequence), first + place + 1)
+                (tuple(sequence), start + place + 1)
                 for sequence in read.tolist()
                 for place in range(self._fresh)
             ],

@@ -58,23 +58,30 @@ def rebase(source: Store, path: Path, model: str, *, executor: Executor = LOCAL)
     with opened(source, path, model, executor) as session:
         done = _done(session.store)
         for group in groups(source):
-            left = [request for request in group.requests if request.id not in done]
-            if left:
-                yield from session.apply_requests(left, group.settings)
+            pending = [request for request in group.requests if request.id not in done]
+            if pending:
+                yield from session.apply_requests(pending, group.settings)
         session.settle()
 
 
 def report(source: Store, rebased: Store) -> Report:
     """Report the outcome of each request in force at the source's head."""
-    wanted = retained_at(source, source.head).requests
-    last: dict[str, retention.Outcome] = {}
+    retained_requests = retained_at(source, source.head).requests
+    last_outcomes: dict[str, retention.Outcome] = {}
     for revision in rebased.lineage("head"):
-        last.update({o.id: o for o in outcomes_of(revision.body) if o.id in wanted})
-    by = {name: [i for i in wanted if i in last and last[i].outcome == name] for name in _TOLD}
+        last_outcomes.update(
+            {o.id: o for o in outcomes_of(revision.body) if o.id in retained_requests}
+        )
+    by = {
+        name: [
+            i for i in retained_requests if i in last_outcomes and last_outcomes[i].outcome == name
+        ]
+        for name in _TOLD
+    }
     return Report(
         needed=tuple(by[retention.APPLIED]),
         right_already=tuple(by[SKIPPED] + by[retention.REPEATED]),
-        failed={i: str(last[i].reason) for i in by[retention.FAILED]},
+        failed={i: str(last_outcomes[i].reason) for i in by[retention.FAILED]},
     )
 
 
@@ -94,11 +101,15 @@ def groups(source: Store) -> Iterator[RequestBatch]:
     batch: list[Request] = []
     settings: ApplySettings | None = None
     for identity, retained in retained_at(source, source.head).requests.items():
-        own = replace(ApplySettings.from_json(made[identity].body["settings"]), force=False)
-        if settings is not None and (own != settings or len(batch) == settings.batch_size):
+        step_settings = replace(
+            ApplySettings.from_json(made[identity].body["settings"]), force=False
+        )
+        if settings is not None and (
+            step_settings != settings or len(batch) == settings.batch_size
+        ):
             yield RequestBatch(tuple(batch), settings)
             batch = []
-        settings = own
+        settings = step_settings
         batch.append(_with_source(retained.request, made[identity]))
     if settings is not None:
         yield RequestBatch(tuple(batch), settings)
@@ -135,8 +146,8 @@ def opened(source: Store, path: Path, model: str, executor: Executor = LOCAL) ->
             yield session
         return
     with _probe_files(source) as files:
-        new = _new(source, files, model, origin)
-        with init(path, new, executor=executor) as session:
+        new_store = _new(source, files, model, origin)
+        with init(path, new_store, executor=executor) as session:
             yield session
 
 

@@ -36,12 +36,12 @@ class RegistryEntry:
 
     def load(self) -> Any:
         """Import the object. Raises PluginError if it fails or does not fit."""
-        found = self._imported(self.path)
-        if missing := [name for name in self.offers if not hasattr(found, name)]:
+        loaded = self._imported(self.path)
+        if missing := [name for name in self.offers if not hasattr(loaded, name)]:
             raise self.refused(f"{self.path} has no {', '.join(missing)}")
-        if (name := getattr(found, self.offers[0])) != self.name:
+        if (name := getattr(loaded, self.offers[0])) != self.name:
             raise self.refused(f"{self.path} says that its name is {name}")
-        return found
+        return loaded
 
     def refused(self, cause: str) -> PluginError:
         """Return the error for an entry that cannot be used."""
@@ -147,13 +147,13 @@ class Registry(Mapping[str, E]):
     def objects(self) -> tuple[Any, ...]:
         """All objects that the names stand for. Another package's that fails is left out with a
         warning."""
-        found = []
+        loaded = []
         for name in self:
             try:
-                found.append(self[name].load())
+                loaded.append(self[name].load())
             except PluginError as error:
                 _warn(error)
-        return tuple(found)
+        return tuple(loaded)
 
     @cached_property
     def _points(self) -> Mapping[str, EntryPoint]:
@@ -161,13 +161,13 @@ class Registry(Mapping[str, E]):
         from importlib.metadata import entry_points
 
         points: dict[str, EntryPoint] = {}
-        taken = {*self._own, *self._reserved}
+        names = {*self._own, *self._reserved}
         for point in sorted(entry_points(group=f"cedit.{self._kind.kind}s"), key=_package):
-            if point.name in taken:
+            if point.name in names:
                 _warn(self._refused(point, "the name is taken"))
             else:
                 points[point.name] = point
-                taken.add(point.name)
+                names.add(point.name)
         return points
 
     def _read(self, point: EntryPoint) -> E:

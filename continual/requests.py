@@ -182,8 +182,8 @@ class Request(BaseModel):
         cls, given: tuple[Prompt, ...], info: ValidationInfo
     ) -> tuple[Prompt, ...]:
         """Return each wording once, in order, without the prompt and the wordings to learn from."""
-        known = {info.data.get("prompt"), *info.data.get("rephrases", ())}
-        return tuple(dict.fromkeys(wording for wording in given if wording not in known))
+        wordings = {info.data.get("prompt"), *info.data.get("rephrases", ())}
+        return tuple(dict.fromkeys(wording for wording in given if wording not in wordings))
 
     def model_copy(self, *, update: Mapping[str, object] | None = None, deep: bool = False) -> Self:
         """Return a copy with the ``id`` of its own content."""

@@ -172,10 +172,12 @@ class Session(OpenStore):
 
     def settings(self, **changes: Any) -> ApplySettings:
         """Return the store's settings for a run, with changes."""
-        own = StoreSettings.of(self.store.settings)
+        store_settings = StoreSettings.of(self.store.settings)
         editors = default_chain(self.task.name)
-        watch = WatchConfig.of(own.watch)
-        settings = ApplySettings(editors, seed=own.run.seed, editors=own.editors, watch=watch)
+        watch = WatchConfig.of(store_settings.watch)
+        settings = ApplySettings(
+            editors, seed=store_settings.run.seed, editors=store_settings.editors, watch=watch
+        )
         return replace(settings, **changes)
 
     def watch(
@@ -369,8 +371,8 @@ class Session(OpenStore):
         """Apply requests that come from no stream."""
         encoded_requests = [encode(request, self.task) for request in requests]
         pipeline = self._pipeline(settings, lambda: requests)
-        for first in range(0, len(encoded_requests), settings.batch_size):
-            batch = Batch(tuple(encoded_requests[first : first + settings.batch_size]))
+        for start in range(0, len(encoded_requests), settings.batch_size):
+            batch = Batch(tuple(encoded_requests[start : start + settings.batch_size]))
             yield self._stepped(pipeline, batch)
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:

@@ -104,8 +104,8 @@ class StoreSettings:
 
 def _table(settings: Mapping[str, Any], name: str, above: str = "") -> Mapping[str, Any]:
     """Return a table; empty if there is none. Raises CeditError for any other value."""
-    found = settings.get(name, {})
-    if not isinstance(found, Mapping):
+    table = settings.get(name, {})
+    if not isinstance(table, Mapping):
         place = f"{above}{name}"
-        raise CeditError(f"cedit.toml: {place} = {found!r} is no table: write [{place}].")
-    return found
+        raise CeditError(f"cedit.toml: {place} = {table!r} is no table: write [{place}].")
+    return table

@@ -51,7 +51,7 @@ class Gathered:
             if isinstance(part, LowRankPatch):
                 continue
             kinds.setdefault(type(part), []).append(part)
-        joined = [part for kind, same in kinds.items() for part in kind.joined(same)]
+        joined = [part for kind, equals in kinds.items() for part in kind.joined(equals)]
         return (*joined, *summed(low_rank, self._dense, edited))
 
 
@@ -145,28 +145,28 @@ class StateKeeper:
     def snapshot(self, segment: Segment) -> Snapshot | None:
         """Read the snapshot of a segment; None if there is none, or it is damaged."""
         try:
-            found = self._store.snapshots.get(segment.name)
-            return None if found is None else Snapshot.from_file(found.tensors, found.meta)
+            entry = self._store.snapshots.get(segment.name)
+            return None if entry is None else Snapshot.from_file(entry.tensors, entry.meta)
         except (IntegrityError, KeyError):
             return None
 
     def _stand_on_snapshots(self, layers: Sequence[Layer], segments: Sequence[Segment]) -> int:
         """Put on the snapshots from base on, up to the first missing one; return their number."""
         parts: list[Patch] = []
-        last: Snapshot | None = None
+        latest: Snapshot | None = None
         count = 0
         for segment in segments:
             snapshot = self.snapshot(segment)
             if snapshot is None:
                 break
             parts = [*without_superseded(parts, snapshot.parts), *snapshot.parts]
-            last, count = snapshot, count + 1
-        if last is None:
+            latest, count = snapshot, count + 1
+        if latest is None:
             return 0
         reached = layers[segments[count - 1].last - 1]
-        if reached.is_waypoint and reached.revision.fingerprint != last.fingerprint:
+        if reached.is_waypoint and reached.revision.fingerprint != latest.fingerprint:
             return 0
-        self._edited.put_many(parts, last.fingerprint, last.rows_state)
+        self._edited.put_many(parts, latest.fingerprint, latest.rows_state)
         self._edited.settle()
         return count
 

@@ -30,11 +30,11 @@ class SettingsTable:
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """Make the settings from the table as it was read. Raises CeditError for an unknown key,
         and for a value of another type."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(settings) - known):
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(settings) - names):
             raise CeditError(
                 f"[{cls.table}] has no setting {', '.join(unknown)}: it has "
-                f"{', '.join(sorted(known))}."
+                f"{', '.join(sorted(names))}."
             )
         try:
             return TypeAdapter(cls).validate_python(dict(settings))

@@ -120,8 +120,8 @@ class TaskModel:
         """Return [n] the tokens with the highest logit at all answer positions, and [n] bool:
         another logit is close. By forward passes of the whole edited model."""
         tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
-        found = self.in_passes(self._leading, encodings, tokens_max)
-        leading, close = zip(*found, strict=True)
+        results = self.in_passes(self._leading, encodings, tokens_max)
+        leading, close = zip(*results, strict=True)
         return torch.cat(leading), torch.cat(close)
 
     @torch.no_grad()
@@ -137,20 +137,20 @@ class TaskModel:
     def judge_alone(self, encoding: Encoding, model: Any = None) -> bool:
         """Tell whether one probe is right, by a pass over it alone, which decides a close one."""
         logits = logits_of(model or self.edited.model, self.inputs([encoding]))
-        answered, wanted = answer_logits([encoding], logits)
-        return bool((answered.argmax(-1) == wanted).all())
+        answered, targets = answer_logits([encoding], logits)
+        return bool((answered.argmax(-1) == targets).all())
 
     @torch.no_grad()
     def greedily(self, encoding: Encoding, model: Any = None) -> tuple[int, ...]:
         """Return greedy tokens in the place of a probe's targets, without a stop, by the edited
         model or another `model`."""
-        said: tuple[int, ...] = ()
+        answer: tuple[int, ...] = ()
         for position in encoding.positions:
-            asked = Encoding(encoding.question, (position,), (*said, encoding.targets[-1]))
-            logits = logits_of(model or self.edited.model, self.inputs([asked]))
-            answered, _ = answer_logits([asked], logits)
-            said = (*said, int(answered[0].argmax()))
-        return said
+            probe = Encoding(encoding.question, (position,), (*answer, encoding.targets[-1]))
+            logits = logits_of(model or self.edited.model, self.inputs([probe]))
+            answered, _ = answer_logits([probe], logits)
+            answer = (*answer, int(answered[0].argmax()))
+        return answer
 
 
 def answer_logits(encodings: Sequence[Encoding], logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ def around(values: Iterable[float], *, at_least: tuple[float, float], ticks: int
 def logarithmic(values: Iterable[float], *, least: float) -> LogAxis:
     """Return a logarithmic axis for the largest value and the smallest one from `least` on."""
     above = [value for value in values if value >= least] or [least]
-    first = math.floor(math.log10(min(above)) + 1e-9)
-    return LogAxis(first, max(first + 1, math.ceil(math.log10(max(above)) - 1e-9)))
+    exponent = math.floor(math.log10(min(above)) + 1e-9)
+    return LogAxis(exponent, max(exponent + 1, math.ceil(math.log10(max(above)) - 1e-9)))
 
 
 def counting(last: int, ticks: int) -> ChartAxis:

@@ -208,11 +208,11 @@ class _Drawing:
             top = self._lanes_top + row * LANE + (LANE - BAR) / 2
             base = top + BAR - 2.5  # of the letters
             yield element("text", lane.name, class_="label end", x=LEFT - 8, y=base)
-            taken = float(LEFT)  # the x up to which the lane has letters
+            end = float(LEFT)  # the x up to which the lane has letters
             for bar in lane.bars:
                 yield self._bar(bar, top)
-                if (place := self._label_place(bar, taken)) is not None:
-                    x, taken = place
+                if (place := self._label_place(bar, end)) is not None:
+                    x, end = place
                     yield element("text", bar.label, class_=f"lane {bar.style}", x=x, y=base)
 
     def _bar(self, bar: Bar, top: float) -> Markup:

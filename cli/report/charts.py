@@ -44,8 +44,8 @@ _SIZES = {"wide": _ChartSize(*WIDE, x_ticks=10), "narrow": _ChartSize(*NARROW, x
 def metrics(report: HistoryReport) -> Markup | None:
     """Draw SR, GR, ER, TrainR and TestR over the revisions up to head; None before any edit."""
     lines = {name: dots for name in DRAWN if (dots := _rates(report.points, name))}
-    last = lanes.last_place(report)
-    if not last or not (lines or report.branches):
+    last_place = lanes.last_place(report)
+    if not last_place or not (lines or report.branches):
         return None
     values = [y for dots in lines.values() for _, y in dots]
     is_flat = set(values) <= {1.0}
@@ -59,7 +59,7 @@ def metrics(report: HistoryReport) -> Markup | None:
             label="Metrics over the revisions from base to head",
             x_label=X_LABEL,
             y_label="share" if y.low <= 0 else f"share; the axis begins at {y.text(y.low)}",
-            x=axes.counting(last, size.x_ticks),
+            x=axes.counting(last_place, size.x_ticks),
             y=y,
             series=[Series(name, DRAWN[name], dots, WIDTHS[name]) for name, dots in lines.items()],
             flags=flags,

@@ -247,9 +247,9 @@ def _in_force(found: Corrections) -> Markup:
 
 
 def _fold_name(rows: Sequence[InForce]) -> str:
-    first, last = rows[-1], rows[0]
-    dates = span(first.at, last.at)
-    return f"{len(rows):,} more, {entry(last.seq)} to {entry(first.seq)}, {dates}"
+    oldest, newest = rows[-1], rows[0]
+    dates = span(oldest.at, newest.at)
+    return f"{len(rows):,} more, {entry(newest.seq)} to {entry(oldest.seq)}, {dates}"
 
 
 _IN_FORCE: Sequence[ReportColumn[InForce]] = (

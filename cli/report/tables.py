@@ -66,7 +66,7 @@ def folded(
     """Return a table of all rows: if they are more than OPEN, the first ROWS are shown and the
     others folded by FOLD. `name` gives the title of a fold."""
     open_count = ROWS if len(rows) > OPEN else OPEN
-    first = _framed(columns, (_row(columns, row) for row in rows[:open_count]))
+    beginning = _framed(columns, (_row(columns, row) for row in rows[:open_count]))
     rest = [rows[start : start + FOLD] for start in range(open_count, len(rows), FOLD)]
     folds = (
         element(
@@ -77,7 +77,7 @@ def folded(
         )
         for part in rest
     )
-    return join(first, *folds)
+    return join(beginning, *folds)
 
 
 def _row(columns: Sequence[ReportColumn[TableRow]], row: TableRow) -> Markup:

@@ -83,10 +83,11 @@ def find_running_blocks(model: Any, calls: ModuleCalls, chosen: Mapping[str, str
 
 def _runs(path: str, blocks: nn.ModuleList, calls: ModuleCalls) -> bool:
     """Tell whether each module of a list runs once, and gives a state of the same width."""
-    own = [(name, call) for name, call in calls if name.rpartition(".")[0] == path]
-    if [name for name, _ in own] != [f"{path}.{i}" for i in range(len(blocks))] or not own:
+    block_calls = [(name, call) for name, call in calls if name.rpartition(".")[0] == path]
+    names = [name for name, _ in block_calls]
+    if names != [f"{path}.{i}" for i in range(len(blocks))] or not names:
         return False
-    widths = {state_width(call) for _, call in own}
+    widths = {state_width(call) for _, call in block_calls}
     return len(widths) == 1 and None not in widths
 
 

@@ -77,8 +77,8 @@ def _choose_ffn(block: nn.Module, path: str, calls: ModuleCalls, chosen: Mapping
     for key, part in [*(("up", part) for part in up), *([("down", down)] if down else [])]:
         module_at(block, part, key)
     overridden = bool(up or down)
-    found = _named(ffns_of(matrices_of(block, path, calls, attention=overridden)), up, down)
-    widest = [ffn for ffn in found if ffn.ffn_width == max(ffn.ffn_width for ffn in found)]
+    matches = _named(ffns_of(matrices_of(block, path, calls, attention=overridden)), up, down)
+    widest = [ffn for ffn in matches if ffn.ffn_width == max(ffn.ffn_width for ffn in matches)]
     square = any(ffn.width == ffn.ffn_width for ffn in widest)
     if not widest or (len(widest) > 1 and not square) or (experts_in(block) and not overridden):
         raise ModelError(
@@ -91,7 +91,7 @@ def _choose_ffn(block: nn.Module, path: str, calls: ModuleCalls, chosen: Mapping
 def ffns_of(matrices: list[FfnMatrix]) -> list[Ffn]:
     """Return every matrix d_ff → d behind one or more of d → d_ff, in the order in which they
     run."""
-    found = []
+    ffns = []
     for position, down in enumerate(matrices):
         shapes = (
             (down.outputs, down.inputs),
@@ -99,8 +99,8 @@ def ffns_of(matrices: list[FfnMatrix]) -> list[Ffn]:
         )  # gate and up in one
         up = [m.path for m in matrices[:position] if (m.inputs, m.outputs) in shapes]
         if up:
-            found.append(Ffn(down.outputs, down.inputs, tuple(up), down.path, down.transposed))
-    return found
+            ffns.append(Ffn(down.outputs, down.inputs, tuple(up), down.path, down.transposed))
+    return ffns
 
 
 def _named(found: list[Ffn], up: tuple[str, ...], down: str | None) -> list[Ffn]:

@@ -34,17 +34,17 @@ def find_anatomy(
     token unless given. Raises ``ModelError``, which names the findings and the override that
     settles them.
     """
-    chosen = dict(overrides or {})
-    check_overrides(chosen)
+    names = dict(overrides or {})
+    check_overrides(names)
     calls = observe(model, inputs or sample_inputs(model, 1))
     try:
-        return _with_ffn(model, calls, chosen)
+        return _with_ffn(model, calls, names)
     except WrongOverride:
         raise
     except ModelError as refusal:
-        if {"up", "down", "norm_after"} & chosen.keys():
+        if {"up", "down", "norm_after"} & names.keys():
             raise
-        return _without_ffn(model, calls, chosen, refusal)
+        return _without_ffn(model, calls, names, refusal)
 
 
 def _with_ffn(model: Any, calls: ModuleCalls, chosen: Mapping[str, str]) -> Anatomy:
@@ -77,17 +77,17 @@ def _without_ffn(
     no blocks."""
     blocks = find_running_blocks(model, calls, chosen)
     holders = [] if blocks or "blocks" in chosen else outermost_of(_holders(model, calls))
-    one = holders[-1] if holders else None
-    path = blocks or one
+    holder = holders[-1] if holders else None
+    path = blocks or holder
     if path is None:
         raise refusal
     count = len(children_of(model, blocks)) if blocks else 1
-    last = f"{blocks}.{count - 1}" if blocks else path
-    way = find_logit_path(model, last, None, calls, chosen)
+    end = f"{blocks}.{count - 1}" if blocks else path
+    way = find_logit_path(model, end, None, calls, chosen)
     return Anatomy(
         blocks=path,
         block_count=count,
-        width=width_of(last, calls),
+        width=width_of(end, calls),
         ffn_width=0,
         up=(),
         down=None,

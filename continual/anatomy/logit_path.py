@@ -41,14 +41,14 @@ def find_logit_path(
     tail = _tail(model, behind)
     norm = next((path for path in tail if is_norm(model.get_submodule(path))), None)
     final_norm = optional_path(model, "final_norm", chosen, norm)
-    last = _last_matrix(model, behind)
-    head = chosen.get("head") or last
+    last_matrix = _last_matrix(model, behind)
+    head = chosen.get("head") or last_matrix
     if head is not None:
         module_at(model, head, "head")
-    if head is not None and (final_norm, head) != (norm, last):
+    if head is not None and (final_norm, head) != (norm, last_matrix):
         tail = (*([final_norm] if final_norm else []), head)
-    first = (f"{block}.{norm_after}",) if norm_after else ()
-    return LogitPath(norm_after, final_norm, head, first + tail)
+    norm_path = (f"{block}.{norm_after}",) if norm_after else ()
+    return LogitPath(norm_after, final_norm, head, norm_path + tail)
 
 
 def _calls_after(calls: ModuleCalls, path: str) -> ModuleCalls:

@@ -19,7 +19,7 @@ def children_of(model: nn.Module, path: str) -> list[nn.Module]:
 
 def path_of(model: nn.Module, module: nn.Module) -> str:
     """Return the path of a module in a model."""
-    path: str = next(path for path, found in model.named_modules() if found is module)
+    path: str = next(path for path, part in model.named_modules() if part is module)
     return path
 
 
@@ -30,8 +30,10 @@ def is_inside(path: str, *roots: str) -> bool:
 
 def outermost_of(paths: Iterable[str]) -> list[str]:
     """Return the paths that are below no other."""
-    every = list(paths)
-    return [path for path in every if not any(path.startswith(f"{other}.") for other in every)]
+    all_paths = list(paths)
+    return [
+        path for path in all_paths if not any(path.startswith(f"{root}.") for root in all_paths)
+    ]
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -39,8 +39,8 @@ def reads_ahead(model: Any, anatomy: Anatomy) -> bool:
     name = "decoder_input_ids" if is_seq2seq(model) else "input_ids"
     changed = {**inputs, name: inputs[name].clone()}
     changed[name][0, -1] = inputs[name][0, 0]
-    first, second = (_first_state(model, anatomy, given) for given in (inputs, changed))
-    return not torch.allclose(first, second)
+    state, changed_state = (_first_state(model, anatomy, sample) for sample in (inputs, changed))
+    return not torch.allclose(state, changed_state)
 
 
 def _first_state(model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -91,8 +91,8 @@ def observe(model: Any, inputs: Mapping[str, Tensor]) -> ModuleCalls:
     if model.training:
         raise ModelError("The model is in training mode; call model.eval() before editing it.")
     calls: ModuleCalls = []
-    every = dict(model.named_modules())
-    with torch.no_grad(), hooks.watched(every, lambda path, call: calls.append((path, call))):
+    modules = dict(model.named_modules())
+    with torch.no_grad(), hooks.watched(modules, lambda path, call: calls.append((path, call))):
         try:
             model(**inputs, use_cache=False, return_dict=True)
         except WANTS_OTHER_INPUTS as error:
@@ -103,10 +103,10 @@ def observe(model: Any, inputs: Mapping[str, Tensor]) -> ModuleCalls:
 
 
 def _not_run(model: Any, inputs: Mapping[str, Tensor], error: Exception) -> ModelError:
-    told = (str(error).splitlines() or [""])[0][:MESSAGE_MAX] or name_of(error)
+    message = (str(error).splitlines() or [""])[0][:MESSAGE_MAX] or name_of(error)
     shape = list(inputs["input_ids"].shape)
     return ModelError(
-        f"{name_of(model)} could not be run on {', '.join(inputs)} of the shape {shape} ({told}): "
-        "it needs other inputs than the tokens of a text. Models of this kind cannot be corrected; "
-        "if it holds a text model, save that one alone, with its tokenizer."
+        f"{name_of(model)} could not be run on {', '.join(inputs)} of the shape {shape} "
+        f"({message}): it needs other inputs than the tokens of a text. Models of this kind cannot "
+        "be corrected; if it holds a text model, save that one alone, with its tokenizer."
     )

@@ -56,9 +56,9 @@ def module_at(root: nn.Module, path: str, key: str) -> nn.Module:
     try:
         return root.get_submodule(path)
     except AttributeError:
-        known = ", ".join(name for name, _ in root.named_modules() if name.count(".") <= 2 and name)
+        names = ", ".join(name for name, _ in root.named_modules() if name.count(".") <= 2 and name)
         raise WrongOverride(
-            f"anatomy.{key}: {name_of(root)} has no {path!r}. It has {known}."
+            f"anatomy.{key}: {name_of(root)} has no {path!r}. It has {names}."
         ) from None
 
 

@@ -23,23 +23,23 @@ def runs_row_by_row(model: Any, anatomy: Anatomy) -> bool:
     that looks like an FFN may read along the sequence, or need its shape, and then raises some
     error."""
     inputs, rows = _rowwise_sample(model)
-    last = anatomy.block(model, anatomy.last)
+    block = anatomy.block(model, anatomy.last)
     norm = anatomy.norm_after_module(model, anatomy.last)
     ends = anatomy.up_modules(model, anatomy.last), anatomy.down_module(model, anatomy.last)
     sums = []
     for hook in (nullcontext(), hooks.narrowed(*ends, rows)):
-        with hooks.captured(last if norm is None else norm) as calls, hook, hooks.cut_short(last):
+        with hooks.captured(block if norm is None else norm) as calls, hook, hooks.cut_short(block):
             try:
                 hooks.run_until_cut(lambda: model(**inputs, use_cache=False, return_dict=True))
-                seen = calls[0].hidden if norm is None else calls[0].input
-                sums.append(seen.reshape(-1, anatomy.width).index_select(0, rows))
+                states = calls[0].hidden if norm is None else calls[0].input
+                sums.append(states.reshape(-1, anatomy.width).index_select(0, rows))
             except WANTS_OTHER_INPUTS as error:
                 if is_out_of_memory(error):
                     raise
                 return False
-    whole, some = sums
-    digits = math.sqrt(torch.finfo(whole.dtype).eps)
-    return bool((some - whole).abs().max() <= digits * whole.abs().max())
+    all_sums, row_sums = sums
+    digits = math.sqrt(torch.finfo(all_sums.dtype).eps)
+    return bool((row_sums - all_sums).abs().max() <= digits * all_sums.abs().max())
 
 
 def _rowwise_sample(model: Any) -> tuple[dict[str, Tensor], Tensor]:

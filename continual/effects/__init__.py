@@ -65,8 +65,8 @@ MOVED = ("weight_blocks", "gate_blocks")
 def moved_blocks(reach: Reach, site: GatePlace) -> dict[str, list[int]]:
     """Return the entries of a revision's body for a reach that moves rows at a site; empty if it
     moves none."""
-    found = zip(MOVED, (reach.blocks, reach.gate_blocks(site)), strict=True)
-    return {name: sorted(blocks) for name, blocks in found if blocks}
+    pairs = zip(MOVED, (reach.blocks, reach.gate_blocks(site)), strict=True)
+    return {name: sorted(blocks) for name, blocks in pairs if blocks}
 
 
 def has_moved(body: Mapping[str, object]) -> bool:

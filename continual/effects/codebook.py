@@ -139,8 +139,8 @@ class Codebook:
                 f"A codebook patch is of width {tuple(patch.keys.shape[1:])}, the model of "
                 f"{tuple(self.keys.shape[1:])}: it was made on another model."
             )
-        first = len(self._labels)
-        self._turns.append(_CodebookUndo(first))
+        start = len(self._labels)
+        self._turns.append(_CodebookUndo(start))
         keys, values = patch.keys.to(self.keys), patch.values.to(self.keys)
         for row in range(len(keys)):
             self._admit(
@@ -149,7 +149,7 @@ class Codebook:
                 (float(patch.radii[row]), float(patch.blurs[row])),
                 (patch.labels[row], patch.shares[row]),
             )
-        return self.keys[first:], self.values[first:], self.radii
+        return self.keys[start:], self.values[start:], self.radii
 
     def _admit(
         self,
@@ -232,13 +232,13 @@ class Codebook:
         answers = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
         if not len(self._labels):
             return answers
-        for first in range(0, len(queries), self._piece):
-            rows = queries[first : first + self._piece].float()
+        for start in range(0, len(queries), self._piece):
+            rows = queries[start : start + self._piece].float()
             near = self._perhaps_open(rows).nonzero().squeeze(-1)
             if len(near):
                 entries, distances = self._nearest_of(rows[near])
                 is_open = (entries >= 0) & (distances <= self.radii.double()[entries])
-                answers[first + near[is_open]] = entries[is_open]
+                answers[start + near[is_open]] = entries[is_open]
         return answers
 
     @property
@@ -248,8 +248,10 @@ class Codebook:
     def _perhaps_open(self, queries: Tensor) -> Tensor:
         """Return [r] bool: true for queries that may be within the radius of an entry, by a product
         in float32."""
-        squares, own = queries.square().sum(1)[:, None], self.keys.square().sum(1)
-        least = squares + own - 2 * (queries @ self.keys.T) - ROUNDING * (squares + own)
+        squares, key_squares = queries.square().sum(1)[:, None], self.keys.square().sum(1)
+        least = (
+            squares + key_squares - 2 * (queries @ self.keys.T) - ROUNDING * (squares + key_squares)
+        )
         outside = (least > self.radii.square()) | (self.radii < 0)  # a NaN may be anywhere
         return ~outside.all(1)
 
@@ -261,9 +263,9 @@ class Codebook:
             none = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
             return none, torch.full_like(none, torch.inf, dtype=torch.double)
         keys = self.keys[places].flip(0).double()  # so that of equally near ones the latest is met
-        found = [distances(query, keys).min(0) for query in queries.double()]
-        index = torch.stack([entry for _, entry in found])
-        return places.flip(0)[index], torch.stack([distance for distance, _ in found])
+        nearest = [distances(query, keys).min(0) for query in queries.double()]
+        index = torch.stack([entry for _, entry in nearest])
+        return places.flip(0)[index], torch.stack([distance for distance, _ in nearest])
 
     # -- a running model
 
@@ -310,10 +312,10 @@ class Codebook:
         keys, radii = self._changed_balls(first)
         differs = torch.zeros(len(queries), dtype=torch.bool)
         squares = queries.squares.cpu()
-        for some, ball_radii in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
-            own = some.square().sum(1)[:, None]
-            slack = ROUNDING * (squares + own)
-            least = squares + own - 2 * queries.bounds(some).cpu() - slack
+        for ball_keys, ball_radii in zip(keys.cpu().split(64), radii.cpu().split(64), strict=True):
+            key_squares = ball_keys.square().sum(1)[:, None]
+            slack = ROUNDING * (squares + key_squares)
+            least = squares + key_squares - 2 * queries.bounds(ball_keys).cpu() - slack
             differs |= (~(least > ball_radii.square()[:, None])).any(0)
         return differs
 

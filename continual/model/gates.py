@@ -55,9 +55,9 @@ class ModelGates(ModelEffects):
         call. One name has one kind of effect. Raises ModelError for blocks that the model does not
         have, and for effects other than neurons at the last place of the model: the values
         added there are computed from rows."""
-        known = self._gated.get(name)
-        if known is not None:
-            return cast(AnyGated, known)
+        existing_effect = self._gated.get(name)
+        if existing_effect is not None:
+            return cast(AnyGated, existing_effect)
         if place == self.site_place and name != neurons_at(place):
             raise ModelError(
                 f"The effect {name!r} has its gates from {place}: that place is for neurons. Let "

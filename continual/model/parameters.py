@@ -33,9 +33,9 @@ class ModelParameters(ModelEffects):
         Raises ModelError if there is none.
         """
         name = self._names(path)[0]
-        known = self._effects.get(_sum_of(name))
-        if isinstance(known, EditedWeight):
-            return known
+        existing_sum = self._effects.get(_sum_of(name))
+        if isinstance(existing_sum, EditedWeight):
+            return existing_sum
         return self._add(_sum_of(name), self._seen(name))
 
     def matrix(self, path: str) -> EditedWeight:
@@ -47,9 +47,9 @@ class ModelParameters(ModelEffects):
         """
         names = self._names(path)
         if len(names) > 1:
-            others = ", ".join(name for name in names if name != path)
+            tied_names = ", ".join(name for name in names if name != path)
             raise ModelError(
-                f"The matrix {path} is tied: {others} is the same parameter, and an update by "
+                f"The matrix {path} is tied: {tied_names} is the same parameter, and an update by "
                 "factors would move both. Edit a matrix of its own, or take a dense patch."
             )
         parameter = self.model.get_parameter(path)

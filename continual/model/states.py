@@ -76,8 +76,8 @@ class ModelStates(ModelParameters, ModelGates):
 
     def _reach_since(self, mark: _PatchMark) -> Reach:
         sizes = mark.sizes
-        found = (effect.reach(sizes.get(n, 0)) for n, effect in self._effects.items())
-        return reduce(or_, found, NOTHING)
+        reaches = (effect.reach(sizes.get(n, 0)) for n, effect in self._effects.items())
+        return reduce(or_, reaches, NOTHING)
 
     def has_passed(self, state: str, neurons: int) -> bool:
         """Tell whether a state with so many neurons at the last place was one of the last on the

@@ -71,8 +71,8 @@ def _require_added(
     patch = torch.linspace(-1, 1, anatomy.width).to(hidden) * hidden.std()
     with hooks.added(_landing(model, anatomy), patch):
         patched = capture_rows(model, anatomy, inputs, anatomy.last)
-    found = patched.hidden.reshape(-1, anatomy.width)
-    joined = (found.double() - hidden.double()), patch.double()
+    patched_sums = patched.hidden.reshape(-1, anatomy.width)
+    joined = (patched_sums.double() - hidden.double()), patch.double()
     if not _is_added(*joined, hidden):
         raise ModelError(
             f"What is added to the output of {_landing_path(anatomy)} in "
@@ -92,8 +92,8 @@ def _landing(model: Any, anatomy: Anatomy) -> nn.Module:
 
 def _landing_path(anatomy: Anatomy) -> str:
     inside = anatomy.down if anatomy.is_at_ffn else None
-    last = anatomy.last
-    return anatomy.block_path(last) if inside is None else anatomy.path(last, inside)
+    last_block = anatomy.last
+    return anatomy.block_path(last_block) if inside is None else anatomy.path(last_block, inside)
 
 
 def _is_added(found: Tensor, patch: Tensor, hidden: Tensor) -> bool:

@@ -53,11 +53,13 @@ def settled(model: Any, anatomy: Anatomy) -> Anatomy:
         refusal = _refusal(model, anatomy)
     if not refusal:
         return anatomy
-    others = list(enclosing_modules(model, anatomy))
-    with_rows = next((other for other in others if not _refusal(model, other)), None)
+    enclosing = list(enclosing_modules(model, anatomy))
+    with_rows = next((candidate for candidate in enclosing if not _refusal(model, candidate)), None)
     if with_rows is not None:
         return with_rows
-    moving = next((other for other in [anatomy, *others] if moves_logits(model, other)), None)
+    moving = next(
+        (candidate for candidate in [anatomy, *enclosing] if moves_logits(model, candidate)), None
+    )
     if moving is None:
         raise ModelError(
             f"No place was found in {type(model).__name__} from which its answers can be moved: "

@@ -226,9 +226,9 @@ def _site_observed(
     the site of a block."""
     with (
         _queries_observed(model, anatomy, block) as query,
-        sums_observed(model, anatomy, block) as seen,
+        sums_observed(model, anatomy, block) as sums,
     ):
-        yield lambda: (query(), seen())
+        yield lambda: (query(), sums())
 
 
 @contextmanager
@@ -239,10 +239,10 @@ def _queries_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Call
         with hooks.captured(anatomy.query_module(model, block)) as calls:
             yield lambda: calls[0].input
         return
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     modules = {0: anatomy.block(model, block)}
-    with hooks.watched(modules, lambda _, call: seen.append(call.hidden), first=True):
-        yield lambda: seen[0]
+    with hooks.watched(modules, lambda _, call: outputs.append(call.hidden), first=True):
+        yield lambda: outputs[0]
 
 
 @contextmanager

@@ -134,8 +134,8 @@ def _part(index: int, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
             f"(it knows {', '.join(KINDS)}): a newer version wrote it, upgrade cedit."
         )
     prefix = f"{index}."
-    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    patch: Patch = KINDS[kind].from_tensors(own, entry)
+    part_tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    patch: Patch = KINDS[kind].from_tensors(part_tensors, entry)
     if "owners" in entry:  # older files name none
         patch = patch.owned_by(tuple(entry["owners"]))
     patch.check()

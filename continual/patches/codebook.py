@@ -79,7 +79,7 @@ class CodebookPatch:
         """See `Patch.from_tensors`."""
         try:
             labels = tuple(tuple(int(token) for token in label) for label in meta["labels"])
-            shares = tuple(bool(one) for one in meta["shares"])
+            shares = tuple(bool(flag) for flag in meta["shares"])
             rows = (tensors["keys"], tensors["values"], tensors["radii"], tensors["blurs"])
             return cls(int(meta["block"]), *rows, labels, shares)
         except KeyError as error:
@@ -103,10 +103,10 @@ class CodebookPatch:
 
     def without(self, request_id: str) -> CodebookPatch | None:
         """See `Patch.without`."""
-        kept = others_places(self.owners, request_id)
-        if len(kept) == len(self.owners):
+        places = others_places(self.owners, request_id)
+        if len(places) == len(self.owners):
             return self
-        return self._chosen(kept) if kept else None
+        return self._chosen(places) if places else None
 
     def _chosen(self, places: Sequence[int]) -> CodebookPatch:
         index = list(places)
@@ -153,6 +153,6 @@ def _concatenated(parts: Sequence[CodebookPatch]) -> CodebookPatch:
         radii=torch.cat([part.radii for part in parts]),
         blurs=torch.cat([part.blurs for part in parts]),
         labels=tuple(label for part in parts for label in part.labels),
-        shares=tuple(one for part in parts for one in part.shares),
+        shares=tuple(is_shared for part in parts for is_shared in part.shares),
         owners=(),
     )

@@ -54,13 +54,13 @@ class PatchedSums:
     def of(self, rows: Rows) -> Tensor:
         """Return h [n, d] with the neurons' sum added."""
         state, size, mark = self._edited.fingerprint, self._bank.size, _mark(rows.hidden)
-        known = self._known(rows, mark)
-        if known is not None and known.name == (state, size, len(rows)):
-            return known.patched
-        firing = self._firing(rows, known)
+        known_sum = self._known(rows, mark)
+        if known_sum is not None and known_sum.name == (state, size, len(rows)):
+            return known_sum.patched
+        firing = self._firing(rows, known_sum)
         patched = self._summed(rows, firing)
-        others = [s for s in self._sums if s is not known or len(s.rows) > len(rows)]
-        self._sums = [_FiringSum(state, size, mark, rows, firing, patched), *others]
+        other_sums = [s for s in self._sums if s is not known_sum or len(s.rows) > len(rows)]
+        self._sums = [_FiringSum(state, size, mark, rows, firing, patched), *other_sums]
         del self._sums[SUMS_REMEMBERED:]
         return patched
 
@@ -126,12 +126,14 @@ class RowAnswers:
     def of(self, hidden: Tensor) -> StoredLogits:
         """Return the answer of residual sums [n, d], remembered or computed."""
         state, mark = self._edited.rows_state, _mark(hidden)
-        known = next((a for a in self._answers if a.is_of(state, hidden, mark)), None)
-        if known is None:
-            known = StoredLogits(state, mark, hidden, self._logits(hidden), self._tie)
-            few = min(ANSWERS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known.logits.numel()))
-            self._answers = [known, *self._answers[:few]]
-        return known
+        known_logits = next((a for a in self._answers if a.is_of(state, hidden, mark)), None)
+        if known_logits is None:
+            known_logits = StoredLogits(state, mark, hidden, self._logits(hidden), self._tie)
+            few = min(
+                ANSWERS_REMEMBERED, LOGITS_REMEMBERED_MAX // (1 + known_logits.logits.numel())
+            )
+            self._answers = [known_logits, *self._answers[:few]]
+        return known_logits
 
 
 def _mark(rows: Tensor) -> float:

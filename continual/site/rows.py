@@ -44,23 +44,23 @@ class Rows:
         """Tell whether `rows` are the first of these, or all: same bits, behind the same words."""
         count = len(rows)
         if self.texts is not None and rows.texts is not None:
-            same = list(rows.texts.prefixes) == list(self.texts.prefixes[:count])
+            same_texts = list(rows.texts.prefixes) == list(self.texts.prefixes[:count])
         else:
-            same = self.texts is rows.texts
+            same_texts = self.texts is rows.texts
         is_query = torch.equal(rows.query, self.query[:count])
-        return same and is_query and torch.equal(rows.hidden, self.hidden[:count])
+        return same_texts and is_query and torch.equal(rows.hidden, self.hidden[:count])
 
     @classmethod
     def join(cls, rows: Iterable[Rows]) -> Self:
         """Join all rows, one after another."""
-        every = list(rows)
-        if len(every) == 1:
-            return cls(every[0].query, every[0].hidden, every[0].targets, every[0].texts)
+        parts = list(rows)
+        if len(parts) == 1:
+            return cls(parts[0].query, parts[0].hidden, parts[0].targets, parts[0].texts)
         return cls(
-            torch.cat([r.query for r in every]),
-            torch.cat([r.hidden for r in every]),
-            torch.cat([r.targets for r in every]),
-            RowTexts.join([r.texts for r in every]),
+            torch.cat([r.query for r in parts]),
+            torch.cat([r.hidden for r in parts]),
+            torch.cat([r.targets for r in parts]),
+            RowTexts.join([r.texts for r in parts]),
         )
 
 

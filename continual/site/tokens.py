@@ -24,8 +24,8 @@ def token_queries(
 ) -> Mapping[GatePlace, list[Tensor]]:
     """Read the queries [T, d] float32 of every input token (`Encoding.ids`) at each place, for each
     probe, with all patches on the model. No two probes may share a sequence."""
-    found = model.in_passes(partial(_shown, model, places), encodings)
-    return {place: [of_probe[place] for of_probe in found] for place in places}
+    probe_queries = model.in_passes(partial(_shown, model, places), encodings)
+    return {place: [of_probe[place] for of_probe in probe_queries] for place in places}
 
 
 @torch.inference_mode()
@@ -37,8 +37,8 @@ def _shown(
     mounts = {place: edited.mount(place) for place in places}
     with ExitStack() as stack:
         shown = {place: stack.enter_context(mount.shown()) for place, mount in mounts.items()}
-        last = edited.anatomy.block(edited.model, edited.anatomy.last)
-        stack.enter_context(hooks.cut_short(last))
+        last_block = edited.anatomy.block(edited.model, edited.anatomy.last)
+        stack.enter_context(hooks.cut_short(last_block))
         hooks.run_until_cut(lambda: logits_of(edited.model, inputs))
     whole = (len(encodings), -1, edited.anatomy.width)  # some blocks give their FFN flat rows
     states = {place: queries.float().view(whole) for place, (queries,) in shown.items()}

@@ -190,8 +190,8 @@ class Planner:
         if not self._site.has_rows:
             with self._site.bank.silenced():
                 return all(self._site.judge_in_full(encoded_request.required))
-        own = rows[slice(encoded_request.required_rows)]
-        return bool(self._site.verdict(own.hidden, own.targets).right.all())
+        required_rows = rows[slice(encoded_request.required_rows)]
+        return bool(self._site.verdict(required_rows.hidden, required_rows.targets).right.all())
 
 
 UNKNOWN = "an earlier edit"

@@ -124,11 +124,15 @@ class Grace:
         """Make the rows of an edit, with the values of near entries if these give its target, else
         with values of its own."""
         block = self._block(context.site.edited)
-        chosen = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
+        encodings = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
         tokens = slice(None if self.config.replaced == "answer" else 1)
-        keyed = [Keyed(text, text.positions[tokens]) for text in chosen]
+        keyed = [Keyed(text, text.positions[tokens]) for text in encodings]
         texts = KeyedPass(context.site, block, keyed, self._keeps_prefixes(context.site.edited))
-        labels = tuple(one.text.targets[i:] for one in keyed for i in range(len(one.tokens)))
+        labels = tuple(
+            keyed_text.text.targets[i:]
+            for keyed_text in keyed
+            for i in range(len(keyed_text.tokens))
+        )
         lengths = texts.keys.norm(dim=1)
         blurs = lengths * max(BLUR, BLUR_ROUNDINGS * torch.finfo(context.site.dtype).eps)
         radii = torch.maximum(self._radii(lengths, context), blurs)
@@ -139,20 +143,20 @@ class Grace:
             if (entry := book.shared(texts.keys[row], float(radii[row]), label)) is not None
         }
         config = replace(self.config, steps_max=self.config.steps_max * 2**context.attempt)
-        given = {row: book.values[entry] for row, entry in near.items()}
-        trained = train(texts, given, config, context.generator)
+        known_values = {row: book.values[entry] for row, entry in near.items()}
+        trained = train(texts, known_values, config, context.generator)
         if near and not trained.is_right:
             near, trained = {}, train(texts, {}, config, context.generator)
         return _EditRows(edit, block, texts, labels, radii, blurs, near, trained)
 
     def _block(self, edited: EditedModel) -> int:
-        last = edited.anatomy.last
-        block = min(round(0.75 * last), last - 1)
+        last_block = edited.anatomy.last
+        block = min(round(0.75 * last_block), last_block - 1)
         block = block if self.config.block is None else self.config.block
-        if not 0 <= block < last:
+        if not 0 <= block < last_block:
             raise self.config.refused(
                 f"block = {block}: the codebook stands below the last block, and the model has "
-                f"blocks 0 to {last}"
+                f"blocks 0 to {last_block}"
             )
         return block
 

@@ -38,7 +38,9 @@ def key_distance(context: EditContext, place: GatePlace) -> float | None:
 def first_keys(model: TaskModel, encodings: Sequence[Encoding], place: GatePlace) -> Tensor:
     """Return [n, d] the query of each probe at its answer's start, on the model as it stands."""
     queries = token_queries(model, encodings, [place])[place]
-    rows = [own[e.positions[0]] for own, e in zip(queries, encodings, strict=True)]
+    rows = [
+        probe_queries[e.positions[0]] for probe_queries, e in zip(queries, encodings, strict=True)
+    ]
     return torch.stack(rows)
 
 
@@ -47,8 +49,8 @@ def nearest_other(keys: Tensor, answers: Sequence[tuple[int, ...]]) -> float | N
     answer; None if all answers are the same."""
     numbers = {answer: number for number, answer in enumerate(dict.fromkeys(answers))}
     labels = torch.tensor([numbers[answer] for answer in answers], device=keys.device)
-    own = keys.double()
-    apart = torch.cdist(own, own, compute_mode="donot_use_mm_for_euclid_dist")
+    exact_keys = keys.double()
+    apart = torch.cdist(exact_keys, exact_keys, compute_mode="donot_use_mm_for_euclid_dist")
     apart[labels[:, None] == labels] = torch.inf
     nearest = apart.amin(1)
     nearest = nearest[nearest.isfinite()]

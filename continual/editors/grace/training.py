@@ -55,15 +55,15 @@ class KeyedPass:
     def __init__(self, site: Site, block: int, texts: Sequence[Keyed], packs: bool) -> None:
         """`packs`: see `suffix.keeps_prefixes`."""
         self._site, self._block, self._texts = site, block, texts
-        self._starts = [min(one.tokens) if packs else 0 for one in texts]
-        read = [self._read(one) for one in texts]  # alone: a key depends on nothing else
+        self._starts = [min(keyed.tokens) if packs else 0 for keyed in texts]
+        read = [self._read(keyed) for keyed in texts]  # alone: a key depends on nothing else
         self.keys = torch.cat([keys for keys, _ in read])
         self.outputs = torch.cat([outputs for _, outputs in read])
         with torch.no_grad():
             self._run = self._recorded(packs)
-        self._rows = self._places([one.tokens for one in texts])
-        self._answers = self._places([one.text.positions for one in texts])
-        targets = [target for one in texts for target in one.text.targets]
+        self._rows = self._places([keyed.tokens for keyed in texts])
+        self._answers = self._places([keyed.text.positions for keyed in texts])
+        targets = [target for keyed in texts for target in keyed.text.targets]
         self._targets = torch.tensor(targets, device=site.edited.device)
 
     def _read(self, one: Keyed) -> tuple[Tensor, Tensor]:
@@ -74,12 +74,12 @@ class KeyedPass:
             logits_of(edited.model, self._site.inputs([one.text]))
         width, rows = edited.anatomy.width, list(one.tokens)
         shown = (queries[0], calls[0].hidden)
-        keys, outputs = (some.reshape(-1, width)[rows].float() for some in shown)
+        keys, outputs = (states.reshape(-1, width)[rows].float() for states in shown)
         return keys, outputs
 
     def _recorded(self, packs: bool) -> EndPass:
         edited = self._site.edited
-        ids = tuple(one.text.ids for one in self._texts)
+        ids = tuple(keyed.text.ids for keyed in self._texts)
         if packs:
             ends = Ends(ids, tuple(self._starts))
             return PackedEnds(edited.model, edited.anatomy, ends, self._block, PADDED_MAX)
@@ -88,7 +88,9 @@ class KeyedPass:
 
     def _places(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the rows of the recorded pass for tokens of each text."""
-        places = [(i, p - self._starts[i]) for i, own in enumerate(tokens) for p in own]
+        places = [
+            (i, p - self._starts[i]) for i, text_tokens in enumerate(tokens) for p in text_tokens
+        ]
         sequences, positions = torch.tensor(places, device=self._site.edited.device).T
         return self._run.row(sequences, positions)
 
@@ -114,15 +116,19 @@ def train(
 ) -> TrainedValues:
     """Run Adam on the values of all rows except the `given` values [d], by row. Stops once every
     answer is right and the loss is small enough."""
-    own = texts.outputs
-    fixed = own.clone()
+    outputs = texts.outputs
+    fixed = outputs.clone()
     for row, value in given.items():
         fixed[row] = value
-    rows = torch.tensor([row for row in range(len(own)) if row not in given], dtype=torch.long)
-    rows = rows.to(own.device)
-    start = own if config.start == "warm" else torch.rand(own.shape, generator=generator).to(own)
+    rows = torch.tensor([row for row in range(len(outputs)) if row not in given], dtype=torch.long)
+    rows = rows.to(outputs.device)
+    start = (
+        outputs
+        if config.start == "warm"
+        else torch.rand(outputs.shape, generator=generator).to(outputs)
+    )
     free = start[rows].clone().requires_grad_()
-    adam = torch.optim.Adam([free], lr=config.rate * float(own.square().mean().sqrt()))
+    adam = torch.optim.Adam([free], lr=config.rate * float(outputs.square().mean().sqrt()))
     steps = 0
     while True:
         values = fixed.index_put((rows,), free)

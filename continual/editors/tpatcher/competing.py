@@ -40,13 +40,13 @@ def survey(site: Site, rows: Rows, count: int) -> CompetingTokens:
     hidden = site.patched(rows)
     size = max(1, LOGITS_MAX // site.choices)
     right, close, rivals = [], [], []
-    for first in range(0, len(rows), size):
-        some = hidden[first : first + size]
-        verdict = site.verdict(some, rows.targets[first : first + size])
+    for start in range(0, len(rows), size):
+        piece = hidden[start : start + size]
+        verdict = site.verdict(piece, rows.targets[start : start + size])
         right.append(verdict.right)
         close.append(verdict.close)
         if count:
-            logits = site.logits(some)
+            logits = site.logits(piece)
             rivals.append(logits.topk(min(count, logits.shape[-1]), sorted=False).indices)
     verdict = Verdict(torch.cat(right), torch.cat(close))
     return CompetingTokens(hidden, verdict, torch.cat(rivals) if rivals else None)
@@ -94,15 +94,15 @@ class Readout:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the logits of residual sums of any number of dimensions; differentiable."""
-        found = self.read(hidden.flatten(0, -2))
-        return found.view(*hidden.shape[:-1], found.shape[-1])
+        logits = self.read(hidden.flatten(0, -2))
+        return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
     def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return [.., d] the gradient of each row's l_e by its residual sum, for targets [..]."""
-        rows, wanted = hidden.flatten(0, -2), targets.flatten()
+        rows, target_tokens = hidden.flatten(0, -2), targets.flatten()
         if self.plain is not None:
-            return self.plain.gradient(rows, wanted).view_as(hidden)
-        return self._by_autograd(rows, wanted).view_as(hidden)
+            return self.plain.gradient(rows, target_tokens).view_as(hidden)
+        return self._by_autograd(rows, target_tokens).view_as(hidden)
 
     def _by_autograd(self, rows: Tensor, targets: Tensor) -> Tensor:
         rows = rows.detach().requires_grad_()

@@ -107,11 +107,13 @@ class TPatcherConfig(SettingsTable):
         otherwise. Raises EditError if the model has no such place."""
         if (self.block, self.key, self.value_block, self.value) == (None, FFN, None, None):
             return site
-        last = site.value_block
-        block = last if self.block is None else self.block
+        last_block = site.value_block
+        block = last_block if self.block is None else self.block
         place = GatePlace.at(block, self.key, self.value_block, self.value)
-        if not 0 <= place.block <= place.value_block <= last:
-            raise EditError(f"[{self.table}] names {place}: the model has blocks 0 to {last}.")
+        if not 0 <= place.block <= place.value_block <= last_block:
+            raise EditError(
+                f"[{self.table}] names {place}: the model has blocks 0 to {last_block}."
+            )
         return place
 
     def among(self, neurons: int) -> TPatcherConfig:

@@ -91,8 +91,8 @@ def _cut_out(
     for _ in range(PREFIXES):
         ids = _ordinary(inputs[_below(len(inputs), generator)], site)
         size = least + _below(most - least + 1, generator)
-        first = _below(max(1, len(ids) - size + 1), generator)
-        texts.append(_text(ids[first : first + size], site))
+        start = _below(max(1, len(ids) - size + 1), generator)
+        texts.append(_text(ids[start : start + size], site))
     return texts
 
 
@@ -223,15 +223,17 @@ def _encoded(prompt: Prompt, target: str, site: Site) -> Encoding | None:
 def _padded(rows: Sequence[Rows]) -> Slots:
     """Pad the rows of each slot to one length."""
     widest = max(map(len, rows))
-    real = torch.tensor([[i < len(own) for i in range(widest)] for own in rows], dtype=torch.bool)
+    real = torch.tensor(
+        [[i < len(row_set) for i in range(widest)] for row_set in rows], dtype=torch.bool
+    )
 
     def stacked(tensors: Sequence[Tensor]) -> Tensor:
         padded = [torch.cat([t, t.new_zeros(widest - len(t), *t.shape[1:])]) for t in tensors]
         return torch.stack(padded)
 
     return Slots(
-        stacked([own.query for own in rows]),
-        stacked([own.hidden for own in rows]),
-        stacked([own.targets for own in rows]),
+        stacked([row_set.query for row_set in rows]),
+        stacked([row_set.hidden for row_set in rows]),
+        stacked([row_set.targets for row_set in rows]),
         real.to(rows[0].query.device),
     )

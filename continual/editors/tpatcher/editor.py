@@ -70,12 +70,12 @@ class TPatcher:
         if not (self.config.asks_subject and context.naming and context.site.has_rows):
             return self._propose(edits, context)
         asking = [edit for edit in edits if edit.request.named_subject]
-        others = [edit for edit in edits if not edit.request.named_subject]
-        proposals = [self._propose(others, context)] if others else []
+        unnamed = [edit for edit in edits if not edit.request.named_subject]
+        proposals = [self._propose(unnamed, context)] if unnamed else []
         for edit in asking:
             assert context.naming is not None
-            own = replace(context, memory=context.naming(edit))
-            proposals.append(self._propose([edit], own, edit.request.named_subject))
+            own_context = replace(context, memory=context.naming(edit))
+            proposals.append(self._propose([edit], own_context, edit.request.named_subject))
         return _joined(proposals)
 
     def _propose(self, edits: Sequence[Edit], context: EditContext, subject: str = "") -> Proposal:
@@ -205,10 +205,10 @@ def _whole(
     lost = {plan.owner[slot] for slot in (~done).nonzero().flatten().tolist()}
     if not lost:
         return plan, neurons, lost
-    kept = [slot for slot, number in enumerate(plan.owner) if number not in lost]
+    whole_slots = [slot for slot, number in enumerate(plan.owner) if number not in lost]
     return (
-        plan.chosen(kept),
-        neurons[torch.tensor(kept, dtype=torch.long, device=done.device)],
+        plan.chosen(whole_slots),
+        neurons[torch.tensor(whole_slots, dtype=torch.long, device=done.device)],
         lost,
     )
 
@@ -223,13 +223,13 @@ class _Silent:
     def highest(self, keys: Tensor) -> Tensor:
         """Return the highest score of each slot's key [slots, d] → [slots]."""
         batch = keys @ self.plan.rows.query.T
-        others = batch.masked_fill(~self.plan.foreign(), -torch.inf).amax(1)
-        return torch.maximum(self.memory.highest_scores(keys), others)
+        batch_scores = batch.masked_fill(~self.plan.foreign(), -torch.inf).amax(1)
+        return torch.maximum(self.memory.highest_scores(keys), batch_scores)
 
     def highest_row(self, slot: int, key: Tensor) -> Tensor:
         """Return [d] the row that a slot's key [d] scores highest; zero if there is none."""
-        others = self.plan.rows.query[self.plan.foreign()[slot]]
-        rows = torch.cat([self.memory.supporting(key), others])
+        foreign_queries = self.plan.rows.query[self.plan.foreign()[slot]]
+        rows = torch.cat([self.memory.supporting(key), foreign_queries])
         return rows[(rows @ key).argmax()] if len(rows) else torch.zeros_like(key)
 
 
@@ -239,8 +239,8 @@ def _separated(
     """Make neurons in the closed form. If it does not separate a neuron with one own row, that
     neuron gets the widest margin; a plane around several rows would take in too much else."""
     neurons, separate = _closed(slots, silent, config)
-    wanted = ~separate & (slots.real.sum(1) == 1)
-    return _widened(slots, silent, config, (neurons, separate), wanted)
+    is_widened = ~separate & (slots.real.sum(1) == 1)
+    return _widened(slots, silent, config, (neurons, separate), is_widened)
 
 
 def _separated_with(
@@ -301,9 +301,9 @@ def _retrain(
     start = NeuronParameters(keys, torch.zeros_like(keys[:, 0]), torch.zeros_like(keys))
     memory = context.memory.all()
     trained = train_all(slots, start, memory, whole(context.site), config)
-    own = scores(slots.query, trained.keys)
-    least = config.separation * own[:, 0].abs()
-    return sealed(slots, trained.keys, own, highest(trained.keys), least, config)
+    own_scores = scores(slots.query, trained.keys)
+    least = config.separation * own_scores[:, 0].abs()
+    return sealed(slots, trained.keys, own_scores, highest(trained.keys), least, config)
 
 
 def _joined(proposals: Sequence[Proposal]) -> Proposal:

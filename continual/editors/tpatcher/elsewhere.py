@@ -55,10 +55,10 @@ class ProtectedTokens:
 
     def memory(self, known_answers: KnownAnswers) -> ProtectedQueries:
         """Return the memory of all texts and edits in `known_answers`, brought up to date."""
-        known = known_answers.training, known_answers.general
-        if self._known_answers != known or not self._continues(known_answers.edits):
+        texts = known_answers.training, known_answers.general
+        if self._known_answers != texts or not self._continues(known_answers.edits):
             self._read(known_answers)
-            self._known_answers = known
+            self._known_answers = texts
         for number in known_answers.contradicted:
             length = len(known_answers.training[number].ids)
             self._memory.contradict(range(self._firsts[number], self._firsts[number] + length))
@@ -70,24 +70,24 @@ class ProtectedTokens:
 
     def _continues(self, edits: Mapping[str, Encoding]) -> bool:
         """Tell whether `edits` begin with the remembered ones, in their order."""
-        kept = [owner for owner in self._memory.owners if owner in edits]
-        return kept == list(edits)[: len(kept)]
+        common_owners = [owner for owner in self._memory.owners if owner in edits]
+        return common_owners == list(edits)[: len(common_owners)]
 
     def _read(self, known_answers: KnownAnswers) -> None:
         general = [Encoding(Question(ids), (), ()) for ids in known_answers.general]
-        every = [*known_answers.training, *general]
-        sizes = [len(encoding.ids) for encoding in every]
+        encodings = [*known_answers.training, *general]
+        sizes = [len(encoding.ids) for encoding in encodings]
         self._firsts = list(accumulate(sizes, initial=0))
         width = self._site.edited.anatomy.width
         empty = torch.empty(0, width, device=self._site.edited.device)
-        parts = self.queries(every) if every else []
+        parts = self.queries(encodings) if encodings else []
         self._memory = ProtectedQueries(torch.cat([empty, *parts]))
 
     def _of_edit(self, owner: str, encoding: Encoding) -> Tensor:
-        known = self._edits.get(owner)
-        if known is None or known[0] != encoding:
-            known = self._edits[owner] = encoding, self.queries([encoding])[0]
-        return known[1]
+        entry = self._edits.get(owner)
+        if entry is None or entry[0] != encoding:
+            entry = self._edits[owner] = encoding, self.queries([encoding])[0]
+        return entry[1]
 
     def queries(self, encodings: Sequence[Encoding]) -> list[Tensor]:
         """Return the queries [T, d] of each text's tokens, in the base state."""
@@ -97,8 +97,13 @@ class ProtectedTokens:
     def near(self, edits: Sequence[Edit]) -> list[Tensor]:
         """Return the queries [T, d] of the tokens of each neighbour of the edits, in the base
         state."""
-        known = [edit.near.texts for edit in edits if edit.near is not None]
-        texts = dict.fromkeys(ids for own in known if own is not None for ids, _ in own.prefixes)
+        row_texts = [edit.near.texts for edit in edits if edit.near is not None]
+        texts = dict.fromkeys(
+            ids
+            for edit_texts in row_texts
+            if edit_texts is not None
+            for ids, _ in edit_texts.prefixes
+        )
         return self.queries([Encoding(Question(ids), (), ()) for ids in texts]) if texts else []
 
 
@@ -149,14 +154,14 @@ class Elsewhere:
         """Read the rows of texts in one pass over them alone, and their logits [n, vocab]."""
         edited = self._site.edited
         landing = edited.anatomy.block(edited.model, self.place.value_block)
-        own = list(encodings)
+        texts = list(encodings)
         with edited.mount(self.place).shown() as queries, hooks.captured(landing) as calls:
-            logits = logits_of(edited.model, self._site.inputs(own))
-        found, targets = answer_logits(own, logits)
-        size = max(len(encoding.ids) for encoding in own)
-        places = [i * size + p for i, encoding in enumerate(own) for p in encoding.positions]
+            logits = logits_of(edited.model, self._site.inputs(texts))
+        answers, targets = answer_logits(texts, logits)
+        size = max(len(encoding.ids) for encoding in texts)
+        places = [i * size + p for i, encoding in enumerate(texts) for p in encoding.positions]
         states = [s.reshape(-1, s.shape[-1])[places].float() for s in (queries[0], calls[0].hidden)]
-        return Rows(states[0], states[1], targets, self._site.texts(own)), found
+        return Rows(states[0], states[1], targets, self._site.texts(texts)), answers
 
     def survey(self, rows: Rows, count: int) -> CompetingTokens:
         """See `Ground.survey`: by a pass of the model; all logits compete."""
@@ -165,10 +170,10 @@ class Elsewhere:
 
     def answers(self, plan: NeuronPlan) -> Tensor:
         """See `Ground.answers`."""
-        own = [self._asked[rows[0]] for rows in plan.own]
-        _, logits = self._read([encoding for encoding, _ in own])
-        starts = accumulate((len(e.targets) for e, _ in own), initial=0)
-        rows = [start + position for start, (_, position) in zip(starts, own, strict=False)]
+        positions = [self._asked[rows[0]] for rows in plan.own]
+        _, logits = self._read([encoding for encoding, _ in positions])
+        starts = accumulate((len(e.targets) for e, _ in positions), initial=0)
+        rows = [start + place for start, (_, place) in zip(starts, positions, strict=False)]
         return logits[rows].argmax(-1)
 
     def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
@@ -190,7 +195,7 @@ class Elsewhere:
             done = self._tried(plan)
         finally:
             edited.take_off(depth)
-        values = torch.cat([one.values for one in trained])
+        values = torch.cat([part.values for part in trained])
         return NeuronParameters(neurons.keys, neurons.bias, values), done
 
     def _trained(
@@ -199,13 +204,13 @@ class Elsewhere:
         """Train the value of one slot's neuron."""
         only = torch.tensor([slot])
         slots, neuron = plan.value_slots[only], neurons[only]
-        asked = [self._asked[row] for row in plan.own[slot]]
-        asked += asked[:1] * (slots.real.shape[1] - len(asked))
+        positions = [self._asked[row] for row in plan.own[slot]]
+        positions += positions[:1] * (slots.real.shape[1] - len(positions))
         way = _SlotPass(
-            self._site, self.place, asked, slots.hidden[0], self._openings(asked, neuron)
+            self._site, self.place, positions, slots.hidden[0], self._openings(positions, neuron)
         )
-        found, _ = train_values(slots, neuron, way, config)
-        return found
+        values, _ = train_values(slots, neuron, way, config)
+        return values
 
     def _openings(self, asked: Sequence[AnswerPosition], neuron: NeuronParameters) -> list[Tensor]:
         """Return, for each row's text, the neuron's activation [T] on each token as a share of its
@@ -213,8 +218,8 @@ class Elsewhere:
         texts = [encoding for encoding, _ in asked]
         queries = token_queries(self._site, texts, [self.place])[self.place]
         shares = []
-        for own, (encoding, position) in zip(queries, asked, strict=True):
-            activations = torch.relu(own @ neuron.keys[0] + neuron.bias[0])
+        for text_queries, (encoding, position) in zip(queries, asked, strict=True):
+            activations = torch.relu(text_queries @ neuron.keys[0] + neuron.bias[0])
             token = encoding.positions[position]
             at_row = activations[token].clone()
             shares.append(activations / at_row if at_row > 0 else torch.zeros_like(activations))
@@ -251,8 +256,8 @@ class _SlotPass:
         added = (hidden - self.before).reshape(-1, hidden.shape[-1])  # [s · r, d]
         longest = max(len(encoding.ids) for encoding, _ in self.asked)
         size = max(1, PASS_TOKENS_MAX // longest)
-        firsts = range(0, len(added), size)
-        parts = [self._logits(added[first : first + size], first) for first in firsts]
+        starts = range(0, len(added), size)
+        parts = [self._logits(added[start : start + size], start) for start in starts]
         return torch.cat(parts).view(*hidden.shape[:-1], -1)
 
     def gradient(self, hidden: Tensor, targets: Tensor) -> Tensor:

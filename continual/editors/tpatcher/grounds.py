@@ -108,7 +108,7 @@ class LastFfn:
 
     def answers(self, plan: NeuronPlan) -> Tensor:
         """See `Ground.answers`."""
-        return answers_of(self._site, plan.before.hidden[[own[0] for own in plan.own]])
+        return answers_of(self._site, plan.before.hidden[[slot_rows[0] for slot_rows in plan.own]])
 
     def seen(self, encodings: Sequence[Encoding]) -> tuple[Rows, Tensor]:
         """See `Ground.seen`."""

@@ -30,8 +30,8 @@ class Bounds:
 def mean_of_top_exponentials(scores: Tensor, count: int) -> Tensor:
     """Return S(v; n) over the last dimension, 0 without values. -inf is no value; if there are
     fewer than n values, all count."""
-    taken = scores.topk(min(count, scores.shape[-1]), dim=-1).values
-    return taken.exp().sum(-1) / (taken > -torch.inf).sum(-1).clamp(min=1)
+    highest = scores.topk(min(count, scores.shape[-1]), dim=-1).values
+    return highest.exp().sum(-1) / (highest > -torch.inf).sum(-1).clamp(min=1)
 
 
 def activation_loss(own_scores: Tensor, count: int = 5) -> Tensor:

@@ -52,24 +52,24 @@ class NeuronPlan:
 
     def chosen(self, slots: Sequence[int]) -> NeuronPlan:
         """Return a plan with these slots alone; the rows of all edits stay."""
-        own = tuple(self.own[slot] for slot in slots)
+        own_rows = tuple(self.own[slot] for slot in slots)
         owner = tuple(self.owner[slot] for slot in slots)
         reached = None if self.reached is None else self.reached[list(slots)]
-        return replace(self, own=own, owner=owner, reached=reached)
+        return replace(self, own=own_rows, owner=owner, reached=reached)
 
     def places(self, edits: Sequence[Edit]) -> tuple[int, ...]:
         """Return the answer position that each slot is for."""
         sizes = [sum(map(len, edit.rows)) for edit in edits]
         starts = list(accumulate(sizes, initial=0))
         return tuple(
-            (own[0] - starts[number]) % len(edits[number].encodings[0].targets)
-            for own, number in zip(self.own, self.owner, strict=True)
+            (slot_rows[0] - starts[number]) % len(edits[number].encodings[0].targets)
+            for slot_rows, number in zip(self.own, self.owner, strict=True)
         )
 
     def rivals(self) -> Tensor | None:
         """Return the competing tokens of all slots; None if the survey did not ask for them."""
-        found = self.before.rivals
-        return None if found is None else found[[row for rows in self.own for row in rows]]
+        tokens = self.before.rivals
+        return None if tokens is None else tokens[[row for rows in self.own for row in rows]]
 
     def foreign(self) -> Tensor:
         """Return [slots, rows] bool: the rows of the batch on which a slot has to stay silent."""
@@ -84,23 +84,23 @@ def planned(
     rows of all edits and their answers `before`; return also the reasons why some edits have
     none."""
     wrong = (~before.verdict.right | before.verdict.close).tolist()
-    own: list[tuple[int, ...]] = []
+    own_rows: list[tuple[int, ...]] = []
     owner: list[int] = []
     failed: dict[str, str] = {}
-    first = 0
+    start = 0
     for number, edit in enumerate(edits):
         starts = []
         for part in edit.rows:
-            starts.append(first)
-            first += len(part)
+            starts.append(start)
+            start += len(part)
         slots = _wrong_positions(edit, starts, wrong)
         neurons_max = config.neurons_max * edit.forms
         if len(slots) > neurons_max:
             failed[edit.id] = TOO_MANY.format(len(slots), neurons_max)
             continue
-        own += slots
+        own_rows += slots
         owner += [number] * len(slots)
-    return NeuronPlan(rows, before, tuple(own), tuple(owner)), failed
+    return NeuronPlan(rows, before, tuple(own_rows), tuple(owner)), failed
 
 
 def _wrong_positions(

@@ -87,11 +87,11 @@ class _Corral:
             falls = (self._shares[going] - flat[going]).clamp(min=_NONE)
             way = (self._shares[going] / falls).amin().clamp(0.0, 1.0)
             shares = self._shares + way * (flat - self._shares)
-            kept = shares > _NONE
-            if bool(kept.all()):  # by rounding: drop the first to reach zero
-                kept[going[(self._shares[going] / falls).argmin()]] = False
-            self._vectors = self._vectors[kept]
-            self._shares = shares[kept] / shares[kept].sum()
+            is_kept = shares > _NONE
+            if bool(is_kept.all()):  # by rounding: drop the first to reach zero
+                is_kept[going[(self._shares[going] / falls).argmin()]] = False
+            self._vectors = self._vectors[is_kept]
+            self._shares = shares[is_kept] / shares[is_kept].sum()
         self._shares = flat
         return True
 
@@ -102,7 +102,7 @@ class _Corral:
         system = self._vectors.new_ones(count + 1, count + 1)
         system[:count, :count] = self._vectors @ self._vectors.T
         system[count, count] = 0.0
-        wanted = self._vectors.new_zeros(count + 1, 1)
-        wanted[count] = 1.0
-        solution: Tensor = torch.linalg.lstsq(system, wanted, driver="gelsd").solution
+        right_side = self._vectors.new_zeros(count + 1, 1)
+        right_side[count] = 1.0
+        solution: Tensor = torch.linalg.lstsq(system, right_side, driver="gelsd").solution
         return solution[:count, 0]

@@ -101,10 +101,10 @@ def total_loss(
     slots: Slots, neurons: NeuronParameters, memory: Tensor, logits: Logits, config: TPatcherConfig
 ) -> Tensor:
     """Return l_e + alpha·l_a + m·(l_m1 + l_m2) of each neuron, [n]; memory [m, d]."""
-    own = scores(slots.query, neurons.keys)
+    own_scores = scores(slots.query, neurons.keys)
     bounds = Bounds(config.beta, config.gamma, config.memory_top)
-    fire = (own + neurons.bias[:, None]).masked_fill(~slots.real, torch.inf)
-    silent, below = memory_losses(neurons.keys @ memory.T, own[:, 0], neurons.bias, bounds)
+    fire = (own_scores + neurons.bias[:, None]).masked_fill(~slots.real, torch.inf)
+    silent, below = memory_losses(neurons.keys @ memory.T, own_scores[:, 0], neurons.bias, bounds)
     return (
         _mean_edit_loss(slots, neurons, logits)
         + config.alpha * activation_loss(fire, config.activation_top)
@@ -138,8 +138,10 @@ def closed_form(
     count = slots.real.sum(1, keepdim=True)
     mean = (slots.query * slots.real.unsqueeze(-1)).sum(1) / count - centre
     keys = mean / mean.square().sum(1, keepdim=True)
-    own = scores(slots.query, keys)
-    return sealed(slots, keys, own, highest(keys), config.separation * own[:, 0].abs(), config)
+    own_scores = scores(slots.query, keys)
+    return sealed(
+        slots, keys, own_scores, highest(keys), config.separation * own_scores[:, 0].abs(), config
+    )
 
 
 def widened(
@@ -161,8 +163,8 @@ def widened(
     """
     keys = start.clone()
     for slot in wanted.nonzero().flatten().tolist():
-        own = slots.query[slot][slots.real[slot]]
-        keys[slot] = widest_key(own, start[slot], supports[slot], whitening)
+        own_queries = slots.query[slot][slots.real[slot]]
+        keys[slot] = widest_key(own_queries, start[slot], supports[slot], whitening)
     lengths: Tensor = torch.linalg.vector_norm(slots.query, dim=-1).amax(1)
     least = ROOM_MIN * lengths * torch.linalg.vector_norm(keys, dim=-1)
     return sealed(slots, keys, scores(slots.query, keys), highest(keys), least, config)
@@ -245,14 +247,14 @@ class _Descent:
     def run(self, steps: int) -> None:
         """Take at most `steps` steps, until all neurons stop; once most have, run the others
         alone."""
-        for left in range(steps, 0, -1):
+        for steps_left in range(steps, 0, -1):
             self.step()
             moving = self.moving.nonzero().flatten()
             if not len(moving):
                 return
             if FEW < 2 * len(moving) <= len(self.moving):
                 few = self._among(moving)
-                few.run(left - 1)
+                few.run(steps_left - 1)
                 self._values[moving], self.arrived[moving] = few._values, few.arrived
                 return
 
@@ -266,25 +268,25 @@ class _Descent:
         """Take one step of every neuron that still moves."""
         tried = self._values - self._lengths[:, :, None] * self._direction()  # [s, n, d]
         with torch.no_grad():
-            found = self._logits(self._patched(tried))
-            losses = self._losses(found)  # [s, n, r]
+            logits = self._logits(self._patched(tried))
+            losses = self._losses(logits)  # [s, n, r]
         worst = losses.amax(-1)
-        done = self._done(found, worst)
+        done = self._done(logits, worst)
         best = torch.where(done.any(0), done.long().argmax(0), losses.sum(-1).argmin(0))
-        chosen = (best, torch.arange(len(best), device=best.device))
-        reached = worst[chosen]
+        places = (best, torch.arange(len(best), device=best.device))
+        reached = worst[places]
         better = self.moving & (reached < self._worst)
-        taken = tried[chosen]
-        self._values = torch.where(better[:, None], taken, self._values)
+        best_values = tried[places]
+        self._values = torch.where(better[:, None], best_values, self._values)
         self._worst = torch.where(better, reached, self._worst)
-        self.arrived = self.arrived | (better & done[chosen])
+        self.arrived = self.arrived | (better & done[places])
         self.moving = better & ~self.arrived
 
     def _done(self, found: Tensor, worst: Tensor) -> Tensor:
         """Return a mask [s, n] of the sufficient lengths, by their logits [s, n, r, vocab] and
         worst losses."""
-        wanted = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
-        right = ((wanted >= found.amax(-1)) | self._padding).all(-1)
+        target_logits = found.gather(-1, self._targets(found).unsqueeze(-1)).squeeze(-1)
+        right = ((target_logits >= found.amax(-1)) | self._padding).all(-1)
         longer = torch.cat([worst[1:], torch.full_like(worst[:1], torch.inf)])
         settled = right & (longer > (1.0 - self._config.progress) * worst)
         return (worst <= self._config.confidence) | settled
@@ -310,8 +312,8 @@ class _Descent:
 
 def _lengths(slots: Slots) -> Tensor:
     """Return [s, n] the lengths of a step to try, shortest first, scaled by the rows' mean norm."""
-    own: Tensor = torch.linalg.vector_norm(slots.hidden, dim=-1).mean(1)
-    return STEP_LENGTHS.to(own)[:, None] * own
+    lengths: Tensor = torch.linalg.vector_norm(slots.hidden, dim=-1).mean(1)
+    return STEP_LENGTHS.to(lengths)[:, None] * lengths
 
 
 # --- keys, bias and values together ---------------------------------------------------------------
@@ -376,8 +378,10 @@ class PaperTraining:
     def separates(self) -> bool:
         """Tell whether every key scores its own rows above all of the memory."""
         keys = self._parameters[0].detach()
-        own = scores(self._slots.query, keys).masked_fill(~self._slots.real, torch.inf).amin(1)
-        wanted = self._config.separation * own.abs()
+        least_scores = (
+            scores(self._slots.query, keys).masked_fill(~self._slots.real, torch.inf).amin(1)
+        )
+        margins = self._config.separation * least_scores.abs()
         if len(self._memory) == 0:
             return True
-        return bool((own - (keys @ self._memory.T).amax(1) > wanted).all())
+        return bool((least_scores - (keys @ self._memory.T).amax(1) > margins).all())

@@ -50,5 +50,5 @@ class QueryWhitening:
 def _solved(rows: Tensor, root: Tensor, *, upper: bool) -> Tensor:
     """Solve root · x = row for each row [.., d]."""
     columns = rows.double().cpu().reshape(-1, rows.shape[-1]).T
-    found: Tensor = torch.linalg.solve_triangular(root, columns, upper=upper)
-    return found.T.reshape(rows.shape)
+    solution: Tensor = torch.linalg.solve_triangular(root, columns, upper=upper)
+    return solution.T.reshape(rows.shape)
