@@ -26,13 +26,14 @@ class ModelSettings(SettingsTable):
 
     table: ClassVar[str] = "model"
 
-    path: str  # the model's directory; atlas: the embedded model
-    fingerprint: str = ""  # of the base: a directory with other weights is refused
-    device: str = "cpu"  # cpu, cuda, mps, …
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights as loaded
+    path: str  # the base model's directory; atlas: the embedded model
+    fingerprint: str = ""  # SHA-256 of the base model: a directory with other weights is refused
+    device: str = "cpu"  # where the model runs: cpu, cuda, mps, …
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The number format in which the weights are loaded."""
     companions: tuple[str, ...] | None = None
-    """"NAME SHA-256" of the files outside the fingerprint; older stores have no such list, and
-    compare no such files."""
+    """"NAME SHA-256" of each file beside the weights that the fingerprint leaves out. A store
+    without the list is an older one: no such files are compared."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class RunSettings(SettingsTable):
 
     table: ClassVar[str] = "run"
 
-    seed: int = 0  # of every random choice
+    seed: int = 0  # the seed of every random choice in the store
 
 
 @dataclass(frozen=True)

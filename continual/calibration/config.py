@@ -19,7 +19,7 @@ class CalibrationConfig(SettingsTable):
     table: ClassVar[str] = "calibration"
 
     at_first_use: bool = False  # calibrate an editor before its first edit on this base model
-    facts: int = 16  # written in each trial
+    facts: int = 16  # facts that are written in each trial
     stays_min: float = 0.96
     """The least share of general text, and of other facts, that has to stay as it is when an editor
     has spent its whole budget; see `grids.Budget`."""

@@ -15,21 +15,25 @@ class LocateThenEditConfig(SettingsTable):
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
 
-    blocks: tuple[int, ...] | None = None  # None: by depth, see `default_blocks`
+    blocks: tuple[int, ...] | None = None
+    """The blocks whose matrices are edited; None: by depth, see `default_blocks`."""
     place: Literal["auto", "subject", "end"] = "auto"
     """The token to write to: the subject's last one, as published, or the prompt's. "auto": the
     subject's, and the prompt's for a request that no value at its subject makes right. A model's
     training decides at which token it reads a fact; see `located`."""
-    step: float = 0.2  # length of the search's first step, in ‖h‖
-    step_decay: float = 0.95  # length of each step, in the length of the one before
-    steps_max: int = 40
-    stop_loss: float = 0.05  # a request below it is searched no further, see `targets`
-    kl_factor: float = 0.0625  # weight of the KL on the essence prompt, as in MEMIT
-    weight_decay: float = 0.5
+    step: float = 0.2  # the length of the first step of a search for a value, in ‖h‖
+    step_decay: float = 0.95
+    """The length of each further step of a search, in the length of the one before."""
+    steps_max: int = 40  # steps of a search for a value, at most; a retry takes twice as many
+    stop_loss: float = 0.05
+    """The loss below which the search for a request's value ends; see `targets`."""
+    kl_factor: float = 0.0625  # the weight of the KL on the essence prompt in a search, as in MEMIT
+    weight_decay: float = 0.5  # the weight of ‖δ‖/‖h‖² in the loss of a search
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
-    contexts: int = 2  # texts to stand before the prompt, besides the empty one
-    context_tokens: int = 5  # of each such text
-    drift_max: float = 0.1  # a matrix's drift from the base, all edits together; see `drift_of`
+    contexts: int = 2  # texts to stand before the prompt in a search, besides the empty one
+    context_tokens: int = 5  # the length of each text that stands before the prompt, in tokens
+    drift_max: float = 0.1
+    """A matrix's drift from the base, of all edits together, at most; see `drift_of`."""
     precision: str = "medium"
     """The precision of the search's float32 products, as `torch.set_float32_matmul_precision` takes
     it: "medium" lets units for bfloat16 do them where there are any, "highest" does them fully."""

@@ -54,13 +54,18 @@ class MemoryConfig(SettingsTable):
 
     table: ClassVar[str] = "memory"
 
-    encoder: str | None = None  # the folder of a sentence-transformers model; None: MiniLM
-    scope: str | None = None  # a trained scope's file, or `threshold` for the untrained one
-    threshold: float | None = None  # None: the scope's own
-    candidates: int | None = None  # records that the scope reads; None: the scope's own
+    encoder: str | None = None
+    """The folder of the sentence-transformers model that embeds texts; None: MiniLM."""
+    scope: str | None = None  # the file of a trained scope, or `threshold` for the untrained one
+    threshold: float | None = None
+    """The score from which on an input is about a record; None: the scope's own."""
+    candidates: int | None = None
+    """Nearest records of an input that the scope scores; None: the scope's own."""
     exact: bool = False  # compare an input with each record, however many there are
-    counterfactual: str | None = None  # the folder of SERAC's model; None: the base model
-    counterfactual_fingerprint: str | None = None  # as it was when it was put here
+    counterfactual: str | None = None
+    """The folder of SERAC's counterfactual model; None: the base model."""
+    counterfactual_fingerprint: str | None = None
+    """SHA-256 of the counterfactual model; another one is refused."""
 
 
 def make_scope(config: MemoryConfig) -> Scope:

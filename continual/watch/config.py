@@ -25,13 +25,15 @@ class WatchConfig(SettingsTable):
 
     table: ClassVar[str] = "watch"
 
-    texts: int = 128  # general texts, written once for a base model; 0: no general text
-    tokens: int = 24  # of each
-    neighbours: int = 16  # of each request, half of them held out; 0: none are made
-    said: int = 4  # tokens of a neighbour's answer
-    behind: int = 8  # tokens behind an answer
-    watch_max: float = 0.0005  # share of held-out general positions that an edit may change
-    neighbours_max: float = 0.125  # share of its own held-out neighbours that it may change
+    texts: int = 128  # general texts, written once by a base model; 0: no general text
+    tokens: int = 24  # the length of a general text, in tokens
+    neighbours: int = 16  # prompts near each request, half of them held out; 0: none are made
+    said: int = 4  # tokens of the answer to a neighbour that are watched
+    behind: int = 8  # tokens that are watched behind the answer to a neighbour
+    watch_max: float = 0.0005
+    """Share of the held-out positions of general text that a step may change."""
+    neighbours_max: float = 0.125
+    """Share of a request's held-out neighbours that its edit may change."""
     per_edit: bool = False  # a step of n edits may change n times watch_max, as in new stores
 
     def __post_init__(self) -> None:

@@ -32,12 +32,14 @@ class AlphaEditConfig(LocateThenEditConfig):
     with a larger space it is written in directions that other facts use. There 300 edits at once by
     "projected" took TestR to .85.
     """
-    nullspace_least: float = 0.5  # the share of the keys' squared length that "auto" asks for
+    nullspace_least: float = 0.5
+    """The share of the keys' squared length in the null space that "auto" asks for."""
     nullspace_threshold: float | None = None
     """Directions with eigenvalues of C₀ below it form the null space: 0.02 as published, for three
     large models. None: by share, as the length of keys differs from model to model."""
-    nullspace_share: float = 0.1  # the share of C₀'s trace that edits may use up
-    ridge: float = 1.0  # of the projected form; 10 as published
+    nullspace_share: float = 0.1
+    """The share of C₀'s trace that the null space may hold, without a threshold."""
+    ridge: float = 1.0  # the ridge of the projected form; 10 as published
     moment_weight: float | None = None  # λ of the weighted form; None: `MOMENT_SHARE`·d_ff
 
     def __post_init__(self) -> None:

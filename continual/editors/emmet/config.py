@@ -14,7 +14,8 @@ class EmmetConfig(LocateThenEditConfig):
 
     table: ClassVar[str] = "editor.emmet"
 
-    ridge: float = 0.1  # on K·C₀⁻¹·Kᵀ: 0 writes every value exactly, if keys are independent
+    ridge: float = 0.1
+    """The ridge on K·C₀⁻¹·Kᵀ; 0 writes every value exactly, if keys are independent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

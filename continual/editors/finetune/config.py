@@ -17,8 +17,8 @@ class FineTuneConfig(SettingsTable):
     1e-4 in all blocks, where 3e-4 destroys half of the model's knowledge in fifteen edits.
     """
 
-    learning_rate: float = 1e-4
-    steps_max: int = 100
+    learning_rate: float = 1e-4  # Adam's learning rate
+    steps_max: int = 100  # steps of the training of a batch, at most
     rephrases: bool = False  # learn from the rephrases too, as far as they may be learned from
 
     def __post_init__(self) -> None:
@@ -32,10 +32,11 @@ class FineTuneConfig(SettingsTable):
 class FineTuneKlConfig(FineTuneConfig):
     """Settings with KL(before ‖ now) on training probes and past edits; the paper's numbers."""
 
-    kl_weight: float = 1.0  # of the KL beside the loss
-    kl_memory: int = 512  # training probes, drawn once: the base's answers
-    kl_edits: int = 100  # past edits at most, drawn for each edit: the answers just before it
-    kl_batch: int = 32  # of each of the two, at most, in one step
+    kl_weight: float = 1.0  # the weight of the KL in the loss
+    kl_memory: int = 512  # training probes in the KL, drawn once: the base's answers must stay
+    kl_edits: int = 100
+    """Past edits in the KL, at most, drawn for each edit: their answers must stay."""
+    kl_batch: int = 32  # training probes, and past edits, in the KL of one step, at most
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +91,7 @@ class FtLConfig(FineTuneConfig):
 
     learning_rate: float = 2e-3
     steps_max: int = 25
-    block: int | None = None  # None: the last one
+    block: int | None = None  # the block whose matrix is trained; None: the last one
     norm_bound: float = 0.03  # ε of the constraint ‖W - W₀‖∞ ≤ ε
 
     def __post_init__(self) -> None:

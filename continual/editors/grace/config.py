@@ -19,17 +19,22 @@ class GraceConfig(SettingsTable):
 
     table: ClassVar[str] = "editor.grace"
 
-    block: int | None = None  # None: three quarters of the way up, and never the last
-    epsilon: float | None = None  # ε₀; None: by the model's own distances, see `scale`
-    epsilon_share: float = 0.5  # of a small distance between keys with different answers
+    block: int | None = None
+    """The block of the codebook; None: three quarters of the way up, never the last."""
+    epsilon: float | None = None
+    """The radius ε₀ of a new entry; None: by the model's own distances, see `scale`."""
+    epsilon_share: float = 0.5
+    """The radius ε₀, as a share of a small distance between keys with different answers."""
     replaced: Literal["answer", "key"] = "answer"
     """`answer`: an entry for each token of the answer, each replaces the output at its own token;
     `key`: one at the last token of the prompt, for the whole answer."""
-    start: Literal["warm", "cold"] = "warm"  # at the layer's own output, or uniform in [0, 1)
-    rate: float = 0.2  # Adam's, as a share of the root mean square of the layer's own output
-    steps_max: int = 100
-    loss_max: float = 0.05  # of an answer's token on average: where training stops once it is right
-    rephrases: bool = False  # whether the rephrases that may be learned from have entries, too
+    start: Literal["warm", "cold"] = "warm"
+    """A value starts at the layer's own output, or uniform in [0, 1)."""
+    rate: float = 0.2  # Adam's rate, as a share of the root mean square of the layer's own output
+    steps_max: int = 100  # steps of the training of an edit's values, at most
+    loss_max: float = 0.05
+    """Mean loss of the answer's tokens at which training stops once they are right."""
+    rephrases: bool = False  # give entries to the rephrases that may be learned from, too
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.epsilon <= 0:

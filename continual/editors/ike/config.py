@@ -15,13 +15,15 @@ class IkeConfig(SettingsTable):
 
     table: ClassVar[str] = "editor.ike"
 
-    form: str = FORM  # of every new fact and of the question behind it
-    demonstrations: str | None = None  # a file of requests to demonstrate with; None: no examples
-    count: int = 16  # demonstrations, those nearest to the edit; half as many at each retry
-    copy: int = 1  # of 8: their own prompts
-    update: int = 3  # of 8: their rephrases
-    retain: int = 4  # of 8: prompts whose answers have to stay
-    tokens_max: int = 1024  # of all text in front of an input; demonstrations are cut to fit
+    form: str = FORM  # the form of every new fact, and of the question behind it
+    demonstrations: str | None = None
+    """A file of requests to demonstrate with; None: no demonstrations."""
+    count: int = 16  # demonstrations, the nearest to the edit; half as many at each retry
+    copy: int = 1  # of 8 demonstrations, those of a request's own prompt
+    update: int = 3  # of 8 demonstrations, those of a request's rephrase
+    retain: int = 4  # of 8 demonstrations, those of a prompt whose answer has to stay
+    tokens_max: int = 1024
+    """Tokens of all text before an input, at most; demonstrations are cut to fit."""
 
     def __post_init__(self) -> None:
         require_form(self.form, self.table)

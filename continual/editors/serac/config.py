@@ -15,7 +15,7 @@ class SeracConfig(SettingsTable):
 
     table: ClassVar[str] = "editor.serac"
 
-    form: str = FORM  # of the edit and the question, as the counterfactual model reads them
+    form: str = FORM  # the form in which the counterfactual model reads the edit and the question
 
     def __post_init__(self) -> None:
         require_form(self.form, self.table)

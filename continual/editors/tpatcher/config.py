@@ -49,40 +49,54 @@ class TPatcherConfig(SettingsTable):
         "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0},
     }
 
-    block: int | None = None  # whose state keys read; None: the last one
-    key: str = FFN  # the state: ffn, hidden or pooled
-    value_block: int | None = None  # where values land; None: in the block of the keys
-    value: str | None = None  # on which output: ffn or hidden; None: ffn where the FFN is ahead
+    block: int | None = None  # the block whose state the keys read; None: the last one
+    key: str = FFN  # the state that the keys read: ffn, hidden or pooled
+    value_block: int | None = None  # the block where the values land; None: the block of the keys
+    value: str | None = None
+    """The output on which the values land: ffn or hidden; None: ffn where the FFN is ahead."""
     margin: float = 0.5
+    """The threshold's place between the highest score in memory (0) and a neuron's own (1)."""
     crowding: float = 0.25  # how fast the margin grows with the neurons that are on; 0: not at all
-    copies: int = 0  # of the prompt, among which those count that are answered as it is
-    copies_margin: float = 0.8  # in the place of `margin` for a neuron that has any
-    asks_subject: bool = False  # where something is watched: see `watch`
+    copies: int = 0  # copies of the prompt behind foreign words; those answered as the prompt count
+    copies_margin: float = 0.8  # the margin of a neuron that has copies, in the place of `margin`
+    asks_subject: bool = False
+    """A neuron asks for its request's subject in the text, where something is watched."""
     subject_margin: float = 0.35
+    """The margin of a neuron that asks for a subject, in the place of `margin`."""
     subject_copies: int = 8
+    """The copies of a neuron that asks for a subject, in the place of `copies`."""
     subject_reach: float = 0.1
+    """The reach of a neuron that asks for a subject, in the place of `reach`."""
     subject_norm_max: float = 32.0
-    subject_whitening: float = 0.02  # added to each direction, in mean variances; 0: closed form
-    whitening: float = 0.0  # likewise, of neurons that do not ask for a subject
+    """The norm_max of a neuron that asks for a subject, in the place of `norm_max`."""
+    subject_whitening: float = 0.02
+    """Added to the variance of each direction, in mean variances, where the key of a neuron that
+    asks for a subject is searched for; 0: the closed form."""
+    whitening: float = 0.0
+    """Added to the variance of each direction, in mean variances, where the key of a neuron that
+    asks for no subject is searched for; 0: the closed form."""
     centred: bool = True  # keys point from the mean of the memory, not from zero
-    reach: float = 0.5  # the share of its own activation at which a neuron must do already
-    confidence: float = 0.02  # l_e at which a neuron's values are done
-    progress: float = 0.2  # or, if they are right, the share of l_e that going on has to gain
-    value_steps_max: int = 50
-    candidates: int = 256  # logits that compete while v is trained; all of them judge the result
-    neurons_max: int = 5  # per request, at the first attempt
-    norm_max: float = 4.0  # a value's norm, at most, in mean norms of the residual sum
-    separation: float = 0.02  # the least share of its own score by which a key must beat memory
+    reach: float = 0.5
+    """The share of its own activation at which a neuron's values must be right already."""
+    confidence: float = 0.02  # l_e at which the training of a neuron's values is done
+    progress: float = 0.2
+    """The share of l_e that further training of right values has to gain; else it ends."""
+    value_steps_max: int = 50  # steps of the training of a neuron's values, at most
+    candidates: int = 256
+    """Logits that compete while values are trained; all of them judge the result."""
+    neurons_max: int = 5  # neurons of a request at the first attempt, at most
+    norm_max: float = 4.0  # the norm of a value, at most, in mean norms of the residual sum
+    separation: float = 0.02  # the least share of its own score by which a key must beat the memory
     # the paper's training of all of (k, b, v), the last thing that is tried
-    alpha: float = 1.0
-    memory_weight: float = 10.0  # m
-    activation_top: int = 5
-    memory_top: int = 1000
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.01
-    gradient_clip: float = 5.0
-    steps_max: int = 300
-    check_every: int = 10
+    alpha: float = 1.0  # the paper's training of (k, b, v), tried last: the weight of l_a
+    memory_weight: float = 10.0  # the paper's training: m, the weight of l_m1 and l_m2
+    activation_top: int = 5  # the paper's training: the highest terms that count in l_a
+    memory_top: int = 1000  # the paper's training: the highest terms that count in l_m1 and l_m2
+    learning_rate: float = 1e-2  # the paper's training: Adam's learning rate
+    weight_decay: float = 0.01  # the paper's training: Adam's weight decay
+    gradient_clip: float = 5.0  # the paper's training: the norm of a gradient, at most
+    steps_max: int = 300  # the paper's training: steps, at most
+    check_every: int = 10  # the paper's training: steps between two checks that the keys separate
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.margin < 1.0:
