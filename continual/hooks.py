@@ -36,7 +36,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import ModelOutput
 
-Key = TypeVar("Key", bound=Hashable)
+ModuleName = TypeVar("ModuleName", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ def with_hidden(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def watched(
-    modules: Mapping[Key, nn.Module], see: Callable[[Key, Call], None], *, first: bool = False
+    modules: Mapping[ModuleName, nn.Module],
+    see: Callable[[ModuleName, Call], None],
+    *,
+    first: bool = False,
 ) -> Iterator[None]:
     """Show ``see`` each call of the modules as it returns, under the module's key; with ``first``,
     before any present hook alters the output."""
@@ -318,7 +321,7 @@ def run_until_cut(forward: Callable[[], object]) -> None:
 
 
 def _watch(
-    module: nn.Module, key: Key, see: Callable[[Key, Call], None], first: bool
+    module: nn.Module, key: ModuleName, see: Callable[[ModuleName, Call], None], first: bool
 ) -> RemovableHandle:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         see(key, Call(args, kwargs, output))

@@ -16,7 +16,7 @@ from continual.editors.memit import MemitConfig
 from continual.embedded import ATLAS
 from continual.history.replaying import verify
 from continual.locate_then_edit.edit_texts import texts_of_edit
-from continual.locate_then_edit.targets import Targets, find_targets
+from continual.locate_then_edit.targets import TargetValues, find_targets
 from continual.new_store import NewStore, init
 from continual.proposals import Edit
 from continual.readers import read_record
@@ -119,7 +119,7 @@ def test_the_values_found_on_a_gpu_are_those_on_a_cpu(tmp_path):
     assert error < 1e-3 * found["cpu"].states.norm()
 
 
-def values_on(device: str, tmp_path: Path) -> Targets:
+def values_on(device: str, tmp_path: Path) -> TargetValues:
     config = MemitConfig(precision="highest", steps_max=4)
     with init(tmp_path / device, NewStore(device=device)) as session:
         encoded_requests = [encode(request, session.task) for request in corrections(COUNT)]

@@ -29,7 +29,7 @@ from continual.watch import general
 from continual.watch.config import WatchConfig
 from continual.watch.general import GeneralText
 
-SettingsTables = Mapping[str, Mapping[str, Any]]
+EditorTables = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StoreCalibration:
         calibration = CalibrationCache(self.opened.store).get(editor, self._purpose(given))
         return calibration if calibration is not None and calibration.chosen is not None else None
 
-    def missing(self, chain: Sequence[str], tables: SettingsTables) -> list[str]:
+    def missing(self, chain: Sequence[str], tables: EditorTables) -> list[str]:
         """Return the editors of a chain that calibrate at their first use and have no finished
         calibration."""
         return [
@@ -64,7 +64,7 @@ class StoreCalibration:
             and self.known(name, tables.get(name, {})) is None
         ]
 
-    def tables(self, chain: Sequence[str], tables: SettingsTables) -> dict[str, Mapping[str, Any]]:
+    def tables(self, chain: Sequence[str], tables: EditorTables) -> dict[str, Mapping[str, Any]]:
         """Return the `[editor.NAME]` tables, with chosen settings added where people give none."""
         result = dict(tables)
         for name in chain:
@@ -73,7 +73,7 @@ class StoreCalibration:
                 result[name] = {**(calibration.chosen or {}), **table}
         return result
 
-    def ordered(self, chain: Sequence[str], tables: SettingsTables) -> tuple[str, ...]:
+    def ordered(self, chain: Sequence[str], tables: EditorTables) -> tuple[str, ...]:
         """Return the chain with the editors that lose too much, by their evidence, moved behind the
         others. The last editor stays last: it is asked when all others failed."""
         *front, fallback = chain
@@ -96,13 +96,13 @@ class StoreCalibration:
 
     # -- measuring
 
-    def forget(self, editors: Sequence[str], tables: SettingsTables) -> None:
+    def forget(self, editors: Sequence[str], tables: EditorTables) -> None:
         """Delete the calibrations of these editors, so that they are measured anew."""
         for name in editors:
             CalibrationCache(self.opened.store).drop(name, self._purpose(tables.get(name, {})))
 
     def measure(
-        self, editors: Sequence[str], tables: SettingsTables, requests: Sequence[Request] = ()
+        self, editors: Sequence[str], tables: EditorTables, requests: Sequence[Request] = ()
     ) -> Iterator[Calibrated]:
         """Calibrate these editors, on facts of these requests or of the history, and yield the
         state after each trial. The model is at base meanwhile, and at head when this ends.

@@ -26,7 +26,7 @@ from continual.locate_then_edit.keys import Keys, read_keys, read_states
 from continual.locate_then_edit.places import located
 from continual.locate_then_edit.solves import Solution, Unsolvable
 from continual.locate_then_edit.subjects import SubjectMissing
-from continual.locate_then_edit.targets import Targets
+from continual.locate_then_edit.targets import TargetValues
 from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.low_rank import Factors, FfnLowRankPatch
@@ -290,8 +290,8 @@ class _ProposalDraft:
                 notes[name] = float(f"{value:.3g}")
 
     def accepted(
-        self, batch: Sequence[EditTexts], targets: Targets, config: LocateThenEditConfig
-    ) -> tuple[list[EditTexts], Targets]:
+        self, batch: Sequence[EditTexts], targets: TargetValues, config: LocateThenEditConfig
+    ) -> tuple[list[EditTexts], TargetValues]:
         """Return the edits' texts with a usable target, and these targets; record the others as
         failed."""
         indices = []

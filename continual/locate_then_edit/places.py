@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 from continual.locate_then_edit.config import LocateThenEditConfig
 from continual.locate_then_edit.edit_texts import EditTexts
-from continual.locate_then_edit.targets import Targets, find_targets
+from continual.locate_then_edit.targets import TargetValues, find_targets
 from continual.site import Site
 
 
 def located(
     site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
-) -> tuple[list[EditTexts], Targets]:
+) -> tuple[list[EditTexts], TargetValues]:
     """Return the edits' texts with their places chosen by `config.place`, and z of each at a block.
 
     An edit without a value at either token stays at its subject.
@@ -38,4 +38,4 @@ def located(
     for j, i in enumerate(misses):
         if end_targets.arrived[j]:
             order[i], result[i] = len(batch) + j, end_batch[j]
-    return result, Targets.joined([targets, end_targets])[order]
+    return result, TargetValues.joined([targets, end_targets])[order]

@@ -65,7 +65,7 @@ KEPT_BYTES_MAX = 4 * 2**30  # for the sums, keys and values that a search keeps 
 
 
 @dataclass(frozen=True)
-class Targets:
+class TargetValues:
     """The values that n requests aim at; float32."""
 
     states: Tensor  # z [n, d]
@@ -74,8 +74,8 @@ class Targets:
     losses: tuple[float, ...]  # at z
     arrived: tuple[bool, ...]  # the bare prompt is answered rightly with z in its place
 
-    def __getitem__(self, chosen: Sequence[int]) -> Targets:
-        return Targets(
+    def __getitem__(self, chosen: Sequence[int]) -> TargetValues:
+        return TargetValues(
             self.states[list(chosen)],
             self.before[list(chosen)],
             tuple(self.steps[i] for i in chosen),
@@ -84,7 +84,7 @@ class Targets:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Targets]) -> Targets:
+    def joined(cls, parts: Sequence[TargetValues]) -> TargetValues:
         """Join the targets of some requests, one after another."""
         return cls(
             torch.cat([part.states for part in parts]),
@@ -108,7 +108,7 @@ class Evaluation:
 
 def find_targets(
     site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
-) -> Targets:
+) -> TargetValues:
     """Search for z of each edit at a block, chunk by chunk. A chunk has at most `config.chunk`
     edits, or the device's best number, and fits KEPT_BYTES_MAX."""
     packs = keeps_prefixes(site.edited.model, site.edited.anatomy)
@@ -120,10 +120,10 @@ def find_targets(
         for chunk in _in_order(byte_counts[start : start + chunk_max], KEPT_BYTES_MAX)
     ]
 
-    def searched(chunk: list[EditTexts]) -> Targets:
+    def searched(chunk: list[EditTexts]) -> TargetValues:
         return _search(ValueSearch(site, chunk, block, config, packs))
 
-    return Targets.joined(list(site.executor.map(searched, chunks)))
+    return TargetValues.joined(list(site.executor.map(searched, chunks)))
 
 
 def _kept_bytes(site: Site, edit_texts: EditTexts, block: int) -> int:
@@ -135,7 +135,7 @@ def _kept_bytes(site: Site, edit_texts: EditTexts, block: int) -> int:
     return int(tokens * states * anatomy.width * weight.element_size())
 
 
-def _search(search: ValueSearch) -> Targets:
+def _search(search: ValueSearch) -> TargetValues:
     """Run normalised gradient descent on the δ of all edits side by side."""
     config = search.config
     lengths = torch.linalg.vector_norm(search.before, dim=1, keepdim=True)
@@ -154,7 +154,7 @@ def _search(search: ValueSearch) -> Targets:
         steps += live
         search.focus(live)
         evaluation = _merged(evaluation, search.evaluation(delta), live)
-    return Targets(
+    return TargetValues(
         search.before + delta,
         search.before,
         tuple(steps.tolist()),

@@ -151,7 +151,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Results:
+class _StepResults:
     """The outcomes, patch and measurements that a commit makes durable."""
 
     outcomes: list[Outcome]
@@ -315,7 +315,7 @@ class Pipeline:
         clock.lap(RECHECK)
         requests = {c.id: c.request for c in plan.encoded_requests}
         outcomes = [_with_source(o, requests[o.id]) for o in (*edited.outcomes, *plan.outcomes)]
-        results = _Results(outcomes, written, metrics, clock.to_json())
+        results = _StepResults(outcomes, written, metrics, clock.to_json())
         revision = self._commit(batch, plan, edited, results)
         clock.lap(COMMIT)
         return Step(
@@ -442,7 +442,7 @@ class Pipeline:
         return self._store.write_ahead(*pack(edited.parts)) if edited.parts else None
 
     def _commit(
-        self, batch: Batch, plan: EditPlan, edited: ProvenEdits, results: _Results
+        self, batch: Batch, plan: EditPlan, edited: ProvenEdits, results: _StepResults
     ) -> Revision:
         """Write quarantine, then patch and revision; the stream goes on behind this batch."""
         self._quarantine(batch)
