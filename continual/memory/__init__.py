@@ -1,7 +1,7 @@
 """The edit memory: edits kept as texts beside an untouched model, retrieved for each new input.
 
 `inputs` holds texts that may be about an edit, `encoder` turns texts into vectors, `scope` decides
-which record (`continual.patches.records`), if any, an input is about.
+which record (`continual.effects.records`), if any, an input is about.
 """
 
 from pathlib import Path
