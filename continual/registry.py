@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from continual.errors import PluginError, PluginWarning
+from continual.errors import CeditError, PluginError, PluginWarning
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -125,6 +125,17 @@ class Registry(Mapping[str, E]):
 
     def __len__(self) -> int:
         return len(self._own) + len(self._points)
+
+    def add(self, entry: E) -> None:
+        """Add an entry of the program that runs, for as long as it runs. Raises CeditError if the
+        name is taken."""
+        if entry.name in self or entry.name in self._reserved:
+            raise CeditError(
+                f"The {entry.kind} {entry.name} cannot be added: the name is taken. Choose another."
+            )
+        self._own[entry.name] = entry
+        for lists in ("summaries", "objects"):
+            self.__dict__.pop(lists, None)
 
     @property
     def own(self) -> tuple[E, ...]:

@@ -16,7 +16,11 @@ from docs.extensions import shown
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 QUICK = ("going-back",)
-TUTORIALS = sorted(path.stem for path in (DOCS / "tutorial").glob("*.md"))
+TUTORIALS = sorted(
+    path.stem
+    for path in (DOCS / "tutorial").glob("*.md")
+    if ":class: shown" in path.read_text("utf-8")
+)
 README_BYTES_MAX = 9216
 
 

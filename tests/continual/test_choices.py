@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from continual.choices import CHAINS, DEFAULT_CHAIN, EDITORS, READERS, TASKS
-from continual.registry import EditorEntry, RegistryEntry
+from continual.errors import CeditError
+from continual.registry import EditorEntry, Registry, RegistryEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [*EDITORS.own, *READERS.own, *TASKS.own]
@@ -50,3 +51,14 @@ def _rows(header: str) -> list[list[str]]:
     begin = lines.index(header) + 2
     end = next(n for n in range(begin, len(lines)) if not lines[n].startswith("|"))
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[begin:end]]
+
+
+def test_a_program_adds_an_entry_of_its_own_under_a_name_that_is_free() -> None:
+    registry = Registry(EditorEntry, EditorEntry("one", "a:B", "the first"), reserved=("auto",))
+    assert list(registry.summaries) == ["one"]
+    registry.add(EditorEntry("two", "c:D", "the second"))
+    assert registry["two"].path == "c:D"
+    assert registry.summaries == {"one": "the first", "two": "the second"}
+    for taken in ("one", "two", "auto"):
+        with pytest.raises(CeditError, match="the name is taken"):
+            registry.add(EditorEntry(taken, "e:F", "another"))
