@@ -16,6 +16,8 @@ sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent)]
 
 project = "cedit"
 author = "the authors of cedit"
+smartquotes = False  # they make one dash of the two of an option
+html_show_copyright = False
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
