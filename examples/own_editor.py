@@ -21,11 +21,11 @@ from continual.choices import EDITORS
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, Proposal
 from continual.registry import EditorEntry
-from continual.tables import Table
+from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class NudgeConfig(Table):
+class NudgeConfig(SettingsTable):
     """The table [editor.nudge] of cedit.toml."""
 
     table: ClassVar[str] = "editor.nudge"
