@@ -46,7 +46,7 @@ def test_a_trained_model_is_not_trained_again(
 ) -> None:
     recipe = replace(RECIPE, epochs=1)
     first = trained_model("bart", PAIRS, recipe, tmp_path)
-    monkeypatch.delattr(training, "Training")
+    monkeypatch.delattr(training, "NetworkTraining")
     assert trained_model("bart", PAIRS, recipe, tmp_path) == first
 
 
