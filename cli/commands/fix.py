@@ -98,5 +98,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
     yield rates(record, "SR", "GR", "ER", "TrainR", "TestR", "Locality")
     yield rates(record, *WATCHED)
     yield f"head {short(record['revision'])} (@{record['seq']})"
-    if record["outcome"] != "failed":
+    if record["outcome"] == "skipped":
+        yield "The model says this already: nothing was changed."
+    elif record["outcome"] == "applied":
         yield f"To take it back: cedit revert {record['id'][:8]}"

@@ -78,3 +78,10 @@ def test_the_command_says_why_nothing_was_done(cedit: Cedit, store: Path, tmp_pa
     ran = cedit("apply", write_lines(tmp_path / "none.jsonl", []))
     assert (ran.code, "The stream is empty" in ran.out) == (0, True)
     assert cedit("log", "--all", "--json").records == before
+
+
+def test_a_fix_of_a_right_answer_says_that_nothing_was_changed(cedit: Cedit, store: Path) -> None:
+    applied(store, [request(0)])
+    ran = cedit("fix", request(0)["prompt"], request(0)["target_new"])
+    assert "nothing was changed" in ran.out
+    assert "To take it back" not in ran.out
