@@ -13,6 +13,7 @@ import torch
 
 from continual import decoding
 from continual.anatomy import Anatomy, find_anatomy, sample_inputs
+from continual.anatomy.overrides import NONE
 from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
@@ -102,10 +103,16 @@ def load_base(
     place = usable_device(device)
     loaded = load_pretrained(directory, architecture, number_format(dtype))
     model = loaded.model.to(place)
+    anatomy = settled(model, find_anatomy(model, overrides))
+    if (overrides or {}).get("context", NONE) != NONE and anatomy.context_block is None:
+        raise ModelError(
+            f"anatomy.context names a block, and {type(model).__name__} has no FFN at its end "
+            f"whose queries could have a context: {anatomy.no_ffn_site}"
+        )
     return PretrainedBase(
         model,
         loaded.tokenizer,
-        settled(model, find_anatomy(model, overrides)),
+        anatomy,
         directory_fingerprint(directory),
         companion_files(directory),
         loaded.notes,

@@ -7,7 +7,7 @@ embedded model. Leaves the later history to `session`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.model_files import model_directory
+from continual.passes.edit_site import usual_context
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
 from continual.requests import Probe
@@ -73,7 +74,7 @@ def init(
 
     `on_progress` is told the general texts written and their number; `executor` runs the passes.
     """
-    base = _base(new)
+    base, new = _with_context(_base(new), new)
     table = new_settings(base, _told_task(new))
     task = make_task(base, table)
     probes = _probes(new, task)
@@ -100,6 +101,21 @@ def _base(new: NewStore) -> PretrainedBase:
         dtype=new.dtype,
         overrides=new.anatomy,
     )
+
+
+def _with_context(base: PretrainedBase, new: NewStore) -> tuple[PretrainedBase, NewStore]:
+    """Give the model's queries their usual context, unless the store says otherwise, brings another
+    store's history, or watches nothing: without general text no direction is known to be rare."""
+    table = new.anatomy or {}
+    is_watched = WatchConfig.of(new.watch or {}).texts > 0
+    is_causal = _told_task(new).get("name", DEFAULT_TASK) == "causal"
+    if "context" in table or new.origin or new.embedded or not (is_watched and is_causal):
+        return base, new
+    block = usual_context(base.model, base.anatomy)
+    if block is None:
+        return base, new
+    anatomy = replace(base.anatomy, context_block=block)
+    return replace(base, anatomy=anatomy), replace(new, anatomy={**table, "context": str(block)})
 
 
 def _told_task(new: NewStore) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class RunningText:
         self._read: Tensor | None = None  # [B, L] of the latest pass
         self._fresh = 0  # the number of these that this pass reads
 
+    @property
+    def read(self) -> Tensor | None:
+        """The tokens [B, L] read up to the end of the latest pass; None if they are not known."""
+        return self._read
+
     def texts(self, rows: int) -> RowTexts | None:
         """Return the text read up to each row of the current pass, [B · T] of them; None if `rows`
         is another number."""

@@ -20,6 +20,7 @@ OVERRIDES: Mapping[str, str] = {
     "norm_after": "path inside a block: the norm behind the FFN's residual sum, or none",
     "final_norm": "path of the norm behind the last block, or none",
     "head": "path of the matrix that gives the logits",
+    "context": "number of the block whose queries, averaged, stand beside the last one's, or none",
 }
 """The keys that ``[anatomy]`` in ``cedit.toml`` may set."""
 
@@ -60,6 +61,20 @@ def module_at(root: nn.Module, path: str, key: str) -> nn.Module:
         raise WrongOverride(
             f"anatomy.{key}: {name_of(root)} has no {path!r}. It has {names}."
         ) from None
+
+
+def context_block(chosen: Mapping[str, str], last: int) -> int | None:
+    """Return the block that a user names for the context of queries; None for no context. Raises
+    WrongOverride for no number of a block before the last."""
+    name = chosen.get("context", NONE)
+    if name == NONE:
+        return None
+    if not name.isdecimal() or not int(name) < last:
+        raise WrongOverride(
+            f"anatomy.context: {name!r} is no block before the last one, {last}. Take a number "
+            f"below {last}, or {NONE!r}."
+        )
+    return int(name)
 
 
 def split_paths(paths: str | None) -> tuple[str, ...]:

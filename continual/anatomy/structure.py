@@ -1,7 +1,8 @@
 """The anatomy of a transformers model: the paths and the sizes of its parts.
 
 The *FFN site* of a block: the query is the input of its first ``up`` matrix; a patch is added to
-the output of ``down``. A model whose blocks have no such FFN (mixtures of experts, state-space
+the output of ``down``. With a *context block* the query has the mean of that block's queries beside
+it; see `effects.context`. A model whose blocks have no such FFN (mixtures of experts, state-space
 blocks, blocks of several kinds) has the *block site* alone: the query is the block's output, and a
 patch is added to it. Leaves the finding of the parts to ``finding``.
 """
@@ -41,6 +42,7 @@ class Anatomy:
     is_rowwise: bool = True  # the FFN can be run for some positions of a batch alone
     no_ffn_site: str = ""  # the reason why the last block has the block site alone; empty: FFN site
     is_one: bool = False  # ``blocks`` is the one module behind which the model is edited
+    context_block: int | None = None  # the block that gives queries at the FFN site a context
     no_rows: str = ""  # the reason why rows at the site do not give the logits; empty: they do
 
     @property
@@ -52,7 +54,14 @@ class Anatomy:
     def at_blocks(self, reason: str) -> Anatomy:
         """Return the anatomy with the block site alone, for a reason to tell a person."""
         tail = self.tail[1:] if self.norm_after is not None else self.tail
-        return replace(self, norm_after=None, tail=tail, is_rowwise=False, no_ffn_site=reason)
+        return replace(
+            self,
+            norm_after=None,
+            tail=tail,
+            is_rowwise=False,
+            no_ffn_site=reason,
+            context_block=None,
+        )
 
     def require_ffn(self) -> None:
         """Raise ModelError for a model without an output matrix in each block that adds to the

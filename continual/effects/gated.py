@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from continual import hooks
 from continual.effects import KeptQueries, Reach
-from continual.effects.places import FFN, GatePlace
+from continual.effects.context import Context, with_context
+from continual.effects.places import QUERIES, GatePlace
 from continual.errors import EditError, ModelError
 from continual.queries.coded_rows import CodedRows
 from continual.queries.growing import GrowingTensor
@@ -72,17 +73,18 @@ class Mount:
     pool: Callable[[Tensor], Tensor] | None = None  # states [B, T, d] → their running means
     texts: Callable[[int], RowTexts | None] = lambda _rows: None
     """The texts before the rows of the pass under way, given the number of rows."""
+    context: Context | None = None  # of the queries, for a key with context
     is_site: bool = True  # the last place of the model: only there neurons may ask for a subject
 
     @contextmanager
     def attached(self, is_on: Callable[[], bool], change: OutputChange) -> Iterator[None]:
         """Pass the landing's output through `change` within `with`, whenever the effect `is_on`;
         otherwise compute nothing."""
-        reader, landing = self.modules
+        landing = self.modules[1]
         queries: list[Tensor] = []
 
-        def see(_: int, call: hooks.Call) -> None:
-            queries[:] = [self.query(call)] if is_on() else []
+        def see(query: Tensor) -> None:
+            queries[:] = [query]
 
         def land(output: Tensor) -> Tensor:
             if not is_on():
@@ -95,7 +97,7 @@ class Mount:
             return change(queries.pop(), output)
 
         with ExitStack() as stack:
-            stack.enter_context(hooks.watched({0: reader}, see, first=self.place.key != FFN))
+            stack.enter_context(self._watched(is_on, see))
             stack.enter_context(hooks.altered(landing, land))
             yield
 
@@ -103,18 +105,42 @@ class Mount:
     def shown(self) -> Iterator[list[Tensor]]:
         """Collect the queries [.., d] of the passes that run within `with`, in order."""
         queries: list[Tensor] = []
-
-        def see(_: int, call: hooks.Call) -> None:
-            queries.append(self.query(call))
-
-        with hooks.watched({0: self.modules[0]}, see, first=self.place.key != FFN):
+        with self._watched(lambda: True, queries.append):
             yield queries
 
-    def query(self, call: hooks.Call) -> Tensor:
-        """Return the query [.., d] that a call of the first module shows."""
-        if self.place.key == FFN:
+    @contextmanager
+    def _watched(self, is_on: Callable[[], bool], see: Callable[[Tensor], None]) -> Iterator[None]:
+        """Show `see` the queries [.., d] of each pass, whenever the effect `is_on`."""
+        contexts: list[Tensor] = []
+
+        def see_reader(_: int, call: hooks.Call) -> None:
+            if is_on():
+                see(self._query(call, contexts))
+
+        def see_context(_: int, call: hooks.Call) -> None:
+            assert self.context is not None
+            contexts[:] = [self.context.means(call.input)] if is_on() else []
+
+        with ExitStack() as stack:
+            if self.context is not None:
+                stack.enter_context(hooks.watched({0: self.context.module}, see_context))
+            is_output = self.place.key not in QUERIES
+            stack.enter_context(hooks.watched({0: self.modules[0]}, see_reader, first=is_output))
+            yield
+
+    def _query(self, call: hooks.Call, contexts: list[Tensor]) -> Tensor:
+        """Return the query [.., d] that a call of the first module shows; it uses the context up.
+        Raises ModelError for a pass that begins behind the context's block."""
+        if self.place.key not in QUERIES:
+            return call.hidden if self.pool is None else self.pool(call.hidden)
+        if self.context is None:
             return call.input
-        return call.hidden if self.pool is None else self.pool(call.hidden)
+        if not contexts:
+            raise ModelError(
+                f"A pass comes to {self.place.reading} without having run that block: run whole "
+                "passes."
+            )
+        return with_context(call.input, contexts.pop())
 
 
 @dataclass(frozen=True)
@@ -216,6 +242,11 @@ class NeuronBank:
     def values(self) -> Tensor:
         """The values, [size, d]."""
         return self._values.rows
+
+    @property
+    def reads_texts(self) -> bool:
+        """True if a neuron needs the text before a query, for its subject or its context."""
+        return self.size > 0 and (self.place.has_context or any(self.subjects))
 
     def extend(self, patch: GatedNeurons) -> tuple[Tensor, Tensor, Tensor]:
         """Append a patch's neurons; return them as they now stand in the bank.

@@ -1,6 +1,7 @@
 """Places of gates in a model: where a gate reads its query, and where its values land.
 
-A gate reads the query of a block's FFN (`FFN`), the block's output (`HIDDEN`), or the mean of the
+A gate reads the query of a block's FFN (`FFN`), that query beside a mean of an inner block's
+queries (`CONTEXT`, see `effects.context`), the block's output (`HIDDEN`), or the mean of the
 outputs over the tokens so far (`POOLED`). Its values land on an FFN's output or on a block's
 output, in the same block or in a later one: a *remote gate* has its key early and its value late.
 Outputs of blocks are read before values land on them, so that no gate of a block sees the values
@@ -11,17 +12,21 @@ Knows blocks by their numbers; leaves the modules to `EditedModel`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from continual.errors import EditError
 
-FFN, HIDDEN, POOLED = "ffn", "hidden", "pooled"
+FFN, HIDDEN, POOLED, CONTEXT = "ffn", "hidden", "pooled", "context"
 KEYS = (FFN, HIDDEN, POOLED)
-"""The states that a gate can read."""
+"""The states that a gate can read by itself; `CONTEXT` needs the block of its mean, too."""
+QUERIES = (FFN, CONTEXT)
+"""The states that are read as a block's FFN begins."""
+NO_BLOCK = -1
 VALUES = (FFN, HIDDEN)
 """The outputs that values can land on."""
-_READ = {FFN: 0, HIDDEN: 2, POOLED: 2}  # in the order of a block's forward pass
+_READ = {FFN: 0, CONTEXT: 0, HIDDEN: 2, POOLED: 2}  # in the order of a block's forward pass
 _LANDED = {FFN: 1, HIDDEN: 3}
 
 
@@ -30,13 +35,19 @@ class GatePlace:
     """A place of gates. Places are ordered: values land on one output in the order of places."""
 
     block: int  # whose state is read
-    key: str  # one of KEYS
+    key: str  # one of KEYS, or CONTEXT
     value_block: int
     value: str  # one of VALUES: the output of that block's FFN, or of the block itself
+    context: int = NO_BLOCK  # the block whose FFN queries a key with context takes the mean of
 
     @classmethod
     def at(
-        cls, block: int, key: str = FFN, value_block: int | None = None, value: str | None = None
+        cls,
+        block: int,
+        key: str = FFN,
+        value_block: int | None = None,
+        value: str | None = None,
+        context: int = NO_BLOCK,
     ) -> Self:
         """Make a place of these parts. A value lands in the block of its key unless another one is
         named; on the FFN's output, or on the block's if the FFN has run before the key is read.
@@ -44,22 +55,34 @@ class GatePlace:
         Raises EditError for unknown names, and if values would land before the key is read.
         """
         lands_in = block if value_block is None else value_block
-        is_late = lands_in > block or key == FFN
-        place = cls(block, key, lands_in, (FFN if is_late else HIDDEN) if value is None else value)
+        is_late = lands_in > block or key in QUERIES
+        place = cls(
+            block, key, lands_in, (FFN if is_late else HIDDEN) if value is None else value, context
+        )
         place._check()
         return place
 
     def _check(self) -> None:
-        if self.key not in KEYS or self.value not in VALUES:
+        if self.key not in (*KEYS, CONTEXT) or self.value not in VALUES:
             raise EditError(
-                f"A gate reads {', '.join(KEYS)}, and its values land on {' or '.join(VALUES)}; "
-                f"there is no gate from {self.key!r} to {self.value!r}."
+                f"A gate reads {', '.join((*KEYS, CONTEXT))}, and its values land on "
+                f"{' or '.join(VALUES)}; there is no gate from {self.key!r} to {self.value!r}."
+            )
+        if self.has_context != (0 <= self.context < self.block):
+            raise EditError(
+                f"A gate at block {self.block} reads {self.key!r} with the context of block "
+                f"{self.context}: a context is of an earlier block, and only of key {CONTEXT!r}."
             )
         if (self.block, _READ[self.key]) > (self.value_block, _LANDED[self.value]):
             raise EditError(
                 f"The gate's values would land on {self.landing} before its key is read, on "
                 f"{self.reading}: name a later block, or the block's output ({HIDDEN})."
             )
+
+    @property
+    def has_context(self) -> bool:
+        """True if the key reads a query with its context."""
+        return self.key == CONTEXT
 
     @property
     def is_local(self) -> bool:
@@ -70,6 +93,18 @@ class GatePlace:
     def is_remote(self) -> bool:
         """True if the values land in a later block than the key's."""
         return self.value_block > self.block
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read a place from its parts by name. Raises KeyError for one that is missing, and
+        EditError for parts that fit no place."""
+        return cls.at(
+            int(record["block"]),
+            record["key"],
+            int(record["value_block"]),
+            record["value"],
+            int(record.get("context", NO_BLOCK)),
+        )
 
     def is_behind(self, site: GatePlace) -> bool:
         """Tell whether the values land behind the residual sum at the site, the last place of a
@@ -84,8 +119,9 @@ class GatePlace:
     @property
     def reading(self) -> str:
         """The state that the gate reads, in words."""
-        state = {FFN: "the FFN query", HIDDEN: "the output", POOLED: "the pooled output"}
-        return f"{state.get(self.key, self.key)} of block {self.block}"
+        state = {HIDDEN: "the output", POOLED: "the pooled output"}.get(self.key, "the FFN query")
+        beside = f" beside the context of block {self.context}" if self.has_context else ""
+        return f"{state} of block {self.block}{beside}"
 
     @property
     def landing(self) -> str:
@@ -98,9 +134,10 @@ class GatePlace:
 
     def to_json(self) -> dict[str, Any]:
         """Return the place's parts by name."""
-        return {
+        record = {
             "block": self.block,
             "key": self.key,
             "value_block": self.value_block,
             "value": self.value,
         }
+        return {**record, "context": self.context} if self.has_context else record

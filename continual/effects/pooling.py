@@ -25,8 +25,10 @@ class PassTokens:
     """The positions of the pass under way that are tokens, not padding."""
 
     def __init__(self) -> None:
-        self._mask: Tensor | None = None  # [B, T] the pass's own mask
-        self._cached = 0  # tokens that the pass reads from a cache
+        self.mask: Tensor | None = None
+        """[B, T or more] the pass's own mask; None if it has none."""
+        self.cached = 0
+        """The number of tokens that the pass reads from a cache."""
 
     @contextmanager
     def followed(self, model: Any) -> Iterator[None]:
@@ -37,8 +39,8 @@ class PassTokens:
 
         def enter(_: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             mask, cache = kwargs.get(name), kwargs.get("past_key_values")
-            self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            self._cached = 0 if cache is None else int(cache.get_seq_length())
+            self.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            self.cached = 0 if cache is None else int(cache.get_seq_length())
 
         with hooks.entered(model, enter):
             yield
@@ -46,19 +48,19 @@ class PassTokens:
     def real(self, states: Tensor) -> Tensor:
         """Tell for each of the states [B, T, d], as [B, T] bool, whether it is a token's. Raises
         ModelError for a pass that does not show all tokens of its texts."""
-        if self._cached:
+        if self.cached:
             raise ModelError(
-                f"A pooled gate is on, and a pass reads {self._cached} tokens from a cache: the "
+                f"A pooled gate is on, and a pass reads {self.cached} tokens from a cache: the "
                 "gate has to see them. Pass whole texts, with use_cache=False."
             )
-        if self._mask is None:
+        if self.mask is None:
             return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        if self._mask.shape != states.shape[:2]:
+        if self.mask.shape != states.shape[:2]:
             raise ModelError(
                 f"A pooled gate is on, and its block shows {tuple(states.shape[:2])} tokens, where "
-                f"the attention mask has {tuple(self._mask.shape)}: pass whole texts."
+                f"the attention mask has {tuple(self.mask.shape)}: pass whole texts."
             )
-        return self._mask.to(states.device) != 0
+        return self.mask.to(states.device) != 0
 
 
 def means(states: Tensor, real: Tensor, *, is_whole: bool) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -105,7 +105,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         if refusal is not None:
             draft.refuse({edit_texts.id: refusal for edit_texts in batch})
             return Proposal(None, draft.failed)
-        with _scaffold(context.site.edited) as scaffold:
+        with _readable(context.site.edited), _scaffold(context.site.edited) as scaffold:
             for group in self.rounds(batch):
                 part_count = len(scaffold.parts)
                 try:
@@ -336,6 +336,13 @@ class _Scaffold:
     def take_down(self) -> None:
         """Take all parts off the model."""
         self._edited.take_off(self._depth)
+
+
+def _readable(edited: EditedModel) -> AbstractContextManager[None]:
+    """Run the model within `with` so that the ends of texts can be run alone: without neurons at
+    its last place that read the text before them. The proof sees them again."""
+    bank = edited.site_bank
+    return bank.silenced() if bank.reads_texts else nullcontext()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from continual.base import PretrainedBase
 from continual.effects import Effect
-from continual.effects.places import FFN, HIDDEN, GatePlace
+from continual.effects.places import CONTEXT, HIDDEN, GatePlace
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
 
@@ -45,8 +45,13 @@ class ModelEffects:
     @cached_property
     def site_place(self) -> GatePlace:
         """The last place of the model, from which logits are computed: its last FFN, or the output
-        of its last block where that FFN has no site."""
-        return GatePlace.at(self.anatomy.last, FFN if self.anatomy.is_at_ffn else HIDDEN)
+        of its last block where that FFN has no site. The anatomy may give its queries a context."""
+        anatomy = self.anatomy
+        if not anatomy.is_at_ffn:
+            return GatePlace.at(anatomy.last, HIDDEN)
+        if anatomy.context_block is None:
+            return GatePlace.at(anatomy.last)
+        return GatePlace.at(anatomy.last, CONTEXT, context=anatomy.context_block)
 
     def settle(self) -> None:
         """Let go of the dense differences of the present patches.

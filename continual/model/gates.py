@@ -16,8 +16,9 @@ from torch import Tensor
 from continual.anatomy import reads_ahead
 from continual.base import PretrainedBase
 from continual.effects import GatedEffect
+from continual.effects.context import Context, RunningMeans
 from continual.effects.gated import Mount, NeuronBank
-from continual.effects.places import FFN, POOLED, GatePlace
+from continual.effects.places import FFN, POOLED, QUERIES, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
@@ -77,7 +78,7 @@ class ModelGates(ModelEffects):
         self._require_block(place.value_block)
         anatomy, model = self.anatomy, self.model
         block = anatomy.block(model, place.block)
-        reader = anatomy.query_module(model, place.block) if place.key == FFN else block
+        reader = anatomy.query_module(model, place.block) if place.key in QUERIES else block
         landing = anatomy.block(model, place.value_block)
         if place.value == FFN:
             landing = anatomy.down_module(model, place.value_block)
@@ -88,8 +89,21 @@ class ModelGates(ModelEffects):
             (reader, landing),
             self._pool() if place.key == POOLED else None,
             self._running.texts,
+            self._context(place) if place.has_context else None,
             is_site=place == self.site_place,
         )
+
+    def _context(self, place: GatePlace) -> Context:
+        """Return the context of the queries at a place in the pass under way. Raises ModelError for
+        blocks that the model does not have."""
+        self._require_block(place.context)
+        running = RunningMeans()
+
+        def means(states: Tensor) -> Tensor:
+            tokens, text = self._tokens, self._running
+            return running.of(states, tokens.mask, text.read, tokens.cached)
+
+        return Context(self.anatomy.query_module(self.model, place.context), means)
 
     def _pool(self) -> Callable[[Tensor], Tensor]:
         """Return the function from a block's outputs [B, T, d] to their pooled states in the pass

@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from continual.anatomy import WANTS_OTHER_INPUTS, Anatomy, enclosing_modules, sample_inputs
+from continual.anatomy import (
+    WANTS_OTHER_INPUTS,
+    Anatomy,
+    enclosing_modules,
+    reads_ahead,
+    sample_inputs,
+)
 from continual.errors import ModelError
 from continual.out_of_memory import is_out_of_memory
 from continual.passes.additions import check_additive, moves_logits
@@ -66,6 +72,15 @@ def settled(model: Any, anatomy: Anatomy) -> Anatomy:
             f"{refusal} Models of this kind cannot be corrected."
         )
     return replace(moving, no_rows=refusal)
+
+
+def usual_context(model: Any, anatomy: Anatomy) -> int | None:
+    """Return the block that gives queries at the last FFN their context unless a user says
+    otherwise, the one in the middle; None for a model whose queries can have none."""
+    block = anatomy.last // 2
+    if block < 1 or not anatomy.is_at_ffn or anatomy.encoder is not None:
+        return None
+    return None if reads_ahead(model, anatomy) else block
 
 
 def _refusal(model: Any, anatomy: Anatomy) -> str:

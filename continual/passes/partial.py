@@ -25,6 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from continual import hooks
 from continual.anatomy import Anatomy
+from continual.effects.context import means_of, sums_of, with_context
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,21 @@ class Recording:
     """One forward pass, to be run again in parts; the batch is part of it.
 
     ``hidden`` holds the states [B, T, d] that enter the blocks asked for, and at ``block_count``
-    the state that leaves the last block.
+    the state that leaves the last block. ``context`` is of the queries at the last FFN, if any.
     """
 
     inputs: Mapping[str, Tensor]
     calls: tuple[BlockCall, ...]
     hidden: Mapping[int, Tensor]
     encoded: Any  # the encoder's output; None without an encoder
+    context: Tensor | None = None  # [B, T, d]
 
 
 @dataclass(frozen=True)
 class SiteCapture:
     """The states at one FFN site that a patch starts from, and the logits."""
 
-    query: Tensor  # [B, T, d] the input of the FFN
+    query: Tensor  # [B, T, d] the input of the FFN, without a context
     hidden: Tensor  # [B, T, d] residual + FFN output, before any norm
     logits: Tensor  # [B, T, vocab], or [B, labels]
 
@@ -113,10 +115,18 @@ def record(
         encoder_outputs.append(call.output)
 
     modules = {index: anatomy.block(model, index) for index in range(anatomy.block_count)}
-    with hooks.watched(modules, see), hooks.watched(_encoders(model, anatomy), see_encoder):
+    with (
+        hooks.watched(modules, see),
+        hooks.watched(_encoders(model, anatomy), see_encoder),
+        _context_observed(model, anatomy, inputs) as context,
+    ):
         logits_of(model, inputs)
     return Recording(
-        dict(inputs), tuple(calls), hidden, encoder_outputs[0] if encoder_outputs else None
+        dict(inputs),
+        tuple(calls),
+        hidden,
+        encoder_outputs[0] if encoder_outputs else None,
+        context(),
     )
 
 
@@ -165,12 +175,16 @@ def capture_site(
     block."""
     with (
         _site_observed(model, anatomy, block) as site_states,
+        _context_observed(model, anatomy, inputs) as context,
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
     shape = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # a tracer follows shapes
-    query, hidden = site_states()
-    return query.reshape(shape), hidden.reshape(shape)  # some blocks give their FFN flat rows
+    # some blocks give their FFN flat rows
+    query, hidden = (states.reshape(shape) for states in site_states())
+    if (beside := context()) is not None and block == anatomy.last:
+        query = with_context(query, beside)
+    return query, hidden
 
 
 @torch.inference_mode()
@@ -191,11 +205,14 @@ def capture_answers(
     entries = anatomy.up_modules(model, block)
     with (
         _site_observed(model, anatomy, block) as site_states,
+        _context_observed(model, anatomy, inputs) as context,
         hooks.narrowed(entries, anatomy.down_module(model, block), rows),
         hooks.cut_short(anatomy.block(model, block)),
     ):
         hooks.run_until_cut(lambda: logits_of(model, inputs))
     query, hidden = site_states()
+    if (beside := context()) is not None:
+        query = with_context(query, beside.reshape(-1, anatomy.width).index_select(0, rows))
     return query, hidden.reshape(-1, anatomy.width).index_select(0, rows)
 
 
@@ -204,11 +221,15 @@ def rows_from(
 ) -> tuple[Tensor, Tensor]:
     """Return query and residual sum [B, T, d] at the last FFN site, as ``capture_site``, from the
     recorded states that enter ``block`` on."""
-    with _site_observed(model, anatomy, anatomy.last) as site_states:
+    with (
+        _site_observed(model, anatomy, anatomy.last) as site_states,
+        _context_observed(model, anatomy, recording.inputs) as context,
+    ):
         run(model, anatomy, recording, recording.hidden[block], block, anatomy.block_count)
-    query, hidden = site_states()
     shape = (*recording.hidden[block].shape[:-1], anatomy.width)
-    return query.reshape(shape), hidden.reshape(shape)
+    query, hidden = (states.reshape(shape) for states in site_states())
+    beside = recording.context if block > (anatomy.context_block or 0) else context()
+    return query if beside is None else with_context(query, beside), hidden
 
 
 def sums_from(model: Any, anatomy: Anatomy, recording: Recording, block: int) -> Tensor:
@@ -243,6 +264,21 @@ def _queries_observed(model: Any, anatomy: Anatomy, block: int) -> Iterator[Call
     modules = {0: anatomy.block(model, block)}
     with hooks.watched(modules, lambda _, call: outputs.append(call.hidden), first=True):
         yield lambda: outputs[0]
+
+
+@contextmanager
+def _context_observed(
+    model: Any, anatomy: Anatomy, inputs: Mapping[str, Tensor]
+) -> Iterator[Callable[[], Tensor | None]]:
+    """Observe a forward pass without a cache within ``with``; the function returned gives the
+    context [B, T, d] of queries at the last FFN, None if they have none."""
+    if anatomy.context_block is None:
+        yield lambda: None
+        return
+    with hooks.captured(anatomy.query_module(model, anatomy.context_block)) as calls:
+        mask = inputs.get("attention_mask")
+        shape = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # as in `capture_site`
+        yield lambda: means_of(sums_of(calls[0].input.reshape(shape), mask)) if calls else None
 
 
 @contextmanager

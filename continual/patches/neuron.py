@@ -18,7 +18,7 @@ from torch import Tensor
 
 from continual.effects import Reach
 from continual.effects.gated import Firing, NeuronBank, firing_of, where_named
-from continual.effects.places import FFN, GatePlace
+from continual.effects.places import FFN, NO_BLOCK, GatePlace
 from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 from continual.reading import RowTexts
@@ -159,11 +159,12 @@ class GatePatch(NeuronPatch):
     key: str = field(default=FFN, kw_only=True)
     value_block: int = field(kw_only=True)
     value: str = field(kw_only=True)
+    context: int = field(default=NO_BLOCK, kw_only=True)  # see `GatePlace`
 
     @property
     def place(self) -> GatePlace:
         """The place of its neurons."""
-        return GatePlace.at(self.block, self.key, self.value_block, self.value)
+        return GatePlace.at(self.block, self.key, self.value_block, self.value, self.context)
 
     def meta(self) -> dict[str, Any]:
         """Return the place, and the subjects of neurons that ask for one."""
@@ -173,9 +174,7 @@ class GatePatch(NeuronPatch):
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
         """See `Patch.from_tensors`."""
         try:
-            place = GatePlace.at(
-                int(meta["block"]), meta["key"], int(meta["value_block"]), meta["value"]
-            )
+            place = GatePlace.from_json(meta)
             neurons = (tensors["keys"], tensors["bias"], tensors["values"])
         except KeyError as error:
             raise EditError(f"A gate patch has no {error}: its file is not one of ours.") from None
@@ -186,6 +185,7 @@ class GatePatch(NeuronPatch):
             key=place.key,
             value_block=place.value_block,
             value=place.value,
+            context=place.context,
         )
 
 
@@ -205,6 +205,7 @@ def neurons_at(
         key=place.key,
         value_block=place.value_block,
         value=place.value,
+        context=place.context,
     )
 
 

@@ -151,4 +151,5 @@ class GeneralRows:
             "base": edited.base.fingerprint,
             "texts": hashlib.sha256(texts.encode()).hexdigest(),
             "dtype": str(self.site.dtype),
+            **({"queries": str(self.site.place)} if self.site.place.has_context else {}),
         }

@@ -1,0 +1,129 @@
+"""The context of a query: the mean of an inner block's FFN inputs over the latest tokens.
+
+At the last block a token's state says which token comes next, and little about the text that led
+there: two questions about one subject look nearly alike, above all at the end of a chat turn. The
+FFN inputs of an inner block, averaged over the latest tokens, say what the text is about. So a
+query with context is
+
+    q = x / rms(x) + WEIGHT · roll(c / rms(c))
+
+where x is the last FFN's input at the token, c the mean, and the roll by half of the width keeps
+the two apart. Its width is the model's. Means are differences of running sums in float64, so that
+padding does not change their bits.
+
+Knows tensors and masks, and how the sums go on from a cache; leaves hooks to its callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from continual.errors import ModelError
+
+TOKENS = 32
+"""The number of tokens, the latest one among them, that a mean is taken over."""
+WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """The context of the queries of a running model."""
+
+    module: nn.Module  # its input is averaged
+    means: Callable[[Tensor], Tensor]  # states [B, T, d] of the pass under way → their means
+
+
+def with_context(query: Tensor, context: Tensor) -> Tensor:
+    """Join queries [.., d] with their contexts, as many rows of [.., d] → [.., d] float32."""
+    beside = _normed(context).roll(context.shape[-1] // 2, -1)
+    return _normed(query) + WEIGHT * beside.view(query.shape)
+
+
+def _normed(states: Tensor) -> Tensor:
+    wide = states.double()
+    square = wide.square().mean(-1, keepdim=True)
+    return (wide * torch.rsqrt(square + torch.finfo(torch.float32).tiny)).float()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Running sums of states and of tokens up to each of the latest tokens of some sequences."""
+
+    states: Tensor  # [B, n, d] float64
+    tokens: Tensor  # [B, n, 1] float64: the number of tokens that are not padding
+
+    def tail(self) -> Sums:
+        """Return the sums that later tokens need."""
+        return Sums(self.states[:, -TOKENS:], self.tokens[:, -TOKENS:])
+
+    def __getitem__(self, sequences: Tensor) -> Sums:
+        return Sums(self.states[sequences], self.tokens[sequences])
+
+    def followed_by(self, later: Sums) -> Sums:
+        """Return these sums and the ones of the tokens behind them."""
+        states = torch.cat([self.states, later.states + self.states[:, -1:]], 1)
+        return Sums(states, torch.cat([self.tokens, later.tokens + self.tokens[:, -1:]], 1))
+
+
+def sums_of(states: Tensor, mask: Tensor | None) -> Sums:
+    """Return the running sums of states [B, T, d]; `mask` [B, T] is 0 for padding, None if there is
+    none."""
+    wide = states.double()
+    real = torch.ones_like(wide[..., :1]) if mask is None else (mask != 0).to(wide).unsqueeze(-1)
+    return Sums((wide * real).cumsum(1), real.cumsum(1))
+
+
+def means_of(sums: Sums) -> Tensor:
+    """Return the means [B, n, d] float32 over the latest `TOKENS` tokens up to each token."""
+    states, tokens = (
+        now - pad(now, (0, 0, TOKENS, 0))[:, :-TOKENS] for now in (sums.states, sums.tokens)
+    )
+    return (states / tokens.clamp(min=1.0)).float()
+
+
+class RunningMeans:
+    """The means of the passes of a running model, which may go on from a cache.
+
+    A sequence that goes on is found by its tokens, so that a search may drop and double sequences.
+    """
+
+    def __init__(self) -> None:
+        self._read: Tensor | None = None  # [B, L] tokens up to the end of the latest pass
+        self._sums: Sums | None = None
+
+    def of(self, states: Tensor, mask: Tensor | None, read: Tensor | None, cached: int) -> Tensor:
+        """Return the means [B, T, d] at the tokens of a pass.
+
+        `states` [B, T, d] are its states, or flat rows of them, `mask` [B, T or more] its attention
+        mask, `read` [B, L] all tokens that it has read, `cached` the number of them in its cache.
+        Raises ModelError if the tokens in the cache were read elsewhere.
+        """
+        if states.ndim == 2:  # some blocks give their FFN flat rows
+            known = mask if read is None else read
+            states = states.view(1 if known is None else len(known), -1, states.shape[-1])
+        fresh = states.shape[1]
+        sums = sums_of(states, None if mask is None else mask[:, -fresh:].to(states.device))
+        if cached:
+            sums = self._before(read, cached, fresh).followed_by(sums)
+        means = means_of(sums)[:, -fresh:]
+        self._read, self._sums = read, sums.tail()
+        return means
+
+    def _before(self, read: Tensor | None, cached: int, fresh: int) -> Sums:
+        """Return the sums up to the end of the cache, for the sequences of this pass."""
+        known = self._read
+        if read is not None and known is not None and self._sums is not None:
+            ahead = read[:, : read.shape[1] - fresh]
+            if known.shape[1] == ahead.shape[1] == cached:
+                alike = (ahead[:, None] == known[None]).all(-1)  # [B, known B]
+                if bool(alike.any(1).all()):
+                    return self._sums[alike.int().argmax(1)]
+        raise ModelError(
+            f"A pass goes on from {cached} tokens in a cache that this model has not read: gates "
+            "with a context have to see them. Pass whole texts, with use_cache=False."
+        )

@@ -1,0 +1,242 @@
+"""Queries with a context: the mean of an inner block's queries over the latest tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from continual import hooks
+from continual.anatomy import find_anatomy
+from continual.base import PretrainedBase, load_base
+from continual.effects import context as contexts
+from continual.effects.places import CONTEXT, FFN, GatePlace
+from continual.errors import EditError, ModelError
+from continual.model import EditedModel
+from continual.passes.edit_site import settled, usual_context
+from continual.passes.partial import logits_of, record, rows_from
+from continual.patches import pack, unpack
+from continual.patches.neuron import GatePatch, NeuronPatch, neurons_at
+from continual.session import open_session
+from continual.site import Site
+from continual.tasks import Encoding, Question, make_task
+from continual.watch.writing import continued
+from tests import tiny_language as language
+from tests.continual.recheck.conftest import from_scratch
+from tests.tiny_models import VOCAB, WIDTH, tiny_inputs, tiny_model
+
+DECODERS = ("gpt2", "llama", "opt-post-norm", "gptj")
+PLACE = GatePlace.at(2, CONTEXT, context=1)
+
+
+@pytest.fixture(autouse=True)
+def short_window(monkeypatch):
+    """A window that the tiny texts of these tests are longer than."""
+    monkeypatch.setattr(contexts, "TOKENS", 3)
+
+
+def edited(name: str, block: int | None = 1) -> EditedModel:
+    model = tiny_model(name)
+    anatomy = replace(settled(model, find_anatomy(model)), context_block=block)
+    return EditedModel(PretrainedBase(model, language.tokenizer(), anatomy, "base"))
+
+
+def queries_by_hand(model: EditedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """[B, T, d] the queries of PLACE in a pass of the bare model, number by number."""
+    with (
+        hooks.captured(model.anatomy.query_module(model.model, 2)) as last,
+        hooks.captured(model.anatomy.query_module(model.model, 1)) as inner,
+    ):
+        logits_of(model.model, inputs)
+    shape = inputs["input_ids"].shape
+    mask = inputs.get("attention_mask", torch.ones(shape))
+    states = inner[0].input.view(*shape, WIDTH)
+    found = torch.zeros(*shape, WIDTH)
+    for row in range(shape[0]):
+        for token in range(shape[1]):
+            window = range(max(0, token - contexts.TOKENS + 1), token + 1)
+            kept = [states[row, other].double() for other in window if mask[row, other]]
+            if not kept:
+                continue
+            mean = torch.stack(kept).mean(0)
+            query = last[0].input.view(*shape, WIDTH)[row, token].double()
+            beside = (mean / math.sqrt(mean.square().mean())).tolist()
+            half = WIDTH // 2
+            turned = torch.tensor(beside[-half:] + beside[:-half], dtype=torch.float64)
+            query = query / math.sqrt(query.square().mean()) + contexts.WEIGHT * turned
+            found[row, token] = query.float()
+    return found
+
+
+def neurons(seed: int = 0, bias: float = 0.0, subjects: tuple[str, ...] = ()) -> NeuronPatch:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 6, WIDTH, generator=generator)
+    patch = neurons_at(PLACE, keys, torch.full((6,), bias), values)
+    return replace(patch, subjects=subjects)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_open_gates_add_what_a_pass_by_hand_adds(name, padded):
+    model = edited(name)
+    inputs = tiny_inputs(model.model, padded=padded)
+    patch = neurons(bias=-1.0)
+    scores = queries_by_hand(model, inputs).double() @ patch.keys.double().T
+    added = torch.relu(scores + patch.bias.double()).float() @ patch.values
+    with hooks.altered(
+        model.anatomy.down_module(model.model, 2), lambda output: output + added.view(output.shape)
+    ):
+        expected = logits_of(model.model, inputs)
+    with model:
+        bare = logits_of(model.model, inputs)
+        model.put([patch])
+        found = logits_of(model.model, inputs)
+        model.put([neurons_at(PLACE, patch.keys, torch.full((6,), -1e6), patch.values)])
+        assert torch.equal(logits_of(model.model, inputs), found)  # silent: not a bit
+        model.take_off(0)
+        assert torch.equal(logits_of(model.model, inputs), bare)
+    real = inputs.get("attention_mask", torch.ones(found.shape[:2])).bool()
+    assert torch.allclose(found[real], expected[real], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[real], bare[real], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_rows_at_the_site_are_the_queries_by_hand(name):
+    model = edited(name)
+    ids = tiny_inputs(model.model)["input_ids"].tolist()
+    encodings = [
+        Encoding(Question(tuple(text[:length])), (1, length - 1), (5, 6))
+        for text, length in zip(ids, (7, 5, 4), strict=True)
+    ]
+    with model:
+        site = Site(model, make_task(model.base, {"name": "causal"}))
+        model.put([neurons(bias=-1.0)])
+        for _ in range(40):  # the pass is traced on the way
+            rows = site.rows(encodings)
+        inputs = site.inputs(encodings)
+        for block in (0, 1, 2):
+            with model.before_last_neurons():
+                recording = record(model.model, model.anatomy, inputs, [block])
+                query, hidden = rows_from(model.model, model.anatomy, recording, block)
+            places = [(i, p) for i, e in enumerate(encodings) for p in e.positions]
+            again = torch.stack([query[i, p] for i, p in places])
+            assert torch.allclose(again, rows.query, rtol=1e-4, atol=1e-5), block
+            assert torch.allclose(
+                torch.stack([hidden[i, p] for i, p in places]), rows.hidden, rtol=1e-4, atol=1e-5
+            )
+        assert site.place == PLACE
+    by_hand = queries_by_hand(model, inputs)
+    expected = torch.stack([by_hand[i, p] for i, p in places])
+    assert torch.allclose(rows.query, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_goes_on_from_its_cache_as_without_one(name, beams):
+    model = edited(name)
+    generator = torch.Generator().manual_seed(3)
+    short, long = (torch.randint(4, VOCAB, (1, n), generator=generator) for n in (3, 5))
+    padded = torch.cat([torch.cat([torch.zeros(1, 2, dtype=torch.long), short], 1), long])
+    mask = torch.ones_like(padded)
+    mask[0, :2] = 0
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options |= {"attention_mask": mask, "num_beams": beams}
+    with model:
+        bare = model.generate(padded, **options)
+        model.put([neurons(bias=-0.5)])
+        found = model.generate(padded, **options)
+        uncached = model.generate(padded, use_cache=False, **options)
+        said = long
+        for _ in range(8):
+            token = logits_of(model.model, {"input_ids": said})[:, -1].argmax(-1)
+            said = torch.cat([said, token[:, None]], 1)
+        written = continued(model, [tuple(ids[0].tolist()) for ids in (short, long)], 6)
+    assert not torch.equal(found, bare)
+    assert torch.equal(found, uncached)
+    if beams == 1:
+        assert torch.equal(found[1:], said)
+    assert written[1] == tuple(said[0, 5:].tolist())[: len(written[1])]
+
+
+def test_passes_by_hand_go_on_from_a_cache_of_this_model_alone():
+    model = edited("gpt2")
+    ids = tiny_inputs(model.model)["input_ids"]
+    with model:
+        foreign = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+        model.put([neurons()])
+        with pytest.raises(ModelError, match="use_cache=False"):
+            model(input_ids=ids[:, -1:], past_key_values=foreign)
+        whole = model(input_ids=ids).logits[:, -1]
+        cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
+        model(input_ids=ids[:, 4:6], past_key_values=cache)
+        found = model(input_ids=ids[:, 6:], past_key_values=cache).logits[:, -1]
+        assert torch.allclose(found, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_patch_names_its_context_and_older_versions_refuse_it():
+    tensors, meta = pack([neurons().owned_by(tuple("abcdef"))])
+    assert meta["parts"][0] | {"owners": None} == {
+        "kind": "gate",
+        "block": 2,
+        "key": CONTEXT,
+        "value_block": 2,
+        "value": FFN,
+        "context": 1,
+        "owners": None,
+    }
+    (read,) = unpack(tensors, meta)
+    assert isinstance(read, GatePatch) and read.place == PLACE
+    assert pack([read])[1] == meta
+
+
+@pytest.mark.parametrize("parts", [{"key": CONTEXT}, {"key": FFN, "context": 0}])
+def test_a_context_belongs_to_its_key_alone(parts):
+    with pytest.raises(EditError, match="context of block"):
+        GatePlace.at(2, **parts)
+    with pytest.raises(EditError, match="context of block 2"):
+        GatePlace.at(2, CONTEXT, context=2)
+
+
+def test_a_context_is_of_a_block_that_the_model_has(knowing_model):
+    with pytest.raises(ModelError, match="below 1, or 'none'"):
+        load_base(knowing_model, overrides={"context": "1"})
+    assert load_base(knowing_model, overrides={"context": "0"}).anatomy.context_block == 0
+    assert load_base(knowing_model, overrides={"context": "none"}).anatomy.context_block is None
+
+
+def test_the_block_in_the_middle_gives_the_context():
+    model = tiny_model("gpt2")
+    assert usual_context(model, find_anatomy(model)) == 1
+    for name in ("bart", "t5"):  # nothing of the encoder's text would be in it
+        model = tiny_model(name)
+        assert usual_context(model, find_anatomy(model)) is None
+
+
+def test_a_history_with_a_context_is_exact(made, knowing_model, probe_files, tmp_path):
+    session = made(knowing_model, anatomy={"context": "0"}, **probe_files)
+    wrong = language.CAPITALS[3]
+    session.apply([language.correction(c, wrong) for c in (0, 1)], editor="tpatcher")
+    assert session.site.place == GatePlace.at(1, CONTEXT, context=0)
+    assert session.edited.site_bank.size
+    ledger = session.run_state.ledger
+    assert ledger.outcomes() == from_scratch(session)
+    session.apply([language.correction(2, wrong)], editor="ft-last")
+    assert ledger.outcomes() == from_scratch(session)
+    session.apply([language.correction(4, wrong)], editor="tpatcher")
+    assert ledger.outcomes() == from_scratch(session)
+    assert not ledger.remeasure()
+    subject = {"subject": language.COUNTRIES[5]}
+    (step,) = session.apply([language.correction(5, wrong) | subject], editor="memit")
+    assert not step.outcomes[0].reason, step.outcomes
+    assert ledger.outcomes() == from_scratch(session)
+    for country in (0, 1, 4):
+        assert session.ask(language.ask(country, 0)).split()[0] == wrong
+    head, folder = session.edited.fingerprint, session.store.path
+    session.close()
+    with open_session(folder) as again:
+        assert again.edited.fingerprint == head
+        assert again.edited.anatomy.context_block == 0
+        assert again.run_state.ledger.outcomes() == from_scratch(again)
