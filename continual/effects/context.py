@@ -5,11 +5,11 @@ there: two questions about one subject look nearly alike, above all at the end o
 FFN inputs of an inner block, averaged over the latest tokens, say what the text is about. So a
 query with context is
 
-    q = x / rms(x) + WEIGHT · roll(c / rms(c))
+    q = x / rms(x) + WEIGHT · T c / rms(c)
 
-where x is the last FFN's input at the token, c the mean, and the roll by half of the width keeps
-the two apart. Its width is the model's. Means are differences of running sums in float64, so that
-padding does not change their bits.
+where x is the last FFN's input at the token, c the mean, and T a fixed permutation of the
+coordinates with signs, which keeps the two apart in the model's own width. Means are differences of
+running sums in float64, so that padding does not change their bits.
 
 Knows tensors and masks, and how the sums go on from a cache; leaves hooks to its callers.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from continual.errors import ModelError
 TOKENS = 32
 """The number of tokens, the latest one among them, that a mean is taken over."""
 WEIGHT = 2.0
+"""The length of the context, where the query's own is 1."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,23 @@ class Context:
 
 def with_context(query: Tensor, context: Tensor) -> Tensor:
     """Join queries [.., d] with their contexts, as many rows of [.., d] → [.., d] float32."""
-    beside = _normed(context).roll(context.shape[-1] // 2, -1)
+    order, signs = (part.to(context.device) for part in turning(context.shape[-1]))
+    beside = _normed(context)[..., order] * signs
     return _normed(query) + WEIGHT * beside.view(query.shape)
+
+
+@cache
+def turning(width: int) -> tuple[Tensor, Tensor]:
+    """Return the permutation [d] of coordinates and their signs [d] float32. They are drawn by a
+    generator of their own: stored keys depend on each of them."""
+    order, signs, state = list(range(width)), [1.0] * width, 1
+    for last in range(width - 1, -1, -1):  # Fisher and Yates
+        state = (1103515245 * state + 12345) % 2**31
+        drawn = (state >> 8) % (last + 1)
+        order[last], order[drawn] = order[drawn], order[last]
+        signs[last] = 1.0 if state >> 30 else -1.0
+    with torch.inference_mode(False):  # they are used in passes with gradients, too
+        return torch.tensor(order), torch.tensor(signs)
 
 
 def _normed(states: Tensor) -> Tensor:

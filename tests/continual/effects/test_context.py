@@ -64,8 +64,9 @@ def queries_by_hand(model: EditedModel, inputs: dict[str, Tensor]) -> Tensor:
             mean = torch.stack(kept).mean(0)
             query = last[0].input.view(*shape, WIDTH)[row, token].double()
             beside = (mean / math.sqrt(mean.square().mean())).tolist()
-            half = WIDTH // 2
-            turned = torch.tensor(beside[-half:] + beside[:-half], dtype=torch.float64)
+            order, signs = (part.tolist() for part in contexts.turning(WIDTH))
+            turned = [beside[i] * sign for i, sign in zip(order, signs, strict=True)]
+            turned = torch.tensor(turned, dtype=torch.float64)
             query = query / math.sqrt(query.square().mean()) + contexts.WEIGHT * turned
             found[row, token] = query.float()
     return found
@@ -190,6 +191,18 @@ def test_a_patch_names_its_context_and_older_versions_refuse_it():
     (read,) = unpack(tensors, meta)
     assert isinstance(read, GatePatch) and read.place == PLACE
     assert pack([read])[1] == meta
+
+
+def test_the_turning_of_a_width_never_changes():
+    order, signs = contexts.turning(8)
+    assert (order.tolist(), signs.tolist()) == (
+        [2, 4, 1, 7, 5, 0, 3, 6],
+        [-1.0, 1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0],
+    )
+    order, signs = contexts.turning(896)
+    assert sorted(order.tolist()) == list(range(896)) and set(signs.tolist()) == {1.0, -1.0}
+    assert abs(float(signs.sum())) < 90  # three deviations of a fair draw
+    assert not torch.equal(order, torch.arange(896))
 
 
 @pytest.mark.parametrize("parts", [{"key": CONTEXT}, {"key": FFN, "context": 0}])
