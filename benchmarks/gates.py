@@ -1,15 +1,18 @@
 """Measures how well a plane at the last FFN separates a correction's wordings from other text.
 
     python -m benchmarks.gates --model DIR [--records 40] [--skip N] [--rows 0,30,100,300,1000,3000]
-        [--copies 0,8] [--margin .35] [--output DIR] [--data DIR] [--seed N] [--threads 1]
+        [--copies 0,8] [--contexts none,N] [--chat] [--margin .35] [--output DIR] [--data DIR]
+        [--seed N] [--threads 1]
 
 Makes a neuron's gate for each record of CounterFact as T-Patcher makes it, by the key with the
 widest margin to the rows in memory, and looks where it opens. Nothing is edited, and no value is
 trained. Memory has a number of rows of general text that the base wrote, prompts of other relations
-about the subject, and the prompt about other subjects. A gate takes either any text, or only texts
-that name the subject. The table has the shares of held-out prompts that open it: it should open on
-paraphrases, and stay shut on neighbours, other questions about the subject, and general text. The
-plot shows them over the number of rows.
+about the subject, the prompt about other subjects, and the prompt with its new answer. A gate takes
+either any text, or only texts that name the subject. Queries are read without a context, or with
+the context of one block after another; with `--chat` every prompt is a user's turn. The table has
+the shares of held-out prompts that open it: it should open on paraphrases, and stay shut on
+neighbours, other questions about the subject, and general text. The plot shows them over the number
+of rows.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,14 @@ from benchmarks.real_model.questions import (
     shuffled,
 )
 from benchmarks.tables import TextColumn
+from continual.anatomy.overrides import NONE
 from continual.base import load_base
 from continual.editors.tpatcher import TPatcherConfig
 from continual.editors.tpatcher.separating import widest_key
 from continual.editors.tpatcher.whitening import QueryWhitening
 from continual.model import EditedModel
 from continual.naming import names
-from continual.prompts import normalised
+from continual.prompts import Chat, Prompt, normalised
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding, Question, make_task
@@ -58,6 +62,7 @@ SHARES = {
 }
 COLUMNS = (
     TextColumn("texts that open it", "editor"),
+    TextColumn("context", "context"),
     TextColumn("copies", "copies", "d"),
     TextColumn("general rows", "rows", "d"),
     *(TextColumn(heading, kind, ".3f") for kind, heading in SHARES.items()),
@@ -74,23 +79,31 @@ class GateQueries:
 
     subject: str  # normalised
     own: Tensor  # [1 + copies, d], the prompt's first
-    about_subject: Tensor  # [n, d] in memory
+    about_subject: Tensor  # [n, d] in memory: other prompts, and the prompt with its answer
     about_others: Tensor  # [n, d]
     others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries; is the subject named?
 
 
 class QueryReader:
-    """Reads the queries behind prompts."""
+    """Reads the queries behind prompts; with `chat` each prompt is a user's turn."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, site: Site, *, chat: bool = False) -> None:
+        self._site, self._chat = site, chat
 
     def queries(self, prompts: Sequence[str]) -> Tensor:
         """Read the query [n, d] at the end of each prompt."""
-        encodings = []
-        for prompt in prompts:
-            ids = self._site.task.question(prompt).ids
-            encodings.append(Encoding(Question(ids), (len(ids) - 1,), (0,)))
+        return self._read([self._site.task.question(self._turn(prompt)).ids for prompt in prompts])
+
+    def behind(self, prompt: str, target: str) -> Tensor:
+        """Read the query [1, d] at the end of a prompt with its answer."""
+        encoding = self._site.task.encode(self._turn(prompt), target)
+        return self._read([(*encoding.question.ids, *encoding.targets)])
+
+    def _turn(self, prompt: str) -> Prompt:
+        return Chat.asking(prompt) if self._chat else prompt
+
+    def _read(self, texts: Sequence[tuple[int, ...]]) -> Tensor:
+        encodings = [Encoding(Question(ids), (len(ids) - 1,), (0,)) for ids in texts]
         rows: Rows = self._site.rows_in_passes(encodings)
         return rows.query
 
@@ -124,7 +137,7 @@ class QueryReader:
         return GateQueries(
             subject,
             split.pop("own"),
-            split.pop("in memory, about it"),
+            torch.cat([split.pop("in memory, about it"), self.behind(fact.prompt, fact.target)]),
             split.pop("in memory, about others"),
             {
                 kind: (found, [names(normalised(q), subject) for q in questions[kind]])
@@ -209,6 +222,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--skip", type=int, default=0, metavar="N", help="records of the order")
     options.add_argument("--rows", default="0,30,100,300,1000,3000", metavar="N,…")
     options.add_argument("--copies", default="0,8", metavar="N,…")
+    options.add_argument("--contexts", default="none", metavar="N,…", help="blocks, or none")
+    options.add_argument("--chat", action="store_true", help="every prompt is a user's turn")
     options.add_argument("--margin", type=float, default=TPatcherConfig().subject_margin)
     options.add_argument("--openings", type=int, default=20, metavar="N")
     options.add_argument("--seed", type=int, default=0, metavar="N")
@@ -234,7 +249,10 @@ def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
     decode = site.edited.tokenizer.decode
     written = [decode(list(p.ids), skip_special_tokens=True) for p in read.text.memory]
     written = [text for text in written if len(text.split()) >= PREFIX_WORDS[0]]
-    reader, survey = QueryReader(site), QuestionCounts(openings=given.openings, seed=given.seed)
+    reader, survey = (
+        QueryReader(site, chat=given.chat),
+        QuestionCounts(openings=given.openings, seed=given.seed),
+    )
     asked = []
     for number, fact in enumerate(chosen):
         rng = random.Random(f"{given.seed}:{fact.case}")
@@ -255,12 +273,17 @@ def main() -> None:
     given = parser().parse_args()
     torch.set_num_threads(given.threads)
     base = load_base(given.model)
-    with EditedModel(base) as edited:
-        rows = measure(Site(edited, make_task(base, {"name": "causal"})), given)
+    rows = []
+    for context in given.contexts.split(","):
+        block = None if context == NONE else int(context)
+        read = replace(base, anatomy=replace(base.anatomy, context_block=block))
+        with EditedModel(read) as edited:
+            found = measure(Site(edited, make_task(read, {"name": "causal"})), given)
+        rows += [{**line, "context": context} for line in found]
     tables.show("where a gate opens", COLUMNS, rows)
     tables.write_json(given.output / "gates.json", "gates", {"rows": rows})
     most = max(line["copies"] for line in rows)
-    drawn = [line for line in rows if line["copies"] == most]
+    drawn = [line for line in rows if (line["copies"], line["context"]) == (most, context)]
     plots.save(plots.curves(drawn, "rows", SHARES, "rows of general text"), given.output, "gates")
 
 

@@ -86,5 +86,5 @@ def test_what_a_gate_is_asked_on_is_not_in_its_memory():
     assert named == [True, True]
     assert asked.others[NEIGHBOUR][1] == [False]
     sizes = [len(part) for part in (asked.own, asked.about_subject, asked.about_others)]
-    assert sizes == [2, gates.ABOUT_SUBJECT, gates.ABOUT_OTHERS]
+    assert sizes == [2, gates.ABOUT_SUBJECT + 1, gates.ABOUT_OTHERS]
     assert torch.cdist(asked.about_subject, expected).min() > 1e-2
