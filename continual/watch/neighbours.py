@@ -38,7 +38,9 @@ OPENING_TOKENS_MAX = 6  # of a text about the subject that becomes a question
 HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
 HISTORY_REQUESTS = 256  # the latest ones, for prompts and subjects
 ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
-"""Prompts of other relations that are asked about the subject, and the number of them held out."""
+"""Prompts of other relations that are asked about the subject, and the number of them held out: a
+third, where there are few."""
+TURNS_ASKED = 2  # texts about the subject, as turns of a chat, among the questions
 WORDINGS = 1  # prompts of the same relation that are asked about the subject
 CHAT_QUESTIONS = 2
 
@@ -181,7 +183,9 @@ def _write_openings(
         for start, text in texts[len(lists) :]:
             draft.openings.append(((*start, *text), max(0, len(start) - 1)))
         list_names = [name for _, text in lists for name in _listed(site, draft, text)]
-        _ask(site, draft, _others(draft, list_names, known, config), config)
+        turns = _turns(site, draft, config)
+        draft.openings += [(turn, len(turn) - 1) for turn in turns[TURNS_ASKED:]]
+        _ask(site, draft, turns[:TURNS_ASKED], _others(draft, list_names, known, config), config)
         _ask_elsewhere(site, draft, known, config)
 
 
@@ -219,23 +223,50 @@ def _others(
     return [*history_names, *model_names][:count]
 
 
+def _turns(site: Site, draft: _NeighbourhoodDraft, config: WatchConfig) -> list[tuple[int, ...]]:
+    """Return the texts about the subject as turns of a chat, in random order: the texts whole, and
+    cut short. None for a request that is no chat."""
+    prompt = draft.asked.request.prompt
+    if isinstance(prompt, str):
+        return []
+    *before, asking = prompt.messages
+    turns = []
+    for ids, place in draft.openings:
+        for length in (_short(draft, place), len(ids)):
+            text = site.edited.tokenizer.decode(list(ids[:length]), skip_special_tokens=True)
+            turns.append(_question(site, Chat((*before, Message(asking.role, text.strip())))))
+    distinct = [turn for turn in dict.fromkeys(turns) if turn and _fits(site, turn, config)]
+    draft.rng.shuffle(distinct)
+    return distinct
+
+
+def _short(draft: _NeighbourhoodDraft, place: int) -> int:
+    """Draw the number of tokens of a text that is cut short behind a place."""
+    return place + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
+
+
 def _ask(
-    site: Site, draft: _NeighbourhoodDraft, others: Sequence[str], config: WatchConfig
+    site: Site,
+    draft: _NeighbourhoodDraft,
+    turns: Sequence[tuple[int, ...]],
+    others: Sequence[str],
+    config: WatchConfig,
 ) -> None:
-    """Collect the questions: the prompt about others, the openings cut short, and in chat turns the
-    prompt about others and whether the new answer is true."""
+    """Collect the questions: the prompt about others, the openings cut short, the `turns` of a
+    chat, and in chat turns the prompt about others and whether the new answer is true."""
     request = draft.asked.request
     about_others: list[Prompt] = []
     if request.subject:
         about_others = [about_other(request.prompt, request.subject, name) for name in others]
     questions = [_question(site, p) for p in about_others if p != request.prompt]
+    questions += turns
     for ids, place in draft.openings:
-        length = place + 1 + draft.rng.randrange(1, OPENING_TOKENS_MAX + 1)
+        length = _short(draft, place)
         questions.append(ids[:length] if length < len(ids) else None)
     if isinstance(request.prompt, str):
-        turns = [f"{request.prompt} {request.target_new.strip()}?"]
-        turns += [p for p in about_others[-CHAT_QUESTIONS:] if isinstance(p, str)]
-        questions += [_question(site, Chat.asking(turn)) for turn in turns]
+        asked = [f"{request.prompt} {request.target_new.strip()}?"]
+        asked += [p for p in about_others[-CHAT_QUESTIONS:] if isinstance(p, str)]
+        questions += [_question(site, Chat.asking(turn)) for turn in asked]
     edit_questions = {encoding.question.ids for encoding in draft.asked.encodings}
     candidates = [
         q
@@ -266,9 +297,9 @@ def _ask_elsewhere(
     sample = draft.rng.sample(prompts, min(ASKED_ELSEWHERE, len(prompts)))
     tokens = [question for prompt in sample if (question := _question(site, prompt)) is not None]
     additions = [q for q in tokens if q not in draft.questions and _fits(site, q, config)]
-    draft.questions += additions[:ASKED_HELD_OUT]
-    draft.held_out = len(additions[:ASKED_HELD_OUT])
-    draft.openings += [(question, len(question) - 1) for question in additions[ASKED_HELD_OUT:]]
+    draft.held_out = min(ASKED_HELD_OUT, len(additions) // 3)
+    draft.questions += additions[: draft.held_out]
+    draft.openings += [(question, len(question) - 1) for question in additions[draft.held_out :]]
 
 
 def is_alike(one: Request, other: Request) -> bool:

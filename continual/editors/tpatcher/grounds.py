@@ -119,18 +119,26 @@ class LastFfn:
     def train(
         self, plan: NeuronPlan, neurons: NeuronParameters, config: TPatcherConfig
     ) -> tuple[NeuronParameters, Tensor]:
-        """See `Ground.train`: all slots side by side, on few logits where these are enough."""
+        """See `Ground.train`: all slots side by side, on few logits where these are enough. Neurons
+        that ask for a subject have to do at a small share of their activation: a value that then
+        overshoots at the whole of it is trained again, at twice that share."""
+        start = neurons
         slots, rivals = plan.value_slots, plan.rivals()
         done = torch.zeros_like(neurons.bias, dtype=torch.bool)
         few = None if rivals is None else competing(self._site, slots, rivals)
         for racing, logits in ([few] if few else []) + [(slots, whole(self._site))]:
             neurons, done = train_values(racing, neurons, logits, config)
             is_all = racing is slots and len(set(plan.owner)) == 1  # then the proof is the try
-            if is_all and bool(done.all()):
+            if is_all and bool(done.all()) and not self.subject:
                 break
             done = self._tried(plan, neurons)
             if bool(done.all()):  # else another logit came up: all compete
                 break
+        while self.subject and config.reach < 1.0 and not bool(done.all()):
+            config = replace(config, reach=min(1.0, 2.0 * config.reach))
+            again, _ = train_values(slots, start, whole(self._site), config)
+            neurons = neurons.but(again, ~done)
+            done = self._tried(plan, neurons)
         return neurons, done
 
     @torch.no_grad()
