@@ -283,7 +283,8 @@ class Session(OpenStore):
             self._require_watch()
         settings = self._calibrated(settings, sampled)
         self.stand_at_head()
-        return Pipeline(self.store, self.site, self.run_state, settings, self.statistics)
+        upcoming = sampled() if settings.watch is not None else ()
+        return Pipeline(self.store, self.site, self.run_state, settings, self.statistics, upcoming)
 
     # -- calibration
 

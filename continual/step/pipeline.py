@@ -11,8 +11,9 @@ Knows the order of the stages, their hand-overs, and the record of a step. Leave
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -268,8 +269,11 @@ class Pipeline:
         run_state: RunState,
         settings: ApplySettings,
         statistics: Statistics | None = None,
+        upcoming: Sequence[Request] = (),
     ) -> None:
+        """`upcoming` are requests of the stream: their prompts make neighbours of others."""
         self._store, self._site, self._run_state = store, site, run_state
+        self._upcoming = upcoming
         self._settings = settings
         self._answers = AnswerJudge(site)
         chain = make_chain(settings.chain, settings.editors, site.task.name)
@@ -390,8 +394,10 @@ class Pipeline:
         records |= {i: o.neighbours for i, o in recorded.items() if o.neighbours}
         new_edits = [edit for edit in plan.edits if edit.id not in records]
         queries = [self._asked(edit) for edit in new_edits]
-        requests = (retained[identity].request for identity in reversed(retained))
-        neighbourhoods = self._watch.neighbourhoods(queries, requests) if queries else {}
+        history = (retained[identity].request for identity in reversed(retained))
+        stream = (request for request in self._upcoming if request.id not in retained)
+        known = itertools.chain(history, stream)
+        neighbourhoods = self._watch.neighbourhoods(queries, known) if queries else {}
         neighbourhoods |= {
             e.id: Neighbourhood.from_json(records[e.id]) for e in plan.edits if e not in new_edits
         }

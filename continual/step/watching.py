@@ -36,8 +36,8 @@ class WatchSet:
         self, asked: Sequence[WatchedRequest], known: Iterable[Request]
     ) -> dict[str, Neighbourhood]:
         """Write the neighbourhood of each request, by its id, with the model as it stands; `known`
-        are the history's requests, the latest first. Held-out prompts that a record answers
-        otherwise are left out."""
+        are the history's requests, the latest first, and the stream's. Held-out prompts that a
+        record answers otherwise are left out."""
         self._read.clear()
         neighbourhoods = neighbours.write(self.site, asked, known, self.config, self.seed)
         return {

@@ -2,11 +2,12 @@
 
 Nobody has to give them. The model writes openings about the subject and lists of other subjects;
 the request's prompt is asked about these, as a plain text and in a chat turn, and the model writes
-about the target, too. Prompts of the store's history about other subjects are asked about this one:
-prompts of other relations are neighbours, prompts of the same relation are further wordings of the
-request. Each neighbour goes on with the model's own answer before the edit. Some of them are memory
-of this one edit, the others are held out and measured. The words behind the answer belong to the
-neighbourhood, too: the model goes on there as if it had always given that answer.
+about the target, too. Prompts of the store's history, and of the stream, about other subjects are
+asked about this one: prompts of other relations are neighbours, prompts of the same relation are
+further wordings of the request. Each neighbour goes on with the model's own answer before the edit.
+Some of them are memory of this one edit, the others are held out and measured. The words behind the
+answer belong to the neighbourhood, too: the model goes on there as if it had always given that
+answer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ this one, and texts about the new answer."""
 WRITTEN = 12  # tokens of each
 OPENING_TOKENS_MAX = 6  # of a text about the subject that becomes a question
 HISTORY_SHARE = 0.5  # of the other subjects, at most, are from the store's history
-HISTORY_REQUESTS = 256  # the latest ones, for prompts and subjects
+HISTORY_REQUESTS = 256  # the latest ones, then the stream's, for prompts and subjects
 ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
 """Prompts of other relations that are asked about the subject, and the number of them held out: a
 third, where there are few."""
@@ -125,7 +126,7 @@ def write(
     seed: int,
 ) -> list[Neighbourhood]:
     """Write the neighbourhoods of these requests; `known` are the requests of the store's history,
-    the latest first."""
+    the latest first, and behind them the stream's."""
     if site.task.name != "causal" or not config.neighbours:
         return [Neighbourhood() for _ in asked]
     drafts = [_draft(site, correction, seed) for correction in asked]

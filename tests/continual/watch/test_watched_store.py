@@ -103,19 +103,39 @@ def test_neighbours_do_not_state_the_fact_and_are_held_apart(session: Session) -
 
 def test_the_history_lends_its_prompts(session: Session) -> None:
     """Those of other relations are neighbours of the subject, those of its own are wordings."""
+    session.apply([*of_other_relations(), {**ONE, "relation": "Capital"}])
+    *_, near = neighbourhoods(session)
+    has_prompts_of_others(session, near)
+    assert Neighbourhood.from_json(near.to_json()) == near
+
+
+def test_the_stream_lends_its_prompts_to_the_requests_before_them(
+    session: Session, tmp_path: Path
+) -> None:
+    stream = write_lines(
+        tmp_path / "stream.jsonl", [{**ONE, "relation": "Capital"}, *of_other_relations()]
+    )
+    session.apply(str(stream))
+    near, *_ = neighbourhoods(session)
+    has_prompts_of_others(session, near)
+
+
+def of_other_relations() -> list[dict[str, str]]:
+    """Three requests: one says the same of another subject, two say something else."""
     relations = {"capital": "has a capital called", "money": "is paid for in", "sea": "lies on"}
-    first = [
+    return [
         {"prompt": f"{subject} {words}", "target_new": "Lima", "subject": subject, "relation": name}
         for subject, (name, words) in zip(("Zug", "Pula", "Brno"), relations.items(), strict=True)
     ]
-    session.apply([*first, {**ONE, "relation": "Capital"}])
-    *_, near = neighbourhoods(session)
+
+
+def has_prompts_of_others(session: Session, near: Neighbourhood) -> None:
+    """The neighbourhood of ONE has the other relations' prompts, about its own subject."""
     decode = session.tokenizer.decode
     assert near.wordings == ("France has a capital called",)
     questions = {decode(p.ids[: p.first + 1]).strip() for p in (*near.memory, *near.held_out)}
     assert {"France is paid for in", "France lies on"} <= questions
     assert "France has a capital called" not in questions
-    assert Neighbourhood.from_json(near.to_json()) == near
 
 
 def test_a_full_recheck_agrees_probe_by_probe(session: Session) -> None:
