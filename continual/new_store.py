@@ -104,12 +104,14 @@ def _base(new: NewStore) -> PretrainedBase:
 
 
 def _with_context(base: PretrainedBase, new: NewStore) -> tuple[PretrainedBase, NewStore]:
-    """Give the model's queries their usual context, unless the store says otherwise, brings another
-    store's history, or watches nothing: without general text no direction is known to be rare."""
+    """Give the queries of a chat model their usual context: at the end of a turn they say little
+    without one. Not if the store says otherwise, brings another store's history, or watches
+    nothing: without general text no direction is known to be rare."""
     table = new.anatomy or {}
     is_watched = WatchConfig.of(new.watch or {}).texts > 0
     is_causal = _told_task(new).get("name", DEFAULT_TASK) == "causal"
-    if "context" in table or new.origin or new.embedded or not (is_watched and is_causal):
+    is_chat = is_causal and getattr(base.tokenizer, "chat_template", None) is not None
+    if "context" in table or new.origin or new.embedded or not (is_watched and is_chat):
         return base, new
     block = usual_context(base.model, base.anatomy)
     if block is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from continual import hooks
+from continual import hooks, new_store
 from continual.anatomy import find_anatomy
 from continual.base import PretrainedBase, load_base
 from continual.effects import context as contexts
@@ -23,9 +23,11 @@ from continual.patches.neuron import GatePatch, NeuronPatch, neurons_at
 from continual.session import open_session
 from continual.site import Site
 from continual.tasks import Encoding, Question, make_task
+from continual.watch.config import UNWATCHED
 from continual.watch.writing import continued
 from tests import tiny_language as language
 from tests.continual.recheck.conftest import from_scratch
+from tests.tiny_chat import save_chat_model
 from tests.tiny_models import VOCAB, WIDTH, tiny_inputs, tiny_model
 
 DECODERS = ("gpt2", "llama", "opt-post-norm", "gptj")
@@ -226,6 +228,32 @@ def test_the_block_in_the_middle_gives_the_context():
     for name in ("bart", "t5"):  # nothing of the encoder's text would be in it
         model = tiny_model(name)
         assert usual_context(model, find_anatomy(model)) is None
+
+
+@pytest.mark.watched
+@pytest.mark.parametrize(
+    ("is_chat", "new", "expected"),
+    [
+        (True, {}, "0"),
+        (True, {"anatomy": {"context": "none"}}, "none"),
+        (True, {"watch": UNWATCHED}, None),
+        (False, {}, None),
+    ],
+)
+def test_a_new_store_of_a_chat_model_has_a_context(
+    made, tmp_path, monkeypatch, knowing_model, is_chat, new, expected
+):
+    monkeypatch.setattr(new_store, "usual_context", lambda *_: 0)  # it has two blocks
+    model = save_chat_model(tmp_path / "chat") if is_chat else knowing_model
+    few = {"watch": {"texts": 4, "tokens": 6, "neighbours": 2}}
+    session = made(model, **{**few, **new})
+    assert session.store.settings["anatomy"].get("context") == expected
+    has_context = expected == "0"
+    assert session.site.place.has_context == has_context
+    folder = session.store.path
+    session.close()
+    with open_session(folder) as again:
+        assert again.site.place.has_context == has_context
 
 
 def test_a_history_with_a_context_is_exact(made, knowing_model, probe_files, tmp_path):
