@@ -35,7 +35,10 @@ def test_all_errors_have_one_root() -> None:
 
 def test_a_session_says_where_it_stands(store: Path) -> None:  # noqa: F811
     with continual.open(store) as session:
-        session.apply([request(0)])
+        (step,) = session.apply([request(0)])
+        assert repr(step) == f"<cedit step {session.head.id[:12]} (@1): 1 of 1 applied>"
+        assert step.summary()["SR"] == 1.0
+        assert "<th>applied</th><td>1</td>" in step._repr_html_()
         assert repr(session).startswith(f"<cedit session on {store}: ")
         assert repr(session).endswith("(@1), 1 in force>")
         assert session.status()["seq"] == session.head.seq == 1

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from html import escape
 from types import MappingProxyType
 from typing import Any
 
@@ -110,7 +111,7 @@ class ApplySettings:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """A step that is done: its revision, outcomes, measurements and durations."""
 
@@ -125,6 +126,33 @@ class Step:
     patch_bytes: int
     unknown: Mapping[str, int] = field(default_factory=dict)  # records by unknown key
     unnamed: int = 0  # requests whose prompt does not name their subject
+
+    def summary(self) -> dict[str, Any]:
+        """Return the step's place in the history, the requests that were tried and applied, and the
+        metrics that have a value."""
+        counts = retention.count_outcomes(self.outcomes)
+        rates = {} if self.measured is None else self.measured.rates.to_json()
+        return {
+            "revision": self.revision.id[:12],
+            "seq": self.revision.seq,
+            "editor": self.revision.body["editor"],
+            **{name: counts[name] for name in ("attempted", "applied", "failed")},
+            **{name: round(rate, 3) for name, rate in rates.items() if rate is not None},
+        }
+
+    def __repr__(self) -> str:
+        told = self.summary()
+        return (
+            f"<cedit step {told['revision']} (@{told['seq']}): {told['applied']} of "
+            f"{told['attempted']} applied>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in self.summary().items()
+        )
+        return f"<table>{rows}</table>"
 
 
 @dataclass(frozen=True)
