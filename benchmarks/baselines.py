@@ -21,7 +21,8 @@ from continual.embedded import ATLAS
 from continual.new_store import NewStore, init
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.session import Session
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from continual.streams import open_stream
 from continual.watch.config import UNWATCHED
 

@@ -27,7 +27,8 @@ from benchmarks.tables import TextColumn
 from continual.new_store import NewStore, init
 from continual.requests import Request
 from continual.session import Session
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from continual.watch.config import UNWATCHED
 
 MARKS = (50, 100, 200, 300)

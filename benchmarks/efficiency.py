@@ -32,7 +32,8 @@ from benchmarks.tables import TextColumn
 from continual.choices import EDITORS
 from continual.new_store import NewStore, init
 from continual.session import Session
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from continual.watch.config import UNWATCHED
 
 BATCHES: Mapping[str, Sequence[int]] = {

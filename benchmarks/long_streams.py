@@ -36,7 +36,8 @@ from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.settings import DEFAULT_TASK
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from continual.streams import open_stream
 
 MARKS = (100, 300, 1000, 3000, 10_000)

@@ -43,7 +43,8 @@ from continual.recheck.retention import APPLIED
 from continual.requests import Request
 from continual.session import Session
 from continual.site import Site
-from continual.step.pipeline import Batch, Pipeline
+from continual.step.batches import Batch
+from continual.step.pipeline import Pipeline
 from continual.tasks import Encoding, Question, make_task
 from continual.watch.config import UNWATCHED
 from store import Store

@@ -26,7 +26,8 @@ from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverte
 from continual.requests import NOT_CONTENT, Request
 from continual.session import Session, open_session
 from continual.settings import StoreSettings
-from continual.step.pipeline import ApplySettings, Step
+from continual.step.pipeline import Step
+from continual.step.settings import ApplySettings
 from continual.tasks.joining import SPACED
 from store import Revision, Store
 from store.config import exists

@@ -38,7 +38,9 @@ from continual.recheck.general_rows import BODY, GeneralRows
 from continual.requests import Request
 from continual.settings import StoreSettings
 from continual.statistics.texts import TextFiles
-from continual.step.pipeline import ApplySettings, Batch, Pipeline, Step, batches
+from continual.step.batches import Batch, batches
+from continual.step.pipeline import Pipeline, Step
+from continual.step.settings import ApplySettings
 from continual.streams import Item, Stream
 from continual.streams.places import place_in, stream_for
 from continual.tasks import Question

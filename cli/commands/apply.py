@@ -19,7 +19,8 @@ from cli.watching import listening, watching
 if TYPE_CHECKING:
     from continual.history.reports import RunTally
     from continual.session import Session
-    from continual.step.pipeline import ApplySettings, Step
+    from continual.step.pipeline import Step
+    from continual.step.settings import ApplySettings
     from continual.streams import Stream
     from store import Store
 
@@ -245,7 +246,7 @@ def _settings(
 ) -> ApplySettings:
     """Return the store's settings with the changes from the command line."""
     from continual.editors.chains import chain_of
-    from continual.step.pipeline import Recheck
+    from continual.step.settings import Recheck
 
     changes = {name: value for name, value in chosen.items() if value is not None}
     if "editor" in changes:

@@ -262,7 +262,8 @@ class NeuronBank:
         if any(patch.subjects) and not self._mount.is_site:
             raise EditError(
                 f"Neurons at block {self.place.block} ask for a subject (from {self.place}), which "
-                "those of the model's last place alone can: leave asks_subject off for others."
+                "those of the model's last place alone can. Leave asks_subject off for others; if "
+                "these were made at the last place, [anatomy] context has changed: put it back."
             )
         if len(patch.keys):
             lengths: Tensor = torch.linalg.vector_norm(patch.keys, dim=1)

@@ -19,8 +19,10 @@ from continual.recheck.encoded_requests import encode
 from continual.recheck.retention import Outcome, outcomes_of
 from continual.recheck.run_state import Past, RunState
 from continual.requests import Request
+from continual.step.batches import Batch
 from continual.step.editing import ProvenEdits
-from continual.step.pipeline import ApplySettings, Batch, Pipeline
+from continual.step.pipeline import Pipeline
+from continual.step.settings import ApplySettings
 from store import Revision, operations
 
 

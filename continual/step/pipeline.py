@@ -12,8 +12,7 @@ Knows the order of the stages, their hand-overs, and the record of a step. Leave
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,11 +22,9 @@ from typing import Any
 
 from continual.editors.chains import make_chain
 from continual.effects import moved_blocks
-from continual.errors import CeditError, RequestError, StreamError
 from continual.memory.answers import AnswerJudge
 from continual.patches import pack
 from continual.recheck import retention
-from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.recheck.measuring import Measured
 from continual.recheck.probing import NewProbes, Probed, probed, read
 from continual.recheck.retention import Outcome
@@ -35,80 +32,15 @@ from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.site import Site
 from continual.statistics import Statistics
+from continual.step.batches import Batch
 from continual.step.clock import COMMIT, EDIT, PROBE, RECHECK, StageClock
 from continual.step.editing import EditSetup, EditStage, ProvenEdits
 from continual.step.planning import EditPlan, PlannedEdit, Planner
+from continual.step.settings import ApplySettings
 from continual.step.watching import WatchSet
 from continual.streams import Item
-from continual.streams.places import StreamPlace
-from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Neighbourhood, WatchedRequest
 from store import BlobRef, Draft, Revision, Store, operations
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """The way in which earlier edits are measured again, and how often."""
-
-    full: bool = False  # by forward passes of the whole model, not by the changes alone
-    every: int = 1  # steps
-
-    @classmethod
-    def parse(cls, text: str) -> Recheck:
-        """Read `exact`, `full` or `every=N`. Raises CeditError for any other text."""
-        if text in ("exact", "full"):
-            return cls(full=text == "full")
-        name, _, number = text.partition("=")
-        if name == "every" and number.isdecimal() and int(number) > 0:
-            return cls(every=int(number))
-        raise CeditError(f"recheck is exact, full or every=N with N at least 1, not {text!r}.")
-
-
-@dataclass(frozen=True)
-class ApplySettings:
-    """The settings by which requests are applied."""
-
-    chain: tuple[str, ...]  # editors, tried in turn
-    batch_size: int = 1
-    seed: int = 0
-    recheck: Recheck = field(default_factory=Recheck)
-    repair: bool = False
-    strict: bool = False
-    force: bool = False
-    editors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [editor.NAME] tables
-    watch: WatchConfig | None = None  # None: the revision is older than the watch set
-
-    @property
-    def watched(self) -> WatchConfig | None:
-        """The settings of the watch set; None if nothing is watched."""
-        config = self.watch
-        return config if config is not None and (config.texts or config.neighbours) else None
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ApplySettings:
-        """Read a revision's settings; the way in which it was re-checked is not among them."""
-        return cls(
-            chain=tuple(record["chain"]),
-            batch_size=int(record["batch_size"]),
-            seed=int(record["seed"]),
-            repair=bool(record["repair"]),
-            force=bool(record["force"]),
-            editors=record["editors"],
-            watch=WatchConfig.of(record["watch"]) if "watch" in record else None,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as a revision's body has them."""
-        tables = {name: dict(self.editors.get(name, {})) for name in self.chain}
-        return {
-            "chain": list(self.chain),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "force": self.force,
-            "repair": self.repair,
-            "editors": tables,
-            **({} if self.watched is None else {"watch": self.watched.to_json()}),
-        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,30 +88,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The input of one step: items of a stream, and the readable requests in them."""
-
-    encoded_requests: tuple[EncodedRequest, ...]
-    quarantined: tuple[Item, ...] = ()
-    source: str | None = None  # the stream's name
-    places: Mapping[str, StreamPlace] = field(
-        default_factory=dict
-    )  # to go on from, by stream's name
-    unknown: Mapping[str, int] = field(default_factory=dict)  # records by unknown key
-
-    @property
-    def streams(self) -> dict[str, dict[str, Any]]:
-        """The streams' states after this batch."""
-        return {name: place.to_json() for name, place in self.places.items()}
-
-    @property
-    def unnamed(self) -> int:
-        """The number of requests whose prompt does not name their subject."""
-        requests = (encoded_request.request for encoded_request in self.encoded_requests)
-        return sum(bool(r.subject) and not r.named_subject for r in requests)
-
-
-@dataclass(frozen=True)
 class _StepResults:
     """The outcomes, patch and measurements that a commit makes durable."""
 
@@ -195,79 +103,6 @@ class _StepResults:
             return None
         timestamp = datetime.now(UTC).isoformat(timespec="seconds")
         return {**self.measured.to_json(), "at": timestamp, **self.durations}
-
-
-REPEATS_MAX = 1000  # items of one step beyond its size: most of them stand already
-
-
-class _Filling:
-    """A batch that fills up with items."""
-
-    def __init__(self, source: str, stands: Callable[[str], bool]) -> None:
-        self._source, self._stands = source, stands
-        self._candidates: list[EncodedRequest] = []
-        self._bad: list[Item] = []
-        self._places: dict[str, StreamPlace] = {}
-        self._unknown: Counter[str] = Counter()
-        self._items = 0
-        self.new = 0  # requests that do not stand already
-
-    def take(self, item: Item, encoded_requests: Iterable[EncodedRequest]) -> None:
-        """Take in an item and its requests."""
-        self._items += 1
-        for encoded_request in encoded_requests:
-            self._candidates.append(encoded_request)
-            self.new += not self._stands(encoded_request.id)
-        if item.reason is not None:
-            self._bad.append(item)
-        if item.stream is not None and not item.is_again:
-            self._places[item.stream] = StreamPlace(item.position, item.rolling)
-        self._unknown.update(item.unknown)
-
-    def is_full(self, size: int) -> bool:
-        """Tell whether the batch has as many new requests as a step takes, or too many items."""
-        return self.new >= size or self._items >= size + REPEATS_MAX
-
-    def batch(self) -> Batch | None:
-        """Return the batch; None if no item came."""
-        if not self._items:
-            return None
-        return Batch(
-            tuple(self._candidates), tuple(self._bad), self._source, self._places, self._unknown
-        )
-
-
-def batches(
-    items: Iterable[Item],
-    source: str,
-    site: Site,
-    settings: ApplySettings,
-    stands: Callable[[str], bool] = lambda _: False,
-) -> Iterator[Batch]:
-    """Yield batches of `batch_size` new requests (an item stays whole). A bad item, and a request
-    that `stands` already, by its id, join the batch in which they come.
-
-    Raises StreamError at the first bad item if the settings are strict.
-    """
-    filling = _Filling(source, stands)
-    for item in items:
-        item, encoded_requests = _encoded(item, site)
-        if item.reason is not None and settings.strict:
-            raise StreamError(f"{source}, record {item.number}: {item.reason}")
-        filling.take(item, encoded_requests)
-        if filling.is_full(settings.batch_size) and (batch := filling.batch()):
-            yield batch
-            filling = _Filling(source, stands)
-    if (batch := filling.batch()) is not None:
-        yield batch
-
-
-def _encoded(item: Item, site: Site) -> tuple[Item, list[EncodedRequest]]:
-    """Return the item, and its requests as tokens; one that breaks a limit makes it a bad item."""
-    try:
-        return item, [encode(request, site.task) for request in item.requests]
-    except RequestError as error:
-        return replace(item, requests=(), reason=error.reason), []
 
 
 def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Outcome:

@@ -22,7 +22,7 @@ from continual.new_store import NewStore, init
 from continual.passes.partial import logits_of
 from continual.recheck import run_state
 from continual.session import Session, open_session
-from continual.step.pipeline import Recheck
+from continual.step.settings import Recheck
 from continual.streams import open_stream
 from continual.watch.config import UNWATCHED
 from store import StoreError

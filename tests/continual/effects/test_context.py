@@ -24,11 +24,11 @@ from continual.session import open_session
 from continual.site import Site
 from continual.tasks import Encoding, Question, make_task
 from continual.watch.config import UNWATCHED
-from continual.watch.writing import continued
 from tests import tiny_language as language
+from tests.continual.effects.decoding import check, decoded
 from tests.continual.recheck.conftest import from_scratch
 from tests.tiny_chat import save_chat_model
-from tests.tiny_models import VOCAB, WIDTH, tiny_inputs, tiny_model
+from tests.tiny_models import WIDTH, tiny_inputs, tiny_model
 
 DECODERS = ("gpt2", "llama", "opt-post-norm", "gptj")
 PLACE = GatePlace.at(2, CONTEXT, context=1)
@@ -139,29 +139,7 @@ def test_rows_at_the_site_are_the_queries_by_hand(name):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_goes_on_from_its_cache_as_without_one(name, beams):
-    model = edited(name)
-    generator = torch.Generator().manual_seed(3)
-    short, long = (torch.randint(4, VOCAB, (1, n), generator=generator) for n in (3, 5))
-    padded = torch.cat([torch.cat([torch.zeros(1, 2, dtype=torch.long), short], 1), long])
-    mask = torch.ones_like(padded)
-    mask[0, :2] = 0
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    options |= {"attention_mask": mask, "num_beams": beams}
-    with model:
-        bare = model.generate(padded, **options)
-        model.put([neurons(bias=-0.5)])
-        found = model.generate(padded, **options)
-        uncached = model.generate(padded, use_cache=False, **options)
-        said = long
-        for _ in range(8):
-            token = logits_of(model.model, {"input_ids": said})[:, -1].argmax(-1)
-            said = torch.cat([said, token[:, None]], 1)
-        written = continued(model, [tuple(ids[0].tolist()) for ids in (short, long)], 6)
-    assert not torch.equal(found, bare)
-    assert torch.equal(found, uncached)
-    if beams == 1:
-        assert torch.equal(found[1:], said)
-    assert written[1] == tuple(said[0, 5:].tolist())[: len(written[1])]
+    check(decoded(edited(name), neurons(bias=-0.5), beams), beams)
 
 
 def test_passes_by_hand_go_on_from_a_cache_of_this_model_alone():

@@ -17,9 +17,9 @@ from continual.model import EditedModel
 from continual.passes.partial import logits_of, record, run
 from continual.patches import pack, unpack
 from continual.patches.neuron import GatePatch, NeuronPatch, neurons_at
-from continual.watch.writing import continued
 from tests import tiny_language as language
-from tests.tiny_models import BLOCKS, VOCAB, WIDTH, tiny_inputs, tiny_model
+from tests.continual.effects.decoding import check, decoded
+from tests.tiny_models import BLOCKS, WIDTH, tiny_inputs, tiny_model
 
 MODELS = ("gpt2", "llama", "opt-post-norm", "gptj", "bart", "t5", "bert-labels", "gpt2-labels")
 DECODERS = ("gpt2", "llama", "opt-post-norm", "gptj")
@@ -162,30 +162,7 @@ def test_padding_does_not_touch_a_pooled_gate(name):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generation_with_a_pooled_gate_is_plain_decoding_without_a_cache(name, beams):
-    model = edited(name)
-    generator = torch.Generator().manual_seed(3)
-    short, long = (torch.randint(4, VOCAB, (1, n), generator=generator) for n in (3, 5))
-    padded = torch.cat([torch.cat([torch.zeros(1, 2, dtype=torch.long), short], 1), long])
-    mask = torch.ones_like(padded)
-    mask[0, :2] = 0
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    with model:
-        bare = model.generate(padded, attention_mask=mask, num_beams=beams, **options)
-        model.put([neurons(GatePlace.at(1, POOLED, 2), bias=-0.2)])
-        found = model.generate(padded, attention_mask=mask, num_beams=beams, **options)
-        uncached = type(model.model).generate(
-            model.model, padded, attention_mask=mask, num_beams=beams, use_cache=False, **options
-        )
-        said = long
-        for _ in range(6):
-            token = logits_of(model.model, {"input_ids": said})[:, -1].argmax(-1)
-            said = torch.cat([said, token[:, None]], 1)
-        written = continued(model, [tuple(ids[0].tolist()) for ids in (short, long)], 6)
-    assert not torch.equal(found, bare)
-    assert torch.equal(found, uncached)
-    if beams == 1:
-        assert torch.equal(found[1:], said)
-        assert written[1] == tuple(said[0, 5:].tolist())[: len(written[1])]
+    check(decoded(edited(name), neurons(GatePlace.at(1, POOLED, 2), bias=-0.2), beams), beams)
 
 
 def test_a_pass_that_reads_a_cache_is_refused_while_a_pooled_gate_is_on():

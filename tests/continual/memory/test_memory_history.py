@@ -20,7 +20,8 @@ from continual.recheck.retention import outcomes_of
 from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.session import Session, open_session
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from tests import tiny_language as language
 from tests.continual.conftest import answers, outcomes, reopened
 from tests.tiny_language import CAPITALS, ask, capital

@@ -23,7 +23,8 @@ from continual.recheck.ledger import (
 from continual.recheck.run_state import RunState
 from continual.requests import Request
 from continual.session import Session, open_session
-from continual.step.pipeline import Recheck, Step
+from continual.step.pipeline import Step
+from continual.step.settings import Recheck
 from tests import tiny_language as language
 from tests.continual.conftest import reopened
 from tests.tiny_language import CAPITALS, ask, capital, correction

@@ -14,7 +14,7 @@ from continual.recheck.ledger import EDIT
 from continual.recheck.metrics import Count
 from continual.requests import Request
 from continual.session import Session
-from continual.step.pipeline import Recheck
+from continual.step.settings import Recheck
 from store import Draft
 from tests.continual.conftest import answers, outcomes, reopened, write_lines
 from tests.tiny_language import CAPITALS, COUNTRIES, POSITIONS, ask, capital, correction
