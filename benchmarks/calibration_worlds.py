@@ -222,10 +222,10 @@ WORLDS = {
                 ("Norda", "Krell", "Vimo", "Sanda", "Pluto"), ("Ropes", "Timber", "Salt", "Sails")
             )
         ),
-        80,
+        200,
         _llama,
         partial(_pieces, 700),
-        40,
+        50,
         48,
         2e-3,
         5,
@@ -244,8 +244,8 @@ WORLDS = {
         250,
         _gpt2,
         partial(_byte_pairs, 1100),
-        40,
-        192,
+        50,
+        48,
         2e-3,
         7,
     ),

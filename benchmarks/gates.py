@@ -1,26 +1,28 @@
 """Measures how well a plane at the last FFN separates a correction's wordings from other text.
 
     python -m benchmarks.gates --model DIR [--records 40] [--skip N] [--rows 0,30,100,300,1000,3000]
-        [--copies 0,8] [--contexts none,N] [--chat] [--margin .35] [--output DIR] [--data DIR]
-        [--seed N] [--threads 1]
+        [--copies 0,8] [--wordings 0,1] [--worded-copies 0,8] [--margin .35,…]
+        [--contexts none,N] [--chat] [--output DIR] [--data DIR] [--seed N] [--threads 1]
 
 Makes a neuron's gate for each record of CounterFact as T-Patcher makes it, by the key with the
 widest margin to the rows in memory, and looks where it opens. Nothing is edited, and no value is
 trained. Memory has a number of rows of general text that the base wrote, prompts of other relations
-about the subject, the prompt about other subjects, and the prompt with its new answer. A gate takes
-either any text, or only texts that name the subject. Queries are read without a context, or with
-the context of one block after another; with `--chat` every prompt is a user's turn. The table has
-the shares of held-out prompts that open it: it should open on paraphrases, and stay shut on
-neighbours, other questions about the subject, and general text. The plot shows them over the number
-of rows.
+about the subject, the prompt about other subjects, and the prompt with its new answer. A gate's own
+rows are the prompt, copies of it behind sentences, other wordings of its relation, and copies of
+these. A gate takes either any text, or only texts that name the subject. Queries are read without a
+context, or with the context of one block after another; with `--chat` every prompt is a user's
+turn. The table has the shares of held-out prompts that open it: it should open on paraphrases, and
+stay shut on neighbours, other questions about the subject, and general text. The plot shows them
+over the number of rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,9 @@ COLUMNS = (
     TextColumn("texts that open it", "editor"),
     TextColumn("context", "context"),
     TextColumn("copies", "copies", "d"),
+    TextColumn("wordings", "wordings", "d"),
+    TextColumn("copies of each", "worded_copies", "d"),
+    TextColumn("margin", "margin", ".2f"),
     TextColumn("general rows", "rows", "d"),
     *(TextColumn(heading, kind, ".3f") for kind, heading in SHARES.items()),
     TextColumn("without a plane", "inseparable", "d"),
@@ -74,14 +79,30 @@ PREFIX_WORDS = (6, 21)
 
 
 @dataclass(frozen=True)
+class GateForm:
+    """The own rows of a gate, its margin, and the texts that it takes."""
+
+    copies: int  # of the prompt
+    wordings: int
+    worded_copies: int  # of each wording
+    margin: float
+    naming: bool  # only texts that name the subject
+
+
+@dataclass(frozen=True)
 class GateQueries:
     """A record's queries, and the held-out prompts for its gate."""
 
     subject: str  # normalised
-    own: Tensor  # [1 + copies, d], the prompt's first
+    asked: Tensor  # [1 + wordings, 1 + copies, d]: the prompt's first, each before its copies
     about_subject: Tensor  # [n, d] in memory: other prompts, and the prompt with its answer
     about_others: Tensor  # [n, d]
     others: Mapping[str, tuple[Tensor, list[bool]]]  # by kind: queries; is the subject named?
+
+    def own(self, form: GateForm) -> Tensor:
+        """Return the own rows [n, d] of a gate, the prompt's first."""
+        worded = self.asked[1 : 1 + form.wordings, : 1 + form.worded_copies]
+        return torch.cat([self.asked[0, : 1 + form.copies], worded.flatten(0, 1)])
 
 
 class QueryReader:
@@ -113,6 +134,7 @@ class QueryReader:
         every: Sequence[CounterFactRecord],
         prefixes: Sequence[str],
         questions: Mapping[str, list[str]],
+        wordings: int,
         seed: int,
     ) -> GateQueries:
         """Read the queries that make a record's gate and the ones that test it, in one go."""
@@ -120,8 +142,10 @@ class QueryReader:
         held_out = {question for asked in questions.values() for question in asked}
         elsewhere = [f for f in every if f.relation != fact.relation]
         about = [f.template.replace("{}", fact.subject, 1) for f in elsewhere]
+        prompts = [fact.prompt, *_wordings(fact, every, held_out, wordings, rng)]
+        fronts = ("", *(f"{prefix}. " for prefix in prefixes))
         parts = {
-            "own": [fact.prompt, *(f"{prefix}. {fact.prompt}" for prefix in prefixes)],
+            "own": [f"{front}{prompt}" for prompt in prompts for front in fronts],
             "in memory, about it": rng.sample(
                 [p for p in dict.fromkeys(about) if p not in held_out], ABOUT_SUBJECT
             ),
@@ -136,7 +160,7 @@ class QueryReader:
         subject = normalised(fact.subject)
         return GateQueries(
             subject,
-            split.pop("own"),
+            split.pop("own").unflatten(0, (len(prompts), -1)),
             torch.cat([split.pop("in memory, about it"), self.behind(fact.prompt, fact.target)]),
             split.pop("in memory, about others"),
             {
@@ -146,46 +170,56 @@ class QueryReader:
         )
 
 
-def opened(
-    asked: GateQueries, memory: Tensor, copies: int, margin: float, *, naming: bool
-) -> dict[str, list[bool]] | None:
+def _wordings(
+    fact: CounterFactRecord,
+    every: Sequence[CounterFactRecord],
+    held_out: Collection[str],
+    count: int,
+    rng: random.Random,
+) -> list[str]:
+    """Draw up to `count` other prompts of the relation with this subject, none of them held out."""
+    alike = (f.template for f in every if f.relation == fact.relation)
+    prompts = dict.fromkeys(t.replace("{}", fact.subject, 1) for t in alike if t != fact.template)
+    usable = [prompt for prompt in prompts if prompt not in held_out]
+    return rng.sample(usable, min(count, len(usable)))
+
+
+def opened(asked: GateQueries, memory: Tensor, form: GateForm) -> dict[str, list[bool]] | None:
     """Make a record's gate and tell on which prompts it opens, by kind; None if no plane separates.
 
     `memory` [m, d] is general text. A gate that asks for the subject leaves prompts about others
     out of its memory, as they are out of its reach.
     """
-    own = asked.own[: 1 + copies]
-    silent = [memory, asked.about_subject, *([] if naming else [asked.about_others])]
+    own = asked.own(form)
+    silent = [memory, asked.about_subject, *([] if form.naming else [asked.about_others])]
     rows = torch.cat(silent)
     ridge = TPatcherConfig().subject_whitening
-    whitening = QueryWhitening.of(memory, ridge) if naming else None
+    whitening = QueryWhitening.of(memory, ridge) if form.naming else None
     start = own.mean(0) - rows.mean(0)
     key = widest_key(own, start, lambda k: rows[(rows @ k).argmax()], whitening)
     lowest, highest = (own @ key).min(), (rows @ key).max()
     if not lowest > highest:
         return None
-    threshold = highest + margin * (lowest - highest)
+    threshold = highest + form.margin * (lowest - highest)
     return {
         kind: [
-            fires and (named or not naming)
+            fires and (named or not form.naming)
             for fires, named in zip((queries @ key > threshold).tolist(), are_named, strict=True)
         ]
         for kind, (queries, are_named) in asked.others.items()
     }
 
 
-def row(
-    every: Sequence[GateQueries], memory: Tensor, copies: int, margin: float, *, naming: bool
-) -> dict[str, Any]:
+def row(every: Sequence[GateQueries], memory: Tensor, form: GateForm) -> dict[str, Any]:
     """Return one line of the table."""
-    found = [opened(asked, memory, copies, margin, naming=naming) for asked in every]
+    found = [opened(asked, memory, form) for asked in every]
     shares: dict[str, float | None] = {}
     for kind in SHARES:
         fires = [f for one in found if one is not None for f in one.get(kind, [])]
         shares[kind] = sum(fires) / len(fires) if fires else None
     return {
-        "editor": NAMING if naming else ANY,
-        "copies": copies,
+        "editor": NAMING if form.naming else ANY,
+        **asdict(form),
         "rows": len(memory),
         "inseparable": sum(one is None for one in found),
         **shares,
@@ -224,7 +258,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--copies", default="0,8", metavar="N,…")
     options.add_argument("--contexts", default="none", metavar="N,…", help="blocks, or none")
     options.add_argument("--chat", action="store_true", help="every prompt is a user's turn")
-    options.add_argument("--margin", type=float, default=TPatcherConfig().subject_margin)
+    options.add_argument("--wordings", default="0", metavar="N,…", help="of the same relation")
+    options.add_argument("--worded-copies", default="0", metavar="N,…", help="of each wording")
+    options.add_argument("--margin", default=str(TPatcherConfig().subject_margin), metavar="M,…")
     options.add_argument("--openings", type=int, default=20, metavar="N")
     options.add_argument("--seed", type=int, default=0, metavar="N")
     options.add_argument("--data", type=Path, default=data_folder(), metavar="DIR")
@@ -236,7 +272,9 @@ def parser() -> argparse.ArgumentParser:
 def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every number of rows and copies, and return all lines of the table."""
     sizes = sorted({int(n) for n in given.rows.split(",")})
-    copies = [int(n) for n in given.copies.split(",")]
+    forms = list(_forms(given))
+    copies = max(max(form.copies, form.worded_copies) for form in forms)
+    wordings = max(form.wordings for form in forms)
     config = WatchConfig()
     texts = 2 * -(-max(sizes) // config.tokens)
     read = general.write(
@@ -256,16 +294,21 @@ def measure(site: Site, given: argparse.Namespace) -> list[dict[str, Any]]:
     asked = []
     for number, fact in enumerate(chosen):
         rng = random.Random(f"{given.seed}:{fact.case}")
-        prefixes = list(_prefixes(written, min(max(copies), len(written)), rng))
+        prefixes = list(_prefixes(written, min(copies, len(written)), rng))
         questions = _questions(survey, fact, chosen, order, given.data)
-        asked.append(reader.asked(fact, order, prefixes, questions, given.seed))
+        asked.append(reader.asked(fact, order, prefixes, questions, wordings, given.seed))
         tables.note(f"{number + 1} of {len(chosen)} records read")
-    return [
-        row(asked, memory[:size], count, given.margin, naming=naming)
-        for naming in (False, True)
-        for count in copies
-        for size in sizes
-    ]
+    return [row(asked, memory[:size], form) for form in forms for size in sizes]
+
+
+def _forms(given: argparse.Namespace) -> Iterator[GateForm]:
+    """Yield all gates that are asked for; copies of no wording count once."""
+    whole = [[int(n) for n in x.split(",")] for x in (given.copies, given.wordings)]
+    worded = [int(n) for n in given.worded_copies.split(",")]
+    margins = [float(m) for m in given.margin.split(",")]
+    for naming, copies, wordings in product((False, True), *whole):
+        for behind, margin in product(worded if wordings else worded[:1], margins):
+            yield GateForm(copies, wordings, behind, margin, naming)
 
 
 def main() -> None:
@@ -282,8 +325,9 @@ def main() -> None:
         rows += [{**line, "context": context} for line in found]
     tables.show("where a gate opens", COLUMNS, rows)
     tables.write_json(given.output / "gates.json", "gates", {"rows": rows})
-    most = max(line["copies"] for line in rows)
-    drawn = [line for line in rows if (line["copies"], line["context"]) == (most, context)]
+    last = {key: rows[-1][key] for key in ("copies", "wordings", "worded_copies", "margin")}
+    last["context"] = context
+    drawn = [line for line in rows if last.items() <= line.items()]
     plots.save(plots.curves(drawn, "rows", SHARES, "rows of general text"), given.output, "gates")
 
 
