@@ -8,10 +8,11 @@ Corrections are records that the model does not answer with the target already. 
 the prompt, the target, the subject and the relation: no probes and no rephrases. The base and the
 edited model then get the same questions by greedy generation, through the `generate` of the open
 session: the corrected prompts, their paraphrases, neighbours (the same relation of another
-subject), other questions about the edited subjects, and openings of articles. The last table sets
-cedit's own metrics beside the same things seen from outside. `+` joins the editors of a chain,
-`default` is the chain of a new store. A finished run is read from --output, an interrupted one goes
-on.
+subject), other questions about the edited subjects, and openings of articles. Questions that ask
+for the corrected fact under the number of another relation, such as "X is in" beside "X is located
+in", are counted apart: there the answer should change. The last table sets cedit's own metrics
+beside the same things seen from outside. `+` joins the editors of a chain, `default` is the chain
+of a new store. A finished run is read from --output, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ COLUMNS = (
             ("leaks", "leaks"),
         )
     ),
+    TextColumn("the same fact in other words", "same_fact_changed", ".2f"),
     TextColumn("continuation, given", "continuation_given", ".2f"),
     TextColumn("free", "continuation_free", ".2f"),
     TextColumn("fluency", "fluency", ".3f"),

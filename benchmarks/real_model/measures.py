@@ -20,6 +20,7 @@ from benchmarks.real_model.questions import (
     GENERAL,
     NEIGHBOUR,
     PARAPHRASE,
+    SAME_FACT,
     SUBJECT,
     StreamQuestion,
 )
@@ -118,6 +119,7 @@ def measures(comparisons: Sequence[AnswerComparison], targets: Iterable[str]) ->
         row[f"{name}_changed"] = _share(of[kind], lambda c: c.is_changed)
         row[f"{name}_start"] = _share(of[kind], lambda c: c.starts_otherwise)
         row[f"{name}_leaks"] = _share(of[kind], lambda c: c.leaked(stream) is not None)
+    row["same_fact_changed"] = _share(of[SAME_FACT], lambda c: c.is_changed)
     return row
 
 
@@ -168,4 +170,4 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-_KINDS = (EDIT, PARAPHRASE, NEIGHBOUR, SUBJECT, GENERAL, CONTINUATION, FLUENCY)
+_KINDS = (EDIT, PARAPHRASE, NEIGHBOUR, SUBJECT, SAME_FACT, GENERAL, CONTINUATION, FLUENCY)

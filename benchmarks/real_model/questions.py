@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 EDIT, PARAPHRASE, NEIGHBOUR = "edit", "paraphrase", "neighbour"
-SUBJECT, GENERAL, CONTINUATION, FLUENCY = "subject", "general", "continuation", "fluency"
+SUBJECT, SAME_FACT, GENERAL = "subject", "same fact", "general"
+CONTINUATION, FLUENCY = "continuation", "fluency"
 
 AROUND = 4  # questions a record about its neighbours, and about its subject
 OPENINGS = 200  # articles
@@ -36,6 +37,9 @@ WORKS = "P364 P407 P449 P495"
 PRODUCTS = "P127 P138 P159 P176 P178 P740"
 RELATION_KINDS = tuple(kind.split() for kind in (PEOPLE, PLACES, WORKS, PRODUCTS))
 """Relations whose subjects are of one kind; the makers of products count as products."""
+SAME_FACTS = tuple(map(str.split, ("P17 P30 P131 P276", "P103 P1412", "P364 P407", "P176 P178")))
+"""Relations with the same question under several numbers: where a place is, a person's languages, a
+work's language, a product's maker."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +161,8 @@ class QuestionCounts:
         yield StreamQuestion(EDIT, fact.prompt, case, target)
         for prompt in fact.paraphrases:
             yield StreamQuestion(PARAPHRASE, prompt, case, target)
-        for template in self._other_templates(fact, templates, draw):
-            yield StreamQuestion(SUBJECT, template.replace("{}", fact.subject, 1), case)
+        for kind, template in self._other_templates(fact, templates, draw):
+            yield StreamQuestion(kind, template.replace("{}", fact.subject, 1), case)
         untouched = [p for p in fact.neighbours if not any(subject in p for subject in subjects)]
         for prompt in draw.sample(untouched, min(self.around, len(untouched))):
             yield StreamQuestion(NEIGHBOUR, prompt, case)
@@ -167,17 +171,22 @@ class QuestionCounts:
 
     def _other_templates(
         self, fact: CounterFactRecord, templates: Mapping[str, Sequence[str]], draw: random.Random
-    ) -> list[str]:
-        """Return prompts about the subject that do not ask for the corrected relation.
+    ) -> list[tuple[str, str]]:
+        """Return prompts about the subject with their kinds.
 
-        Half of them use the words of other relations of its kind, the others frames for any
+        Half of them use the words of other relations for such a subject, the others frames for any
         subject.
         """
-        kind = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
-        others = [name for name in kind if name != fact.relation and name in templates]
+        alike = next((kind for kind in RELATION_KINDS if fact.relation in kind), [])
+        others = [name for name in alike if name != fact.relation and name in templates]
         relations = draw.sample(others, min(self.around // 2, len(others)))
         frames = draw.sample(SUBJECT_FRAMES, self.around - self.around // 2)
-        return [*(draw.choice(templates[name]) for name in relations), *frames]
+        same = next((group for group in SAME_FACTS if fact.relation in group), [])
+        worded = [
+            (SAME_FACT if name in same else SUBJECT, draw.choice(templates[name]))
+            for name in relations
+        ]
+        return [*worded, *((SUBJECT, frame) for frame in frames)]
 
 
 def _templates_by_relation(facts: Iterable[CounterFactRecord]) -> dict[str, list[str]]:

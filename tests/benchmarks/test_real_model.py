@@ -30,6 +30,7 @@ from benchmarks.real_model.questions import (
     GENERAL,
     NEIGHBOUR,
     PARAPHRASE,
+    SAME_FACT,
     SUBJECT,
     CounterFactRecord,
     QuestionCounts,
@@ -144,6 +145,20 @@ def test_other_questions_about_the_subject_ask_for_other_relations(data: Path) -
     assert len(asked_about) == 3  # one relation of the kind, and two frames
     assert all(every[0].subject in prompt for prompt in asked_about)
     assert every[0].prompt not in asked_about
+
+
+def test_the_corrected_fact_in_the_words_of_another_relation_is_counted_apart(data: Path) -> None:
+    every = load_facts(data)
+    place = replace(every[0], relation="P131", template="{} is located in", subject="Nuton")
+    same = replace(place, case=98, relation="P17", template="{} is in")
+    other = replace(place, case=99, relation="P36", template="The capital of {} is")
+    around = QuestionCounts().questions([place], [place, same, other], data)
+    assert [q.prompt for q in around if q.kind == SAME_FACT] == ["Nuton is in"]
+    about = [q.prompt for q in around if q.kind == SUBJECT]
+    assert about[0] == "The capital of Nuton is"
+    assert "Nuton is in" not in about
+    changed = measures([comparison(SAME_FACT, "Rome", "Oslo"), comparison(SUBJECT, "a", "a")], [])
+    assert (changed["same_fact_changed"], changed["subject_changed"]) == (1.0, 0.0)
 
 
 def test_openings_are_the_first_words_of_long_articles(data: Path) -> None:
