@@ -7,7 +7,8 @@ Each class is made small, and put through: `init`, two corrections by T-Patcher,
 plain forward passes, by `generate` and by `ask` against the ledger's claim, the store opened again,
 and a rollback compared bit for bit. It runs in a process of its own with a time limit, and has a
 line in FOLDER/results.jsonl: a sweep that was stopped goes on where it was. `--again` takes classes
-with these outcomes once more. Exit code 1 where anything is wrong or a bug.
+with these outcomes once more. The last table has the editors that take each class. Exit code 1
+where anything is wrong or a bug.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from benchmarks.architectures import stages
 from benchmarks.architectures.models import SHORT, TASKS, ModelClass, kinds, quiet
 from benchmarks.tables import TextColumn
 
+NEED_NO_FFN = ("tpatcher, grace", "serac, ike", "ft-last, ft-all")
+NEED_MATRICES = ("memit, rome, emmet, alphaedit, ft-l",)
+NEURONS = {stages.FFN: "at the last FFN", stages.BLOCK: "behind the last block"}
 RESULTS = "results.jsonl"
 TIMEOUT = "timeout"
 OUTCOMES = (
@@ -38,6 +42,11 @@ OUTCOMES = (
 )
 NOT_ALLOWED = (stages.WRONG, stages.BUG)
 COUNTS = (TextColumn("task", "task"), *(TextColumn(name, name, "d") for name in OUTCOMES))
+FAMILIES = (
+    TextColumn("class", "key"),
+    TextColumn("neurons stand", "neurons"),
+    *(TextColumn(editors, editors) for editors in (*NEED_NO_FFN, *NEED_MATRICES)),
+)
 CLASSES = (
     TextColumn("class", "key"),
     TextColumn("outcome", "outcome"),
@@ -105,6 +114,18 @@ def report(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return counts
 
 
+def families(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return which editors take each class that works: all, but for editors of FFN matrices where
+    the model has none in each block that add to the residual sum as they are."""
+    rows = []
+    for key, record in records.items():
+        if place := record.get("place"):
+            takes = dict.fromkeys(NEED_NO_FFN, "yes")
+            takes |= dict.fromkeys(NEED_MATRICES, "yes" if place == stages.FFN else "no")
+            rows.append({"key": key, "neurons": NEURONS[place], **takes})
+    return rows
+
+
 def main() -> int:
     """Run the sweep or its report as the module describes; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -129,6 +150,7 @@ def main() -> int:
     found = results(told.folder)
     found = {kind.key: found[kind.key] for kind in chosen if kind.key in found}
     counts = report(found)
+    tables.show("Which editors", FAMILIES, families(found))
     if told.json:
         told.json.write_text(json.dumps({"counts": counts, "classes": list(found.values())}))
     return int(any(record["outcome"] in NOT_ALLOWED for record in found.values()))

@@ -33,6 +33,7 @@ WORKS, REFUSED, FAILED, WRONG, BUG, UNBUILT = (
     "bug",
     "unbuilt",
 )
+FFN, BLOCK = "ffn", "block"
 TEXTS = {
     "causal": (("The capital of Australia is", "Chile"), ("The river is called the", "Canberra")),
     "seq2seq": (("The capital of Australia is", "Chile"), ("The river is called the", "Canberra")),
@@ -59,7 +60,7 @@ def _stages(kind: ModelClass, folder: Path) -> dict[str, Any]:
     task = {"name": kind.task}
     new = NewStore(str(folder / "model"), task, watch=UNWATCHED, calibration={})
     with init(folder / "store", new) as session:
-        before = _digest(session)
+        before, place = _digest(session), _place(session)
         outcomes = _edited(session, kind)
         complaints = _disagreements(session, kind, outcomes)
     with open_session(folder / "store") as session:
@@ -69,7 +70,13 @@ def _stages(kind: ModelClass, folder: Path) -> dict[str, Any]:
     applied = sum(outcome == APPLIED for outcome in outcomes)
     found = WRONG if complaints else WORKS if applied else FAILED
     said = "; ".join(complaints) or ", ".join(outcomes)
-    return {"outcome": found, "said": said, "applied": applied}
+    return {"outcome": found, "said": said, "applied": applied, "place": place}
+
+
+def _place(session: Session) -> str:
+    """Return where the last block is edited: at its FFN, whose matrix editors write to, or behind
+    the whole block."""
+    return FFN if session.edited.base.anatomy.is_at_ffn else BLOCK
 
 
 def _edited(session: Session, kind: ModelClass) -> list[str]:

@@ -52,6 +52,10 @@ def test_a_sample_of_classes_is_corrected_as_promised_or_refused_with_a_reason(
             assert records[key]["class"] in reason
             assert "\n" not in reason
 
+    places = {key: record.get("place") for key, record in records.items()}
+    assert places["causal/llama"] == places["seq2seq/t5"] == "ffn"
+    assert places["causal/mixtral"] == places["causal/gemma2"] == "block"
+
     again, _ = run(tmp_path, "--only", ",".join(EXPECTED))
     lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert (again, len(lines)) == (0, len(EXPECTED))  # nothing was done twice
