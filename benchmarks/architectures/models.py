@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tokenizers.processors import TemplateProcessing
 from transformers.models.auto import configuration_auto, modeling_auto
 
 from continual.embedded import ATLAS
@@ -75,7 +76,17 @@ def build(kind: ModelClass, directory: Path, *, seed: int = 0) -> None:
     _require_forward(kind, model)
     model.generation_config = hf.GenerationConfig.from_model_config(config)
     model.save_pretrained(directory)
+    if kind.task == "classification" and getattr(config, "is_encoder_decoder", False):
+        _end_texts(tokenizer, config.eos_token_id)
     tokenizer.save_pretrained(directory)
+
+
+def _end_texts(tokenizer: Any, end: int) -> None:
+    """Make the tokenizer put the end token behind each text, as tokenizers of encoders do."""
+    mark = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=["$A", mark], special_tokens=[(mark, end)]
+    )
 
 
 @torch.no_grad()

@@ -1,14 +1,17 @@
 """The stages of one class: a store, corrections, answers asked in every way, and a rollback.
 
-The outcome of a class is a word: works, refused (an error of cedit's own, with its message), failed
-(no edit was applied, as the ledger says), wrong (a promise does not hold), bug (an error that is
-not cedit's own), or unbuilt (transformers makes no tiny model of the class).
+A refusal that names another task is followed. The outcome of a class is a word: works, refused (an
+error of cedit's own, with its message), failed (no edit was applied, as the ledger says), wrong (a
+promise does not hold), bug (an error that is not cedit's own), or unbuilt (transformers makes no
+tiny model of the class).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ WORKS, REFUSED, FAILED, WRONG, BUG, UNBUILT = (
     "unbuilt",
 )
 FFN, BLOCK = "ffn", "block"
+REMEDY = "--task causal"  # named where a class has no encoder
 TEXTS = {
     "causal": (("The capital of Australia is", "Chile"), ("The river is called the", "Canberra")),
     "seq2seq": (("The capital of Australia is", "Chile"), ("The river is called the", "Canberra")),
@@ -48,6 +52,15 @@ def put_through(kind: ModelClass, folder: Path) -> dict[str, Any]:
         build(kind, folder / "model")
     except Exception as error:  # the sweep's own limits, or transformers'
         return {"outcome": UNBUILT, "said": _line(error)}
+    record = _tried(kind, folder)
+    if record["outcome"] == REFUSED and kind.task != "causal" and REMEDY in record["said"]:
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        record = _tried(replace(kind, task="causal"), folder)
+        record["said"] = f"by {REMEDY}: {record['said']}"
+    return record
+
+
+def _tried(kind: ModelClass, folder: Path) -> dict[str, Any]:
     try:
         return _stages(kind, folder)
     except CeditError as error:
@@ -61,10 +74,11 @@ def _stages(kind: ModelClass, folder: Path) -> dict[str, Any]:
     new = NewStore(str(folder / "model"), task, watch=UNWATCHED, calibration={})
     with init(folder / "store", new) as session:
         before, place = _digest(session), _place(session)
-        outcomes = _edited(session, kind)
-        complaints = _disagreements(session, kind, outcomes)
+        texts = tuple(_texts(session, kind))
+        outcomes = _edited(session, texts)
+        complaints = _disagreements(session, kind, texts, outcomes)
     with open_session(folder / "store") as session:
-        complaints += [f"opened again, {c}" for c in _disagreements(session, kind, outcomes)]
+        complaints += [f"opened again, {c}" for c in _disagreements(session, kind, texts, outcomes)]
         session.rollback("base")
         complaints += ["rolled back, other bits"] if _digest(session) != before else []
     applied = sum(outcome == APPLIED for outcome in outcomes)
@@ -79,20 +93,31 @@ def _place(session: Session) -> str:
     return FFN if session.edited.base.anatomy.is_at_ffn else BLOCK
 
 
-def _edited(session: Session, kind: ModelClass) -> list[str]:
+def _texts(session: Session, kind: ModelClass) -> Iterator[tuple[str, str]]:
+    """Yield prompts with their targets; a classifier's are labels that it does not give."""
+    labels = tuple(getattr(session.edited.base.model.config, "id2label", {}).values())
+    for prompt, target in TEXTS[kind.task]:
+        if kind.task == "classification" and session.ask(prompt) == target:
+            target = next(label for label in labels if label != target)
+        yield prompt, target
+
+
+def _edited(session: Session, texts: Sequence[tuple[str, str]]) -> list[str]:
     """Apply the corrections, and return the outcome of each."""
     outcomes = []
-    for prompt, target in TEXTS[kind.task]:
+    for prompt, target in texts:
         request = Request(prompt=prompt, target_new=target)
         for step in session.apply_requests([request], session.settings()):
             outcomes += [outcome.outcome for outcome in step.outcomes]
     return outcomes
 
 
-def _disagreements(session: Session, kind: ModelClass, outcomes: list[str]) -> list[str]:
+def _disagreements(
+    session: Session, kind: ModelClass, texts: Sequence[tuple[str, str]], outcomes: list[str]
+) -> list[str]:
     """Return the ways of asking that contradict the ledger's claim about a correction."""
     found = []
-    for (prompt, target), outcome in zip(TEXTS[kind.task], outcomes, strict=True):
+    for (prompt, target), outcome in zip(texts, outcomes, strict=True):
         probe = session.task.encode(prompt, target)
         ways = {"forward": _by_forward(session, probe)}
         if kind.task == "causal":

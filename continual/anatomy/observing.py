@@ -22,13 +22,16 @@ MESSAGE_MAX = 200  # characters of another package's message in one of ours
 
 
 def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
-    """Make one sequence [1, length] of token ids from the middle of the vocabulary."""
+    """Make one sequence [1, length] of token ids from the middle of the vocabulary. For an encoder
+    it ends as its texts do: a classifier behind a decoder reads its answer at the end token."""
     embedding = _embedding(model)
     vocabulary = len(embedding)
     spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=embedding.device)
     inputs = {"input_ids": spread.long().unsqueeze(0)}
     if is_seq2seq(model):
-        inputs["decoder_input_ids"] = inputs["input_ids"]
+        inputs["decoder_input_ids"] = inputs["input_ids"].clone()
+        if isinstance(end := model.config.eos_token_id, int):
+            inputs["input_ids"][0, -1] = end
     return inputs
 
 

@@ -80,7 +80,7 @@ def _inputs(base: PretrainedBase) -> dict[str, Tensor]:
 
 
 def _encoding(base: PretrainedBase, length: int) -> Encoding:
-    ids = tuple(_inputs(base)["input_ids"][0, :length].tolist())
+    ids = tuple(_inputs(base)["input_ids"][0, -length:].tolist())
     question = Question(ids)
     return Encoding(replace(question, source=ids) if _has_encoder(base) else question, (), ())
 
