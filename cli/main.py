@@ -28,6 +28,7 @@ COMMANDS = (
     "fix",
     "quarantine",
     "ask",
+    "neurons",
     "status",
     "list",
     "find",

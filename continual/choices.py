@@ -93,6 +93,12 @@ EDITORS = Registry(
         tasks=CAUSAL,
     ),
     EditorEntry(
+        "kn",
+        "continual.editors.kn:Kn",
+        "rewrites values of the FFN neurons that the present answer is owed to; weak",
+        tasks=("causal", "seq2seq"),
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",

@@ -6,6 +6,7 @@
 - ``altered``   changes the hidden state that a module returns
 - ``added``     adds to it
 - ``replaced``  puts another in its place
+- ``fed``       changes the hidden state that goes into a module
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
 - ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
 - ``uncompiled``  keeps a model's forward out of compiled code, which sees no hooks;
@@ -142,6 +143,20 @@ def replaced(module: nn.Module, replacement: Tensor) -> Iterator[None]:
     """Replace the hidden state that the module returns."""
     with altered(module, lambda _: replacement):
         yield
+
+
+@contextmanager
+def fed(module: nn.Module, alter: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Pass the hidden state that goes into the module, its first argument, through ``alter``."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (alter(args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

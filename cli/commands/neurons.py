@@ -1,0 +1,334 @@
+"""`cedit neurons`: finds the neurons that an answer is owed to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import common, find_store, require_revision, revision_names
+from cli.output import Output, columns, counted, one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from continual.analysis.neurons.finding import FactNeurons, NeuronFinder, PromptedFact
+
+MASKED = "masked"
+TASKS = ("causal", "seq2seq", MASKED)
+NEURONS_SHOWN = 12
+ARCHITECTURES = {MASKED: "AutoModelForMaskedLM"}
+
+
+@click.command("neurons")
+@click.argument("source", metavar="PROMPT|FILE")
+@click.option("--answer", metavar="TEXT", help="To attribute (default: the one the model gives).")
+@click.option(
+    "--rephrase", "rephrases", metavar="TEXT", multiple=True, help="PROMPT in other words."
+)
+@click.option("--relation", metavar="NAME", help="Of FILE, the facts of this relation alone.")
+@click.option(
+    "--at",
+    metavar="REVISION",
+    shell_complete=revision_names,
+    default="head",
+    help="The revision (default: head).",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="A model's folder in the place of a store.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="Of --model: masked takes prompts that hold its mask.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of the integral."
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of a prompt's highest score.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.7,
+    show_default=True,
+    help="Share of a fact's prompts that its neurons are in.",
+)
+@common
+def command(
+    out: Output,
+    store: str | None,
+    source: str,
+    answer: str | None,
+    rephrases: tuple[str, ...],
+    relation: str | None,
+    at: str,
+    model: Path | None,
+    task: str,
+    steps: int,
+    threshold: float,
+    share: float,
+) -> None:
+    """Find the neurons that an answer is owed to.
+
+    Integrated gradients attribute P(answer) to each neuron of each FFN at the position where the
+    answer is said (Dai et al. 2022). A fact's neurons are those that enough of its prompts share.
+    Then they are suppressed (times 0) and amplified (times 2): at that position alone, and in the
+    weights, where every position feels it. The store stays as it is.
+
+    FILE has corrections or facts as `cedit apply` reads them; of an old and a new target the one is
+    taken that the model gives. An answer that it does not give is warned of: its attribution says
+    nothing about what the model knows.
+
+    With --json there is a line for each fact: {"type":"neurons","prompt","answer","says","right",
+    "subject","relation","prompts","share","neurons":[{"block","index","score"}],"probability",
+    "suppressed","amplified","suppressed_in_weights","amplified_in_weights"}, and for FILE one for
+    each relation: {"type":"neurons of relation","relation","facts","neurons","suppressed",
+    "amplified"}, the last two as changes of P relative to it.
+
+    \b
+    Example:
+      cedit neurons "The capital of Australia is"
+      cedit neurons "The capital of Australia is" --answer Canberra --at base --json
+      cedit neurons facts.jsonl --relation capital
+      cedit neurons "Canberra is the capital of [MASK]." --model bert-base --task masked
+    """
+    facts = _facts(source, answer, rephrases, relation)
+    with _finder(store, at, model, task) as finder:
+        from dataclasses import replace
+
+        finder.steps = steps
+        finder.thresholds = replace(finder.thresholds, of_max=threshold, share=share)
+        found = finder.find(facts, lambda number: _tell(out, number, len(facts)))
+        records = [_record(finder, fact) for fact in found]
+    for fact, record in zip(found, records, strict=True):
+        out.record(record)
+        if not record["right"]:
+            out.warn([_wrong(record)])
+        if len(found) == 1:
+            out.text(*_shown(fact, record))
+    if len(found) > 1:
+        out.text(_table(records))
+    if _is_file(source):
+        _show_relations(out, finder, found, records)
+
+
+def _is_file(source: str) -> bool:
+    return source == "-" or Path(source).is_file()
+
+
+def _facts(
+    source: str, answer: str | None, rephrases: Sequence[str], relation: str | None
+) -> list[PromptedFact]:
+    """Return the facts to look at. Raises UsageError for options that do not go together, and
+    CeditError for a file without facts, or without any of the relation."""
+    from continual.analysis.neurons.finding import PromptedFact
+    from continual.errors import CeditError
+
+    if not _is_file(source):
+        if relation is not None:
+            raise click.UsageError("--relation chooses among the facts of a FILE.")
+        if not source.strip():
+            raise click.UsageError("The PROMPT is empty: give it a text.")
+        return [PromptedFact((source, *rephrases), () if answer is None else (answer,))]
+    if answer is not None or rephrases:
+        raise click.UsageError("--answer and --rephrase belong to a PROMPT; FILE has its own.")
+    facts = list(_facts_in(source))
+    if not facts:
+        raise CeditError(f"There are no facts in {source}: each line is one, with its prompt.")
+    chosen = [fact for fact in facts if relation in (None, fact.relation)]
+    if not chosen:
+        known = sorted({fact.relation for fact in facts if fact.relation is not None})
+        names = ", ".join(known[:12]) or "none"
+        raise CeditError(f"No fact in {source} is of the relation {relation!r}: it has {names}.")
+    return chosen
+
+
+def _facts_in(source: str) -> Iterator[PromptedFact]:
+    """Yield the facts in a file. Raises CeditError for a record that cannot be read."""
+    from continual.analysis.neurons.finding import PromptedFact
+    from continual.errors import CeditError
+    from continual.streams import open_stream
+
+    for item in open_stream(source):
+        if item.reason is not None:
+            raise CeditError(f"{source}, record {item.number}: {item.reason}.")
+        for request in item.requests:
+            yield PromptedFact.of(request)
+
+
+@contextmanager
+def _finder(store: str | None, at: str, model: Path | None, task: str) -> Iterator[NeuronFinder]:
+    """Open a store at a revision, or load a model."""
+    if model is not None:
+        with _finder_of_model(model, task) as finder:
+            yield finder
+        return
+    path = find_store(store)
+    require_revision(path, at)
+    from continual.analysis.neurons.finding import NeuronFinder
+    from continual.session import open_session
+
+    with open_session(path, writable=False, at=at) as session:
+        yield NeuronFinder(session.edited, session.task)
+
+
+@contextmanager
+def _finder_of_model(folder: Path, task: str) -> Iterator[NeuronFinder]:
+    from continual.analysis.neurons import MaskedPrompts
+    from continual.analysis.neurons.finding import NeuronFinder
+    from continual.base import load_base
+    from continual.model import EditedModel
+    from continual.tasks import make_task, new_settings, task_class
+
+    table = {"name": task}
+    is_masked = task == MASKED
+    base = load_base(folder, ARCHITECTURES[MASKED] if is_masked else task_class(table).architecture)
+    language = (
+        MaskedPrompts(base.tokenizer, base.context_tokens_max)
+        if is_masked
+        else make_task(base, new_settings(base, table))
+    )
+    with EditedModel(base) as edited:
+        yield NeuronFinder(edited, language)
+
+
+def _tell(out: Output, number: int, total: int) -> None:
+    if total > 1 and (number == total or number % 10 == 0):
+        out.note(f"{number} of {total} facts")
+
+
+def _record(finder: NeuronFinder, found: FactNeurons) -> dict[str, Any]:
+    """Measure a fact's neurons, and return its JSON record."""
+    from dataclasses import asdict
+
+    from continual.analysis.neurons.finding import neurons_json
+
+    wrong = next((prompt for prompt in found.prompts if not prompt.is_right), None)
+    return {
+        "type": "neurons",
+        "prompt": str(found.fact.prompts[0]),
+        "answer": found.answer,
+        "says": (wrong or found.prompts[0]).said,
+        "right": found.is_right,
+        "subject": found.fact.subject,
+        "relation": found.fact.relation,
+        "prompts": len(found.prompts),
+        "share": found.share,
+        "neurons": neurons_json(found),
+        **asdict(finder.effects(found)),
+    }
+
+
+def _wrong(record: dict[str, Any]) -> str:
+    prompt, says, answer = (one_line(record[name]) for name in ("prompt", "says", "answer"))
+    return (
+        f"{prompt!r}: the model says {says!r} to it or to a rephrase of it, and not {answer!r}. "
+        "The attribution of an answer that it does not give says nothing about what it knows."
+    )
+
+
+def _shown(found: FactNeurons, record: dict[str, Any]) -> Iterable[RenderableType]:
+    """Return the lines and the table that describe one fact."""
+    count = len(record["neurons"])
+    yield one_line(f"{record['prompt']} → {record['answer']}")
+    yield (
+        f"{counted(count, 'neuron')} of {counted(record['prompts'], 'prompt')}, "
+        f"in blocks {_blocks(found)}"
+    )
+    neurons = record["neurons"][:NEURONS_SHOWN]
+    yield columns(
+        ("block", "neuron", "attribution"),
+        ((n["block"], n["index"], f"{n['score']:.4f}") for n in neurons),
+        "block neuron attribution",
+    )
+    if count > len(neurons):
+        yield f"… and {count - len(neurons)} more (--json has all of them)"
+    yield ""
+    yield columns(
+        ("P(answer)", "as it is", "suppressed", "amplified"),
+        (
+            ("at its place", *_probabilities(record, "")),
+            ("in the weights", *_probabilities(record, "_in_weights")),
+        ),
+        "suppressed amplified",
+    )
+
+
+def _probabilities(record: dict[str, Any], where: str) -> tuple[str, ...]:
+    names = ("probability", f"suppressed{where}", f"amplified{where}")
+    return tuple(f"{record[name]:.4f}" for name in names)
+
+
+def _blocks(found: FactNeurons) -> str:
+    """Return the numbers of neurons by block, in a line."""
+    from collections import Counter
+
+    counts = Counter(neuron.block for neuron in found.neurons)
+    return ", ".join(f"{block} ({count})" for block, count in sorted(counts.items())) or "–"
+
+
+def _table(records: Sequence[dict[str, Any]]) -> RenderableType:
+    rows = (
+        (
+            record["prompt"],
+            record["answer"],
+            len(record["neurons"]),
+            *_probabilities(record, ""),
+            "" if record["right"] else "wrong",
+        )
+        for record in records
+    )
+    names = ("prompt", "answer", "neurons", "P", "suppressed", "amplified", "")
+    return columns(names, rows, "neurons P suppressed amplified", shrinks="prompt")
+
+
+def _show_relations(
+    out: Output,
+    finder: NeuronFinder,
+    found: Sequence[FactNeurons],
+    records: Sequence[dict[str, Any]],
+) -> None:
+    """Print each relation's neurons, and the change of P over its facts."""
+    from continual.analysis.neurons.choosing import most_frequent
+
+    rows = []
+    for relation in sorted({f.fact.relation for f in found if f.fact.relation is not None}):
+        places = [i for i, f in enumerate(found) if f.fact.relation == relation]
+        neurons = most_frequent(
+            [found[i].neurons for i in places], finder.thresholds.relation_share
+        )
+        before = sum(records[i]["probability"] for i in places)
+        changes = {
+            name: sum(records[i][name] for i in places) / before - 1 if before else None
+            for name in ("suppressed", "amplified")
+        }
+        record = {
+            "type": "neurons of relation",
+            "relation": relation,
+            "facts": len(places),
+            "neurons": [{"block": n.block, "index": n.place} for n in neurons],
+            **changes,
+        }
+        out.record(record)
+        rows.append((relation, len(places), len(neurons), *map(_percent, changes.values())))
+    if rows:
+        names = ("relation", "facts", "neurons", "suppressed", "amplified")
+        out.text("", columns(names, rows, "facts neurons suppressed amplified"))
+
+
+def _percent(change: float | None) -> str:
+    return "–" if change is None else f"{change:+.1%}"
