@@ -45,6 +45,8 @@ COMMANDS = (
     "verify",
     "relocate",
     "gc",
+    "save",
+    "corrections",
     "export",
     "import",
     "report",

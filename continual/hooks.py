@@ -8,7 +8,8 @@
 - ``replaced``  puts another in its place
 - ``fed``       changes the hidden state that goes into a module
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
-- ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method
+- ``bypassed``  runs a stand-in for a module's forward, ``standing_in`` one for any method;
+  ``standing_aside`` puts stand-ins aside for a while
 - ``uncompiled``  keeps a model's forward out of compiled code, which sees no hooks;
   ``is_recorded`` tells of a pass that is recorded as a graph
 - ``unhooked``  runs a module without the hooks on it
@@ -225,6 +226,16 @@ def standing_in(module: nn.Module, method: str, stand_in: Callable[..., Any]) ->
             delattr(module, method)
         else:
             setattr(module, method, before)
+
+
+@contextmanager
+def standing_aside(module: nn.Module, *methods: str) -> Iterator[None]:
+    """Run within ``with`` without the stand-ins for some methods of the module."""
+    before = {name: module.__dict__.pop(name) for name in methods if name in module.__dict__}
+    try:
+        yield
+    finally:
+        module.__dict__.update(before)
 
 
 @contextmanager

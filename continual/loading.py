@@ -69,6 +69,26 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     return Loaded(model, tokenizer, tuple(_notes(directory, model, tokenizer, report)))
 
 
+def assembled(
+    model_class: Any, config: Any, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> Any:
+    """Make a model of a config and of tensors by their names in it, as transformers loads them: in
+    eval mode, without gradients. It may share memory with the tensors.
+
+    Raises ModelError if the tensors are not exactly those that the config asks for.
+    """
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=dict(state), dtype=dtype, output_loading_info=True
+    )
+    odd = [f"{key} ({kind})" for kind, keys in report.items() for key in keys]
+    if odd:
+        raise ModelError(
+            f"{len(odd)} tensors do not fit a {model_class.__name__} of this config: "
+            f"{_named(sorted(odd))}. Save in another form (`cedit save --forms` lists them)."
+        )
+    return model.eval().requires_grad_(False)
+
+
 def _usable_class(config: Any, architecture: str) -> str:
     """Return the class of transformers' to load a model by. A class of texts with images or sound
     takes texts alone, too: its text decoder is a causal model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _COMPANIONS = (
     "*.tokenizer",
     "dict.txt",
 )
+_WEIGHTS = ("*.safetensors", "config.json", "*.safetensors.index.json")
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TOKENIZERS = (*_IDENTITY[2:], *_COMPANIONS[6:])
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _FOREIGN = {
@@ -88,6 +92,34 @@ def companion_files(directory: Path) -> dict[str, str]:
     identity = set(_matching(directory, _IDENTITY))
     files = [file for file in _matching(directory, _COMPANIONS) if file not in identity]
     return {file.relative_to(directory).as_posix(): _digest(file) for file in files}
+
+
+def files_beside_weights(directory: Path) -> list[Path]:
+    """Return the files that go along with another model made of a directory's: its tokenizer, chat
+    templates, generation config, and licence."""
+    weights = _matching(directory, _WEIGHTS)
+    files = _matching(directory, (*_IDENTITY, *_COMPANIONS, *_TERMS))
+    return [file for file in files if file not in weights]
+
+
+def weights_format(directory: Path) -> str | None:
+    """Return the number format of a directory's largest tensor, as torch names it; None for one
+    that torch does not compute in."""
+    sizes: dict[str, int] = {}
+    for file in _matching(directory, ("*.safetensors",)):
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118  no mapping
+                tensor = opened.get_slice(key)
+                count = math.prod(tensor.get_shape())
+                sizes[tensor.get_dtype()] = max(sizes.get(tensor.get_dtype(), 0), count)
+    return _FORMATS.get(max(sizes, key=sizes.__getitem__)) if sizes else None
+
+
+def shard_bytes(directory: Path) -> int | None:
+    """Return the bytes of the largest shard of a directory's weights; None if they are one file."""
+    files = _matching(directory, ("*.safetensors",))
+    is_sharded = bool(_matching(directory, ("*.safetensors.index.json",)))
+    return max(file.stat().st_size for file in files) if is_sharded and files else None
 
 
 def has_tokenizer(directory: Path) -> bool:

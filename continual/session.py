@@ -29,6 +29,7 @@ from continual.history.reverting import RevertResult
 from continual.history.rolling_back import roll_back
 from continual.memory.recall import recall_of
 from continual.memory.routing import Route
+from continual.model import EditedModel
 from continual.open_store import OpenStore
 from continual.out_of_memory import remedy_named
 from continual.prompts import Prompt
@@ -36,6 +37,8 @@ from continual.readers import read_record
 from continual.recheck.encoded_requests import encode
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.requests import Request
+from continual.saving import Saved, SaveSettings, save
+from continual.saving.merged import plain_model
 from continual.settings import StoreSettings
 from continual.statistics.texts import TextFiles
 from continual.step.batches import Batch, batches
@@ -43,10 +46,10 @@ from continual.step.pipeline import Pipeline, Step
 from continual.step.settings import ApplySettings
 from continual.streams import Item, Stream
 from continual.streams.places import place_in, stream_for
-from continual.tasks import Question
+from continual.tasks import Question, Task
 from continual.watch import general
 from continual.watch.config import WatchConfig
-from store import Draft, Revision, operations
+from store import Draft, Revision, Store, operations
 
 FAILED, QUARANTINED = "failed", "quarantined"
 RETRIES = (FAILED, QUARANTINED)
@@ -89,6 +92,17 @@ class Session(OpenStore):
                 print(step.revision.seq, step.measured.rates)
             session.status()["ER"]
     """
+
+    def __init__(
+        self,
+        store: Store,
+        edited: EditedModel,
+        task: Task,
+        at: str = "head",
+        executor: Executor = LOCAL,
+    ) -> None:
+        super().__init__(store, edited, task, at, executor)
+        edited.plain = lambda caller: plain_model(edited, caller=caller).model
 
     def __repr__(self) -> str:
         if self.is_closed:
@@ -169,6 +183,26 @@ class Session(OpenStore):
     def notes(self) -> tuple[str, ...]:
         """Notes for people about the base model, made when it was loaded."""
         return self.edited.base.notes
+
+    def save(
+        self,
+        directory: Path | str,
+        form: str = "transformers",
+        *,
+        at: str | None = None,
+        without: Collection[str] = (),
+        dtype: str | None = None,
+        force: bool = False,
+    ) -> Saved:
+        """Save the model at a revision (the session's unless named) as other tools load it, and
+        ask the saved model every probe again; see `cedit save`.
+
+        `without` names kinds of edits that stay behind (`continual.saving.KINDS`), `dtype` the
+        number format (the base's unless given); `force` replaces a folder with other files. Raises
+        CannotSave, NotOurs, UnknownRevision, all of them CeditError.
+        """
+        self._require_open()
+        return save(self, directory, SaveSettings(form, frozenset(without), dtype, force), at)
 
     # -- applying
 

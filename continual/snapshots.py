@@ -98,6 +98,11 @@ class StateKeeper:
         self._at: str | None = None  # the revision stood at or followed last
         self._segmenter = store.segmenter()  # has taken in that revision's layers
 
+    @property
+    def at(self) -> str | None:
+        """The id of the revision that the model stood at or followed last; None before any."""
+        return self._at
+
     def stand(self, revision: Revision) -> list[Revision]:
         """Put the model at a revision; return its lineage, base first. Raises IntegrityError if the
         fingerprint differs."""

@@ -97,18 +97,20 @@ class TaskModel:
             results.update(zip(batch, of_pass, strict=True))
         return [results[i] for i in range(len(encodings))]
 
-    def judge_in_full(self, encodings: Sequence[Encoding], model: Any = None) -> list[bool]:
+    def judge_in_full(
+        self, encodings: Sequence[Encoding], model: Any = None, tie: float | None = None
+    ) -> list[bool]:
         """Tell for each probe whether it is right, by forward passes of the whole edited model, or
-        of another `model`."""
+        of another `model`; `tie` is of its number format if that is another one."""
         tokens_max = min(PASS_TOKENS_MAX, max(1, PASS_LOGITS_MAX // self.choices))
-        return self.in_passes(partial(self._judged, model=model), encodings, tokens_max)
+        return self.in_passes(partial(self._judged, model=model, tie=tie), encodings, tokens_max)
 
     @torch.no_grad()
-    def _judged(self, encodings: Sequence[Encoding], model: Any) -> list[bool]:
+    def _judged(self, encodings: Sequence[Encoding], model: Any, tie: float | None) -> list[bool]:
         """Tell for each probe of one pass whether it is right."""
         logits = logits_of(model or self.edited.model, self.inputs(encodings))
         answered, targets = answer_logits(encodings, logits)
-        verdict = verdict_of(answered, targets, self.tie)
+        verdict = verdict_of(answered, targets, self.tie if tie is None else tie)
         sizes = [len(encoding.targets) for encoding in encodings]
         right, close = verdict.right.split(sizes), verdict.close.split(sizes)
         return [

@@ -19,6 +19,18 @@ from torch import Tensor
 
 from continual.effects.places import GatePlace
 
+NEURONS, SUBJECTS, CONTEXTS, GATES = "neurons", "subjects", "contexts", "gates"
+CODEBOOK, MEMORY = "codebook", "memory"
+BESIDE: Mapping[str, str] = {
+    NEURONS: "neurons beside a block's FFN",
+    SUBJECTS: "neurons that ask for a subject in the text",
+    CONTEXTS: "neurons whose queries have a context",
+    GATES: "neurons at another place than a block's FFN",
+    CODEBOOK: "rows of a codebook",
+    MEMORY: "records in memory",
+}
+"""The kinds of pieces that stand beside a model's parameters, each in words."""
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -98,8 +110,9 @@ class Effect(Protocol):
         """Run the model with the effect within `with`."""
 
     @property
-    def is_in_parameters(self) -> bool:
-        """True if all of it stands in the model's parameters, so that saving these is enough."""
+    def beside(self) -> Mapping[str, int]:
+        """The number of its pieces that stand beside the model's parameters, by their kind in
+        `BESIDE`; empty if saving the parameters is enough."""
 
     def silenced(self) -> AbstractContextManager[None]:
         """Run the model without the effect within `with`, inside `attached`."""

@@ -16,7 +16,7 @@ distances; leaves files and owners to `patches.codebook`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from continual.effects import KeptQueries, Reach
+from continual.effects import CODEBOOK, KeptQueries, Reach
 from continual.effects.gated import Mount
 from continual.effects.places import GatePlace
 from continual.errors import EditError
@@ -270,9 +270,9 @@ class Codebook:
     # -- a running model
 
     @property
-    def is_in_parameters(self) -> bool:
-        """See `Effect.is_in_parameters`: False."""
-        return False
+    def beside(self) -> Mapping[str, int]:
+        """See `Effect.beside`: its rows."""
+        return {CODEBOOK: self.size} if self.size else {}
 
     def reach(self, first: int = 0) -> Reach:
         """See `Effect.reach`."""

@@ -10,7 +10,7 @@ Every effect with gates hooks a model by a `Mount`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from continual import hooks
-from continual.effects import KeptQueries, Reach
+from continual.effects import CONTEXTS, GATES, NEURONS, SUBJECTS, KeptQueries, Reach
 from continual.effects.context import Context, with_context
 from continual.effects.places import QUERIES, GatePlace
 from continual.errors import EditError, ModelError
@@ -205,6 +205,13 @@ def landing_on(output: Tensor, values: Tensor) -> Tensor:
     return values.to(output).view(output.shape)
 
 
+def kinds_of(place: GatePlace, subjects: Sequence[str]) -> list[str]:
+    """Return the kind in `BESIDE` of neurons at a place, one for each of their subjects."""
+    if not place.is_local:
+        return [CONTEXTS if place.has_context else GATES] * len(subjects)
+    return [SUBJECTS if subject else NEURONS for subject in subjects]
+
+
 class NeuronBank:
     """All neurons at one place. Appending costs only the new neurons; going back cuts the end
     off."""
@@ -377,9 +384,15 @@ class NeuronBank:
         return output if addition is None else output + landing_on(output, addition)
 
     @property
-    def is_in_parameters(self) -> bool:
-        """See `Effect.is_in_parameters`: neurons stand beside them."""
-        return not self.size
+    def beside(self) -> Mapping[str, int]:
+        """See `Effect.beside`: all of its neurons."""
+        kinds = kinds_of(self.place, self.subjects)
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+    @property
+    def is_plain(self) -> Tensor:
+        """[size] bool: True for neurons that a wider FFN of the model could have itself."""
+        return torch.tensor([kind == NEURONS for kind in kinds_of(self.place, self.subjects)])
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ leaves the making of an addition to the kinds of patch, and the choice of parame
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -180,9 +180,9 @@ class EditedWeight:
             self._hide()
 
     @property
-    def is_in_parameters(self) -> bool:
-        """See `Effect.is_in_parameters`."""
-        return True
+    def beside(self) -> Mapping[str, int]:
+        """See `Effect.beside`: nothing."""
+        return {}
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

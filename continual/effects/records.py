@@ -6,7 +6,7 @@ exactly. Leaves the choice of a record for an input, and its reading, to `memory
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from continual.effects import Reach
+from continual.effects import MEMORY, Reach
 from continual.errors import EditError
 from continual.queries.growing import GrowingTensor
 
@@ -181,9 +181,9 @@ class MemoryBank:
         return nullcontext()
 
     @property
-    def is_in_parameters(self) -> bool:
-        """See `Effect.is_in_parameters`: records stand beside them."""
-        return not len(self)
+    def beside(self) -> Mapping[str, int]:
+        """See `Effect.beside`: its records."""
+        return {MEMORY: len(self)} if len(self) else {}
 
     def silenced(self) -> AbstractContextManager[None]:
         """See `Effect.silenced`."""

@@ -7,17 +7,20 @@ records, `generate` answers an input that is about one by the record. Leaves fin
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from continual import hooks
 from continual.base import PretrainedBase
+from continual.effects import BESIDE, MEMORY
 from continual.effects.places import POOLED
 from continual.errors import ModelError
+from continual.loading import assembled
 from continual.model.states import ModelStates
 from continual.patches import Patch
 
@@ -39,6 +42,8 @@ class EditedModel(ModelStates):
     def __init__(self, base: PretrainedBase) -> None:
         super().__init__(base)
         self.recall: Recalling | None = None  # None: its records cannot be found
+        self.plain: Callable[[str], Any] | None = None
+        """Makes a plain transformers model with the edits, for a caller; see `saving.merged`."""
         self._entered = 0  # open `with` blocks
         self._has_told = False
 
@@ -72,19 +77,55 @@ class EditedModel(ModelStates):
         return {"use_cache": False} if is_pooled else {}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Save as transformers' `save_pretrained`, if all edits stand in the parameters.
+        """Save as transformers' `save_pretrained`, with the edits. Edits beside the parameters are
+        saved as a wider FFN, in a config of its own.
 
-        Raises ModelError if some stand beside them: the folder would have the model without these
-        edits.
+        Raises ModelError if some cannot be: the folder would have the model without these edits.
         """
-        if not all(effect.is_in_parameters for effect in self._effects.values()):
-            raise ModelError(
-                "This model has edits that stand beside its weights (neurons, records), and "
-                "save_pretrained writes weights alone: the folder would have a model without them. "
-                "`cedit export FILE` writes the whole history, `cedit import FILE STORE` makes a "
-                "store of it anywhere, and continual.open(STORE) gives the model with its edits."
-            )
-        return type(self.model).save_pretrained(self.model, *args, **kwargs)
+        model = self.as_plain("save_pretrained")
+        return type(model).save_pretrained(model, *args, **kwargs)
+
+    def as_plain(self, caller: str) -> Any:
+        """Return a transformers model that has the edits in its parameters: this one, or one with a
+        wider FFN. Raises ModelError, which names the `caller`, if that cannot be."""
+        if not self.beside:
+            return self.model
+        if self.plain is not None:
+            return self.plain(caller)
+        raise ModelError(cannot_go_along(self.beside, caller))
+
+    def _reduced(self, protocol: Any) -> Any:
+        """Pickle the model with its edits in its parameters, for `pickle` and `torch.save`. Raises
+        ModelError if that cannot be."""
+        model = self.as_plain("a pickle (torch.save)")
+        plain = self._rebuilt() if model is self.model else model
+        return plain.__reduce_ex__(protocol)
+
+    def _copied(self, memo: dict[int, Any]) -> Any:
+        """Copy the model for `copy.deepcopy`: a plain one if all edits stand in the parameters,
+        else one with the hooks of this model, which cannot be saved.
+
+        Raises ModelError if there are records, which the copy's `generate` would answer without.
+        """
+        if len(self.memory):
+            raise ModelError(cannot_go_along({MEMORY: len(self.memory)}, "a copy (copy.deepcopy)"))
+        if not self.beside:
+            memo[id(self.model)] = copied = self._rebuilt()
+            return copied
+        with hooks.standing_aside(self.model, *_COPYING):
+            copied = copy.deepcopy(self.model, memo)
+        for name in ("save_pretrained", "__reduce_ex__"):
+            setattr(copied, name, _refuse_copy)
+        return copied
+
+    def _rebuilt(self) -> Any:
+        """Return a plain model of this one's class, with parameters of its own."""
+        config, dtype = copy.deepcopy(self.model.config), next(self.model.parameters()).dtype
+        state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        plain = assembled(type(self.model), config, state, dtype).to(self.device)
+        if plain.can_generate():
+            plain.generation_config = copy.deepcopy(self.model.generation_config)
+        return plain
 
     def require_recall(self) -> Recalling:
         """Return the part that finds the model's records. Raises ModelError if there is none."""
@@ -99,8 +140,9 @@ class EditedModel(ModelStates):
         if self._hooks is not None:
             return self
         self._hooks = ExitStack()
-        for method in (self.generate, self.save_pretrained):
-            name = method.__name__
+        methods = {"generate": self.generate, "save_pretrained": self.save_pretrained}
+        copying = dict(zip(_COPYING, (self._copied, self._reduced), strict=True))
+        for name, method in {**methods, **copying}.items():
             self._hooks.enter_context(hooks.standing_in(self.model, name, method))
         self._hooks.enter_context(hooks.uncompiled(self.model, self._begin_forward))
         if self.model.base_model is not self.model:
@@ -144,6 +186,30 @@ class EditedModel(ModelStates):
         hooks, self._hooks = self._hooks, None
         if hooks is not None:
             hooks.close()
+
+
+_COPYING = ("__deepcopy__", "__reduce_ex__")
+
+
+def cannot_go_along(beside: Mapping[str, int], caller: str) -> str:
+    """Return the message for edits that stand beside the parameters and cannot go along; `caller`
+    names the attempt."""
+    parts = ", ".join(f"{count} {BESIDE[kind]}" for kind, count in beside.items())
+    return (
+        f"This model has edits that stand beside its weights ({parts}), and {caller} would be "
+        "without them. `cedit save DIR --as transformers` says which edits can go along, and "
+        "--without leaves the others behind; `cedit export FILE` writes the whole history, `cedit "
+        "import FILE STORE` makes a store of it anywhere, and continual.open(STORE) gives the "
+        "model with all of its edits."
+    )
+
+
+def _refuse_copy(*_: Any, **__: Any) -> Any:
+    """Raise ModelError: a copy has its edits in hooks that the session owns."""
+    raise ModelError(
+        "This is a copy of an edited model, and its edits are hooks that a saved model would not "
+        "have. Save the session's own model, or use `cedit save DIR --as transformers`."
+    )
 
 
 def _refuse_graphs() -> None:

@@ -6,6 +6,7 @@ making an effect to ``parameters`` and ``gates``, and the order of patches to ``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from continual.base import PretrainedBase
-from continual.effects import Effect
+from continual.effects import BESIDE, Effect
 from continual.effects.places import CONTEXT, HIDDEN, GatePlace
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
@@ -52,6 +53,15 @@ class ModelEffects:
         if anatomy.context_block is None:
             return GatePlace.at(anatomy.last)
         return GatePlace.at(anatomy.last, CONTEXT, context=anatomy.context_block)
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """Return the number of pieces that stand beside the model's parameters, by their kind in
+        `effects.BESIDE`, in its order."""
+        counts = Counter[str]()
+        for effect in self._effects.values():
+            counts.update(effect.beside)
+        return {kind: counts[kind] for kind in BESIDE if counts[kind]}
 
     def settle(self) -> None:
         """Let go of the dense differences of the present patches.

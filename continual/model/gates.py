@@ -125,6 +125,13 @@ class ModelGates(ModelEffects):
         return [effect for effect in self._gated.values() if effect.size]
 
     @property
+    def plain_neurons(self) -> dict[int, NeuronBank]:
+        """Return the neurons that a wider FFN of the model could have itself, by block: banks with
+        at least one of them (see `NeuronBank.is_plain`)."""
+        banks = (effect for effect in self.open_gates if isinstance(effect, NeuronBank))
+        return {bank.place.block: bank for bank in banks if bool(bank.is_plain.any())}
+
+    @property
     def moves_rows(self) -> bool:
         """True if gates on the model may change rows at its last place."""
         return any(e.place.moves_rows(self.site_place) for e in self.open_gates)

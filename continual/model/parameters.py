@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from continual.anatomy import is_turned
 from continual.effects.parameters import EditedWeight
@@ -64,6 +65,18 @@ class ModelParameters(ModelEffects):
                 "dimensions the inputs are: choose another matrix, or a dense patch."
             )
         return self.parameter(path)
+
+    @property
+    def edited_parameters(self) -> dict[str, Tensor]:
+        """Return the edited parameters by all of their names: base and additions, float32, in the
+        model's own form."""
+        return {
+            name: effect.turned(effect.sum)
+            for names in {id(names): names for names in self._named.values()}.values()
+            if isinstance(effect := self._effects.get(_sum_of(names[0])), EditedWeight)
+            and effect.size
+            for name in names
+        }
 
     def block_of(self, path: str) -> int:
         """Return the first block whose output depends on the parameter at a path."""

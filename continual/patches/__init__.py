@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor
 
+from continual.anatomy import Anatomy
 from continual.effects import Reach
 from continual.errors import CeditError
 from continual.patches.codebook import CodebookPatch
 from continual.patches.dense import DensePatch
-from continual.patches.low_rank import FfnLowRankPatch, LowRankPatch
+from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import GatePatch, NeuronPatch
 from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums
@@ -38,6 +39,14 @@ class Patch(Protocol):
     @property
     def reach(self) -> Reach:
         """The places of the model that it may change."""
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """Return the owners of its rows that stand beside the model's parameters, one for each row,
+        by the rows' kind in `effects.BESIDE`; "" for an unknown owner."""
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """Return the parameters that it edits, by path, each with the factors that it adds; None
+        for a difference that has no factors."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors by name."""

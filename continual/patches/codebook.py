@@ -14,12 +14,14 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-from continual.effects import Reach
+from continual.anatomy import Anatomy
+from continual.effects import CODEBOOK, Reach
 from continual.effects.codebook import AnswerTokens, Codebook
 from continual.effects.gated import Mount
 from continual.effects.places import GatePlace
 from continual.errors import EditError
-from continual.patches.owners import others_places, require_owners
+from continual.patches.low_rank import Factors
+from continual.patches.owners import by_kind, others_places, require_owners
 
 
 class Booked(Protocol):
@@ -58,6 +60,14 @@ class CodebookPatch:
     def reach(self) -> Reach:
         """See `Patch.reach`."""
         return Reach(gates=frozenset({self.place} if len(self.keys) else ()))
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: all of its rows."""
+        return by_kind([CODEBOOK] * len(self.keys), self.owners)
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: none."""
+        return {}
 
     @classmethod
     def book(cls, model: Booked, block: int) -> Codebook:

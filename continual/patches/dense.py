@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.anatomy import Anatomy
 from continual.effects import Reach
 from continual.effects.parameters import Delta, EditedWeight
 from continual.errors import EditError, SharedPatch
 from continual.patches import by_path
+from continual.patches.low_rank import Factors
 
 
 class Tunable(Protocol):
@@ -46,6 +48,14 @@ class DensePatch:
     def reach(self) -> Reach:
         """See `Patch.reach`."""
         return Reach(blocks=frozenset(self.blocks.values()))
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: nothing."""
+        return {}
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: no factors."""
+        return dict.fromkeys(self.deltas)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the differences by path."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.anatomy import Anatomy
 from continual.effects import Reach
 from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
@@ -102,6 +103,19 @@ class LowRankPatch:
     def reach(self) -> Reach:
         """See `Patch.reach`."""
         return Reach(blocks=frozenset(self.blocks.values()))
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: nothing."""
+        return {}
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: the factors of each matrix."""
+        return {self.path(anatomy, name): factors for name, factors in self.factors.items()}
+
+    @classmethod
+    def path(cls, anatomy: Anatomy, name: str) -> str:
+        """Return the path of a matrix by its name."""
+        return name
 
     @property
     def names(self) -> Sequence[str]:
@@ -226,6 +240,11 @@ class OfBlocks:
     def blocks_in(cls, meta: Mapping[str, Any]) -> dict[str, int]:
         """Read the block of each matrix, in the order of their edits."""
         return {str(int(block)): int(block) for block in meta["blocks"]}
+
+    @classmethod
+    def path(cls, anatomy: Anatomy, name: str) -> str:
+        """Return the path of a block's FFN output matrix."""
+        return anatomy.down_path(int(name))
 
     @classmethod
     def label(cls, name: str) -> str:

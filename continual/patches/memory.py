@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
-from continual.effects import Reach
+from continual.anatomy import Anatomy
+from continual.effects import MEMORY, Reach
 from continual.effects.records import EmbeddedRecords, MemoryBank, Reading, Record
 from continual.errors import EditError
-from continual.patches.owners import others_places, require_owners
+from continual.patches.low_rank import Factors
+from continual.patches.owners import by_kind, others_places, require_owners
 
 _NOTHING = EmbeddedRecords((), torch.empty(0, 0))
 
@@ -58,6 +60,14 @@ class MemoryPatch:
     def reach(self) -> Reach:
         """See `Patch.reach`."""
         return Reach(records=bool(self.rows))
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: its new records."""
+        return by_kind([MEMORY] * len(self.records), self.owners)
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: none."""
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the embeddings [n, d]."""

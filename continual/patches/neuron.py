@@ -16,11 +16,13 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from continual.anatomy import Anatomy
 from continual.effects import Reach
-from continual.effects.gated import Firing, NeuronBank, firing_of, where_named
+from continual.effects.gated import Firing, NeuronBank, firing_of, kinds_of, where_named
 from continual.effects.places import FFN, NO_BLOCK, GatePlace
 from continual.errors import EditError
-from continual.patches.owners import others_places, require_owners
+from continual.patches.low_rank import Factors
+from continual.patches.owners import by_kind, others_places, require_owners
 from continual.reading import RowTexts
 
 NeuronPatchKind = TypeVar("NeuronPatchKind", bound="NeuronPatch")
@@ -62,6 +64,15 @@ class NeuronPatch:
     def reach(self) -> Reach:
         """See `Patch.reach`."""
         return Reach(gates=frozenset({self.place} if len(self.keys) else ()))
+
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: all of its neurons."""
+        subjects = self.subjects or ("",) * len(self.keys)
+        return by_kind(kinds_of(self.place, subjects), self.owners)
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: none."""
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return keys, bias and values."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor
 
+from continual.anatomy import Anatomy
 from continual.effects import Reach
 from continual.effects.parameters import EditedWeight, Total
 from continual.errors import EditError
@@ -151,6 +152,14 @@ class _SumPatch:
         """0: no request owns any."""
         return 0
 
+    def beside(self) -> Mapping[str, tuple[str, ...]]:
+        """See `Patch.beside`: nothing."""
+        return {}
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: no factors."""
+        return dict.fromkeys(self.sums)
+
     def norm(self) -> float:
         """Return the largest norm of a sum."""
         return max((float(total.norm()) for total in self.sums.values()), default=0.0)
@@ -235,6 +244,10 @@ class WeightSums(OfBlocks, MatrixSums):
     """FFN output matrices by block, as `FfnLowRankPatch` has them."""
 
     kind: ClassVar[str] = "weight-sums"
+
+    def in_parameters(self, anatomy: Anatomy) -> Mapping[str, Factors | None]:
+        """See `Patch.in_parameters`: no factors."""
+        return {self.path(anatomy, name): None for name in self.sums}
 
     def meta(self) -> dict[str, Any]:
         """Return the blocks."""
