@@ -29,9 +29,7 @@ NAMED_MAX = 5  # corrections in a warning
     multiple=True,
     help="Edits that stay behind: neurons, subjects, contexts, gates, codebook, memory, dense.",
 )
-@click.option(
-    "--dtype", metavar="FORMAT", help="Number format (default: the base's)."
-)
+@click.option("--dtype", metavar="FORMAT", help="Number format (default: the base's).")
 @click.option("--force", is_flag=True, help="Replace a folder with other files.")
 @click.option("--forms", is_flag=True, help="Print which architecture can say which edits.")
 @common
@@ -155,8 +153,9 @@ def _warnings(saved: Saved) -> Iterator[str]:
         yield f"{counted(len(lost), 'correction')} lost: {named}{more}"
     if saved.unexpected:
         yield (
-            f"{counted(len(saved.unexpected), 'correction')} that went along turned wrong in "
-            f"{saved.facts['dtype']}: another number format may keep them (--dtype float32)"
+            f"{counted(len(saved.unexpected), 'correction')} of which nothing was left behind "
+            f"turned wrong, saved in {saved.facts['dtype']}: another number format may keep them "
+            "(--dtype float32), or the edits that they were made beside"
         )
 
 

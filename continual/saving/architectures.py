@@ -11,7 +11,7 @@ each saved model is loaded by transformers alone and asked every probe.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LLAMA = "llama"
@@ -80,7 +80,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": _plain("XLM-RoBERTa", "intermediate_size", "hidden_act"),
     "bart": _plain("BART", "decoder_ffn_dim", "activation_function"),
     LLAMA: _gated("Llama"),
-    "granite": _gated("Granite"),
+    "granite": replace(
+        _gated("Granite"),
+        note="as Llama, where `residual_multiplier` is 1; else neurons stand at a block's output",
+    ),
     "mistral": _as_llama("Mistral", ", unless its attention has a sliding window"),
     "qwen2": _as_llama("Qwen2", ", unless its attention has a sliding window"),
     "qwen3": _silent("Qwen3", f"{_NO_BIAS}, and Llama lacks the norms of its queries and keys"),

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from continual.effects import BESIDE
+from continual.errors import ModelError
 from continual.loading import load_pretrained
 from continual.model_files import files_beside_weights, read_json, shard_bytes
 from continual.saving.job import SaveJob
@@ -20,6 +24,8 @@ from continual.saving.merged import plain_model, staying
 from continual.saving.proof import activation_ranges, require_same_tokens
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+ANY_TOKENIZER = "TokenizersBackend"
+"""The class of transformers' for a tokenizer.json of any kind."""
 
 
 class TransformersForm:
@@ -67,8 +73,19 @@ def _copy_beside(job: SaveJob, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     written, own = (read_json(place, "config.json")["model_type"] for place in (folder, base))
+    if written != own:
+        _name_tokenizer(job, folder)
+
+
+def _name_tokenizer(job: SaveJob, folder: Path) -> None:
+    """Name the tokenizer's class in a folder if transformers would choose another one for the type
+    of model that is written there, or none of the named ones reads as the base's does."""
     settings = read_json(folder, TOKENIZER_CONFIG)
-    if written != own and "tokenizer_class" not in settings:
-        name = type(job.edited.tokenizer).__name__  # the other type would choose its own
-        text = json.dumps({**settings, "tokenizer_class": name}, indent=2, ensure_ascii=False)
-        (folder / TOKENIZER_CONFIG).write_text(text + "\n", encoding="utf-8")
+    for name in (None, type(job.edited.tokenizer).__name__, ANY_TOKENIZER):
+        if name is not None:
+            text = json.dumps({**settings, "tokenizer_class": name}, indent=2, ensure_ascii=False)
+            (folder / TOKENIZER_CONFIG).write_text(text + "\n", encoding="utf-8")
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with suppress(ModelError):
+            require_same_tokens(job.opened.site, job.run.ledger, tokenizer)
+            return

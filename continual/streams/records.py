@@ -182,8 +182,8 @@ class DelimitedTable:
         return row if row.length else None
 
     def parsed(self, raw: bytes) -> dict[str, object]:
-        """Return the row by its header, without empty cells unless their key is in FILLED_KEYS.
-        Raises RequestError."""
+        """Return the row by its header, without empty cells unless their key is in FILLED_KEYS; a
+        chat has no prompt beside it. Raises RequestError."""
         try:
             text = io.StringIO(raw.decode("utf-8-sig"), newline="")
             rows = list(csv.reader(text, delimiter=self._delimiter, strict=True))
@@ -201,8 +201,14 @@ class DelimitedTable:
                 f"has {len(rows[1])} cells, more than the {len(columns)} columns: put a cell that "
                 f"holds {self._delimiter!r} in double quotes"
             )
-        pairs = zip(columns, rows[1], strict=False)
-        return _unique_keys([(key, _cell(key, cell)) for key, cell in pairs if _is_said(key, cell)])
+        cells = dict(zip(columns, rows[1], strict=False))
+        is_chat = bool(cells.get("messages", "").strip())
+        pairs = [
+            (key, cell)
+            for key, cell in zip(columns, rows[1], strict=False)
+            if _is_said(key, cell) and not (is_chat and key == "prompt" and not cell.strip())
+        ]
+        return _unique_keys([(key, _cell(key, cell)) for key, cell in pairs])
 
 
 def _is_said(key: str, cell: str) -> bool:
