@@ -18,7 +18,7 @@ import cedit_origin
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("cedit", "cli", "continual", "store")
-OPTIONAL = {"faiss", "matplotlib"}  # extras: an import that fails says which
+OPTIONAL = {"faiss", "matplotlib", "peft"}  # extras: an import that fails says which
 
 
 def imported(file: Path) -> Iterator[str]:

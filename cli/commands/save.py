@@ -21,7 +21,9 @@ NAMED_MAX = 5  # corrections in a warning
 
 @click.command("save")
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
-@click.option("--as", "form", type=click.Choice(FORMS), default="transformers", show_default=True)
+@click.option(
+    "--as", "form", type=click.Choice(FORMS), default=FORMS[0], help="The form (transformers)."
+)
 @click.option("--at", default="head", help="A revision.", shell_complete=revision_names)
 @click.option(
     "--without",

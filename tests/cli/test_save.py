@@ -18,12 +18,13 @@ from continual.saving.architectures import ARCHITECTURES, HEADER, table_rows
 from continual.streams import open_stream
 from tests.cli.conftest import ROOT, Cedit, request, write_lines
 
+PLAIN = ("--editor", "tpatcher", "--set", "tpatcher.asks_subject=false")
 PAGE = ROOT / "docs" / "how-to" / "take-it-along.md"
 
 
 @pytest.fixture
 def applied(store: Path, stream: Path, cedit: Cedit) -> Path:
-    assert cedit("apply", stream, "--editor", "tpatcher", "--set", "tpatcher.asks_subject=false").code == 0
+    assert cedit("apply", stream, *PLAIN).code == 0
     return store
 
 
@@ -126,7 +127,7 @@ def test_corrections_are_applied_to_a_fresh_store(
         "source": "the desk",
     }
     more = write_lines(tmp_path / "more.jsonl", [record, request(1, "Graz")])
-    cedit("apply", more, "--editor", "tpatcher", "--set", "tpatcher.asks_subject=false")
+    cedit("apply", more, *PLAIN)
     lines = cedit("corrections")
     assert lines.code == 0
     assert [json.loads(line)["target_new"] for line in lines.out.splitlines()] == [
