@@ -322,7 +322,7 @@ def test_a_stream_that_was_cut_short_is_read_again(knowing, tmp_path):
 
 def test_a_model_is_not_saved_without_its_edits(knowing, tmp_path):
     knowing.model.save_pretrained(tmp_path / "bare")
-    knowing.apply(HISTORY[:1])
+    knowing.apply(HISTORY[:1], editor="grace")
     with pytest.raises(ModelError, match=r"stand beside its weights.*cedit export FILE"):
         knowing.model.save_pretrained(tmp_path / "edited")
     assert not (tmp_path / "edited").exists()
