@@ -51,6 +51,7 @@ COMMANDS = (
     "import",
     "report",
     "migrate",
+    "trace",
     "train",
     "bench",
     "demo",

@@ -15,6 +15,8 @@ from torch import Tensor
 
 Case = tuple[int, ...]
 """The positions of the tokens that are restored."""
+IN_ATTENTION = 4
+"""Tokens that stand side by side in attention, at most, for each row of a pass."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,13 @@ def chunked(
     cases: Sequence[Case], draws: int, length: int, rows_max: int, *, whole: bool
 ) -> list[list[Case]]:
     """Divide cases into passes of at most `rows_max` rows each, or of one case. With `whole` a case
-    has all its tokens, else those from its first restored one on."""
+    has all its tokens, else those from its first restored one on; in attention it has all."""
+    cases_max = max(1, IN_ATTENTION * rows_max // (draws * length))
     chunks: list[list[Case]] = []
     size = 0
     for case in cases:
         rows = draws * (length if whole else length - min(case))
-        if not chunks or size + rows > rows_max:
+        if not chunks or size + rows > rows_max or len(chunks[-1]) == cases_max:
             chunks.append([])
             size = 0
         chunks[-1].append(case)

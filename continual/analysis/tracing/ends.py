@@ -143,7 +143,12 @@ class EndRuns(Runner):
 
     @torch.no_grad()
     def windows(
-        self, runs: CorruptedRuns, cases: Sequence[Case], kind: str, first: int, stops: Sequence[int]
+        self,
+        runs: CorruptedRuns,
+        cases: Sequence[Case],
+        kind: str,
+        first: int,
+        stops: Sequence[int],
     ) -> dict[int, Tensor]:
         """See `Runner.windows`."""
         layout = self._layout(runs, cases)
@@ -271,7 +276,9 @@ class EndRuns(Runner):
         with (
             ExitStack() as stack,
             self._attending(self._attend_whole),
-            hooks.watched(modules, lambda block, call: calls.__setitem__(block, BlockCall.of(call))),
+            hooks.watched(
+                modules, lambda block, call: calls.__setitem__(block, BlockCall.of(call))
+            ),
             hooks.cut_short(modules[len(modules) - 1]),
         ):
             for module in modules.values():

@@ -70,8 +70,10 @@ def read_fact(
     places = tuple(sorted({place for mention in mentions for place in mention}))
     sequence = AnsweredSequence(encoding.ids, places, encoding.positions, encoding.targets)
     texts = token_texts(tokenizer, question.ids)
-    said = answer if answer is not None else task.text(encoding.targets) or texts_of(
-        tokenizer, encoding.targets
+    said = (
+        answer
+        if answer is not None
+        else task.text(encoding.targets) or texts_of(tokenizer, encoding.targets)
     )
     return TracedFact(prompt, subject, said, sequence, texts, mentions[-1])
 
@@ -123,7 +125,9 @@ def overlapping(tokenizer: Any, asked: PromptText, span: tuple[int, int]) -> tup
     return tuple(range(first, stop + is_cut))
 
 
-def _shared(tokenizer: Any, whole: Sequence[int], text: str, adds_special: bool) -> tuple[int, bool]:
+def _shared(
+    tokenizer: Any, whole: Sequence[int], text: str, adds_special: bool
+) -> tuple[int, bool]:
     """Return how many first tokens a beginning of a text shares with the whole, and whether a token
     of the whole reaches over the beginning's end: for tokenizers without offsets."""
     ids = list(tokenizer(text, add_special_tokens=adds_special)["input_ids"])

@@ -24,13 +24,6 @@ def deviation(model: RestorableModel, token_ids: Iterable[int]) -> float:
     return float(rows.std(correction=0))
 
 
-def subject_tokens(facts: Iterable[TracedFact]) -> list[int]:
-    """Return the tokens of the subjects of some facts."""
-    return [
-        fact.sequence.ids[place] for fact in facts for place in fact.sequence.subject
-    ]
-
-
 def drawn(model: RestorableModel, fact: TracedFact, draws: int, seed: int, scale: float) -> Tensor:
     """Return noise [draws, subject tokens, e] of standard deviation `scale`."""
     generator = torch.Generator().manual_seed(seed)

@@ -107,7 +107,12 @@ class Runner(ABC):
 
     @abstractmethod
     def windows(
-        self, runs: CorruptedRuns, cases: Sequence[Case], kind: str, first: int, stops: Sequence[int]
+        self,
+        runs: CorruptedRuns,
+        cases: Sequence[Case],
+        kind: str,
+        first: int,
+        stops: Sequence[int],
     ) -> dict[int, Tensor]:
         """Restore the outputs of a kind of module in the blocks [first, stop), for each stop.
         Returns log-probabilities [cases, S, A] by stop."""
@@ -181,7 +186,12 @@ class WholePasses(Runner):
 
     @torch.no_grad()
     def windows(
-        self, runs: CorruptedRuns, cases: Sequence[Case], kind: str, first: int, stops: Sequence[int]
+        self,
+        runs: CorruptedRuns,
+        cases: Sequence[Case],
+        kind: str,
+        first: int,
+        stops: Sequence[int],
     ) -> dict[int, Tensor]:
         """See `Runner.windows`."""
         rows = self._rows(runs, cases)
@@ -224,7 +234,7 @@ class WholePasses(Runner):
     def _run(
         self, sequence: AnsweredSequence, noise: Tensor, overrides: Sequence[Override]
     ) -> AnswerScores:
-        """Run the sequence with each draw of noise [B, subject tokens, e]; returns scores [B, A]."""
+        """Run the sequence with each draw of noise [B, subject tokens, e]; return scores [B, A]."""
         ids = torch.tensor([sequence.ids], device=self.model.device).expand(len(noise), -1)
         with ExitStack() as stack:
             noisy = self._noisy(noise, sequence.subject)

@@ -7,8 +7,8 @@ indirect effects are zero, and are not computed. Leaves the runs to a `Runner`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,8 @@ from continual.analysis.tracing.config import (
 from continual.analysis.tracing.ends import EndRuns, runs_in_parts
 from continual.analysis.tracing.facts import TracedFact, read_fact, texts_of
 from continual.analysis.tracing.modules import MODULES, STATE, RestorableModel
-from continual.analysis.tracing.noise import deviation, drawn, subject_tokens
+from continual.analysis.tracing.noise import deviation, drawn
 from continual.analysis.tracing.results import (
-    DIGITS,
     TRACED,
     UNKNOWN,
     WEAK,
@@ -38,7 +37,6 @@ from continual.analysis.tracing.results import (
 )
 from continual.analysis.tracing.runs import (
     LOGITS_MAX,
-    AnswerScores,
     CorruptedRuns,
     Runner,
     WholePasses,
@@ -73,10 +71,17 @@ class Tracer:
         self.config, self.edited, self.task = config, edited, task
         self.model = RestorableModel.of(edited.model, edited.anatomy)
         self.window = config.window_of(self.model.block_count)
-        has_gates = bool(edited.open_gates)
-        self._runner: Runner = WholePasses(self.model)
-        if in_parts and not has_gates and runs_in_parts(self.model):
-            self._runner = EndRuns(self.model)
+        self.why_whole = self._reason(in_parts)
+        self._runner: Runner = WholePasses(self.model) if self.why_whole else EndRuns(self.model)
+
+    def _reason(self, in_parts: bool) -> str:
+        """Return the reason why restored runs go through the whole model; empty if they do not."""
+        if not in_parts:
+            return "runs in parts are off"
+        if self.edited.open_gates:
+            return "edits beside the weights read whole texts"
+        name = type(self.model.model).__name__
+        return "" if runs_in_parts(self.model) else f"{name} has an attention that is run whole"
 
     @property
     def way(self) -> str:
@@ -97,9 +102,9 @@ class Tracer:
             self.edited.model, self.edited.tokenizer, self.task, prompt, subject, answer
         )
 
-    def deviation(self, facts: Iterable[TracedFact]) -> float:
-        """Return the standard deviation σ of the embeddings of the facts' subjects."""
-        return deviation(self.model, subject_tokens(facts))
+    def deviation(self, token_ids: Iterable[int]) -> float:
+        """Return the standard deviation σ of the embeddings of these tokens, of subjects."""
+        return deviation(self.model, token_ids)
 
     def trace(
         self,
@@ -109,8 +114,8 @@ class Tracer:
         is_selective: bool = False,
         facts: dict[str, Any] | None = None,
     ) -> FactTrace:
-        """Trace a fact with noise of `config.noise` times σ. With `is_selective` nothing is restored
-        for a fact that the model does not answer, or that hardly depends on its subject.
+        """Trace a fact with noise of `config.noise` times σ. With `is_selective` nothing is
+        restored for a fact that the model does not answer, or that hardly depends on its subject.
 
         Raises ModelError if the model's probabilities are no numbers.
         """
@@ -135,7 +140,7 @@ class Tracer:
             raise ModelError(
                 f"The model's probabilities for {str(fact.prompt)!r} are no numbers (NaN or "
                 "infinite): its weights are damaged, or its number format overflows. Try [model] "
-                "dtype = \"float32\", or another base."
+                'dtype = "float32", or another base.'
             )
         return runs
 
@@ -179,7 +184,9 @@ class Tracer:
         cell = score_of(runs.scores.logs[1:])
         grid = [[cell] * self.model.block_count for _ in range(fact.size)]
         cases = [(t,) for t in range(min(fact.sequence.subject), fact.size)]
-        scored = self._windows(runs, kind, cases) if kind in MODULES else self._states(runs, kind, cases)
+        scored = (
+            self._windows(runs, kind, cases) if kind in MODULES else self._states(runs, kind, cases)
+        )
         for block, (token,), logs in scored:
             grid[token][block] = score_of(logs)
         window = self.window if kind in MODULES else 1
