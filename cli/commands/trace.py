@@ -27,6 +27,7 @@ INTERRUPTED = 130
 SHADES = "·▁▂▃▄▅▆▇█"
 SHADES_MAX = 24  # blocks that a token's line shows one by one
 TOKEN_WIDTH = 20
+SHOWN_MIN = 0.005  # the least effect that a token's line names
 
 
 @click.command("trace")
@@ -57,6 +58,9 @@ TOKEN_WIDTH = 20
     help="Blocks restored together, of FFN and attention (default: a fifth, ten at most).",
 )
 @click.option(
+    "--every", type=click.IntRange(1), help="Of so many blocks trace one (default: 1, each)."
+)
+@click.option(
     "--severed", is_flag=True, help="Also restore states with FFN or attention held corrupted."
 )
 @click.option(
@@ -65,9 +69,7 @@ TOKEN_WIDTH = 20
     help="Total effect under which a fact of FILE is not averaged (default: .05).",
 )
 @click.option("--limit", type=click.IntRange(1), help="Of FILE, trace so many facts.")
-@click.option(
-    "--own-answers", is_flag=True, help="Of FILE, trace the model's own tokens."
-)
+@click.option("--own-answers", is_flag=True, help="Of FILE, trace the model's own tokens.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -307,7 +309,7 @@ def _show_fact(out: Output, state: TracedState, trace: FactTrace) -> None:
     from continual.analysis.tracing.drawing import TITLES
     from continual.analysis.tracing.results import UNKNOWN, WEAK
 
-    clean, corrupted = trace.clean, trace.corrupted
+    clean, corrupted = trace.clean, trace.corrupted or trace.clean
     second = trace.second
     again = "" if second is None else f", {second.corrupted.probability:.3f} by another seed"
     out.text(
@@ -338,16 +340,16 @@ def _heading(titles: Mapping[str, str], trace_map: TraceMap) -> str:
 
 def _token_rows(trace: FactTrace) -> Iterator[list[str]]:
     """Yield for each token its text, and for each kind a line of shades and the strongest block."""
-    floor = trace.corrupted.probability
+    floor = trace.floor
     for place, text in enumerate(trace.tokens):
         star = "*" if place in trace.subject_places else ""
         cells = [one_line(text.strip() or "␣")[:TOKEN_WIDTH] + star]
         for trace_map in trace.maps:
             effects = [p - floor for p in trace_map.probability[place]]
             best = max(range(len(effects)), key=effects.__getitem__)
-            is_some = any(effect != 0 for effect in effects)
             cells.append(shaded(effects, trace.total_effect))
-            cells.append(f"{effects[best]:.2f} at {best}" if is_some else "")
+            is_some = effects[best] >= SHOWN_MIN
+            cells.append(f"{effects[best]:.2f} at {trace_map.blocks[best]}" if is_some else "")
         yield cells
 
 
@@ -385,9 +387,9 @@ def _show_set(out: Output, state: TracedState) -> None:
         rows = [
             [
                 group,
-                shaded([block.mean for block in effect.blocks], averages.total_effect.mean),
-                f"{effect.blocks[effect.peak].mean:.3f} ± {effect.blocks[effect.peak].half:.3f}",
-                str(effect.peak),
+                shaded([block.mean for block in effect.means], averages.total_effect.mean),
+                f"{effect.peak[1].mean:.3f} ± {effect.peak[1].half:.3f}",
+                str(effect.peak[0]),
                 str(effect.facts),
             ]
             for group, effect in groups.items()
@@ -430,7 +432,7 @@ def _fact_title(state: TracedState) -> str:
     from continual.analysis.tracing.drawing import plottable
 
     trace = state.traces[0]
-    answer, floor = plottable(trace.answer), trace.corrupted.probability
+    answer, floor = plottable(trace.answer), trace.floor
     return f"{state.title} → {answer}: {trace.clean.probability:.2f} clean, {floor:.2f} corrupted"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 
-from cli.output import counted
+from cli.output import DASH, counted
 from cli.report.axes import ChartAxis
 from cli.report.markup import Markup, element, join
 from cli.report.tables import NUMBER, TEXT, ReportColumn, table
@@ -49,6 +49,7 @@ STYLES = {
 SHADES = {STATE: "state", FFN: "ffn", ATTENTION: "attention"}
 LEVELS = 12  # shades of a map
 LABELS, CELLS, ROW = 96, 216, 16  # widths of a map's labels and cells, height of a row, in pixels
+NAMED_MAX = 9  # blocks that an axis names
 TOKEN_MAX = 14  # characters of a token beside a map
 OPEN = 2  # facts whose maps are shown at once
 WIDTH, HEIGHT, LEFT, BOTTOM = 320, 210, 40, 30  # of a chart, in pixels
@@ -164,7 +165,7 @@ def _left_out(traces: Sequence[FactTrace]) -> Markup:
         ReportColumn("answer", TEXT, lambda trace: told(trace.answer)),
         ReportColumn("the model says", TEXT, lambda trace: told(trace.said)),
         ReportColumn("p", NUMBER, lambda trace: f"{trace.clean.probability:.3f}"),
-        ReportColumn("effect", NUMBER, lambda trace: f"{trace.total_effect:.3f}"),
+        ReportColumn("effect", NUMBER, _effect),
         ReportColumn(
             "reason",
             TEXT,
@@ -177,6 +178,10 @@ def _left_out(traces: Sequence[FactTrace]) -> Markup:
     )
 
 
+def _effect(trace: FactTrace) -> str:
+    return DASH if trace.corrupted is None else f"{trace.total_effect:.3f}"
+
+
 # -- averages
 
 
@@ -186,7 +191,7 @@ def _charts(averages: TraceAverages) -> Markup:
         block
         for groups in averages.effects.values()
         for effect in groups.values()
-        for block in effect.blocks
+        for block in effect.means
     ]
     high = max(block.mean + block.half for block in blocks)
     low = min(0.0, min(block.mean - block.half for block in blocks))
@@ -223,7 +228,7 @@ def _strongest(averages: TraceAverages, kind: str) -> str:
     if found is None:
         return ""
     group, block = found
-    return f"{averages.effects[kind][group].blocks[block].mean:.3f} at block {block}, {group}"
+    return f"{averages.effects[kind][group].peak[1].mean:.3f} at block {block}, {group}"
 
 
 def _axis(low: float, high: float) -> ChartAxis:
@@ -233,10 +238,11 @@ def _axis(low: float, high: float) -> ChartAxis:
 
 
 def _chart(groups: Mapping[str, GroupEffect], axis: ChartAxis, label: str) -> Markup:
-    count = len(next(iter(groups.values())).blocks)
+    blocks = next(iter(groups.values())).blocks
+    first, last = blocks[0], blocks[-1]
 
     def x(block: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - 6) * block / max(1, count - 1), 1)
+        return round(LEFT + (WIDTH - LEFT - 6) * (block - first) / max(1, last - first), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - 8) * axis.share(value), 1)
@@ -244,10 +250,10 @@ def _chart(groups: Mapping[str, GroupEffect], axis: ChartAxis, label: str) -> Ma
     return element(
         "svg",
         element("title", label),
-        *_chart_grid(axis, count, x, y),
+        *_chart_grid(axis, blocks, x, y),
         *(_band(STYLES[group], effect, x, y) for group, effect in groups.items()),
         *(_mean(STYLES[group], effect, x, y) for group, effect in groups.items()),
-        *_hovers(groups, count, x),
+        *_hovers(groups, blocks, x),
         xmlns="http://www.w3.org/2000/svg",
         view_box=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -255,42 +261,43 @@ def _chart(groups: Mapping[str, GroupEffect], axis: ChartAxis, label: str) -> Ma
     )
 
 
-def _chart_grid(axis: ChartAxis, count: int, x: Scale, y: Scale) -> Iterator[Markup]:
+def _chart_grid(axis: ChartAxis, blocks: Sequence[int], x: Scale, y: Scale) -> Iterator[Markup]:
     for tick in axis.ticks:
         style = "zero" if abs(tick) < axis.step / 2 else "grid"
         yield element("line", class_=style, x1=LEFT, x2=WIDTH - 6, y1=y(tick), y2=y(tick))
         yield element(
             "text", axis.text(tick), class_="small end", x=LEFT - 6, y=y(tick), dy="0.32em"
         )
-    for block in block_ticks(count):
+    for block in ticked(blocks):
         yield element("text", f"{block}", class_="small middle", x=x(block), y=HEIGHT - BOTTOM + 15)
     yield element("text", "block", class_="small end", x=WIDTH - 6, y=HEIGHT - 3)
 
 
-def block_ticks(count: int) -> range:
-    """Return the numbers of the blocks that an axis names."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count / step <= 9)
-    return range(0, count, step)
+def ticked(blocks: Sequence[int]) -> Sequence[int]:
+    """Return the blocks that an axis names."""
+    return blocks[:: -(-len(blocks) // NAMED_MAX)]
 
 
 def _band(style: str, effect: GroupEffect, x: Scale, y: Scale) -> Markup:
-    above = [(x(i), y(b.mean + b.half)) for i, b in enumerate(effect.blocks)]
-    below = [(x(i), y(b.mean - b.half)) for i, b in enumerate(effect.blocks)]
+    places = list(zip(effect.blocks, effect.means, strict=True))
+    above = [(x(i), y(b.mean + b.half)) for i, b in places]
+    below = [(x(i), y(b.mean - b.half)) for i, b in places]
     path = " ".join(f"{a:g},{b:g}" for a, b in [*above, *reversed(below)])
     return element("g", element("polygon", class_="interval", points=path), class_=style)
 
 
 def _mean(style: str, effect: GroupEffect, x: Scale, y: Scale) -> Markup:
-    path = " ".join(f"{x(i):g},{y(b.mean):g}" for i, b in enumerate(effect.blocks))
+    places = zip(effect.blocks, effect.means, strict=True)
+    path = " ".join(f"{x(i):g},{y(b.mean):g}" for i, b in places)
     return element("g", element("polyline", class_="mean", points=path), class_=style)
 
 
-def _hovers(groups: Mapping[str, GroupEffect], count: int, x: Scale) -> Iterator[Markup]:
+def _hovers(groups: Mapping[str, GroupEffect], blocks: Sequence[int], x: Scale) -> Iterator[Markup]:
     """Yield a strip for each block that tells its numbers when it is hovered over."""
-    step = x(1) - x(0) if count > 1 else WIDTH - LEFT
-    for block in range(count):
+    step = x(blocks[1]) - x(blocks[0]) if len(blocks) > 1 else WIDTH - LEFT
+    for place, block in enumerate(blocks):
         lines = [f"block {block}"] + [
-            f"{group} {effect.blocks[block].mean:.4f} ± {effect.blocks[block].half:.4f}"
+            f"{group} {effect.means[place].mean:.4f} ± {effect.means[place].half:.4f}"
             for group, effect in groups.items()
         ]
         yield element(
@@ -308,9 +315,8 @@ def _hovers(groups: Mapping[str, GroupEffect], count: int, x: Scale) -> Iterator
 
 
 def _fact(trace: FactTrace, *, is_open: bool) -> Markup:
-    clean, corrupted = trace.clean, trace.corrupted
     numbers = (
-        f"{clean.probability:.3f} clean, {corrupted.probability:.3f} corrupted, "
+        f"{trace.clean.probability:.3f} clean, {trace.floor:.3f} corrupted, "
         f"effect {trace.total_effect:.3f}"
     )
     summary = element(
@@ -323,13 +329,13 @@ def _fact(trace: FactTrace, *, is_open: bool) -> Markup:
 
 
 def _remark(trace: FactTrace) -> Markup:
-    parts = []
+    parts, corrupted = [], trace.corrupted or trace.clean
     if not trace.is_known:
         parts.append(f"The model does not answer this: it says {trace.said!r}.")
     if len(trace.answer_tokens) > 1:
         parts.append(
             f"The answer has {len(trace.answer_tokens)} tokens; their mean log-probability is "
-            f"{trace.clean.log_probability:.3f} clean and {trace.corrupted.log_probability:.3f} "
+            f"{trace.clean.log_probability:.3f} clean and {corrupted.log_probability:.3f} "
             "corrupted. The maps are of the first."
         )
     if trace.second is not None:
@@ -351,8 +357,8 @@ def _map(trace: FactTrace, trace_map: TraceMap) -> Markup:
 def heat_map(trace: FactTrace, trace_map: TraceMap) -> Markup:
     """Return a map of tokens and blocks as an SVG element: the deeper the colour, the larger the
     indirect effect, as a share of the map's largest."""
-    tokens, blocks = len(trace.tokens), len(trace_map.probability[0])
-    cell, height = CELLS / blocks, ROW * tokens
+    blocks, height = trace_map.blocks, ROW * len(trace.tokens)
+    cell = CELLS / len(blocks)
     return element(
         "svg",
         element("title", f"{TITLES[trace_map.kind]}: {trace.prompt}"),
@@ -364,10 +370,10 @@ def heat_map(trace: FactTrace, trace_map: TraceMap) -> Markup:
                 "text",
                 f"{block}",
                 class_="small middle",
-                x=round(LABELS + (block + 0.5) * cell, 1),
+                x=round(LABELS + (blocks.index(block) + 0.5) * cell, 1),
                 y=height + 13,
             )
-            for block in block_ticks(blocks)
+            for block in ticked(blocks)
         ),
         xmlns="http://www.w3.org/2000/svg",
         view_box=f"0 0 {LABELS + CELLS} {height + 16}",
@@ -393,7 +399,7 @@ def _labels(trace: FactTrace) -> Iterator[Markup]:
 
 def _shades(trace: FactTrace, trace_map: TraceMap, cell: float) -> Iterator[Markup]:
     """Yield the cells of each shade as one path; cells without an effect are left out."""
-    floor = trace.corrupted.probability
+    floor = trace.floor
     most = max(max(row) for row in trace_map.probability) - floor
     if most <= 0:
         return

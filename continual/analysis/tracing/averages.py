@@ -45,12 +45,14 @@ class GroupEffect:
     """The average indirect effect at one group of tokens, block by block."""
 
     facts: int  # that have tokens in the group
-    blocks: tuple[MeanWithInterval, ...]
+    blocks: tuple[int, ...]  # that were traced
+    means: tuple[MeanWithInterval, ...]  # of each of these blocks
 
     @property
-    def peak(self) -> int:
-        """The block with the largest average."""
-        return max(range(len(self.blocks)), key=lambda block: self.blocks[block].mean)
+    def peak(self) -> tuple[int, MeanWithInterval]:
+        """The block with the largest average, and that average."""
+        places = zip(self.blocks, self.means, strict=True)
+        return max(places, key=lambda place: place[1].mean)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class TraceAverages:
         groups = self.effects.get(kind, {})
         if not groups:
             return None
-        group = max(groups, key=lambda name: groups[name].blocks[groups[name].peak].mean)
-        return group, groups[group].peak
+        group = max(groups, key=lambda name: groups[name].peak[1].mean)
+        return group, groups[group].peak[0]
 
 
 def averaged(traces: Sequence[FactTrace]) -> TraceAverages:
@@ -88,7 +90,7 @@ def averaged(traces: Sequence[FactTrace]) -> TraceAverages:
     return TraceAverages(
         counts,
         MeanWithInterval.of([trace.clean.probability for trace in traced]),
-        MeanWithInterval.of([trace.corrupted.probability for trace in traced]),
+        MeanWithInterval.of([trace.floor for trace in traced]),
         MeanWithInterval.of([trace.total_effect for trace in traced]),
         {m.kind: _by_group(traced, m.kind) for m in traced[0].maps},
         {m.kind: _at_peaks(traced, m.kind) for m in traced[0].maps},
@@ -98,13 +100,17 @@ def averaged(traces: Sequence[FactTrace]) -> TraceAverages:
 def _by_group(traces: Sequence[FactTrace], kind: str) -> dict[str, GroupEffect]:
     """Average the effects of a kind by group; groups without a token are left out."""
     numbers: dict[str, list[list[float]]] = {group: [] for group in GROUPS}
+    first_map = traces[0].map(kind)
+    assert first_map is not None
     for trace in traces:
         for group, tokens in trace.groups().items():
             if tokens:
                 numbers[group].append(group_effects(trace, kind, tokens))
     return {
         group: GroupEffect(
-            len(rows), tuple(MeanWithInterval.of(column) for column in zip(*rows, strict=True))
+            len(rows),
+            first_map.blocks,
+            tuple(MeanWithInterval.of(column) for column in zip(*rows, strict=True)),
         )
         for group, rows in numbers.items()
         if rows
@@ -115,7 +121,7 @@ def group_effects(trace: FactTrace, kind: str, tokens: Sequence[int]) -> list[fl
     """Return the mean indirect effect of some tokens at each block."""
     trace_map = trace.map(kind)
     assert trace_map is not None
-    floor = trace.corrupted.probability
+    floor = trace.floor
     rows = [trace_map.probability[token] for token in tokens]
     return [fmean(column) - floor for column in zip(*rows, strict=True)]
 

@@ -26,6 +26,7 @@ class TracingConfig:
     draws: int = 10  # of noise, over which scores are means
     seed: int = 1  # of the noise; the next one is the second seed
     window: int | None = None  # blocks around which FFN and attention are restored; None: by depth
+    every: int = 1  # of so many blocks one is traced, the last for certain
     severed: bool = False  # also with FFN or attention held at their corrupted outputs
     total_effect_min: float = 0.05  # of a fact whose trace counts in an average
 
@@ -33,6 +34,10 @@ class TracingConfig:
         """Return the window of a model: as set, else a fifth of its blocks, ten at most (the
         published window was ten of 48)."""
         return self.window or min(10, max(1, round(block_count / 5)))
+
+    def blocks_of(self, block_count: int) -> tuple[int, ...]:
+        """Return the blocks of a model that are traced."""
+        return tuple(range((block_count - 1) % self.every, block_count, self.every))
 
     def digest(self, *parts: Any) -> str:
         """Return a name for these settings with all else that a trace depends on."""
@@ -47,11 +52,13 @@ def window_around(block: int, window: int, block_count: int) -> tuple[int, int]:
     return max(0, block - before), min(block_count, block + window - before)
 
 
-def windows_by_start(window: int, block_count: int) -> dict[int, Sequence[int]]:
-    """Return the stops of all windows by their first block: windows with one start share the blocks
-    that both restore, and equal windows are one."""
+def windows_by_start(
+    blocks: Sequence[int], window: int, block_count: int
+) -> dict[int, Sequence[int]]:
+    """Return the stops of the windows around some blocks by their first block: windows with one
+    start share the blocks that both restore, and equal windows are one."""
     stops: dict[int, set[int]] = {}
-    for block in range(block_count):
+    for block in blocks:
         first, stop = window_around(block, window, block_count)
         stops.setdefault(first, set()).add(stop)
     return {first: sorted(ends) for first, ends in sorted(stops.items())}

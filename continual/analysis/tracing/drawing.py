@@ -49,7 +49,9 @@ COLOURS = {
     FURTHER: "#8a8f94",
     END: "#d1495b",
 }
+COLUMNS = 3  # panels side by side
 DOTS_PER_INCH = 160
+BLOCKS_NAMED_MAX = 9
 LABEL_MAX = 22  # characters of a token beside a map
 INK, FAINT = "#22262a", "#d9dcdf"
 
@@ -60,16 +62,15 @@ def draw_facts(traces: Sequence[tuple[str, FactTrace]], path: Path) -> None:
     be written."""
     kinds = [trace_map.kind for trace_map in traces[0][1].maps]
     tokens = max(len(trace.tokens) for _, trace in traces)
-    height = 1.5 + 0.21 * tokens
-    figure = _figure((1.6 + 3.1 * len(kinds), height * len(traces)))
+    lines = -(-len(kinds) // COLUMNS)
+    height = 0.4 + lines * (1.1 + 0.21 * tokens)
+    figure = _figure((1.6 + 3.1 * min(COLUMNS, len(kinds)), height * len(traces)))
     rows = figure.subfigures(len(traces), 1, squeeze=False)[:, 0]
     for row, (title, trace) in zip(rows, traces, strict=True):
         row.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
-        panels = row.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
-        for place, (panel, kind) in enumerate(zip(panels, kinds, strict=True)):
-            found = trace.map(kind)
-            if found is not None:
-                _heat(row, panel, trace, found, has_labels=place == 0)
+        for place, (panel, kind) in enumerate(zip(_panels(row, len(kinds)), kinds, strict=True)):
+            if (found := trace.map(kind)) is not None:
+                _heat(row, panel, trace, found, has_labels=place % COLUMNS == 0)
     _save(figure, path)
 
 
@@ -83,11 +84,12 @@ def draw_averages(sets: Sequence[tuple[str, TraceAverages]], path: Path) -> None
             "lose it by the noise. --own-answers traces the model's own next tokens."
         )
     kinds = list(drawn[0][1].effects)
-    figure = _figure((0.4 + 3.5 * len(kinds), 3.35 * len(drawn) + 0.35))
+    lines = -(-len(kinds) // COLUMNS)
+    figure = _figure((0.4 + 3.5 * min(COLUMNS, len(kinds)), (3.0 * lines + 0.6) * len(drawn)))
     rows = figure.subfigures(len(drawn), 1, squeeze=False)[:, 0]
     for row, (title, averages) in zip(rows, drawn, strict=True):
         row.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
-        panels = row.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+        panels = _panels(row, len(kinds), sharey=True)
         for panel, kind in zip(panels, kinds, strict=True):
             _lines(panel, TITLES[kind], averages.effects.get(kind, {}))
         panels[0].set_ylabel("average indirect effect", fontsize=8.5)
@@ -106,7 +108,7 @@ def draw_averages(sets: Sequence[tuple[str, TraceAverages]], path: Path) -> None
 def _heat(
     figure: Any, panel: Any, trace: FactTrace, trace_map: TraceMap, *, has_labels: bool
 ) -> None:
-    floor = trace.corrupted.probability
+    floor = trace.floor
     highest = max(max(row) for row in trace_map.probability)
     image = panel.imshow(
         trace_map.probability,
@@ -119,12 +121,29 @@ def _heat(
     window = f", {trace_map.window} blocks" if trace_map.window > 1 else ""
     panel.set_title(TITLES[trace_map.kind] + window, fontsize=9, color=INK)
     panel.set_xlabel("block", fontsize=8.5)
-    if has_labels:
-        panel.set_yticks(range(len(trace.tokens)), _labels(trace), fontsize=8)
+    labels = _labels(trace) if has_labels else []
+    panel.set_yticks(range(len(labels)), labels)
     _quiet(panel)
+    _number_blocks(panel, trace_map.blocks)
     bar = figure.colorbar(image, ax=panel, fraction=0.05, pad=0.02)
     bar.ax.tick_params(labelsize=7, length=2)
     bar.outline.set_visible(False)
+
+
+def _panels(figure: Any, count: int, **options: Any) -> list[Any]:
+    """Return so many panels of a figure, COLUMNS side by side."""
+    lines = -(-count // COLUMNS)
+    panels = list(figure.subplots(lines, min(COLUMNS, count), squeeze=False, **options).flat)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return panels[:count]
+
+
+def _number_blocks(panel: Any, blocks: Sequence[int]) -> None:
+    """Name some of the blocks that a map's columns are."""
+    step = -(-len(blocks) // BLOCKS_NAMED_MAX)
+    places = range(0, len(blocks), step)
+    panel.set_xticks(places, [str(blocks[place]) for place in places])
 
 
 def _labels(trace: FactTrace) -> list[str]:
@@ -146,13 +165,12 @@ def plottable(text: str) -> str:
 
 def _lines(panel: Any, title: str, effects: Mapping[str, GroupEffect]) -> None:
     for group, effect in effects.items():
-        blocks = range(len(effect.blocks))
-        means = [block.mean for block in effect.blocks]
-        low = [block.mean - block.half for block in effect.blocks]
-        high = [block.mean + block.half for block in effect.blocks]
+        means = [block.mean for block in effect.means]
+        low = [block.mean - block.half for block in effect.means]
+        high = [block.mean + block.half for block in effect.means]
         colour = COLOURS[group]
-        panel.fill_between(blocks, low, high, color=colour, alpha=0.16, linewidth=0)
-        panel.plot(blocks, means, color=colour, linewidth=1.6, label=group)
+        panel.fill_between(effect.blocks, low, high, color=colour, alpha=0.16, linewidth=0)
+        panel.plot(effect.blocks, means, color=colour, linewidth=1.6, label=group)
     panel.set_title(title, fontsize=9, color=INK)
     panel.set_xlabel("block", fontsize=8.5)
     panel.axhline(0, color=FAINT, linewidth=0.8, zorder=0)

@@ -32,6 +32,7 @@ from continual.analysis.tracing.runs import (
     Override,
     Runner,
     WholePasses,
+    scores_of,
 )
 from continual.anatomy import sample_inputs
 from continual.errors import ModelError
@@ -231,7 +232,7 @@ class EndRuns(Runner):
         vocabulary = len(self.model.embeddings)
         runs = max(1, LOGITS_MAX // (vocabulary * answer_count))
         parts = [
-            self._scores(logits.view(-1, answer_count, logits.shape[-1]), sequence.targets)
+            scores_of(logits.view(-1, answer_count, logits.shape[-1]), sequence.targets)
             for part in states.split(runs * answer_count)
             for logits in [self._logits(part)]
         ]

@@ -13,7 +13,7 @@ from typing import Any, Self
 DIGITS = 7  # behind the point, of a score that is kept
 
 Grid = tuple[tuple[float, ...], ...]
-"""[T, L]: a row for each token of the prompt."""
+"""A row for each token of the prompt, with a number for each block that was traced."""
 
 FIRST, MIDDLE, LAST, AFTER, FURTHER, END = (
     "first subject token",
@@ -49,19 +49,29 @@ class TraceMap:
 
     kind: str
     window: int  # blocks that are restored together; 1 for states
+    blocks: tuple[int, ...]  # that were traced
     probability: Grid
     log_probability: Grid
 
     def peak(self) -> tuple[int, int]:
         """Return the token and the block with the highest probability, the first of equals."""
-        places = [(t, b) for t, row in enumerate(self.probability) for b in range(len(row))]
-        return max(places, key=lambda place: (self.probability[place[0]][place[1]], -place[0]))
+        cells = [
+            (probability, token, block)
+            for token, row in enumerate(self.probability)
+            for block, probability in zip(self.blocks, row, strict=True)
+        ]
+        _, token, block = max(cells, key=lambda cell: cell[0])
+        return token, block
+
+    def at(self, token: int, block: int) -> float:
+        """Return the probability with a token's output restored at a block that was traced."""
+        return self.probability[token][self.blocks.index(block)]
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Read a map from its JSON object."""
         grids = {name: _grid(record[name]) for name in ("probability", "log_probability")}
-        return cls(record["kind"], record["window"], **grids)
+        return cls(record["kind"], record["window"], tuple(record["blocks"]), **grids)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class FactTrace:
     is_known: bool  # the model says the answer
     outcome: str  # TRACED, UNKNOWN or WEAK
     clean: TraceScore
-    corrupted: TraceScore
+    corrupted: TraceScore | None  # None for a fact that was not corrupted, as it is not known
     maps: tuple[TraceMap, ...] = ()
     second: SecondSeed | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # case, relation: of the source
@@ -100,7 +110,12 @@ class FactTrace:
     @property
     def total_effect(self) -> float:
         """The clean probability less the corrupted one."""
-        return self.clean.probability - self.corrupted.probability
+        return self.clean.probability - self.floor
+
+    @property
+    def floor(self) -> float:
+        """The corrupted probability; the clean one for a fact that was not corrupted."""
+        return (self.corrupted or self.clean).probability
 
     def map(self, kind: str) -> TraceMap | None:
         """Return the map of a kind; None if it was not traced."""
@@ -110,7 +125,7 @@ class FactTrace:
         """Return the indirect effect of a kind at a place."""
         found = self.map(kind)
         assert found is not None
-        return found.probability[token][block] - self.corrupted.probability
+        return found.at(token, block) - self.floor
 
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Return the prompt's tokens by group. A subject of one token has its last token alone; a
@@ -130,8 +145,8 @@ class FactTrace:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that the cache keeps and `cedit trace --json` prints."""
-        record = asdict(self)
-        return {**record, "total_effect": round(self.total_effect, DIGITS)}
+        effect = None if self.corrupted is None else round(self.total_effect, DIGITS)
+        return {**asdict(self), "total_effect": effect}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -140,7 +155,8 @@ class FactTrace:
         for name in ("tokens", "subject_places", "mention", "answer_tokens"):
             parts[name] = tuple(parts[name])
         for name in ("clean", "corrupted"):
-            parts[name] = TraceScore(**parts[name])
+            if parts[name] is not None:
+                parts[name] = TraceScore(**parts[name])
         parts["maps"] = tuple(map(TraceMap.from_json, parts["maps"]))
         if parts["second"] is not None:
             parts["second"] = SecondSeed.from_json(parts["second"])

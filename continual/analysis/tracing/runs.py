@@ -120,13 +120,14 @@ class Runner(ABC):
     def _noisy(self, runs_noise: Tensor, subject: Sequence[int]) -> Noise:
         return Noise(runs_noise, torch.tensor(subject, device=runs_noise.device))
 
-    def _scores(self, logits: Tensor, targets: Sequence[int]) -> AnswerScores:
-        """Return the scores [.., A] of logits [.., A, vocab]."""
-        wanted = torch.tensor(targets, device=logits.device).expand(logits.shape[:-1])
-        numbers = logits.float()
-        target_logits = numbers.gather(-1, wanted[..., None]).squeeze(-1)
-        logs = target_logits.double() - numbers.logsumexp(-1).double()
-        return AnswerScores(logs.cpu(), numbers.argmax(-1).cpu())
+
+def scores_of(logits: Tensor, targets: Sequence[int]) -> AnswerScores:
+    """Return the scores [.., A] of logits [.., A, vocab]."""
+    wanted = torch.tensor(targets, device=logits.device).expand(logits.shape[:-1])
+    numbers = logits.float()
+    target_logits = numbers.gather(-1, wanted[..., None]).squeeze(-1)
+    logs = target_logits.double() - numbers.logsumexp(-1).double()
+    return AnswerScores(logs.cpu(), numbers.argmax(-1).cpu())
 
 
 @dataclass(frozen=True)
@@ -242,4 +243,4 @@ class WholePasses(Runner):
             for override in overrides:
                 stack.enter_context(hooks.altered(override.module, override))
             logits = logits_of(self.model.model, {"input_ids": ids})
-        return self._scores(logits[:, list(sequence.positions)], sequence.targets)
+        return scores_of(logits[:, list(sequence.positions)], sequence.targets)

@@ -37,12 +37,15 @@ from continual.analysis.tracing.results import (
 )
 from continual.analysis.tracing.runs import (
     LOGITS_MAX,
+    AnswerScores,
     CorruptedRuns,
     Runner,
     WholePasses,
+    scores_of,
 )
 from continual.errors import CeditError, ModelError
 from continual.model import EditedModel
+from continual.passes.partial import logits_of
 from continual.prompts import Prompt, prompt_json
 from continual.tasks import Task
 
@@ -71,6 +74,7 @@ class Tracer:
         self.config, self.edited, self.task = config, edited, task
         self.model = RestorableModel.of(edited.model, edited.anatomy)
         self.window = config.window_of(self.model.block_count)
+        self.blocks = config.blocks_of(self.model.block_count)
         self.why_whole = self._reason(in_parts)
         self._runner: Runner = WholePasses(self.model) if self.why_whole else EndRuns(self.model)
 
@@ -119,9 +123,11 @@ class Tracer:
 
         Raises ModelError if the model's probabilities are no numbers.
         """
+        if is_selective and (unknown := self._unknown(fact)) is not None:
+            return replace(unknown, facts=facts or {})
         with self._ready():
             runs = self._record(fact, sigma, self.config.seed)
-            found = self._described(fact, runs)
+            found = self._described(fact, runs.scores)
             if found.outcome == TRACED or not is_selective:
                 maps = tuple(self._map(fact, runs, kind) for kind in self.kinds)
                 found = replace(found, maps=maps)
@@ -144,9 +150,22 @@ class Tracer:
             )
         return runs
 
-    def _described(self, fact: TracedFact, runs: CorruptedRuns) -> FactTrace:
-        """Return the trace of a fact before anything is restored."""
-        leading = runs.scores.leading[0].tolist()
+    @torch.no_grad()
+    def _unknown(self, fact: TracedFact) -> FactTrace | None:
+        """Return the trace of a fact that the model does not answer, by one clean pass; None for
+        one that it does."""
+        sequence = fact.sequence
+        ids = torch.tensor([sequence.ids], device=self.model.device)
+        logits = logits_of(self.model.model, {"input_ids": ids})[:, list(sequence.positions)]
+        scores = scores_of(logits, sequence.targets)
+        if scores.leading[0].tolist() == list(sequence.targets):
+            return None
+        return self._described(fact, scores)
+
+    def _described(self, fact: TracedFact, scores: AnswerScores) -> FactTrace:
+        """Return the trace of a fact before anything is restored, from the scores of the clean run
+        and the corrupted ones, if any."""
+        leading = scores.leading[0].tolist()
         tokenizer = self.edited.tokenizer
         found = FactTrace(
             prompt=prompt_json(fact.prompt),
@@ -159,8 +178,8 @@ class Tracer:
             answer_tokens=tuple(texts_of(tokenizer, [t]) for t in fact.sequence.targets),
             is_known=leading == list(fact.sequence.targets),
             outcome=TRACED,
-            clean=score_of(runs.scores.logs[:1]),
-            corrupted=score_of(runs.scores.logs[1:]),
+            clean=score_of(scores.logs[:1]),
+            corrupted=score_of(scores.logs[1:]) if len(scores.logs) > 1 else None,
         )
         if not found.is_known:
             return replace(found, outcome=UNKNOWN)
@@ -182,17 +201,19 @@ class Tracer:
     def _map(self, fact: TracedFact, runs: CorruptedRuns, kind: str) -> TraceMap:
         """Restore a kind at every token and block at which it can make a difference."""
         cell = score_of(runs.scores.logs[1:])
-        grid = [[cell] * self.model.block_count for _ in range(fact.size)]
+        columns = {block: place for place, block in enumerate(self.blocks)}
+        grid = [[cell] * len(self.blocks) for _ in range(fact.size)]
         cases = [(t,) for t in range(min(fact.sequence.subject), fact.size)]
         scored = (
             self._windows(runs, kind, cases) if kind in MODULES else self._states(runs, kind, cases)
         )
         for block, (token,), logs in scored:
-            grid[token][block] = score_of(logs)
+            grid[token][columns[block]] = score_of(logs)
         window = self.window if kind in MODULES else 1
         return TraceMap(
             kind,
             window,
+            self.blocks,
             tuple(tuple(cell.probability for cell in row) for row in grid),
             tuple(tuple(cell.log_probability for cell in row) for row in grid),
         )
@@ -203,7 +224,7 @@ class Tracer:
         """Yield the block, the case and its log-probabilities [S, A] of restored states."""
         held = {name: module for module, name in WITHOUT.items()}.get(kind)
         last = self.model.block_count - 1
-        for block in range(last):
+        for block in self.blocks[:-1]:
             for chunk in self._chunks(runs, cases):
                 logs = self._runner.states(runs, chunk, block, held)
                 yield from ((block, case, logs[i]) for i, case in enumerate(chunk))
@@ -214,10 +235,10 @@ class Tracer:
     ) -> Iterator[tuple[int, Case, Tensor]]:
         """Yield the block, the case and its log-probabilities [S, A] of windows around blocks."""
         count = self.model.block_count
-        for first, stops in windows_by_start(self.window, count).items():
+        for first, stops in windows_by_start(self.blocks, self.window, count).items():
             for chunk in self._chunks(runs, cases if first < count - 1 else cases[-1:]):
                 by_stop = self._runner.windows(runs, chunk, kind, first, stops)
-                for block in range(count):
+                for block in self.blocks:
                     start, stop = window_around(block, self.window, count)
                     if start == first:
                         yield from ((block, c, by_stop[stop][i]) for i, c in enumerate(chunk))
