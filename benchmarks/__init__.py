@@ -14,6 +14,8 @@ Each is run from the project root:
     python -m benchmarks.capacity      how many facts one batch of weight edits takes
     python -m benchmarks.gates         a plane between a correction's wordings and all else
     python -m benchmarks.places        T-Patcher at every block, key and landing
+    python -m benchmarks.tracing       causal traces here against a full pass for every place
+    python -m benchmarks.trace_and_edit  where facts are carried against where edits work
     python -m benchmarks.architectures  every class of transformers' maps, as a tiny random model
     python -m benchmarks.calibration   settings chosen by measuring, on worlds of other recipes
     python -m benchmarks.scope         the right record among many, or none

@@ -65,9 +65,7 @@ def test_a_file_is_averaged_drawn_and_written_as_a_page(
 ) -> None:
     plot, page = tmp_path / "set.svg", tmp_path / "set.html"
     arguments = ("--own-answers", "--min-effect", "-1", "--draws", "2")
-    ran = cedit(
-        "trace", facts_file(tmp_path), *arguments, "--json", "--plot", plot, "--html", page
-    )
+    ran = cedit("trace", facts_file(tmp_path), *arguments, "--json", "--plot", plot, "--html", page)
     assert ran.code == 0
     assert [record["type"] for record in ran.records] == ["trace"] * 3 + ["traces"]
     assert ran.last["counts"] == {"traced": 3, "unknown": 0, "weak": 0}

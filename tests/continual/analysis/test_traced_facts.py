@@ -1,4 +1,4 @@
-"""The subject's tokens, whatever the tokenizer does; sets of facts, their averages and the cache."""
+"""The subject's tokens, whatever the tokenizer does; sets of facts, averages and the cache."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def requests(count: int = 6) -> list[Request]:
 
 def test_a_set_is_averaged_without_the_facts_that_are_not_known(knowing: Session) -> None:
     tracer = Tracer(knowing.edited, knowing.task, CONFIG)
-    facts = read_set(
-        tracer, [*requests(), Request(prompt="who", target_new="x"), *requests()[:1]]
-    )
+    facts = read_set(tracer, [*requests(), Request(prompt="who", target_new="x"), *requests()[:1]])
     assert facts.left_out == {"without a subject": 1}
     assert len(facts.token_ids) == len(facts.requests) == 8
     cache = TraceCache(knowing.store, tracer, tracer.deviation(facts.token_ids))
