@@ -42,7 +42,7 @@ ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
 """Prompts of other relations that are asked about the subject, and the number of them held out: a
 third, where there are few."""
 TURNS_ASKED = 2  # texts about the subject, as turns of a chat, among the questions
-WORDINGS = 1  # prompts of the same relation that are asked about the subject
+WORDINGS = 2  # prompts of the same relation that are asked about the subject
 CHAT_QUESTIONS = 2
 
 

@@ -21,6 +21,7 @@ from continual.editors.tpatcher.training import Slots, closed_form, train_values
 from continual.errors import CeditError
 from continual.history.rehearsing import recompute
 from continual.model import EditedModel
+from continual.patches.neuron import NeuronPatch
 from continual.prompts import Chat, Message
 from continual.proposals import Edit, EditContext, KnownAnswers
 from continual.queries.memory import ProtectedQueries
@@ -213,6 +214,28 @@ def test_wordings_stand_beside_copies_whatever_they_are_answered(site):
     assert len(rows) == 7
     again = worded(originals, Prefixes(), 6, context_at(site, step=9), ground)
     assert torch.equal(again.query, slots.query)  # a retry draws what was drawn before
+
+
+@pytest.mark.parametrize("site", ["causal"], indirect=True)
+def test_other_wordings_have_a_margin_of_their_own(site):
+    """A neuron is 1 on its own row: the higher its threshold, the lower its bias."""
+    alone = edit_of(site, 0, subject=language.COUNTRIES[0])
+    edit = replace(alone, wordings=(f"{ask(0, 2)} {ask(1)}",))
+    plain = context_at(site)
+    context = replace(plain, naming=lambda _: plain.memory)
+
+    def bias(of: Edit, **settings: float) -> Tensor:
+        config = TPatcherConfig(
+            asks_subject=True, subject_margin=0.3, subject_reach=1.0, **settings
+        )
+        patch = TPatcher(config).edit([of], context).patch
+        assert isinstance(patch, NeuronPatch)
+        return patch.bias
+
+    assert torch.equal(bias(edit), bias(edit, wordings_margin=0.3))
+    assert (bias(edit, wordings_margin=0.1) > bias(edit)).all()
+    assert (bias(edit, wordings_margin=0.9) < bias(edit)).all()
+    assert torch.equal(bias(alone, wordings_margin=0.9), bias(alone))
 
 
 def test_in_a_chat_a_copy_begins_the_turn_that_asks():

@@ -33,10 +33,11 @@ class TPatcherConfig(SettingsTable):
     With `asks_subject`, the neurons of a request that names its subject fire only where the text
     names it, too. They then need a plane only against general text and other texts that name the
     subject, and have room for other wordings: `subject_margin`, `subject_copies`, `subject_reach`
-    and `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`. With
-    `subject_whitening` their keys have the widest margin of all, measured where general text
-    spreads alike in all directions; their copies stand behind whole sentences, and all of them
-    count, whatever they are answered.
+    and `subject_norm_max` take the place of `margin`, `copies`, `reach` and `norm_max`. Wordings
+    that other requests of its relation lend make such a gate wider, so that it can do with a higher
+    margin, `wordings_margin`. With `subject_whitening` their keys have the widest margin of all,
+    measured where general text spreads alike in all directions; their copies stand behind whole
+    sentences, and all of them count, whatever they are answered.
 
     Neurons stand at the FFN of the last block, or at the block's output where that FFN has no site,
     unless `block`, `key`, `value_block` or `value` says otherwise; see `effects.places`. Elsewhere
@@ -45,7 +46,7 @@ class TPatcherConfig(SettingsTable):
 
     table: ClassVar[str] = "editor.tpatcher"
     new_stores: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "causal": {"asks_subject": True},
+        "causal": {"asks_subject": True, "wordings_margin": 0.45},
         "classification": {"copies": 16, "reach": 0.25, "norm_max": 16.0},
     }
 
@@ -63,6 +64,9 @@ class TPatcherConfig(SettingsTable):
     """A neuron asks for its request's subject in the text, where something is watched."""
     subject_margin: float = 0.35
     """The margin of a neuron that asks for a subject, in the place of `margin`."""
+    wordings_margin: float | None = None
+    """The margin of such a neuron whose request has other wordings, which make its gate wider, in
+    the place of `subject_margin`; None: `subject_margin`."""
     subject_copies: int = 8
     """The copies of a neuron that asks for a subject, in the place of `copies`."""
     subject_reach: float = 0.1
@@ -105,6 +109,8 @@ class TPatcherConfig(SettingsTable):
             raise self.refused(f"copies_margin = {self.copies_margin} is not in [0, 1)")
         if not 0.0 <= self.subject_margin < 1.0:
             raise self.refused(f"subject_margin = {self.subject_margin} is not in [0, 1)")
+        if self.wordings_margin is not None and not 0.0 <= self.wordings_margin < 1.0:
+            raise self.refused(f"wordings_margin = {self.wordings_margin} is not in [0, 1)")
         for name in ("copies", "subject_copies"):
             if getattr(self, name) < 0:
                 raise self.refused(f"{name} = {getattr(self, name)} is less than 0")
@@ -144,13 +150,16 @@ class TPatcherConfig(SettingsTable):
             copies_margin=1.0 - (1.0 - self.copies_margin) * room,
         )
 
-    def asking(self) -> TPatcherConfig:
+    def asking(self, *, has_wordings: bool = False) -> TPatcherConfig:
         """Return the settings for neurons that ask for their subject. They are not narrowed by
         number: however many there are, few fire on texts about one subject."""
+        is_worded = has_wordings and self.wordings_margin is not None
+        margin = self.wordings_margin if is_worded else self.subject_margin
+        assert margin is not None
         return replace(
             self,
-            margin=self.subject_margin,
-            copies_margin=self.subject_margin,
+            margin=margin,
+            copies_margin=margin,
             copies=self.subject_copies,
             reach=self.subject_reach,
             whitening=self.subject_whitening,

@@ -137,7 +137,10 @@ class TPatcher:
         """Return the settings of this attempt. Each retry may take more neurons and steps, and
         gives up more generality; a retry of an edit that changed too much is only narrower."""
         crowd = context.site.edited.gates(ground.place).size
-        config = self.config.asking() if ground.subject else self.config.among(crowd)
+        config = self.config.among(crowd)
+        if ground.subject:
+            has_wordings = any(edit.wordings for edit in ground.edits)
+            config = self.config.asking(has_wordings=has_wordings)
         attempt, config = context.attempt, config.narrower(context.narrow)
         if attempt == 0 or context.narrow:
             return config
