@@ -150,8 +150,9 @@ class Kn:
         """Return λ2·e(new)/‖e(new)‖ − λ1·e(old)/‖e(old)‖ [d] float32, on the CPU."""
         old, new = (table[token].float().cpu() for token in (change.old, change.new))
         config = self.config
-        direction: Tensor = config.new_weight * new / new.norm()
-        return direction - config.old_weight * old / old.norm()
+        towards: Tensor = config.new_weight * new / new.norm()
+        away: Tensor = config.old_weight * old / old.norm()
+        return towards - away
 
 
 def _lengths(changes: Sequence[TokenChange], block: int, values: Tensor) -> Tensor:
