@@ -13,6 +13,7 @@ Each is run from the project root:
     python -m benchmarks.memory        SERAC and IKE on the atlas, one correction after another
     python -m benchmarks.capacity      how many facts one batch of weight edits takes
     python -m benchmarks.gates         a plane between a correction's wordings and all else
+    python -m benchmarks.knowledge_neurons  suppressed, amplified, erased; beside the published rows
     python -m benchmarks.places        T-Patcher at every block, key and landing
     python -m benchmarks.tracing       causal traces here against a full pass for every place
     python -m benchmarks.trace_and_edit  where facts are carried against where edits work

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store, require_revision, revision_names
-from cli.output import Output, columns, counted, one_line
+from cli.options import common, find_store, require_revision, require_writable, revision_names
+from cli.output import WATCHED, Output, columns, counted, one_line, rates, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MASKED = "masked"
 TASKS = ("causal", "seq2seq", MASKED)
 NEURONS_SHOWN = 12
+ERASED_MAX = 20  # neurons of a relation, as published
 ARCHITECTURES = {MASKED: "AutoModelForMaskedLM"}
 
 
@@ -30,6 +31,12 @@ ARCHITECTURES = {MASKED: "AutoModelForMaskedLM"}
     "--rephrase", "rephrases", metavar="TEXT", multiple=True, help="PROMPT in other words."
 )
 @click.option("--relation", metavar="NAME", help="Of FILE, the facts of this relation alone.")
+@click.option(
+    "--erase",
+    "erased",
+    metavar="RELATION",
+    help="Set the values of a relation's neurons to zero, in a revision.",
+)
 @click.option(
     "--at",
     metavar="REVISION",
@@ -75,6 +82,7 @@ def command(
     answer: str | None,
     rephrases: tuple[str, ...],
     relation: str | None,
+    erased: str | None,
     at: str,
     model: Path | None,
     task: str,
@@ -89,6 +97,10 @@ def command(
     Then they are suppressed (times 0) and amplified (times 2): at that position alone, and in the
     weights, where every position feels it. The store stays as it is.
 
+    With --erase the 20 neurons that most facts of a relation have lose their values, at all
+    positions: a revision without requests, measured and rolled back as any other. Expect other
+    answers to change, too. `cedit revert` and `cedit rebase` do not know it.
+
     FILE has corrections or facts as `cedit apply` reads them; of an old and a new target the one is
     taken that the model gives. An answer that it does not give is warned of: its attribution says
     nothing about what the model knows.
@@ -97,21 +109,27 @@ def command(
     "subject","relation","prompts","share","neurons":[{"block","index","score"}],"probability",
     "suppressed","amplified","suppressed_in_weights","amplified_in_weights"}, and for FILE one for
     each relation: {"type":"neurons of relation","relation","facts","neurons","suppressed",
-    "amplified"}, the last two as changes of P relative to it.
+    "amplified"}, the last two as changes of P relative to it. With --erase there is one alone:
+    {"type":"erase","relation","neurons","facts","before","after","revision","fingerprint"} and the
+    metrics; before and after are P(answer).
 
     \b
     Example:
       cedit neurons "The capital of Australia is"
       cedit neurons "The capital of Australia is" --answer Canberra --at base --json
       cedit neurons facts.jsonl --relation capital
+      cedit neurons facts.jsonl --erase capital
       cedit neurons "Canberra is the capital of [MASK]." --model bert-base --task masked
     """
-    facts = _facts(source, answer, rephrases, relation)
+    if erased is not None and (relation is not None or model is not None or at != "head"):
+        raise click.UsageError("--erase is for a store's head, and names its relation itself.")
+    facts = _facts(source, answer, rephrases, relation if erased is None else erased)
+    options = {"steps": steps, "threshold": threshold, "share": share}
+    if erased is not None:
+        _erase(out, store, facts, erased, options)
+        return
     with _finder(store, at, model, task) as finder:
-        from dataclasses import replace
-
-        finder.steps = steps
-        finder.thresholds = replace(finder.thresholds, of_max=threshold, share=share)
+        _set(finder, **options)
         found = finder.find(facts, lambda number: _tell(out, number, len(facts)))
         records = [_record(finder, fact) for fact in found]
     for fact, record in zip(found, records, strict=True):
@@ -124,6 +142,67 @@ def command(
         out.text(_table(records))
     if _is_file(source):
         _show_relations(out, finder, found, records)
+
+
+def _set(finder: NeuronFinder, *, steps: int, threshold: float, share: float) -> None:
+    from dataclasses import replace
+
+    finder.steps = steps
+    finder.thresholds = replace(finder.thresholds, of_max=threshold, share=share)
+
+
+def _erase(
+    out: Output,
+    store: str | None,
+    facts: Sequence[PromptedFact],
+    relation: str,
+    options: dict[str, Any],
+) -> None:
+    """Erase a relation at head by its facts that the model has right. Raises CeditError if it has
+    none of them right."""
+    from continual.analysis.neurons.choosing import most_frequent
+    from continual.analysis.neurons.finding import NeuronFinder
+    from continual.errors import CeditError
+    from continual.history.erasing import erase
+    from continual.history.inspection import rates_at
+    from continual.session import open_session
+
+    path = find_store(store)
+    require_writable(path)
+    with open_session(path) as session:
+        finder = NeuronFinder(session.edited, session.task)
+        _set(finder, **options)
+        found = finder.find(facts, lambda number: _tell(out, number, len(facts)))
+        known = [fact for fact in found if fact.is_right]
+        if not known:
+            raise CeditError(
+                f"The model answers no fact of {relation!r} rightly in all of its prompts: there "
+                "is nothing to find its neurons by."
+            )
+        neurons = most_frequent([fact.neurons for fact in known], count=ERASED_MAX)
+        before = [finder.probability(fact) for fact in known]
+        revision = erase(session, relation, neurons)
+        after = [NeuronFinder(session.edited, session.task).probability(fact) for fact in known]
+        metrics = rates_at(session.store, revision)
+    record = {
+        "type": "erase",
+        "relation": relation,
+        "neurons": [{"block": n.block, "index": n.place} for n in neurons],
+        "facts": len(known),
+        "before": sum(before) / len(known),
+        "after": sum(after) / len(known),
+        "revision": revision.id,
+        **metrics,
+        "fingerprint": revision.fingerprint,
+    }
+    out.result(
+        record,
+        one_line(f"{counted(len(neurons), 'neuron')} of {relation} without a value"),
+        f"P(answer) of {counted(len(known), 'fact')} that the model had right: "
+        f"{record['before']:.4f}, and now {record['after']:.4f}",
+        rates(metrics, "ER", "TrainR", "TestR", *WATCHED),
+        f"head {short(revision.id)}  fingerprint {short(revision.fingerprint)}",
+    )
 
 
 def _is_file(source: str) -> bool:
@@ -139,10 +218,12 @@ def _facts(
     from continual.errors import CeditError
 
     if not _is_file(source):
-        if relation is not None:
-            raise click.UsageError("--relation chooses among the facts of a FILE.")
-        if not source.strip():
+        if relation is None and not source.strip():
             raise click.UsageError("The PROMPT is empty: give it a text.")
+        if relation is not None:
+            raise click.UsageError(
+                f"--relation and --erase take facts from a FILE, and there is no {source!r}."
+            )
         return [PromptedFact((source, *rephrases), () if answer is None else (answer,))]
     if answer is not None or rephrases:
         raise click.UsageError("--answer and --rephrase belong to a PROMPT; FILE has its own.")

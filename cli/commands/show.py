@@ -90,6 +90,8 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"parent       {short(record['parent'])}"
     if record["target"]:
         yield f"target       {short(record['target'])}"
+    if record["erased"]:
+        yield one_line(f"erased       {record['erased']}")
     yield f"fingerprint  {short(record['fingerprint'])}"
     if record["patch"]:
         yield f"patch        {short(record['patch'])}, {size(record['patch_bytes'])}"

@@ -89,3 +89,38 @@ def test_prompts_that_cannot_be_looked_at(cedit: Cedit, model: Path) -> None:
     assert cedit("neurons", "a", "--relation", "capital", *asked).code == 2
     masked = cedit("neurons", "a [MASK]", "--task", "masked", *asked)
     assert masked.code == 1 and "MaskedLM" in masked.err
+
+
+def test_a_relation_is_erased_at_head_and_comes_back(
+    cedit: Cedit, knowing: Path, tmp_path: Path
+) -> None:
+    store, file = tmp_path / "store", tmp_path / "facts.jsonl"
+    write_lines(file, [record(country) for country in range(3)])
+    plain = ("--no-watch", "--no-calibration")
+    assert cedit("init", str(store), "--model", str(knowing), *plain).code == 0
+    on = ("--store", str(store))
+    erased = cedit("neurons", str(file), "--erase", "capital", *on, "--json").last
+    assert (erased["type"], erased["facts"]) == ("erase", 3)
+    assert 0 < len(erased["neurons"]) <= 20 and erased["after"] < erased["before"]
+    assert "erase" in cedit("log", *on).out
+    assert "erased       capital" in cedit("show", "head", *on).out
+    assert cedit("verify", *on).code == cedit("replay", *on).code == 0
+    base = cedit("neurons", str(file), "--at", "base", *on, "--json").records[0]
+    assert cedit("rollback", "base", *on).code == 0
+    again = cedit("neurons", str(file), *on, "--json").records[0]
+    assert again["probability"] == base["probability"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--erase", "capital"), "FILE"),
+        (("--erase", "capital", "--at", "base"), "head"),
+        (("--erase", "capital", "--relation", "other"), "head"),
+    ],
+)
+def test_erasing_needs_facts_and_head(
+    cedit: Cedit, store: Path, options: tuple[str, ...], reason: str
+) -> None:
+    ran = cedit("neurons", "The capital of Chile is", *options)
+    assert ran.code == 2 and reason in ran.err

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from continual.analysis.neurons import FfnNeuron
 from continual.editors.kn import KnConfig
 from continual.errors import CeditError
+from continual.history.erasing import erase
 from continual.history.replaying import rebuild
 from continual.patches import Patch
 from continual.patches.low_rank import FfnLowRankPatch
@@ -122,3 +124,38 @@ def test_an_encoder_decoder_is_edited_in_its_decoder(made: Make, models: dict[st
 def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(CeditError, match=r"editor\.kn"):
         KnConfig.of(settings)
+
+
+# -- a relation erased
+
+
+def test_an_erased_relation_is_a_revision_that_rolls_back_bit_for_bit(knowing: Session) -> None:
+    before = weights(knowing)
+    neurons = [FfnNeuron(0, 3), FfnNeuron(1, 5), FfnNeuron(1, 2)]
+    revision = erase(knowing, "capital", neurons)
+    assert (revision.operation, knowing.head.id) == ("erase", revision.id)
+    assert knowing.status()["TestR"] is not None  # measured again
+    for block, place in neurons:
+        assert not knowing.edited.anatomy.down_weight(knowing.model, block)[place].any()
+    assert knowing.show()["erased"] == "capital" and not knowing.show()["outcomes"]
+    assert all(state.is_same for state in rebuild(knowing, knowing.store.lineage("head")))
+    again = reopened(knowing)
+    with pytest.raises(CeditError, match="zero already"):
+        erase(again, "capital", neurons)
+    again.rollback("base")
+    assert is_same(before, weights(again))
+    again.close()
+
+
+def test_corrections_go_on_behind_an_erased_relation(knowing: Session) -> None:
+    erase(knowing, "capital", [FfnNeuron(1, place) for place in range(20)])
+    target = request(3)
+    (step,) = knowing.apply_requests([target], knowing.settings(chain=("tpatcher",)))
+    assert [outcome.outcome for outcome in step.outcomes] == ["applied"]
+    with pytest.raises(CeditError, match="no neurons"):
+        erase(knowing, "currency", [])
+    metrics = step.measured
+    again = reopened(knowing)
+    assert again.ask(target.prompt, tokens_max=1) == target.target_new
+    assert again.head.id == step.revision.id and metrics is not None
+    again.close()

@@ -201,6 +201,10 @@ class NeuronFinder:
             )
         return answer
 
+    def probability(self, found: FactNeurons) -> float:
+        """Return the mean of P(answer) over a fact's prompts, by the model as it stands now."""
+        return self._mean(found)
+
     def effects(self, found: FactNeurons) -> NeuronEffects:
         """Measure P(answer) with a fact's neurons suppressed and amplified."""
         at_place = [
