@@ -124,7 +124,7 @@ def command(
     if erased is not None and (relation is not None or model is not None or at != "head"):
         raise click.UsageError("--erase is for a store's head, and names its relation itself.")
     facts = _facts(source, answer, rephrases, relation if erased is None else erased)
-    options = {"steps": steps, "threshold": threshold, "share": share}
+    options: dict[str, Any] = {"steps": steps, "threshold": threshold, "share": share}
     if erased is not None:
         _erase(out, store, facts, erased, options)
         return
