@@ -32,7 +32,6 @@ class AnswerAttribution:
     activations: Tensor  # [L, d_ff] w̄
     probability: float  # P(answer), the mean over its tokens
     is_right: bool  # each token is the likeliest one
-    leading: tuple[int, ...]  # the likeliest tokens
 
 
 def attribute(
@@ -48,7 +47,6 @@ def attribute(
         _mean([run.rows.float() for run in runs]),
         sum(run.probability for run in runs) / len(runs),
         all(run.is_right for run in runs),
-        tuple(int(run.logits.argmax()) for run in runs),
     )
 
 

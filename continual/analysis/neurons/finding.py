@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from continual.analysis.neurons.attribution import STEPS, AnswerAttribution, attribute
+from continual.analysis.neurons.attribution import STEPS, attribute
 from continual.analysis.neurons.choosing import (
     FfnNeuron,
     NeuronThresholds,
@@ -19,7 +19,7 @@ from continual.analysis.neurons.choosing import (
     of_relation,
     shared_by,
 )
-from continual.analysis.neurons.gold import GoldToken, MaskedPrompts, gold_tokens
+from continual.analysis.neurons.gold import GoldToken, MaskedPrompts, gold_tokens, require_tokens
 from continual.analysis.neurons.operations import (
     AMPLIFIED,
     SUPPRESSED,
@@ -65,7 +65,7 @@ class PromptNeurons:
     by_activation: tuple[FfnNeuron, ...]  # the same, where the score is the activation
     probability: float
     is_right: bool
-    said: str  # the likeliest tokens in the places of the answer's
+    said: str  # by the model, if the answer is wrong
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ class NeuronFinder:
         thresholds: NeuronThresholds | None = None,
     ) -> None:
         """Take a model and its task, or the prompts of a masked model. Raises ModelError for a
-        model without FFNs."""
+        model without FFNs, and for a classifier."""
+        if not isinstance(language, MaskedPrompts):
+            require_tokens(language)
         self.edited, self.language, self.steps = edited, language, steps
         self.thresholds = thresholds or NeuronThresholds()
         has_gates = bool(edited.open_gates)
@@ -164,17 +166,18 @@ class NeuronFinder:
             tuple(neurons_above(found.activations, self.thresholds.activation_of_max)),
             found.probability,
             found.is_right,
-            self._text(found),
+            answer if found.is_right else self._own_answer(prompt),
         )
-
-    def _text(self, found: AnswerAttribution) -> str:
-        return self.language.text(found.leading)
 
     def _answer(self, fact: PromptedFact) -> str:
         """Return the answer to attribute: the first that the model gives to the first prompt, or
-        the first of all."""
+        the first of all. Raises CeditError if there is none."""
         if not fact.answers:
-            return self._own_answer(fact.prompts[0])
+            if answer := self._own_answer(fact.prompts[0]):
+                return answer
+            raise CeditError(
+                f"The model gives no answer to {str(fact.prompts[0])!r}: say one with --answer."
+            )
         if len(fact.answers) > 1:
             for answer in fact.answers:
                 tokens = self.gold_tokens(fact.prompts[0], answer)
@@ -183,8 +186,8 @@ class NeuronFinder:
         return fact.answers[0]
 
     def _own_answer(self, prompt: Prompt) -> str:
-        """Return the model's own answer, or its first token if the answer has no end. Raises
-        CeditError if it gives none."""
+        """Return the model's own answer, or its first token if the answer has no end; it may
+        be empty."""
         language, model = self.language, self.edited.model
         if isinstance(language, MaskedPrompts):
             (gold,) = language.gold_tokens(str(prompt), language.any_token)
@@ -195,11 +198,7 @@ class NeuronFinder:
             answer = language.text(tokens)
             if len(tokens) == ANSWER_TOKENS_MAX and language.text(tokens[:-1]) != answer:
                 answer = language.text(tokens[:1])
-        if not answer.strip():
-            raise CeditError(
-                f"The model gives no answer to {str(prompt)!r}: say one with --answer."
-            )
-        return answer
+        return answer.strip()
 
     def probability(self, found: FactNeurons) -> float:
         """Return the mean of P(answer) over a fact's prompts, by the model as it stands now."""

@@ -17,7 +17,7 @@ from continual.errors import ModelError, RequestError
 from continual.prompts import Prompt
 from continual.tasks import Task
 
-NO_LABELS = "classification"
+LABELS = "classification"
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,20 @@ class GoldToken:
         return {"input_ids": source, "decoder_input_ids": ids}
 
 
+def require_tokens(task: Task) -> None:
+    """Raise ModelError for a task whose answers are no tokens."""
+    if task.name == LABELS:
+        raise ModelError(
+            "Knowledge neurons are looked for where the tokens of an answer are said, and a "
+            "classifier gives one label for a whole input: use a causal, seq2seq or masked "
+            "language model."
+        )
+
+
 def gold_tokens(task: Task, prompt: Prompt, answer: str) -> tuple[GoldToken, ...]:
     """Return the tokens of an answer behind a prompt, without the ones that end it. Raises
     RequestError for a prompt or an answer that the task refuses, ModelError for a classifier."""
-    if task.name == NO_LABELS:
-        raise ModelError(
-            "Knowledge neurons are looked for behind the tokens of an answer, and a classifier "
-            "gives one label for a whole input: use a causal, seq2seq or masked language model."
-        )
+    require_tokens(task)
     encoding = task.encode(prompt, answer)
     question, targets = encoding.question, encoding.targets
     count = len(targets)

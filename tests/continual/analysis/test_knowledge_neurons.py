@@ -202,6 +202,8 @@ def test_a_classifier_is_refused(made: Make, models: dict[str, Any]) -> None:
     session = made(models["classification"], task={"name": "classification"})
     with pytest.raises(ModelError, match="classifier"):
         gold_tokens(session.task, language.ask(3), language.capital(3))
+    with pytest.raises(ModelError, match="classifier"):
+        NeuronFinder(session.edited, session.task)
 
 
 class Words:
@@ -356,7 +358,8 @@ def test_the_answer_that_the_model_gives_is_the_one_attributed(knowing: Session)
     assert finder.look_at(fact(3, wrong, right)).answer == right
     assert finder.look_at(fact(3)).answer == right
     assert finder.look_at(fact(3, wrong)).answer == wrong
-    assert not finder.look_at(fact(3, wrong)).is_right
+    found = finder.look_at(fact(3, wrong))
+    assert not found.is_right and found.prompts[0].said == right
 
 
 def test_neurons_of_an_edited_revision_are_its_own(knowing: Session) -> None:
