@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from continual.base import number_format
 from continual.history.corrections import in_force
 from continual.history.inspection import rates_at
@@ -116,14 +118,21 @@ def _standing(opened: OpenStore, at: str | None) -> Iterator[Revision]:
 
 
 def _job(opened: OpenStore, revision: Revision, settings: SaveSettings) -> SaveJob:
-    base_format = weights_format(SaveJob.directory_of(opened))
-    model_table = opened.store.settings["model"]
-    dtype = settings.dtype or base_format or str(model_table.get("dtype", "float32"))
+    dtype = _number_format(opened, settings)
     layers = opened.store.layers(revision)
     parts = [part for layer in layers for part in opened.patches(layer.patch)]
     opened.listener.note("Reading every probe at this revision")
     run = RunState(opened.store, opened.site, Past(revision))
-    return SaveJob(opened, revision, parts, run, settings, number_format(dtype))
+    return SaveJob(opened, revision, parts, run, settings, dtype)
+
+
+def _number_format(opened: OpenStore, settings: SaveSettings) -> torch.dtype:
+    """Return the saved number format: the one of the settings, or of the base's files. Raises
+    ModelError for a name that is none."""
+    if settings.dtype is not None:
+        return number_format(settings.dtype)
+    name = weights_format(SaveJob.directory_of(opened))
+    return opened.site.dtype if name is None else number_format(name)
 
 
 def _record(

@@ -58,10 +58,11 @@ def placed_whole(target: Path, *, force: bool, spared: Sequence[Path] = ()) -> I
 
 def require_replaceable(place: Path, *, force: bool, spared: Sequence[Path] = ()) -> None:
     """Raise NotOurs for a place that may not be replaced."""
+    file = next((path for path in (place, *place.parents) if path.is_file()), None)
+    if file is not None:
+        raise NotOurs(f"{file} is a file: name a folder.")
     if not place.exists():
         return
-    if not place.is_dir():
-        raise NotOurs(f"{place} is a file: name a folder.")
     guarded = [path.resolve() for path in (*spared, Path.cwd(), Path.home())]
     inside = next((path for path in guarded if path.is_relative_to(place)), None)
     if inside is not None and any(place.iterdir()):

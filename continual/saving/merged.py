@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.effects import BESIDE, NEURONS
+from continual.effects import CODEBOOK, CONTEXTS, GATES, MEMORY, NEURONS, SUBJECTS
 from continual.effects.gated import NeuronBank
 from continual.errors import ModelError
 from continual.loading import assembled
@@ -39,6 +39,14 @@ class ActivationRange:
 
 
 UNSEEN = ActivationRange(None, 1.0)
+REASONS: Mapping[str, str] = {
+    SUBJECTS: "no FFN looks for words: neurons made with [editor.tpatcher] asks_subject = false do",
+    CONTEXTS: "no FFN takes a mean of tokens: neurons made with [anatomy] context = none go along",
+    GATES: "an FFN reads and writes at its own place",
+    CODEBOOK: "no FFN replaces its output",
+    MEMORY: "a plain model looks nothing up",
+}
+"""The reasons why edits of a kind are nothing that a transformers model has."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,7 @@ def _has_bias(edited: EditedModel) -> bool:
 def staying(edited: EditedModel) -> dict[str, str]:
     """Return the kinds of edits on a model that no plain model of its kind can say, each with the
     reason."""
-    reasons = {
-        kind: f"{BESIDE[kind]} are nothing that a transformers model has" for kind in edited.beside
-    }
+    reasons = {kind: REASONS.get(kind, "") for kind in edited.beside}
     if NEURONS in reasons:
         reasons[NEURONS] = neurons_obstacle(edited)
     return {kind: reason for kind, reason in reasons.items() if reason}
