@@ -2,7 +2,8 @@
 
     python -m benchmarks.saving [--model DIR | --world NAME] [--stream FILE] [--skip N]
         [--edits tpatcher=50,memit=20] [--forms transformers,peft] [--dtypes float32,bfloat16]
-        [--texts N] [--train-probes FILE] [--test-probes FILE] [--cache DIR] [--json OUT]
+        [--texts N] [--neighbours N] [--calibrated] [--train-probes FILE] [--test-probes FILE]
+        [--cache DIR] [--json OUT]
 
 Each editor corrects the first requests of the stream that it gets right, so many of them, in a
 store of its own with the editor's neurons plain: no context, and no subject to ask for. The store
@@ -88,7 +89,8 @@ def store_of(options: argparse.Namespace, folder: Path) -> Session:
             model,
             anatomy={"context": "none"},
             editors={"tpatcher": {"asks_subject": False}},
-            watch={"texts": options.texts},
+            watch={"texts": options.texts, "neighbours": options.neighbours},
+            calibration={"at_first_use": options.calibrated},
             **probes,
         ),
     )
@@ -186,6 +188,8 @@ def main() -> None:
     parser.add_argument("--forms", default="transformers,peft")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument("--neighbours", type=int, default=16)
+    parser.add_argument("--calibrated", action="store_true")
     parser.add_argument("--train-probes", type=Path)
     parser.add_argument("--test-probes", type=Path)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "cedit-benchmarks")

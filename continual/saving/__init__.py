@@ -4,7 +4,8 @@
 probe of the ledger again, and only then puts the folder at its place. One module for each form.
 
 ``architectures``  which models can say neurons, in a table
-``widening``  ``llama``  an FFN with more units; two architectures written as a third
+``widening``  ``rounding``  an FFN with more units; their keys in half precision
+``llama``  two architectures written as a third
 ``merged``  a plain model of an edited one
 ``job``  what is saved, and what stays behind
 ``transformers_form``  ``peft_form``  the forms

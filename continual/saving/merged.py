@@ -24,18 +24,21 @@ from continual.model import EditedModel
 from continual.model.edited import cannot_go_along
 from continual.saving.architectures import LLAMA, WiderFfn, architecture_of
 from continual.saving.llama import as_llama
+from continual.saving.rounding import rounded
 from continual.saving.widening import Units, relu_from, scale_for, widen
 
+HALF_BYTES = 2  # of a number in half precision
 LoadBase = Callable[[torch.dtype], Any]
 """Loads the base model anew, in a number format."""
 
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """The magnitudes of the activations q·k + b of a block's neurons, on all probes."""
+    """The activations q·k + b of a block's neurons on all probes."""
 
-    least: float | None  # without zero; None if nothing was seen
-    largest: float
+    least: float | None  # in magnitude, without zero; None if nothing was seen
+    largest: float  # in magnitude
+    centres: Tensor | None = None  # [n, d] the mean of the queries on which each neuron fires
 
 
 UNSEEN = ActivationRange(None, 1.0)
@@ -167,8 +170,10 @@ def _units(
         scale = scale_for(activation, seen.least, seen.largest, config.dtype)
         assert scale is not None  # see `neurons_obstacle`
         is_plain = bank.is_plain.to(bank.keys.device)
-        parts = (bank.keys[is_plain], bank.bias[is_plain], bank.values[is_plain])
-        units[block] = Units(*parts, scale)
+        keys, bias = bank.keys[is_plain], bank.bias[is_plain]
+        if seen.centres is not None and config.dtype.itemsize == HALF_BYTES:
+            keys, bias = rounded(keys, bias, seen.centres, config.dtype)
+        units[block] = Units(keys, bias, bank.values[is_plain], scale)
     return units
 
 

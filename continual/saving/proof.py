@@ -17,12 +17,13 @@ from continual.effects.gated import NeuronBank
 from continual.errors import ModelError
 from continual.listening import Listener
 from continual.recheck.ledger import EDIT, ROLES, Ledger, LedgerEntry
-from continual.saving.merged import ActivationRange
+from continual.saving.merged import UNSEEN, ActivationRange
 from continual.site import Site
 from continual.task_model import length_sorted
 from continual.verdicts import tie_of
 
 ASKED_TOGETHER = 512  # probes between two reports of progress
+ROWS_TOGETHER = 1024  # queries scored at a time
 ASKING = "asking the saved model every probe"
 
 
@@ -122,7 +123,7 @@ def require_same_tokens(site: Site, ledger: Ledger, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def activation_ranges(site: Site, ledger: Ledger) -> dict[int, ActivationRange]:
-    """Return the range of |q·k + b| of each block's neurons on all probes of a ledger."""
+    """Return the activations of each block's neurons on all probes of a ledger."""
     return {
         block: _range(bank, _queries(site, ledger, bank))
         for block, bank in site.edited.plain_neurons.items()
@@ -145,10 +146,20 @@ def _range(bank: NeuronBank, queries: Iterator[torch.Tensor]) -> ActivationRange
     is_plain = bank.is_plain.to(bank.keys.device)
     keys, bias = bank.keys[is_plain].double(), bank.bias[is_plain].double()
     least, largest = float("inf"), 0.0
+    firing, every = torch.zeros_like(keys), torch.zeros_like(keys[0])
+    counts, rows_read = torch.zeros_like(bias), 0
     for rows in queries:
-        for part in rows.split(1024):
-            sizes = (part.to(keys) @ keys.T + bias).abs()
-            sizes = sizes[sizes > 0]
+        for part in rows.split(ROWS_TOGETHER):
+            scores = part.to(keys) @ keys.T + bias
+            sizes = scores[scores != 0].abs()
             if len(sizes):
                 least, largest = min(least, float(sizes.min())), max(largest, float(sizes.max()))
-    return ActivationRange(least if least < float("inf") else None, largest)
+            is_firing = (scores > 0).to(keys)
+            firing, counts = firing + is_firing.T @ part.to(keys), counts + is_firing.sum(0)
+            every, rows_read = every + part.to(keys).sum(0), rows_read + len(part)
+    if not rows_read:
+        return UNSEEN
+    means = torch.where(
+        counts[:, None] > 0, firing / counts.clamp(min=1)[:, None], every / rows_read
+    )
+    return ActivationRange(least if least < float("inf") else None, largest, means)

@@ -23,6 +23,7 @@ from continual.errors import ModelError
 from continual.saving import FORMS, KINDS, CannotSave
 from continual.saving.architectures import ARCHITECTURES
 from continual.saving.folders import NotOurs
+from continual.saving.rounding import nearest_two, rounded
 from continual.saving.widening import SCALE_MAX, SCALE_MIN, relu_from, scale_for, wider_width
 from continual.session import Session, open_session
 from tests import tiny_language as language
@@ -615,3 +616,27 @@ def test_every_architecture_that_can_say_neurons_is_tried_here() -> None:
     assert able == {*CAUSAL, *CLASSIFIERS, "bart"}
     assert set(FORMS) == {"transformers", "peft"}
     assert all(entry.note for entry in ARCHITECTURES.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_keys_are_rounded_so_that_their_neurons_fire_as_before(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 1.0 + torch.randn(8, 64, generator=generator)
+    keys = torch.randn(8, 64, generator=generator) + centres
+    keys[0, :5] = torch.tensor([0.0, -0.0, 1.0, 1e-8, -1e-8])
+    bias = 1.0 - (centres * keys).sum(1)  # about -100: it is rounded by a quarter in bfloat16
+    near = centres + 0.05 * torch.randn(8, 64, generator=generator)
+    plain = keys.to(dtype).float(), bias.to(dtype).float()
+    diffused = rounded(keys, bias, centres, dtype)
+    nearest, other = nearest_two(keys, dtype)
+    assert bool(((diffused[0] == nearest.float()) | (diffused[0] == other.float())).all())
+    between = (nearest.double() - keys.double()) * (other.double() - keys.double())
+    assert bool((between <= 0).all())
+    assert torch.equal(nearest, keys.to(dtype))
+
+    def errors(pair: tuple[Tensor, Tensor], queries: Tensor) -> Tensor:
+        moved = (pair[0].double() - keys.double()) * queries.double()
+        return (moved.sum(1) + pair[1].double() - bias.double()).abs()
+
+    assert errors(diffused, centres).median() < errors(plain, centres).median() / 100
+    assert errors(diffused, near).median() < errors(plain, near).median() / 4
