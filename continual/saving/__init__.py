@@ -111,11 +111,16 @@ def _form(settings: SaveSettings) -> SavedForm:
 @contextmanager
 def _standing(opened: OpenStore, at: str | None) -> Iterator[Revision]:
     """Stand at a revision within `with`, and then where the model was."""
-    before = opened.states.at
+    before = opened.states.at or "head"
+    revision = opened.store.revision(at or before)
+    if revision.id == before:
+        yield revision
+        return
     try:
-        yield opened.stand_at(at or before or "head")
+        yield opened.stand_at(revision)
     finally:
-        opened.stand_at(before or "head")
+        opened.stand_at(before)
+        opened.forget_run_state()
 
 
 def _job(opened: OpenStore, revision: Revision, settings: SaveSettings) -> SaveJob:

@@ -28,6 +28,7 @@ from continual.saving.widening import SCALE_MAX, SCALE_MIN, relu_from, scale_for
 from continual.session import Session, open_session
 from tests import tiny_language as language
 from tests.continual.conftest import Make, write_lines
+from tests.continual.test_any_decoder import gemma2, llava, mamba2, mixtral, save
 from tests.tiny_models import _stir
 
 ROOT = Path(__file__).parents[2]
@@ -288,6 +289,22 @@ def test_t5_says_edits_of_its_weights_alone(made: Make, tmp_path: Path) -> None:
 
 
 # -- what goes along
+
+
+@pytest.mark.parametrize("build", [gemma2, mixtral, mamba2, llava])
+def test_edits_of_weights_go_along_in_a_model_of_any_kind(
+    build: Callable[[], Any], made: Make, tmp_path: Path
+) -> None:
+    session = made(save(tmp_path / "model", build), calibration={})
+    tables = {"ft-last": {"learning_rate": 1e-2}}
+    session.apply([language.correction(3)], editor="ft-last", editors=tables)
+    assert session.in_force == 1
+    saved = session.save(tmp_path / "out")
+    assert turned(saved.facts) == 0
+    loaded = type(session.model).from_pretrained(tmp_path / "out").eval()
+    state, own = loaded.state_dict(), session.model.state_dict()
+    assert state.keys() == own.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in own.items())
 
 
 def test_edits_of_matrices_and_neurons_go_along_together(knowing: Session, tmp_path: Path) -> None:
