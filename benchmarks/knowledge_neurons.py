@@ -123,7 +123,9 @@ class FactWorld:
 @contextmanager
 def masked(options: argparse.Namespace) -> Iterator[FactWorld]:
     """Load or train the masked model; yields it with facts of ParaRel."""
-    folder, known = masked_model(data_folder(), options.cache, MaskedRecipe())
+    folder, known = masked_model(
+        data_folder(), options.cache, MaskedRecipe(facts=options.taught, epochs=options.epochs)
+    )
     base = load_base(folder, "AutoModelForMaskedLM")
     facts = [
         PromptedFact(fact.prompts[: options.prompts], (fact.object,), fact.subject, fact.relation)
@@ -526,6 +528,9 @@ def main() -> None:
     parser.add_argument("--relations", default=",".join(RELATIONS), help="of --base")
     parser.add_argument("--facts", type=int, default=8, help="of each relation")
     parser.add_argument("--prompts", type=int, default=4, help="of each fact")
+    recipe = MaskedRecipe()
+    parser.add_argument("--taught", type=int, default=recipe.facts, help="of a relation, to masked")
+    parser.add_argument("--epochs", type=int, default=recipe.epochs, help="of masked's training")
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--plots", type=Path, metavar="DIR")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

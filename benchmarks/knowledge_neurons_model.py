@@ -53,8 +53,8 @@ class ClozeFact:
 class MaskedRecipe:
     """The settings of the training."""
 
-    facts: int = 20  # of each relation
-    epochs: int = 2
+    facts: int = 30  # of each relation
+    epochs: int = 4
     batch: int = 64
     learning_rate: float = 5e-4
     warmup_steps: int = 30
