@@ -19,6 +19,7 @@ Each is run from the project root:
     python -m benchmarks.trace_and_edit  where facts are carried against where edits work
     python -m benchmarks.architectures  every class of transformers' maps, as a tiny random model
     python -m benchmarks.calibration   settings chosen by measuring, on worlds of other recipes
+    python -m benchmarks.saving        the edited model as other tools load it, in each form
     python -m benchmarks.scope         the right record among many, or none
     python -m benchmarks.train_scope   the training of the scope that comes with the package
     python -m benchmarks.efficiency    seconds, memory and bytes of an edit, for every editor
