@@ -30,9 +30,18 @@ from benchmarks import tables
 from benchmarks.architectures import stages
 from benchmarks.architectures.models import SHORT, TASKS, ModelClass, kinds, quiet
 from benchmarks.tables import TextColumn
+from continual.choices import EDITORS
 
-NEED_NO_FFN = ("tpatcher, grace", "serac, ike", "ft-last, ft-all")
-NEED_MATRICES = ("memit, rome, emmet, alphaedit, ft-l",)
+GROUPS = (
+    ("tpatcher",),
+    ("ft-last", "ft-all", "ft-last-kl", "ft-all-kl"),
+    ("serac", "ike"),
+    ("memit", "rome", "emmet", "alphaedit", "grace"),
+    ("kn",),
+    ("ft-l",),
+)
+"""Editors that take the same models."""
+NEED_NO_FFN = frozenset((*GROUPS[0], *GROUPS[1], *GROUPS[2]))
 NEURONS = {stages.FFN: "at the last FFN", stages.BLOCK: "behind the last block"}
 RESULTS = "results.jsonl"
 TIMEOUT = "timeout"
@@ -45,7 +54,7 @@ COUNTS = (TextColumn("task", "task"), *(TextColumn(name, name, "d") for name in 
 FAMILIES = (
     TextColumn("class", "key"),
     TextColumn("neurons stand", "neurons"),
-    *(TextColumn(editors, editors) for editors in (*NEED_NO_FFN, *NEED_MATRICES)),
+    *(TextColumn(", ".join(editors), editors[0]) for editors in GROUPS),
 )
 CLASSES = (
     TextColumn("class", "key"),
@@ -115,13 +124,18 @@ def report(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def families(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return which editors take each class that works: all, but for editors of FFN matrices where
-    the model has none in each block that add to the residual sum as they are."""
+    """Return which editors take each class that works: those that edit models of its task, but for
+    editors of FFN matrices where the model has none in each block that add to the residual sum."""
     rows = []
     for key, record in records.items():
         if place := record.get("place"):
-            takes = dict.fromkeys(NEED_NO_FFN, "yes")
-            takes |= dict.fromkeys(NEED_MATRICES, "yes" if place == stages.FFN else "no")
+            is_at_ffn, task = place == stages.FFN, record["task"]
+            takes = {
+                editors[0]: "yes"
+                if EDITORS[editors[0]].edits(task) and (is_at_ffn or editors[0] in NEED_NO_FFN)
+                else "no"
+                for editors in GROUPS
+            }
             rows.append({"key": key, "neurons": NEURONS[place], **takes})
     return rows
 

@@ -84,7 +84,13 @@ def _stages(kind: ModelClass, folder: Path) -> dict[str, Any]:
     applied = sum(outcome == APPLIED for outcome in outcomes)
     found = WRONG if complaints else WORKS if applied else FAILED
     said = "; ".join(complaints) or ", ".join(outcomes)
-    return {"outcome": found, "said": said, "applied": applied, "place": place}
+    return {
+        "outcome": found,
+        "said": said,
+        "applied": applied,
+        "task": kind.task,
+        "place": place,
+    }
 
 
 def _place(session: Session) -> str:

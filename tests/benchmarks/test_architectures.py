@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.architectures.__main__ import families
 from benchmarks.architectures.models import SHORT, TASKS, kinds
 
 WORKS, REFUSED = "works", "refused"
@@ -62,6 +63,30 @@ def test_a_sample_of_classes_is_corrected_as_promised_or_refused_with_a_reason(
     again, _ = run(tmp_path, "--only", ",".join(EXPECTED))
     lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert (again, len(lines)) == (0, len(EXPECTED))  # nothing was done twice
+
+
+def test_editors_take_a_class_by_its_task_and_by_the_place_of_its_neurons() -> None:
+    records = {
+        "causal/llama": {"place": "ffn", "task": "causal"},
+        "causal/mixtral": {"place": "block", "task": "causal"},
+        "seq2seq/voxtral": {"place": "ffn", "task": "causal"},
+        "seq2seq/t5": {"place": "ffn", "task": "seq2seq"},
+        "classification/bert": {"place": "ffn", "task": "classification"},
+        "causal/xlm": {"outcome": "refused"},
+    }
+    takes = {
+        row["key"]: "".join(
+            row[name][0] for name in ("tpatcher", "ft-last", "serac", "memit", "kn")
+        )
+        for row in families(records)
+    }
+    assert takes == {
+        "causal/llama": "yyyyy",
+        "causal/mixtral": "yyynn",
+        "seq2seq/voxtral": "yyyyy",
+        "seq2seq/t5": "yynny",
+        "classification/bert": "yynnn",
+    }
 
 
 def test_a_class_that_takes_too_long_is_killed(tmp_path: Path) -> None:
