@@ -18,7 +18,15 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor
 
 from benchmarks import tables
@@ -163,6 +171,12 @@ def _pieces(size: int, texts: Sequence[str]) -> Any:
 
 
 def _wrapped(tokenizer: Tokenizer) -> Any:
+    """Return it as transformers has it; each text begins with the token that the model was trained
+    to begin with."""
+    start = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[start]
+    )
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -269,7 +283,7 @@ def _train(world: World, folder: Path) -> None:
     tokenizer = world.tokenizer([*lines, *(p for fact in facts for p in fact.held_out)])
     torch.manual_seed(world.seed)
     model = world.model(len(tokenizer))
-    ids = [[0, *tokenizer(line)["input_ids"], 0] for line in lines]
+    ids = [[*tokenizer(line)["input_ids"], 0] for line in lines]
     batches = _batches(ids, world.lines)
     steps = world.epochs * len(batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=world.learning_rate, weight_decay=0.05)

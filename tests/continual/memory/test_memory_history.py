@@ -131,10 +131,14 @@ def test_what_a_routed_answer_cannot_give_is_refused(reader):
     assert generated(reader, [ask(3)], return_dict_in_generate=True).sequences is not None
 
 
-def test_a_copy_of_the_model_generates_by_itself(reader):
+def test_a_copy_that_would_answer_without_its_records_is_refused(reader):
     before = generated(reader, [ask(20), ask(3)])
     apply(reader, [about(20, CAPITALS[0])], "serac")
+    with pytest.raises(CeditError, match="1 records in memory"):
+        copy.deepcopy(reader.model)
+    reader.rollback("base")
     copied = copy.deepcopy(reader.model)
+    apply(reader, [about(20, CAPITALS[1])], "serac")
     inputs = reader.tokenizer([ask(20), ask(3)], return_tensors="pt", padding=True)
     own = copied.generate(**inputs, max_new_tokens=2, do_sample=False, pad_token_id=0)
     assert torch.equal(own, before)
