@@ -236,6 +236,8 @@ def test_other_wordings_have_a_margin_of_their_own(site):
     assert (bias(edit, wordings_margin=0.1) > bias(edit)).all()
     assert (bias(edit, wordings_margin=0.9) < bias(edit)).all()
     assert torch.equal(bias(alone, wordings_margin=0.9), bias(alone))
+    without = {"subject_copies": 0}  # then no wording is read
+    assert torch.equal(bias(edit, wordings_margin=0.9, **without), bias(edit, **without))
 
 
 def test_in_a_chat_a_copy_begins_the_turn_that_asks():

@@ -150,12 +150,17 @@ class TPatcherConfig(SettingsTable):
             copies_margin=1.0 - (1.0 - self.copies_margin) * room,
         )
 
+    @property
+    def reads_wordings(self) -> bool:
+        """True if other wordings are among the own rows of a neuron that asks for a subject."""
+        return self.subject_copies > 0 and self.subject_whitening > 0
+
     def asking(self, *, has_wordings: bool = False) -> TPatcherConfig:
         """Return the settings for neurons that ask for their subject. They are not narrowed by
         number: however many there are, few fire on texts about one subject."""
-        is_worded = has_wordings and self.wordings_margin is not None
-        margin = self.wordings_margin if is_worded else self.subject_margin
-        assert margin is not None
+        margin = self.subject_margin
+        if has_wordings and self.reads_wordings and self.wordings_margin is not None:
+            margin = self.wordings_margin
         return replace(
             self,
             margin=margin,
