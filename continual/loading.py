@@ -21,7 +21,10 @@ from continual.model_files import has_tokenizer, read_json, require_loadable
 from continual.out_of_memory import is_out_of_memory
 
 NAMED_MAX = 3  # tensors in a message
-CAUSAL, MULTIMODAL = "AutoModelForCausalLM", "AutoModelForMultimodalLM"
+CAUSAL = "AutoModelForCausalLM"
+HOLDING_DECODERS = ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM")
+"""Tables of transformers' with classes around a decoder that are not in the causal one: of images,
+and of sound."""
 Part = TypeVar("Part")
 
 _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
@@ -96,11 +99,11 @@ def _usable_class(config: Any, architecture: str) -> str:
 
     if architecture != CAUSAL or getattr(config, "is_encoder_decoder", False):
         return architecture
-    is_mapped = type(config) in getattr(transformers, architecture)._model_mapping
-    multimodal = getattr(transformers, MULTIMODAL, None)
-    if is_mapped or multimodal is None or type(config) not in multimodal._model_mapping:
-        return architecture
-    return MULTIMODAL
+    for name in (architecture, *HOLDING_DECODERS):
+        table = getattr(transformers, name, None)
+        if table is not None and type(config) in table._model_mapping:
+            return name
+    return architecture
 
 
 def _config(directory: Path) -> Any:
