@@ -25,7 +25,7 @@ EXPECTED = {
     "causal/mixtral": WORKS,  # the last block's output is the place
     "causal/gemma2": WORKS,
     "seq2seq/t5": WORKS,
-    "seq2seq/voxtral": WORKS,  # refused, with the task that takes it
+    "seq2seq/musicflamingo": WORKS,  # refused, with the task that takes it
     "classification/bert": WORKS,
     "classification/bart": WORKS,  # reads its answer at the end token
     "classification/nystromformer": REFUSED,  # padding moves its answers
@@ -55,7 +55,7 @@ def test_a_sample_of_classes_is_corrected_as_promised_or_refused_with_a_reason(
             assert records[key]["class"] in reason
             assert "\n" not in reason
 
-    assert said["seq2seq/voxtral"][1].startswith("by --task causal: ")
+    assert said["seq2seq/musicflamingo"][1].startswith("by --task causal: ")
     places = {key: record.get("place") for key, record in records.items()}
     assert places["causal/llama"] == places["seq2seq/t5"] == "ffn"
     assert places["causal/mixtral"] == places["causal/gemma2"] == "block"
