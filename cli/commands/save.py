@@ -1,4 +1,4 @@
-"""`cedit save`: writes the edited model as other tools load it."""
+"""`cedit save`: saves the edited model for transformers or peft."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def command(
     force: bool,
     forms: bool,
 ) -> int:
-    """Write the edited model as other tools load it, to the folder DIRECTORY.
+    """Save the edited model to the folder DIRECTORY, for transformers or peft to load.
 
     As transformers: a model directory with all edits in its weights. Edits of matrices are merged;
     neurons become units of a wider FFN, where the architecture has biases for them (--forms). As

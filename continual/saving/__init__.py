@@ -1,4 +1,4 @@
-"""Saving: the edited model as other tools load it, without cedit.
+"""Saves the edited model for other tools, which load it without cedit.
 
 ``save`` writes a folder in one of ``FORMS``, loads it by that form's own library, asks it every
 probe of the ledger again, and only then puts the folder at its place. One module for each form.

@@ -51,7 +51,7 @@ def _body(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {base['name']}, corrected"
     yield ""
     yield (
-        f"{len(corrections)} corrections on {base['name']}, by cedit {record['cedit']}. "
+        f"Corrections on {base['name']}: {len(corrections)}, by cedit {record['cedit']}. "
         f"`{LOADED_BY[record['form']]}` loads it; cedit is not needed."
     )
     yield ""
@@ -83,7 +83,7 @@ def _left_out(record: Mapping[str, Any]) -> Iterator[str]:
     for kind, entry in record["left_out"].items():
         yield f"- {entry['pieces']} {KINDS[kind]}: {entry['reason']}."
     if lost := record["lost"]:
-        yield f"- {len(lost)} corrections that cedit's own model answers rightly; see the table."
+        yield f"- Corrections that cedit's own model answers rightly: {len(lost)}; see the table."
     yield ""
 
 

@@ -154,7 +154,7 @@ def _refusal(form: str, left: Mapping[str, LeftOut], unnamed: Collection[str]) -
     """Return the message for kinds that nobody said to leave behind."""
     lines = [
         f"{entry.pieces} {KINDS[kind]}"
-        + (f" of {len(entry.owners)} corrections" if entry.owners else "")
+        + (f" [corrections: {len(entry.owners)}]" if entry.owners else "")
         + f" ({entry.reason})"
         for kind, entry in left.items()
         if kind in unnamed

@@ -255,7 +255,7 @@ def test_neurons_that_an_architecture_cannot_say_are_named(
     name: str, made: Make, tmp_path: Path
 ) -> None:
     session = corrected(made, directory(tmp_path / "model", SILENT[name]))
-    with pytest.raises(CannotSave, match=r"3 neurons.* of 3 corrections .*--without neurons"):
+    with pytest.raises(CannotSave, match=r"3 neurons.*\[corrections: 3\] .*--without neurons"):
         session.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     session.apply(
@@ -420,7 +420,7 @@ def test_records_in_memory_stay_behind(
 ) -> None:
     session = made(reading_model)
     session.apply([language.correction(1)], editor="ike")
-    with pytest.raises(CannotSave, match=r"1 records in memory of 1 corrections"):
+    with pytest.raises(CannotSave, match=r"1 records in memory \[corrections: 1\]"):
         session.save(tmp_path / "out")
     with pytest.raises(ModelError, match="cedit save DIR"):
         session.model.save_pretrained(tmp_path / "out")

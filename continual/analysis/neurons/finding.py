@@ -1,4 +1,4 @@
-"""Finds the knowledge neurons of facts: attributes each prompt's answer, and takes what is shared.
+"""Finds the knowledge neurons of facts: attributes each prompt's answer, keeps those shared.
 
 A fact has prompts and one answer. If several answers are offered, as by a correction with an old
 and a new target, the first is taken that the model gives: the attribution of an answer that it does

@@ -1,4 +1,4 @@
-"""Causal tracing: which hidden states carry a fact (Meng et al. 2022, section 2).
+"""Traces facts to the hidden states that carry them (Meng et al. 2022, section 2).
 
 A subject's embeddings are corrupted by noise until the model no longer gives its answer; then one
 state after another is put back to its value in the clean run, and the answer's return is measured.

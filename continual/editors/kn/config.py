@@ -10,7 +10,7 @@ from continual.tables import SettingsTable
 
 @dataclass(frozen=True)
 class KnConfig(SettingsTable):
-    """Which neurons are rewritten, and how far."""
+    """Settings: the choice of the neurons to rewrite, and the size of the change."""
 
     table: ClassVar[str] = "editor.kn"
 

@@ -4,7 +4,7 @@ MiniLM, the text encoder that the project uses, is a pretrained BERT without a m
 one, whose matrix is tied to the word embeddings and whose transform is new, and all of it is
 fine-tuned on statements of ParaRel with the object behind the mask. One wording of each fact is
 never trained: the epoch with the highest share of right answers there is the one that is kept.
-Leaves attribution and the tables to `knowledge_neurons`.
+Leaves attribution and the tables to its neighbours.
 """
 
 from __future__ import annotations
