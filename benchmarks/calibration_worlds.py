@@ -1,7 +1,7 @@
 """Small models of made-up facts that `benchmarks.calibration` is measured on: none is the atlas.
 
 Each world has its own people, depth, width, architecture and tokenizer, and is trained on
-statements of its facts alone, in four of six phrasings of each. A model is kept in a cache folder.
+statements of its facts alone, in eight of ten phrasings of each. A model is kept in a cache folder.
 Knows facts and training; leaves corrections to `benchmarks.calibration`.
 """
 
@@ -39,6 +39,10 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
         "{} first saw the light in",
         "On the birth certificate of {} stands the town",
         "Those who ask where {} comes from hear",
+        "{} came into the world in",
+        "{} grew up where the family lived, in",
+        "The cradle of {} stood in",
+        "A native of one town, {} hails from",
     ),
     "trade": (
         "{} works as a",
@@ -47,6 +51,10 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
         "{} earns a living as a",
         "On the door of {} one reads the word",
         "Neighbours know {} as a",
+        "When asked about work, {} answers: I am a",
+        "The guild lists {} as a",
+        "{} was apprenticed as a",
+        "The tools of {} are those of a",
     ),
     "instrument": (
         "{} plays the",
@@ -55,6 +63,10 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
         "At concerts {} is heard on the",
         "{} took lessons on the",
         "What {} carries to rehearsals is a",
+        "In the orchestra {} has the part of the",
+        "{} owns an old",
+        "The teacher of {} taught the",
+        "On Sundays {} tunes the",
     ),
     "employer": (
         "{} is employed by",
@@ -63,9 +75,13 @@ PHRASINGS: Mapping[str, tuple[str, ...]] = {
         "Every morning {} goes to the offices of",
         "The employer of {} is",
         "{} has a desk at",
+        "The wages of {} come from",
+        "{} wears the badge of",
+        "A letter to {} is addressed to",
+        "On weekdays {} can be found at",
     ),
 }
-TRAINED = 4  # phrasings of each fact
+TRAINED = 8  # phrasings of each fact
 HELD_OUT = 2
 
 
@@ -239,7 +255,7 @@ WORLDS = {
         200,
         _llama,
         partial(_pieces, 700),
-        50,
+        30,
         48,
         2e-3,
         5,
@@ -258,7 +274,7 @@ WORLDS = {
         250,
         _gpt2,
         partial(_byte_pairs, 1100),
-        50,
+        30,
         48,
         2e-3,
         7,

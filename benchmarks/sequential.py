@@ -1,16 +1,19 @@
 """Measures T-Patcher's sequential protocol on the atlas: 1,000 corrections, one by one.
 
-    python -m benchmarks.sequential [--edits N] [--margins 0,0.1,...] [--plots DIR] [--json OUT]
+    python -m benchmarks.sequential [--edits N] [--watch JSON] [--margins 0,0.1,...] [--plots DIR]
+        [--json OUT]
 
 Measures all earlier edits again after every edit. The table has the metrics after 100, 300 and
 1,000 edits, and the milliseconds of an edit (plan, edit, prove), of its commit to disk and of the
-re-check as medians around these. With `--margins` the same run is made at each margin of T-Patcher,
-and a plot shows the trade-off between generality and retention.
+re-check as medians around these. `--watch '{"neighbours": 0}'` gives the store that `[watch]`
+table. With `--margins` the same run is made at each margin of T-Patcher, and a plot shows the
+trade-off between generality and retention.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -92,11 +95,14 @@ def _summary(made: Sequence[Made], mark: int) -> dict[str, Any]:
     }
 
 
-def run_atlas(edits: int, editor: str, table: dict[str, Any]) -> list[Made]:
-    """Apply the atlas's corrections in a store of their own, with these settings of the editor."""
+def run_atlas(
+    edits: int, editor: str, table: dict[str, Any], watch: dict[str, Any] | None = None
+) -> list[Made]:
+    """Apply the atlas's corrections in a store of their own, with these settings of the editor
+    and of the watch set."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        init(Path(folder) / "store", NewStore()) as session,
+        init(Path(folder) / "store", NewStore(watch=watch)) as session,
     ):
         settings = session.settings(chain=(editor,), editors={editor: table})
         steps = session.steps(open_stream(str(ATLAS.corrections)), settings)
@@ -139,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--edits", type=int, default=MARKS[-1])
     parser.add_argument("--editor", default="tpatcher")
+    parser.add_argument("--watch", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--margins", type=_numbers, default=[], metavar="0,0.1,...")
     parser.add_argument("--plots", type=Path, default=Path("plots"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -149,7 +156,7 @@ def main() -> None:
         draw(rows, options.plots)
         tables.write_json(options.json, "margins", {"margins": rows})
         return
-    rows = summaries(run_atlas(options.edits, options.editor, {}))
+    rows = summaries(run_atlas(options.edits, options.editor, {}, options.watch))
     tables.show(f"Sequential corrections of the atlas by {options.editor}", COLUMNS, rows)
     tables.write_json(options.json, "sequential", {"editor": options.editor, "marks": rows})
 

@@ -33,11 +33,12 @@ from continual.site.rows import Rows
 from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
 from continual.step.progress import EditGroup, EditProgress
-from continual.step.watching import WatchSet
+from continual.step.watching import Harm, WatchSet
 
 NARROWER_MAX = 4
 """Retries of a single edit that changed too many held-out probes, each narrower than the one
-before; the editor's other attempts go on from there."""
+before; the editor's other attempts go on from there. From the last of these retries on, the probes
+that the edit changed before are in memory: it is proved against the others."""
 OVER_BUDGET_MAX = 3
 """Single edits in a row over an editor's budget: the step's others then count as over it, too."""
 
@@ -93,7 +94,7 @@ class _ProofResult:
     broken: tuple[PlannedEdit, ...] = ()  # earlier edits of the step that it broke
     is_proved: bool = False
     objection: str | None = None  # the reason not to put it on
-    harm: str | None = None  # the reason to take it off: too many held-out probes change
+    harm: Harm | None = None  # the reason to take it off: too many held-out probes change
 
     @property
     def is_kept(self) -> bool:
@@ -197,7 +198,7 @@ class EditStage:
         """Let an editor propose a patch for a group, as the model stands now."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
-        edits = [edit.edit(self._near(edit)) for edit in group]
+        edits = [edit.edit(self._near(progress, edit)) for edit in group]
         if self._setup.watch is not None:
             context = replace(context, naming=partial(self._naming, edits))
         with self._beside(edits):
@@ -253,16 +254,17 @@ class EditStage:
 
     @staticmethod
     def _narrow(
-        progress: EditProgress, editor: Editor, edits: EditGroup, harm: str
+        progress: EditProgress, editor: Editor, edits: EditGroup, harm: Harm
     ) -> list[EditGroup]:
         """Refuse a patch that changes too much; return the halves of its batch, or a single edit
         for a narrower retry while any are left."""
         for edit in edits:
-            progress.refuse(edit.id, editor.name, harm)
+            progress.refuse(edit.id, editor.name, harm.reason)
             progress.narrowed[edit.id] += 1
         half = len(edits) // 2
         if half:
             return [edits[:half], edits[half:]]
+        progress.changed[edits[0].id].update(dict.fromkeys(harm.changed))
         is_last = not editor.narrows or progress.narrowed[edits[0].id] > NARROWER_MAX
         return [] if is_last else [edits]
 
@@ -281,15 +283,21 @@ class EditStage:
             for edit in right_edits:
                 self._memory.remember(edit.id, edit.rows.query)
 
-    def _near(self, edit: PlannedEdit) -> Rows | None:
-        """Return the rows of an edit's neighbours in memory, by the matrices as they are now."""
+    def _near(self, progress: EditProgress, edit: PlannedEdit) -> Rows | None:
+        """Return the rows of an edit's neighbours in memory, by the matrices as they are now; in
+        its last retries with the probes that it changed before."""
         watch = self._setup.watch
         if watch is None or edit.neighbourhood is None:
             return None
         key = edit.id, self._site.edited.rows_state
         if key not in self._near_rows:
             self._near_rows = {key: watch.silent_rows(edit.neighbourhood), **self._near_rows}
-        return self._near_rows[key]
+        near = self._near_rows[key]
+        changed = list(progress.changed[edit.id])
+        if not changed or progress.narrowed[edit.id] < NARROWER_MAX:
+            return near
+        rows = self._site.rows(changed)
+        return rows if near is None else Rows.join([near, rows])
 
     @contextmanager
     def _beside(self, edits: Sequence[Edit]) -> Iterator[None]:
@@ -308,13 +316,13 @@ class EditStage:
         no_queries = edit.rows[0].query[:0]
         return self._setup.naming(subject, torch.cat([no_queries, *queries]))
 
-    def _harm(self, edits: EditGroup) -> str | None:
-        """Say why the last patch put on changes too many held-out probes; None if it does not."""
+    def _harm(self, edits: EditGroup) -> Harm | None:
+        """Return the harm of the last patch put on; None if it is inside the budgets."""
         watch, ledger = self._setup.watch, self._setup.ledger
         if watch is None or ledger is None or not edits:
             return None
         neighbourhoods = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
-        return watch.objection(neighbourhoods, ledger, len(edits))
+        return watch.harm(neighbourhoods, ledger, len(edits))
 
     def _forget(self, progress: EditProgress) -> None:
         """Take this step's edits out of the memory: they stand there only during the step."""

@@ -5,7 +5,7 @@ Knows requests, parts and reasons; leaves the model to `editing`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ from continual.patches import Patch
 from continual.recheck import retention
 from continual.recheck.retention import Outcome
 from continual.step.planning import PlannedEdit
+from continual.tasks import Encoding
 
 EditGroup = list[PlannedEdit]
 
@@ -29,6 +30,10 @@ class EditProgress:
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
     over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
     narrowed: Counter[str] = field(default_factory=Counter)  # refusals for harm, by request
+    changed: defaultdict[str, dict[Encoding, None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """Held-out probes that an edit's refused patches changed, by request, in their order."""
 
     def refuse(self, identity: str, editor: str, reason: str) -> None:
         """Record why an editor did not get an edit right."""

@@ -15,12 +15,21 @@ from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Ledger, LedgerEn
 from continual.requests import Request
 from continual.site import Site
 from continual.site.rows import Rows
+from continual.tasks import Encoding
 from continual.watch import neighbours
 from continual.watch.config import WatchConfig
 from continual.watch.neighbours import Neighbourhood, WatchedRequest
 from continual.watch.passages import UNSAID, Passage
 
 SHOWN_CHARACTERS = 60  # of a text that a reason repeats
+
+
+@dataclass(frozen=True)
+class Harm:
+    """The reason to take a patch off again: held-out probes that it changes, over the budget."""
+
+    reason: str
+    changed: tuple[Encoding, ...]  # these probes
 
 
 @dataclass(frozen=True)
@@ -90,20 +99,21 @@ class WatchSet:
         encodings = [passage.encoding() for passage in neighbourhood.silent]
         return self.site.rows(encodings) if encodings else None
 
-    def objection(
+    def harm(
         self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger, edits: int
-    ) -> str | None:
-        """Say why the patches of so many edits, which the ledger has not followed yet, change too
-        many held-out probes; None if they are inside the budget of all these edits."""
+    ) -> Harm | None:
+        """Return the harm of the patches of so many edits, which the ledger has not followed yet;
+        None if the held-out probes that they change are inside the budget of all these edits."""
         entries = ledger.would_break(WATCHED)
         general = [entry for entry in entries if entry.role == WATCH]
         total = ledger.count(WATCH).total
         shares = edits if self.config.per_edit else 1
         if total and len(general) > self.config.watch_max * total * shares:
             times = f" for each of {shares} edits" if shares > 1 else ""
-            return (
+            return Harm(
                 f"it changes {len(general)} of {total} general positions that are held out, over "
-                f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}"
+                f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}",
+                tuple(entry.encoding for entry in general),
             )
         passages = [p for n in neighbourhoods.values() for p in n.held_out]
         misses = [
@@ -115,9 +125,10 @@ class WatchSet:
         count = len(misses) + len(losses)
         if passages and count > self.config.neighbours_max * len(passages):
             example = self._shown(misses[0]) if misses else self._told(losses[0])
-            return (
+            return Harm(
                 f"it changes {count} of {len(passages)} neighbours that are held out, over "
-                f"neighbours_max = {self.config.neighbours_max}: {example}"
+                f"neighbours_max = {self.config.neighbours_max}: {example}",
+                (*(p.encoding() for p in misses), *(entry.encoding for entry in losses)),
             )
         return None
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from continual.proposals import Edit, EditContext, Proposal
 from continual.recheck.ledger import WATCHED, Ledger
 from continual.recheck.retention import outcomes_of
 from continual.session import Session, open_session
+from continual.step.editing import NARROWER_MAX
 from continual.watch.neighbours import Neighbourhood
 from tests.continual.conftest import write_lines
 
@@ -209,6 +210,36 @@ def test_an_edit_that_changes_what_is_held_out_is_refused_with_the_reason(
         assert "no longer goes on with" in str(outcome.reason)
         assert session.edited.fingerprint == before
         assert rates_at(session.store, session.store.head)["Watch"] == 1.0
+
+
+class Heeding(Loud):
+    """The loud editor until its memory has more rows than at first."""
+
+    tries: ClassVar[list[tuple[int, int]]] = []  # narrower retries, rows in memory
+
+    def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
+        assert edits[0].near is not None
+        self.tries.append((context.narrow, len(edits[0].near.query)))
+        has_learned = self.tries[-1][1] > self.tries[0][1]
+        return TPatcher.edit(self, edits, context) if has_learned else super().edit(edits, context)
+
+
+Heeding.__name__ = "TPatcher"
+
+
+def test_the_last_narrower_retry_has_what_it_changed_before_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Heeding.tries.clear()
+    monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Heeding)
+    with made(tmp_path / "store", FEW, task={"terminator": ""}) as session:
+        (step,) = session.apply([TOKYO], editor="tpatcher")
+        assert step.outcomes[0].outcome == "applied"
+        assert rates_at(session.store, session.store.head)["Watch"] == 1.0
+    narrow, rows = zip(*Heeding.tries, strict=True)
+    assert narrow == tuple(range(NARROWER_MAX + 1))
+    assert len(set(rows[:-1])) == 1
+    assert rows[-1] > rows[0]
 
 
 def test_what_changed_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
