@@ -33,6 +33,7 @@ class Edit:
     rows: tuple[Rows, ...]  # of each encoding, at the last FFN
     forms: int = 1  # the number of first encodings that must all come out right
     near: Rows | None = None  # of its neighbours in memory; None if nothing is watched
+    quiet: tuple[Encoding, ...] = ()  # these neighbours, as questions
     wordings: tuple[Prompt, ...] = ()  # further ones, made from other requests of its relation
 
     @cached_property

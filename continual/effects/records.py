@@ -27,6 +27,8 @@ class Record:
     prompt: str
     target: str
     subject: str | None = None
+    score_min: float = 0.0
+    """The least score of an input that it is about, where that is more than the scope's own."""
 
 
 @dataclass(frozen=True)

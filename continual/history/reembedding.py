@@ -61,7 +61,8 @@ def reembed(opened: OpenStore) -> Reembedded:
 
 def _anew(part: Patch, scope: Scope) -> MemoryPatch | None:
     """Return a patch with its records embedded by `scope`; None if the patch has no records or is
-    of this scope already."""
+    of this scope already. A record's least score is of the earlier scope, and falls away."""
     if not isinstance(part, MemoryPatch) or part.scope in ("", scope.fingerprint):
         return None
-    return replace(part, records=scope.records(part.records.records), scope=scope.fingerprint)
+    records = [replace(record, score_min=0.0) for record in part.records.records]
+    return replace(part, records=scope.records(records), scope=scope.fingerprint)

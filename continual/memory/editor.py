@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
+
+import torch
 
 from continual.effects.records import Reading, Record
 from continual.memory.answers import AnswerJudge, Read
+from continual.memory.scope import Scope
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
 from continual.proposals import Edit, EditContext, Proposal
@@ -24,7 +28,7 @@ class MemoryEditor(ABC):
     tolerance = 0.0
     splits = False
     crowds = False
-    narrows = False
+    narrows = True
 
     @abstractmethod
     def contexts(self, edits: Sequence[Edit], answers: AnswerJudge, attempt: int) -> list[str]:
@@ -41,6 +45,11 @@ class MemoryEditor(ABC):
             return Proposal(None, reasons)
         scope = answers.recall.require_scope()
         records = [_record(edit) for edit, _ in pairs]
+        if context.narrow:
+            records = [
+                replace(record, score_min=_score_min(edit, record, scope, answers, context.narrow))
+                for (edit, _), record in zip(pairs, records, strict=True)
+            ]
         readings = tuple(Reading(self.name, reading_context) for _, reading_context in pairs)
         patch = MemoryPatch(scope.records(records), readings, scope.fingerprint)
         return Proposal(patch, reasons, {edit.id: {"records": 1} for edit, _ in pairs})
@@ -75,6 +84,29 @@ class MemoryEditor(ABC):
 
 _MISREAD = "it is not answered rightly even with the correction in front of it"
 _NO_ROOM = "the correction and its prompt together are longer than the model reads"
+
+
+NARROWED = 0.5
+"""The share of the way from its neighbours' scores to its own that a record keeps for inputs that
+nobody knows yet; each narrower retry keeps this share of it."""
+_CERTAIN = 1e-6  # scores beyond it count as it: the logit of 1 is infinite
+
+
+def _score_min(
+    edit: Edit, record: Record, scope: Scope, answers: AnswerJudge, narrow: int
+) -> float:
+    """Return the least score for a record that has to leave its edit's neighbours alone: in logits,
+    on the way from the highest score of a neighbour to the record's own prompt; the nearer to the
+    prompt, the oftener it changed too much. 0 without neighbours."""
+    questions = {answers.text(encoding): None for encoding in edit.quiet}
+    texts = [record.prompt, *(text for text in questions if text != record.prompt)]
+    if len(texts) == 1:
+        return 0.0
+    queries, kept = scope.queries(texts), scope.records([record])
+    logits = scope.scores(queries, kept, [(i, 0) for i in range(len(texts))]).double()
+    own, *others = logits.clamp(_CERTAIN, 1 - _CERTAIN).logit().tolist()
+    room = max(0.0, own - max(others)) * NARROWED**narrow
+    return float(torch.tensor(own - room, dtype=torch.float64).sigmoid())
 
 
 def _record(edit: Edit) -> Record:

@@ -2,7 +2,8 @@
 
 An input's candidates are the `scope.candidates` active records nearest to it; of equally near ones
 the latest. The candidate with the highest score wins the input, if the score reaches the threshold;
-of equal scores the nearer one. Knows vectors and scores; nothing of models.
+of equal scores the nearer one. A record with a least score of its own wins no input below it. Knows
+vectors and scores; nothing of models.
 """
 
 from __future__ import annotations
@@ -232,6 +233,8 @@ class RoutedInputs:
         records = self._bank.chosen(unique_places.tolist())
         query_pairs = list(zip(pairs[:, 0].tolist(), column.tolist(), strict=True))
         pair_scores = self._scope.scores(queries, records, query_pairs).float()
+        minima = torch.tensor([record.score_min for record in records.records])[column]
+        pair_scores = pair_scores.masked_fill(pair_scores < minima, -torch.inf)
         scores[pairs[:, 0], pairs[:, 1]] = pair_scores
 
     def _won(self, places: Tensor, scores: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ KINDS: Mapping[
     MatrixSums.kind: MatrixSums,
     ParameterSums.kind: ParameterSums,
     MemoryPatch.kind: MemoryPatch,
+    MemoryPatch.narrow_kind: MemoryPatch,
 }
 
 
@@ -130,7 +131,8 @@ def unpack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Patc
 
 def _entry(part: Patch) -> dict[str, Any]:
     """Return the JSON entry of one part. Owners stand beside `meta`, not in it: they have no part
-    in the effect of a patch."""
+    in the effect of a patch. A patch whose tensors mean more than its kind says names another kind
+    in its meta."""
     owners = {"owners": list(part.owners)} if part.owners else {}
     return {"kind": part.kind, **part.meta(), **owners}
 

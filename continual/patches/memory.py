@@ -37,6 +37,8 @@ class MemoryPatch:
     """New records, with a reading each, and the ids of the records to remove."""
 
     kind: ClassVar[str] = "memory"
+    narrow_kind: ClassVar[str] = "narrow memory"
+    """The kind that a file with records of a least score names: older versions refuse it."""
 
     records: EmbeddedRecords = _NOTHING
     readings: tuple[Reading, ...] = ()
@@ -74,9 +76,12 @@ class MemoryPatch:
         return {"embeddings": self.records.embeddings}
 
     def meta(self) -> dict[str, Any]:
-        """Return the texts, the scope of the embeddings, and the ids to remove."""
+        """Return the texts, the scope of the embeddings, and the ids to remove; with a record of a
+        least score also the kind that says so."""
         pairs = zip(self.records.records, self.readings, strict=True)
+        is_narrow = any(record.score_min for record in self.records.records)
         return {
+            **({"kind": self.narrow_kind} if is_narrow else {}),
             "scope": self.scope,
             "records": [_to_json(record, reading) for record, reading in pairs],
             "removed": list(self.removed),
@@ -88,7 +93,14 @@ class MemoryPatch:
         try:
             entries = meta["records"]
             records = tuple(
-                Record(e["id"], e["prompt"], e["target"], e.get("subject")) for e in entries
+                Record(
+                    e["id"],
+                    e["prompt"],
+                    e["target"],
+                    e.get("subject"),
+                    float(e.get("score_min", 0.0)),
+                )
+                for e in entries
             )
             readings = tuple(Reading(e["method"], e["context"]) for e in entries)
             embedded_records = EmbeddedRecords(records, tensors["embeddings"])
@@ -166,17 +178,21 @@ class MemoryPatch:
             )
         if embeddings.dtype != torch.float32 or not bool(torch.isfinite(embeddings).all()):
             raise EditError("The embeddings of a memory patch are not all finite float32 numbers.")
+        if not all(0.0 <= record.score_min <= 1.0 for record in self.records.records):
+            raise EditError("The least score of a record in a memory patch is not from 0 to 1.")
         if len({record.id for record in self.records.records}) < count:
             raise EditError("A memory patch has two records of one request.")
 
 
-def _to_json(record: Record, reading: Reading) -> dict[str, str]:
+def _to_json(record: Record, reading: Reading) -> dict[str, Any]:
     subject = {} if record.subject is None else {"subject": record.subject}
+    score_min = {"score_min": record.score_min} if record.score_min else {}
     return {
         "id": record.id,
         "prompt": record.prompt,
         "target": record.target,
         **subject,
+        **score_min,
         "method": reading.method,
         "context": reading.context,
     }

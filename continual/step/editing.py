@@ -34,6 +34,7 @@ from continual.statistics import Statistics
 from continual.step.planning import PlannedEdit
 from continual.step.progress import EditGroup, EditProgress
 from continual.step.watching import Harm, WatchSet
+from continual.tasks import Encoding
 
 NARROWER_MAX = 4
 """Retries of a single edit that changed too many held-out probes, each narrower than the one
@@ -198,7 +199,7 @@ class EditStage:
         """Let an editor propose a patch for a group, as the model stands now."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
-        edits = [edit.edit(self._near(progress, edit)) for edit in group]
+        edits = [self._seen(progress, edit) for edit in group]
         if self._setup.watch is not None:
             context = replace(context, naming=partial(self._naming, edits))
         with self._beside(edits):
@@ -283,9 +284,9 @@ class EditStage:
             for edit in right_edits:
                 self._memory.remember(edit.id, edit.rows.query)
 
-    def _near(self, progress: EditProgress, edit: PlannedEdit) -> Rows | None:
-        """Return the rows of an edit's neighbours in memory, by the matrices as they are now; in
-        its last retries with the probes that it changed before."""
+    def _near(self, edit: PlannedEdit, changed: Sequence[Encoding]) -> Rows | None:
+        """Return the rows of an edit's neighbours in memory, by the matrices as they are now, with
+        those of probes that it `changed` before."""
         watch = self._setup.watch
         if watch is None or edit.neighbourhood is None:
             return None
@@ -293,11 +294,21 @@ class EditStage:
         if key not in self._near_rows:
             self._near_rows = {key: watch.silent_rows(edit.neighbourhood), **self._near_rows}
         near = self._near_rows[key]
-        changed = list(progress.changed[edit.id])
-        if not changed or progress.narrowed[edit.id] < NARROWER_MAX:
+        if not changed:
             return near
         rows = self._site.rows(changed)
         return rows if near is None else Rows.join([near, rows])
+
+    def _seen(self, progress: EditProgress, edit: PlannedEdit) -> Edit:
+        """Return an edit as an editor sees it: with its neighbours in memory, and in its last
+        retries with the probes that it changed before."""
+        is_late = progress.narrowed[edit.id] >= NARROWER_MAX
+        changed = list(progress.changed[edit.id]) if is_late else []
+        near = self._near(edit, changed)
+        if near is None or edit.neighbourhood is None:
+            return edit.edit(near)
+        neighbours = [passage.encoding() for passage in edit.neighbourhood.memory]
+        return edit.edit(near, [*neighbours, *changed])
 
     @contextmanager
     def _beside(self, edits: Sequence[Edit]) -> Iterator[None]:

@@ -20,6 +20,7 @@ from continual.recheck.ledger import EDIT, Ledger
 from continual.recheck.retention import Outcome, Retention
 from continual.site import Site
 from continual.site.rows import Rows
+from continual.tasks import Encoding
 from continual.watch.neighbours import Neighbourhood
 
 
@@ -47,14 +48,14 @@ class PlannedEdit:
         rows = site.rows(self.encoded_request.learned)
         return replace(self, rows=rows, state=site.edited.rows_state)
 
-    def edit(self, near: Rows | None = None) -> Edit:
-        """Return the request as an editor sees it, with the rows of its neighbours in memory."""
+    def edit(self, near: Rows | None = None, quiet: Sequence[Encoding] = ()) -> Edit:
+        """Return the request as an editor sees it, with its neighbours in memory and their rows."""
         sizes = [len(encoding.targets) for encoding in self.encoded_request.learned]
         rows = self.rows.split(sizes)
         encoded_request = self.encoded_request
         wordings = () if self.neighbourhood is None else self.neighbourhood.wordings
         learned, forms = encoded_request.learned, encoded_request.forms
-        return Edit(encoded_request.request, learned, rows, forms, near, wordings)
+        return Edit(encoded_request.request, learned, rows, forms, near, tuple(quiet), wordings)
 
 
 @dataclass(frozen=True)

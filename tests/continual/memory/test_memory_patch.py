@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,25 @@ def test_an_unsound_patch_is_refused(records, said):
     readings = (Reading("serac", ""),) * len(records)
     with pytest.raises(EditError, match=said):
         MemoryPatch(records, readings, "encoder").check()
+
+
+def test_a_record_with_a_least_score_is_kept_under_a_kind_of_its_own():
+    """Versions that know nothing of least scores would answer by it too often: they refuse it."""
+    wide, narrow = Record("a", "?", "!"), Record("b", "?", "!", score_min=0.9)
+    readings = (Reading("serac", ""),) * 2
+    patch = MemoryPatch(EmbeddedRecords((wide, narrow), torch.eye(2, WIDTH)), readings, "encoder")
+    tensors, meta = pack([patch])
+    assert meta["parts"][0]["kind"] == "narrow memory"
+    assert unpack(tensors, json.loads(json.dumps(meta))) == (patch,)
+    _, before = pack([replace(patch, records=EmbeddedRecords((wide, wide), torch.eye(2, WIDTH)))])
+    assert before["parts"][0]["kind"] == "memory"
+    assert "score_min" not in str(before)
+
+
+def test_a_least_score_beyond_one_is_refused():
+    records = EmbeddedRecords((Record("a", "?", "!", score_min=1.5),), torch.eye(1, WIDTH))
+    with pytest.raises(EditError, match="least score"):
+        MemoryPatch(records, (Reading("serac", ""),), "encoder").check()
 
 
 def test_a_file_that_is_not_ours_is_refused():

@@ -51,7 +51,11 @@ def vectors(count: int, seed: int, parts: int | None = None) -> Tensor:
 
 
 def patch(ids: Sequence[int], seed: int, removed: Sequence[int] = ()) -> MemoryPatch:
-    records = tuple(Record(str(i), f"prompt {i}", "x") for i in ids)
+    """Records, of which every third has a least score of its own."""
+    minima = [0.75 if i % 3 == 0 else 0.0 for i in ids]
+    records = tuple(
+        Record(str(i), f"prompt {i}", "x", score_min=m) for i, m in zip(ids, minima, strict=True)
+    )
     readings = tuple(Reading("serac", "") for _ in ids)
     kept = EmbeddedRecords(records, vectors(len(ids), seed))
     return MemoryPatch(kept, readings, "coarse", tuple(map(str, removed)))
@@ -67,6 +71,7 @@ def by_hand(bank: MemoryBank, queries: Queries, scope: Coarse, index: int) -> in
     near = [(float(own.similarity(bank.embeddings[[p]])), p) for p in bank.places()]
     candidates = sorted(near, reverse=True)[: scope.candidates]
     scored = [(float(scope.scores(own, bank.chosen([p]), [(0, 0)])), s, p) for s, p in candidates]
+    scored = [one for one in scored if one[0] >= bank.records[one[2]].score_min]
     score, _, place = max(scored, default=(0.0, 0.0, NOBODY))
     return place if score >= scope.threshold else NOBODY
 

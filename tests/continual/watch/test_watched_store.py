@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from continual.editors.tpatcher import TPatcher
+from continual.effects.records import EmbeddedRecords
 from continual.embedded import ATLAS
 from continual.errors import CeditError
 from continual.history.inspection import details, rates_at
 from continual.history.rehearsing import recompute
+from continual.memory.encoder import SentenceEncoder
+from continual.memory.inputs import Queries
+from continual.memory.scope import ThresholdScope
 from continual.new_store import NewStore, init
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, EditContext, Proposal
@@ -240,6 +244,39 @@ def test_the_last_narrower_retry_has_what_it_changed_before_in_memory(
     assert narrow == tuple(range(NARROWER_MAX + 1))
     assert len(set(rows[:-1])) == 1
     assert rows[-1] > rows[0]
+
+
+class Everybody(ThresholdScope):
+    """A scope in which a text is about a record as soon as it has one letter of it: the share of
+    common letters is the score."""
+
+    def scores(
+        self, queries: Queries, records: EmbeddedRecords, pairs: Sequence[tuple[int, int]]
+    ) -> torch.Tensor:
+        shares = []
+        for i, j in pairs:
+            text, prompt = set(queries.texts[i]), set(records.records[j].prompt)
+            shares.append(len(text & prompt) / len(text | prompt))
+        return torch.tensor(shares)
+
+
+def test_a_record_that_answers_its_neighbours_is_narrowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "continual.memory.recall.make_scope",
+        lambda config: Everybody(SentenceEncoder(), threshold=0.05),
+    )
+    with made(tmp_path / "store", FEW) as session:
+        (step,) = session.apply([ONE], editor="serac")
+        assert step.outcomes[0].outcome == "applied", step.outcomes[0].reason
+        (record,) = session.edited.memory.records
+        assert record.score_min > 0.05
+        assert rates_at(session.store, session.store.head)["Watch"] == 1.0
+        made_again = list(recompute(session, session.store.lineage("head")))
+        assert [one.difference for one in made_again] == [None]
+    with open_session(tmp_path / "store") as again:
+        assert again.edited.memory.records == [record]
 
 
 def test_what_changed_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
