@@ -15,12 +15,16 @@ from cli.output import WATCHED, Output, columns, counted, one_line, rates, short
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from continual.analysis.neurons.finding import FactNeurons, NeuronFinder, PromptedFact
+    from continual.analysis.neurons.finding import (
+        FactNeurons,
+        NeuronEffects,
+        NeuronFinder,
+        PromptedFact,
+    )
 
 MASKED = "masked"
 TASKS = ("causal", "seq2seq", MASKED)
 NEURONS_SHOWN = 12
-ERASED_MAX = 20  # neurons of a relation, as published
 ARCHITECTURES = {MASKED: "AutoModelForMaskedLM"}
 
 
@@ -131,7 +135,9 @@ def command(
     with _finder(store, at, model, task) as finder:
         _set(finder, **options)
         found = finder.find(facts, lambda number: _tell(out, number, len(facts)))
-        records = [_record(finder, fact) for fact in found]
+        effects = [finder.effects(fact) for fact in found]
+        share = finder.thresholds.relation_share
+    records = [_record(fact, effect) for fact, effect in zip(found, effects, strict=True)]
     for fact, record in zip(found, records, strict=True):
         out.record(record)
         if not record["right"]:
@@ -141,7 +147,7 @@ def command(
     if len(found) > 1:
         out.text(_table(records))
     if _is_file(source):
-        _show_relations(out, finder, found, records)
+        _show_relations(out, found, effects, share)
 
 
 def _set(finder: NeuronFinder, *, steps: int, threshold: float, share: float) -> None:
@@ -160,8 +166,10 @@ def _erase(
 ) -> None:
     """Erase a relation at head by its facts that the model has right. Raises CeditError if it has
     none of them right."""
-    from continual.analysis.neurons.choosing import most_frequent
+    from statistics import fmean
+
     from continual.analysis.neurons.finding import NeuronFinder
+    from continual.analysis.neurons.relations import to_erase
     from continual.errors import CeditError
     from continual.history.erasing import erase
     from continual.history.inspection import rates_at
@@ -179,18 +187,19 @@ def _erase(
                 f"The model answers no fact of {relation!r} rightly in all of its prompts: there "
                 "is nothing to find its neurons by."
             )
-        neurons = most_frequent([fact.neurons for fact in known], count=ERASED_MAX)
-        before = [finder.probability(fact) for fact in known]
+        neurons = to_erase(known)
+        before = fmean(finder.probability(fact) for fact in known)
         revision = erase(session, relation, neurons)
-        after = [NeuronFinder(session.edited, session.task).probability(fact) for fact in known]
+        finder = NeuronFinder(session.edited, session.task)
+        after = fmean(finder.probability(fact) for fact in known)
         metrics = rates_at(session.store, revision)
     record = {
         "type": "erase",
         "relation": relation,
         "neurons": [{"block": n.block, "index": n.place} for n in neurons],
         "facts": len(known),
-        "before": sum(before) / len(known),
-        "after": sum(after) / len(known),
+        "before": before,
+        "after": after,
         "revision": revision.id,
         **metrics,
         "fingerprint": revision.fingerprint,
@@ -292,8 +301,8 @@ def _tell(out: Output, number: int, total: int) -> None:
         out.note(f"{number} of {total} facts")
 
 
-def _record(finder: NeuronFinder, found: FactNeurons) -> dict[str, Any]:
-    """Measure a fact's neurons, and return its JSON record."""
+def _record(found: FactNeurons, effects: NeuronEffects) -> dict[str, Any]:
+    """Return the JSON record of a fact's neurons."""
     from dataclasses import asdict
 
     from continual.analysis.neurons.finding import neurons_json
@@ -310,7 +319,7 @@ def _record(finder: NeuronFinder, found: FactNeurons) -> dict[str, Any]:
         "prompts": len(found.prompts),
         "share": found.share,
         "neurons": neurons_json(found),
-        **asdict(finder.effects(found)),
+        **asdict(effects),
     }
 
 
@@ -378,36 +387,29 @@ def _table(records: Sequence[dict[str, Any]]) -> RenderableType:
 
 
 def _show_relations(
-    out: Output,
-    finder: NeuronFinder,
-    found: Sequence[FactNeurons],
-    records: Sequence[dict[str, Any]],
+    out: Output, found: Sequence[FactNeurons], effects: Sequence[NeuronEffects], share: float
 ) -> None:
     """Print each relation's neurons, and the change of P over its facts."""
-    from continual.analysis.neurons.choosing import most_frequent
+    from continual.analysis.neurons.relations import relations_of
 
-    rows = []
-    for relation in sorted({f.fact.relation for f in found if f.fact.relation is not None}):
-        places = [i for i, f in enumerate(found) if f.fact.relation == relation]
-        neurons = most_frequent(
-            [found[i].neurons for i in places], finder.thresholds.relation_share
+    relations = relations_of(found, effects, share)
+    for relation in relations:
+        out.record(
+            {
+                "type": "neurons of relation",
+                "relation": relation.relation,
+                "facts": relation.facts,
+                "neurons": [{"block": n.block, "index": n.place} for n in relation.neurons],
+                "suppressed": relation.suppressed,
+                "amplified": relation.amplified,
+            }
         )
-        before = sum(records[i]["probability"] for i in places)
-        changes = {
-            name: sum(records[i][name] for i in places) / before - 1 if before else None
-            for name in ("suppressed", "amplified")
-        }
-        record = {
-            "type": "neurons of relation",
-            "relation": relation,
-            "facts": len(places),
-            "neurons": [{"block": n.block, "index": n.place} for n in neurons],
-            **changes,
-        }
-        out.record(record)
-        rows.append((relation, len(places), len(neurons), *map(_percent, changes.values())))
-    if rows:
+    if relations:
         names = ("relation", "facts", "neurons", "suppressed", "amplified")
+        rows = [
+            (r.relation, r.facts, len(r.neurons), _percent(r.suppressed), _percent(r.amplified))
+            for r in relations
+        ]
         out.text("", columns(names, rows, "facts neurons suppressed amplified"))
 
 

@@ -8,6 +8,8 @@ FFN the product act(gate)·up, that enters the output matrix. Its row of that ma
 - ``attribution``  integrated gradients over a row, for an answer
 - ``choosing``  thresholds, the neurons that a fact's prompts share, and those of a relation
 - ``operations``  neurons suppressed or amplified, at the answer's place or in the weights
+- ``finding``  the neurons of facts, and P of their answers with and without them
+- ``relations``  the same, summed up over a relation
 """
 
 from continual.analysis.neurons.attribution import STEPS, AnswerAttribution, attribute

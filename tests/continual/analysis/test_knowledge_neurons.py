@@ -21,13 +21,19 @@ from continual.analysis.neurons import (
 )
 from continual.analysis.neurons import passes as ways
 from continual.analysis.neurons.choosing import most_frequent, neurons_above, of_relation, shared_by
-from continual.analysis.neurons.finding import NeuronFinder, PromptedFact
+from continual.analysis.neurons.finding import (
+    FactNeurons,
+    NeuronEffects,
+    NeuronFinder,
+    PromptedFact,
+)
 from continual.analysis.neurons.operations import (
     in_weights,
     probability,
     scaled_values,
     token_probabilities,
 )
+from continual.analysis.neurons.relations import relations_of
 from continual.anatomy import find_anatomy
 from continual.errors import CeditError, ModelError, RequestError
 from continual.passes.edit_site import settled
@@ -383,3 +389,24 @@ def _request(country: int, target: str) -> Any:
     from continual.requests import Request
 
     return Request.from_json(language.correction(country, target))
+
+
+def test_a_relation_sums_up_its_facts():
+    """P is weighed by facts, so that one of P near 0 counts for little; no relation, no line."""
+    one, other = FfnNeuron(0, 3), FfnNeuron(1, 5)
+    facts = [("capital", (one, other)), ("capital", (one,)), ("sea", (other,)), (None, (one,))]
+    found = [
+        FactNeurons(PromptedFact(("a",), ("b",), relation=name), "b", (), neurons)
+        for name, neurons in facts
+    ]
+    effects = [
+        NeuronEffects(0.9, 0.3, 1.0, 0, 0),
+        NeuronEffects(0.1, 0.2, 0.0, 0, 0),
+        NeuronEffects(0.0, 0.0, 0.0, 0, 0),
+        NeuronEffects(0.5, 0.5, 0.5, 0, 0),
+    ]
+    capital, sea = relations_of(found, effects, share=1.0)
+    assert (capital.relation, capital.facts, capital.neurons) == ("capital", 2, (one,))
+    assert capital.suppressed == pytest.approx(-0.5)
+    assert capital.amplified == pytest.approx(0.0)
+    assert (sea.facts, sea.neurons, sea.suppressed) == (1, (other,), None)
