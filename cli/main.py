@@ -28,6 +28,7 @@ COMMANDS = (
     "fix",
     "quarantine",
     "ask",
+    "serve",
     "neurons",
     "status",
     "list",

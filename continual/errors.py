@@ -21,6 +21,10 @@ class RequestError(CeditError):
         self.reason = reason
 
 
+class ContextExceeded(RequestError):
+    """A prompt and answer of more tokens than the model reads."""
+
+
 class StreamError(CeditError):
     """A stream that cannot be read any further."""
 

@@ -19,16 +19,17 @@ TEMPORARY_PREFIX = ".tmp-"
 MARGIN_BYTES = 1 << 20  # left free beside the room for a write: for the journal, and for others
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Put `data` at `path` in place of the old content. A crash leaves all of it or none of it.
 
-    Raises StoreFull when there is no room, StorageFault when the disk failed.
+    `mode` has the file's permissions, from its first byte on. Raises StoreFull when there is no
+    room, StorageFault when the disk failed.
     """
     make_folder_durably(path.parent)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     with _reported(path):
         try:
-            _write_new(temporary, data)
+            _write_new(temporary, data, mode)
             temporary.rename(path)
             _sync_folder(path.parent)
         finally:
@@ -166,15 +167,15 @@ def _reported(path: Path) -> Iterator[None]:
         raise errors.from_os(path, error) from error
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    with _new_file(path) as descriptor:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    with _new_file(path, mode) as descriptor:
         _write_all(descriptor, data)
         os.fsync(descriptor)
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _new_file(path: Path, mode: int = 0o666) -> Iterator[int]:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         yield descriptor
     finally:

@@ -223,6 +223,7 @@ class NeuronBank:
         self._bias = GrowingTensor(rows[:, 0])
         self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
         self._longest = 0.0  # the largest ‖k‖ of all keys ever appended
+        self._heard: list[Firing] | None = None  # see `heard`
         self._codes: CodedRows | None = None
 
     @property
@@ -380,8 +381,26 @@ class NeuronBank:
         """Return the output with the neurons' sum added."""
         has_subjects = any(self.subjects)
         texts = self._mount.texts(queries.shape[:-1].numel()) if has_subjects else None
+        if self._heard is not None:
+            self._heard.append(self._on_last(queries, texts))
         addition = self.contribution(queries, texts)
         return output if addition is None else output + landing_on(output, addition)
+
+    @contextmanager
+    def heard(self) -> Iterator[list[Firing]]:
+        """Collect the neurons that fire on the last query of each pass within `with`; the passes
+        are of one sequence."""
+        firings: list[Firing] = []
+        self._heard = firings
+        try:
+            yield firings
+        finally:
+            self._heard = None
+
+    def _on_last(self, queries: Tensor, texts: RowTexts | None) -> Firing:
+        rows = queries.detach().flatten(0, -2)
+        last = slice(len(rows) - 1, len(rows))
+        return self.firing(rows[last], texts=None if texts is None else texts.take(last))
 
     @property
     def beside(self) -> Mapping[str, int]:

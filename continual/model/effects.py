@@ -85,6 +85,11 @@ class ModelEffects:
                 f"{self.anatomy.last}: it was made on another model."
             )
 
+    @property
+    def is_bare(self) -> bool:
+        """True within `bare`."""
+        return self._is_bare
+
     @contextmanager
     def bare(self) -> Iterator[None]:
         """Run the base model within `with`, without memory too."""

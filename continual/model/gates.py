@@ -17,7 +17,7 @@ from continual.anatomy import reads_ahead
 from continual.base import PretrainedBase
 from continual.effects import GatedEffect
 from continual.effects.context import Context, RunningMeans
-from continual.effects.gated import Mount, NeuronBank
+from continual.effects.gated import Firing, Mount, NeuronBank
 from continual.effects.places import FFN, POOLED, QUERIES, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
@@ -130,6 +130,14 @@ class ModelGates(ModelEffects):
         at least one of them (see `NeuronBank.is_plain`)."""
         banks = (effect for effect in self.open_gates if isinstance(effect, NeuronBank))
         return {bank.place.block: bank for bank in banks if bool(bank.is_plain.any())}
+
+    @contextmanager
+    def neurons_heard(self) -> Iterator[dict[GatePlace, list[Firing]]]:
+        """Collect by their place the neurons that fire on the last token of each pass within
+        `with`; the passes are of one sequence."""
+        with ExitStack() as stack:
+            banks = [effect for effect in self.open_gates if isinstance(effect, NeuronBank)]
+            yield {bank.place: stack.enter_context(bank.heard()) for bank in banks}
 
     @property
     def moves_rows(self) -> bool:

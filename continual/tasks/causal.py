@@ -95,6 +95,24 @@ class CausalTask:
         """Return the text of tokens to the letter, marks of turns included; see `Task.readable`."""
         return self._reader.letters(ids) if self._reader.is_in_place else self._reader.words(ids)
 
+    def opening(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the tokens of a prompt of any length that leaves the model room for an answer.
+        Raises RequestError as `question` does, but for the store's own limits."""
+        asked, ends = self.asked(prompt), not self._reader.is_in_place
+        return self._reader.opening(asked.text, is_whole=asked.is_whole, ends=ends)
+
+    def ends(self, model: Any) -> frozenset[int]:
+        """Return the tokens that end an answer: the model's own, the tokenizer's, and the end of a
+        turn."""
+        eos = self._ends(model).get("eos_token_id", model.generation_config.eos_token_id)
+        tokens = eos if isinstance(eos, list) else [eos]
+        return frozenset(t for t in (*tokens, self._tokenizer.eos_token_id) if t is not None)
+
+    @property
+    def terminator(self) -> str:
+        """The text that ends every answer to a plain prompt; empty for none."""
+        return self._terminator
+
     def inputs(self, batch: Sequence[Encoding]) -> dict[str, Tensor]:
         """Return input_ids and attention_mask [B, T]; see `Task.inputs`."""
         return padded([encoding.ids for encoding in batch], self._reader.pad)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from continual.errors import RequestError
+from continual.errors import ContextExceeded, RequestError
 from continual.prompts import Chat, Prompt
 from continual.requests import Limits
 from continual.tasks.joining import is_in_place
@@ -68,6 +68,17 @@ class PromptReader:
         self._require_few("prompt", prompt, len(ids))
         self._require_known(prompt, ids)
         self.require_context(prompt, len(ids))
+        return ids
+
+    def opening(self, prompt: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
+        """Return the tokens of a prompt of any length, if at least one more fits the model. Raises
+        RequestError as `prompt` does, but for the store's limits."""
+        _require_text(prompt)
+        ids = self.ids(prompt, is_whole=is_whole, ends=ends)
+        if not ids:
+            raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
+        self._require_known(prompt, ids)
+        self.require_context(prompt, len(ids) + 1)
         return ids
 
     def ids(self, text: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
@@ -143,9 +154,9 @@ class PromptReader:
             )
 
     def require_context(self, prompt: str, count: int) -> None:
-        """Raise RequestError for a prompt and answer with more tokens than the model reads."""
+        """Raise ContextExceeded for a prompt and answer with more tokens than the model reads."""
         if self.context_tokens_max is not None and count > self.context_tokens_max:
-            raise RequestError(
+            raise ContextExceeded(
                 f"The prompt {_short(prompt)} and its answer have {count} tokens, more than the "
                 f"{self.context_tokens_max} that the model reads: shorten it."
             )

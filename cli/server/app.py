@@ -1,0 +1,53 @@
+"""The application: endpoints, the guard before them, and the count of requests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from cli.server import completions, health
+from cli.server.guarding import Guard
+from cli.server.problems import add_problem_handlers
+from cli.server.service import Service
+
+
+def make_app(service: Service) -> FastAPI:
+    """Make the application of a service, which it closes when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.desk.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="cedit",
+        version=version("cedit"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for router in (completions.router, health.router):
+        app.include_router(router)
+    add_problem_handlers(app)
+    app.middleware("http")(_counted)
+    app.add_middleware(Guard, hosts=service.hosts, body_bytes_max=service.limits.body_bytes_max)
+    return app
+
+
+async def _counted(
+    request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """Count a request by its route and status."""
+    response = await call_next(request)
+    route = getattr(request.scope.get("route"), "path", "none")
+    metrics = request.app.state.service.metrics
+    metrics.requests.labels(route, str(response.status_code)).inc()
+    return response

@@ -1,0 +1,113 @@
+"""Errors as OpenAI's clients read them: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from continual.errors import CeditError, ContextExceeded, RequestError
+from continual.out_of_memory import is_out_of_memory
+from continual.serving.desk import Busy, DeskClosed
+from continual.serving.names import UnknownModel
+from store import UnknownRevision
+from store.errors import AmbiguousRevision
+
+INVALID, RETRY_AFTER_S = "invalid_request_error", 1
+_LOG = logging.getLogger("cedit.server")
+_TYPES = {
+    401: (INVALID, "invalid_api_key"),
+    403: (INVALID, "permission_denied"),
+    404: (INVALID, "not_found"),
+    405: (INVALID, "method_not_allowed"),
+    409: (INVALID, "conflict"),
+    413: (INVALID, "request_too_large"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+    503: ("server_error", "unavailable"),
+}
+
+
+class ApiProblem(Exception):
+    """A request that is refused, with its status and the words for the client."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object of the response."""
+        default = (INVALID, None) if self.status < 500 else ("server_error", "internal_error")
+        kind, code = _TYPES.get(self.status, default)
+        error = {"message": self.message, "type": kind, "param": self.param}
+        return {"error": {**error, "code": self.code or code}}
+
+
+def problem_of(error: Exception) -> ApiProblem:
+    """Return the problem to tell a client. An error that nobody expected is told to the log
+    alone."""
+    if isinstance(error, ApiProblem):
+        return error
+    if isinstance(error, UnknownModel | UnknownRevision | AmbiguousRevision):
+        return ApiProblem(404, str(error), "model", "model_not_found")
+    if isinstance(error, ContextExceeded):
+        return ApiProblem(400, str(error), "messages", "context_length_exceeded")
+    if isinstance(error, RequestError):
+        return ApiProblem(400, str(error))
+    if isinstance(error, Busy):
+        return ApiProblem(429, str(error))
+    if isinstance(error, DeskClosed):
+        return ApiProblem(503, str(error))
+    if is_out_of_memory(error):
+        return ApiProblem(503, "There is not enough memory for this answer: ask for less of it.")
+    _LOG.error("%s: %s", type(error).__name__, error, exc_info=error)
+    if isinstance(error, CeditError):
+        return ApiProblem(500, str(error))
+    return ApiProblem(500, "The server failed at this request; its log says more.")
+
+
+def response_of(problem: ApiProblem) -> JSONResponse:
+    """Return the response for a problem."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status in (429, 503) else {}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(problem.body, problem.status, headers)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer all errors of an application in one form."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return response_of(_invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return response_of(ApiProblem(error.status_code, str(error.detail)))
+
+    @app.exception_handler(ApiProblem)
+    async def refused(_: Request, error: ApiProblem) -> JSONResponse:
+        return response_of(error)
+
+    @app.exception_handler(CeditError)
+    async def known(_: Request, error: CeditError) -> JSONResponse:
+        return response_of(problem_of(error))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return response_of(problem_of(error))
+
+
+def _invalid(errors: Sequence[Any]) -> ApiProblem:
+    """Return the problem of a body that does not fit, by its first fault."""
+    first = errors[0] if errors else {"loc": (), "msg": "cannot be read"}
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return ApiProblem(400, f"{place}: {message}" if place else message, place or None)

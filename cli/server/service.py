@@ -1,0 +1,64 @@
+"""The objects that the endpoints share, and the server's limits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from cli.server.metrics import Metrics
+from continual.serving.desk import Desk
+from continual.serving.facts import Facts
+from continual.serving.tokens import Tokens
+from continual.session import Session
+from store import Store
+
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """The limits on what a client may ask for."""
+
+    body_bytes_max: int = 4 * MEBIBYTE
+    answers_max: int = 8  # to one prompt
+    prompts_max: int = 16  # of one request for completions
+    stops_max: int = 16
+    stop_characters_max: int = 256
+    chances_max: int = 20  # likeliest tokens told
+
+
+@dataclass
+class Service:
+    """A store that is served."""
+
+    session: Session
+    desk: Desk
+    name: str  # of the model
+    tokens: Tokens
+    hosts: frozenset[str] = frozenset()  # names by which the server may be called; empty: any
+    is_open: bool = True  # asking needs no token
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+    def __post_init__(self) -> None:
+        self.started_at = time.time()
+        self.facts = Facts(self.store)
+        self.metrics = Metrics(self.desk, self.facts)
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+        return self.session.store
+
+    def close(self) -> None:
+        """Finish the present turn, and let go of the store."""
+        self.desk.close()
+        self.session.close()
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of a request's application."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
