@@ -60,7 +60,8 @@ class Metrics:
 
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        page: bytes = generate_latest(self.registry)
+        return page
 
 
 class HistoryMetrics(Collector):
