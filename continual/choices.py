@@ -99,6 +99,11 @@ EDITORS = Registry(
         tasks=("causal", "seq2seq"),
     ),
     EditorEntry(
+        "ultraedit",
+        "continual.editors.ultraedit:UltraEdit",
+        "one step along normalised gradients; forgets",
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",
@@ -112,7 +117,7 @@ EDITORS = Registry(
     EditorEntry(
         "ft-all-kl",
         "continual.editors.finetune:FtAllKl",
-        "as ft-all, held to the answers of training probes and past edits",
+        "as ft-all, held in the same way",
     ),
     EditorEntry(
         "ft-l",

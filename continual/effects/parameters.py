@@ -85,6 +85,7 @@ class EditedWeight:
         self._added: list[Addition] = []
         self._before: Tensor | None = None  # the sum without the last addition
         self._keys: list[Tensor | None] = []  # of every patch
+        self._gradient_rows: list[Tensor | None] = []  # of every patch
         self._is_shown = False
 
     @property
@@ -108,13 +109,26 @@ class EditedWeight:
         no_keys = self._sum.new_empty(0, len(self._sum))
         return torch.cat([no_keys, *(keys for keys in self._keys if keys is not None)])
 
+    @property
+    def gradient_rows(self) -> Tensor:
+        """The rows [m, inputs + outputs] that came with patches by gradients, in order, on the CPU:
+        an input of the matrix, and beside it the loss's gradient at the output."""
+        parts = [rows.cpu() for rows in self._gradient_rows if rows is not None]
+        return torch.cat([torch.empty(0, sum(self._sum.shape)), *parts])
+
     def turned(self, tensor: Tensor) -> Tensor:
         """Turn a tensor of the parameter's shape from the model's form into the one used here, or
         back: a view."""
         return tensor.T if self._is_turned else tensor
 
-    def add(self, addition: Addition, keys: Tensor | None = None) -> Tensor:
-        """Make a patch's addition; return the parameter as it now stands in the model.
+    def add(
+        self,
+        addition: Addition,
+        keys: Tensor | None = None,
+        gradient_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Make a patch's addition, and keep the `keys` and `gradient_rows` that came with it;
+        return the parameter as it now stands in the model.
 
         Raises EditError if it is of another shape than the parameter.
         """
@@ -127,6 +141,7 @@ class EditedWeight:
         addition.add_to(self._sum)
         self._added.append(addition)
         self._keys.append(keys)
+        self._gradient_rows.append(gradient_rows)
         return self._refreshed()
 
     def settle(self) -> None:
@@ -155,7 +170,7 @@ class EditedWeight:
         else:
             self._rebuild(size)
         self._before = None
-        del self._added[size - self._settled :], self._keys[size:]
+        del self._added[size - self._settled :], self._keys[size:], self._gradient_rows[size:]
         self._refreshed()
 
     def _rebuild(self, size: int) -> None:

@@ -17,10 +17,11 @@ from continual.effects import Reach
 from continual.errors import CeditError
 from continual.patches.codebook import CodebookPatch
 from continual.patches.dense import DensePatch
+from continual.patches.gradient import GradientPatch
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import GatePatch, NeuronPatch
-from continual.patches.weight_sums import MatrixSums, ParameterSums, WeightSums
+from continual.patches.weight_sums import GradientSums, MatrixSums, ParameterSums, WeightSums
 
 
 class Patch(Protocol):
@@ -88,9 +89,11 @@ KINDS: Mapping[
     | type[CodebookPatch]
     | type[FfnLowRankPatch]
     | type[LowRankPatch]
+    | type[GradientPatch]
     | type[DensePatch]
     | type[WeightSums]
     | type[MatrixSums]
+    | type[GradientSums]
     | type[ParameterSums]
     | type[MemoryPatch],
 ] = {
@@ -99,9 +102,11 @@ KINDS: Mapping[
     CodebookPatch.kind: CodebookPatch,
     FfnLowRankPatch.kind: FfnLowRankPatch,
     LowRankPatch.kind: LowRankPatch,
+    GradientPatch.kind: GradientPatch,
     DensePatch.kind: DensePatch,
     WeightSums.kind: WeightSums,
     MatrixSums.kind: MatrixSums,
+    GradientSums.kind: GradientSums,
     ParameterSums.kind: ParameterSums,
     MemoryPatch.kind: MemoryPatch,
     MemoryPatch.narrow_kind: MemoryPatch,

@@ -21,6 +21,7 @@ from continual.effects import Reach
 from continual.effects.parameters import EditedWeight, Total
 from continual.errors import EditError
 from continual.patches import by_path
+from continual.patches.gradient import GradientPatch, rows_in
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch, OfBlocks
 from continual.patches.owners import require_owners
 
@@ -56,15 +57,13 @@ def summed(
     for matrix in sum_matrices:
         paths.pop(id(matrix.weight), None)
     parts: list[LowRankPatch | MatrixSums | ParameterSums] = []
-    for kind, sums_kind in ((FfnLowRankPatch, WeightSums), (LowRankPatch, MatrixSums)):
+    for kind in (FfnLowRankPatch, LowRankPatch, GradientPatch):
         group = {m.name: m for m in factor_matrices if m.kind is kind}
         if group:
-            factors = {name: m.factors for name, m in group.items()}
-            parts.append(kind(factors, _blocks_of(group), _keys_of(group)))
+            parts.append(_as_factors(kind, group))
         group = {m.name: m for m in sum_matrices if m.kind is kind}
         if group:
-            sums = {name: m.weight.sum.clone() for name, m in group.items()}
-            parts.append(sums_kind(sums, _blocks_of(group), _keys_of(group)))
+            parts.append(_as_sums(kind, group))
     parameters = {path: model.parameter(path) for path in sorted(paths.values())}
     if parameters:
         totals = {p: w.turned(w.sum).contiguous().clone() for p, w in parameters.items()}
@@ -77,7 +76,7 @@ class _SegmentMatrix:
     """A matrix with all low-rank patches of a segment that edit it, in their order."""
 
     name: str
-    kind: type[LowRankPatch]  # by path, if any of its patches is
+    kind: type[LowRankPatch]  # by path, if any of its patches is; with rows, if any has them
     weight: EditedWeight
     block: int
     parts: list[tuple[LowRankPatch, str]] = field(default_factory=list)  # with its name in each
@@ -85,7 +84,9 @@ class _SegmentMatrix:
     def take(self, part: LowRankPatch, name: str) -> None:
         """Take in a patch that edits the matrix under this name."""
         if not isinstance(part, FfnLowRankPatch):
-            self.kind, self.name, self.block = LowRankPatch, name, part.blocks[name]
+            has_rows = GradientPatch in (self.kind, type(part))
+            self.kind = GradientPatch if has_rows else LowRankPatch
+            self.name, self.block = name, part.blocks[name]
         self.parts.append((part, name))
 
     @cached_property
@@ -98,6 +99,12 @@ class _SegmentMatrix:
         """The keys [m, inputs] of all of its patches; None if there are none."""
         keys = [part.keys[name] for part, name in self.parts if name in part.keys]
         return torch.cat(keys) if keys else None
+
+    @property
+    def gradient_rows(self) -> Tensor | None:
+        """The rows [m, inputs + outputs] of all of its patches; None if there are none."""
+        parts = [(p, n) for p, n in self.parts if isinstance(p, GradientPatch)]
+        return torch.cat([part.gradient_rows[name] for part, name in parts]) if parts else None
 
     @property
     def stays_factors(self) -> bool:
@@ -123,6 +130,29 @@ def _blocks_of(matrices: Mapping[str, _SegmentMatrix]) -> dict[str, int]:
 def _keys_of(matrices: Mapping[str, _SegmentMatrix]) -> dict[str, Tensor]:
     keys = {name: matrix.keys for name, matrix in matrices.items()}
     return {name: tensor for name, tensor in keys.items() if tensor is not None}
+
+
+def _rows_of(matrices: Mapping[str, _SegmentMatrix]) -> dict[str, Tensor]:
+    rows = {name: matrix.gradient_rows for name, matrix in matrices.items()}
+    return {name: tensor for name, tensor in rows.items() if tensor is not None}
+
+
+def _as_factors(kind: type[LowRankPatch], group: Mapping[str, _SegmentMatrix]) -> LowRankPatch:
+    """Join the factors of some matrices, all of one kind, to one patch."""
+    factors, blocks = {name: m.factors for name, m in group.items()}, _blocks_of(group)
+    if kind is GradientPatch:
+        rows = _rows_of(group)
+        return GradientPatch(factors, blocks, _keys_of(group), gradient_rows=rows)
+    return kind(factors, blocks, _keys_of(group))
+
+
+def _as_sums(kind: type[LowRankPatch], group: Mapping[str, _SegmentMatrix]) -> MatrixSums:
+    """Write down some matrices, all of one kind, as they stand."""
+    sums, blocks = {name: m.weight.sum.clone() for name, m in group.items()}, _blocks_of(group)
+    if kind is GradientPatch:
+        return GradientSums(sums, blocks, _keys_of(group), gradient_rows=_rows_of(group))
+    sums_kind = WeightSums if kind is FfnLowRankPatch else MatrixSums
+    return sums_kind(sums, blocks, _keys_of(group))
 
 
 def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list[Patch]:
@@ -252,6 +282,34 @@ class WeightSums(OfBlocks, MatrixSums):
     def meta(self) -> dict[str, Any]:
         """Return the blocks."""
         return {"blocks": [self.blocks[name] for name in self.sums]}
+
+
+@dataclass(frozen=True)
+class GradientSums(MatrixSums):
+    """Matrices with the rows that came with their patches, as a `GradientPatch` has them."""
+
+    kind: ClassVar[str] = "gradient-sums"
+
+    gradient_rows: Mapping[str, Tensor] = field(default_factory=dict)  # [m, inputs + outputs]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return `PATH.sum`, `PATH.keys` if there are any, and `PATH.rows`."""
+        return super().tensors() | {f"{n}.rows": rows for n, rows in self.gradient_rows.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """See `Patch.from_tensors`."""
+        sums = super().from_tensors(tensors, meta)
+        return replace(sums, gradient_rows=rows_in(tensors, sums.blocks))
+
+    def put_on(self, model: Summable) -> Sequence[Tensor]:
+        """See `Patch.put_on`."""
+        return [
+            self.weight(model, name).add(
+                Total(total), self.keys.get(name), self.gradient_rows.get(name)
+            )
+            for name, total in self.sums.items()
+        ]
 
 
 @dataclass(frozen=True)
