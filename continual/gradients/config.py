@@ -8,7 +8,9 @@ from typing import Literal
 from continual.tables import SettingsTable
 
 ATTEMPT_GROWTH = 4.0
-"""The growth of an update from one attempt to the next."""
+"""The growth of an update, or of the largest one of a search, from one attempt to the next."""
+NARROWING = 0.7
+"""The size of an update after one that changed too much, as a share of that one's."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class GradientConfig(SettingsTable):
     """Let the inputs of earlier edits weigh in the system, so that their outputs ask for no further
     change. Not in the published methods."""
     rephrases: bool = False  # learn from the rephrases too, as far as they may be learned from
-    scale_max: int = 1
+    scale_max: int = 1024
     """The largest multiple of a request's update, out of 1, 2, 4, …: it is doubled while the answer
-    leads by less than `margin`. 1: no search, as published."""
+    leads by less than `margin`. 1: no search, as published; on a small model nothing then comes
+    out right."""
     margin: float = 0.5  # the lead of every token of the answer, in logits, that ends the search
 
     def __post_init__(self) -> None:

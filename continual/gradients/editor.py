@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from continual.errors import EditError
-from continual.gradients.config import ATTEMPT_GROWTH, GradientConfig
+from continual.gradients.config import ATTEMPT_GROWTH, NARROWING, GradientConfig
 from continual.gradients.matrices import EditableMatrix, chosen_matrices
 from continual.gradients.ridge import Unsolvable, left_factor
 from continual.gradients.rows import read_rows
@@ -112,8 +112,8 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         Unsolvable if there can be none."""
 
     def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
-        """See `Editor.edit`. A retry has updates of four times the size; one after too much change
-        half of it.
+        """See `Editor.edit`. A retry has updates of four times the size, or a search that goes four
+        times as far; one after too much change smaller updates and half of the margin.
 
         Raises EditError and ModelError for a model that is not of its kind.
         """
@@ -153,17 +153,22 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         self, batch: GradientBatch, context: EditContext, draft: _Draft
     ) -> GradientPatch | None:
         """Return the patch of a batch; None if every edit of it fails."""
-        growth = ATTEMPT_GROWTH**context.attempt * 2.0**-context.narrow
-        scales = dict.fromkeys(batch.owners, growth)
+        growth, narrowing = ATTEMPT_GROWTH**context.attempt, NARROWING**context.narrow
+        searches = self.config.scale_max > 1
+        scales = dict.fromkeys(batch.owners, narrowing * (1.0 if searches else growth))
         updates = self._updates(batch, context)
-        if self.config.scale_max > 1:
-            failed = self._grow(updates, scales, context.site)
+        if searches:
+            limit = narrowing * growth * self.config.scale_max
+            search = ScaleSearch(context.site, limit, self.config.margin * 0.5**context.narrow)
+            failed = {
+                owner: self._reason(lead, scales[owner])
+                for owner, lead in search.grow(updates, scales).items()
+            }
             draft.refuse(failed)
-            if failed:
-                batch = batch.without(failed)
-                if not batch.edits:
-                    return None
-                updates = self._updates(batch, context)
+            batch = batch.without(failed)
+            if not batch.edits:
+                return None
+            updates = self._updates(batch, context) if failed else updates
         draft.note(batch, scales)
         return updates.patch(scales)
 
@@ -191,37 +196,41 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         moment = context.statistics.get(matrix.block).second_moment
         return self.config.moment_weight * moment.double().cpu()
 
-    def _grow(
-        self, updates: Updates, scales: dict[str, float], task_model: TaskModel
-    ) -> dict[str, str]:
-        """Double the scales of edits whose answers lead by less than `margin`, all edits on the
-        model at once, until they lead; return the reasons of the edits that never do."""
-        limit = {owner: scale * self.config.scale_max for owner, scale in scales.items()}
+    def _reason(self, lead: float, scale: float) -> str:
+        return (
+            f"its answer leads by {lead:.2g} logits with an update of {scale:g} times its size, "
+            f"less than the margin: go on with another editor, or raise scale_max under "
+            f"[{self.config.table}]"
+        )
+
+
+@dataclass(frozen=True)
+class ScaleSearch:
+    """Doubles the updates of some edits until their answers lead."""
+
+    task_model: TaskModel
+    scale_max: float
+    margin: float  # logits
+
+    def grow(self, updates: Updates, scales: dict[str, float]) -> dict[str, float]:
+        """Double the scales, by request, of edits whose answers lead by less than the margin, all
+        updates on the model at once; return the leads of the edits that never do."""
         while True:
-            leads = self._leads(updates, scales, task_model)
-            short = {owner: lead for owner, lead in leads.items() if lead < self.config.margin}
-            growing = [owner for owner in short if scales[owner] < limit[owner]]
+            leads = self.leads(updates, scales)
+            short = {owner: lead for owner, lead in leads.items() if not lead >= self.margin}
+            growing = [owner for owner in short if 2 * scales[owner] <= self.scale_max]
             if not growing:
-                return {owner: self._reason(lead) for owner, lead in short.items()}
+                return short
             for owner in growing:
                 scales[owner] *= 2
 
-    def _leads(
-        self, updates: Updates, scales: Mapping[str, float], task_model: TaskModel
-    ) -> dict[str, float]:
+    def leads(self, updates: Updates, scales: Mapping[str, float]) -> dict[str, float]:
         """Return the smallest lead of each edit's answers, in logits, with the updates on."""
         parts = updates.batch.edits
-        with _on(task_model, updates.patch(scales)):
+        with _on(self.task_model, updates.patch(scales)):
             texts = [text for part in parts for text in part.texts]
-            leads = iter(task_model.in_passes(lambda group: _lead(task_model, group), texts))
+            leads = iter(self.task_model.in_passes(partial(_lead, self.task_model), texts))
         return {part.edit.id: min(next(leads) for _ in part.texts) for part in parts}
-
-    def _reason(self, lead: float) -> str:
-        return (
-            f"its answer leads by {lead:.2g} logits with an update of {self.config.scale_max} "
-            f"times its size, less than the margin of {self.config.margin:.2g}: go on with another "
-            f"editor, or raise scale_max under [{self.config.table}]"
-        )
 
 
 @dataclass(frozen=True)

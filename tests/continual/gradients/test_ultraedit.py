@@ -26,12 +26,13 @@ from continual.requests import Request
 from continual.session import Session
 from continual.snapshots import Gathered, Snapshot
 from continual.tasks import Encoding
+from continual.watch.config import UNWATCHED
 from tests import tiny_language as language
 from tests.continual.conftest import Make, reopened
 
-STRONG = {"rate": 0.05, "warmup": 16}
+STRONG = {"rate": 0.05, "warmup": 16, "scale_max": 1}
 """Shifts that a tiny model's answers follow at once."""
-SEARCHED = {"rate": 0.005, "scale_max": 1024}
+SEARCHED = {"rate": 1e-3, "warmup": 64, "scale_max": 256}
 """Weak shifts, doubled for each request until it is answered."""
 
 
@@ -60,6 +61,12 @@ def patch_of(session: Session) -> GradientPatch:
     (part,) = parts
     assert isinstance(part, GradientPatch)
     return part
+
+
+@pytest.fixture
+def unwatched(made: Make, knowing_model: Path, probe_files: dict[str, Path]) -> Session:
+    """A store on the decoder that knows, where an edit fails by its own answer alone."""
+    return made(knowing_model, watch=UNWATCHED, **probe_files)
 
 
 def edit_of(session: Session, country: int) -> Edit:
@@ -231,12 +238,12 @@ def test_the_first_edit_of_a_store_without_probes_is_told_the_remedy(bare: Sessi
 # --- the history ----------------------------------------------------------------------------------
 
 
-def test_a_correction_is_applied_and_rolls_back_bit_for_bit(knowing: Session) -> None:
-    before = weights(knowing)
-    assert apply(knowing, 3) == ["applied"]
-    assert knowing.ask(language.ask(3), tokens_max=1) == request(3).target_new
-    after = weights(knowing)
-    again = reopened(knowing)
+def test_a_correction_is_applied_and_rolls_back_bit_for_bit(unwatched: Session) -> None:
+    before = weights(unwatched)
+    assert apply(unwatched, 3) == ["applied"]
+    assert unwatched.ask(language.ask(3), tokens_max=1) == request(3).target_new
+    after = weights(unwatched)
+    again = reopened(unwatched)
     assert is_same(after, weights(again)) and not is_same(before, after)
     again.rollback("base")
     assert is_same(before, weights(again))
@@ -245,54 +252,54 @@ def test_a_correction_is_applied_and_rolls_back_bit_for_bit(knowing: Session) ->
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_a_history_is_built_again_to_the_same_bits(knowing: Session, memory: bool) -> None:
+def test_a_history_is_built_again_to_the_same_bits(unwatched: Session, memory: bool) -> None:
     outcomes = [
         outcome
-        for batch in ((3,), (7, 9), (11,))
-        for outcome in apply(knowing, *batch, memory=memory, **SEARCHED)
+        for batch in ((0,), (2, 5), (20,))
+        for outcome in apply(unwatched, *batch, memory=memory, **SEARCHED)
     ]
     assert outcomes.count("applied") >= 3
-    assert all(state.is_same for state in rebuild(knowing, knowing.store.lineage("head")))
+    assert all(state.is_same for state in rebuild(unwatched, unwatched.store.lineage("head")))
 
 
 def test_an_edit_after_reopening_has_the_bits_of_one_without(
     made: Make, knowing_model: Path, probe_files: dict[str, Path]
 ) -> None:
-    one = made(knowing_model, "one", **probe_files)
-    assert apply(one, 3, memory=True) == ["applied"]
-    apply(one, 7, memory=True)
-    other = made(knowing_model, "other", **probe_files)
-    apply(other, 3, memory=True)
+    one = made(knowing_model, "one", watch=UNWATCHED, **probe_files)
+    assert apply(one, 3, memory=True, **SEARCHED) == ["applied"]
+    assert apply(one, 5, memory=True, **SEARCHED) == ["applied"]
+    other = made(knowing_model, "other", watch=UNWATCHED, **probe_files)
+    apply(other, 3, memory=True, **SEARCHED)
     other = reopened(other)
-    apply(other, 7, memory=True)
+    apply(other, 5, memory=True, **SEARCHED)
     assert one.edited.fingerprint == other.edited.fingerprint
     assert is_same(weights(one), weights(other))
     other.close()
 
 
-def test_one_of_a_batch_is_reverted_with_its_columns_and_rows(knowing: Session) -> None:
-    assert apply(knowing, 3, 7, **SEARCHED) == ["applied", "applied"]
-    both = patch_of(knowing)
-    assert apply(knowing, 9, **SEARCHED) == ["applied"]
-    later = patch_of(knowing)
-    knowing.revert(request(3).id)
-    after = weights(knowing)
+def test_one_of_a_batch_is_reverted_with_its_columns_and_rows(unwatched: Session) -> None:
+    assert apply(unwatched, 3, 5, **SEARCHED) == ["applied", "applied"]
+    both = patch_of(unwatched)
+    assert "applied" in apply(unwatched, 2, 22, 28, **SEARCHED)
+    later = patch_of(unwatched)
+    unwatched.revert(request(3).id)
+    after = weights(unwatched)
     path = both.names[0]
-    rows = knowing.edited.matrix(path).gradient_rows
-    owner = both.owners.index(request(7).id)
+    rows = unwatched.edited.matrix(path).gradient_rows
+    owner = both.owners.index(request(5).id)
     expected = [both.gradient_rows[path][owner : owner + 1], later.gradient_rows[path]]
     assert torch.equal(rows, torch.cat(expected))
     rest = both.without(request(3).id)
     assert rest is not None
-    knowing.edited.take_off(0)
-    knowing.edited.put([rest])
-    knowing.edited.put([later])
-    assert is_same(after, weights(knowing))
+    unwatched.edited.take_off(0)
+    unwatched.edited.put([rest])
+    unwatched.edited.put([later])
+    assert is_same(after, weights(unwatched))
 
 
 @pytest.mark.parametrize("task", ["seq2seq", "classification"])
 def test_models_of_other_tasks_are_edited(made: Make, models: dict[str, Path], task: str) -> None:
-    session = made(models[task], task={"name": task})
+    session = made(models[task], task={"name": task}, watch=UNWATCHED)
     wanted = request(3) if task == "seq2seq" else request(3, target=other_part(3))
     run = session.settings(
         chain=("ultraedit",),
