@@ -28,10 +28,10 @@ class GradientConfig(SettingsTable):
     """Let the inputs of earlier edits weigh in the system, so that their outputs ask for no further
     change. Not in the published methods."""
     rephrases: bool = False  # learn from the rephrases too, as far as they may be learned from
-    scale_max: int = 1024
+    scale_max: int = 1
     """The largest multiple of a request's update, out of 1, 2, 4, …: it is doubled while the answer
-    leads by less than `margin`. 1: no search, as published; on a small model nothing then comes
-    out right."""
+    leads by less than `margin`. 1: no search, as published. On the atlas answers need 256 to 4,096
+    times the published step, and ten such edits leave little of what the model knew."""
     margin: float = 0.5  # the lead of every token of the answer, in logits, that ends the search
 
     def __post_init__(self) -> None:
