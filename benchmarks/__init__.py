@@ -10,6 +10,7 @@ Each is run from the project root:
     python -m benchmarks.counterfact   500 CounterFact records, on a model that knows their facts
     python -m benchmarks.real_model    a pretrained model after a stream, asked from outside
     python -m benchmarks.baselines     fine-tuning on the atlas, one correction after another
+    python -m benchmarks.gradients     editors by gradients on the atlas, one after another
     python -m benchmarks.memory        SERAC and IKE on the atlas, one correction after another
     python -m benchmarks.capacity      how many facts one batch of weight edits takes
     python -m benchmarks.gates         a plane between a correction's wordings and all else

@@ -101,7 +101,7 @@ EDITORS = Registry(
     EditorEntry(
         "ultraedit",
         "continual.editors.ultraedit:UltraEdit",
-        "one step along normalised gradients; forgets",
+        "a step along normalised gradients; earlier edits weigh in",
     ),
     EditorEntry(
         "ft-last",

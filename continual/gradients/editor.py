@@ -8,10 +8,9 @@ with its own, and all statistics follow from the rows on the model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -20,14 +19,15 @@ from torch import Tensor
 from continual.errors import EditError
 from continual.gradients.config import ATTEMPT_GROWTH, NARROWING, GradientConfig
 from continual.gradients.matrices import EditableMatrix, chosen_matrices
-from continual.gradients.ridge import Unsolvable, left_factor
+from continual.gradients.moments import base_texts, input_moments
+from continual.gradients.ridge import Prior, Unsolvable, left_factor
 from continual.gradients.rows import read_rows
-from continual.passes.partial import logits_of
+from continual.gradients.scales import ScaleSearch
 from continual.patches import Patch
 from continual.patches.gradient import GradientPatch
 from continual.patches.low_rank import Factors
 from continual.proposals import Edit, EditContext, Proposal
-from continual.task_model import TaskModel, answer_logits
+from continual.task_model import TaskModel
 from continual.tasks import Encoding
 
 EditorConfig = TypeVar("EditorConfig", bound=GradientConfig)
@@ -63,7 +63,7 @@ class GradientBatch:
         """Return all rows [n, inputs + outputs] at a matrix."""
         return torch.cat([part.rows[matrix.path] for part in self.edits])
 
-    def without(self, failed: Mapping[str, str]) -> GradientBatch:
+    def without(self, failed: Collection[str]) -> GradientBatch:
         """Return the batch without some edits."""
         rest = tuple(part for part in self.edits if part.edit.id not in failed)
         return GradientBatch(rest, self.matrices)
@@ -105,6 +105,8 @@ class GradientEditor(ABC, Generic[EditorConfig]):
 
     def __init__(self, config: EditorConfig) -> None:
         self.config = config
+        self._known_priors: tuple[tuple[str, tuple[Encoding, ...]], dict[str, Prior]] | None = None
+        """With the base and the texts that they were read from."""
 
     @abstractmethod
     def shifts(self, batch: GradientBatch, context: EditContext) -> Mapping[str, Tensor]:
@@ -155,46 +157,50 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         """Return the patch of a batch; None if every edit of it fails."""
         growth, narrowing = ATTEMPT_GROWTH**context.attempt, NARROWING**context.narrow
         searches = self.config.scale_max > 1
-        scales = dict.fromkeys(batch.owners, narrowing * (1.0 if searches else growth))
+        start = dict.fromkeys(batch.owners, narrowing * (1.0 if searches else growth))
         updates = self._updates(batch, context)
-        if searches:
-            limit = narrowing * growth * self.config.scale_max
-            search = ScaleSearch(context.site, limit, self.config.margin * 0.5**context.narrow)
-            failed = {
-                owner: self._reason(lead, scales[owner])
-                for owner, lead in search.grow(updates, scales).items()
-            }
-            draft.refuse(failed)
-            batch = batch.without(failed)
-            if not batch.edits:
-                return None
-            updates = self._updates(batch, context) if failed else updates
-        draft.note(batch, scales)
-        return updates.patch(scales)
+        if not searches:
+            draft.note(batch, start)
+            return updates.patch(start)
+        scales, leads = ScaleSearch(
+            context.site,
+            updates.patch,
+            {part.edit.id: part.texts for part in batch.edits},
+            narrowing * growth * self.config.scale_max,
+            self.config.margin * 0.5**context.narrow,
+        ).run(start)
+        draft.refuse({owner: self._reason(lead, scales[owner]) for owner, lead in leads.items()})
+        rest = batch.without(leads)
+        draft.note(rest, scales)
+        if not rest.edits:
+            return None
+        return (self._updates(rest, context) if leads else updates).patch(scales)
 
     def _updates(self, batch: GradientBatch, context: EditContext) -> Updates:
-        shifts = self.shifts(batch, context)
-        left = {m.path: self._left(m, batch.rows(m), context) for m in batch.matrices}
+        shifts, priors = self.shifts(batch, context), self._priors(batch.matrices, context)
+        left = {
+            matrix.path: left_factor(
+                batch.rows(matrix)[:, : matrix.shape[0]],
+                priors[matrix.path],
+                matrix.past_inputs if self.config.memory else None,
+            )
+            for matrix in batch.matrices
+        }
         return Updates(batch, left, shifts)
 
-    def _left(self, matrix: EditableMatrix, rows: Tensor, context: EditContext) -> Tensor:
-        """Return A [inputs, n] of a matrix."""
-        config = self.config
-        past = matrix.past_inputs if config.memory else None
-        inputs = rows[:, : matrix.shape[0]]
-        return left_factor(inputs, config.ridge, past, self._moment(matrix, context))
-
-    def _moment(self, matrix: EditableMatrix, context: EditContext) -> Tensor | None:
-        """Return μC₀ [inputs, inputs]; None with μ = 0. Raises EditError without statistics."""
-        if self.config.moment_weight == 0:
-            return None
-        if context.statistics is None:
-            raise EditError(
-                f"[{self.config.table}] moment_weight needs key statistics: run `cedit train stats "
-                "--text FILE`, or set it to 0."
-            )
-        moment = context.statistics.get(matrix.block).second_moment
-        return self.config.moment_weight * moment.double().cpu()
+    def _priors(
+        self, matrices: Sequence[EditableMatrix], context: EditContext
+    ) -> Mapping[str, Prior]:
+        """Return λI + μC₀ of each matrix, by path; C₀ is read once in a run."""
+        ridge, weight = self.config.ridge, self.config.moment_weight
+        texts = base_texts(context.known_answers(), context.seed) if weight else []
+        key = (context.site.edited.base.fingerprint, tuple(texts))
+        if self._known_priors is None or self._known_priors[0] != key:
+            modules = {matrix.path: matrix.module for matrix in matrices}
+            moments = input_moments(context.site, modules, texts) if texts else {}
+            priors = {m.path: Prior(ridge, _times(weight, moments.get(m.path))) for m in matrices}
+            self._known_priors = key, priors
+        return self._known_priors[1]
 
     def _reason(self, lead: float, scale: float) -> str:
         return (
@@ -202,35 +208,6 @@ class GradientEditor(ABC, Generic[EditorConfig]):
             f"less than the margin: go on with another editor, or raise scale_max under "
             f"[{self.config.table}]"
         )
-
-
-@dataclass(frozen=True)
-class ScaleSearch:
-    """Doubles the updates of some edits until their answers lead."""
-
-    task_model: TaskModel
-    scale_max: float
-    margin: float  # logits
-
-    def grow(self, updates: Updates, scales: dict[str, float]) -> dict[str, float]:
-        """Double the scales, by request, of edits whose answers lead by less than the margin, all
-        updates on the model at once; return the leads of the edits that never do."""
-        while True:
-            leads = self.leads(updates, scales)
-            short = {owner: lead for owner, lead in leads.items() if not lead >= self.margin}
-            growing = [owner for owner in short if 2 * scales[owner] <= self.scale_max]
-            if not growing:
-                return short
-            for owner in growing:
-                scales[owner] *= 2
-
-    def leads(self, updates: Updates, scales: Mapping[str, float]) -> dict[str, float]:
-        """Return the smallest lead of each edit's answers, in logits, with the updates on."""
-        parts = updates.batch.edits
-        with _on(self.task_model, updates.patch(scales)):
-            texts = [text for part in parts for text in part.texts]
-            leads = iter(self.task_model.in_passes(partial(_lead, self.task_model), texts))
-        return {part.edit.id: min(next(leads) for _ in part.texts) for part in parts}
 
 
 @dataclass(frozen=True)
@@ -258,27 +235,8 @@ class _Draft:
             self.notes[part.edit.id] = {"rows": part.tokens, "scale": scales[part.edit.id]}
 
 
-@torch.no_grad()
-def _lead(task_model: TaskModel, encodings: Sequence[Encoding]) -> list[float]:
-    """Return the smallest lead of each text's answer tokens over all other tokens, in one pass."""
-    logits, targets = answer_logits(
-        encodings, logits_of(task_model.edited.model, task_model.inputs(encodings))
-    )
-    wanted = logits.gather(1, targets[:, None]).squeeze(1)
-    others = logits.scatter(1, targets[:, None], -torch.inf).amax(1)
-    sizes = [len(encoding.targets) for encoding in encodings]
-    return [float(lead.min()) for lead in (wanted - others).split(sizes)]
-
-
-@contextmanager
-def _on(task_model: TaskModel, patch: GradientPatch) -> Iterator[None]:
-    """Have a patch on the model within `with`."""
-    edited, depth = task_model.edited, task_model.edited.depth
-    edited.put([patch])
-    try:
-        yield
-    finally:
-        edited.take_off(depth)
+def _times(weight: float, moment: Tensor | None) -> Tensor | None:
+    return None if moment is None else weight * moment
 
 
 def _finite(factors: Factors) -> Factors:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from continual.effects.parameters import EditedWeight
 from continual.errors import EditError
-from continual.gradients.config import GradientConfig, default_blocks
+from continual.gradients.config import GradientConfig
 from continual.model import EditedModel
 
 
@@ -51,7 +51,7 @@ def chosen_matrices(edited: EditedModel, config: GradientConfig) -> tuple[Editab
     """
     anatomy = edited.anatomy
     anatomy.require_ffn()
-    blocks = config.blocks or default_blocks(anatomy.block_count)
+    blocks = config.blocks_of(anatomy.block_count)
     if not 0 <= blocks[0] <= blocks[-1] <= anatomy.last:
         raise EditError(
             f"[{config.table}] blocks = {list(blocks)}: the model has blocks 0 to {anatomy.last}."

@@ -3,8 +3,9 @@
     v = −η·‖ĥ‖²·ĝ
 
 with a row's input ĥ and gradient ĝ normalised over all rows that were ever seen at matrices of the
-shape, the batch's own among them. Not in the paper: the normaliser begins with rows of the base,
-and the size of an update can be searched for (`scale_max`).
+shape, the batch's own among them. Not in the paper, and on unless the settings say otherwise: the
+normaliser begins with rows of the base, the size of an update is searched for (`scale_max`), and
+the system holds inputs of earlier edits (`memory`) and of the base (`moment_weight`).
 """
 
 from __future__ import annotations

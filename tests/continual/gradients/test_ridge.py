@@ -9,7 +9,7 @@ from torch import Tensor
 
 from continual.errors import CeditError
 from continual.gradients.normaliser import CHUNK, EPSILON, Normaliser
-from continual.gradients.ridge import Unsolvable, dual, left_factor, primal
+from continual.gradients.ridge import Prior, Unsolvable, dual, left_factor, primal
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -37,7 +37,7 @@ def slow_left(inputs: Tensor, ridge: float, past: Tensor | None, moment: Tensor 
 def test_the_left_factor_solves_the_system(past_count: int, with_moment: bool) -> None:
     inputs, past = draw(5, 24), draw(past_count, 24, seed=1)
     moment = 0.3 * moment_of(24) if with_moment else None
-    found = left_factor(inputs, 0.7, past, moment)
+    found = left_factor(inputs, Prior(0.7, moment), past)
     expected = slow_left(inputs, 0.7, past, moment)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
@@ -46,8 +46,8 @@ def test_the_left_factor_solves_the_system(past_count: int, with_moment: bool) -
 @pytest.mark.parametrize("with_moment", [False, True])
 def test_primal_and_dual_are_one_update(ridge: float, with_moment: bool) -> None:
     rows = draw(20, 32).double()
-    moment = moment_of(32) if with_moment else None
-    one, other = dual(rows, 6, ridge, moment), primal(rows, 6, ridge, moment)
+    prior = Prior(ridge, moment_of(32) if with_moment else None)
+    one, other = dual(rows, 6, prior), primal(rows, 6, prior)
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
@@ -58,7 +58,7 @@ def test_turn_after_turn_with_memory_is_one_solve_over_all_of_them() -> None:
     update, past = torch.zeros(width, outputs, dtype=torch.float64), draw(0, width)
     for inputs, totals in turns:
         residual = totals - inputs.double() @ update
-        update += left_factor(inputs, ridge, past) @ residual
+        update += left_factor(inputs, Prior(ridge), past) @ residual
         past = torch.cat([past, inputs])
     every = torch.cat([inputs for inputs, _ in turns])
     wanted = torch.cat([totals for _, totals in turns])
@@ -69,7 +69,7 @@ def test_turn_after_turn_with_memory_is_one_solve_over_all_of_them() -> None:
 def test_memory_keeps_what_earlier_edits_give() -> None:
     past, inputs, shifts = draw(8, 64, seed=3), draw(2, 64), draw(2, 10, seed=4).double()
     moves = [
-        float((past.double() @ left_factor(inputs, 0.01, memory) @ shifts).norm())
+        float((past.double() @ left_factor(inputs, Prior(0.01), memory) @ shifts).norm())
         for memory in (None, past)
     ]
     assert moves[1] < 0.01 * moves[0]
@@ -78,8 +78,8 @@ def test_memory_keeps_what_earlier_edits_give() -> None:
 def test_the_order_of_a_batch_changes_the_update_by_rounding_alone() -> None:
     inputs, shifts = draw(6, 20), draw(6, 4, seed=1).double()
     order = [4, 0, 5, 2, 1, 3]
-    one = left_factor(inputs, 1.0) @ shifts
-    other = left_factor(inputs[order], 1.0) @ shifts[order]
+    one = left_factor(inputs, Prior(1.0)) @ shifts
+    other = left_factor(inputs[order], Prior(1.0)) @ shifts[order]
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
@@ -88,13 +88,13 @@ def test_numbers_that_are_not_finite_are_refused(place: str) -> None:
     tensors = {"inputs": draw(3, 8), "past": draw(2, 8, seed=1), "moment": moment_of(8)}
     tensors[place][0, 0] = torch.inf
     with pytest.raises(Unsolvable, match="NaN or infinity") as found:
-        left_factor(tensors["inputs"], 1.0, tensors["past"], tensors["moment"])
+        left_factor(tensors["inputs"], Prior(1.0, tensors["moment"]), tensors["past"])
     assert isinstance(found.value, CeditError)
 
 
 def test_statistics_that_are_no_second_moment_are_refused() -> None:
     with pytest.raises(Unsolvable, match="positive definite"):
-        left_factor(draw(3, 8), 1.0, None, -5.0 * torch.eye(8))
+        left_factor(draw(3, 8), Prior(1.0, -5.0 * torch.eye(8).double()))
 
 
 def test_the_normaliser_is_a_mean_and_a_deviation_of_two_passes() -> None:

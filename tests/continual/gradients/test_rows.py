@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from continual.editors.ultraedit import UltraEditConfig
 from continual.errors import CeditError, ModelError
-from continual.gradients.config import GradientConfig, default_blocks
+from continual.gradients.config import GradientConfig
 from continual.gradients.matrices import EditableMatrix, chosen_matrices
+from continual.gradients.moments import PROBES_MAX, base_texts, input_moments
 from continual.gradients.rows import read_rows
 from continual.gradients.warmup import misanswered
+from continual.proposals import KnownAnswers
 from continual.session import Session
 from continual.tasks import Encoding, Question
 from tests import tiny_language as language
@@ -73,7 +75,7 @@ def naive_rows(
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_are_those_of_a_copied_model(made: Make, models: dict[str, Path], task: str) -> None:
     session = opened(made, models, task)
-    matrices = chosen_matrices(session.edited, GradientConfig(blocks=(0, 1)))
+    matrices = chosen_matrices(session.edited, GradientConfig(blocks=(0, 1), sides="both"))
     assert len(matrices) == 4
     texts = encoded(session, 3, 4, 5)
     found = read_rows(session.site, {m.path: m.module for m in matrices}, texts)
@@ -127,12 +129,53 @@ def test_a_block_that_the_model_does_not_have_is_refused(knowing: Session) -> No
         chosen_matrices(knowing.edited, UltraEditConfig(blocks=(1, 2)))
 
 
-@pytest.mark.parametrize(
-    ("count", "blocks"),
-    [(1, (0,)), (2, (0,)), (4, (2,)), (12, (8, 9, 10)), (32, tuple(range(23, 31)))],
-)
-def test_the_default_blocks_end_with_the_last_but_one(count: int, blocks: tuple[int, ...]) -> None:
-    assert default_blocks(count) == blocks
+def test_the_last_block_is_edited_by_default(knowing: Session) -> None:
+    (matrix,) = chosen_matrices(knowing.edited, GradientConfig())
+    assert matrix.block == 1 and matrix.path == knowing.edited.anatomy.down_path(1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_moments_are_those_of_every_token_text_by_text(
+    made: Make, models: dict[str, Path], task: str
+) -> None:
+    session = opened(made, models, task)
+    matrices = chosen_matrices(session.edited, GradientConfig(blocks=(0, 1), sides="both"))
+    modules = {matrix.path: matrix.module for matrix in matrices}
+    texts = encoded(session, *range(8))
+    assert len({len(text.ids) for text in texts}) > 1 or task != "causal"
+    found = input_moments(session.site, modules, texts)
+    rows: dict[str, list[Tensor]] = {path: [] for path in modules}
+    handles = [
+        module.register_forward_hook(lambda _, args, __, path=path: rows[path].append(args[0][0]))
+        for path, module in modules.items()
+    ]
+    with torch.no_grad():
+        for text in texts:
+            session.edited.model(**session.site.inputs([text]))
+    for handle in handles:
+        handle.remove()
+    for path, parts in rows.items():
+        tokens = torch.cat(parts).double()
+        expected = sum(torch.outer(token, token) for token in tokens) / len(tokens)
+        scale = float(expected.abs().amax())
+        torch.testing.assert_close(found[path], expected, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_moments_are_of_the_bare_base(knowing: Session) -> None:
+    (matrix,) = chosen_matrices(knowing.edited, GradientConfig(sides="down"))
+    modules, texts = {"down": matrix.module}, encoded(knowing, 3, 4)
+    before = input_moments(knowing.site, modules, texts)["down"]
+    assert knowing.apply([language.correction(25)])[0].outcomes[0].outcome == "applied"
+    assert torch.equal(input_moments(knowing.site, modules, texts)["down"], before)
+
+
+def test_the_texts_of_moments_are_general_text_and_some_probes() -> None:
+    probes = tuple(probe(i, 7) for i in range(PROBES_MAX + 50))
+    texts = base_texts(KnownAnswers(probes, general=((1, 2, 3), (4, 5))), seed=1)
+    assert [text.ids for text in texts[:2]] == [(1, 2, 3), (4, 5)]
+    assert len(set(texts[2:])) == PROBES_MAX and set(texts[2:]) < set(probes)
+    assert base_texts(KnownAnswers(probes), seed=2) != texts[2:]
+    assert base_texts(KnownAnswers(), seed=0) == []
 
 
 def probe(question: int, *answer: int) -> Encoding:
