@@ -20,10 +20,11 @@ from continual.calibration import Calibrated
 from continual.calibration.calibrating import told
 from continual.calibration.of_store import StoreCalibration
 from continual.editors.chains import chain_of, default_chain
-from continual.errors import StreamChanged, StreamReplaced
+from continual.errors import CeditError, StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import corrections, inspection, reverting
+from continual.history.inspection import rates_at
 from continual.history.known import leading_known
 from continual.history.reverting import RevertResult
 from continual.history.rolling_back import roll_back
@@ -42,7 +43,7 @@ from continual.saving.merged import plain_model
 from continual.settings import StoreSettings
 from continual.statistics.texts import TextFiles
 from continual.step.batches import Batch, batches
-from continual.step.pipeline import Pipeline, Step
+from continual.step.pipeline import Pipeline, Step, TriedStep
 from continual.step.settings import ApplySettings
 from continual.streams import Item, Stream
 from continual.streams.places import place_in, stream_for
@@ -75,6 +76,38 @@ class Answer:
 
     text: str
     route: Route | None
+
+
+TRIED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class TryOut:
+    """An edit that was made, measured and taken off again."""
+
+    before: str  # the model's answer
+    rates_before: Mapping[str, float | None]
+    after: str
+    tried: TriedStep
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its facts for people: outcome, answers, metrics, probes that turned."""
+        outcome = next(o for o in self.tried.outcomes if not o.repair)
+        measured = self.tried.measured
+        turned = list(measured.turned.values())
+        return {
+            "outcome": outcome.outcome,
+            "editor": outcome.editor,
+            "reason": outcome.reason,
+            "before": self.before,
+            "after": self.after,
+            "rates_before": dict(self.rates_before),
+            "rates": measured.rates.to_json(),
+            "broke": turned.count(False),
+            "recovered": turned.count(True),
+            "changed": [dict(change) for change in measured.changed],
+            "patch_bytes": self.tried.patch_bytes,
+        }
 
 
 def _ignore(_: str) -> None:
@@ -411,6 +444,31 @@ class Session(OpenStore):
         for start in range(0, len(encoded_requests), settings.batch_size):
             batch = Batch(tuple(encoded_requests[start : start + settings.batch_size]))
             yield self._stepped(pipeline, batch)
+
+    def try_out(self, request: Request, settings: ApplySettings) -> TryOut:
+        """Make the edit of a request, measure it, ask, and take it off again: the history is not
+        touched. Raises CeditError for a history without the general text that its next edit
+        gives it, and for an edit that cannot be made."""
+        self._require_watched(settings)
+        before = (self.ask(request.prompt, TRIED_TOKENS), rates_at(self.store, self.head))
+        pipeline = self._pipeline(settings, lambda: [request])
+        depth = self.edited.depth
+        try:
+            tried = pipeline.try_out(Batch((encode(request, self.task),)))
+            answer = self.ask(request.prompt, TRIED_TOKENS)
+        finally:
+            self.forget_run_state()
+            self.edited.take_off(depth)
+        return TryOut(*before, answer, tried)
+
+    def _require_watched(self, settings: ApplySettings) -> None:
+        config = settings.watch
+        texts = (BODY in revision.body for revision in self.store.lineage("head"))
+        if config is not None and config.texts and not any(texts):
+            raise CeditError(
+                "This history has no general text yet, which its next edit would give it: give it "
+                "first, with `cedit watch`."
+            )
 
     def _stepped(self, pipeline: Pipeline, batch: Batch) -> Step:
         """Make one step. If it fails, the model goes back to head, and the run state, which may

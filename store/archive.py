@@ -30,7 +30,7 @@ from store.errors import (
     from_os,
     reading,
 )
-from store.journal import TABLES, Journal, Put
+from store.journal import LATER, TABLES, Journal, Put
 from store.store import Store
 
 FORMAT = 1
@@ -103,7 +103,7 @@ def export(store: Store, file: Path) -> Archived:
 def _members(store: Store) -> Iterator[Member]:
     """Yield every member with its checksum, in order."""
     yield _member(config.FILE_NAME, [(store.path / config.FILE_NAME).read_bytes()])
-    for table in TABLES:
+    for table in _tables(store):
         yield _member(f"journal/{table}{_SUFFIX}", _lines(store, table))
     for sha256 in _patches(store):
         data = store.blobs.path(sha256)
@@ -114,6 +114,11 @@ def _members(store: Store) -> Iterator[Member]:
     quarantine = store.path / "quarantine.jsonl"
     if quarantine.exists():
         yield _member(quarantine.name, _blocks(quarantine))
+
+
+def _tables(store: Store) -> list[str]:
+    """Return the tables of a journal, without those that come later and are empty."""
+    return [t for t in TABLES if t not in LATER or store.journal.last_key(t) is not None]
 
 
 def _member(name: str, blocks: Iterable[bytes]) -> Member:
@@ -147,7 +152,7 @@ def _manifest(store: Store, members: list[Member]) -> bytes:
     return canonical.dumps(
         {
             "archive": FORMAT,
-            "store": config.FORMAT,
+            "store": config.found_format(store.path),
             "revisions": store.length,
             "head": store.head_id,
             "fingerprint": store.head.fingerprint,
@@ -285,7 +290,8 @@ def _read_manifest(tar: tarfile.TarFile, file: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise IntegrityError(MANIFEST, "is not an object")
     for key, version in (("archive", FORMAT), ("store", config.FORMAT)):
-        if manifest.get(key) != version:
+        is_opened = key == "store" and config.is_opened(manifest.get(key))
+        if manifest.get(key) != version and not is_opened:
             raise FormatVersionError(file, f"{key} = {manifest.get(key)}", f"{key} = {version}")
     return manifest
 
@@ -304,7 +310,8 @@ def _listed(manifest: Mapping[str, Any], file: Path) -> list[Member]:
     names = {member.name for member in members}
     if len(names) != len(members):
         raise IntegrityError(MANIFEST, "lists a member twice")
-    required_names = {config.FILE_NAME, *(f"journal/{table}{_SUFFIX}" for table in TABLES)}
+    required_tables = [table for table in TABLES if table not in LATER]
+    required_names = {config.FILE_NAME, *(f"journal/{t}{_SUFFIX}" for t in required_tables)}
     if missing_names := required_names - names:
         raise IntegrityError(MANIFEST, f"lacks {', '.join(sorted(missing_names))}")
     if sum(member.length for member in members) > file.stat().st_size:

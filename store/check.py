@@ -35,6 +35,7 @@ _KEYS: dict[str, dict[str, tuple[type, ...]]] = {
     "requests": {"id": (str,), "seq": (int,), "subject": (str, type(None)), "record": (dict,)},
     "subjects": {"subject": (str,), "request": (str,)},
     "streams": {"name": (str,), "record": (dict,)},
+    "queue": {"name": (str,), "record": (dict,)},
 }
 _SEQ_MAX = 1 << 63
 
@@ -141,6 +142,7 @@ def journal_problems(tables: ReadableTables) -> Iterator[Problem]:
     yield from _check_requests(tables)
     yield from _check_subjects(tables)
     yield from _check_ledger(tables)
+    yield from _check_queue(tables)
 
 
 class ReadableTables:
@@ -318,6 +320,12 @@ def _check_subjects(tables: ReadableTables) -> Iterator[Problem]:
             yield Problem(label("subjects", key), "stands under another subject")
         if tables.lacks("requests", text_key(entry["request"])):
             yield Problem(label("subjects", key), f"its request {entry['request']} is missing")
+
+
+def _check_queue(tables: ReadableTables) -> Iterator[Problem]:
+    for key, entry in tables.entries["queue"].items():
+        if key != text_key(entry["name"]):
+            yield Problem(label("queue", key), f"is the record of {entry['name']!r}")
 
 
 def _check_ledger(tables: ReadableTables) -> Iterator[Problem]:

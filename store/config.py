@@ -17,7 +17,9 @@ from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
-FORMAT = 3
+FORMAT = 4
+OPENED = (3, 4)
+"""Formats that are read and written as they are: 4 only has a table more, the queue."""
 _MARK = b"# sha256 "  # before the digest of all lines above
 _MARKED = re.compile(_MARK + rb"[0-9a-f]{64}\n\Z")
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}
@@ -35,13 +37,18 @@ def read(root: Path) -> dict[str, Any]:
     settings = _parsed(root)
     for key, version in _RESERVED.items():
         value = _required(settings, key)
-        if value != version:
+        if value != version and not (key == "format" and is_opened(value)):
             is_older = key == "format" and type(value) is int and 0 < value < version
             raise FormatVersionError(
                 path, f"{key} = {value}", f"{key} = {version}", is_older=is_older
             )
         settings.pop(key)
     return settings
+
+
+def is_opened(version: object) -> bool:
+    """Tell whether a store that says this format is opened without a migration."""
+    return type(version) is int and version in OPENED
 
 
 def found_format(root: Path) -> int:

@@ -216,6 +216,20 @@ class History:
         )
         return {entry["name"]: entry["record"] for entry in entries}
 
+    def queue_entry(self, name: str) -> JsonObject | None:
+        """Return the record of the queue under a name, or None."""
+        entry = self._object("queue", text_key(name))
+        return None if entry is None else entry["record"]
+
+    def queue_entries(self, prefix: str = "") -> Iterator[tuple[str, JsonObject]]:
+        """Yield the names of the queue that begin so, in their order, with their records."""
+        start = text_key(prefix)
+        for key, payload in self._journal.entries("queue", start):
+            if not key.startswith(start):
+                break
+            entry = parsed(label("queue", key), payload, dict)
+            yield entry["name"], entry["record"]
+
     def _object(self, table: str, key: bytes) -> JsonObject | None:
         payload = self._journal.get(table, key)
         return None if payload is None else parsed(label(table, key), payload, dict)
@@ -338,3 +352,14 @@ def stream_entry(name: str, record: Any) -> Put:
     if record is None:
         return Put("streams", text_key(name), None)
     return Put("streams", text_key(name), canonical.dumps({"name": name, "record": dict(record)}))
+
+
+def queue_change(name: str, record: Mapping[str, Any] | None) -> Put:
+    """Return the change that sets a record of the queue; None forgets it. Raises StoreError for a
+    name that is too long to stand in order."""
+    key = text_key(name)
+    if not key.startswith(b"="):
+        raise StoreError(f"{name[:40]!r}… is too long for a name in the queue: digest it")
+    if record is None:
+        return Put("queue", key, None)
+    return Put("queue", key, canonical.dumps({"name": name, "record": dict(record)}))

@@ -12,7 +12,7 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,9 @@ import lmdb
 from store import datafile, errors
 from store.errors import IntegrityError, StorageFault, StoreError, StoreFull
 
-TABLES = ("revisions", "ids", "requests", "subjects", "ledger", "refs", "streams")
+TABLES = ("revisions", "ids", "requests", "subjects", "ledger", "refs", "streams", "queue")
+LATER = frozenset({"queue"})
+"""Tables that are made with their first entry: a journal without them has none in them."""
 LIB_VERSION = 0  # LMDB 0.9's, of the two formats that py-lmdb bundles
 MAP_SIZE_BYTES = 64 << 20
 MAP_SIZE_MAX_BYTES = 1 << 40
@@ -81,7 +83,8 @@ class Journal:
         self._environment: lmdb.Environment | None = self._open()
         try:
             with self._read_faults():
-                self._tables = {name: self._table(name) for name in TABLES}
+                tables = {name: self._table(name) for name in TABLES}
+                self._tables = {name: table for name, table in tables.items() if table is not None}
         except BaseException:
             self.close()
             raise
@@ -91,6 +94,8 @@ class Journal:
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return the payload under a key, or None. Raises IntegrityError if its checksum is
         wrong."""
+        if table not in self._tables:
+            return None
         with self._reading() as transaction:
             value = transaction.get(key, db=self._tables[table])
         return None if value is None else unwrap(table, key, value)
@@ -108,6 +113,8 @@ class Journal:
 
     def last_key(self, table: str) -> bytes | None:
         """Return the largest key of a table; None for an empty one."""
+        if table not in self._tables:
+            return None
         with self._reading() as transaction:
             cursor = transaction.cursor(self._tables[table])
             return cursor.key() if cursor.last() else None
@@ -165,11 +172,21 @@ class Journal:
                 ) from error
             raise self._fault(error) from error
 
-    def _table(self, name: str) -> lmdb._Database:
+    def _table(self, name: str) -> lmdb._Database | None:
+        """Open a table; None for one that comes later and is not there yet."""
+        creates = self._writable and name not in LATER
         try:
-            return self._live().open_db(name.encode("ascii"), create=self._writable)
+            return self._live().open_db(name.encode("ascii"), create=creates)
         except lmdb.NotFoundError as error:
+            if name in LATER:
+                return None
             raise IntegrityError(f"journal/{name}", "the table is missing") from error
+
+    def _make_tables(self, names: Iterable[str]) -> None:
+        """Make tables that are needed and not there, each durably."""
+        for name in sorted(names):
+            if name not in self._tables:
+                self._tables[name] = self._live().open_db(name.encode("ascii"))
 
     def _live(self) -> lmdb.Environment:
         if os.getpid() != self._pid:
@@ -199,6 +216,8 @@ class Journal:
             return environment.begin(write=write)
 
     def _chunk(self, table: str, start: bytes) -> list[tuple[bytes, bytes]]:
+        if table not in self._tables:
+            return []
         with self._reading() as transaction:
             cursor = transaction.cursor(self._tables[table])
             has_entries = cursor.set_range(start) if start else cursor.first()
@@ -210,6 +229,7 @@ class Journal:
     def _try(self, changes: Sequence[Put]) -> bool:
         """Try to make the changes. Return False if the map was too small for them."""
         try:
+            self._make_tables({change.table for change in changes})
             with self._begin(write=True) as transaction:
                 for change in changes:
                     self._apply(transaction, change)

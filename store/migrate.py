@@ -3,9 +3,12 @@
     1  the first
     2  a revision can put other patches in the place of earlier ones (`replaces`)
     3  a revision can bring general text that is watched, and edits have neighbours (`watch`)
+    4  a queue of corrections stands beside the history (`queue`)
 
 A version 1 reader would pass over `replaces` and take the state for damaged, a version 2 reader
-would edit without the watch set, hence the numbers. A step leaves the old files as they are until
+would edit without the watch set, a version 3 reader would leave the queue out of an archive, hence
+the numbers. A store of format 3 is used as it is, and has format 4 from its queue's first record
+on. A step leaves the old files as they are until
 all that it needs is written; `cedit.toml` says the new number last. The old settings and journal
 are kept in `backup/`. A newer format is refused by name: only the version that wrote it knows its
 meaning.
@@ -66,6 +69,13 @@ def migrate(path: Path) -> Migrated:
     return Migrated(version, config.FORMAT, changes, backup)
 
 
+def require_newest(path: Path) -> None:
+    """Let a store that is open for writing, of a format that is opened as it is, say the newest
+    one. Its caller has the lock."""
+    if config.found_format(path) != config.FORMAT:
+        _say_format(path, config.FORMAT)
+
+
 def _nothing(_: Path) -> None:
     """Leave the files as they are: the new format only allows more in them."""
 
@@ -73,6 +83,7 @@ def _nothing(_: Path) -> None:
 STEPS: Mapping[int, Upgrade] = {
     2: Upgrade("a revision can put other patches in the place of earlier ones", _nothing),
     3: Upgrade("a revision can bring general text that is watched", _nothing),
+    4: Upgrade("a queue of corrections stands beside the history", _nothing),
 }
 """Steps by the format that they lead to."""
 

@@ -20,7 +20,15 @@ from store.blobs import BlobRef
 from store.cache import Cache
 from store.check import ReadableTables
 from store.errors import IntegrityError, StoreError
-from store.history import TAG_PREFIX, ledger_entry, point, stream_entry, subject_digest, subject_key
+from store.history import (
+    TAG_PREFIX,
+    ledger_entry,
+    point,
+    queue_change,
+    stream_entry,
+    subject_digest,
+    subject_key,
+)
 from store.journal import Journal, Put, label, seq_key, text_key
 from store.quarantine import Quarantine
 from store.revisions import JsonObject, Revision
@@ -69,6 +77,7 @@ class Salvage:
     ledger: dict[int, JsonObject]
     tags: dict[str, str]
     streams: dict[str, JsonObject]
+    queue: dict[str, JsonObject]
     head: str
     remedies: list[Remedy] = field(default_factory=list)
 
@@ -148,6 +157,7 @@ def _salvage(store: Store, tables: ReadableTables) -> Salvage:
         },
         tags=_tags(tables, ids),
         streams={e["name"]: e["record"] for e in tables.entries["streams"].values()},
+        queue={e["name"]: e["record"] for e in tables.entries["queue"].values()},
         head=_head(tables, revisions),
     )
     salvage.remedies += _journal_remedies(tables, salvage)
@@ -259,6 +269,8 @@ def _journal_remedies(tables: ReadableTables, salvage: Salvage) -> Iterator[Reme
             yield Remedy(
                 name, "drop it: the stream is read from its beginning", "a stream's position"
             )
+        if name.startswith("journal/queue/"):
+            yield Remedy(name, "drop the record", "a correction that waited, or its key")
     yield Remedy("journal", "make the indexes anew from the entries")
 
 
@@ -306,6 +318,8 @@ def _changes(salvage: Salvage) -> Iterator[Put]:
         yield ledger_entry(seq, record)
     for name, record in salvage.streams.items():
         yield stream_entry(name, record)
+    for name, record in salvage.queue.items():
+        yield queue_change(name, record)
     for tag, identity in salvage.tags.items():
         yield point(TAG_PREFIX + tag, identity)
     yield point("head", salvage.head)

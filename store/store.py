@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from store import config, durable, operations
+from store import config, durable, migrate, operations
 from store.blobs import BlobRef, Blobs
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
-from store.history import TAG_PREFIX, History, ledger_entry, point
+from store.history import TAG_PREFIX, History, ledger_entry, point, queue_change
 from store.journal import MAP_SIZE_BYTES, Journal, Put, text_key
 from store.lock import WriterLock
 from store.quarantine import Quarantine
@@ -230,6 +230,15 @@ class Store:
         """Return the states of all streams by name."""
         return self.history.streams()
 
+    def queue_entry(self, name: str) -> JsonObject | None:
+        """Return the record of the queue under a name, if there is one."""
+        return self.history.queue_entry(name)
+
+    def queue_entries(self, prefix: str = "") -> Iterator[tuple[str, JsonObject]]:
+        """Yield the names of the queue that begin with `prefix`, in their order, with their
+        records."""
+        return self.history.queue_entries(prefix)
+
     def tags(self) -> dict[str, str]:
         """Return the revision ids by tag."""
         return self.history.tags()
@@ -322,6 +331,18 @@ class Store:
             if not 0 <= seq < self.length:
                 raise StoreError(f"no revision @{seq} to keep a ledger for")
             self.journal.write([ledger_entry(seq, record)])
+
+    def record_queue(self, records: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """Set records of the queue by name, durably and all at once; None forgets one.
+
+        The queue is made with its first record; the store then has a format that older versions
+        refuse. Raises StoreError for a name that is too long, StoreFull, StorageFault.
+        """
+        with self._writing():
+            durable.require_room(self.path, 0)
+            changes = [queue_change(name, record) for name, record in records.items()]
+            migrate.require_newest(self.path)
+            self.journal.write(changes)
 
     def tag(self, name: str, revision: str | Revision) -> None:
         """Give a revision a name; a tag that exists moves. Raises StoreError, UnknownRevision."""

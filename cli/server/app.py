@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from cli.server import completions, health
+from cli.server import completions, corrections, health
 from cli.server.guarding import Guard
 from cli.server.problems import add_problem_handlers
 from cli.server.service import Service
@@ -20,7 +20,7 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.desk.start()
+        service.start()
         try:
             yield
         finally:
@@ -34,7 +34,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for router in (completions.router, health.router):
+    for router in (completions.router, corrections.router, health.router):
         app.include_router(router)
     add_problem_handlers(app)
     app.middleware("http")(_counted)

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from continual.review.queue import CorrectionQueue
 from continual.serving.desk import Desk
 from continual.serving.facts import Facts
 from store import StoreError
@@ -19,7 +20,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self, desk: Desk, facts: Facts) -> None:
+    def __init__(self, desk: Desk, facts: Facts, queue: CorrectionQueue) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
@@ -56,7 +57,7 @@ class Metrics:
         running.set_function(lambda: desk.running)
         waiting = Gauge("cedit_requests_waiting", "Asks and edits in line.", registry=registry)
         waiting.set_function(lambda: desk.waiting)
-        registry.register(HistoryMetrics(facts))
+        registry.register(HistoryMetrics(facts, queue))
 
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
@@ -67,8 +68,8 @@ class Metrics:
 class HistoryMetrics(Collector):
     """The metrics of a history at its head, read when they are asked for."""
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, facts: Facts, queue: CorrectionQueue) -> None:
+        self._facts, self._queue = facts, queue
 
     def describe(self) -> Iterator[Metric]:
         """Describe nothing ahead: the history is read when it is scraped."""
@@ -94,6 +95,12 @@ class HistoryMetrics(Collector):
         for state, count in report.corrections.counts.items():
             counts.add_metric([state], count)
         yield counts
+        queued = GaugeMetricFamily(
+            "cedit_corrections", "Corrections of the queue by state.", labels=["state"]
+        )
+        for state, count in self._queue.counts().items():
+            queued.add_metric([state], count)
+        yield queued
         broken = len(report.corrections.broken)
         yield GaugeMetricFamily("cedit_broken", "Corrections that are broken now.", broken)
         yield GaugeMetricFamily("cedit_head", "Head's number in the journal.", report.title.seq)

@@ -11,8 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from continual.errors import CeditError, ContextExceeded, RequestError
+from continual.errors import CeditError, ContextExceeded, EditError, RequestError
+from continual.history.corrections import UnknownRequest
+from continual.history.reverting import RevertError
 from continual.out_of_memory import is_out_of_memory
+from continual.review.items import WrongState
+from continual.review.queue import Held, KeyReused, UnknownItem
 from continual.serving.desk import Busy, DeskClosed
 from continual.serving.names import UnknownModel
 from store import UnknownRevision
@@ -57,6 +61,10 @@ def problem_of(error: Exception) -> ApiProblem:
         return error
     if isinstance(error, UnknownModel | UnknownRevision | AmbiguousRevision):
         return ApiProblem(404, str(error), "model", "model_not_found")
+    if isinstance(error, UnknownItem | UnknownRequest):
+        return ApiProblem(404, str(error))
+    if isinstance(error, WrongState | Held | KeyReused | EditError | RevertError):
+        return ApiProblem(409, str(error))
     if isinstance(error, ContextExceeded):
         return ApiProblem(400, str(error), "messages", "context_length_exceeded")
     if isinstance(error, RequestError):

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from cli.server.metrics import Metrics
+from continual.review.conflicts import InForce
+from continual.review.queue import CorrectionQueue
 from continual.serving.desk import Desk
 from continual.serving.facts import Facts
 from continual.serving.tokens import Tokens
+from continual.serving.writer import Writer
 from continual.session import Session
 from store import Store
 
@@ -27,6 +30,8 @@ class ServerLimits:
     stops_max: int = 16
     stop_characters_max: int = 256
     chances_max: int = 20  # likeliest tokens told
+    corrections_max: int = 1000  # handed in, or decided on, at once
+    page_max: int = 1000  # corrections listed at once
 
 
 @dataclass
@@ -44,12 +49,20 @@ class Service:
     def __post_init__(self) -> None:
         self.started_at = time.time()
         self.facts = Facts(self.store)
-        self.metrics = Metrics(self.desk, self.facts)
+        self.queue = CorrectionQueue(self.store)
+        self.in_force = InForce(self.store)
+        self.writer = Writer(self.desk, self.queue)
+        self.metrics = Metrics(self.desk, self.facts, self.queue)
 
     @property
     def store(self) -> Store:
         """The store."""
         return self.session.store
+
+    def start(self) -> None:
+        """Begin to answer, and to apply what was approved before."""
+        self.desk.start()
+        self.writer.start()
 
     def close(self) -> None:
         """Finish the present turn, and let go of the store."""

@@ -88,6 +88,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class TriedStep:
+    """A step that was made and measured, and not written."""
+
+    outcomes: tuple[Outcome, ...]
+    measured: Measured
+    patch_bytes: int
+
+
+@dataclass(frozen=True)
 class _StepResults:
     """The outcomes, patch and measurements that a commit makes durable."""
 
@@ -198,6 +207,19 @@ class Pipeline:
             unknown=batch.unknown,
             unnamed=batch.unnamed,
         )
+
+    def try_out(self, batch: Batch) -> TriedStep:
+        """Make and measure a step as `step` does, and write nothing. The model and the state of the
+        run are left as the step leaves them: the caller takes its patch off."""
+        plan = self._watched(self._planner.plan(batch.encoded_requests, self._settings.repair))
+        probes = self._probes(plan)
+        edited = self._edit(plan, probes, self._store.length)
+        self._follow(plan, edited, is_due=True)
+        self._register(plan, probes, edited)
+        measured = self._recheck(edited)
+        tensors = pack(edited.parts)[0] if edited.parts else {}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        return TriedStep((*edited.outcomes, *plan.outcomes), measured, size)
 
     def stands(self, identity: str) -> bool:
         """Tell whether this very request is in force and right: given again, it needs no edit."""

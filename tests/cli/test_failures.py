@@ -34,7 +34,7 @@ def test_a_store_that_is_being_written_is_locked(cedit: Cedit, store: Path, stre
 
 def test_another_format_version(cedit: Cedit, store: Path) -> None:
     config = store / "cedit.toml"
-    config.write_text(config.read_text().replace("format = 3", "format = 99"))
+    config.write_text(config.read_text().replace("format = 4", "format = 99"))
     assert cedit("status").code == 12
 
 

@@ -9,7 +9,7 @@ from tests.cli.conftest import Cedit
 
 def set_format(store: Path, number: int) -> None:
     toml = store / "cedit.toml"
-    toml.write_text(toml.read_text().replace("format = 3", f"format = {number}"))
+    toml.write_text(toml.read_text().replace("format = 4", f"format = {number}"))
 
 
 def test_an_older_store_is_migrated_on_request(cedit: Cedit, store: Path, stream: Path) -> None:
@@ -21,14 +21,14 @@ def test_an_older_store_is_migrated_on_request(cedit: Cedit, store: Path, stream
     ran = cedit("migrate", "--json")
     assert ran.code == 0
     assert ran.last.keys() == {"type", "store", "before", "after", "changes", "backup"}
-    assert (ran.last["before"], ran.last["after"]) == (1, 3)
+    assert (ran.last["before"], ran.last["after"]) == (1, 4)
     assert cedit("verify").code == 0
     assert "already" in cedit("migrate").out
 
 
 def test_a_newer_store_is_refused(cedit: Cedit, store: Path) -> None:
-    set_format(store, 4)
+    set_format(store, 5)
     for command in (("status",), ("migrate",), ("verify",), ("gc", "--yes")):
         ran = cedit(*command)
         assert ran.code == 12
-        assert "format = 4" in ran.err
+        assert "format = 5" in ran.err

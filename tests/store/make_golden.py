@@ -51,6 +51,8 @@ def fill(store: Store) -> None:
     if config.FORMAT >= 3:
         text = {"source": "base", "passages": [[[5, 6], 0, [7, 8]], [[6, 5], 0, [8, -1]]]}
         store.commit(Draft("watch", store.head.id, "f0", {"watch": text}))
+    if config.FORMAT >= 4:
+        store.record_queue({"item/0001": {"state": "pending"}})
     store.put_cached("statistics/block-0", {"moment": torch.eye(2)}, {"count": 2})
 
 

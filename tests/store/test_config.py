@@ -39,7 +39,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path, settings_):
     assert not config.exists(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["format = 9\nlmdb = 0", "format = 3\nlmdb = 1"])
+@pytest.mark.parametrize("text", ["format = 9\nlmdb = 0", "format = 4\nlmdb = 1"])
 def test_another_format_is_refused_by_name(tmp_path, text):
     (tmp_path / config.FILE_NAME).write_text(text)
     with pytest.raises(FormatVersionError, match="this cedit reads"):

@@ -41,7 +41,7 @@ def test_a_store_of_any_format_has_all_that_was_put_there(number, tmp_path):
     with Store.open(path, writable=True) as store:
         assert [p for p in verify(store) if not p.harmless] == []
         operations = [r.operation for r in store.revisions()]
-        newer = ["revert", "watch"][: number - 1]
+        newer = ["revert", "watch"][: number - 1]  # format 4 brings no revision
         assert operations == ["base", "edit", "edit", "edit", "rollback", *newer]
         assert store.head.fingerprint == ("f0" if newer else "f1")
         assert store.revision("release").fingerprint == "f2"
@@ -49,6 +49,8 @@ def test_a_store_of_any_format_has_all_that_was_put_there(number, tmp_path):
         watched = store.head.body.get("watch", {})
         assert bool(watched.get("passages")) == (number >= 3)
         assert store.streams() == {"news.jsonl": {"position": 3, "rolling": f"{3:032x}"}}
+        queue = list(store.queue_entries())
+        assert queue == ([("item/0001", {"state": "pending"})] if number >= 4 else [])
         assert store.ledger(2)["rates"] == {"SR": 1.0}
         assert store.requests_about("subject 1") == [f"{1:032x}", f"{3:032x}"]
         assert float(store.tensors("@3")[0]["0.keys"][0, 0]) == 3.0
@@ -78,6 +80,18 @@ def test_an_older_store_is_refused_until_it_is_migrated(old):
         assert caught.value.exit_code == 12
     migrate(old)
     Store.open(old, writable=True).close()
+
+
+def test_a_store_of_format_3_is_used_as_it_is_until_it_has_a_queue(tmp_path):
+    path = golden(3, tmp_path / "store")
+    with Store.open(path, writable=True) as store:
+        store.tag("used", "@1")
+        assert config.found_format(path) == 3
+        store.record_queue({"item/1": {"state": "pending"}})
+        assert config.found_format(path) == 4
+    with Store.open(path) as store:
+        assert store.queue_entry("item/1") == {"state": "pending"}
+        assert [p for p in verify(store) if not p.harmless] == []
 
 
 def test_what_was_there_is_kept_and_what_people_wrote_stays(old):

@@ -1,0 +1,60 @@
+"""The one writer: applies approved corrections on the model's thread, in turn with the answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from continual.review.applying import apply_next, settle
+from continual.review.items import QueueItem
+from continual.review.queue import CorrectionQueue
+from continual.review.states import APPROVED
+from continual.serving.desk import Desk, DeskClosed
+from continual.session import Session
+
+_LOG = logging.getLogger("cedit.writer")
+
+
+class Writer:
+    """Applies what is approved, one correction after another; answers come between them."""
+
+    def __init__(self, desk: Desk, queue: CorrectionQueue) -> None:
+        self._desk, self._queue = desk, queue
+        self._turn = threading.Lock()
+        self._is_at_work = False
+
+    def start(self) -> None:
+        """Finish whatever was left half-done, and apply what was approved before."""
+        self._put(lambda session: settle(session, self._queue))
+        self.wake()
+
+    def wake(self) -> None:
+        """Apply what is approved. Called again while it is at work, it does nothing."""
+        with self._turn:
+            if self._is_at_work or not self._queue.items({APPROVED}):
+                return
+            self._is_at_work = True
+        self._put(self._apply)
+
+    def _apply(self, session: Session) -> QueueItem | None:
+        try:
+            return apply_next(session, self._queue)
+        finally:
+            with self._turn:
+                self._is_at_work = False
+            with suppress(DeskClosed):
+                self.wake()
+
+    def _put(self, work: Any) -> None:
+        future: Future[Any] = self._desk.do(work)
+        future.add_done_callback(_told)
+
+
+def _told(future: Future[Any]) -> None:
+    """Log the error of work that nobody waits for."""
+    error = None if future.cancelled() else future.exception()
+    if error is not None and not isinstance(error, DeskClosed):
+        _LOG.error("%s: %s", type(error).__name__, error, exc_info=error)
