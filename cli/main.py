@@ -29,6 +29,7 @@ COMMANDS = (
     "quarantine",
     "ask",
     "serve",
+    "queue",
     "neurons",
     "status",
     "list",

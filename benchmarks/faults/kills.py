@@ -27,6 +27,7 @@ PLANS = (
     ("dense", "step"),
     ("step", "quarantine", "rollback", "tag"),
     ("cache", "ledger", "cache", "step"),
+    ("queue", "step", "queue"),
 )
 LONG = 4000  # acts of a run that is killed before it comes so far
 PER_STORE = 8  # kills before a fresh store is taken
@@ -170,7 +171,8 @@ def find(is_short: bool) -> Iterator[Finding]:
     why = processes.why_no_strace()
     calls = Finding("kill -9 at every system call of a step", skipped=why)
     if why is None:
-        at_every_call(calls, PLANS[:1] if is_short else PLANS, every=8 if is_short else 1)
+        kinds = (PLANS[0], PLANS[-1]) if is_short else PLANS
+        at_every_call(calls, kinds, every=8 if is_short else 1)
     yield calls
     between = Finding("kill -9 between patch, journal and vector index", skipped=why)
     if why is None:

@@ -46,6 +46,7 @@ PLAN = (
     "bare",
     "collect",
     "step",
+    "queue",
 )
 
 
@@ -175,6 +176,11 @@ def _cache(store: Store, number: int) -> None:
     store.put_cached("statistics/block-0", tensors_of(number), {"number": number})
 
 
+def _queue(store: Store, number: int) -> None:
+    item = {"number": number, "text": "z" * (number * 53 % 700)}
+    store.record_queue({f"item/{number:09}": item, "last": {"number": number}})
+
+
 def _collect(store: Store, number: int) -> None:
     store.blobs.put({"orphan": torch.full((ROWS,), float(number))}, {})
     gc.collect(store, gc.find(store))
@@ -191,6 +197,7 @@ _ACTS: Mapping[str, Any] = {
     "quarantine": _quarantine,
     "cache": _cache,
     "collect": _collect,
+    "queue": _queue,
 }
 STEPS = frozenset({"step", "dense", "inline", "bare"})
 REVISIONS = STEPS | {"rollback"}
@@ -209,6 +216,7 @@ class Expected:
     ledger: dict[int, int] = field(default_factory=dict)
     tags: dict[str, int] = field(default_factory=dict)  # → sequence
     quarantined: list[int] = field(default_factory=list)
+    queued: list[int] = field(default_factory=list)
     cached: int | None = None
     position: int | None = None
     head: int = 0
@@ -223,6 +231,8 @@ class Expected:
             self.ledger[len(self.numbers) - 1] = act.number
         elif act.kind == "quarantine":
             self.quarantined.append(act.number)
+        elif act.kind == "queue":
+            self.queued.append(act.number)
         elif act.kind == "cache":
             self.cached = act.number  # a collection takes only files that are nobody's
 
@@ -274,6 +284,10 @@ def _differences(store: Store, state: Expected) -> Iterator[str]:
     quarantined = [record["position"] for record in store.quarantined()]
     if quarantined != state.quarantined:
         yield f"in quarantine are {quarantined}, not {state.quarantined}"
+    queued = [record["number"] for _, record in store.queue_entries("item/")]
+    last = (store.queue_entry("last") or {}).get("number")
+    if queued != state.queued or last != (queued[-1] if queued else None):
+        yield f"in the queue are {queued}, the last {last}, not {state.queued}"
     cached = store.cached("statistics/block-0")
     if (cached and cached.meta["number"]) != state.cached:
         yield f"cached is {cached and cached.meta}, not {state.cached}"

@@ -89,6 +89,7 @@ def command(
     from cli.server.app import make_app
     from cli.server.running import run
     from cli.server.service import Service
+    from continual.serving.address import announce, withdraw
     from continual.serving.desk import Desk
     from continual.serving.names import default_name
     from continual.serving.tokens import tokens_at_start
@@ -120,11 +121,15 @@ def command(
                 "fingerprint": head.fingerprint,
             }
             lines = [f"Serving {service.name} at {url}/v1", f"head {short(head.id)} (@{head.seq})"]
+            announce(path, url)
             out.result(record, *lines)
             if made is not None:
                 out.note(f"The administrator's token, which is shown only now: {made.token}")
 
-        run(make_app(service), host, port, tell)
+        try:
+            run(make_app(service), host, port, tell)
+        finally:
+            withdraw(path)
 
 
 def _require_extra() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -23,6 +22,7 @@ from continual.review.applying import revert_item
 from continual.review.items import QueueItem
 from continual.review.queue import KEY_CHARACTERS_MAX, Added, Proposal
 from continual.review.states import APPROVED, PENDING, REJECTED, STATES
+from continual.review.telling import told, told_whole
 from continual.session import Session
 
 router = APIRouter()
@@ -100,7 +100,7 @@ def feedback(service: Served, who: Proposer, body: Feedback, key: Key = None) ->
         )
     proposal = Proposal(prompt, request, who.name, body.comment, "feedback", origin, key=key)
     (added,) = service.queue.add([proposal])
-    return _added(service, [added])
+    return _added([added])
 
 
 @router.post("/v1/corrections")
@@ -123,7 +123,7 @@ def propose(service: Served, who: Proposer, body: Corrections, key: Key = None) 
         )
         for place, request in enumerate(requests)
     ]
-    return _added(service, service.queue.add(proposals))
+    return _added(service.queue.add(proposals))
 
 
 def _origin(service: Service, body: Feedback) -> tuple[Prompt, dict[str, Any]]:
@@ -165,10 +165,10 @@ def _editor(service: Service, name: str | None) -> str | None:
     return name
 
 
-def _added(service: Service, added: list[Added]) -> Response:
-    told = [{**told_item(service, one.item), "repeated": one.is_repeat} for one in added]
+def _added(added: list[Added]) -> Response:
+    data = [{**told(one.item), "repeated": one.is_repeat} for one in added]
     is_new = any(not one.is_repeat for one in added)
-    return JSONResponse({"object": "list", "data": told}, 201 if is_new else 200)
+    return JSONResponse({"object": "list", "data": data}, 201 if is_new else 200)
 
 
 # -- looking
@@ -188,7 +188,7 @@ def list_corrections(
         raise ApiProblem(400, f"There is no state {min(strangers)!r}.", "state")
     items = [item for item in service.queue.items(states) if item.number > after]
     page = items[: min(limit, service.limits.page_max)]
-    data = [told_item(service, item) for item in page]
+    data = [told(item) for item in page]
     counts = service.queue.counts()
     return {"object": "list", "data": data, "has_more": len(items) > len(page), "counts": counts}
 
@@ -196,7 +196,7 @@ def list_corrections(
 @router.get("/v1/corrections/{number}")
 def show(service: Served, _: Proposer, number: Number) -> dict[str, Any]:
     """Tell all about a correction: its content, its events, its proof, and its conflicts."""
-    return told_item(service, service.queue.get(number), is_whole=True)
+    return told_whole(service.queue.get(number), service.in_force)
 
 
 # -- deciding
@@ -212,7 +212,7 @@ def decide(service: Served, who: Approver, body: Decisions) -> dict[str, Any]:
     editor = _editor(service, body.editor)
     items = service.queue.decide(numbers, state, who.name, body.why, editor)
     service.writer.wake()
-    return {"object": "list", "data": [told_item(service, item) for item in items]}
+    return {"object": "list", "data": [told(item) for item in items]}
 
 
 @router.post("/v1/corrections/{number}/{decision}")
@@ -227,15 +227,15 @@ def act(
     it out of the model; or try it out, which changes nothing."""
     body = body or Decision()
     if decision in ("approve", "reject", "reopen"):
-        told = Decisions(numbers=[number], decision=decision, why=body.why, editor=body.editor)
-        return dict(decide(service, who, told)["data"][0])
+        all_of_it = Decisions(numbers=[number], decision=decision, why=body.why, editor=body.editor)
+        return dict(decide(service, who, all_of_it)["data"][0])
     if decision == "hold":
-        return told_item(service, service.queue.hold(number, who.name))
+        return told(service.queue.hold(number, who.name))
     if decision == "release":
-        return told_item(service, service.queue.release(number, who.name))
+        return told(service.queue.release(number, who.name))
     if decision == "try":
         return try_out(service, number, _editor(service, body.editor))
-    return told_item(service, revert(service, number, who.name, body.why))
+    return told(revert(service, number, who.name, body.why))
 
 
 @router.patch("/v1/corrections/{number}")
@@ -246,7 +246,7 @@ def amend(service: Served, who: Approver, number: Number, body: Amendment) -> di
     if len(requests) != 1:
         raise ApiProblem(400, "Give one correction.", "correction")
     item = service.queue.amend(number, requests[0], who.name, body.why, editor)
-    return told_item(service, item, is_whole=True)
+    return told_whole(item, service.in_force)
 
 
 def revert(service: Service, number: int, who: str, why: str) -> QueueItem:
@@ -274,36 +274,3 @@ def waited(service: Service, work: Callable[[Session], Result]) -> Result:
     """Let the model's thread do some work, and wait for its result."""
     future: Future[Result] = service.desk.do(work)
     return future.result()
-
-
-# -- telling
-
-
-def told_item(service: Service, item: QueueItem, *, is_whole: bool = False) -> dict[str, Any]:
-    """Return a correction as clients read it."""
-    request = item.request
-    told: dict[str, Any] = {
-        "object": "correction",
-        "number": item.number,
-        "state": item.state,
-        "prompt": str(item.prompt),
-        "target_new": None if request is None else request.target_new,
-        "subject": None if request is None else request.subject,
-        "request": None if request is None else request.id,
-        "source": item.source,
-        "editor": item.editor,
-        "made_at": item.made_at,
-        "changed_at": item.changed_at,
-        "who": item.events[0].who,
-        "duplicate_of": item.duplicate_of,
-        "revision": item.revision,
-        "held_by": None if item.hold is None else item.hold.who,
-    }
-    if is_whole:
-        told["content"] = None if request is None else request.to_json()
-        told["origin"] = dict(item.origin)
-        told["events"] = [vars(event) for event in item.events]
-        told["proof"] = dict(item.proof)
-        conflicts = [] if request is None else service.in_force.conflicts(request)
-        told["conflicts"] = [asdict(conflict) for conflict in conflicts]
-    return told

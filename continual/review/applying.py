@@ -87,11 +87,9 @@ def apply_item(session: Session, queue: CorrectionQueue, item: QueueItem) -> Que
         "turned": {} if step.measured is None else dict(step.measured.turned),
         "changed": [] if step.measured is None else [dict(c) for c in step.measured.changed],
     }
+    follow(queue, report_on(session.store))  # the others first: who waits for this one finds them
     item = _record(queue, item, outcome, step.revision, proof)
-    if item.state == APPLIED:
-        item = _verify(session, queue, item)
-    follow(queue, report_on(session.store))
-    return queue.get(item.number)
+    return _verify(session, queue, item) if item.state == APPLIED else item
 
 
 def _request(item: QueueItem) -> Request:
