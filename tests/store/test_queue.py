@@ -60,11 +60,10 @@ def test_many_records_make_the_map_grow(path: Path, store: Store) -> None:
 
 
 def test_an_archive_has_the_queue(store: Store, tmp_path: Path) -> None:
-    empty = export(store, tmp_path / "empty.tar")
+    export(store, tmp_path / "empty.tar")
     restore(tmp_path / "empty.tar", tmp_path / "other")
     store.record_queue({"item/1": {"state": "pending"}})
-    full = export(store, tmp_path / "full.tar")
-    assert full.length > empty.length
+    export(store, tmp_path / "full.tar")
     restore(tmp_path / "full.tar", tmp_path / "new")
     with Store.open(tmp_path / "new") as read:
         assert list(read.queue_entries()) == [("item/1", {"state": "pending"})]

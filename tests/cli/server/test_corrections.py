@@ -293,7 +293,7 @@ def test_the_command_line_decides_with_a_server_and_without(
     assert cedit("queue", "approve", 2, "--store", store).code == 0
     assert cedit("queue", "reject", 1, "--store", store).code == 1
     end = time.monotonic() + WAIT_S
-    while "verified" not in cedit("queue", "show", 2, "--store", store).out:
+    while "cedit: at @2" not in cedit("queue", "show", 2, "--store", store).out:
         assert time.monotonic() < end
         time.sleep(0.2)
     third = write_lines(tmp_path / "third.jsonl", [language.correction(3)])
