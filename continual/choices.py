@@ -87,6 +87,14 @@ EDITORS = Registry(
         grid="continual.memory.grid:grid",
     ),
     EditorEntry(
+        "lookup",
+        "continual.editors.lookup:LookupEditor",
+        "adds an edit's value to one block's FFN output where a token's key matches",
+        tasks=CAUSAL,
+        config="continual.editors.lookup:LookupConfig",
+        grid="continual.editors.lookup.grid:grid",
+    ),
+    EditorEntry(
         "grace",
         "continual.editors.grace:Grace",
         "replaces one block's FFN output where its query is near an edit's; all else stays",

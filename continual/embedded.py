@@ -45,7 +45,8 @@ ATLAS = EmbeddedModel(
             "subject_reach": 0.5,
             "subject_norm_max": 4.0,
             "subject_whitening": 0.0,
-        }
+        },
+        "lookup": {"block": 2, "place": "end", "key": "ffn"},
     },
     probes={"train": _FOLDER / "train_probes.jsonl", "test": _FOLDER / "test_probes.jsonl"},
     corrections=_FOLDER / "corrections.jsonl",
@@ -53,7 +54,8 @@ ATLAS = EmbeddedModel(
     own_texts="continual.atlas.texts.AtlasTexts",
 )
 """Its queries hardly change with the wording, so a neuron needs no copies; its subjects have many
-other facts, which a wide gate would take in."""
+other facts, which a wide gate would take in. A look-up's keys tell these apart at the prompt's end,
+in the last block but one."""
 
 MODELS = {ATLAS.name: ATLAS}
 """The embedded models by name."""

@@ -52,6 +52,7 @@ class KnownAnswers:
 
     training: tuple[Encoding, ...] = ()  # all training probes, in their order
     contradicted: frozenset[int] = frozenset()  # places of those that an edit answers otherwise
+    stating: frozenset[int] = frozenset()  # places of those that state a fact an edit corrects
     edits: Mapping[str, Encoding] = field(default_factory=dict)  # prompts of the edits in force
     general: tuple[tuple[int, ...], ...] = ()  # general texts in memory, as tokens
 

@@ -29,7 +29,10 @@ NAMED_MAX = 5  # corrections in a warning
     "--without",
     metavar="KIND",
     multiple=True,
-    help="Edits that stay behind: neurons, subjects, contexts, gates, codebook, memory, dense.",
+    help=(
+        "Edits that stay behind: neurons, subjects, contexts, gates, codebook, lookup, memory, "
+        "dense."
+    ),
 )
 @click.option("--dtype", metavar="FORMAT", help="Number format (default: the base's).")
 @click.option("--force", is_flag=True, help="Replace a folder with other files.")

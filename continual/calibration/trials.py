@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
@@ -22,7 +22,7 @@ from continual.errors import EditError
 from continual.grids import MEASURED, Grid, TriedSettings
 from continual.memory.answers import AnswerJudge
 from continual.patches import Patch
-from continual.proposals import Edit, EditContext, Editor
+from continual.proposals import Edit, EditContext, Editor, KnownAnswers
 from continual.queries.memory import ProtectedQueries
 from continual.site import Site
 from continual.site.rows import Rows
@@ -186,8 +186,16 @@ class TrialRunner:
             generator,
             statistics=self.statistics,
             seed=self.seed,
+            known_answers=partial(self._known_answers, memory),
             naming=self._naming,
         )
+
+    def _known_answers(self, memory: ProtectedQueries) -> KnownAnswers:
+        """Return the known answers of a trial: general text in memory, and the facts written so
+        far."""
+        encodings = {fact.id: fact.encoded_request.learned[0] for fact in self.facts}
+        edits = {owner: encodings[owner] for owner in memory.owners}
+        return KnownAnswers(edits=edits, general=tuple(p.ids for p in self.sample.memory))
 
     def _naming(self, edit: Edit) -> ProtectedQueries:
         """Return the memory of a neuron that asks for its subject: the queries of general text and

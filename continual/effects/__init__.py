@@ -20,13 +20,14 @@ from torch import Tensor
 from continual.effects.places import GatePlace
 
 NEURONS, SUBJECTS, CONTEXTS, GATES = "neurons", "subjects", "contexts", "gates"
-CODEBOOK, MEMORY = "codebook", "memory"
+CODEBOOK, LOOKUP, MEMORY = "codebook", "lookup", "memory"
 BESIDE: Mapping[str, str] = {
     NEURONS: "neurons beside a block's FFN",
     SUBJECTS: "neurons that ask for a subject in the text",
     CONTEXTS: "neurons whose queries have a context",
     GATES: "neurons at another place than a block's FFN",
     CODEBOOK: "rows of a codebook",
+    LOOKUP: "rows of a look-up",
     MEMORY: "records in memory",
 }
 """The kinds of pieces that stand beside a model's parameters, each in words."""

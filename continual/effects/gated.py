@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.effects import CONTEXTS, GATES, NEURONS, SUBJECTS, KeptQueries, Reach
 from continual.effects.context import Context, with_context
-from continual.effects.places import QUERIES, GatePlace
+from continual.effects.places import INPUTS, GatePlace
 from continual.errors import EditError, ModelError
 from continual.queries.coded_rows import CodedRows
 from continual.queries.growing import GrowingTensor
@@ -75,6 +75,12 @@ class Mount:
     """The texts before the rows of the pass under way, given the number of rows."""
     context: Context | None = None  # of the queries, for a key with context
     is_site: bool = True  # the last place of the model: only there neurons may ask for a subject
+    key_width: int | None = None  # of the queries, where it is not that of the values
+
+    @property
+    def query_width(self) -> int:
+        """The width of the queries."""
+        return self.width if self.key_width is None else self.key_width
 
     @contextmanager
     def attached(self, is_on: Callable[[], bool], change: OutputChange) -> Iterator[None]:
@@ -124,14 +130,14 @@ class Mount:
         with ExitStack() as stack:
             if self.context is not None:
                 stack.enter_context(hooks.watched({0: self.context.module}, see_context))
-            is_output = self.place.key not in QUERIES
+            is_output = self.place.key not in INPUTS
             stack.enter_context(hooks.watched({0: self.modules[0]}, see_reader, first=is_output))
             yield
 
     def _query(self, call: hooks.Call, contexts: list[Tensor]) -> Tensor:
         """Return the query [.., d] that a call of the first module shows; it uses the context up.
         Raises ModelError for a pass that begins behind the context's block."""
-        if self.place.key not in QUERIES:
+        if self.place.key not in INPUTS:
             return call.hidden if self.pool is None else self.pool(call.hidden)
         if self.context is None:
             return call.input

@@ -1,11 +1,11 @@
 """Places of gates in a model: where a gate reads its query, and where its values land.
 
 A gate reads the query of a block's FFN (`FFN`), that query beside a mean of an inner block's
-queries (`CONTEXT`, see `effects.context`), the block's output (`HIDDEN`), or the mean of the
-outputs over the tokens so far (`POOLED`). Its values land on an FFN's output or on a block's
-output, in the same block or in a later one: a *remote gate* has its key early and its value late.
-Outputs of blocks are read before values land on them, so that no gate of a block sees the values
-of another one there.
+queries (`CONTEXT`, see `effects.context`), the input of the FFN's output matrix (`INNER`), the
+block's output (`HIDDEN`), or the mean of the outputs over the tokens so far (`POOLED`). Its values
+land on an FFN's output or on a block's output, in the same block or in a later one: a *remote gate*
+has its key early and its value late. Outputs of blocks are read before values land on them, so that
+no gate of a block sees the values of another one there.
 
 Knows blocks by their numbers; leaves the modules to `EditedModel`.
 """
@@ -18,16 +18,19 @@ from typing import Any, Self
 
 from continual.errors import EditError
 
-FFN, HIDDEN, POOLED, CONTEXT = "ffn", "hidden", "pooled", "context"
+FFN, HIDDEN, POOLED, CONTEXT, INNER = "ffn", "hidden", "pooled", "context", "inner"
 KEYS = (FFN, HIDDEN, POOLED)
-"""The states that a gate can read by itself; `CONTEXT` needs the block of its mean, too."""
+"""The states that any gate can read by itself. `CONTEXT` needs the block of its mean, too; `INNER`
+is of another width than values, so that neurons cannot read it."""
 QUERIES = (FFN, CONTEXT)
 """The states that are read as a block's FFN begins."""
 NO_BLOCK = -1
 VALUES = (FFN, HIDDEN)
 """The outputs that values can land on."""
-_READ = {FFN: 0, CONTEXT: 0, HIDDEN: 2, POOLED: 2}  # in the order of a block's forward pass
-_LANDED = {FFN: 1, HIDDEN: 3}
+INPUTS = (*QUERIES, INNER)
+"""The states that go into a module of the FFN; the others come out of the block."""
+_READ = {FFN: 0, CONTEXT: 0, INNER: 1, HIDDEN: 3, POOLED: 3}  # in the order of a forward pass
+_LANDED = {FFN: 2, HIDDEN: 4}
 
 
 @dataclass(frozen=True, order=True)
@@ -35,7 +38,7 @@ class GatePlace:
     """A place of gates. Places are ordered: values land on one output in the order of places."""
 
     block: int  # whose state is read
-    key: str  # one of KEYS, or CONTEXT
+    key: str  # one of KEYS, CONTEXT, or INNER
     value_block: int
     value: str  # one of VALUES: the output of that block's FFN, or of the block itself
     context: int = NO_BLOCK  # the block whose FFN queries a key with context takes the mean of
@@ -55,7 +58,7 @@ class GatePlace:
         Raises EditError for unknown names, and if values would land before the key is read.
         """
         lands_in = block if value_block is None else value_block
-        is_late = lands_in > block or key in QUERIES
+        is_late = lands_in > block or key in INPUTS
         place = cls(
             block, key, lands_in, (FFN if is_late else HIDDEN) if value is None else value, context
         )
@@ -63,9 +66,9 @@ class GatePlace:
         return place
 
     def _check(self) -> None:
-        if self.key not in (*KEYS, CONTEXT) or self.value not in VALUES:
+        if self.key not in (*KEYS, CONTEXT, INNER) or self.value not in VALUES:
             raise EditError(
-                f"A gate reads {', '.join((*KEYS, CONTEXT))}, and its values land on "
+                f"A gate reads {', '.join((*KEYS, CONTEXT, INNER))}, and its values land on "
                 f"{' or '.join(VALUES)}; there is no gate from {self.key!r} to {self.value!r}."
             )
         if self.has_context != (0 <= self.context < self.block):
@@ -119,7 +122,8 @@ class GatePlace:
     @property
     def reading(self) -> str:
         """The state that the gate reads, in words."""
-        state = {HIDDEN: "the output", POOLED: "the pooled output"}.get(self.key, "the FFN query")
+        states = {HIDDEN: "the output", POOLED: "the pooled output", INNER: "the FFN key"}
+        state = states.get(self.key, "the FFN query")
         beside = f" beside the context of block {self.context}" if self.has_context else ""
         return f"{state} of block {self.block}{beside}"
 

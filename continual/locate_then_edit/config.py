@@ -1,4 +1,4 @@
-"""The settings that all locate-then-edit methods share."""
+"""The settings that the search for values and all locate-then-edit methods share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from continual.tables import SettingsTable
 
 
 @dataclass(frozen=True)
-class LocateThenEditConfig(SettingsTable):
-    """Settings of the search for z, of its texts, and of the limits on Δ.
+class ValueSearchConfig(SettingsTable):
+    """Settings of the search for values and of its texts.
 
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
 
-    blocks: tuple[int, ...] | None = None
-    """The blocks whose matrices are edited; None: by depth, see `default_blocks`."""
     place: Literal["auto", "subject", "end"] = "auto"
     """The token to write to: the subject's last one, as published, or the prompt's. "auto": the
     subject's, and the prompt's for a request that no value at its subject makes right. A model's
@@ -32,20 +30,15 @@ class LocateThenEditConfig(SettingsTable):
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
     contexts: int = 2  # texts to stand before the prompt in a search, besides the empty one
     context_tokens: int = 5  # the length of each text that stands before the prompt, in tokens
-    drift_max: float = 0.1
-    """A matrix's drift from the base, of all edits together, at most; see `drift_of`."""
     precision: str = "medium"
     """The precision of the search's float32 products, as `torch.set_float32_matmul_precision` takes
     it: "medium" lets units for bfloat16 do them where there are any, "highest" does them fully."""
     chunk: int | None = None
     """Requests whose z are searched for together, at most. None: 128 on a CPU, where more are not
     faster, and 1,024 elsewhere; fewer if their recorded states would fill 4 GiB."""
-    require_arrival: bool = True
-    """Fail a request whose z does not give its target: an update for it would only move other
-    prompts. The public code writes it all the same."""
 
     def __post_init__(self) -> None:
-        for name in ("step", "step_decay", "clamp_norm_factor", "drift_max"):
+        for name in ("step", "step_decay", "clamp_norm_factor"):
             self._require(getattr(self, name) > 0, f"{name} is more than 0")
         for name in ("steps_max", "context_tokens"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1")
@@ -54,14 +47,31 @@ class LocateThenEditConfig(SettingsTable):
             self._require(getattr(self, name) >= 0, f"{name} is not negative")
         precisions = ("highest", "high", "medium")
         self._require(self.precision in precisions, f"precision is one of {', '.join(precisions)}")
-        blocks = self.blocks
-        ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
-        self._require(ascending, "blocks are one or more, in ascending order")
 
     @classmethod
     def _require(cls, holds: bool, rule: str) -> None:
         if not holds:
             raise cls.refused(rule)
+
+
+@dataclass(frozen=True)
+class LocateThenEditConfig(ValueSearchConfig):
+    """Settings of the search for values, and of the limits on Δ."""
+
+    blocks: tuple[int, ...] | None = None
+    """The blocks whose matrices are edited; None: by depth, see `default_blocks`."""
+    drift_max: float = 0.1
+    """A matrix's drift from the base, of all edits together, at most; see `drift_of`."""
+    require_arrival: bool = True
+    """Fail a request whose z does not give its target: an update for it would only move other
+    prompts. The public code writes it all the same."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.drift_max > 0, "drift_max is more than 0")
+        blocks = self.blocks
+        ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
+        self._require(ascending, "blocks are one or more, in ascending order")
 
 
 def default_blocks(count: int) -> tuple[int, ...]:

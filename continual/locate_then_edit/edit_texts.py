@@ -46,6 +46,7 @@ class EditTexts:
     locality prompts that contain the subject."""
     is_at_end: bool = False
     """True if the token to write to is the last one of the prompt, not of the subject."""
+    own: int = 1  # the first so many texts are the request's own wordings; the rest, in contexts
 
     def at_end(self) -> EditTexts:
         """Return the texts with their places at the end of each prompt (``fact_token = "last"`` in
@@ -66,12 +67,12 @@ def texts_of_edit(edit: Edit, contexts: Sequence[str], task_model: TaskModel) ->
     request = edit.request
     forms, rephrase_encodings = edit.encodings[: edit.forms], edit.encodings[edit.forms :]
     prompt_texts = [
-        LocatedText(encoding, _subject_place(prompt, request.subject, task_model))
+        LocatedText(encoding, subject_place(prompt, request.subject, task_model))
         for prompt, encoding in zip(request.asked, forms, strict=True)
     ]
     assert request.subject is not None
     rephrase_texts = [
-        LocatedText(encoding, _subject_place(rephrase, request.subject, task_model))
+        LocatedText(encoding, subject_place(rephrase, request.subject, task_model))
         for rephrase, encoding in zip(request.rephrases, rephrase_encodings, strict=False)
         if request.subject in str(rephrase)
     ]
@@ -82,10 +83,30 @@ def texts_of_edit(edit: Edit, contexts: Sequence[str], task_model: TaskModel) ->
     ]
     shares = tuple(weight / sum(weights) for weight in weights)
     anchors = tuple(_anchors(edit, request.subject, task_model))
-    return EditTexts(edit.id, (*prompt_texts, *rephrase_texts, *context_texts), shares, anchors)
+    own_texts = (*prompt_texts, *rephrase_texts)
+    texts = (*own_texts, *context_texts)
+    return EditTexts(edit.id, texts, shares, anchors, own=len(own_texts))
 
 
-def _subject_place(
+def texts_at_end(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> EditTexts:
+    """Make the texts of an edit with the places at the end of each prompt, whether or not the
+    prompts name a subject; otherwise as `texts_of_edit` and `EditTexts.at_end`."""
+    plain_texts = list(map(_ended, edit.encodings))
+    context_texts = [_ended(encoding) for _, encoding in _encoded_in(edit, contexts, task_model)]
+    weights = [
+        *[1.0] * len(plain_texts),
+        *[1.0 / len(context_texts) for _ in context_texts],
+    ]
+    shares = tuple(weight / sum(weights) for weight in weights)
+    texts = (*plain_texts, *context_texts)
+    return EditTexts(edit.id, texts, shares, (), is_at_end=True, own=len(plain_texts))
+
+
+def _ended(encoding: Encoding) -> LocatedText:
+    return LocatedText(encoding, encoding.positions[0])
+
+
+def subject_place(
     prompt: Prompt, subject: str | None, task_model: TaskModel, before: str = ""
 ) -> int:
     """Return the position of the subject's last token among the tokens of `before` and the prompt.
@@ -101,16 +122,24 @@ def _in_contexts(
 ) -> Iterator[LocatedText]:
     """Yield a plain prompt behind each context; none for a turn of a chat, which has a fixed
     beginning."""
+    prompt = task_model.task.asked(edit.request.prompt).text
+    for context, encoding in _encoded_in(edit, contexts, task_model):
+        place = subject_place(prompt, edit.request.subject, task_model, context)
+        yield LocatedText(encoding, place)
+
+
+def _encoded_in(
+    edit: Edit, contexts: Sequence[str], task_model: TaskModel
+) -> Iterator[tuple[str, Encoding]]:
+    """Yield each context with the encoding of the prompt behind it; see `_in_contexts`."""
     request, wording = edit.request, task_model.task.asked(edit.request.prompt)
     if wording.is_whole:
         return
-    prompt = wording.text
     for context in filter(None, contexts):
         try:
-            encoding = task_model.task.encode(context + prompt, request.target_new)
+            yield context, task_model.task.encode(context + wording.text, request.target_new)
         except RequestError:  # too long for the model, or for the task's limits
             continue
-        yield LocatedText(encoding, _subject_place(prompt, request.subject, task_model, context))
 
 
 def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[LocatedText]:
@@ -122,5 +151,5 @@ def _anchors(edit: Edit, subject: str, task_model: TaskModel) -> Iterator[Locate
             question = task_model.task.question(prompt)
         except RequestError:
             continue
-        place = _subject_place(prompt, subject, task_model)
+        place = subject_place(prompt, subject, task_model)
         yield LocatedText(Encoding(question, (len(question) - 1,), ()), place)

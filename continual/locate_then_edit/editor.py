@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from continual.effects.parameters import EditedWeight
-from continual.effects.places import POOLED
 from continual.errors import EditError
 from continual.locate_then_edit.config import LocateThenEditConfig, default_blocks
 from continual.locate_then_edit.contexts import write_contexts
@@ -24,6 +23,7 @@ from continual.locate_then_edit.drift import drift_of
 from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
 from continual.locate_then_edit.keys import Keys, read_keys, read_states
 from continual.locate_then_edit.places import located
+from continual.locate_then_edit.searchable import readable, unsearchable
 from continual.locate_then_edit.solves import Solution, Unsolvable
 from continual.locate_then_edit.subjects import SubjectMissing
 from continual.locate_then_edit.targets import TargetValues
@@ -101,11 +101,11 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         config = replace(self.config, steps_max=self.config.steps_max * 2**context.attempt)
         draft = _ProposalDraft()
         batch = draft.batch(edits, config, context)
-        refusal = (self._unsearchable(context) or self._full(context)) if batch else None
+        refusal = (unsearchable(context.site.edited) or self._full(context)) if batch else None
         if refusal is not None:
             draft.refuse({edit_texts.id: refusal for edit_texts in batch})
             return Proposal(None, draft.failed)
-        with _readable(context.site.edited), _scaffold(context.site.edited) as scaffold:
+        with readable(context.site.edited), _scaffold(context.site.edited) as scaffold:
             for group in self.rounds(batch):
                 part_count = len(scaffold.parts)
                 try:
@@ -126,17 +126,6 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
                     f"what the output matrix of block {block} gives to other tokens would be "
                     f"{drift:.2g} of its own size away from the base, more than the "
                     f"{self.config.drift_max:.2g} allowed"
-                )
-        return None
-
-    def _unsearchable(self, context: EditContext) -> str | None:
-        """Return the reason why no value can be searched for, if any: some open gates need whole
-        texts, and a search runs only the ends of texts, from one block upward, many in a row."""
-        for effect in context.site.edited.open_gates:
-            if effect.place.is_remote or effect.place.key == POOLED:
-                return (
-                    f"gates from {effect.place} are on, which a search for values cannot run: "
-                    "go on with another editor, such as tpatcher"
                 )
         return None
 
@@ -336,13 +325,6 @@ class _Scaffold:
     def take_down(self) -> None:
         """Take all parts off the model."""
         self._edited.take_off(self._depth)
-
-
-def _readable(edited: EditedModel) -> AbstractContextManager[None]:
-    """Run the model within `with` so that the ends of texts can be run alone: without neurons at
-    its last place that read the text before them. The proof sees them again."""
-    bank = edited.site_bank
-    return bank.silenced() if bank.reads_texts else nullcontext()
 
 
 @contextmanager

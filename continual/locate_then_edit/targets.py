@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.locate_then_edit.config import LocateThenEditConfig
+from continual.locate_then_edit.config import ValueSearchConfig
 from continual.locate_then_edit.edit_texts import EditTexts, LocatedText
 from continual.locate_then_edit.keys import read_states
 from continual.locate_then_edit.layers import QuickLayers, products
@@ -107,7 +107,7 @@ class Evaluation:
 
 
 def find_targets(
-    site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
+    site: Site, batch: Sequence[EditTexts], block: int, config: ValueSearchConfig
 ) -> TargetValues:
     """Search for z of each edit at a block, chunk by chunk. A chunk has at most `config.chunk`
     edits, or the device's best number, and fits KEPT_BYTES_MAX."""
@@ -192,7 +192,7 @@ class ValueSearch:
         site: Site,
         batch: Sequence[EditTexts],
         block: int,
-        config: LocateThenEditConfig,
+        config: ValueSearchConfig,
         packs: bool,
     ) -> None:
         """Record the passes. With `packs` only the ends of texts are run, see `keeps_prefixes`."""

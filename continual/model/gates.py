@@ -11,14 +11,14 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TypeVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from continual.anatomy import reads_ahead
 from continual.base import PretrainedBase
 from continual.effects import GatedEffect
 from continual.effects.context import Context, RunningMeans
 from continual.effects.gated import Firing, Mount, NeuronBank
-from continual.effects.places import FFN, POOLED, QUERIES, GatePlace
+from continual.effects.places import FFN, INNER, POOLED, QUERIES, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
@@ -77,8 +77,6 @@ class ModelGates(ModelEffects):
         self._require_block(place.block)
         self._require_block(place.value_block)
         anatomy, model = self.anatomy, self.model
-        block = anatomy.block(model, place.block)
-        reader = anatomy.query_module(model, place.block) if place.key in QUERIES else block
         landing = anatomy.block(model, place.value_block)
         if place.value == FFN:
             landing = anatomy.down_module(model, place.value_block)
@@ -86,12 +84,21 @@ class ModelGates(ModelEffects):
             place,
             anatomy.width,
             next(landing.parameters()).device,
-            (reader, landing),
+            (self._reader(place), landing),
             self._pool() if place.key == POOLED else None,
             self._running.texts,
             self._context(place) if place.has_context else None,
             is_site=place == self.site_place,
+            key_width=anatomy.ffn_width if place.key == INNER else None,
         )
+
+    def _reader(self, place: GatePlace) -> nn.Module:
+        """Return the module whose input or output is the query at a place."""
+        if place.key == INNER:
+            return self.anatomy.down_module(self.model, place.block)
+        if place.key in QUERIES:
+            return self.anatomy.query_module(self.model, place.block)
+        return self.anatomy.block(self.model, place.block)
 
     def _context(self, place: GatePlace) -> Context:
         """Return the context of the queries at a place in the pass under way. Raises ModelError for

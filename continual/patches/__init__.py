@@ -18,6 +18,7 @@ from continual.errors import CeditError
 from continual.patches.codebook import CodebookPatch
 from continual.patches.dense import DensePatch
 from continual.patches.gradient import GradientPatch
+from continual.patches.lookup import LookupPatch
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import GatePatch, NeuronPatch
@@ -87,6 +88,7 @@ KINDS: Mapping[
     type[NeuronPatch]
     | type[GatePatch]
     | type[CodebookPatch]
+    | type[LookupPatch]
     | type[FfnLowRankPatch]
     | type[LowRankPatch]
     | type[GradientPatch]
@@ -100,6 +102,7 @@ KINDS: Mapping[
     NeuronPatch.kind: NeuronPatch,
     GatePatch.kind: GatePatch,
     CodebookPatch.kind: CodebookPatch,
+    LookupPatch.kind: LookupPatch,
     FfnLowRankPatch.kind: FfnLowRankPatch,
     LowRankPatch.kind: LowRankPatch,
     GradientPatch.kind: GradientPatch,

@@ -147,7 +147,7 @@ class KeptTokens:
         if not places:
             return {}
         if not sequences:
-            width = self._model.edited.anatomy.width
-            return {place: torch.empty(0, width) for place in places}
+            mount = self._model.edited.mount
+            return {place: torch.empty(0, mount(place).query_width) for place in places}
         queries = token_queries(self._model, sequences, places)
         return {place: torch.cat(parts).cpu() for place, parts in queries.items()}

@@ -287,12 +287,21 @@ class RunState:
             if edit_places
         }
         general = tuple(passage.ids for passage in self.general.text.memory)
-        return KnownAnswers(self._training.encodings(), self._training.gone(), edits, general)
+        training = self._training
+        return KnownAnswers(
+            training.encodings(), training.gone(), training.stated(), edits, general
+        )
 
     def recapture(self, new: Mapping[str, Sequence[Encoding]] = MappingProxyType({})) -> None:
-        """Read the queries in memory anew after an edit of matrices. `new`: as in `_captured`."""
-        training = self._training.recaptured()
-        self.memory.recapture(training, self._captured(self.memory.owners, new))
+        """Have the queries in memory read anew after an edit that moved them, once an editor looks
+        at them: until then nothing moves them again without another call. `new`: as in
+        `_captured`."""
+        owners = self.memory.owners
+
+        def read() -> tuple[Tensor, Mapping[str, Tensor]]:
+            return self._training.recaptured(), self._captured(owners, new)
+
+        self.memory.recapture_later(read)
 
     def take(self, outcomes: Iterable[Outcome], requests: Mapping[str, Request]) -> None:
         """Take a step's outcomes into the retention set; superseded requests leave ledger and

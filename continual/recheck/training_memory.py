@@ -33,6 +33,7 @@ class TrainingMemory:
         self._entries = [entry for entry in ledger.entries if entry.role == TRAIN]
         self._places: dict[Question, range] = {}  # of each question's rows
         self._contradicted: set[Question] = set()  # questions of requests
+        self._stating: set[int] = set()  # training probes that state a corrected fact
         start = 0
         for entry in self._entries:
             end = start + len(entry.encoding.targets)
@@ -68,6 +69,10 @@ class TrainingMemory:
             i for i, question in enumerate(questions) if question in self._contradicted
         )
 
+    def stated(self) -> frozenset[int]:
+        """Return the places, among `encodings`, of training probes that state a corrected fact."""
+        return frozenset(self._stating)
+
     # -- places
 
     def contradicted(self, learned: Iterable[Encoding]) -> list[int]:
@@ -83,9 +88,10 @@ class TrainingMemory:
     def stating(self, fact: CorrectedFact) -> list[int]:
         """Return the places of general text and training probes that state a fact."""
         places = [self._count + place for place in self._general.stated_in_memory(fact)]
-        for text, token, rows in self._texts:
+        for number, (text, token, rows) in enumerate(self._texts):
             if token in fact.answers and fact.is_about(text):
                 places += rows
+                self._stating.add(number)
         return places
 
     def beside(self, subject: str) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.effects import CODEBOOK, CONTEXTS, GATES, MEMORY, NEURONS, SUBJECTS
+from continual.effects import CODEBOOK, CONTEXTS, GATES, LOOKUP, MEMORY, NEURONS, SUBJECTS
 from continual.effects.gated import NeuronBank
 from continual.errors import ModelError
 from continual.loading import assembled
@@ -47,6 +47,7 @@ REASONS: Mapping[str, str] = {
     CONTEXTS: "no FFN takes a mean of tokens: neurons made with [anatomy] context = none go along",
     GATES: "an FFN reads and writes at its own place",
     CODEBOOK: "no FFN replaces its output",
+    LOOKUP: "no FFN compares its key with others by their cosine",
     MEMORY: "a plain model looks nothing up",
 }
 """The reasons why edits of a kind are nothing that a transformers model has."""

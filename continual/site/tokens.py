@@ -40,8 +40,10 @@ def _shown(
         last_block = edited.anatomy.block(edited.model, edited.anatomy.last)
         stack.enter_context(hooks.cut_short(last_block))
         hooks.run_until_cut(lambda: logits_of(edited.model, inputs))
-    whole = (len(encodings), -1, edited.anatomy.width)  # some blocks give their FFN flat rows
-    states = {place: queries.float().view(whole) for place, (queries,) in shown.items()}
+    states = {
+        place: queries.float().reshape(len(encodings), -1, queries.shape[-1])
+        for place, (queries,) in shown.items()  # some blocks give their FFN flat rows
+    }
     return [
         {place: states[place][i, : len(encoding.ids)].clone() for place in places}
         for i, encoding in enumerate(encodings)

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from continual.base import load_base
-from continual.editors.tpatcher import TPatcher, TPatcherConfig, copies, editor
+from continual.editors.tpatcher import TPatcher, TPatcherConfig, editor
 from continual.editors.tpatcher.competing import whole
-from continual.editors.tpatcher.copies import Originals, Prefixes, copied, worded
+from continual.editors.tpatcher.copies import Originals, copied, worded
 from continual.editors.tpatcher.grounds import LastFfn, answers_of
 from continual.editors.tpatcher.plans import planned
 from continual.editors.tpatcher.training import Slots, closed_form, train_values, widened
 from continual.errors import CeditError
 from continual.history.rehearsing import recompute
+from continual.locate_then_edit import prefixes
+from continual.locate_then_edit.prefixes import PREFIXES, SHORT, Prefixes, behind
 from continual.model import EditedModel
 from continual.patches.neuron import NeuronPatch
 from continual.prompts import Chat, Message
@@ -102,7 +104,7 @@ def fires(patch, queries: Tensor) -> Tensor:
 def test_without_copies_the_patch_is_what_it_was_to_the_bit(site, monkeypatch):
     """The closed form of the prompts' rows, or where it does not separate them the widest margin;
     and no prefix is asked for."""
-    monkeypatch.setattr(copies, "_make_pool", None)
+    monkeypatch.setattr(prefixes, "_make_pool", None)
     edits, context = [edit_of(site, country) for country in range(3)], context_at(site)
     config = TPatcherConfig(copies=0)
     proposal = TPatcher(config).edit(edits, context)
@@ -165,11 +167,11 @@ def test_prefixes_are_others_for_another_seed_or_step(site):
 
 def test_prefixes_are_short_words_that_the_model_knows(site):
     context = context_at(site)
-    prefixes = Prefixes().draw(copies.PREFIXES, context)
+    prefixes = Prefixes().draw(PREFIXES, context)
     unknown = site.edited.tokenizer.unk_token_id
     for prefix in prefixes:
         ids = site.edited.tokenizer(prefix)["input_ids"]
-        assert 1 <= len(ids) <= copies.SHORT[1]
+        assert 1 <= len(ids) <= SHORT[1]
         assert unknown not in ids
     if site.task.name != "causal":  # cut out of what is in memory
         known = [ask(c, p) for c in range(10, KNOWN) for p in range(4)]
@@ -242,11 +244,11 @@ def test_other_wordings_have_a_margin_of_their_own(site):
 
 def test_in_a_chat_a_copy_begins_the_turn_that_asks():
     chat = Chat((Message("system", "Be brief."), Message("user", "Where is Rome?")))
-    (copy,) = copies._behind(["By the way. "], chat)
+    (copy,) = behind(["By the way. "], chat)
     assert isinstance(copy, Chat)
     assert copy.messages[0] == chat.messages[0]
     assert copy.messages[1] == Message("user", "By the way. Where is Rome?")
-    assert copies._behind(["Well. "], "Where") == ["Well. Where"]
+    assert behind(["Well. "], "Where") == ["Well. Where"]
 
 
 @pytest.mark.parametrize("task", ["causal", "classification"])

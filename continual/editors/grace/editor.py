@@ -13,8 +13,7 @@ a clash only shrink.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from continual.editors.grace.config import GraceConfig
 from continual.editors.grace.scale import FALLBACK, key_distance
 from continual.editors.grace.training import Keyed, KeyedPass, TrainedValues, train
+from continual.editors.scaffold import scaffold
 from continual.effects.codebook import AnswerTokens
 from continual.effects.places import GatePlace
 from continual.model import EditedModel
@@ -105,7 +105,7 @@ class Grace:
         failed: dict[str, str] = {}
         notes: dict[str, dict[str, Any]] = {}
         parts: list[CodebookPatch] = []
-        with _scaffold(edited):
+        with scaffold(edited):
             for edit in edits:
                 rows = self._rows(edit, context)
                 if not rows.trained.is_right:
@@ -184,16 +184,6 @@ class Grace:
         if self._packs is None or self._packs[0] != name:
             self._packs = name, keeps_prefixes(edited.model, edited.anatomy)
         return self._packs[1]
-
-
-@contextmanager
-def _scaffold(edited: EditedModel) -> Iterator[None]:
-    """Take all patches off again that are put on within the `with` block."""
-    depth = edited.depth
-    try:
-        yield
-    finally:
-        edited.take_off(depth)
 
 
 def _joined(parts: Sequence[CodebookPatch]) -> CodebookPatch | None:

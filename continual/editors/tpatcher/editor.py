@@ -13,10 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from continual.editors.protected_tokens import ProtectedTokens
 from continual.editors.tpatcher.competing import whole
 from continual.editors.tpatcher.config import TPatcherConfig
-from continual.editors.tpatcher.copies import Originals, Prefixes, copied, worded
-from continual.editors.tpatcher.elsewhere import Elsewhere, ProtectedTokens
+from continual.editors.tpatcher.copies import Originals, copied, worded
+from continual.editors.tpatcher.elsewhere import Elsewhere
 from continual.editors.tpatcher.grounds import Ground, LastFfn
 from continual.editors.tpatcher.plans import NeuronPlan, planned
 from continual.editors.tpatcher.training import (
@@ -33,6 +34,7 @@ from continual.editors.tpatcher.training import (
 )
 from continual.editors.tpatcher.whitening import QueryWhitening
 from continual.errors import EditError
+from continual.locate_then_edit.prefixes import Prefixes
 from continual.patches import Patch
 from continual.patches.neuron import NeuronPatch
 from continual.proposals import Edit, EditContext, Proposal

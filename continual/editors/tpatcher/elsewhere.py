@@ -10,7 +10,7 @@ The memory is read from the base: gates do not change the queries of their own p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from continual import hooks
+from continual.editors.protected_tokens import ProtectedTokens
 from continual.editors.tpatcher.competing import CompetingTokens
 from continual.editors.tpatcher.config import TPatcherConfig
 from continual.editors.tpatcher.losses import edit_loss
@@ -27,8 +28,7 @@ from continual.editors.tpatcher.training import NeuronParameters, train_values
 from continual.effects.places import GatePlace
 from continual.passes.partial import logits_of
 from continual.patches.neuron import NeuronPatch, neurons_at
-from continual.proposals import Edit, EditContext, KnownAnswers
-from continual.queries.memory import ProtectedQueries
+from continual.proposals import Edit, EditContext
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.site.tokens import token_queries
@@ -38,73 +38,6 @@ from continual.verdicts import verdict_of
 
 AnswerPosition = tuple[Encoding, int]
 """A row: a text, and the number of the answer position."""
-
-
-class ProtectedTokens:
-    """The base's queries, at a place, of all tokens on which new neurons stay silent.
-
-    They are read once; each further edit costs one pass over its prompt.
-    """
-
-    def __init__(self, site: Site, place: GatePlace) -> None:
-        self._site, self.place = site, place
-        self._known_answers: tuple[tuple[Encoding, ...], tuple[tuple[int, ...], ...]] | None = None
-        self._edits: dict[str, tuple[Encoding, Tensor]] = {}  # queries by owner
-        self._memory = ProtectedQueries(torch.empty(0, site.edited.anatomy.width))
-        self._firsts: list[int] = []  # the first row of each training probe
-
-    def memory(self, known_answers: KnownAnswers) -> ProtectedQueries:
-        """Return the memory of all texts and edits in `known_answers`, brought up to date."""
-        texts = known_answers.training, known_answers.general
-        if self._known_answers != texts or not self._continues(known_answers.edits):
-            self._read(known_answers)
-            self._known_answers = texts
-        for number in known_answers.contradicted:
-            length = len(known_answers.training[number].ids)
-            self._memory.contradict(range(self._firsts[number], self._firsts[number] + length))
-        for owner in [owner for owner in self._memory.owners if owner not in known_answers.edits]:
-            self._memory.forget(owner)
-        for owner in [owner for owner in known_answers.edits if owner not in self._memory.owners]:
-            self._memory.remember(owner, self._of_edit(owner, known_answers.edits[owner]))
-        return self._memory
-
-    def _continues(self, edits: Mapping[str, Encoding]) -> bool:
-        """Tell whether `edits` begin with the remembered ones, in their order."""
-        common_owners = [owner for owner in self._memory.owners if owner in edits]
-        return common_owners == list(edits)[: len(common_owners)]
-
-    def _read(self, known_answers: KnownAnswers) -> None:
-        general = [Encoding(Question(ids), (), ()) for ids in known_answers.general]
-        encodings = [*known_answers.training, *general]
-        sizes = [len(encoding.ids) for encoding in encodings]
-        self._firsts = list(accumulate(sizes, initial=0))
-        width = self._site.edited.anatomy.width
-        empty = torch.empty(0, width, device=self._site.edited.device)
-        parts = self.queries(encodings) if encodings else []
-        self._memory = ProtectedQueries(torch.cat([empty, *parts]))
-
-    def _of_edit(self, owner: str, encoding: Encoding) -> Tensor:
-        entry = self._edits.get(owner)
-        if entry is None or entry[0] != encoding:
-            entry = self._edits[owner] = encoding, self.queries([encoding])[0]
-        return entry[1]
-
-    def queries(self, encodings: Sequence[Encoding]) -> list[Tensor]:
-        """Return the queries [T, d] of each text's tokens, in the base state."""
-        with self._site.edited.bare():
-            return token_queries(self._site, encodings, [self.place])[self.place]
-
-    def near(self, edits: Sequence[Edit]) -> list[Tensor]:
-        """Return the queries [T, d] of the tokens of each neighbour of the edits, in the base
-        state."""
-        row_texts = [edit.near.texts for edit in edits if edit.near is not None]
-        texts = dict.fromkeys(
-            ids
-            for edit_texts in row_texts
-            if edit_texts is not None
-            for ids, _ in edit_texts.prefixes
-        )
-        return self.queries([Encoding(Question(ids), (), ()) for ids in texts]) if texts else []
 
 
 class Elsewhere:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
-from continual.patches.neuron import NeuronPatch
+from continual.patches import Patch
 from continual.watch.writing import continued
 from tests.tiny_models import VOCAB
 
@@ -28,7 +28,7 @@ class Decoded:
     written: tuple[int, ...]  # the longer one's new tokens, by the engine
 
 
-def decoded(model: EditedModel, patch: NeuronPatch, beams: int) -> Decoded:
+def decoded(model: EditedModel, patch: Patch, beams: int) -> Decoded:
     """Decode with a patch on the model, in every way."""
     generator = torch.Generator().manual_seed(3)
     short, long = (torch.randint(4, VOCAB, (1, n), generator=generator) for n in PROMPTS)

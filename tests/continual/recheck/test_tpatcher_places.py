@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from continual.editors.protected_tokens import ProtectedTokens
 from continual.editors.tpatcher import TPatcherConfig
-from continual.editors.tpatcher.elsewhere import ProtectedTokens
 from continual.effects.places import FFN, HIDDEN, POOLED, GatePlace
 from continual.errors import EditError
 from continual.history.rehearsing import recompute
