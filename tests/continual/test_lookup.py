@@ -45,7 +45,7 @@ from tests.continual.associative_bench import (
 )
 from tests.continual.conftest import reopened
 from tests.continual.recheck.conftest import from_scratch
-from tests.tiny_language import CAPITALS, COUNTRIES, ask, correction
+from tests.tiny_language import CAPITALS, ask, correction
 
 PLACE = GatePlace.at(0, "inner")
 TWO = f"{CAPITALS[2]} {CAPITALS[3]}"
@@ -435,7 +435,7 @@ def test_its_corrections_move_to_another_base(edited, knowing_model, tmp_path):
 def test_a_plain_model_cannot_say_it(edited, tmp_path):
     with pytest.raises(CannotSave, match="rows of a look-up") as refused:
         edited.save(tmp_path / "out")
-    assert "--without lookup" in str(refused.value) and COUNTRIES[20] in str(refused.value)
+    assert "--without lookup" in str(refused.value)
     saved = edited.save(tmp_path / "out", without=["lookup"])
     assert len(saved.facts["lost"]) == 6
 
