@@ -10,6 +10,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from cli.server import completions, corrections, health
+from cli.server.dashboard import pages
+from cli.server.dashboard.sessions import Sessions
 from cli.server.guarding import Guard
 from cli.server.problems import add_problem_handlers
 from cli.server.service import Service
@@ -34,7 +36,9 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for router in (completions.router, corrections.router, health.router):
+    app.state.sessions = Sessions()
+    app.state.show_problem = pages.show_problem
+    for router in (completions.router, corrections.router, health.router, pages.router):
         app.include_router(router)
     add_problem_handlers(app)
     app.middleware("http")(_counted)

@@ -111,7 +111,7 @@ def propose(service: Served, who: Proposer, body: Corrections, key: Key = None) 
         raise ApiProblem(400, "Give a correction, or corrections.", "corrections")
     if len(records) > service.limits.corrections_max:
         raise ApiProblem(400, f"At most {service.limits.corrections_max} at once.", "corrections")
-    editor = _editor(service, body.editor)
+    editor = named_editor(service, body.editor)
     requests = [request for record in records for request in _requests(record)]
     proposals = [
         Proposal.of(
@@ -155,7 +155,7 @@ def _requests(record: Mapping[str, Any]) -> list[Request]:
     return list(read_record(record))
 
 
-def _editor(service: Service, name: str | None) -> str | None:
+def named_editor(service: Service, name: str | None) -> str | None:
     """Return a chain of editors as it was named. Raises ApiProblem for an unknown one."""
     if name is not None:
         try:
@@ -209,7 +209,7 @@ def decide(service: Served, who: Approver, body: Decisions) -> dict[str, Any]:
         raise ApiProblem(400, f"At most {service.limits.corrections_max} at once.", "numbers")
     state = {"approve": APPROVED, "reject": REJECTED, "reopen": PENDING}[body.decision]
     numbers = list(dict.fromkeys(body.numbers))
-    editor = _editor(service, body.editor)
+    editor = named_editor(service, body.editor)
     items = service.queue.decide(numbers, state, who.name, body.why, editor)
     service.writer.wake()
     return {"object": "list", "data": [told(item) for item in items]}
@@ -234,14 +234,14 @@ def act(
     if decision == "release":
         return told(service.queue.release(number, who.name))
     if decision == "try":
-        return try_out(service, number, _editor(service, body.editor))
+        return try_out(service, number, named_editor(service, body.editor))
     return told(revert(service, number, who.name, body.why))
 
 
 @router.patch("/v1/corrections/{number}")
 def amend(service: Served, who: Approver, number: Number, body: Amendment) -> dict[str, Any]:
     """Give an open correction another content."""
-    editor = _editor(service, body.editor)
+    editor = named_editor(service, body.editor)
     requests = _requests(body.correction)
     if len(requests) != 1:
         raise ApiProblem(400, "Give one correction.", "correction")

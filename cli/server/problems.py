@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -89,28 +89,38 @@ def response_of(problem: ApiProblem) -> JSONResponse:
     return JSONResponse(problem.body, problem.status, headers)
 
 
+def _told(request: Request, problem: ApiProblem) -> Response:
+    """Return the response for a problem: a page for a browser, JSON for all else."""
+    is_page = "text/html" in request.headers.get("accept", "")
+    show = getattr(request.app.state, "show_problem", None)
+    if not is_page or show is None or request.url.path.startswith("/v1/"):
+        return response_of(problem)
+    response: Response = show(request, problem)
+    return response
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer all errors of an application in one form."""
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return response_of(_invalid(error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _told(request, _invalid(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return response_of(ApiProblem(error.status_code, str(error.detail)))
+    async def http(request: Request, error: HTTPException) -> Response:
+        return _told(request, ApiProblem(error.status_code, str(error.detail)))
 
     @app.exception_handler(ApiProblem)
-    async def refused(_: Request, error: ApiProblem) -> JSONResponse:
-        return response_of(error)
+    async def refused(request: Request, error: ApiProblem) -> Response:
+        return _told(request, error)
 
     @app.exception_handler(CeditError)
-    async def known(_: Request, error: CeditError) -> JSONResponse:
-        return response_of(problem_of(error))
+    async def known(request: Request, error: CeditError) -> Response:
+        return _told(request, problem_of(error))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return response_of(problem_of(error))
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return _told(request, problem_of(error))
 
 
 def _invalid(errors: Sequence[Any]) -> ApiProblem:

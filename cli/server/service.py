@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from cli.server.metrics import Metrics
+from continual.choices import CHAINS, EDITORS
 from continual.review.conflicts import InForce
 from continual.review.queue import CorrectionQueue
 from continual.serving.desk import Desk
@@ -53,6 +54,16 @@ class Service:
         self.in_force = InForce(self.store)
         self.writer = Writer(self.desk, self.queue)
         self.metrics = Metrics(self.desk, self.facts, self.queue)
+
+    @property
+    def chats(self) -> bool:
+        """True if the model has a chat template."""
+        return bool(getattr(self.session.tokenizer, "chat_template", None))
+
+    @property
+    def editors(self) -> list[str]:
+        """The names of the editors and chains."""
+        return [*EDITORS, *CHAINS]
 
     @property
     def store(self) -> Store:
