@@ -392,7 +392,8 @@ async def move_head(service: Served, visitor: Person, form: Sent) -> Response:
 async def _done(service: Service, work: Callable[[Session], Value]) -> Value:
     """Let the model's thread do some work, and wait for it."""
     try:
-        return await run_in_threadpool(waited, service, work)
+        result: Value = await run_in_threadpool(waited, service, work)
+        return result
     except Exception as error:
         raise problem_of(error) from error
 
