@@ -29,7 +29,7 @@ from continual.site import Site
 from continual.statistics.texts import TextFiles
 from continual.tasks import Task, make_task, new_settings, task_class
 from continual.watch import general
-from continual.watch.config import WatchConfig
+from continual.watch.config import NEW_STORE, WatchConfig
 from continual.watch.general import ReadText
 from store import Store
 
@@ -155,7 +155,7 @@ def _settings(
         "run": {"seed": new.seed},
         "probes": {name: len(probe_set) for name, probe_set in probes.items()},
     }
-    settings["watch"] = {"per_edit": True, **(new.watch or {})}
+    settings["watch"] = _watch_table(new)
     if new.stream:
         settings["stream"] = dict(new.stream)
     if calibration := _calibration(new, task):
@@ -199,9 +199,14 @@ def _body(new: NewStore, probes: Mapping[str, Sequence[Probe]], read: ReadText) 
     return body
 
 
+def _watch_table(new: NewStore) -> dict[str, Any]:
+    """Return the `[watch]` table of a new store."""
+    return {**NEW_STORE, **(new.watch or {})}
+
+
 def _general_text(site: Site, new: NewStore, on_progress: Callable[[int, int], None]) -> ReadText:
     """Read the general text of a new store from files, or let the base write it."""
-    config = WatchConfig.of(new.watch or {})
+    config = WatchConfig.of(_watch_table(new))
     if new.text:
         return general.take(site, TextFiles(new.text), config)
     return general.write(site, config, new.seed, on_progress)

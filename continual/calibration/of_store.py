@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from continual.calibration.calibrating import Calibration
@@ -26,7 +26,7 @@ from continual.requests import Probe, Request
 from continual.settings import StoreSettings
 from continual.tasks import Encoding
 from continual.watch import general
-from continual.watch.config import WatchConfig
+from continual.watch.config import NEW_STORE, WatchConfig
 from continual.watch.general import GeneralText
 
 EditorTables = Mapping[str, Mapping[str, Any]]
@@ -161,7 +161,8 @@ class StoreCalibration:
         text = GeneralRows.at(store, site, store.lineage("head")).text
         if text.memory:
             return text
-        return general.write(site, replace(WatchConfig(), neighbours=0), self._seed).text
+        config = WatchConfig.of({**NEW_STORE, "neighbours": 0})
+        return general.write(site, config, self._seed).text
 
     def _probes(self) -> list[Encoding]:
         """Encode the training probes, without the ones that the task cannot encode."""

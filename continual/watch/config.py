@@ -10,6 +10,8 @@ from continual.tables import SettingsTable
 ROWS_MIN = 500
 """Rows of memory below which an edit is hardly held back from unrelated text."""
 
+NEW_STORE = {"per_edit": True, "certain_min": 0.5}
+"""The settings of a new store that differ from the defaults, which older stores stand on."""
 UNWATCHED = {"texts": 0, "neighbours": 0}
 """The table of a store that watches nothing: edits leave the probes alone, and no more."""
 
@@ -35,6 +37,10 @@ class WatchConfig(SettingsTable):
     neighbours_max: float = 0.125
     """Share of a request's held-out neighbours that its edit may change."""
     per_edit: bool = False  # a step of n edits may change n times watch_max, as in new stores
+    certain_min: float = 0.0
+    """The least probability of the next token at a general position that is measured, in new stores
+    .5: where the base hardly prefers one word to another, another word is no damage. Positions in
+    memory count all."""
 
     def __post_init__(self) -> None:
         counts = ("texts", "tokens", "neighbours", "said", "behind")
@@ -44,7 +50,7 @@ class WatchConfig(SettingsTable):
             raise self.refused(f"tokens = {self.tokens} is too few for a text: give at least 2")
         if self.neighbours and self.said < 1:
             raise self.refused(f"said = {self.said} leaves neighbours without an answer")
-        for name in ("watch_max", "neighbours_max"):
+        for name in ("watch_max", "neighbours_max", "certain_min"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise self.refused(f"{name} = {getattr(self, name)} is no share from 0 to 1")
 

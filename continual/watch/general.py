@@ -90,7 +90,8 @@ def write(
     if not config.texts or site.task.name != "causal":
         return ReadText(NONE, None, None)
     with site.edited.bare():
-        return _read(site, beginnings(site, config, seed, on_progress), "base")
+        texts = beginnings(site, config, seed, on_progress)
+        return _read(site, texts, "base", config.certain_min)
 
 
 def beginnings(
@@ -138,7 +139,7 @@ def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:
         raise CeditError(f"No text in {', '.join(map(str, files.paths))}: give files with text.")
     source = ", ".join(path.name for path in files.paths)
     with site.edited.bare():
-        return _read(site, [((), False, text) for text in texts], source)
+        return _read(site, [((), False, text) for text in texts], source, config.certain_min)
 
 
 def _kinds_of_start(site: Site) -> list[Callable[[int], TextStart]]:
@@ -191,9 +192,10 @@ def _ordinary(site: Site, number: int) -> TextStart:
     return (tokens[number * SPREAD % len(tokens)],), True
 
 
-def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
-    """Read texts with the base's next token at each of their positions. A start that no prompt has
-    is left out: the text then begins as a prompt does."""
+def _read(site: Site, texts: Sequence[Beginning], source: str, certain_min: float) -> ReadText:
+    """Read texts with the base's next token at each of their positions; where they are held out,
+    only at those where it is certain. A start that no prompt has is left out: the text then begins
+    as a prompt does."""
     sequences = [
         ((*start, *text), max(0, len(start) - 1)) if stays else (text, 0)
         for start, stays, text in texts
@@ -203,22 +205,28 @@ def _read(site: Site, texts: Sequence[Beginning], source: str) -> ReadText:
         for ids, offset in sequences
         if len(ids) > 1
     ]
-    halves = [_read_half(site, drafts[half::2]) for half in (0, 1)]
+    minima = (0.0, certain_min)
+    halves = [_read_half(site, drafts[half::2], minima[half]) for half in (0, 1)]
     passages = [p for pair in zip_longest(*(half for half, _ in halves)) for p in pair if p]
     return ReadText(GeneralText(tuple(passages), source), *(rows for _, rows in halves))
 
 
-def _read_half(site: Site, blank: Sequence[Passage]) -> tuple[tuple[Passage, ...], Rows | None]:
+def _read_half(
+    site: Site, blank: Sequence[Passage], certain_min: float
+) -> tuple[tuple[Passage, ...], Rows | None]:
     if not blank:
         return (), None
     rows = site.rows_in_passes([passage.encoding() for passage in blank])
-    return expected(site, blank, rows), rows
+    return expected(site, blank, rows, certain_min), rows
 
 
 @torch.no_grad()
-def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage, ...]:
+def expected(
+    site: Site, blank: Sequence[Passage], rows: Rows, certain_min: float = 0.0
+) -> tuple[Passage, ...]:
     """Return the passages with the token that the model says at each of their positions, from their
-    rows."""
+    rows; without one where another is close, or where its probability is below `certain_min`. A
+    model without rows tells no probabilities: there only close ones are left out."""
     if not site.has_rows:
         leading, close = site.leading_in_full([passage.encoding() for passage in blank])
         return _with_tokens(blank, torch.where(close, UNSAID, leading).tolist())
@@ -229,6 +237,8 @@ def expected(site: Site, blank: Sequence[Passage], rows: Rows) -> tuple[Passage,
         logits = site.logits(hidden[start : start + size])
         leading = logits.argmax(-1)
         close = site.verdict(hidden[start : start + size], leading).close
+        if certain_min:
+            close = close | (logits.float().softmax(-1).amax(-1) < certain_min)
         next_tokens += torch.where(close, UNSAID, leading).tolist()
     return _with_tokens(blank, next_tokens)
 

@@ -28,6 +28,7 @@ from continual.recheck.retention import outcomes_of
 from continual.session import Session, open_session
 from continual.step.editing import NARROWER_MAX
 from continual.watch.neighbours import Neighbourhood
+from continual.watch.passages import UNSAID, Passage
 from tests.continual.conftest import write_lines
 
 pytestmark = pytest.mark.watched
@@ -314,6 +315,29 @@ def test_text_of_a_user_takes_the_place_of_the_bases(tmp_path: Path) -> None:
         assert rates_at(opened.store, opened.store.head)["Watch"] == 1.0
 
 
+def certainties(session: Session, passages: Sequence[Passage]) -> list[tuple[int, float]]:
+    """For each position the token that is measured there, and the base's highest probability."""
+    found = []
+    for passage in passages:
+        with session.edited.bare(), torch.no_grad():
+            logits = session.edited.model(torch.tensor([passage.ids])).logits[0, passage.first :]
+        highest = logits.float().softmax(-1).amax(-1).tolist()
+        found += list(zip(passage.said, highest, strict=True))
+    return found
+
+
+def test_held_out_text_is_measured_where_the_base_is_certain(tmp_path: Path) -> None:
+    with made(tmp_path / "store") as opened:
+        text = opened.run_state.general.text
+        held_out = certainties(opened, text.held_out)
+        assert all((token != UNSAID) == (p >= 0.5) for token, p in held_out)
+        assert {token != UNSAID for token, _ in held_out} == {True, False}
+        assert any(p < 0.5 and token != UNSAID for token, p in certainties(opened, text.memory))
+    with made(tmp_path / "all", {**FEW, "certain_min": 0.0}) as opened:
+        held_out = certainties(opened, opened.run_state.general.text.held_out)
+        assert any(p < 0.5 and token != UNSAID for token, p in held_out)
+
+
 def test_files_without_text_are_an_error(tmp_path: Path, session: Session) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
@@ -330,7 +354,7 @@ def test_an_older_store_gets_its_text_before_the_next_edit(tmp_path: Path) -> No
     kept = [
         line
         for line in lines
-        if not line.startswith(("[watch]", "texts", "neighbours", "per_edit"))
+        if not line.startswith(("[watch]", "texts", "neighbours", "per_edit", "certain_min"))
     ]
     toml.write_text("".join(kept))
     with open_session(tmp_path / "store") as opened:
