@@ -137,6 +137,9 @@ EDITORS = Registry(
 
 READERS = Registry(  # most specific first
     ReaderEntry,
+    ReaderEntry("langfuse", "continual.readers.langfuse", "items of Langfuse's data sets"),
+    ReaderEntry("label_studio", "continual.readers.label_studio", "tasks of Label Studio"),
+    ReaderEntry("argilla", "continual.readers.argilla", "records of Argilla with responses"),
     ReaderEntry("counterfact", "continual.readers.counterfact", "CounterFact, original schema"),
     ReaderEntry("mquake", "continual.readers.mquake", "MQuAKE, chains of facts"),
     ReaderEntry("mmedit", "continual.readers.mmedit", "MMEdit, its textual side"),

@@ -126,6 +126,38 @@ SAMPLES: dict[str, dict[str, object]] = {
         "rephrases": ["Which city is Australia's capital?"],
     },
     "fever": {"id": 7, "claim": "Canberra is a capital.", "label": "SUPPORTS", "evidence": [[]]},
+    "langfuse": {
+        "id": "item-7",
+        "input": {"messages": [{"role": "user", "content": CAPITAL}]},
+        "expectedOutput": {"role": "assistant", "content": "Canberra"},
+        "output": "Sydney",
+    },
+    "label_studio": {
+        "id": 7,
+        "data": {"prompt": CAPITAL, "answer": "Sydney"},
+        "annotations": [
+            {"result": [{"type": "textarea", "value": {"text": ["Perth"]}}]},
+            {
+                "result": [
+                    {"type": "choices", "value": {"choices": ["wrong"]}},
+                    {"type": "textarea", "value": {"text": ["Canberra"]}},
+                ]
+            },
+            {"was_cancelled": True, "result": [{"type": "textarea", "value": {"text": ["x"]}}]},
+        ],
+    },
+    "argilla": {
+        "id": "7",
+        "fields": {"instruction": CAPITAL, "response": "Sydney"},
+        "responses": {
+            "rating": [{"value": 1}],
+            "comment": [{"value": "no"}],
+            "correction": [
+                {"value": "Hobart", "status": "discarded"},
+                {"value": "Canberra", "status": "submitted"},
+            ],
+        },
+    },
     "known": {
         "known_id": 7,
         "subject": "Australia",
@@ -653,3 +685,31 @@ def test_the_locality_of_real_counterfact_keeps_the_old_target():
 
 def test_a_case_may_be_a_number():
     assert read_one("plain", case=7).case == "7"
+
+
+def test_a_langfuse_item_has_the_wrong_answer_beside_the_right_one():
+    request = read_one("langfuse")
+    assert str(request.prompt) == f"user: {CAPITAL}"
+    assert (request.target_new, request.target_old) == ("Canberra", "Sydney")
+    plain = read_record({"input": CAPITAL, "expected_output": "Canberra"})[0]
+    assert (plain.prompt, plain.target_new) == (CAPITAL, "Canberra")
+    deep = read_record({"input": {"body": {"question": CAPITAL}}, "expectedOutput": ["Canberra"]})
+    assert deep[0].prompt == CAPITAL
+    with pytest.raises(RequestError, match="no question"):
+        read_one("langfuse", input={"a": 1, "b": 2})
+    with pytest.raises(RequestError, match="no answer"):
+        read_one("langfuse", expectedOutput={"score": 1})
+
+
+def test_the_latest_text_that_was_not_cancelled_is_the_answer():
+    request = read_one("label_studio")
+    assert (request.prompt, request.target_new) == (CAPITAL, "Canberra")
+    with pytest.raises(RequestError, match="nobody wrote"):
+        read_one("label_studio", annotations=[{"result": []}])
+
+
+def test_a_response_that_was_kept_is_the_answer():
+    request = read_one("argilla")
+    assert (request.prompt, request.target_new) == (CAPITAL, "Canberra")
+    with pytest.raises(RequestError, match="nobody wrote"):
+        read_one("argilla", responses={"rating": [{"value": 3}]})
