@@ -37,6 +37,13 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
     help="Let anyone who reaches the server ask, also on another address than this machine's own.",
 )
 @click.option(
+    "--webhook",
+    "webhooks",
+    multiple=True,
+    metavar="URL",
+    help="Post every change of a correction there, until it is taken (repeatable).",
+)
+@click.option(
     "--waiting",
     "waiting_max",
     type=click.IntRange(1),
@@ -61,6 +68,7 @@ def command(
     name: str | None,
     hosts: tuple[str, ...],
     is_open: bool,
+    webhooks: tuple[str, ...],
     waiting_max: int,
     tokens_max: int,
 ) -> None:
@@ -106,6 +114,7 @@ def command(
             tokens,
             _hosts(host, hosts),
             is_open or is_local,
+            webhooks=webhooks,
         )
         head = session.store.head
 

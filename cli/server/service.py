@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from cli.server.metrics import Metrics
+from cli.server.webhooks import Webhooks
 from continual.choices import CHAINS, EDITORS
 from continual.review.conflicts import InForce
 from continual.review.queue import CorrectionQueue
@@ -46,6 +47,7 @@ class Service:
     hosts: frozenset[str] = frozenset()  # names by which the server may be called; empty: any
     is_open: bool = True  # asking needs no token
     limits: ServerLimits = field(default_factory=ServerLimits)
+    webhooks: tuple[str, ...] = ()  # addresses that hear of every change of a correction
 
     def __post_init__(self) -> None:
         self.started_at = time.time()
@@ -54,6 +56,8 @@ class Service:
         self.in_force = InForce(self.store)
         self.writer = Writer(self.desk, self.queue)
         self.metrics = Metrics(self.desk, self.facts, self.queue)
+        secret = self.tokens.secret
+        self._hooks = Webhooks(self.store, self.queue, self.webhooks, secret)
 
     @property
     def chats(self) -> bool:
@@ -73,11 +77,13 @@ class Service:
     def start(self) -> None:
         """Begin to answer, and to apply what was approved before."""
         self.desk.start()
+        self._hooks.start()
         self.writer.start()
 
     def close(self) -> None:
         """Finish the present turn, and let go of the store."""
         self.desk.close()
+        self._hooks.close()
         self.session.close()
 
 

@@ -6,6 +6,7 @@ long as every other, and looks at all tokens.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import secrets
@@ -116,6 +117,13 @@ class Tokens:
         entries = {"tokens": [asdict(token) for token in tokens]}
         write_durably(self._path, json.dumps(entries, indent=1).encode("utf-8"), _MODE)
         return Tokens(self._path, tokens)
+
+    @property
+    def secret(self) -> str:
+        """The key of signatures: derived from the first administrator's token, so that whoever has
+        that can check them."""
+        keys = [token.token for token in self.tokens if token.rights == Role.admin]
+        return hashlib.sha256(f"webhooks {keys[0] if keys else ''}".encode()).hexdigest()
 
     def owner(self, text: str) -> Token | None:
         """Return the token that a text is; None for any other text."""
