@@ -120,7 +120,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
         ("revision", record["revision"] and short(record["revision"])),
     ):
         if value:
-            yield one_line(f"  {name:<8} {value}")
+            yield one_line(f"  {name:<8} {value.strip()}")
     for conflict in record["conflicts"]:
         yield one_line(f"  replaces {conflict['prompt']} → {conflict['target_new']}")
     if proof.get("rates"):
