@@ -39,6 +39,7 @@ COMMANDS = (
     "diff",
     "rollback",
     "revert",
+    "consolidate",
     "tag",
     "replay",
     "rebase",

@@ -6,7 +6,8 @@ Offers a shell the completions of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,36 @@ def common(function: Function) -> Function:
         return function(out=Output(as_json), **options)
 
     return command
+
+
+settings_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="EDITOR.KEY=VALUE",
+    help="A setting of an editor, for this run (repeatable).",
+)
+"""Adds `--set`; the command gets `changes`, for `editor_settings`."""
+
+
+def editor_settings(changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings that --set gives, by editor. A value is TOML, or else a text. Raises
+    UsageError."""
+    tables: dict[str, dict[str, Any]] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        editor, dot, key = name.strip().partition(".")
+        if not (equals and dot and editor and key):
+            raise click.UsageError(f"--set {change}: write EDITOR.KEY=VALUE, as memit.place=end.")
+        tables.setdefault(editor, {})[key] = _toml_or_text(value.strip())
+    return tables
+
+
+def _toml_or_text(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def find_store(store: str | None) -> Path:

@@ -23,7 +23,8 @@ from continual.editors.chains import chain_of, default_chain
 from continual.errors import CeditError, StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
-from continual.history import corrections, inspection, reverting
+from continual.history import consolidating, corrections, inspection, reverting
+from continual.history.consolidating import ConsolidateResult
 from continual.history.inspection import rates_at
 from continual.history.known import leading_known
 from continual.history.reverting import RevertResult
@@ -499,6 +500,12 @@ class Session(OpenStore):
     def revert(self, request: str, *, resolve: bool = False) -> RevertResult:
         """Take one request out of the middle of the history; see `history.reverting`."""
         return reverting.revert(self, request, resolve=resolve)
+
+    def consolidate(
+        self, editor: str | None = None, tables: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> ConsolidateResult:
+        """Solve all matrix edits in force together, as one patch; see `history.consolidating`."""
+        return consolidating.consolidate(self, editor, tables)
 
     # -- asking
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.interruption import stopping
-from cli.options import EditorChain, common, editor_lines, find_store, require_writable
+from cli.options import (
+    EditorChain,
+    common,
+    editor_lines,
+    editor_settings,
+    find_store,
+    require_writable,
+    settings_option,
+)
 from cli.output import WATCHED, Output, counted, one_line, rates, short
 from cli.watching import listening, watching
 
@@ -96,13 +103,7 @@ class RecheckName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     multiple=True,
     help="Give again what failed, or was quarantined and can be read now.",
 )
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="EDITOR.KEY=VALUE",
-    help="A setting of an editor, for this run (repeatable).",
-)
+@settings_option
 @click.option("--dry-run", is_flag=True, help="Read the stream, show how, and change nothing.")
 @common
 def command(
@@ -143,7 +144,7 @@ def command(
     from continual.streams.places import stream_for
     from store import Store
 
-    tables = _tables(changes)
+    tables = editor_settings(changes)
     takes_all = bool(chosen["force"] or chosen["repair"])
     if source is None and (not retry or dry_run):
         raise click.UsageError("Name a STREAM, or - for standard input; or give --retry failed.")
@@ -219,26 +220,6 @@ def _shown(
             watch.take(record)
     session.settle()
     return tally
-
-
-def _tables(changes: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the settings that --set gives, by editor. A value is TOML, or else a text. Raises
-    UsageError."""
-    tables: dict[str, dict[str, Any]] = {}
-    for change in changes:
-        name, equals, value = change.partition("=")
-        editor, dot, key = name.strip().partition(".")
-        if not (equals and dot and editor and key):
-            raise click.UsageError(f"--set {change}: write EDITOR.KEY=VALUE, as memit.place=end.")
-        tables.setdefault(editor, {})[key] = _value(value.strip())
-    return tables
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _settings(

@@ -102,6 +102,11 @@ class _Surgery:
         if not owned_parts:
             return parts, False
         self._count(owned_parts)
+        if self.resolve and layer.revision.operation == operations.CONSOLIDATE:
+            raise RevertError(
+                f"Revision {layer.revision.id[:12]} solved the matrix edits of many batches "
+                "together: revert the request without solving again, then consolidate."
+            )
         if self.resolve and any(part.reach.blocks for part in owned_parts):
             return self._solve_again(layer.revision), True
         remainders = (part.without(self.request) for part in parts)

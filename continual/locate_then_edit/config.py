@@ -25,6 +25,9 @@ class ValueSearchConfig(SettingsTable):
     steps_max: int = 40  # steps of a search for a value, at most; a retry takes twice as many
     stop_loss: float = 0.05
     """The loss below which the search for a request's value ends; see `targets`."""
+    lead_steps: int | None = None
+    """Steps after which a search ends once the target leads in all texts of its request, whatever
+    its loss: 4 as ENCORE has it. None: it goes on to `stop_loss`."""
     kl_factor: float = 0.0625  # the weight of the KL on the essence prompt in a search, as in MEMIT
     weight_decay: float = 0.5  # the weight of ‖δ‖/‖h‖² in the loss of a search
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
@@ -43,6 +46,8 @@ class ValueSearchConfig(SettingsTable):
         for name in ("steps_max", "context_tokens"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1")
         self._require(self.chunk is None or self.chunk >= 1, "chunk is at least 1")
+        lead = self.lead_steps
+        self._require(lead is None or lead >= 0, "lead_steps is not negative")
         for name in ("contexts", "kl_factor", "weight_decay"):
             self._require(getattr(self, name) >= 0, f"{name} is not negative")
         precisions = ("highest", "high", "medium")
@@ -62,6 +67,9 @@ class LocateThenEditConfig(ValueSearchConfig):
     """The blocks whose matrices are edited; None: by depth, see `default_blocks`."""
     drift_max: float = 0.1
     """A matrix's drift from the base, of all edits together, at most; see `drift_of`."""
+    pin_norms: bool = False
+    """Give all values of a batch the mean length that they have when they are searched for on the
+    base, as NAS does: lengths that grow from batch to batch wear a model out."""
     require_arrival: bool = True
     """Fail a request whose z does not give its target: an update for it would only move other
     prompts. The public code writes it all the same."""

@@ -22,6 +22,7 @@ from continual.locate_then_edit.contexts import write_contexts
 from continual.locate_then_edit.drift import drift_of
 from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
 from continual.locate_then_edit.keys import Keys, read_keys, read_states
+from continual.locate_then_edit.pinning import pinned
 from continual.locate_then_edit.places import located
 from continual.locate_then_edit.searchable import readable, unsearchable
 from continual.locate_then_edit.solves import Solution, Unsolvable
@@ -171,6 +172,8 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         site, blocks = context.site, self._blocks(context)
         scaffold.put_on()
         batch, targets = located(site, batch, blocks[-1], config)
+        if config.pin_norms:
+            targets = pinned(site, batch, targets, blocks[-1], config)
         batch, targets = draft.accepted(batch, targets, config)
         for number, block in enumerate(blocks if batch else ()):
             scaffold.put_on()

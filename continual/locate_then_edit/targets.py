@@ -18,7 +18,9 @@ once, and a step of the search takes the recorded sums of the ends of the texts,
 through the blocks above only, and turns only the rows of answers and anchors into logits. Requests
 do not interact: each stops moving, and is run no more, once it has arrived. A request has arrived
 when its target is the likeliest token everywhere in its texts and the first two terms are below
-stop_loss; the third depends mostly on the length of a model's states, not on the request.
+stop_loss; the third depends mostly on the length of a model's states, not on the request. With
+`lead_steps` it stops so many steps after its target leads, whatever the loss (ENCORE,
+2502.01636).
 
 The end of the search matters more than its way there: its products may be rounded as `precision`
 says, which is several times faster on a device with units for it. h is read in full, so that only
@@ -142,9 +144,12 @@ def _search(search: ValueSearch) -> TargetValues:
     delta = torch.zeros_like(search.before)
     live = torch.ones_like(lengths[:, 0], dtype=torch.bool)
     steps = torch.zeros_like(live, dtype=torch.long)
+    leading = torch.zeros_like(steps)  # evaluations in a row at which the target leads
     evaluation = search.evaluation(delta)
     for step in range(config.steps_max):
-        live = live & ~(evaluation.is_done & (evaluation.fit < config.stop_loss))
+        leading = (leading + 1) * evaluation.is_done
+        has_led = leading > (config.steps_max if config.lead_steps is None else config.lead_steps)
+        live = live & ~(evaluation.is_done & (evaluation.fit < config.stop_loss)) & ~has_led
         if not bool(live.any()):
             break
         size = config.step * config.step_decay**step * lengths

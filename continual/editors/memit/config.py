@@ -23,6 +23,10 @@ class MemitConfig(LocateThenEditConfig):
     keys of the statistics. Published, for five or six blocks: 15,000 (GPT-J), 20,000 (GPT-2 XL).
     """
 
+    past: bool = False
+    """Hold the keys of earlier edits in the update, as `alphaedit` does: C_p joins λC₀, so that
+    earlier values are written over less."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         weight = self.moment_weight
