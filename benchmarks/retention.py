@@ -1,13 +1,13 @@
 """Measures how MEMIT's edits in batches last on the atlas, and how consolidating changes them.
 
     python -m benchmarks.retention [--edits 100] [--batch 50] [--skip 0] [--editor memit]
-                                   [--rows default,past,lead,pin,all] [--json OUT]
+                                   [--rows default,past,lead,pin,all] [--drift 0.2] [--json OUT]
 
 Each row makes the same edits in batches, with other settings, from base on: `past` has the keys of
 earlier batches in the system, `lead` ends searches four steps after the target leads, `pin` pins
-the lengths of values, `all` does all three. Behind it all batches are made one by `cedit
-consolidate`, and everything is measured again. Rates are those at the end: GR's wordings, too. The
-seconds are the processor's.
+the lengths of values, `all` does all three. `--drift` is the budget of all rows. Behind it all
+batches are made one by `cedit consolidate`, and everything is measured again. Rates are those at
+the end: GR's wordings, too. The seconds are the processor's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from benchmarks.tables import TextColumn
 from continual.history.consolidating import CannotConsolidate
 from continual.new_store import NewStore, init
 from continual.recheck.entries import EDIT, HELD_OUT, LOCALITY, TEST, TRAIN
+from continual.requests import Request
 from continual.session import Session
 from continual.watch.config import UNWATCHED
 
@@ -48,11 +49,14 @@ COLUMNS = (
 )
 
 
-def rows(session: Session, editor: str, name: str, batch: int, requests: Any) -> Iterator[Any]:
+def rows(
+    session: Session, name: str, requests: Sequence[Request], options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Make the edits with the settings of a row; yield the table's line of the batches, and that of
     the joint patch. The session is at base before and after."""
+    table = {"drift_max": options.drift, **ROWS[name]}
     settings = session.settings(
-        chain=(editor,), editors={editor: dict(ROWS[name])}, batch_size=batch
+        chain=(options.editor,), editors={options.editor: table}, batch_size=options.batch
     )
     began = time.process_time()
     for _ in session.apply_requests(requests, settings):
@@ -90,6 +94,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--editor", default="memit")
+    parser.add_argument("--drift", type=float, default=0.2)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
@@ -100,7 +105,7 @@ def main() -> None:
         init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
     ):
         for name in options.rows.split(","):
-            for line in rows(session, options.editor, name, options.batch, requests):
+            for line in rows(session, name, requests, options):
                 lines.append(line)
                 tables.note(json.dumps(line))
                 tables.write_json(options.json, "retention", {"rows": lines})

@@ -70,8 +70,9 @@ def consolidate(
     """Solve all matrix edits in force together, by the editor that made most of them unless one is
     named, with the settings of its latest step and those of `tables`, `[editor.NAME]` tables.
 
-    Raises CannotConsolidate if there are fewer than two patches to join, if a request cannot be
-    written in one batch, or if a correction in force would break: the history is then as it was.
+    Raises CannotConsolidate if there are fewer than two patches to join, and none that lost a
+    request since it was solved; if a request cannot be written in one batch; or if a correction in
+    force would break. The history is then as it was.
     """
     store = opened.store
     head = store.head
@@ -140,14 +141,16 @@ class _JointSolve:
         """Find the patches to join, their requests in force, and the settings to solve with."""
         retained = retained_at(self.opened.store, self.lineage[-1]).requests
         owners: set[str] = set()
+        is_cut = False  # a request was taken out of a patch since it was solved
         for layer in layers:
             parts = self._joinable(layer)
             if parts:
                 self.replaced.append(layer.revision.id)
+                is_cut |= layer.patch != layer.revision.patch
                 self.columns += sum(part.rows for part in parts)
                 owners.update(owner for part in parts for owner in part.owners)
         self.requests = tuple(i for i, r in retained.items() if r.applied and i in owners)
-        if len(self.replaced) < PATCHES_MIN or not self.requests:
+        if len(self.replaced) < (1 if is_cut else PATCHES_MIN) or not self.requests:
             raise CannotConsolidate(
                 f"There is nothing to consolidate: {len(self.replaced)} patches of matrix edits "
                 f"are on at head, for {len(self.requests)} corrections in force. It takes "

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from continual.editors.memit import MemitConfig
 from continual.errors import CeditError
 from continual.locate_then_edit import targets as search
 from continual.locate_then_edit.config import LocateThenEditConfig
@@ -69,7 +70,7 @@ def test_a_search_ends_so_many_steps_after_its_target_leads(site, monkeypatch):
             assert early.steps[request] == step
         assert all(early.arrived)
     with pytest.raises(CeditError, match="lead_steps"):
-        LocateThenEditConfig(lead_steps=-1)
+        MemitConfig(lead_steps=-1)
 
 
 def test_the_mean_leaves_the_longest_out():
@@ -87,7 +88,7 @@ def test_values_of_an_edited_model_have_the_length_of_the_base_s(site):
     )
     weight = site.edited.weight(0).base
     left = torch.randn(weight.shape[0], 2, generator=torch.Generator().manual_seed(0))
-    right = torch.full((2, weight.shape[1]), 0.05)
+    right = torch.full((2, weight.shape[1]), 0.01)
     site.edited.put([FfnLowRankPatch.of({0: Factors(left, right)}, {}, ("other",) * 2)])
     now = find_targets(site, batch, 0, CONFIG)
     assert not torch.allclose(now.states.norm(dim=1), torch.full((3,), mean), rtol=1e-3)

@@ -16,8 +16,9 @@ from continual.patches.low_rank import FfnLowRankPatch
 from continual.requests import Request
 from continual.session import Session, open_session
 from store import operations
-from tests.continual.associative_bench import relative_error
+from tests.continual.associative_bench import known, relative_error
 from tests.continual.test_mixed_history import (
+    FIRST,
     TABLES,
     apply,
     corrections,
@@ -25,7 +26,7 @@ from tests.continual.test_mixed_history import (
     fresh,  # noqa: F401
     is_exact,
 )
-from tests.tiny_language import CAPITALS
+from tests.tiny_language import CAPITALS, COUNTRIES
 
 
 def low_rank(session: Session) -> list[FfnLowRankPatch]:
@@ -170,15 +171,27 @@ def test_what_does_not_fit_one_batch_changes_nothing(fresh):  # noqa: F811
 
 
 def test_what_would_break_another_correction_changes_nothing(fresh):  # noqa: F811
-    """Values that are written far too strongly move the queries that neurons listen to."""
-    requests = corrections(0, 24)
-    apply(fresh, requests[:6], "tpatcher", batch_size=1)
-    apply(fresh, requests[6:15], "memit")
-    apply(fresh, requests[15:], "memit", "tpatcher")
+    """Neurons about the same subjects listen to queries that much longer values move."""
+    requests = corrections(0, 6)
+    apply(fresh, requests[:3], "memit")
+    apply(fresh, requests[3:], "memit")
+    seats = [
+        Request.from_json(
+            {
+                "prompt": known(FIRST + number, 2),
+                "target_new": CAPITALS[number],
+                "subject": COUNTRIES[FIRST + number],
+                "relation": "seat",
+            }
+        )
+        for number in range(6)
+    ]
+    steps = apply(fresh, seats, "tpatcher", batch_size=1)
+    assert {o.outcome for step in steps for o in step.outcomes} == {"applied"}
     before, outcomes = state_of(fresh), fresh.run_state.ledger.outcomes()
-    reckless = {"moment_weight": 1e-4, "drift_max": 100.0, "clamp_norm_factor": 4.0}
+    far = {"clamp_norm_factor": 40.0, "step": 3.0, "stop_loss": 1e-9, "weight_decay": 0.0}
     with pytest.raises(CannotConsolidate, match="corrections in force would break") as said:
-        fresh.consolidate("memit", {"memit": reckless})
+        fresh.consolidate("memit", {"memit": {**far, "drift_max": 1e6}})
     assert "Nothing was changed" in str(said.value) and "→" in str(said.value)
     assert state_of(fresh) == before
     assert fresh.run_state.ledger.outcomes() == outcomes and is_exact(fresh)
