@@ -112,6 +112,12 @@ EDITORS = Registry(
         "a step along normalised gradients; earlier edits weigh in",
     ),
     EditorEntry(
+        "mend",
+        "continual.editors.mend:Mend",
+        "a trained network turns gradients into updates",
+        tasks=("causal",),
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",

@@ -1,21 +1,23 @@
-"""`cedit train`: collects key statistics of a base model, and trains SERAC's model."""
+"""`cedit train`: collects key statistics of a base model, trains SERAC's model and networks of
+editors by gradients."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store
+from cli.options import Function, common, find_store
 from cli.output import Output, columns
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from continual.gradients.training import NetworkEpoch
     from continual.memory.serac_training import Epoch
     from continual.requests import Request
     from continual.statistics import CollectingProgress, KeyStatistics
@@ -38,6 +40,46 @@ def _blocks(
     if not all(ranges):
         raise click.BadParameter(f"{value!r} has a range without blocks: write 3-8, not 8-3.")
     return tuple(sorted({block for span in ranges for block in span}))
+
+
+def _network_options(epochs: int) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of a network's training."""
+    options = (
+        click.argument("requests", type=File),
+        click.option(
+            "--out",
+            "target",
+            type=click.Path(path_type=Path),
+            required=True,
+            metavar="FILE",
+            help="The new file that the network is left in.",
+        ),
+        click.option(
+            "--blocks",
+            callback=_blocks,
+            metavar="N[,N|N-N]",
+            help="Edit the FFN matrices of these blocks (default: of the last).",
+        ),
+        click.option(
+            "--sides",
+            type=click.Choice(("both", "up", "down")),
+            default="both",
+            show_default=True,
+            help="The matrices of a block: into its FFN, out of it, or both.",
+        ),
+        click.option(
+            "--epochs", type=click.IntRange(1), default=epochs, show_default=True, metavar="N"
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, metavar="N"),
+        common,
+    )
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @click.group("train")
@@ -194,6 +236,74 @@ def serac(
     out.verbatim({"type": "model", **table}, _lines_of("memory", table))
 
 
+@command.command("mend")
+@_network_options(epochs=20)
+def mend(**options: Any) -> None:
+    """Train MEND's network on a file of requests.
+
+    The network turns the gradient of one edit into its update. It learns to give the edit's answer
+    to its prompt and rephrases, and to leave other texts as they were: the request's own locality
+    probes, and the store's training probes. Requests that the base answers rightly are passed over.
+    Every tenth one is held out and measures it; training ends early when these no longer gain, and
+    the best epoch counts. The same command resumes an interrupted run after its last whole epoch.
+    The base is the store's; nothing here changes it or its history.
+
+    At the end it prints the lines for the store's cedit.toml. The digest names the network in every
+    revision that is made with it:
+
+    \b
+      [editor.mend]
+      network = "FILE"
+      network_digest = "…"
+
+    With --json there is a line for each epoch: {"type":"epoch","epoch","loss","inside","beside"},
+    and a last one: {"type":"network","network","network_digest"}.
+
+    \b
+    Example:
+      cedit train mend corrections.jsonl --out mend.safetensors
+    """
+    _train_network("mend", **options)
+
+
+def _train_network(
+    method: str,
+    out: Output,
+    store: str | None,
+    requests: Path,
+    target: Path,
+    blocks: tuple[int, ...] | None,
+    sides: str,
+    epochs: int,
+    seed: int,
+) -> None:
+    """Train the network of an editor by gradients, and print its lines for cedit.toml."""
+    from continual.choices import EDITORS
+    from continual.editors.chains import require_edits
+    from continual.gradients.config import GradientConfig
+    from continual.gradients.teaching import NetworkJob
+    from continual.gradients.trained import NetworkFile
+    from continual.gradients.training import NetworkRecipe
+    from continual.session import open_session
+    from continual.streams import open_stream
+
+    editor = EDITORS[method].load()
+    choice = GradientConfig.of({"blocks": blocks, "sides": sides})
+    recipe = NetworkRecipe(epochs=epochs, seed=seed)
+    job = NetworkJob(editor.network_type, editor.reads_whole_texts, choice, recipe)
+    examples = list(_requests(out, open_stream(str(requests))))
+    with open_session(find_store(store), writable=False, at="base") as session:
+        require_edits(method, session.task.name)
+        known = session.run_state.known_answers().training
+        for epoch in job.run(session.site, examples, known, target):
+            record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
+            out.result(record, _told(epoch))
+    file = NetworkFile.of(target.absolute())
+    table = {"network": str(file.path), "network_digest": file.digest}
+    out.note("for cedit.toml:")
+    out.verbatim({"type": "network", **table}, _lines_of(f"editor.{method}", table))
+
+
 def _lines_of(name: str, table: Mapping[str, str]) -> str:
     """Return a table of texts as TOML: every JSON string is a TOML string."""
     return "\n".join([f"[{name}]", *(f"{key} = {json.dumps(table[key])}" for key in table)])
@@ -207,11 +317,11 @@ def _requests(out: Output, stream: Iterable[Item]) -> Iterator[Request]:
         yield from item.requests
 
 
-def _measured(epoch: Epoch) -> dict[str, Any]:
+def _measured(epoch: Epoch | NetworkEpoch) -> dict[str, Any]:
     return {"loss": epoch.loss, "inside": epoch.inside, "beside": epoch.beside}
 
 
-def _told(epoch: Epoch) -> str:
+def _told(epoch: Epoch | NetworkEpoch) -> str:
     rates = [
         f"{name} {rate:.3f}"
         for name, rate in (("in scope", epoch.inside), ("beside it", epoch.beside))

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from continual.errors import EditError
-from continual.gradients.config import ATTEMPT_GROWTH, NARROWING, GradientConfig
-from continual.gradients.matrices import EditableMatrix, chosen_matrices
+from continual.gradients.config import ATTEMPT_GROWTH, NARROWING, SystemConfig
+from continual.gradients.matrices import EditableMatrix
 from continual.gradients.moments import base_texts, input_moments
 from continual.gradients.ridge import Prior, Unsolvable, left_factor
-from continual.gradients.rows import read_rows
+from continual.gradients.rows import read_rows, with_gradient
 from continual.gradients.scales import ScaleSearch
 from continual.patches import Patch
 from continual.patches.gradient import GradientPatch
@@ -30,7 +30,7 @@ from continual.proposals import Edit, EditContext, Proposal
 from continual.task_model import TaskModel
 from continual.tasks import Encoding
 
-EditorConfig = TypeVar("EditorConfig", bound=GradientConfig)
+EditorConfig = TypeVar("EditorConfig", bound=SystemConfig)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class EditRows:
 
     @cached_property
     def tokens(self) -> int:
-        """The number of tokens of its answers."""
-        return sum(len(text.targets) for text in self.texts)
+        """The number of its rows."""
+        return len(next(iter(self.rows.values())))
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,17 @@ class GradientEditor(ABC, Generic[EditorConfig]):
     splits = False
     crowds = False
     narrows = True
+    reads_whole_texts = False  # rows of all tokens with a gradient, not of the answer's alone
 
     def __init__(self, config: EditorConfig) -> None:
         self.config = config
         self._known_priors: tuple[tuple[str, tuple[Encoding, ...]], dict[str, Prior]] | None = None
         """With the base and the texts that they were read from."""
+
+    @abstractmethod
+    def matrices(self, context: EditContext) -> tuple[EditableMatrix, ...]:
+        """Return the matrices to edit. Raises EditError and ModelError if they are not to be
+        had."""
 
     @abstractmethod
     def shifts(self, batch: GradientBatch, context: EditContext) -> Mapping[str, Tensor]:
@@ -120,7 +126,7 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         Raises EditError and ModelError for a model that is not of its kind.
         """
         self._require_positions(context.site)
-        matrices = chosen_matrices(context.site.edited, self.config)
+        matrices = self.matrices(context)
         draft = _Draft()
         batch = GradientBatch(tuple(draft.finite(self._read(edits, matrices, context))), matrices)
         try:
@@ -149,7 +155,10 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         modules = {matrix.path: matrix.module for matrix in matrices}
         for edit in edits:
             texts = edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
-            yield EditRows(edit, texts, read_rows(context.site, modules, texts))
+            rows = read_rows(context.site, modules, texts, whole=self.reads_whole_texts)
+            if self.reads_whole_texts:
+                rows = with_gradient(rows, {m.path: m.shape[0] for m in matrices})
+            yield EditRows(edit, texts, rows)
 
     def _patch(
         self, batch: GradientBatch, context: EditContext, draft: _Draft
@@ -158,7 +167,7 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         growth, narrowing = ATTEMPT_GROWTH**context.attempt, NARROWING**context.narrow
         searches = self.config.scale_max > 1
         start = dict.fromkeys(batch.owners, narrowing * (1.0 if searches else growth))
-        updates = self._updates(batch, context)
+        updates = self.updates(batch, context)
         if not searches:
             draft.note(batch, start)
             return updates.patch(start)
@@ -174,9 +183,10 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         draft.note(rest, scales)
         if not rest.edits:
             return None
-        return (self._updates(rest, context) if leads else updates).patch(scales)
+        return (self.updates(rest, context) if leads else updates).patch(scales)
 
-    def _updates(self, batch: GradientBatch, context: EditContext) -> Updates:
+    def updates(self, batch: GradientBatch, context: EditContext) -> Updates:
+        """Return the updates of a batch, solved for its shifts. Raises Unsolvable."""
         shifts, priors = self.shifts(batch, context), self._priors(batch.matrices, context)
         left = {
             matrix.path: left_factor(
@@ -192,15 +202,22 @@ class GradientEditor(ABC, Generic[EditorConfig]):
         self, matrices: Sequence[EditableMatrix], context: EditContext
     ) -> Mapping[str, Prior]:
         """Return λI + μC₀ of each matrix, by path; C₀ is read once in a run."""
-        ridge, weight = self.config.ridge, self.config.moment_weight
+        weight = self.config.moment_weight
         texts = base_texts(context.known_answers(), context.seed) if weight else []
         key = (context.site.edited.base.fingerprint, tuple(texts))
         if self._known_priors is None or self._known_priors[0] != key:
             modules = {matrix.path: matrix.module for matrix in matrices}
             moments = input_moments(context.site, modules, texts) if texts else {}
-            priors = {m.path: Prior(ridge, _times(weight, moments.get(m.path))) for m in matrices}
+            priors = {
+                m.path: Prior(self.ridge(m.path, context), _times(weight, moments.get(m.path)))
+                for m in matrices
+            }
             self._known_priors = key, priors
         return self._known_priors[1]
+
+    def ridge(self, path: str, context: EditContext) -> float:
+        """Return λ of a matrix."""
+        return self.config.ridge
 
     def _reason(self, lead: float, scale: float) -> str:
         return (

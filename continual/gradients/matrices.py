@@ -5,6 +5,7 @@ Knows their paths, modules and sums. Leaves finding FFNs to ``anatomy``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,10 @@ class EditableMatrix:
 
     @property
     def past_rows(self) -> Tensor:
-        """The rows [m, inputs + outputs] float32 of all patches by gradients on the model."""
-        return self.weight.gradient_rows
+        """The rows [m, inputs + outputs] float32 of all patches by gradients on the model. Rows of
+        zeros, which belong to no token, are left out."""
+        rows = self.weight.gradient_rows
+        return rows[rows.any(1)]
 
     @property
     def past_inputs(self) -> Tensor:
@@ -57,11 +60,38 @@ def chosen_matrices(edited: EditedModel, config: GradientConfig) -> tuple[Editab
             f"[{config.table}] blocks = {list(blocks)}: the model has blocks 0 to {anatomy.last}."
         )
     return tuple(
-        EditableMatrix(path, edited.model.get_submodule(path.removesuffix(".weight")), block, w)
+        _matrix(edited, path, block)
         for block in blocks
         for path in _paths(edited, block, config.sides)
-        for w in [edited.matrix(path)]
     )
+
+
+def named_matrices(
+    edited: EditedModel, shapes: Mapping[str, tuple[int, int]]
+) -> tuple[EditableMatrix, ...]:
+    """Return FFN matrices by their paths, in the order of the paths. Raises EditError for a path
+    that is no FFN matrix of the model, or one of another shape."""
+    edited.anatomy.require_ffn()
+    blocks = {
+        path: block
+        for block in range(edited.anatomy.block_count)
+        for path in _paths(edited, block, "both")
+    }
+    if unknown := [path for path in shapes if path not in blocks]:
+        raise EditError(f"The model has no FFN matrix {unknown[0]}: train a network for it.")
+    matrices = tuple(_matrix(edited, path, blocks[path]) for path in shapes)
+    for matrix in matrices:
+        if matrix.shape != shapes[matrix.path]:
+            raise EditError(
+                f"{matrix.path} is {matrix.shape}, and the network was trained on "
+                f"{shapes[matrix.path]}: train a network for this model."
+            )
+    return matrices
+
+
+def _matrix(edited: EditedModel, path: str, block: int) -> EditableMatrix:
+    module = edited.model.get_submodule(path.removesuffix(".weight"))
+    return EditableMatrix(path, module, block, edited.matrix(path))
 
 
 def _paths(edited: EditedModel, block: int, sides: str) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from continual.editors.ultraedit.config import RATE_BY_WIDTH, UltraEditConfig
 from continual.gradients.editor import GradientBatch, GradientEditor
-from continual.gradients.matrices import EditableMatrix
+from continual.gradients.matrices import EditableMatrix, chosen_matrices
 from continual.gradients.normaliser import Normaliser
 from continual.gradients.ridge import Unsolvable
 from continual.gradients.rows import read_rows
@@ -36,6 +36,10 @@ class UltraEdit(GradientEditor[UltraEditConfig]):
     def __init__(self, config: UltraEditConfig | None = None) -> None:
         super().__init__(config or UltraEditConfig())
         self._warm: tuple[tuple[str, int, int], dict[str, Tensor]] | None = None
+
+    def matrices(self, context: EditContext) -> tuple[EditableMatrix, ...]:
+        """See `GradientEditor.matrices`: those of the settings."""
+        return chosen_matrices(context.site.edited, self.config)
 
     def shifts(self, batch: GradientBatch, context: EditContext) -> Mapping[str, Tensor]:
         """Return −η·‖ĥ‖²·ĝ for each matrix. Raises Unsolvable if there are too few rows."""
