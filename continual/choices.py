@@ -30,8 +30,7 @@ CHAINS: Mapping[str, Chain] = {
     "auto": Chain(
         "auto",
         ("memit", "tpatcher", "serac"),
-        "memit for requests with their subject in the prompt, tpatcher for the rest and for what "
-        "memit misses, serac for what is left",
+        "memit where the prompt has the subject, then tpatcher, then serac",
     )
 }
 """Chains by name, for any task: of the editors named, those that edit its models."""
