@@ -50,6 +50,10 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ultraedit-published-longer": ("ultraedit", {**PUBLISHED, "scale_max": 2**16}),
     "mend": ("mend", {}),
     "mend-published": ("mend", {"solved": False, "scale_max": 1}),
+    "malmen": ("malmen", {}),
+    "malmen-published": ("malmen", {"moment_weight": 0.0, "memory": False, "scale_max": 1}),
+    "ke": ("ke", {}),
+    "ke-published": ("ke", {"solved": False, "scale_max": 1}),
     "ft-l": ("ft-l", {}),
     "tpatcher": ("tpatcher", {}),
 }

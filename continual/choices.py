@@ -117,6 +117,18 @@ EDITORS = Registry(
         tasks=("causal",),
     ),
     EditorEntry(
+        "malmen",
+        "continual.editors.malmen:Malmen",
+        "as mend, a whole batch in one least-squares fit",
+        tasks=("causal",),
+    ),
+    EditorEntry(
+        "ke",
+        "continual.editors.ke:Ke",
+        "a network that reads the edit gates gradients",
+        tasks=("causal",),
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",

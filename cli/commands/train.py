@@ -266,6 +266,47 @@ def mend(**options: Any) -> None:
     _train_network("mend", **options)
 
 
+@command.command("malmen")
+@_network_options(epochs=20)
+def malmen(**options: Any) -> None:
+    """Train MALMEN's network on a file of requests.
+
+    As `cedit train mend`, for updates of whole batches: the network gives the shift that each token
+    of an answer wants, and one least-squares fit serves all of them.
+
+    \b
+      [editor.malmen]
+      network = "FILE"
+      network_digest = "…"
+
+    \b
+    Example:
+      cedit train malmen corrections.jsonl --out malmen.safetensors
+    """
+    _train_network("malmen", **options)
+
+
+@command.command("ke")
+@_network_options(epochs=20)
+def ke(**options: Any) -> None:
+    """Train KnowledgeEditor's network on a file of requests.
+
+    As `cedit train mend`: the network reads an edit as a text, and gates the gradient by it. It
+    learns to give the edit's answer under a bound on the change of other answers, which tightens
+    while it succeeds.
+
+    \b
+      [editor.ke]
+      network = "FILE"
+      network_digest = "…"
+
+    \b
+    Example:
+      cedit train ke corrections.jsonl --out ke.safetensors
+    """
+    _train_network("ke", **options)
+
+
 def _train_network(
     method: str,
     out: Output,

@@ -9,7 +9,7 @@ import pytest
 from continual.gradients.trained import NetworkFile
 from tests.cli.conftest import CITIES, Cedit, write_lines
 
-METHODS = ("mend",)
+METHODS = ("mend", "malmen", "ke")
 
 
 @pytest.fixture
