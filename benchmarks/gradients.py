@@ -5,7 +5,7 @@
 
 A row is an editor with some of its settings: see `ROWS`. Rows of a trained editor need its network,
 as `cedit train` leaves it. `--set` adds settings to all rows, in TOML, such as `margin=2.0`. With
-`--single` each correction is made on the base, and the rates are means over the corrections.
+`--single` each correction is made on the base alone, and the rates are of all texts together.
 `--skip` leaves out the first corrections, so that settings are chosen on others than those they are
 measured on. Without `--watched` nothing is watched, so that a row shows what the method itself
 does; with it an edit that changes general text or neighbours is made smaller, or refused. SR counts
@@ -17,21 +17,27 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import tables
 from benchmarks.tables import TextColumn
+from continual.editors.chains import make_editor
 from continual.embedded import ATLAS
 from continual.gradients.trained import NetworkFile
 from continual.new_store import NewStore, init
+from continual.proposals import Edit, EditContext, Editor
+from continual.recheck.ledger import TEST
 from continual.recheck.retention import APPLIED, ATTEMPTED
 from continual.requests import Request
 from continual.session import Session
 from continual.step.pipeline import Step
-from continual.step.settings import ApplySettings, Recheck
+from continual.step.settings import Recheck
 from continual.streams import open_stream
 from continual.watch.config import UNWATCHED
 
@@ -60,6 +66,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """Editors with settings, by the name of their row."""
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality", "Watch")
 NEVER = 1_000_000  # steps
+TESTS_EVERY = 10  # test probes of which one is asked after a single edit
 COLUMNS = (
     TextColumn("row", "row", ""),
     TextColumn("edits", "edits", ",d"),
@@ -78,11 +85,13 @@ def run(name: str, options: argparse.Namespace, more: Mapping[str, Any]) -> Iter
         tempfile.TemporaryDirectory() as folder,
         init(Path(folder) / "store", NewStore(watch=watch)) as session,
     ):
-        recheck = Recheck(every=1 if options.single else NEVER)
-        settings = session.settings(chain=(editor,), editors={editor: table}, recheck=recheck)
+        settings = session.settings(
+            chain=(editor,), editors={editor: table}, recheck=Recheck(every=NEVER)
+        )
         items = itertools.islice(open_stream(str(ATLAS.corrections)), options.skip, None)
         if options.single:
-            yield _mean(name, list(_singles(session, _requests(items), settings, options.edits)))
+            made = make_editor(editor, table)
+            yield _mean(name, list(_singles(session, made, _requests(items), options.edits)))
             return
         steps = session.apply_requests(_requests(items), settings)
         attempts = (s for s in steps if s.outcomes and s.outcomes[0].outcome in ATTEMPTED)
@@ -90,28 +99,46 @@ def run(name: str, options: argparse.Namespace, more: Mapping[str, Any]) -> Iter
             yield _row(session, name, count, list(itertools.islice(attempts, options.every)))
 
 
-def _singles(
-    session: Session, requests: Iterator[Request], settings: ApplySettings, count: int
-) -> Iterator[Step]:
-    """Yield the steps of the first `count` attempted edits, each made on the base."""
+def _singles(session: Session, editor: Editor, requests: Iterator[Request], count: int) -> Any:
+    """Yield the rates of the first `count` edits that the base answers wrongly, each made on the
+    base alone: of its prompt, its held-out rephrases, its locality probes and some test probes."""
+    site, task = session.site, session.task
+    tests = [entry.encoding for entry in session.run_state.ledger.entries if entry.role == TEST]
     while count:
-        (step,) = session.apply_requests([next(requests)], settings)
-        session.rollback("base")
-        if step.outcomes[0].outcome in ATTEMPTED:
-            count -= 1
-            yield step
+        request = next(requests)
+        encoding = task.encode(request.prompt, request.target_new)
+        if site.judge_in_full([encoding])[0]:
+            continue
+        count -= 1
+        started = time.perf_counter()
+        patch = editor.edit([Edit(request, (encoding,), ())], _context(session)).patch
+        seconds, depth = time.perf_counter() - started, site.edited.depth
+        site.edited.put([] if patch is None else [patch])
+        texts = {
+            "SR": [encoding],
+            "GR": [task.encode(t, request.target_new) for t in request.held_out_rephrases],
+            "Locality": [task.encode(p.prompt, p.answer) for p in request.locality],
+            "TestR": tests[::TESTS_EVERY],
+        }
+        yield {rate: site.judge_in_full(found) for rate, found in texts.items()}, seconds
+        site.edited.take_off(depth)
 
 
-def _mean(name: str, steps: Sequence[Step]) -> dict[str, Any]:
+def _context(session: Session) -> EditContext:
+    run_state = session.run_state
+    return EditContext(
+        session.site, run_state.memory, torch.Generator(), known_answers=run_state.known_answers
+    )
+
+
+def _mean(name: str, singles: Sequence[Any]) -> dict[str, Any]:
     """Return the row of single edits."""
-    rates = [step.measured.rates.to_json() for step in steps if step.measured is not None]
-    known = {rate: [r[rate] for r in rates if r.get(rate) is not None] for rate in RATES}
+    verdicts = {rate: [v for rates, _ in singles for v in rates[rate]] for rate in singles[0][0]}
     return {
-        "row": name,
-        "edits": len(steps),
-        **{rate: sum(values) / len(values) if values else None for rate, values in known.items()},
-        "edit_s": sum(step.edit_s for step in steps) / len(steps),
-        "patch_bytes": sum(step.patch_bytes for step in steps) / len(steps),
+        "row": f"{name}, single",
+        "edits": len(singles),
+        **{rate: sum(values) / len(values) for rate, values in verdicts.items() if values},
+        "edit_s": sum(seconds for _, seconds in singles) / len(singles),
     }
 
 
@@ -168,7 +195,7 @@ def _network(path: Path) -> dict[str, str]:
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    return " ".join(f"{name} {row[name]:.3f}" for name in RATES if row[name] is not None)
+    return " ".join(f"{name} {row[name]:.3f}" for name in RATES if row.get(name) is not None)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _network_options(epochs: int) -> Callable[[Function], Function]:
         click.option(
             "--sides",
             type=click.Choice(("both", "up", "down")),
-            default="both",
+            default="down",
             show_default=True,
             help="The matrices of a block: into its FFN, out of it, or both.",
         ),

@@ -40,7 +40,7 @@ class NetworkRecipe:
     epochs: int = 20
     patience: int = 3  # epochs without a lower loss on held-out edits, after which training ends
     learning_rate: float = 1e-5
-    rate_learning_rate: float = 0.1  # of the logarithms of step sizes and ridges
+    rate_learning_rate: float = 0.05  # of the logarithms of step sizes and ridges
     gradient_clip: float = 100.0
     edits: int = 8  # of a group: one step of the optimizer
     rephrases: int = 2  # of each edit, besides its prompt
