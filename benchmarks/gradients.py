@@ -1,11 +1,14 @@
 """Measures editors by gradients on the atlas, one correction after another.
 
     python -m benchmarks.gradients [--rows NAME,…] [--edits N] [--skip N] [--every N]
-        [--set KEY=VALUE …] [--network METHOD=FILE …] [--single] [--watched] [--json OUT]
+        [--set KEY=VALUE …] [--network METHOD=FILE …] [--bare] [--single]
+        [--watched] [--json OUT]
 
 A row is an editor with some of its settings: see `ROWS`. Rows of a trained editor need its network,
 as `cedit train` leaves it. `--set` adds settings to all rows, in TOML, such as `margin=2.0`. With
-`--single` each correction is made on the base alone, and the rates are of all texts together.
+`--bare` the edits are put on the base without a store, which is faster: nothing is proved, retried
+or re-checked, and a tenth of the test probes is asked. `--single` does so for each edit alone, and
+the rates are of all texts together.
 `--skip` leaves out the first corrections, so that settings are chosen on others than those they are
 measured on. Without `--watched` nothing is watched, so that a row shows what the method itself
 does; with it an edit that changes general text or neighbours is made smaller, or refused. SR counts
@@ -39,6 +42,7 @@ from continual.session import Session
 from continual.step.pipeline import Step
 from continual.step.settings import Recheck
 from continual.streams import open_stream
+from continual.tasks import Encoding
 from continual.watch.config import UNWATCHED
 
 PUBLISHED: Mapping[str, Any] = {
@@ -88,40 +92,80 @@ def run(name: str, options: argparse.Namespace, more: Mapping[str, Any]) -> Iter
         settings = session.settings(
             chain=(editor,), editors={editor: table}, recheck=Recheck(every=NEVER)
         )
-        items = itertools.islice(open_stream(str(ATLAS.corrections)), options.skip, None)
-        if options.single:
-            made = make_editor(editor, table)
-            yield _mean(name, list(_singles(session, made, _requests(items), options.edits)))
-            return
-        steps = session.apply_requests(_requests(items), settings)
+        steps = session.apply_requests(_requests(options.skip), settings)
         attempts = (s for s in steps if s.outcomes and s.outcomes[0].outcome in ATTEMPTED)
         for count in range(options.every, options.edits + 1, options.every):
             yield _row(session, name, count, list(itertools.islice(attempts, options.every)))
 
 
-def _singles(session: Session, editor: Editor, requests: Iterator[Request], count: int) -> Any:
-    """Yield the rates of the first `count` edits that the base answers wrongly, each made on the
-    base alone: of its prompt, its held-out rephrases, its locality probes and some test probes."""
-    site, task = session.site, session.task
-    tests = [entry.encoding for entry in session.run_state.ledger.entries if entry.role == TEST]
-    while count:
-        request = next(requests)
-        encoding = task.encode(request.prompt, request.target_new)
-        if site.judge_in_full([encoding])[0]:
-            continue
-        count -= 1
-        started = time.perf_counter()
-        patch = editor.edit([Edit(request, (encoding,), ())], _context(session)).patch
-        seconds, depth = time.perf_counter() - started, site.edited.depth
+def run_bare(names: Sequence[str], options: argparse.Namespace, more: Mapping[str, Any]) -> Any:
+    """Yield a row for each name, of edits that are put on the base without a history: one after
+    another, or with `--single` each alone."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
+    ):
+        for name in names:
+            editor, table = ROWS[name]
+            table = {**table, **options.networks.get(editor, {}), **more}
+            yield _bare_row(session, name, make_editor(editor, table), options)
+            session.edited.take_off(0)
+
+
+def _bare_row(
+    session: Session, name: str, editor: Editor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Edit and measure: single edits each at its own end, a stream's at the end of all."""
+    site, edits = session.site, list(_wrong_edits(session, options))
+    verdicts: dict[str, list[bool]] = {}
+    started = time.perf_counter()
+    for edit in edits:
+        depth = site.edited.depth
+        patch = editor.edit([edit], _context(session)).patch
         site.edited.put([] if patch is None else [patch])
-        texts = {
-            "SR": [encoding],
-            "GR": [task.encode(t, request.target_new) for t in request.held_out_rephrases],
-            "Locality": [task.encode(p.prompt, p.answer) for p in request.locality],
-            "TestR": tests[::TESTS_EVERY],
-        }
-        yield {rate: site.judge_in_full(found) for rate, found in texts.items()}, seconds
-        site.edited.take_off(depth)
+        _judge(session, verdicts, {"SR": edit.encodings})
+        if options.single:
+            _judge(session, verdicts, _texts(session, [edit]))
+            site.edited.take_off(depth)
+    if not options.single:
+        _judge(session, verdicts, {"ER": [edit.encodings[0] for edit in edits[:-1]]})
+        _judge(session, verdicts, _texts(session, edits))
+    return {
+        "row": f"{name}, {'single' if options.single else 'bare'}",
+        "edits": len(edits),
+        **{rate: sum(values) / len(values) for rate, values in verdicts.items() if values},
+        "edit_s": (time.perf_counter() - started) / len(edits),
+    }
+
+
+def _wrong_edits(session: Session, options: argparse.Namespace) -> Iterator[Edit]:
+    """Yield the first corrections that the base answers wrongly."""
+    count = 0
+    for request in _requests(options.skip):
+        encoding = session.task.encode(request.prompt, request.target_new)
+        if count < options.edits and not session.site.judge_in_full([encoding])[0]:
+            yield Edit(request, (encoding,), ())
+            count += 1
+
+
+def _texts(session: Session, edits: Sequence[Edit]) -> dict[str, Sequence[Encoding]]:
+    """Return the held-out rephrases and locality probes of some edits, and some test probes."""
+    encode = session.task.encode
+    requests = [edit.request for edit in edits]
+    entries = session.run_state.ledger.entries
+    return {
+        "GR": [encode(t, r.target_new) for r in requests for t in r.held_out_rephrases],
+        "Locality": [encode(p.prompt, p.answer) for r in requests for p in r.locality],
+        "TestR": [entry.encoding for entry in entries if entry.role == TEST][::TESTS_EVERY],
+    }
+
+
+def _judge(
+    session: Session, verdicts: dict[str, list[bool]], texts: Mapping[str, Sequence[Encoding]]
+) -> None:
+    """Add the verdicts on some texts to those of their rates."""
+    for rate, encodings in texts.items():
+        verdicts.setdefault(rate, []).extend(session.site.judge_in_full(list(encodings)))
 
 
 def _context(session: Session) -> EditContext:
@@ -131,19 +175,8 @@ def _context(session: Session) -> EditContext:
     )
 
 
-def _mean(name: str, singles: Sequence[Any]) -> dict[str, Any]:
-    """Return the row of single edits."""
-    verdicts = {rate: [v for rates, _ in singles for v in rates[rate]] for rate in singles[0][0]}
-    return {
-        "row": f"{name}, single",
-        "edits": len(singles),
-        **{rate: sum(values) / len(values) for rate, values in verdicts.items() if values},
-        "edit_s": sum(seconds for _, seconds in singles) / len(singles),
-    }
-
-
-def _requests(items: Iterator[Any]) -> Iterator[Request]:
-    for item in items:
+def _requests(skip: int) -> Iterator[Request]:
+    for item in itertools.islice(open_stream(str(ATLAS.corrections)), skip, None):
         yield from item.requests
 
 
@@ -170,6 +203,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--set", dest="more", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--network", action="append", default=[], metavar="METHOD=FILE")
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--single", action="store_true")
     parser.add_argument("--watched", action="store_true")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -180,11 +214,13 @@ def main() -> None:
         for method, _, path in (text.partition("=") for text in options.network)
     }
     rows: list[dict[str, Any]] = []
-    for name in options.rows.split(","):
-        for row in run(name, options, more):
-            rows.append(row)
-            tables.note(f"{name} {more or ''}: {row['edits']} edits, {_told(row)}")
-            tables.write_json(options.json, "gradients", {"rows": rows})  # a run may break off
+    names = options.rows.split(",")
+    is_bare = options.bare or options.single
+    runs = [run_bare(names, options, more)] if is_bare else [run(n, options, more) for n in names]
+    for row in itertools.chain.from_iterable(runs):
+        rows.append(row)
+        tables.note(f"{row['row']} {more or ''}: {row['edits']} edits, {_told(row)}")
+        tables.write_json(options.json, "gradients", {"rows": rows})  # a run may break off
     tables.show("Editors by gradients on the atlas", COLUMNS, rows)
 
 
