@@ -15,10 +15,11 @@ class ValueSearchConfig(SettingsTable):
     ``weight_decay`` and ``kl_factor`` are the public code's, ``clamp_norm_factor`` is MEMIT's.
     """
 
-    place: Literal["auto", "subject", "end"] = "auto"
+    place: Literal["auto", "subject", "end", "answer"] = "auto"
     """The token to write to: the subject's last one, as published, or the prompt's. "auto": the
-    subject's, and the prompt's for a request that no value at its subject makes right. A model's
-    training decides at which token it reads a fact; see `located`."""
+    subject's, and the prompt's for a request that no value at its subject makes right. "answer":
+    the prompt's, and for a request that no value there makes right each token that says one of its
+    answer. A model's training decides at which token it reads a fact; see `located`."""
     step: float = 0.2  # the length of the first step of a search for a value, in ‖h‖
     step_decay: float = 0.95
     """The length of each further step of a search, in the length of the one before."""

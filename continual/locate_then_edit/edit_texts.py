@@ -30,6 +30,14 @@ class LocatedText:
         """Return the text up to that token, and including it."""
         return Encoding(Question(self.encoding.ids[: self.place + 1]), (), ())
 
+    def saying(self, number: int) -> LocatedText:
+        """Return the text up to the token that says token `number` of the answer, which is the one
+        to write to."""
+        place = self.encoding.positions[number]
+        question = Question(self.encoding.ids[: place + 1])
+        said = (self.encoding.targets[number],)
+        return LocatedText(Encoding(question, (place,), said), place)
+
 
 @dataclass(frozen=True)
 class EditTexts:
@@ -57,6 +65,33 @@ class EditTexts:
         """
         texts = tuple(replace(text, place=text.encoding.positions[0]) for text in self.texts)
         return replace(self, texts=texts, anchors=(), is_at_end=True)
+
+    def by_token(self) -> list[EditTexts]:
+        """Return the texts for each token of the answer in turn, each with a value of its own: they
+        end with the token that says it. Texts whose answer is tokenised otherwise than the prompt's
+        are left out."""
+        targets = self.texts[0].encoding.targets
+        texts, shares = zip(
+            *[
+                (text, share)
+                for text, share in zip(self.texts, self.shares, strict=True)
+                if text.encoding.targets == targets
+            ],
+            strict=True,
+        )
+        own = sum(text.encoding.targets == targets for text in self.texts[: self.own])
+        weights = tuple(share / sum(shares) for share in shares)
+        return [
+            replace(
+                self,
+                texts=tuple(text.saying(number) for text in texts),
+                shares=weights,
+                anchors=(),
+                is_at_end=True,
+                own=own,
+            )
+            for number in range(len(targets))
+        ]
 
 
 def texts_of_edit(edit: Edit, contexts: Sequence[str], task_model: TaskModel) -> EditTexts:

@@ -7,6 +7,7 @@ update to each of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -243,6 +244,7 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
 
 _AT_SUBJECT = "its subject is in its prompt"
 _AT_END = "its subject is in its prompt, but its answer is found at the prompt's end"
+_AT_TOKENS = "its subject is in its prompt, but each token of its answer is found where it is said"
 
 
 @dataclass(frozen=True)
@@ -285,27 +287,39 @@ class _ProposalDraft:
         self, batch: Sequence[EditTexts], targets: TargetValues, config: LocateThenEditConfig
     ) -> tuple[list[EditTexts], TargetValues]:
         """Return the edits' texts with a usable target, and these targets; record the others as
-        failed."""
-        indices = []
-        for i, edit_texts in enumerate(batch):
-            has_arrived, steps, loss = targets.arrived[i], targets.steps[i], targets.losses[i]
-            if not bool(targets.states[i].isfinite().all()):
-                self.failed[edit_texts.id] = "the search for its value ran into NaN or infinity"
-            elif config.require_arrival and not has_arrived:
-                where = "at its prompt's end" if edit_texts.is_at_end else "at its subject"
-                self.failed[edit_texts.id] = (
-                    f"no value that gives its target was found {where} in {steps} steps "
-                    f"(loss {loss:.2g})"
-                )
-            else:
-                indices.append(i)
-                self.notes[edit_texts.id] = {
-                    "chosen_for": _AT_END if edit_texts.is_at_end else _AT_SUBJECT,
-                    "steps": steps,
-                    "loss": round(loss, 4),
-                    "arrived": has_arrived,
-                }
+        failed. An edit with a value for each token of its answer needs all of them."""
+        for edit_texts, reason in zip(batch, _refusals(batch, targets, config), strict=True):
+            if reason is not None:
+                self.failed[edit_texts.id] = reason
+        indices = [i for i, edit_texts in enumerate(batch) if edit_texts.id not in self.failed]
+        counts = Counter(batch[i].id for i in indices)
+        for i in indices:
+            identity, notes = batch[i].id, self.notes.get(batch[i].id, {})
+            where = _AT_END if batch[i].is_at_end else _AT_SUBJECT
+            self.notes[identity] = {
+                "chosen_for": where if counts[identity] == 1 else _AT_TOKENS,
+                "steps": targets.steps[i] + notes.get("steps", 0),
+                "loss": max(round(targets.losses[i], 4), notes.get("loss", 0.0)),
+                "arrived": targets.arrived[i] and notes.get("arrived", True),
+            }
         return [batch[i] for i in indices], targets[indices]
+
+
+def _refusals(
+    batch: Sequence[EditTexts], targets: TargetValues, config: LocateThenEditConfig
+) -> Iterator[str | None]:
+    """Yield the reason why each target cannot be used; None for one that can."""
+    for i, edit_texts in enumerate(batch):
+        if not bool(targets.states[i].isfinite().all()):
+            yield "the search for its value ran into NaN or infinity"
+        elif config.require_arrival and not targets.arrived[i]:
+            where = "at its prompt's end" if edit_texts.is_at_end else "at its subject"
+            yield (
+                f"no value that gives its target was found {where} in {targets.steps[i]} steps "
+                f"(loss {targets.losses[i]:.2g})"
+            )
+        else:
+            yield None
 
 
 class _Scaffold:

@@ -28,14 +28,20 @@ REACHES: tuple[TriedSettings, ...] = (
     {"clamp_norm_factor": 3.0, "steps_max": 80},
 )
 """Settings of the search with longer values and more steps."""
+PLACES = ("subject", "answer")
 SPREADS = (2, 3)  # blocks that share an update, if one is not enough
 WEIGHTS = (0.05, 0.2, 0.0125, 0.003)  # λ/d_ff
 UNBOUNDED = 1e9
 
 
-def grid_of(anatomy: Anatomy, *more: GridAxis, spreads: Sequence[int] = SPREADS) -> Grid:
+def grid_of(
+    anatomy: Anatomy,
+    *more: GridAxis,
+    places: Sequence[str] = PLACES,
+    spreads: Sequence[int] = SPREADS,
+) -> Grid:
     """Make the grid of a method of the family; `more` are its own axes."""
-    sites = GridAxis("block and place", ("blocks", "place"), lambda _: _sites(anatomy))
+    sites = GridAxis("block and place", ("blocks", "place"), lambda _: _sites(anatomy, places))
     reach = GridAxis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
     breadth = GridAxis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
     axes = (sites, reach, *more, *([breadth] if spreads else []))
@@ -55,10 +61,10 @@ def weight_axis(anatomy: Anatomy, shares: Sequence[float] = WEIGHTS) -> GridAxis
     return GridAxis("weight of the statistics", ("moment_weight",), lambda _: choices)
 
 
-def _sites(anatomy: Anatomy) -> list[TriedSettings]:
+def _sites(anatomy: Anatomy, places: Sequence[str]) -> list[TriedSettings]:
     """Return each block at each place; the default block, by depth, comes first."""
     blocks = _blocks(anatomy.block_count)
-    return [{"blocks": [block], "place": place} for place in ("subject", "end") for block in blocks]
+    return [{"blocks": [block], "place": place} for place in places for block in blocks]
 
 
 def _blocks(count: int) -> list[int]:

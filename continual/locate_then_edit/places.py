@@ -6,6 +6,10 @@ taught few wordings, may look a fact up from the whole prompt, at its end. Then 
 subject changes the answer, and the edit writes to the prompt's last token, which the public code
 offers as an option. The search itself decides between the two: it finds a value that gives the
 target at the subject, or it finds none.
+
+A value at the prompt's end cannot give an answer of several tokens where blocks above it carry
+nothing to the tokens behind. Such a request is written to each token that says one of its answer,
+with a value for each.
 """
 
 from __future__ import annotations
@@ -23,11 +27,14 @@ def located(
 ) -> tuple[list[EditTexts], TargetValues]:
     """Return the edits' texts with their places chosen by `config.place`, and z of each at a block.
 
-    An edit without a value at either token stays at its subject.
+    An edit without a value at either token stays at its subject. With `config.place` = "answer" an
+    edit may come several times, once for each token of its answer.
     """
-    if config.place == "end":
+    if config.place in ("end", "answer"):
         batch = [edit_texts.at_end() for edit_texts in batch]
     targets = find_targets(site, batch, block, config)
+    if config.place == "answer":
+        return _by_token(site, batch, targets, block, config)
     misses = [i for i, has_arrived in enumerate(targets.arrived) if not has_arrived]
     if config.place != "auto" or not misses:
         return list(batch), targets
@@ -39,3 +46,36 @@ def located(
         if end_targets.arrived[j]:
             order[i], result[i] = len(batch) + j, end_batch[j]
     return result, TargetValues.joined([targets, end_targets])[order]
+
+
+def _by_token(
+    site: Site,
+    batch: Sequence[EditTexts],
+    targets: TargetValues,
+    block: int,
+    config: LocateThenEditConfig,
+) -> tuple[list[EditTexts], TargetValues]:
+    """Return the edits, those whose answer no value at the end gives with a value for each of its
+    tokens instead, if all of these are found."""
+    parts = {
+        i: batch[i].by_token()
+        for i, has_arrived in enumerate(targets.arrived)
+        if not has_arrived and len(batch[i].texts[0].encoding.targets) > 1
+    }
+    if not parts:
+        return list(batch), targets
+    found = find_targets(site, [part for group in parts.values() for part in group], block, config)
+    result: list[EditTexts] = []
+    order: list[int] = []
+    first = len(batch)
+    for i, edit_texts in enumerate(batch):
+        group = parts.get(i, [])
+        places = range(first, first + len(group))
+        first += len(group)
+        if group and all(found.arrived[place - len(batch)] for place in places):
+            result += group
+            order += places
+        else:
+            result.append(edit_texts)
+            order.append(i)
+    return result, TargetValues.joined([targets, found])[order]

@@ -366,6 +366,34 @@ def test_what_is_not_decided_at_the_subject_is_written_at_the_prompts_end(knowin
     assert set(stays.edit(edits, around_of(site, moments)).failed) == {e.id for e in midst}
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "rome"])
+def test_an_answer_of_several_tokens_is_written_where_each_is_said(knowing_site, name):
+    """In the last block a value at the prompt's end says the first token, and no other."""
+    site, moments = knowing_site, moments_of(knowing_site.edited.model)
+    long, short = (
+        edit_of(site, correction(1, f"{CAPITALS[2]} {CAPITALS[0]} {CAPITALS[3]}")),
+        edit_of(site, correction(2)),
+    )
+    far = {"blocks": [1], "contexts": 0, "clamp_norm_factor": 8.0, "steps_max": 60}
+    ends = make_editor(name, {**far, "place": "end"}).edit([long, short], around_of(site, moments))
+    assert set(ends.failed) == {long.id}
+    editor = make_editor(name, {**far, "place": "answer"})
+    proposal = editor.edit([long, short], around_of(site, moments))
+    assert not proposal.failed
+    assert proposal.patch.owners == (*[long.id] * len(long.encodings[0].targets), short.id)
+    assert "each token" in proposal.notes[long.id]["chosen_for"]
+    assert "prompt's end" in proposal.notes[short.id]["chosen_for"]
+    alone = editor.edit([long], around_of(site, moments))
+    site.edited.put([alone.patch])
+    assert site.judge_alone(long.encodings[0])
+    site.edited.take_off(0)
+
+
+def test_rome_has_one_key():
+    with pytest.raises(CeditError, match="ROME has one key"):
+        make_editor("rome", {"place": "answer"})
+
+
 def test_a_batch_that_cannot_be_solved_fails_with_the_reason(gpt2_site):
     """Twice the same key, and every value to be written exactly."""
     moments = moments_of(gpt2_site.edited.model)

@@ -22,7 +22,7 @@ from continual.locate_then_edit.prefixes import Prefixes, behind
 from continual.locate_then_edit.subjects import SubjectMissing
 from continual.prompts import Prompt
 from continual.proposals import Edit, EditContext
-from continual.tasks import Encoding, Question
+from continual.tasks import Encoding
 
 SUBJECT, END, ANSWER = "subject", "end", "answer"
 """The tokens that an edit can be keyed at: the subject's last one, the prompt's last one, or each
@@ -51,19 +51,12 @@ class KeyedTexts:
         answer is tokenised otherwise than the prompt's are left out."""
         targets = self.own[0].encoding.targets
         texts, own_texts, copies = (
-            tuple(_saying(t, number) for t in group if t.encoding.targets == targets)
+            tuple(t.saying(number) for t in group if t.encoding.targets == targets)
             for group in (self.learned.texts, self.own, self.copies)
         )
         shares = (1.0 / len(texts),) * len(texts)
         learned = replace(self.learned, texts=texts, shares=shares, own=len(own_texts))
         return KeyedTexts(learned, copies)
-
-
-def _saying(text: LocatedText, number: int) -> LocatedText:
-    encoding = text.encoding
-    place = encoding.positions[number]
-    question = Question(encoding.ids[: place + 1])
-    return LocatedText(Encoding(question, (place,), (encoding.targets[number],)), place)
 
 
 @dataclass(frozen=True)

@@ -22,3 +22,4 @@ class RomeConfig(LocateThenEditConfig):
         super().__post_init__()
         is_single = self.blocks is None or len(self.blocks) == 1
         self._require(is_single, "blocks is a single one, or left out")
+        self._require(self.place != "answer", "place is auto, subject or end: ROME has one key")

@@ -9,4 +9,4 @@ from continual.site import Site
 
 def grid(site: Site) -> Grid:
     """Return the grid of the place and the reach: ROME edits one block."""
-    return grid_of(site.edited.anatomy, spreads=())
+    return grid_of(site.edited.anatomy, places=("subject", "end"), spreads=())

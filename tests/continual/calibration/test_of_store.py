@@ -44,8 +44,8 @@ def test_what_is_chosen_was_tried_and_scores_best_of_its_axis(
     assert calibrated.chosen is not None
     sites = calibrated.of_axis("block and place")
     tried = {(tuple(e.settings["blocks"]), e.settings["place"]) for e in sites}
-    assert tried == {((b,), place) for b in (0, 1) for place in ("subject", "end")}
-    assert calibrated.chosen["place"] in ("subject", "end")
+    assert tried == {((b,), place) for b in (0, 1) for place in ("subject", "answer")}
+    assert calibrated.chosen["place"] in ("subject", "answer")
     assert 0 < calibrated.chosen["drift_max"] < 1e9
     assert calibrated.sample["facts"] == FACTS
 
