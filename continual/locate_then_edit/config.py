@@ -32,6 +32,9 @@ class ValueSearchConfig(SettingsTable):
     kl_factor: float = 0.0625  # the weight of the KL on the essence prompt in a search, as in MEMIT
     weight_decay: float = 0.5  # the weight of ‖δ‖/‖h‖² in the loss of a search
     clamp_norm_factor: float = 0.75  # ‖δ‖ at most, in ‖h‖
+    overshoot: float = 1.0
+    """The length of δ in a target, in that of the δ at which the search ends. A longer one reaches
+    wordings whose keys are farther from the request's, and more of all else."""
     contexts: int = 2  # texts to stand before the prompt in a search, besides the empty one
     context_tokens: int = 5  # the length of each text that stands before the prompt, in tokens
     precision: str = "medium"
@@ -42,7 +45,7 @@ class ValueSearchConfig(SettingsTable):
     faster, and 1,024 elsewhere; fewer if their recorded states would fill 4 GiB."""
 
     def __post_init__(self) -> None:
-        for name in ("step", "step_decay", "clamp_norm_factor"):
+        for name in ("step", "step_decay", "clamp_norm_factor", "overshoot"):
             self._require(getattr(self, name) > 0, f"{name} is more than 0")
         for name in ("steps_max", "context_tokens"):
             self._require(getattr(self, name) >= 1, f"{name} is at least 1")

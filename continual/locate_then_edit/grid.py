@@ -29,6 +29,7 @@ REACHES: tuple[TriedSettings, ...] = (
 )
 """Settings of the search with longer values and more steps."""
 PLACES = ("subject", "answer")
+OVERSHOOTS = (1.0, 1.4, 2.0)
 SPREADS = (2, 3)  # blocks that share an update, if one is not enough
 WEIGHTS = (0.05, 0.2, 0.0125, 0.003)  # λ/d_ff
 UNBOUNDED = 1e9
@@ -43,8 +44,10 @@ def grid_of(
     """Make the grid of a method of the family; `more` are its own axes."""
     sites = GridAxis("block and place", ("blocks", "place"), lambda _: _sites(anatomy, places))
     reach = GridAxis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
+    overshoots = [{"overshoot": times} for times in OVERSHOOTS]
+    length = GridAxis("length of the values", ("overshoot",), lambda _: overshoots)
     breadth = GridAxis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
-    axes = (sites, reach, *more, *([breadth] if spreads else []))
+    axes = (sites, reach, length, *more, *([breadth] if spreads else []))
     blocks = _blocks(anatomy.block_count)
     return Grid(
         axes,

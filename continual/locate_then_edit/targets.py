@@ -70,11 +70,11 @@ KEPT_BYTES_MAX = 4 * 2**30  # for the sums, keys and values that a search keeps 
 class TargetValues:
     """The values that n requests aim at; float32."""
 
-    states: Tensor  # z [n, d]
+    states: Tensor  # z [n, d], with the overshoot that the settings ask for
     before: Tensor  # h [n, d]
     steps: tuple[int, ...]
-    losses: tuple[float, ...]  # at z
-    arrived: tuple[bool, ...]  # the bare prompt is answered rightly with z in its place
+    losses: tuple[float, ...]  # at the end of the search
+    arrived: tuple[bool, ...]  # the bare prompt is answered rightly there
 
     def __getitem__(self, chosen: Sequence[int]) -> TargetValues:
         return TargetValues(
@@ -160,7 +160,7 @@ def _search(search: ValueSearch) -> TargetValues:
         search.focus(live)
         evaluation = _merged(evaluation, search.evaluation(delta), live)
     return TargetValues(
-        search.before + delta,
+        search.before + config.overshoot * delta,
         search.before,
         tuple(steps.tolist()),
         tuple(evaluation.loss.tolist()),

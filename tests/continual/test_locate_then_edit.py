@@ -389,6 +389,18 @@ def test_an_answer_of_several_tokens_is_written_where_each_is_said(knowing_site,
     site.edited.take_off(0)
 
 
+def test_a_target_goes_beyond_the_value_that_the_search_finds(gpt2_site):
+    batch = [texts_of_edit(edit, [""], gpt2_site) for edit in edits_of(gpt2_site, 1, 2)]
+    found, beyond = (
+        find_targets(gpt2_site, batch, 0, MemitConfig(overshoot=times)) for times in (1.0, 1.5)
+    )
+    assert torch.equal(beyond.before, found.before)
+    assert bool((found.states != found.before).any())
+    torch.testing.assert_close(
+        beyond.states - beyond.before, 1.5 * (found.states - found.before), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_rome_has_one_key():
     with pytest.raises(CeditError, match="ROME has one key"):
         make_editor("rome", {"place": "answer"})
