@@ -12,7 +12,7 @@ from cli.server.dashboard.showing import POLICY, STATIC
 from continual.serving.tokens import Tokens
 from tests import tiny_language as language
 from tests.cli.server.conftest import Serving
-from tests.cli.server.test_corrections import propose, wait_for
+from tests.cli.server.test_corrections_over_http import propose, wait_for
 
 PAGES = ("/", "/queue", "/corrections/1", "/history", "/health/page", "/settings")
 HOSTILE = "<script>alert('x')</script>\" onmouseover=\"y & z"
