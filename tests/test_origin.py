@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import cedit_origin
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("cedit", "cli", "continual", "store")
-OPTIONAL = {"faiss", "matplotlib", "peft"}  # extras: an import that fails says which
+SERVER = {"fastapi", "markupsafe", "prometheus_client", "starlette", "uvicorn"}
+OPTIONAL = {"faiss", "matplotlib", "peft", *SERVER}  # extras: an import that fails says which
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -32,10 +33,9 @@ def imported(file: Path) -> Iterator[str]:
 
 def test_every_distribution_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    declared = {
-        requirement.partition(">")[0].lower().replace("_", "-")
-        for requirement in project["dependencies"]
-    }
+    extras = project["optional-dependencies"]
+    declared = _names(project["dependencies"])
+    assert {name.replace("_", "-") for name in SERVER} <= _names(extras["serve"])
     files = [ROOT / "cedit_origin.py"]
     files += [file for name in SHIPPED for file in (ROOT / name).rglob("*.py")]
     names = {name for file in files for name in imported(file)}
@@ -48,6 +48,11 @@ def test_every_distribution_that_is_imported_is_declared() -> None:
         if not {owner.lower().replace("_", "-") for owner in owners[name]} & declared
     }
     assert undeclared == set()
+
+
+def _names(requirements: Iterable[str]) -> set[str]:
+    """The distributions of some requirements, without their versions."""
+    return {r.partition(">")[0].lower().replace("_", "-") for r in requirements}
 
 
 # -- other packages of the same names

@@ -36,7 +36,7 @@ def test_every_trial_is_evidence_in_json(cedit: Cedit, quick: Path, corrections:
     assert record["type"] == "calibration" and record["editor"] == "memit"
     assert record["sample"] == {**record["sample"], "source": "the stream", "facts": 4}
     assert {trial["axis"] for trial in record["trials"]} >= {"weight of the statistics", "budget"}
-    assert set(record["chosen"]) <= {"moment_weight", "drift_max"}
+    assert set(record["chosen"]) <= {"moment_weight", "overshoot", "drift_max"}
     trial = record["trials"][0]
     assert trial["settings"]["blocks"] == [0]
     assert 0 <= trial["arrives"] <= 1 and 0 <= trial["general"] <= 1
