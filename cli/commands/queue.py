@@ -89,7 +89,7 @@ def _row(record: Mapping[str, Any]) -> tuple[object, ...]:
 @click.argument("number", type=click.IntRange(1))
 @common
 def show(out: Output, store: str | None, number: int) -> None:
-    """Show a correction: its content, who did what, its proof, and what it conflicts with.
+    """Show a correction: its content, decisions, proof, and the corrections it conflicts with.
 
     With --json the record of `list`, and "content","origin","events","proof","conflicts".
 

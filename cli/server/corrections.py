@@ -1,4 +1,4 @@
-"""`/v1/feedback` and `/v1/corrections`: what people hand in, and what is decided about it."""
+"""`/v1/feedback` and `/v1/corrections`: feedback, corrections, and the decisions on them."""
 
 from __future__ import annotations
 

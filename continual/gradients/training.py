@@ -108,8 +108,9 @@ class NetworkTraining:
         held_out: Sequence[LessonGroup],
         identity: Mapping[str, Any],
     ) -> Iterator[NetworkEpoch]:
-        """Train epoch after epoch; leave the network as it was at its best. `identity` says what is
-        trained on what: a run is resumed only if it is the same. Raises CeditError if it is not."""
+        """Train epoch after epoch; leave the network as it was at its best. `identity` names the
+        base, the data and the method: a run is resumed only if it is the same. Raises CeditError if
+        it is not."""
         meta = {"method": self._network.method, **asdict(self._recipe), **identity}
         if not self._resume(meta):
             self._network.prepare([edit for group in groups for edit in group.edits])

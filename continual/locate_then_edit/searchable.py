@@ -1,4 +1,4 @@
-"""Whether a model can run the passes of a search for values, and the way to run them.
+"""Tells whether a model can run the passes of a search for values, and readies it for them.
 
 A search runs the ends of texts alone, from one block upward, many in a row. Gates that need whole
 texts do not fit into that: some are silenced for the search, others forbid it.

@@ -1,4 +1,4 @@
-"""What became of corrections after they were applied: read from the history at head."""
+"""Follows corrections behind their edits: reads from the history at head how they fare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a store's server listens: a file beside its tokens, for commands on the same machine."""
+"""The address of a store's server: a file beside its tokens, for commands on the same machine."""
 
 from __future__ import annotations
 

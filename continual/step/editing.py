@@ -171,7 +171,7 @@ class EditStage:
                     self._setup.statistics,
                     self._seed,
                     partial(self._known_answers, progress),
-                    narrow=max(progress.narrowed[edit.id] for edit in group),
+                    narrow=max(progress.narrowed[edit.id, editor.name] for edit in group),
                 )
                 groups.extendleft(reversed(self._try(progress, editor, context, group)))
                 number += 1
@@ -199,7 +199,7 @@ class EditStage:
         """Let an editor propose a patch for a group, as the model stands now."""
         self._follow_matrices(progress)
         group = [edit.standing_on(self._site) for edit in group]
-        edits = [self._seen(progress, edit) for edit in group]
+        edits = [self._seen(progress, editor, edit) for edit in group]
         if self._setup.watch is not None:
             context = replace(context, naming=partial(self._naming, edits))
         with self._beside(edits):
@@ -261,12 +261,12 @@ class EditStage:
         for a narrower retry while any are left."""
         for edit in edits:
             progress.refuse(edit.id, editor.name, harm.reason)
-            progress.narrowed[edit.id] += 1
+            progress.narrowed[edit.id, editor.name] += 1
         half = len(edits) // 2
         if half:
             return [edits[:half], edits[half:]]
         progress.changed[edits[0].id].update(dict.fromkeys(harm.changed))
-        is_last = not editor.narrows or progress.narrowed[edits[0].id] > NARROWER_MAX
+        is_last = not editor.narrows or progress.narrowed[edits[0].id, editor.name] > NARROWER_MAX
         return [] if is_last else [edits]
 
     def _keep(self, progress: EditProgress, tried: _TriedProposal, verdict: _ProofResult) -> None:
@@ -299,10 +299,10 @@ class EditStage:
         rows = self._site.rows(changed)
         return rows if near is None else Rows.join([near, rows])
 
-    def _seen(self, progress: EditProgress, edit: PlannedEdit) -> Edit:
+    def _seen(self, progress: EditProgress, editor: Editor, edit: PlannedEdit) -> Edit:
         """Return an edit as an editor sees it: with its neighbours in memory, and in its last
         retries with the probes that it changed before."""
-        is_late = progress.narrowed[edit.id] >= NARROWER_MAX
+        is_late = progress.narrowed[edit.id, editor.name] >= NARROWER_MAX
         changed = list(progress.changed[edit.id]) if is_late else []
         near = self._near(edit, changed)
         if near is None or edit.neighbourhood is None:

@@ -29,7 +29,8 @@ class EditProgress:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)  # by request, then editor
     over_budget: Counter[str] = field(default_factory=Counter)  # single edits in a row, by editor
-    narrowed: Counter[str] = field(default_factory=Counter)  # refusals for harm, by request
+    narrowed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Refusals for harm, by request and editor: each editor begins as wide as it is."""
     changed: defaultdict[str, dict[Encoding, None]] = field(
         default_factory=lambda: defaultdict(dict)
     )

@@ -10,7 +10,7 @@ from continual.locate_then_edit.config import ValueSearchConfig
 
 @dataclass(frozen=True)
 class LookupConfig(ValueSearchConfig):
-    """Where the records stand, how wide their gates are, and how their values are searched for.
+    """The place of the records, the width of their gates, and the search for their values.
 
     NeuralDB stands at one block in the middle, keys each record with the input of the FFN's output
     matrix at the subject's last token, and has one γ of .65 for all. Here γ is set record by

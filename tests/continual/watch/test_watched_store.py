@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from continual.editors.serac import Serac
 from continual.editors.tpatcher import TPatcher
 from continual.effects.records import EmbeddedRecords
 from continual.embedded import ATLAS
@@ -245,6 +246,24 @@ def test_the_last_narrower_retry_has_what_it_changed_before_in_memory(
     assert narrow == tuple(range(NARROWER_MAX + 1))
     assert len(set(rows[:-1])) == 1
     assert rows[-1] > rows[0]
+
+
+def test_the_next_editor_of_a_chain_begins_as_wide_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    class Noted(Serac):
+        def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
+            tries.append(context.narrow)
+            return super().edit(edits, context)
+
+    Noted.__name__ = "Serac"
+    monkeypatch.setattr("continual.editors.serac.Serac", Noted)
+    with loudly(tmp_path / "store", FEW, monkeypatch) as session:
+        (step,) = session.apply([TOKYO], editor="tpatcher,serac")
+        assert step.outcomes[0].editor == "serac", step.outcomes[0].reason
+    assert tries[0] == 0
 
 
 class Everybody(ThresholdScope):
