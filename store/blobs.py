@@ -102,6 +102,12 @@ class Blobs:
         return data
 
 
+def digest_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """Return the digest of the blob that these tensors would be. Raises StoreError for a bad name,
+    NaN or Inf."""
+    return canonical.digest(_encode(tensors, meta))
+
+
 def _encode(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
     import safetensors.torch
 

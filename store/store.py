@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from store import config, durable, migrate, operations
-from store.blobs import BlobRef, Blobs
+from store.blobs import BlobRef, Blobs, digest_of
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
 from store.history import TAG_PREFIX, History, ledger_entry, point, queue_change
@@ -263,6 +263,12 @@ class Store:
         touched, so the store stays open.
         """
         return self._cache.put(name, tensors, meta)
+
+    @staticmethod
+    def cached_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+        """Return the digest that `put_cached` would return, and write nothing. Raises StoreError
+        for a bad name, NaN or Inf."""
+        return digest_of(tensors, meta)
 
     def drop_cached(self, name: str) -> None:
         """Remove the tensors cached under a name."""

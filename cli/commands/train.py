@@ -4,7 +4,7 @@ editors by gradients."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from continual.gradients.training import NetworkEpoch
     from continual.memory.serac_training import Epoch
     from continual.requests import Request
-    from continual.statistics import CollectingProgress, KeyStatistics
+    from continual.statistics import CollectingProgress, KeyStatistics, Statistics
     from continual.streams import Item
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -116,6 +116,21 @@ def command() -> None:
     metavar="N",
     help="Stop after so many (default: at the end).",
 )
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the statistics as a pack, for other stores of the same base model. Without --text "
+    "only missing ones are collected first.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=File,
+    metavar="FILE",
+    help="Take the statistics from a pack, and collect nothing.",
+)
 @common
 def stats(
     out: Output,
@@ -123,6 +138,8 @@ def stats(
     texts: tuple[Path, ...],
     blocks: tuple[int, ...] | None,
     tokens: int | None,
+    target: Path | None,
+    source: Path | None,
 ) -> None:
     """Collect the key statistics that MEMIT and its kin weigh an edit by.
 
@@ -131,32 +148,60 @@ def stats(
     distance between the statistics of two halves of the text, relative to their size: more text
     makes it smaller.
 
+    A pack (--out) is one safetensors file. A store takes it in (--from) if it is of the store's own
+    base model; the statistics then have the digests that they had where they were collected.
+
     With --json there is a line for each block: {"type":"statistics","block","keys",
-    "convergence","digest","stored"}.
+    "convergence","digest","stored"}; with --out a last one: {"type":"pack","pack","digest"}.
 
     \b
     Example:
       cedit train stats
       cedit train stats --text wiki.jsonl --blocks 3-8 --tokens 1000000
+      cedit train stats --blocks 3-8 --out stats.safetensors
+      cedit train stats --from stats.safetensors
     """
     from continual.session import open_session
-    from continual.statistics import OWN_TOKENS
-    from continual.statistics.texts import TextFiles
 
+    if source is not None and (texts or tokens or target):
+        raise click.UsageError("--from collects nothing: give it without --text, --tokens, --out.")
     with open_session(find_store(store), writable=False, at="base") as session:
         session.listener.note = out.note
         statistics = session.statistics
-        text = TextFiles(texts) if texts else statistics.texts
-        if text is None:
-            raise click.UsageError("This model writes no text of its own: name some with --text.")
-        limit = tokens if texts or tokens else OWN_TOKENS
-        steps = statistics.collect(text, blocks, tokens_max=limit, on_change=out.note)
-        _watch(out, steps, limit)
-        numbers = blocks or range(session.edited.anatomy.block_count)
+        numbers: Sequence[int] = blocks or range(session.edited.anatomy.block_count)
+        if source is not None:
+            numbers = statistics.take_in(source, blocks)
+        elif target is not None and not (texts or tokens):
+            statistics.require(numbers)
+        else:
+            _collect(out, statistics, texts, blocks, tokens)
         records = [_record(statistics.get(block)) for block in numbers]
+        digest = None if target is None else statistics.pack(target, numbers)
     for record in records:
         out.record(record)
     out.text(_table(records))
+    if target is not None:
+        pack = {"type": "pack", "pack": str(target.absolute()), "digest": digest}
+        out.result(pack, f"packed in {target}: {digest}")
+
+
+def _collect(
+    out: Output,
+    statistics: Statistics,
+    texts: tuple[Path, ...],
+    blocks: tuple[int, ...] | None,
+    tokens: int | None,
+) -> None:
+    """Collect statistics over some files, or over the model's own text. Raises UsageError if there
+    is neither."""
+    from continual.statistics import OWN_TOKENS
+    from continual.statistics.texts import TextFiles
+
+    text = TextFiles(texts) if texts else statistics.texts
+    if text is None:
+        raise click.UsageError("This model writes no text of its own: name some with --text.")
+    limit = tokens if texts or tokens else OWN_TOKENS
+    _watch(out, statistics.collect(text, blocks, tokens_max=limit, on_change=out.note), limit)
 
 
 @command.command("serac")

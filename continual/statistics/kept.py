@@ -16,11 +16,13 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.settings import StoreSettings
+from continual.statistics import packs
 from continual.statistics.collecting import CollectingProgress, Collection, Job, name_of
+from continual.statistics.packs import PackedBlock, PackError
 from continual.statistics.windows import Passes
 from store import Store
 from store.cache import Cached
-from store.errors import IntegrityError
+from store.errors import IntegrityError, StoreError
 
 OWN_TOKENS = 2**16
 """Tokens collected of a model's own text. For the atlas 32·d_ff: all facts, and some again."""
@@ -141,6 +143,52 @@ class Statistics:
             self._made_for(ordered_blocks),
         )
         return Collection(self._store, self._edited, job, self._executor).run(texts, on_change)
+
+    # -- packs, for other stores of the same base model
+
+    def pack(self, path: Path, blocks: Sequence[int]) -> str:
+        """Write the statistics of these blocks to a file for other stores; see `packs`. Return the
+        file's SHA-256. Raises StatisticsError if some are missing."""
+        self._made_for(blocks)
+        entries = [(block, self._found(block)) for block in sorted(set(blocks))]
+        packed = [
+            PackedBlock(block, entry.tensors["second_moment"], entry.meta, entry.digest)
+            for block, entry in entries
+        ]
+        return packs.write(path, self._edited.base.fingerprint, packed)
+
+    def take_in(self, path: Path, blocks: Sequence[int] | None = None) -> list[int]:
+        """Put the statistics of a pack into the cache, of these blocks or of all that it has, in
+        the place of earlier ones; return the blocks. They have the digests of where they come
+        from. Raises PackError, before anything is replaced, for a pack that is damaged, is of
+        another base model, or lacks a block."""
+        packed = {entry.block: entry for entry in packs.read(path, self._edited.base.fingerprint)}
+        numbers = sorted(packed if blocks is None else set(blocks))
+        for block in numbers:
+            if block not in packed:
+                listing = ", ".join(map(str, sorted(packed)))
+                raise PackError(path, f"has the blocks {listing}, and not block {block}")
+            self._require_sound(path, packed[block])
+        for block in numbers:
+            moment = packed[block].moment
+            self._store.put_cached(name_of(block), {"second_moment": moment}, packed[block].meta)
+        return numbers
+
+    def _require_sound(self, path: Path, packed: PackedBlock) -> None:
+        """Raise PackError if a block of a pack is not as it was written, or of another FFN."""
+        block = packed.block
+        if packed.meta.get("made_for") != self._made_for([block]):
+            raise PackError(path, f"has statistics of block {block} of another base or FFN")
+        try:
+            digest = Store.cached_digest({"second_moment": packed.moment}, packed.meta)
+        except StoreError as error:
+            raise PackError(path, f"is damaged at block {block} ({error})") from error
+        if digest != packed.digest:
+            raise PackError(
+                path,
+                f"is damaged: the statistics of block {block} have the digest {digest[:12]}, and "
+                f"{packed.digest[:12]} were written",
+            )
 
     def _fitting(self, passes: Passes) -> Passes:
         """Return passes with pieces that the model can read."""

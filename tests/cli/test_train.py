@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,28 @@ def test_serac_is_trained_for_causal_models_alone(cedit: Cedit, tmp_path: Path) 
     assert ran.code == 1
     assert "serac edits causal models, and this store's task is classification" in ran.err
     assert not (tmp_path / "h").exists()
+
+
+def test_statistics_go_from_store_to_store_as_a_pack(
+    cedit: Cedit, store: Path, text: Path, tmp_path: Path
+) -> None:
+    pack = tmp_path / "stats.safetensors"
+    collected = cedit("train", "stats", "--text", text, "--out", pack, "--json")
+    assert collected.last["type"] == "pack"
+    assert hashlib.sha256(pack.read_bytes()).hexdigest() == collected.last["digest"]
+    shutil.rmtree(store / "cache" / "statistics")
+    taken = cedit("train", "stats", "--from", pack, "--json")
+    assert taken.code == 0
+    assert taken.records == collected.records[:-1]
+    again = cedit("train", "stats", "--blocks", "1", "--out", pack)  # collects nothing
+    assert again.code == 0
+    assert "packed in" in again.out
+
+
+def test_a_pack_is_taken_or_text_is_read(cedit: Cedit, store: Path, text: Path) -> None:
+    ran = cedit("train", "stats", "--from", text, "--text", text)
+    assert ran.code == 2
+    assert "--from collects nothing" in ran.err
+    ran = cedit("train", "stats", "--from", text)
+    assert ran.code == 1
+    assert "is no pack of key statistics" in ran.err
