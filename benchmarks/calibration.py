@@ -32,6 +32,8 @@ from continual.new_store import NewStore, init
 from continual.session import Session, open_session
 
 PROBES = 200  # of each set
+SITE = ("blocks", "place", "block")
+"""The settings that name where an editor edits."""
 METRICS = ("SR", "GR", "ER", "TrainR", "TestR", "Locality", "Watch", "Neighbours")
 COLUMNS = (
     TextColumn("world", "world"),
@@ -122,8 +124,9 @@ def grid(session: Session, stream: Path, options: argparse.Namespace) -> Iterato
     session.store.settings.pop("calibration")  # from here on nothing is measured by itself
     axis = known.trials[0].axis
     for evidence in known.of_axis(axis):
-        settings = {**known.chosen, **evidence.settings, "drift_max": 1e9}
-        name = " ".join(f"{key}={value}" for key, value in evidence.settings.items())
+        site = {name: evidence.settings[name] for name in SITE if name in evidence.settings}
+        settings = {**known.chosen, **site, "drift_max": 1e9}
+        name = " ".join(f"{key}={value}" for key, value in site.items())
         tables_ = {options.editor: settings}
         yield run(session, stream, name, options, editors=tables_, watch=None)
 

@@ -29,12 +29,13 @@ class GridAxis:
     """Settings that are chosen together.
 
     `choices` gets the settings chosen so far and returns the alternatives, the cheapest first: the
-    first of equally good ones is chosen.
+    first of nearly equal ones is chosen, or the best one if none is cheaper.
     """
 
     name: str
     settings: tuple[str, ...]
     choices: Callable[[TriedSettings], Sequence[TriedSettings]]
+    is_by_cost: bool = True
 
 
 @dataclass(frozen=True)

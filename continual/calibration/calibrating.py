@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from continual.calibration.choosing import best, bound, score
+from continual.calibration.choosing import TOLERANCE, best, bound, score
 from continual.calibration.config import CalibrationConfig
 from continual.calibration.kept import BUDGET, Calibrated, CalibrationCache, Purpose, Trial
 from continual.calibration.trials import TrialRunner
@@ -50,7 +50,8 @@ class Calibration:
                 for trial_state in self._axis(state, axis, settings):
                     state = trial_state
                     yield state
-                settings = {**settings, **best(state.of_axis(axis.name)).settings}
+                tolerance = TOLERANCE if axis.is_by_cost else 0.0
+                settings = {**settings, **best(state.of_axis(axis.name), tolerance).settings}
             if self._is_bounded:
                 for bound_state in self._bounded(state, settings):
                     state = bound_state

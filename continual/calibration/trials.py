@@ -45,10 +45,10 @@ class Evidence:
     seconds: float  # of editing alone
 
     @property
-    def measured(self) -> list[float]:
-        """All shares that were measured."""
-        values = (getattr(self, name) for name in MEASURED)
-        return [value for value in values if value is not None]
+    def measured(self) -> dict[str, float]:
+        """All shares that were measured, by column."""
+        values = ((name, getattr(self, name)) for name in MEASURED)
+        return {name: value for name, value in values if value is not None}
 
     @property
     def stays(self) -> float:

@@ -71,6 +71,9 @@ class LocateThenEditConfig(ValueSearchConfig):
     """The blocks whose matrices are edited; None: by depth, see `default_blocks`."""
     drift_max: float = 0.1
     """A matrix's drift from the base, of all edits together, at most; see `drift_of`."""
+    general_weight: float = 0.0
+    """The weight of the keys of general text in memory, in that of C₀: updates leave the texts
+    alone that name none of their subjects. Published: 0."""
     pin_norms: bool = False
     """Give all values of a batch the mean length that they have when they are searched for on the
     base, as NAS does: lengths that grow from batch to batch wear a model out."""
@@ -81,6 +84,7 @@ class LocateThenEditConfig(ValueSearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.drift_max > 0, "drift_max is more than 0")
+        self._require(self.general_weight >= 0, "general_weight is not negative")
         blocks = self.blocks
         ascending = blocks is None or (len(blocks) > 0 and list(blocks) == sorted(set(blocks)))
         self._require(ascending, "blocks are one or more, in ascending order")

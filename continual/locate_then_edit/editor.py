@@ -22,9 +22,10 @@ from continual.locate_then_edit.config import LocateThenEditConfig, default_bloc
 from continual.locate_then_edit.contexts import write_contexts
 from continual.locate_then_edit.drift import drift_of
 from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
+from continual.locate_then_edit.general_keys import GeneralKeys
 from continual.locate_then_edit.keys import Keys, read_keys, read_states
 from continual.locate_then_edit.pinning import pinned
-from continual.locate_then_edit.places import located
+from continual.locate_then_edit.places import FoundValues
 from continual.locate_then_edit.searchable import readable, unsearchable
 from continual.locate_then_edit.solves import Solution, Unsolvable
 from continual.locate_then_edit.subjects import SubjectMissing
@@ -65,8 +66,10 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
 
     def __init__(self, config: EditorConfig) -> None:
         self.config = config
-        self._moments: dict[tuple[str, int], _PreparedMoment[PreparedForm]] = {}
-        """By base model and block."""
+        self._moments: dict[_Place, Tensor] = {}
+        self._prepared: dict[_Place, _PreparedMoment[PreparedForm]] = {}
+        self._general: dict[_Place, GeneralKeys] = {}
+        self._values = FoundValues()
 
     # -- the parts that each method defines
 
@@ -107,11 +110,13 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         if refusal is not None:
             draft.refuse({edit_texts.id: refusal for edit_texts in batch})
             return Proposal(None, draft.failed)
+        subjects = frozenset(edit.request.named_subject for edit in edits) - {""}
+        task = _Task(config, context, subjects)
         with readable(context.site.edited), _scaffold(context.site.edited) as scaffold:
             for group in self.rounds(batch):
                 part_count = len(scaffold.parts)
                 try:
-                    self._round(group, config, context, draft, scaffold)
+                    self._round(group, task, draft, scaffold)
                 except Unsolvable as error:
                     scaffold.keep(part_count)
                     draft.refuse({edit_texts.id: str(error) for edit_texts in group})
@@ -150,7 +155,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         change = weight.sum - base
         if added is not None:
             change = change.addmm_(added.left.to(base), added.right.to(base))
-        return drift_of(base, change, self._prepared(block, context).moment.to(base))
+        return drift_of(base, change, self._moment(block, context).to(base))
 
     def _over(self, why: str) -> str:
         """Return the reason with its remedy: another editor, or a larger `drift_max`."""
@@ -164,15 +169,14 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
     def _round(
         self,
         batch: Sequence[EditTexts],
-        config: EditorConfig,
-        context: EditContext,
+        task: _Task[EditorConfig],
         draft: _ProposalDraft,
         scaffold: _Scaffold,
     ) -> None:
         """Make the updates of some edits on top of all earlier ones, block after block."""
-        site, blocks = context.site, self._blocks(context)
+        config, site, blocks = task.config, task.context.site, self._blocks(task.context)
         scaffold.put_on()
-        batch, targets = located(site, batch, blocks[-1], config)
+        batch, targets = self._values.located(site, batch, blocks[-1], config)
         if config.pin_norms:
             targets = pinned(site, batch, targets, blocks[-1], config)
         batch, targets = draft.accepted(batch, targets, config)
@@ -182,7 +186,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
             residual = (targets.states - states) / (len(blocks) - number)
             keys = read_keys(site, batch, block)
             weight = site.edited.weight(block)
-            moments = self._prepared(block, context).prepared
+            moments = self._prepared_for(block, task)
             update = Update(keys, residual, moments, weight, config)
             minded = self.minded(keys)
             solution, addends = self.solve(update)
@@ -209,28 +213,74 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
             )
         return blocks
 
-    def _prepared(self, block: int, context: EditContext) -> _PreparedMoment[PreparedForm]:
-        """Return a block's statistics and the method's form of them; they are read once in a run.
-        Raises EditError without statistics."""
+    def _moment(self, block: int, context: EditContext) -> Tensor:
+        """Return C₀ [d_ff, d_ff] float32 of a block; it is read once in a run. Raises EditError
+        without statistics."""
+        place = context.site.edited.base.fingerprint, block
+        if place not in self._moments:
+            self._moments[place] = self._statistics(block, context).float()
+        return self._moments[place]
+
+    def _statistics(self, block: int, context: EditContext) -> Tensor:
+        """Return C₀ [d_ff, d_ff] float64 of a block. Raises EditError without statistics."""
         if context.statistics is None:
             raise EditError(
                 f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
             )
-        edited = context.site.edited
-        name = (edited.base.fingerprint, block)
-        if name not in self._moments:
+        return context.statistics.get(block).second_moment
+
+    def _prepared_for(self, block: int, task: _Task[EditorConfig]) -> PreparedForm:
+        """Return the method's form of a block's statistics, with the general text that the task's
+        updates leave alone. The latest form is kept."""
+        edited = task.context.site.edited
+        place = edited.base.fingerprint, block
+        general = self._general_keys(block, task)
+        left_out = frozenset() if general is None else general.naming(task.subjects)
+        prepared = self._prepared.get(place)
+        if prepared is None or (prepared.general, prepared.left_out) != (general, left_out):
+            moment = self._statistics(block, task.context)
+            self._moments.setdefault(place, moment.float())
+            held = None if general is None else general.moment(left_out)
+            if held is not None:
+                moment = moment + task.config.general_weight * held
             device = edited.anatomy.down_weight(edited.model, block).device
-            moment = context.statistics.get(block).second_moment
-            self._moments[name] = _PreparedMoment(moment.float(), self.prepare(moment, device))
-        return self._moments[name]
+            prepared = _PreparedMoment(general, left_out, self.prepare(moment, device))
+            self._prepared[place] = prepared
+        return prepared.form
+
+    def _general_keys(self, block: int, task: _Task[EditorConfig]) -> GeneralKeys | None:
+        """Return the keys of general text in memory at a block, read once in a run; None without a
+        weight, or without such text."""
+        if not task.config.general_weight:
+            return None
+        edited, texts = task.context.site.edited, task.context.known_answers().general
+        place = edited.base.fingerprint, block
+        keys = self._general.get(place)
+        if texts and (keys is None or keys.texts != texts):
+            keys = self._general[place] = GeneralKeys(edited, block, texts)
+        return keys if texts else None
+
+
+_Place = tuple[str, int]
+"""The fingerprint of a base model, and a block."""
+
+
+@dataclass(frozen=True)
+class _Task(Generic[EditorConfig]):
+    """The circumstances of one proposal."""
+
+    config: EditorConfig  # of this attempt
+    context: EditContext
+    subjects: frozenset[str]  # that its edits name, normalised
 
 
 @dataclass(frozen=True)
 class _PreparedMoment(Generic[PreparedForm]):
-    """The statistics of a block's keys, and the method's form of them."""
+    """A method's form of C₀ and of general text, and the text that it is of."""
 
-    moment: Tensor  # C₀ [d_ff, d_ff] float32
-    prepared: PreparedForm
+    general: GeneralKeys | None
+    left_out: frozenset[int]  # places of texts
+    form: PreparedForm
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:

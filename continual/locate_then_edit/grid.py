@@ -22,7 +22,7 @@ from continual.requests import Request
 BLOCKS_TRIED = 6
 """Blocks that are tried one by one; a deeper model's are at equal distances."""
 REACHES: tuple[TriedSettings, ...] = (
-    {},
+    {"clamp_norm_factor": 0.75},
     {"clamp_norm_factor": 1.5},
     {"clamp_norm_factor": 3.0},
     {"clamp_norm_factor": 3.0, "steps_max": 80},
@@ -30,6 +30,10 @@ REACHES: tuple[TriedSettings, ...] = (
 """Settings of the search with longer values and more steps."""
 PLACES = ("subject", "answer")
 OVERSHOOTS = (1.0, 1.4, 2.0)
+GENERAL_WEIGHTS = (0.0, 6.0, 20.0)
+GENEROUS: TriedSettings = {"clamp_norm_factor": 1.5, "overshoot": 1.4, "general_weight": 6.0}
+"""Settings that sites are tried with, so that none is left out for want of reach, which is chosen
+behind them."""
 SPREADS = (2, 3)  # blocks that share an update, if one is not enough
 WEIGHTS = (0.05, 0.2, 0.0125, 0.003)  # λ/d_ff
 UNBOUNDED = 1e9
@@ -42,12 +46,21 @@ def grid_of(
     spreads: Sequence[int] = SPREADS,
 ) -> Grid:
     """Make the grid of a method of the family; `more` are its own axes."""
-    sites = GridAxis("block and place", ("blocks", "place"), lambda _: _sites(anatomy, places))
+    sites = GridAxis(
+        "block and place",
+        ("blocks", "place"),
+        lambda _: _sites(anatomy, places),
+        is_by_cost=False,
+    )
     reach = GridAxis("reach", ("clamp_norm_factor", "steps_max"), lambda _: REACHES)
     overshoots = [{"overshoot": times} for times in OVERSHOOTS]
     length = GridAxis("length of the values", ("overshoot",), lambda _: overshoots)
+    weights = [{"general_weight": weight} for weight in GENERAL_WEIGHTS]
+    general = GridAxis(
+        "weight of general text", ("general_weight",), lambda _: weights, is_by_cost=False
+    )
     breadth = GridAxis("more blocks", ("blocks",), lambda chosen: _spread(chosen, spreads))
-    axes = (sites, reach, length, *more, *([breadth] if spreads else []))
+    axes = (sites, reach, length, general, *more, *([breadth] if spreads else []))
     blocks = _blocks(anatomy.block_count)
     return Grid(
         axes,
@@ -67,7 +80,7 @@ def weight_axis(anatomy: Anatomy, shares: Sequence[float] = WEIGHTS) -> GridAxis
 def _sites(anatomy: Anatomy, places: Sequence[str]) -> list[TriedSettings]:
     """Return each block at each place; the default block, by depth, comes first."""
     blocks = _blocks(anatomy.block_count)
-    return [{"blocks": [block], "place": place} for place in places for block in blocks]
+    return [{**GENEROUS, "blocks": [block], "place": place} for place in places for block in blocks]
 
 
 def _blocks(count: int) -> list[int]:

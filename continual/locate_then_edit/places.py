@@ -22,6 +22,33 @@ from continual.locate_then_edit.targets import TargetValues, find_targets
 from continual.site import Site
 
 
+class FoundValues:
+    """Values found at the latest state of a model, for edits that are tried there once more: halves
+    of a batch that was refused as a whole search for nothing."""
+
+    def __init__(self) -> None:
+        self._state: tuple[object, ...] = ()
+        self._found: dict[str, tuple[list[EditTexts], TargetValues]] = {}
+
+    def located(
+        self, site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
+    ) -> tuple[list[EditTexts], TargetValues]:
+        """Return the same as `located`, with the texts and values of edits that were searched for
+        before."""
+        state = site.edited.fingerprint, block, config
+        if self._state != state:
+            self._state, self._found = state, {}
+        pending = [edit_texts for edit_texts in batch if edit_texts.id not in self._found]
+        if pending:
+            texts, targets = located(site, pending, block, config)
+            for identity in dict.fromkeys(edit_texts.id for edit_texts in texts):
+                places = [i for i, edit_texts in enumerate(texts) if edit_texts.id == identity]
+                self._found[identity] = [texts[i] for i in places], targets[places]
+        parts = [self._found[edit_texts.id] for edit_texts in batch]
+        all_texts = [edit_texts for texts, _ in parts for edit_texts in texts]
+        return all_texts, TargetValues.joined([targets for _, targets in parts])
+
+
 def located(
     site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
 ) -> tuple[list[EditTexts], TargetValues]:

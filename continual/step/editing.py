@@ -218,7 +218,7 @@ class EditStage:
         is_proved = len(failures) + len(broken_edits) <= tried.editor.tolerance * len(tried.edits)
         verdict = _ProofResult(frozenset(failures), tuple(broken_edits), is_proved)
         if is_proved:
-            verdict = replace(verdict, harm=self._harm(verdict.right(tried.edits)))
+            verdict = replace(verdict, harm=self._harm(tried, verdict.right(tried.edits)))
         if not verdict.is_kept:
             self._site.edited.take_off(self._site.edited.depth - 1)
         return verdict
@@ -327,13 +327,14 @@ class EditStage:
         no_queries = edit.rows[0].query[:0]
         return self._setup.naming(subject, torch.cat([no_queries, *queries]))
 
-    def _harm(self, edits: EditGroup) -> Harm | None:
+    def _harm(self, tried: _TriedProposal, edits: EditGroup) -> Harm | None:
         """Return the harm of the last patch put on; None if it is inside the budgets."""
         watch, ledger = self._setup.watch, self._setup.ledger
         if watch is None or ledger is None or not edits:
             return None
         neighbourhoods = {e.id: e.neighbourhood for e in edits if e.neighbourhood is not None}
-        return watch.harm(neighbourhoods, ledger, len(edits))
+        spreads = any(part.reach.blocks for part in tried.parts) and tried.editor is self._chain[-1]
+        return watch.harm(neighbourhoods, ledger, len(edits), spreads=spreads)
 
     def _forget(self, progress: EditProgress) -> None:
         """Take this step's edits out of the memory: they stand there only during the step."""

@@ -100,19 +100,22 @@ class WatchSet:
         return self.site.rows(encodings) if encodings else None
 
     def harm(
-        self, neighbourhoods: Mapping[str, Neighbourhood], ledger: Ledger, edits: int
+        self,
+        neighbourhoods: Mapping[str, Neighbourhood],
+        ledger: Ledger,
+        edits: int,
+        *,
+        spreads: bool = False,
     ) -> Harm | None:
         """Return the harm of the patches of so many edits, which the ledger has not followed yet;
-        None if the held-out probes that they change are inside the budget of all these edits."""
+        None if the held-out probes that they change are inside the budget of all these edits.
+        `spreads`: they reach every text, and may use up `spread_max`."""
         entries = ledger.would_break(WATCHED)
         general = [entry for entry in entries if entry.role == WATCH]
-        total = ledger.count(WATCH).total
-        shares = edits if self.config.per_edit else 1
-        if total and len(general) > self.config.watch_max * total * shares:
-            times = f" for each of {shares} edits" if shares > 1 else ""
+        if (budget := self._exceeded(len(general), ledger, edits, spreads)) is not None:
             return Harm(
-                f"it changes {len(general)} of {total} general positions that are held out, over "
-                f"watch_max = {self.config.watch_max}{times}: {self._told(general[0])}",
+                f"it changes {len(general)} of {ledger.count(WATCH).total} general positions that "
+                f"are held out, over {budget}: {self._told(general[0])}",
                 tuple(entry.encoding for entry in general),
             )
         passages = [p for n in neighbourhoods.values() for p in n.held_out]
@@ -131,6 +134,23 @@ class WatchSet:
                 (*(p.encoding() for p in misses), *(entry.encoding for entry in losses)),
             )
         return None
+
+    def _exceeded(self, changed: int, ledger: Ledger, edits: int, spreads: bool) -> str | None:
+        """Name the budget that so many changed positions of general text exceed; None if they are
+        inside it."""
+        config, count = self.config, ledger.count(WATCH)
+        shares = edits if config.per_edit else 1
+        allowed = config.watch_max * count.total * shares
+        lost = count.total - count.right
+        is_by_spread = spreads and config.spread_max * count.total - lost > allowed
+        if is_by_spread:
+            allowed = config.spread_max * count.total - lost
+        if not changed or changed <= allowed:
+            return None
+        if is_by_spread:
+            return f"spread_max = {config.spread_max}, of which {lost} are used"
+        times = f" for each of {shares} edits" if shares > 1 else ""
+        return f"watch_max = {config.watch_max}{times}"
 
     def _told(self, entry: LedgerEntry) -> str:
         encoding = entry.encoding

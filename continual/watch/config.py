@@ -10,7 +10,7 @@ from continual.tables import SettingsTable
 ROWS_MIN = 500
 """Rows of memory below which an edit is hardly held back from unrelated text."""
 
-NEW_STORE = {"per_edit": True, "certain_min": 0.5}
+NEW_STORE = {"per_edit": True, "certain_min": 0.5, "spread_max": 0.04}
 """The settings of a new store that differ from the defaults, which older stores stand on."""
 UNWATCHED = {"texts": 0, "neighbours": 0}
 """The table of a store that watches nothing: edits leave the probes alone, and no more."""
@@ -36,6 +36,10 @@ class WatchConfig(SettingsTable):
     """Share of the held-out positions of general text that a step may change."""
     neighbours_max: float = 0.125
     """Share of a request's held-out neighbours that its edit may change."""
+    spread_max: float = 0.0
+    """Share of the held-out positions of general text that edits of parameters, which reach every
+    text, may change in all, in new stores .04. It counts where it allows more than `watch_max`, and
+    for the last editor of a chain alone: another one may do without."""
     per_edit: bool = False  # a step of n edits may change n times watch_max, as in new stores
     certain_min: float = 0.0
     """The least probability of the next token at a general position that is measured, in new stores
@@ -50,7 +54,7 @@ class WatchConfig(SettingsTable):
             raise self.refused(f"tokens = {self.tokens} is too few for a text: give at least 2")
         if self.neighbours and self.said < 1:
             raise self.refused(f"said = {self.said} leaves neighbours without an answer")
-        for name in ("watch_max", "neighbours_max", "certain_min"):
+        for name in ("watch_max", "neighbours_max", "spread_max", "certain_min"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise self.refused(f"{name} = {getattr(self, name)} is no share from 0 to 1")
 

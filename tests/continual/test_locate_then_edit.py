@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from continual.editors.memit import Memit, MemitConfig
 from continual.editors.rome import Rome, RomeConfig
 from continual.errors import CeditError, EditError
 from continual.locate_then_edit import editor as flow
+from continual.locate_then_edit import places
 from continual.locate_then_edit.edit_texts import texts_of_edit
 from continual.locate_then_edit.targets import find_targets
 from continual.patches.low_rank import FfnLowRankPatch
 from continual.patches.neuron import NeuronPatch
-from continual.proposals import Edit
+from continual.proposals import Edit, KnownAnswers
 from continual.site import Site
 from tests import tiny_language as language
 from tests.continual import associative_bench as plainly
@@ -124,6 +126,49 @@ def test_memit_writes_equation_14(site):
     proposal = editor.edit(edits, around_of(site, moments))
     expected = plainly.memit(keys, residual, moments.of[0], 0.5)
     assert relative_error(dense(proposal.patch), expected) < 1e-4
+
+
+def general_moment(plain: Plain, texts: Sequence[str], block: int) -> Tensor:
+    """The mean of k kᵀ over all tokens of some texts."""
+    keys = torch.cat([plain.all_keys(plainly.ids_of(text), block) for text in texts])
+    return sum(torch.outer(key, key) for key in keys) / len(keys)
+
+
+def test_general_text_joins_the_statistics_but_for_what_names_a_subject(site):
+    edits, moments = edits_of(site, 1, 2), moments_of(site.edited.model)
+    texts = [ask(country) for country in (1, 4, 5, 6)]
+    settings = {"blocks": (0,), "moment_weight": 0.5, "general_weight": 3.0, **SHORT}
+    editor = Memit(MemitConfig(**settings))
+    plain, keys = columns(site, edits, 0)
+    residual = aims(site, edits, editor, 0) - states(plain, edits, 0)
+    known_answers = KnownAnswers(general=tuple(tuple(plainly.ids_of(t)) for t in texts))
+    context = replace(around_of(site, moments), known_answers=lambda: known_answers)
+    held = moments.of[0] + 3.0 * general_moment(plain, texts[1:], 0)
+    patch = editor.edit(edits, context).patch
+    assert relative_error(dense(patch), plainly.memit(keys, residual, held, 0.5)) < 1e-4
+    everywhere = moments.of[0] + 3.0 * general_moment(plain, texts, 0)
+    assert relative_error(dense(patch), plainly.memit(keys, residual, everywhere, 0.5)) > 1e-3
+
+
+def test_halves_of_a_batch_search_for_no_value_again(gpt2_site, monkeypatch):
+    searched = []
+
+    def counting(site, batch, block, config):
+        searched.extend(edit_texts.id for edit_texts in batch)
+        return find_targets(site, batch, block, config)
+
+    monkeypatch.setattr(places, "find_targets", counting)
+    site, context = gpt2_site, around_of(gpt2_site, moments_of(gpt2_site.edited.model))
+    edits = edits_of(site, 1, 2, 3)
+    config = MemitConfig(blocks=(0,), moment_weight=0.5, drift_max=1e9, **SHORT)
+    editor, fresh = Memit(config), Memit(config)
+    editor.edit(edits, context)
+    half = editor.edit(edits[1:], context).patch
+    assert searched == [edit.id for edit in edits]
+    assert relative_error(dense(half), dense(fresh.edit(edits[1:], context).patch)) < 1e-5
+    site.edited.put([half])
+    editor.edit(edits[:1], context)
+    assert searched[-1] == edits[0].id and len(searched) == 6
 
 
 def test_memit_spreads_what_is_left_over_its_blocks(site):
@@ -288,7 +333,8 @@ def test_nothing_stays_when_an_exception_passes(gpt2_site, monkeypatch, broken):
     site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
     edits, before = edits_of(site, 1, 2), fingerprints(site)
     calls = []
-    whole = getattr(flow, broken)
+    module = places if broken == "located" else flow
+    whole = getattr(module, broken)
 
     def once(*given):
         calls.append(site.edited.depth)
@@ -296,7 +342,7 @@ def test_nothing_stays_when_an_exception_passes(gpt2_site, monkeypatch, broken):
             raise KeyboardInterrupt
         return whole(*given)
 
-    monkeypatch.setattr(flow, broken, once)
+    monkeypatch.setattr(module, broken, once)
     with pytest.raises(KeyboardInterrupt):
         Memit(MemitConfig(blocks=(0, 1), **SHORT)).edit(edits, around_of(site, moments))
     assert fingerprints(site) == before
@@ -465,7 +511,7 @@ def test_where_the_budget_is_used_up_no_value_is_searched_for(gpt2_site, monkeyp
     first, second = edits_of(site, 1, 2), edits_of(site, 3)
     patch = Memit(MemitConfig(**settings)).edit(first, around_of(site, moments)).patch
     site.edited.put([patch])
-    weight, located = site.edited.weight(0), flow.located
+    weight, located = site.edited.weight(0), places.located
     drift = flow.drift_of(weight.base, weight.sum - weight.base, moments.of[0].float())
     searched = []
 
@@ -473,7 +519,7 @@ def test_where_the_budget_is_used_up_no_value_is_searched_for(gpt2_site, monkeyp
         searched.append(len(batch))
         return located(site, batch, *rest)
 
-    monkeypatch.setattr(flow, "located", counted)
+    monkeypatch.setattr(places, "located", counted)
     full = Memit(MemitConfig(drift_max=1.04 * drift, **settings))
     proposal = full.edit(second, around_of(site, moments))
     assert proposal.patch is None and not searched

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from continual.calibration.choosing import TOLERANCE, best, bound, score
+from continual.calibration.choosing import TIMES, TOLERANCE, best, bound, score
 from continual.calibration.trials import Evidence
 
 
@@ -25,6 +25,12 @@ def test_the_score_is_the_harmonic_mean_of_what_was_measured() -> None:
     assert score(evidence(0.5, **shares)) == pytest.approx(expected)
 
 
+def test_losses_that_add_up_count_several_times() -> None:
+    shares = {"general": 0.9, "others": 0.8, "neighbours": 0.7}
+    expected = 4 / (1 / 0.5 + 1 / 0.9**TIMES + 1 / 0.8**TIMES + 1 / 0.7)
+    assert score(evidence(0.5, **shares, spent=0.1)) == pytest.approx(expected)
+
+
 def test_nothing_makes_up_for_a_share_of_zero() -> None:
     assert score(evidence(1.0, generalises=0.0, general=1.0)) == 0.0
 
@@ -34,6 +40,11 @@ def test_of_settings_that_do_equally_well_the_first_is_chosen() -> None:
     assert best([first, evidence(0.9 + TOLERANCE / 2, "later")]) is first
     better = evidence(0.9 + 2 * TOLERANCE, "better")
     assert best([first, better]) is better
+
+
+def test_of_settings_that_cost_the_same_the_best_is_chosen() -> None:
+    first, later = evidence(0.9, "first"), evidence(0.9 + TOLERANCE / 2, "later")
+    assert best([first, later], tolerance=0.0) is later
 
 
 def test_where_no_setting_scores_the_one_that_arrives_most_is_chosen() -> None:

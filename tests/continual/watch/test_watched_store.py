@@ -218,6 +218,29 @@ def test_an_edit_that_changes_what_is_held_out_is_refused_with_the_reason(
         assert rates_at(session.store, session.store.head)["Watch"] == 1.0
 
 
+WIDE = FEW | {"neighbours_max": 1.0, "watch_max": 0.0}
+FAR = {"ft-last": {"learning_rate": 0.05}}
+
+
+@pytest.mark.parametrize(
+    ("spread_max", "chain", "by"),
+    [
+        (0.0, ("ft-last",), None),
+        (1.0, ("ft-last",), "ft-last"),
+        (1.0, ("ft-last", "serac"), "serac"),
+    ],
+)
+def test_the_last_editor_of_a_chain_may_spread_as_far_as_is_allowed(
+    tmp_path: Path, spread_max: float, chain: tuple[str, ...], by: str | None
+) -> None:
+    watch = WIDE | {"spread_max": spread_max}
+    with made(tmp_path / "store", watch, task={"terminator": ""}) as session:
+        (step,) = session.apply([TOKYO], chain=chain, editors=FAR)
+        (outcome,) = step.outcomes
+        assert outcome.editor == by, outcome.reason
+        assert (by == "ft-last") == (rates_at(session.store, session.store.head)["Watch"] < 1.0)
+
+
 class Heeding(Loud):
     """The loud editor until its memory has more rows than at first."""
 
