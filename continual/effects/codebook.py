@@ -16,18 +16,16 @@ distances; leaves files and owners to `patches.codebook`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from continual.effects import CODEBOOK, KeptQueries, Reach
+from continual.effects import CODEBOOK, KeptQueries
 from continual.effects.gated import Mount
-from continual.effects.places import GatePlace
-from continual.errors import EditError
+from continual.effects.placed_rows import NO_ROW, PlacedRows
 from continual.queries.growing import GrowingTensor
 
 ROUNDING = 2.0**-14
@@ -82,39 +80,24 @@ class _CodebookUndo:
     radii: dict[int, float] = field(default_factory=dict)  # of earlier entries, as they were
 
 
-class Codebook:
-    """All entries at one place, in the order in which they came."""
+class Codebook(PlacedRows):
+    """All entries at one place, in the order in which they came. A piece is a patch."""
+
+    kind = CODEBOOK
+    name = "A codebook's rows"
 
     def __init__(self, mount: Mount) -> None:
-        self._mount = mount
-        rows = torch.empty(0, mount.width, device=mount.device)
-        self._keys, self._values = GrowingTensor(rows), GrowingTensor(rows)
-        self._radii, self._blurs = GrowingTensor(rows[:, 0]), GrowingTensor(rows[:, 0])
+        super().__init__(mount)
+        column = self.values[:, 0]
+        self._radii, self._blurs = GrowingTensor(column), GrowingTensor(column)
         self._labels: list[AnswerTokens] = []
         self._turns: list[_CodebookUndo] = []
-        self._is_silent = False
 
     # -- the entries
 
     @property
-    def place(self) -> GatePlace:
-        """See `GatedEffect.place`."""
-        return self._mount.place
-
-    @property
-    def size(self) -> int:
-        """The number of patches that are on; 0 while the codebook is silenced."""
-        return 0 if self._is_silent else len(self._turns)
-
-    @property
-    def keys(self) -> Tensor:
-        """[entries, d] float32."""
-        return self._keys.rows
-
-    @property
-    def values(self) -> Tensor:
-        """[entries, d] float32."""
-        return self._values.rows
+    def _pieces(self) -> int:
+        return len(self._turns)
 
     @property
     def radii(self) -> Tensor:
@@ -134,11 +117,7 @@ class Codebook:
 
         Raises EditError for rows of another width than the model.
         """
-        if patch.keys.shape[1:] != self.keys.shape[1:]:
-            raise EditError(
-                f"A codebook patch is of width {tuple(patch.keys.shape[1:])}, the model of "
-                f"{tuple(self.keys.shape[1:])}: it was made on another model."
-            )
+        self._require_widths(patch.keys, patch.values)
         start = len(self._labels)
         self._turns.append(_CodebookUndo(start))
         keys, values = patch.keys.to(self.keys), patch.values.to(self.keys)
@@ -202,12 +181,6 @@ class Codebook:
             for entry, radius in turn.radii.items():
                 self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
 
-    def require_way_back(self, size: int) -> None:
-        """See `Effect.require_way_back`: every earlier size can be reached."""
-
-    def settle(self) -> None:
-        """See `Effect.settle`: nothing is let go."""
-
     # -- look-up
 
     def nearest(self, query: Tensor) -> NearestEntry | None:
@@ -227,9 +200,9 @@ class Codebook:
     def _meets(self, near: NearestEntry, radius: float) -> bool:
         return near.distance <= radius + float(self.radii[near.entry])
 
-    def entries_of(self, queries: Tensor) -> Tensor:
+    def rows_of(self, queries: Tensor) -> Tensor:
         """Return [r] the entry that answers each of the queries [r, d]; -1 for none."""
-        answers = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
+        answers = torch.full((len(queries),), NO_ROW, dtype=torch.long, device=queries.device)
         if not len(self._labels):
             return answers
         for start in range(0, len(queries), self._piece):
@@ -260,47 +233,15 @@ class Codebook:
         distance in float64, which depends neither on other queries nor on entries further off."""
         places = (self.radii >= 0).nonzero().squeeze(-1)
         if not len(places):
-            none = torch.full((len(queries),), -1, dtype=torch.long, device=queries.device)
+            none = torch.full((len(queries),), NO_ROW, dtype=torch.long, device=queries.device)
             return none, torch.full_like(none, torch.inf, dtype=torch.double)
         keys = self.keys[places].flip(0).double()  # so that of equally near ones the latest is met
         nearest = [distances(query, keys).min(0) for query in queries.double()]
         index = torch.stack([entry for _, entry in nearest])
         return places.flip(0)[index], torch.stack([distance for distance, _ in nearest])
 
-    # -- a running model
-
-    @property
-    def beside(self) -> Mapping[str, int]:
-        """See `Effect.beside`: its rows."""
-        return {CODEBOOK: self.size} if self.size else {}
-
-    def reach(self, first: int = 0) -> Reach:
-        """See `Effect.reach`."""
-        return Reach(gates=frozenset({self.place} if self.size > first else ()))
-
-    def attached(self) -> AbstractContextManager[None]:
-        """See `Effect.attached`."""
-        return self._mount.attached(lambda: bool(self.size), self.replaced)
-
-    @contextmanager
-    def silenced(self) -> Iterator[None]:
-        """See `Effect.silenced`."""
-        was_silent, self._is_silent = self._is_silent, True
-        try:
-            yield
-        finally:
-            self._is_silent = was_silent
-
-    def replaced(self, queries: Tensor, output: Tensor) -> Tensor:
-        """Return the output [.., d] with values in the rows whose queries [.., d] an entry answers;
-        the very same tensor if there are none."""
-        entries = self.entries_of(queries.detach().reshape(-1, queries.shape[-1]))
-        rows = (entries >= 0).nonzero().squeeze(-1).to(output.device)
-        if not len(rows):
-            return output
-        flat = output.reshape(-1, output.shape[-1]).clone()
-        flat[rows] = self.values[entries[entries >= 0]].to(flat)
-        return flat.view(output.shape)
+    def _landed(self, output: Tensor, values: Tensor) -> Tensor:
+        return values
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
         """See `GatedEffect.may_differ`.

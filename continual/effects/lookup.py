@@ -13,24 +13,20 @@ owners to `patches.lookup`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from continual.effects import LOOKUP, KeptQueries, Reach
-from continual.effects.gated import Mount, landing_on
-from continual.effects.places import GatePlace
-from continual.errors import EditError
+from continual.effects import LOOKUP, KeptQueries
+from continual.effects.gated import Mount
+from continual.effects.placed_rows import NO_ROW, PlacedRows
 from continual.queries.growing import GrowingTensor
 
 ROUNDING = 2.0**-14
 """More than float32 loses in a cosine."""
 COSINES_MAX = 2**20  # in one piece
-NO_RECORD = -1
 
 
 class LookupRows(Protocol):
@@ -49,39 +45,23 @@ class LookupRows(Protocol):
         """[n] γ of each, in [-1, 1]."""
 
 
-class Lookup:
-    """All records at one place, in the order in which they came."""
+class Lookup(PlacedRows):
+    """All records at one place, in the order in which they came. A piece is a record."""
+
+    kind = LOOKUP
+    name = "A look-up's rows"
 
     def __init__(self, mount: Mount) -> None:
-        self._mount = mount
-        keys = torch.empty(0, mount.query_width, device=mount.device)
-        values = torch.empty(0, mount.width, device=mount.device)
-        self._keys, self._directions = GrowingTensor(keys), GrowingTensor(keys)
-        self._values, self._gates = GrowingTensor(values), GrowingTensor(values[:, 0])
+        super().__init__(mount)
+        self._directions = GrowingTensor(self.keys)
+        self._gates = GrowingTensor(self.values[:, 0])
         self._width = mount.width
-        self._is_silent = False
 
     # -- the records
 
     @property
-    def place(self) -> GatePlace:
-        """See `GatedEffect.place`."""
-        return self._mount.place
-
-    @property
-    def size(self) -> int:
-        """The number of records; 0 while the look-up is silenced."""
-        return 0 if self._is_silent else len(self._gates)
-
-    @property
-    def keys(self) -> Tensor:
-        """[records, d_k] float32."""
-        return self._keys.rows
-
-    @property
-    def values(self) -> Tensor:
-        """[records, d] float32."""
-        return self._values.rows
+    def _pieces(self) -> int:
+        return len(self._gates)
 
     @property
     def gates(self) -> Tensor:
@@ -93,13 +73,7 @@ class Lookup:
 
         Raises EditError for rows of another width than the model.
         """
-        widths = (patch.keys.shape[1:], patch.values.shape[1:])
-        if widths != (self.keys.shape[1:], self.values.shape[1:]):
-            raise EditError(
-                f"A look-up's rows have keys of width {tuple(widths[0])} and values of "
-                f"{tuple(widths[1])}, the model has {tuple(self.keys.shape[1:])} and "
-                f"{tuple(self.values.shape[1:])}: they were made on another model."
-            )
+        self._require_widths(patch.keys, patch.values)
         keys = self._keys.append(patch.keys)
         self._directions.append(functional.normalize(keys, dim=1))
         return keys, self._values.append(patch.values), self._gates.append(patch.gates)
@@ -109,17 +83,11 @@ class Lookup:
         for part in (self._keys, self._directions, self._values, self._gates):
             part.truncate(size)
 
-    def require_way_back(self, size: int) -> None:
-        """See `Effect.require_way_back`: every size can be reached."""
-
-    def settle(self) -> None:
-        """See `Effect.settle`: nothing is let go."""
-
     # -- look-up
 
-    def records_of(self, queries: Tensor) -> Tensor:
+    def rows_of(self, queries: Tensor) -> Tensor:
         """Return [r] the record that each of the queries [r, d_k] opens; -1 for none."""
-        records = torch.full((len(queries),), NO_RECORD, dtype=torch.long, device=queries.device)
+        records = torch.full((len(queries),), NO_ROW, dtype=torch.long, device=queries.device)
         size = max(1, COSINES_MAX // max(1, self.size))
         for start in range(0, len(queries) if self.size else 0, size):
             rows = queries[start : start + size].float()
@@ -132,12 +100,12 @@ class Lookup:
     def _opened(self, query: Tensor, cosines: Tensor) -> int:
         """Return the record that a query [d_k] opens, -1 for none; `cosines` [records] are its
         cosines as float32 has them."""
-        best, winner = -torch.inf, NO_RECORD
+        best, winner = -torch.inf, NO_ROW
         for place in (cosines >= cosines.max() - 2 * ROUNDING).nonzero().flatten().tolist():
             cosine = cosine_of(query, self.keys[place])
             if cosine >= best:
                 best, winner = cosine, place
-        return winner if winner >= 0 and best > float(self.gates[winner]) else NO_RECORD
+        return winner if winner >= 0 and best > float(self.gates[winner]) else NO_ROW
 
     def highest(self, queries: Tensor) -> Tensor:
         """Return [r] the highest cosine of each of the queries [r, d_k] with a key, as float32 has
@@ -148,43 +116,11 @@ class Lookup:
 
     def added_at(self, query: Tensor) -> Tensor:
         """Return the value [d] that a query [d_k] opens; zeros for none."""
-        record = int(self.records_of(query[None]))
+        record = int(self.rows_of(query[None]))
         return self.values[record].clone() if record >= 0 else self.values.new_zeros(self._width)
 
-    # -- a running model
-
-    @property
-    def beside(self) -> Mapping[str, int]:
-        """See `Effect.beside`: its rows."""
-        return {LOOKUP: self.size} if self.size else {}
-
-    def reach(self, first: int = 0) -> Reach:
-        """See `Effect.reach`."""
-        return Reach(gates=frozenset({self.place} if self.size > first else ()))
-
-    def attached(self) -> AbstractContextManager[None]:
-        """See `Effect.attached`."""
-        return self._mount.attached(lambda: bool(self.size), self.added)
-
-    @contextmanager
-    def silenced(self) -> Iterator[None]:
-        """See `Effect.silenced`."""
-        was_silent, self._is_silent = self._is_silent, True
-        try:
-            yield
-        finally:
-            self._is_silent = was_silent
-
-    def added(self, queries: Tensor, output: Tensor) -> Tensor:
-        """Return the output [.., d] with values added in the rows whose queries [.., d_k] open a
-        record; the very same tensor if there are none."""
-        records = self.records_of(queries.detach().reshape(-1, queries.shape[-1]))
-        rows = (records >= 0).nonzero().squeeze(-1).to(output.device)
-        if not len(rows):
-            return output
-        flat = output.reshape(-1, output.shape[-1])
-        values = landing_on(flat[rows], self.values[records[records >= 0]])
-        return flat.index_copy(0, rows, flat[rows] + values).view(output.shape)
+    def _landed(self, output: Tensor, values: Tensor) -> Tensor:
+        return output + values
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
         """See `GatedEffect.may_differ`.

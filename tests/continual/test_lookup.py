@@ -279,7 +279,7 @@ def test_what_opens_no_record_is_as_it_was_bit_for_bit(edited):
             now = logits_of(edited.edited.model, inputs)
         with edited.edited.bare(), torch.no_grad():
             before = logits_of(edited.edited.model, inputs)
-        records = lookup.records_of(queries[0].reshape(-1, queries[0].shape[-1]))
+        records = lookup.rows_of(queries[0].reshape(-1, queries[0].shape[-1]))
         silent.append(not bool((records >= 0).any()))
         assert not silent[-1] or torch.equal(now, before)
     assert 15 < sum(silent) < len(silent)
@@ -289,8 +289,8 @@ def test_nothing_remembered_opens_a_record(edited):
     silent, known_answers = SilentTokens(edited.site, PLACE), edited.run_state.known_answers()
     memory, lookup = silent.memory(known_answers), lookup_of(edited)
     assert len(memory.training) == 50 and lookup.size >= 6
-    assert not bool((lookup.records_of(memory.training) >= 0).any())
-    opened = {owner: lookup.records_of(rows) for owner, rows in _by_owner(memory).items()}
+    assert not bool((lookup.rows_of(memory.training) >= 0).any())
+    opened = {owner: lookup.rows_of(rows) for owner, rows in _by_owner(memory).items()}
     assert len(opened) == 6
     for number, records in enumerate(opened.values()):  # each prompt opens its own rows alone
         rows = [i for i, owner in enumerate(_owners(edited)) if owner == list(opened)[number]]

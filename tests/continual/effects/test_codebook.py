@@ -157,7 +157,7 @@ def test_entries_radii_and_answers_are_those_of_the_loop(seed):
         assert book.radii.tolist() == loop.radii()
         assert book.labels == [entry.label for entry in loop.entries]
         assert torch.equal(book.values, torch.tensor([e.value for e in loop.entries]))
-        found = book.entries_of(queries).tolist()
+        found = book.rows_of(queries).tolist()
         assert found == [loop.answer(query) for query in queries.tolist()]
         answered += sum(entry >= 0 for entry in found)
     assert answered > 50 and min(book.radii.tolist()) == -1.0 and max(book.radii.tolist()) > 1.2
@@ -175,7 +175,7 @@ def test_the_same_label_widens_the_entry_that_is_near():
     book.extend(rows(point(0.0), [1]))
     book.extend(rows(point(1.5), [1]))
     assert len(book.radii) == 1 and float(book.radii) == single(1.5 + BLUR)
-    assert book.entries_of(point(1.5)).tolist() == [0]  # not lost to rounding at the rim
+    assert book.rows_of(point(1.5)).tolist() == [0]  # not lost to rounding at the rim
     book.extend(rows(point(0.5), [1]))
     assert float(book.radii) == single(1.5 + BLUR)  # it does not shrink again
 
@@ -185,7 +185,7 @@ def test_another_label_shares_the_way_between_them():
     book.extend(rows(point(0.0), [1]))
     book.extend(rows(point(0.8), [2]))
     assert book.radii.tolist() == [single(0.4), single(0.4)]
-    answers = book.entries_of(torch.cat([point(0.3), point(0.5), point(0.4), point(-0.5)]))
+    answers = book.rows_of(torch.cat([point(0.3), point(0.5), point(0.4), point(-0.5)]))
     assert answers.tolist() == [0, 1, 1, -1]  # in the middle the later one; none behind the rim
 
 
@@ -201,9 +201,9 @@ def test_the_same_point_with_another_label_takes_its_place():
     book.extend(rows(point(0.0), [1]))
     book.extend(rows(point(0.0), [2]))
     assert book.radii.tolist() == [-1.0, 1.0]
-    assert book.entries_of(point(0.6)).tolist() == [1]
+    assert book.rows_of(point(0.6)).tolist() == [1]
     book.truncate(1)
-    assert book.radii.tolist() == [1.0] and book.entries_of(point(0.6)).tolist() == [0]
+    assert book.radii.tolist() == [1.0] and book.rows_of(point(0.6)).tolist() == [0]
 
 
 def test_labels_with_the_same_mean_are_not_the_same():
@@ -275,10 +275,10 @@ def test_only_rows_that_an_entry_answers_are_replaced():
     book.extend(rows(torch.cat([point(0.0), point(4.0)]), [1, 2]))
     queries = torch.stack([point(0.1), point(9.0), point(4.2)]).view(1, 3, WIDTH)
     output = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(0))
-    found = book.replaced(queries, output)
+    found = book.changed(queries, output)
     assert torch.equal(found[0, 0], book.values[0]) and torch.equal(found[0, 2], book.values[1])
     assert torch.equal(found[0, 1], output[0, 1])
-    assert book.replaced(queries + 50.0, output) is output
+    assert book.changed(queries + 50.0, output) is output
     with book.silenced():
         assert book.size == 0 and not book.reach().gates
     assert book.size == 1 and isinstance(book, GatedEffect)
@@ -290,8 +290,8 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(scale):
     for patch in streams(2):
         book.extend(rows(scale * patch.keys, [label[0] for label in patch.labels], 1.2 * scale))
     queries = scale * queries_near(2)
-    together = book.entries_of(queries).tolist()
-    assert together == [int(book.entries_of(query[None])) for query in queries]
+    together = book.rows_of(queries).tolist()
+    assert together == [int(book.rows_of(query[None])) for query in queries]
     assert len({*together}) > 5
 
 
@@ -318,7 +318,7 @@ def test_a_query_whose_answer_changes_is_named_beforehand(seed):
 
 def self_answers(book: Codebook, queries: Tensor) -> list[tuple[float, ...]]:
     """The value that answers each query, or none."""
-    return [tuple(book.values[e].tolist()) if e >= 0 else () for e in book.entries_of(queries)]
+    return [tuple(book.values[e].tolist()) if e >= 0 else () for e in book.rows_of(queries)]
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_the_records_that_open_are_those_of_the_loop(seed):
     for patch in patches(seed):
         lookup.extend(patch)
         rows.append(patch)
-        found = lookup.records_of(queries).tolist()
+        found = lookup.rows_of(queries).tolist()
         assert found == [looked_up(rows, query) for query in queries.tolist()]
         opened |= set(found)
     assert len(opened) > 10 and -1 in opened
@@ -112,7 +112,7 @@ def test_a_gate_of_one_opens_nowhere_and_the_output_is_the_very_same():
     lookup.extend(replace(patch, gates=torch.ones_like(patch.gates)))
     output = torch.randn(len(patch.keys), WIDTH)
     for scale in (1.0, 3.0, 1e-3):
-        assert lookup.added(scale * patch.keys, output) is output
+        assert lookup.changed(scale * patch.keys, output) is output
 
 
 def test_an_open_record_adds_its_value_and_a_silent_row_keeps_its_bits():
@@ -121,15 +121,15 @@ def test_an_open_record_adds_its_value_and_a_silent_row_keeps_its_bits():
         lookup.extend(patch)
     queries = queries_near(1).view(4, 50, KEY_WIDTH)
     output = torch.randn(4, 50, WIDTH)
-    records = lookup.records_of(queries.flatten(0, 1)).view(4, 50)
-    found = lookup.added(queries, output)
+    records = lookup.rows_of(queries.flatten(0, 1)).view(4, 50)
+    found = lookup.changed(queries, output)
     assert torch.equal(found[records < 0], output[records < 0])
     is_open = records >= 0
     assert torch.equal(found[is_open], output[is_open] + lookup.values[records[is_open]])
     assert 20 < int(is_open.sum()) < 180
     with lookup.silenced():
         assert lookup.size == 0 and not lookup.reach().gates
-        assert lookup.added(queries, output) is output
+        assert lookup.changed(queries, output) is output
     assert isinstance(lookup, GatedEffect) and lookup.beside == {"lookup": 40}
 
 
@@ -138,8 +138,8 @@ def test_an_answer_does_not_depend_on_what_else_is_asked():
     for patch in patches(2):
         lookup.extend(patch)
     queries = queries_near(2)
-    together = lookup.records_of(queries).tolist()
-    assert together == [int(lookup.records_of(query[None])) for query in queries]
+    together = lookup.rows_of(queries).tolist()
+    assert together == [int(lookup.rows_of(query[None])) for query in queries]
 
 
 def test_broken_queries_open_nothing():
@@ -147,8 +147,8 @@ def test_broken_queries_open_nothing():
     lookup.extend(replace(patch, gates=-torch.ones_like(patch.gates)))
     queries = torch.zeros(3, KEY_WIDTH)
     queries[1], queries[2, 0] = torch.nan, torch.inf
-    assert lookup.records_of(queries).tolist() == [-1, -1, -1]
-    assert int(lookup.records_of(-patch.keys[:1] + 0.01)) >= 0  # such a gate opens on all others
+    assert lookup.rows_of(queries).tolist() == [-1, -1, -1]
+    assert int(lookup.rows_of(-patch.keys[:1] + 0.01)) >= 0  # such a gate opens on all others
 
 
 # --- there and back -------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_without_a_request_it_is_the_look_up_that_never_had_it(seed):
                 never.extend(patch)
         for name in ("keys", "values", "gates"):
             assert torch.equal(getattr(less, name), getattr(never, name))
-        assert torch.equal(less.records_of(queries), never.records_of(queries))
+        assert torch.equal(less.rows_of(queries), never.rows_of(queries))
 
 
 def test_going_back_and_joining_come_to_the_same_rows():
@@ -180,23 +180,23 @@ def test_going_back_and_joining_come_to_the_same_rows():
     whole.extend(joined)
     assert torch.equal(whole.keys, lookup.keys) and torch.equal(whole.gates, lookup.gates)
     queries = queries_near(3)
-    assert torch.equal(whole.records_of(queries), lookup.records_of(queries))
+    assert torch.equal(whole.rows_of(queries), lookup.rows_of(queries))
     for number in (9, 4, 0):
         lookup.truncate(sizes[number])
         assert lookup.size == sizes[number]
         expected = [looked_up(rows[:number], query) for query in queries.tolist()]
-        assert lookup.records_of(queries).tolist() == expected
+        assert lookup.rows_of(queries).tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_query_whose_answer_changes_is_named_beforehand(seed):
     lookup, queries = a_lookup(), queries_near(seed)
     kept = PlaceQueries(queries)
-    before = [(0, lookup.records_of(queries))]
+    before = [(0, lookup.rows_of(queries))]
     changed = named = silenced = 0
     for patch in patches(seed):
         lookup.extend(patch)
-        now = lookup.records_of(queries)
+        now = lookup.rows_of(queries)
         for size, earlier in before:
             differs, really = lookup.may_differ(kept, size), earlier != now
             assert not bool((really & ~differs).any())
@@ -269,7 +269,7 @@ def test_in_a_model_it_adds_where_a_token_s_key_matches_and_nowhere_else(name, k
         model.put([replace(rows, gates=torch.ones(1))])
         assert torch.equal(logits_of(model.model, inputs), before)
         model.put([rows])
-        records = LookupPatch.of_model(model, place).records_of(flat)
+        records = LookupPatch.of_model(model, place).rows_of(flat)
         expected = added_by_hand(model, inputs, (records >= 0).nonzero().flatten(), value)
         found = logits_of(model.model, inputs)
         assert int((records >= 0).sum()) == 1 and not torch.equal(found, before)
