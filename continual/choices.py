@@ -129,6 +129,11 @@ EDITORS = Registry(
         tasks=("causal",),
     ),
     EditorEntry(
+        "calinet",
+        "continual.editors.calinet:Calinet",
+        "trains slots beside the last FFN for a batch of facts, which share them",
+    ),
+    EditorEntry(
         "ft-last",
         "continual.editors.finetune:FtLast",
         "fine-tunes the last block: what the others are compared with",

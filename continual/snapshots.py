@@ -20,6 +20,7 @@ from continual.model import EditedModel
 from continual.patches import Patch, pack, unpack
 from continual.patches.dense import DensePatch
 from continual.patches.low_rank import LowRankPatch
+from continual.patches.slots import SlotsPatch
 from continual.patches.weight_sums import summed, without_superseded
 from store import BlobRef, Layer, Revision, Segment, Store, StoreError
 from store.errors import IntegrityError
@@ -38,6 +39,8 @@ class Gathered:
         for part in parts:
             if isinstance(part, DensePatch):
                 self._dense |= part.blocks
+            elif isinstance(part, SlotsPatch):  # they stand among neurons, in one order with them
+                self._parts.append(part.as_neurons())
             else:
                 self._parts.append(part)
 

@@ -48,7 +48,7 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> RevertResu
 
     `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
     patch are dropped, and the columns of its batch's other requests stay as they were solved beside
-    them; with it, the batch is solved again without the request. A dense patch goes whole, or not
+    them; with it, the batch is solved again without the request. A shared patch goes whole, or not
     at all. Raises UnknownRequest, RevertError, SharedPatch.
     """
     store = opened.store
@@ -107,7 +107,7 @@ class _Surgery:
                 f"Revision {layer.revision.id[:12]} solved the matrix edits of many batches "
                 "together: revert the request without solving again, then consolidate."
             )
-        if self.resolve and any(part.reach.blocks for part in owned_parts):
+        if self.resolve and any(part.reach.blocks or part.is_shared for part in owned_parts):
             return self._solve_again(layer.revision), True
         remainders = (part.without(self.request) for part in parts)
         return [part for part in remainders if part is not None], True

@@ -22,6 +22,7 @@ from continual.patches.lookup import LookupPatch
 from continual.patches.low_rank import Factors, FfnLowRankPatch, LowRankPatch
 from continual.patches.memory import MemoryPatch
 from continual.patches.neuron import GatePatch, NeuronPatch
+from continual.patches.slots import SlotsPatch
 from continual.patches.weight_sums import GradientSums, MatrixSums, ParameterSums, WeightSums
 
 
@@ -29,6 +30,7 @@ class Patch(Protocol):
     """The operations of every kind of patch."""
 
     kind: ClassVar[str]
+    is_shared: ClassVar[bool]  # every owner owns all of it: `owners` has each once, not by row
 
     @property
     def rows(self) -> int:
@@ -36,7 +38,8 @@ class Patch(Protocol):
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """The id of the request that each row is for, in the rows' order; empty if unknown."""
+        """The id of the request that each row is for, in the rows' order; empty if unknown. The
+        requests of a shared patch."""
 
     @property
     def reach(self) -> Reach:
@@ -87,6 +90,7 @@ KINDS: Mapping[
     str,
     type[NeuronPatch]
     | type[GatePatch]
+    | type[SlotsPatch]
     | type[CodebookPatch]
     | type[LookupPatch]
     | type[FfnLowRankPatch]
@@ -101,6 +105,7 @@ KINDS: Mapping[
 ] = {
     NeuronPatch.kind: NeuronPatch,
     GatePatch.kind: GatePatch,
+    SlotsPatch.kind: SlotsPatch,
     CodebookPatch.kind: CodebookPatch,
     LookupPatch.kind: LookupPatch,
     FfnLowRankPatch.kind: FfnLowRankPatch,

@@ -17,9 +17,10 @@ from torch import Tensor
 from continual.anatomy import Anatomy
 from continual.effects import Reach
 from continual.effects.parameters import Delta, EditedWeight
-from continual.errors import EditError, SharedPatch
+from continual.errors import EditError
 from continual.patches import by_path
 from continual.patches.low_rank import Factors
+from continual.patches.owners import goes_whole, require_distinct
 
 
 class Tunable(Protocol):
@@ -34,6 +35,7 @@ class DensePatch:
     """Differences by path; float32. Every owner owns the whole patch."""
 
     kind: ClassVar[str] = "dense"
+    is_shared: ClassVar[bool] = True
 
     deltas: Mapping[str, Tensor]
     blocks: Mapping[str, int]  # of each path
@@ -94,22 +96,11 @@ class DensePatch:
 
     def without(self, request_id: str) -> DensePatch | None:
         """See `Patch.without`: whole or not at all. Raises SharedPatch if others own it too."""
-        if request_id not in self.owners:
-            return self
-        peers = [owner for owner in self.owners if owner != request_id]
-        if peers:
-            raise SharedPatch(
-                f"Request {request_id} shares a dense patch with {len(peers)} others, whose "
-                f"gradients nothing tells apart ({', '.join(peers[:3])}"
-                f"{', …' if len(peers) > 3 else ''}). Make its step again without it, by `cedit "
-                "revert --resolve`, or go back to before it, by `cedit rollback`."
-            )
-        return None
+        return None if goes_whole(self.owners, request_id, "a dense patch") else self
 
     def owned_by(self, owners: tuple[str, ...]) -> DensePatch:
         """See `Patch.owned_by`."""
-        if not all(isinstance(owner, str) for owner in owners) or len(set(owners)) < len(owners):
-            raise EditError("A dense patch names an owner twice, or one that is no request.")
+        require_distinct(owners, "dense patch")
         return replace(self, owners=owners)
 
     def check(self) -> None:

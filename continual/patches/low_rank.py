@@ -88,6 +88,7 @@ class LowRankPatch:
     """
 
     kind: ClassVar[str] = "low-rank-by-path"
+    is_shared: ClassVar[bool] = False
 
     factors: Mapping[str, Factors]
     blocks: Mapping[str, int]  # of each path: the first block whose output depends on it

@@ -37,6 +37,7 @@ class MemoryPatch:
     """New records, with a reading each, and the ids of the records to remove."""
 
     kind: ClassVar[str] = "memory"
+    is_shared: ClassVar[bool] = False
     narrow_kind: ClassVar[str] = "narrow memory"
     """The kind that a file with records of a least score names: older versions refuse it."""
 

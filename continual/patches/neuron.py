@@ -40,6 +40,7 @@ class NeuronPatch:
     """n neurons at the FFN of one block; float32."""
 
     kind: ClassVar[str] = "neuron"
+    is_shared: ClassVar[bool] = False
 
     block: int
     keys: Tensor  # [n, d]

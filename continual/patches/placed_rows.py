@@ -28,6 +28,7 @@ class PlacedRowsPatch:
     """n rows at one place; float32. A dataclass beneath it has the fields."""
 
     name: ClassVar[str]  # in messages: "look-up patch"
+    is_shared: ClassVar[bool] = False
     beside_kind: ClassVar[str]  # of its rows, in `effects.BESIDE`
     words: ClassVar[tuple[str, ...]] = ()  # the fields with n words, beside its n-row tensors
 

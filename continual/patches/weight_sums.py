@@ -174,6 +174,8 @@ def without_superseded(earlier: Sequence[Patch], later: Sequence[Patch]) -> list
 class _SumPatch:
     """The common part of all kinds of sums: no request owns anything in them."""
 
+    is_shared: ClassVar[bool] = False
+
     sums: Mapping[Any, Tensor]
     owners: tuple[str, ...]
 

@@ -71,7 +71,8 @@ class Voices:
             owners = part.owners or ("",) * part.rows
             if part.beside().keys() & _NEURONS:
                 (place,) = part.reach.gates
-                neurons[place] = (*neurons.get(place, ()), *owners)
+                row_owners = ("",) * part.rows if part.is_shared else owners
+                neurons[place] = (*neurons.get(place, ()), *row_owners)
             if part.in_parameters(self._opened.edited.anatomy):
                 in_weights |= set(owners)
         return PatchVoices(neurons, frozenset(in_weights))
