@@ -26,6 +26,7 @@ Each is run from the project root:
     python -m benchmarks.scope         the right record among many, or none
     python -m benchmarks.train_scope   the training of the scope that comes with the package
     python -m benchmarks.efficiency    seconds, memory and bytes of an edit, for every editor
+    python -m benchmarks.edit_seconds  seconds of an edit on CounterFact and zsRE, every editor
     python -m benchmarks.speed         T-Patcher here against the paper's own loop
     python -m benchmarks.memit_speed   MEMIT here against the straightforward loop
     python -m benchmarks.vectors       the vector index at size

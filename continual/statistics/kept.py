@@ -97,7 +97,7 @@ class Statistics:
     def require(self, blocks: Iterable[int]) -> None:
         """Collect the missing statistics of some blocks in one pass over the model's own text.
         Raises StatisticsError if they are missing and the model has no text."""
-        pending = [block for block in blocks if not self._has(block)]
+        pending = [block for block in blocks if not self.has(block)]
         if not pending:
             return
         if self.texts is None:
@@ -106,7 +106,8 @@ class Statistics:
         for _ in self.collect(self.texts, pending, tokens_max=OWN_TOKENS):
             pass
 
-    def _has(self, block: int) -> bool:
+    def has(self, block: int) -> bool:
+        """Tell whether the statistics of a block are in the cache."""
         try:
             self._kept(block)
         except StatisticsError:
