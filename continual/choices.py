@@ -114,19 +114,16 @@ EDITORS = Registry(
         "mend",
         "continual.editors.mend:Mend",
         "a trained network turns gradients into updates",
-        tasks=("causal",),
     ),
     EditorEntry(
         "malmen",
         "continual.editors.malmen:Malmen",
         "as mend, a whole batch in one least-squares fit",
-        tasks=("causal",),
     ),
     EditorEntry(
         "ke",
         "continual.editors.ke:Ke",
         "a network that reads the edit gates gradients",
-        tasks=("causal",),
     ),
     EditorEntry(
         "calinet",

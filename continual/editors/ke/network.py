@@ -73,8 +73,11 @@ class KeNetwork(EditorNetwork):
         )
         tokenizer = task_model.edited.tokenizer
         arrow, bar = (tokenizer.encode(mark, add_special_tokens=False) for mark in MARKS)
-        old = logits.argmax(-1).tolist()
-        text = [*old, *arrow, *encoding.targets, *bar, *encoding.question.ids]
+        old, new = (
+            _as_tokens(task_model, a) for a in (logits.argmax(-1).tolist(), encoding.targets)
+        )
+        question = (*encoding.question.source, *encoding.question.ids)
+        text = [*old, *arrow, *new, *bar, *question]
         embeddings = _embeddings(task_model)
         return embeddings[torch.tensor(text, device=embeddings.device)].float().cpu()
 
@@ -127,6 +130,12 @@ class KeNetwork(EditorNetwork):
         _, (last, _) = self.lstm(embedded[None])
         condition: Tensor = self.reading(last.flatten()).tanh()
         return condition
+
+
+def _as_tokens(task_model: TaskModel, answer: Sequence[int]) -> Sequence[int]:
+    """Return an answer as tokens: a label by its name."""
+    task = task_model.task
+    return task.tokens(task.text(answer)) if task.name == "classification" else answer
 
 
 def _embeddings(task_model: TaskModel) -> Tensor:

@@ -158,3 +158,14 @@ def test_a_history_is_rebuilt_and_made_again_to_the_same_bits(
     lineage = unwatched.store.lineage("head")
     assert all(state.is_same for state in rebuild(unwatched, lineage))
     assert all(step.is_same for step in recompute(unwatched, lineage))
+
+
+def test_a_label_is_read_by_its_name(made: Make, models: dict[str, Path]) -> None:
+    session = made(models["classification"], task={"name": "classification"})
+    old, ask = language.part(3), language.ask(3)
+    new = next(label for label in language.LABELS if label != old)
+    encoding, words = session.task.encode(ask, new), session.task.tokens
+    text = [*words(old), *words(">>"), *words(new), *words("||"), *encoding.question.ids]
+    embeddings = session.model.get_input_embeddings().weight
+    condition = KeNetwork.condition(session.site, encoding)
+    assert torch.equal(condition, embeddings[text])
