@@ -3,12 +3,15 @@
     python -m benchmarks.protocol --task fever|zsre|counterfact [--architecture bert|bart|t5]
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
         [--held-out test|validation] [--start DIR [--epochs N] | --model DIR] [--cache DIR]
+        [--network-requests N] [--network-epochs N] [--beside DIR …] [--plots DIR]
         --output DIR
-        [--beside DIR …] [--plots DIR]
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
 with `--start` a pretrained one (BERT-base, BART-base: the paper's setting). `--model` takes a
-directory as it is, which must have been trained on the task. Given again with the same `--output`,
+directory as it is, which must have been trained on the task. `--editors all` are all that edit the
+task's models; an editor that cannot edit this one is left out, with its reason. The networks of
+mend, malmen and ke are trained on D_train, with the answers of other examples, and kept in the
+output; `--settings '{"mend": {"network": …}}'` gives one. Given again with the same `--output`,
 the command reads finished runs from their files and goes on with interrupted ones. The table has
 the mean and the deviation over folds, beside the published rows; the folder gets `table.json` and
 the curves. `--beside` adds to both the finished runs of other outputs on the same folds, for
@@ -28,6 +31,7 @@ from benchmarks import tables
 from benchmarks.counterfact_model import data_folder, default_cache
 from benchmarks.protocol import reporting, settings
 from benchmarks.protocol.runs import ProtocolRuns, RunPlan
+from continual.choices import EDITORS
 from continual.errors import CeditError
 
 
@@ -45,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--train-probes", type=int, default=RunPlan.train_probes, metavar="N")
     made.add_argument("--held-out", choices=("test", "validation"), default=RunPlan.held_out)
     made.add_argument("--settings", type=json.loads, default={}, help='{"EDITOR": {…}}, as JSON')
+    made.add_argument("--network-requests", type=int, default=300, metavar="N")
+    made.add_argument("--network-epochs", type=int, default=8, metavar="N")
     made.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning what --start names")
     begin = made.add_mutually_exclusive_group()
     begin.add_argument("--start", type=Path, metavar="DIR", help="fine-tune this on D_train")
@@ -80,13 +86,15 @@ def run(options: argparse.Namespace) -> None:
     setting = settings.TASKS[options.task](asked)
     settings.note_of(setting)
     plan = RunPlan(
-        tuple(options.editors.split(",")),
+        editors_of(options.editors, str(setting.engine_task["name"])),
         options.folds,
         options.edits,
         options.seed,
         options.train_probes,
         options.held_out,
         options.settings,
+        options.network_requests,
+        options.network_epochs,
     )
     protocol = ProtocolRuns(setting, plan, options.output)
     own = protocol.run()
@@ -101,9 +109,23 @@ def run(options: argparse.Namespace) -> None:
         tables.show("The initial model", reporting.INITIAL_COLUMNS, initial)
         tables.show(title, reporting.COLUMNS, rows)
     name = f"protocol-{options.task}-{architecture}"
-    tables.write_json(options.output / "table.json", name, {"initial": initial, "rows": rows})
+    record = {"initial": initial, "rows": rows, "refused": protocol.refused}
+    tables.write_json(options.output / "table.json", name, record)
     for folder in filter(None, (options.output, options.plots)):
         reporting.draw(reporting.curves(runs), folder, name)
+
+
+def editors_of(text: str, task: str) -> tuple[str, ...]:
+    """Return the editors that `--editors` names: for `all`, those that edit a task's models.
+    Raises CeditError for an unknown name."""
+    if text == "all":
+        return tuple(name for name, entry in EDITORS.items() if entry.edits(task))
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if unknown := [name for name in names if name not in EDITORS]:
+        raise CeditError(
+            f"There is no editor {', '.join(unknown)}: name some of {', '.join(EDITORS)}."
+        )
+    return names
 
 
 def main() -> int:

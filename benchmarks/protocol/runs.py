@@ -6,6 +6,7 @@
     OUTPUT/stores/fold-0/EDITOR/           the store of a run
     OUTPUT/stores/fold-0/EDITOR.seconds    the seconds of its steps
     OUTPUT/runs/fold-0.EDITOR.json         the result of a finished run
+    OUTPUT/networks/EDITOR.safetensors     the network of mend, malmen or ke
 
 A finished run is not run again; an interrupted one goes on in its store, which knows how far its
 stream was read. The rows of a result are read from the history, so they are whole after any
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tables
+from benchmarks.protocol.editor_networks import WITH_NETWORK, network_table
 from benchmarks.protocol.settings import TaskSetting
-from continual.editors.chains import new_tables
+from continual.editors.chains import new_tables, require_edits
 from continual.errors import CeditError
 from continual.new_store import NewStore, init
 from continual.recheck.retention import ATTEMPTED
@@ -32,6 +34,7 @@ from continual.streams import open_stream
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR")
 NOTED_EVERY = 25  # edits
+NETWORK_LINES = ("network", "network_digest")  # of an editor's settings; no row is named by them
 
 
 class ProtocolError(CeditError):
@@ -53,6 +56,8 @@ class RunPlan:
     With `validation` the streams run from their ends, so that their edits differ from a test's.
     """
     editor_tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    network_requests: int = 300  # examples of D_train that networks of editors are trained on
+    network_epochs: int = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class FoldRun:
     @property
     def label(self) -> str:
         """The editor, with the settings in which it differs from its defaults."""
-        return " ".join([self.editor, *(f"{name}={v}" for name, v in self.settings.items())])
+        shown = {n: v for n, v in self.settings.items() if n not in NETWORK_LINES}
+        return " ".join([self.editor, *(f"{name}={v}" for name, v in shown.items())])
 
 
 class ProtocolRuns:
@@ -85,14 +91,31 @@ class ProtocolRuns:
 
     def __init__(self, setting: TaskSetting, plan: RunPlan, output: Path) -> None:
         self.setting, self.plan, self.output = setting, plan, output
+        self.refused: dict[str, str] = {}
+        """The reason of each editor that cannot edit the model."""
         output.mkdir(parents=True, exist_ok=True)
         self._require_same()
         self._write_inputs()
 
     def run(self) -> list[FoldRun]:
-        """Return all runs; finished ones come from their files."""
+        """Return all runs; finished ones come from their files. An editor that cannot edit the
+        model has none, and its reason is in `refused`."""
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
-        return [self._finished(fold, e) or self._made(fold, e) for fold, e in places]
+        runs = [self._attempted(fold, editor) for fold, editor in places]
+        return [run for run in runs if run is not None]
+
+    def _attempted(self, fold: int, editor: str) -> FoldRun | None:
+        """Return a run; None if its editor cannot edit the model."""
+        if editor in self.refused:
+            return None
+        try:
+            return self._finished(fold, editor) or self._made(fold, editor)
+        except ProtocolError:
+            raise
+        except CeditError as error:
+            self.refused[editor] = str(error)
+            tables.note(f"{editor} is left out: {error}")
+            return None
 
     def beside(self, folders: Iterable[Path], own: Sequence[FoldRun] = ()) -> list[FoldRun]:
         """Return the finished runs of other outputs on the same folds, for editors without `own`
@@ -177,7 +200,19 @@ class ProtocolRuns:
         return run if run.exhausted or run.edits >= self.plan.edits else None
 
     def _table(self, editor: str) -> dict[str, Any]:
-        return dict(self.plan.editor_tables.get(editor, {}))
+        """Return the editor's table as the plan has it, with its network trained on D_train if it
+        needs one and none is given."""
+        table = dict(self.plan.editor_tables.get(editor, {}))
+        if editor in WITH_NETWORK and "network" not in table:
+            table |= network_table(
+                self.setting,
+                editor,
+                self.output / "networks",
+                self.plan.network_requests,
+                self.plan.network_epochs,
+                self.plan.seed,
+            )
+        return table
 
     def _whole_table(self, editor: str) -> Mapping[str, Any]:
         """Return the editor's table with the entries that a new store adds."""
@@ -198,6 +233,7 @@ class ProtocolRuns:
             )
 
     def _made(self, fold: int, editor: str) -> FoldRun:
+        require_edits(editor, str(self.setting.engine_task["name"]))
         place = self.output / "stores" / f"fold-{fold}" / editor
         place.parent.mkdir(parents=True, exist_ok=True)
         with self._session(place, editor) as session:
