@@ -40,6 +40,7 @@ BATCHES: Mapping[str, Sequence[int]] = {
     "memit": (50, 10, 1),
     "emmet": (10, 1),
     "alphaedit": (10, 1),
+    "calinet": (50, 1),
 }
 """Requests in a step, for editors that take many at once; one for all others."""
 FOLLOWED = ("tpatcher", "serac", "ike")
