@@ -328,7 +328,8 @@ def main() -> None:
     last = {key: rows[-1][key] for key in ("copies", "wordings", "worded_copies", "margin")}
     last["context"] = context
     drawn = [line for line in rows if last.items() <= line.items()]
-    plots.save(plots.curves(drawn, "rows", SHARES, "rows of general text"), given.output, "gates")
+    figure = plots.curves(drawn, "rows", SHARES, "rows of general text", shares=True)
+    plots.save(figure, given.output, "gates-rows")
 
 
 if __name__ == "__main__":

@@ -54,10 +54,12 @@ def curves(
     label: str,
     *,
     log: bool = False,
+    shares: bool = False,
 ) -> Figure:
     """Draw the panels of long runs, three in a row, each with its own range.
 
-    Lines of many points have no markers; `log` makes the range logarithmic.
+    Lines of many points have no markers; `log` makes the range logarithmic. `shares` are drawn from
+    0 to 1, over a logarithmic x.
     """
     from matplotlib.figure import Figure
 
@@ -76,6 +78,8 @@ def curves(
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.set_yscale("log" if log else "linear")
+        if shares:
+            axes.set(xscale="log", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
     _legend(figure)
     return figure

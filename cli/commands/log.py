@@ -124,7 +124,7 @@ def _moved(record: Mapping[str, Any]) -> tuple[str, str]:
     if record["reverted"]:
         prompt, target = _one_of(record["reverted"][0], len(record["reverted"]))
         return f"{operation}: {prompt}", target
-    return operation, record["erased"] or ""
+    return operation, record["erased"] or record["given_back"] or ""
 
 
 def _one_of(request: Mapping[str, Any], count: int) -> tuple[str, str]:

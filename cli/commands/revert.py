@@ -33,15 +33,17 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
     its records and its columns in a batch of weight edits go; all others stay, bit for bit. A
     fine-tuned patch goes whole; where other corrections share it, only --resolve helps. A
     correction that it had superseded counts again. The history only grows, and the correction can
-    be applied again.
+    be applied again. An erasure of a relation (`cedit neurons --erase`) is named by its revision.
 
-    With --json: {"type":"revert","revision","seq","request","prompt","target_new","removed",
-    "resolved","before","after","broke","recovered","fingerprint"}.
+    With --json: {"type":"revert","revision","seq","request","prompt","target_new","relation",
+    "removed","resolved","before","after","broke","recovered","fingerprint"}; request, prompt and
+    target_new of an erasure are null.
 
     \b
     Example:
       cedit revert 3f0a61c2
       cedit revert 3f0a61c2 --resolve --json
+      cedit revert @12
     """
     path = find_store(store)
     _require_request(path, request)
@@ -55,24 +57,26 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
 
 def _require_request(path: Path, name: str) -> None:
     """Raise NoStore or UnknownRequest, before the model is loaded."""
-    from continual.history.corrections import standing_request
+    from continual.history.corrections import standing_erasure, standing_request
     from store import Store
 
     with Store.open(path) as opened:
-        standing_request(opened.lineage("head"), name)
+        if standing_erasure(opened, name) is None:
+            standing_request(opened.lineage("head"), name)
 
 
 def _record(done: RevertResult, store: Store) -> dict[str, Any]:
     from continual.prompts import shown_prompt
 
-    request = store.request(done.request)
+    request = store.request(done.request) if done.request else None
     return {
         "type": "revert",
         "revision": done.revision.id,
         "seq": done.revision.seq,
         "request": done.request,
-        "prompt": shown_prompt(request),
-        "target_new": request["target_new"],
+        "prompt": shown_prompt(request) if request else None,
+        "target_new": request["target_new"] if request else None,
+        "relation": done.relation,
         "removed": done.rows,
         "resolved": [{"id": o.id, "outcome": o.outcome} for o in done.resolved],
         "before": done.before,
@@ -84,7 +88,9 @@ def _record(done: RevertResult, store: Store) -> dict[str, Any]:
 
 
 def _text(record: Mapping[str, Any]) -> Iterator[str]:
-    yield one_line(f"Reverted: {record['prompt']} → {record['target_new']}")
+    correction = f"{record['prompt']} → {record['target_new']}"
+    erasure = f"the erasure of {record['relation']}"
+    yield one_line(f"Reverted: {correction if record['request'] else erasure}")
     removals = ", ".join(f"{kind} {count}" for kind, count in record["removed"].items())
     yield f"removed      {removals or 'nothing: it had failed'}"
     if record["resolved"]:

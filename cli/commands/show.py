@@ -92,6 +92,8 @@ def _text(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"target       {short(record['target'])}"
     if record["erased"]:
         yield one_line(f"erased       {record['erased']}")
+    if record["given_back"]:
+        yield one_line(f"given back   {record['given_back']}")
     yield f"fingerprint  {short(record['fingerprint'])}"
     if record["patch"]:
         yield f"patch        {short(record['patch'])}, {size(record['patch_bytes'])}"

@@ -12,7 +12,8 @@ from typing import Any
 from continual.errors import CeditError
 from continual.history.inspection import JsonObject, facts_of, retained_at
 from continual.recheck.retention import ATTEMPTED, Outcome, outcomes_of, reverted_later
-from store import Revision, Store
+from store import Revision, Store, operations
+from store.errors import AmbiguousRevision, UnknownRevision
 
 SEARCHED = ("prompt", "target_new", "target_old", "subject", "relation", "case", "id")
 PREFIX_LENGTH_MIN = 4  # digits of a request's id
@@ -101,6 +102,23 @@ def standing_request(lineage: Sequence[Revision], name: str) -> str:
             f"Request {identity} has no part in the model: it was reverted, or never edited."
         )
     return identity
+
+
+def standing_erasure(store: Store, name: str) -> Revision | None:
+    """The erasure of a relation that a revision's name stands for; None where it names none. Raises
+    UnknownRequest for an erasure that is not in the model."""
+    try:
+        revision = store.revision(name)
+    except (UnknownRevision, AmbiguousRevision):
+        return None
+    if revision.operation != operations.ERASE:
+        return None
+    if revision.id not in {layer.revision.id for layer in store.layers(store.head) if layer.patch}:
+        raise UnknownRequest(
+            f"The erasure {revision.id[:12]} has no part in the model: it was taken out, or rolled "
+            "back."
+        )
+    return revision
 
 
 def _only_one(ids: Iterable[str], start: str) -> str | None:

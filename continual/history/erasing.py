@@ -2,8 +2,8 @@
 
 A revision of operation "erase" names the relation and the neurons, and has a patch as an edit's: a
 low-rank one that takes the values away (Dai et al. 2022, section 5). A rollback gives them back,
-bit for bit. No request stands behind it, so `revert` and `rebase` do not know it. Leaves finding
-the neurons to `analysis.neurons`.
+bit for bit, and so does `revert`, by the revision's name. No request stands behind it, so `rebase`
+does not carry it. Leaves finding the neurons to `analysis.neurons`.
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ def entry(store: Store, revision: Revision) -> JsonObject:
         "measured_at": ledger.get("at"),
         "target": revision.body.get("target"),
         "erased": revision.body.get("relation"),
+        "given_back": revision.body.get("given_back"),
         "reverted": [{"id": i, **facts_of(store.request(i))} for i in reverted_by(revision.body)],
         "first": facts_of(store.request(outcomes[0].id)) if outcomes else None,
         "tags": [tag for tag, identity in store.tags().items() if identity == revision.id],

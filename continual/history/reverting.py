@@ -2,7 +2,8 @@
 
 A revision of operation "revert" names the request, and replaces the patches that had a part in it;
 all other patches keep their order and their bytes. The requests that it had superseded count again.
-Nothing is erased: the request can be applied again, and a rollback leads back to the state before.
+An erasure of a relation, which has no request, is named by its revision, and its patch goes whole.
+Nothing is lost: the request can be applied again, and a rollback leads back to the state before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from continual.effects import NOTHING, Reach, moved_blocks
 from continual.errors import CeditError
-from continual.history.corrections import standing_request
+from continual.history.corrections import standing_erasure, standing_request
 from continual.history.inspection import rates_at, retained_at
 from continual.history.rehearsing import pipeline_at, rehearse, settings_of
 from continual.history.rewriting import Choice, relaid, rewrite
@@ -35,26 +36,31 @@ class RevertResult:
     """The revision of a revert, with its effect on patches, metrics and probes."""
 
     revision: Revision
-    request: str
+    request: str | None  # None for an erasure
     rows: dict[str, int]  # neurons, columns, records or whole dense patches removed, by kind
     resolved: tuple[Outcome, ...]  # of the other requests of batches solved again
     before: dict[str, float | None]  # the metrics
     after: dict[str, float | None]
     turned: dict[str, bool]  # probes whose outcome changed: True if right now
+    relation: str | None = None  # of an erasure that was taken out
 
 
 def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> RevertResult:
     """Take a request out of the history at head, and measure the model without it.
 
-    `name` is its id, or the start of it. Without `resolve`, the request's columns of a low-rank
-    patch are dropped, and the columns of its batch's other requests stay as they were solved beside
-    them; with it, the batch is solved again without the request. A shared patch goes whole, or not
-    at all. Raises UnknownRequest, RevertError, SharedPatch.
+    `name` is its id, or the start of it, or the revision of an erasure. Without `resolve`, the
+    request's columns of a low-rank patch are dropped, and the columns of its batch's other requests
+    stay as they were solved beside them; with it, the batch is solved again without the request. A
+    shared patch goes whole, or not at all. Raises UnknownRequest, RevertError, SharedPatch.
     """
     store = opened.store
     head = store.head
-    lineage = store.lineage(head)
-    surgery = _Surgery(opened, standing_request(lineage, name), lineage, resolve)
+    surgery: _Surgery | _GivingBack
+    if (erasure := standing_erasure(store, name)) is not None:
+        surgery = _GivingBack(opened, erasure)
+    else:
+        lineage = store.lineage(head)
+        surgery = _Surgery(opened, standing_request(lineage, name), lineage, resolve)
     revision = rewrite(opened, surgery.operate)
     opened.settle()
     ledger = store.ledger(revision.seq) or {}
@@ -66,7 +72,40 @@ def revert(opened: OpenStore, name: str, *, resolve: bool = False) -> RevertResu
         before=rates_at(store, head),
         after=rates_at(store, revision),
         turned=dict(ledger.get("turned", {})),
+        relation=revision.body.get("given_back"),
     )
+
+
+@dataclass
+class _GivingBack:
+    """Puts the patches of a state on anew, without that of one erasure."""
+
+    opened: OpenStore
+    erasure: Revision
+    rows: dict[str, int] = field(default_factory=dict)
+    reach: Reach = NOTHING
+    request: None = None
+    resolved: dict[str, Outcome] = field(default_factory=dict)  # none: nothing is solved again
+
+    def operate(self, layers: Sequence[Layer]) -> Draft:
+        """Put all layers on but the erasure's; return the draft of the revision."""
+        replaces = relaid(self.opened, layers, self._choose)
+        body = {
+            "given_back": self.erasure.body["relation"],
+            **moved_blocks(self.reach, self.opened.site.place),
+        }
+        parent, fingerprint = layers[-1].revision.id, self.opened.edited.fingerprint
+        return Draft(operations.REVERT, parent, fingerprint, body, replaces=replaces)
+
+    def _choose(self, layer: Layer) -> Choice:
+        """Return the parts of a layer, none of them for the erasure's own."""
+        parts = self.opened.patches(layer.patch)
+        if layer.revision.id != self.erasure.id:
+            return parts, False
+        for part in parts:
+            self.rows[part.kind] = self.rows.get(part.kind, 0) + part.rows
+            self.reach |= part.reach
+        return (), True
 
 
 @dataclass

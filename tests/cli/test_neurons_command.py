@@ -105,6 +105,13 @@ def test_a_relation_is_erased_at_head_and_comes_back(
     assert "erase" in cedit("log", *on).out
     assert "erased       capital" in cedit("show", "head", *on).out
     assert cedit("verify", *on).code == cedit("replay", *on).code == 0
+    back = cedit("revert", "@1", *on, "--json").last
+    assert (back["relation"], back["request"]) == ("capital", None)
+    assert back["fingerprint"] == cedit("show", "base", *on, "--json").last["fingerprint"]
+    assert "given back   capital" in cedit("show", "head", *on).out
+    assert cedit("verify", *on).code == cedit("replay", *on).code == 0
+    gone = cedit("revert", "@1", *on)
+    assert gone.code == 2 and "has no part in the model" in gone.err
     base = cedit("neurons", str(file), "--at", "base", *on, "--json").records[0]
     assert cedit("rollback", "base", *on).code == 0
     again = cedit("neurons", str(file), *on, "--json").records[0]

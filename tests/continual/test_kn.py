@@ -12,6 +12,7 @@ import torch
 from continual.analysis.neurons import FfnNeuron
 from continual.editors.kn import KnConfig
 from continual.errors import CeditError
+from continual.history.corrections import UnknownRequest
 from continual.history.erasing import erase
 from continual.history.replaying import rebuild
 from continual.patches import Patch
@@ -158,4 +159,25 @@ def test_corrections_go_on_behind_an_erased_relation(knowing: Session) -> None:
     again = reopened(knowing)
     assert again.ask(target.prompt, tokens_max=1) == target.target_new
     assert again.head.id == step.revision.id and metrics is not None
+    again.close()
+
+
+def test_an_erasure_is_taken_out_of_the_middle_of_a_history(knowing: Session) -> None:
+    run = knowing.settings(chain=("tpatcher",))
+    knowing.apply_requests([request(3)], run)
+    erased = erase(knowing, "capital", [FfnNeuron(1, place) for place in range(20)])
+    knowing.apply_requests([request(4)], run)
+    neurons = knowing.site.bank.values.clone()
+    weight = knowing.edited.weight(1)
+    assert not torch.equal(weight.sum, weight.base)
+    done = knowing.revert(erased.id[:8])
+    assert (done.relation, done.request, sum(done.rows.values())) == ("capital", None, 20)
+    assert torch.equal(weight.sum, weight.base)
+    assert torch.equal(knowing.site.bank.values, neurons)
+    assert all(state.is_same for state in rebuild(knowing, knowing.store.lineage("head")))
+    again = reopened(knowing)
+    assert again.edited.fingerprint == done.revision.fingerprint
+    assert again.store.ledger(done.revision.seq) is not None  # measured again
+    with pytest.raises(UnknownRequest, match="no part in the model"):
+        again.revert(erased.id)
     again.close()
