@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -42,7 +42,7 @@ class Evidence:
     neighbours: float | None  # held-out neighbours answered as before
     others: float | None  # other facts that are still right
     spent: float | None  # of the budget, where the editor has one
-    seconds: float  # of editing alone
+    seconds: float  # of editing alone, without what an earlier trial has read
 
     @property
     def measured(self) -> dict[str, float]:
@@ -76,6 +76,7 @@ class TrialRunner:
     statistics: Statistics
     seed: int
     count: int | None = None  # of the facts, from the first; None: all
+    kept: dict[str, Any] = field(default_factory=dict)  # by the editors of all trials
 
     def with_facts(self, count: int) -> TrialRunner:
         """Return the trials with the first `count` facts alone."""
@@ -188,6 +189,7 @@ class TrialRunner:
             seed=self.seed,
             known_answers=partial(self._known_answers, memory),
             naming=self._naming,
+            kept=self.kept,
         )
 
     def _known_answers(self, memory: ProtectedQueries) -> KnownAnswers:

@@ -35,6 +35,8 @@ from continual.patches import Patch
 from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.proposals import Edit, EditContext, Proposal
 
+VALUES, GENERAL = "values found", "keys of general text"
+"""The names of what is kept in `EditContext.kept`."""
 FULL = 0.95
 """The share of the drift budget at which no more values are searched for."""
 
@@ -68,8 +70,6 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         self.config = config
         self._moments: dict[_Place, Tensor] = {}
         self._prepared: dict[_Place, _PreparedMoment[PreparedForm]] = {}
-        self._general: dict[_Place, GeneralKeys] = {}
-        self._values = FoundValues()
 
     # -- the parts that each method defines
 
@@ -176,7 +176,8 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         """Make the updates of some edits on top of all earlier ones, block after block."""
         config, site, blocks = task.config, task.context.site, self._blocks(task.context)
         scaffold.put_on()
-        batch, targets = self._values.located(site, batch, blocks[-1], config)
+        values: FoundValues = task.context.kept.setdefault(VALUES, FoundValues())
+        batch, targets = values.located(site, batch, blocks[-1], config)
         if config.pin_norms:
             targets = pinned(site, batch, targets, blocks[-1], config)
         batch, targets = draft.accepted(batch, targets, config)
@@ -254,10 +255,11 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         if not task.config.general_weight:
             return None
         edited, texts = task.context.site.edited, task.context.known_answers().general
+        all_keys: dict[_Place, GeneralKeys] = task.context.kept.setdefault(GENERAL, {})
         place = edited.base.fingerprint, block
-        keys = self._general.get(place)
+        keys = all_keys.get(place)
         if texts and (keys is None or keys.texts != texts):
-            keys = self._general[place] = GeneralKeys(edited, block, texts)
+            keys = all_keys[place] = GeneralKeys(edited, block, texts)
         return keys if texts else None
 
 

@@ -15,8 +15,9 @@ with a value for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
-from continual.locate_then_edit.config import LocateThenEditConfig
+from continual.locate_then_edit.config import LocateThenEditConfig, ValueSearchConfig
 from continual.locate_then_edit.edit_texts import EditTexts
 from continual.locate_then_edit.targets import TargetValues, find_targets
 from continual.site import Site
@@ -27,26 +28,28 @@ class FoundValues:
     of a batch that was refused as a whole search for nothing."""
 
     def __init__(self) -> None:
-        self._state: tuple[object, ...] = ()
-        self._found: dict[str, tuple[list[EditTexts], TargetValues]] = {}
+        self._state = ""
+        self._found: dict[tuple[object, ...], tuple[list[EditTexts], TargetValues]] = {}
 
     def located(
         self, site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
     ) -> tuple[list[EditTexts], TargetValues]:
         """Return the same as `located`, with the texts and values of edits that were searched for
-        before."""
-        state = site.edited.fingerprint, block, config
-        if self._state != state:
-            self._state, self._found = state, {}
-        pending = [edit_texts for edit_texts in batch if edit_texts.id not in self._found]
+        before with the same settings of the search."""
+        if self._state != site.edited.fingerprint:
+            self._state, self._found = site.edited.fingerprint, {}
+        search = replace(config, overshoot=1.0)
+        how = block, *(getattr(search, each.name) for each in fields(ValueSearchConfig))
+        pending = [edit_texts for edit_texts in batch if (edit_texts.id, *how) not in self._found]
         if pending:
-            texts, targets = located(site, pending, block, config)
+            texts, targets = located(site, pending, block, search)
             for identity in dict.fromkeys(edit_texts.id for edit_texts in texts):
                 places = [i for i, edit_texts in enumerate(texts) if edit_texts.id == identity]
-                self._found[identity] = [texts[i] for i in places], targets[places]
-        parts = [self._found[edit_texts.id] for edit_texts in batch]
+                self._found[identity, *how] = [texts[i] for i in places], targets[places]
+        parts = [self._found[edit_texts.id, *how] for edit_texts in batch]
         all_texts = [edit_texts for texts, _ in parts for edit_texts in texts]
-        return all_texts, TargetValues.joined([targets for _, targets in parts])
+        all_targets = TargetValues.joined([targets for _, targets in parts])
+        return all_texts, all_targets.stretched(config.overshoot)
 
 
 def located(

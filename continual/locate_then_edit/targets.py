@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,6 +84,12 @@ class TargetValues:
             tuple(self.losses[i] for i in chosen),
             tuple(self.arrived[i] for i in chosen),
         )
+
+    def stretched(self, times: float) -> TargetValues:
+        """Return the targets with each δ = z - h `times` as long."""
+        if times == 1.0:
+            return self
+        return replace(self, states=self.before + times * (self.states - self.before))
 
     @classmethod
     def joined(cls, parts: Sequence[TargetValues]) -> TargetValues:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import or_
+from typing import Any
 
 import torch
 
@@ -115,6 +116,7 @@ class EditStage:
         self._setup, self._chain, self._seed = setup, chain, seed
         self._answers = AnswerJudge(setup.site)
         self._near_rows: dict[tuple[str, str], Rows | None] = {}
+        self._kept: dict[str, Any] = {}  # by editors
 
     def edit(
         self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()
@@ -172,6 +174,7 @@ class EditStage:
                     self._seed,
                     partial(self._known_answers, progress),
                     narrow=max(progress.narrowed[edit.id, editor.name] for edit in group),
+                    kept=self._kept,
                 )
                 groups.extendleft(reversed(self._try(progress, editor, context, group)))
                 number += 1

@@ -150,25 +150,46 @@ def test_general_text_joins_the_statistics_but_for_what_names_a_subject(site):
     assert relative_error(dense(patch), plainly.memit(keys, residual, everywhere, 0.5)) > 1e-3
 
 
-def test_halves_of_a_batch_search_for_no_value_again(gpt2_site, monkeypatch):
-    searched = []
+@pytest.fixture
+def searched(monkeypatch) -> list[str]:
+    """The edits that values are searched for, by id."""
+    ids: list[str] = []
 
     def counting(site, batch, block, config):
-        searched.extend(edit_texts.id for edit_texts in batch)
+        ids.extend(edit_texts.id for edit_texts in batch)
         return find_targets(site, batch, block, config)
 
     monkeypatch.setattr(places, "find_targets", counting)
-    site, context = gpt2_site, around_of(gpt2_site, moments_of(gpt2_site.edited.model))
-    edits = edits_of(site, 1, 2, 3)
+    return ids
+
+
+def test_halves_of_a_batch_search_for_no_value_again(gpt2_site, searched):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    context, edits = around_of(site, moments), edits_of(site, 1, 2, 3)
     config = MemitConfig(blocks=(0,), moment_weight=0.5, drift_max=1e9, **SHORT)
-    editor, fresh = Memit(config), Memit(config)
+    editor = Memit(config)
     editor.edit(edits, context)
     half = editor.edit(edits[1:], context).patch
     assert searched == [edit.id for edit in edits]
-    assert relative_error(dense(half), dense(fresh.edit(edits[1:], context).patch)) < 1e-5
+    alone = Memit(config).edit(edits[1:], around_of(site, moments)).patch
+    assert relative_error(dense(half), dense(alone)) < 1e-5
     site.edited.put([half])
     editor.edit(edits[:1], context)
-    assert searched[-1] == edits[0].id and len(searched) == 6
+    assert len(searched) == 6 and searched[-1] == edits[0].id
+
+
+def test_settings_of_the_solve_alone_search_for_no_value_again(gpt2_site, searched):
+    site, moments = gpt2_site, moments_of(gpt2_site.edited.model)
+    context, edits = around_of(site, moments), edits_of(site, 1, 2)
+    first = MemitConfig(blocks=(0,), moment_weight=0.5, **SHORT)
+    other = replace(first, moment_weight=2.0, overshoot=1.5)
+    Memit(first).edit(edits, context)
+    patch = Memit(other).edit(edits, context).patch
+    assert searched == [edit.id for edit in edits]
+    alone = Memit(other).edit(edits, around_of(site, moments)).patch
+    assert relative_error(dense(patch), dense(alone)) < 1e-5
+    Memit(replace(first, steps_max=5)).edit(edits, context)
+    assert len(searched) == 6
 
 
 def test_memit_spreads_what_is_left_over_its_blocks(site):
