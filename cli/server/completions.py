@@ -375,5 +375,8 @@ def _told(
     if explains:
         answers = [answer for answered in all_answered for answer in answered.answers]
         told["spoke"] = [[asdict(token) for token in answer.spoken] for answer in answers]
+        told["spoke_in_prompt"] = [
+            [asdict(token) for token in answer.spoken_in_prompt] for answer in answers
+        ]
         told["in_weights"] = all_answered[0].in_weights
     return told

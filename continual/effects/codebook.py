@@ -25,6 +25,7 @@ from torch import Tensor
 
 from continual.effects import CODEBOOK, KeptQueries
 from continual.effects.gated import Mount
+from continual.effects.hearing import OpenRows
 from continual.effects.placed_rows import NO_ROW, PlacedRows
 from continual.queries.growing import GrowingTensor
 
@@ -77,7 +78,9 @@ class _CodebookUndo:
     """The record of one patch that undoes it."""
 
     first: int  # entries before it
+    first_row: int  # rows before it
     radii: dict[int, float] = field(default_factory=dict)  # of earlier entries, as they were
+    shared: list[int] = field(default_factory=list)  # earlier entries that answer a row of it
 
 
 class Codebook(PlacedRows):
@@ -91,6 +94,8 @@ class Codebook(PlacedRows):
         column = self.values[:, 0]
         self._radii, self._blurs = GrowingTensor(column), GrowingTensor(column)
         self._labels: list[AnswerTokens] = []
+        self._answered: list[list[int]] = []  # the rows of patches that each entry answers
+        self._row_count = 0  # of patches
         self._turns: list[_CodebookUndo] = []
 
     # -- the entries
@@ -119,7 +124,7 @@ class Codebook(PlacedRows):
         """
         self._require_widths(patch.keys, patch.values)
         start = len(self._labels)
-        self._turns.append(_CodebookUndo(start))
+        self._turns.append(_CodebookUndo(start, self._row_count))
         keys, values = patch.keys.to(self.keys), patch.values.to(self.keys)
         for row in range(len(keys)):
             self._admit(
@@ -128,6 +133,7 @@ class Codebook(PlacedRows):
                 (float(patch.radii[row]), float(patch.blurs[row])),
                 (patch.labels[row], patch.shares[row]),
             )
+            self._row_count += 1
         return self.keys[start:], self.values[start:], self.radii
 
     def _admit(
@@ -142,6 +148,7 @@ class Codebook(PlacedRows):
         while near is not None and self._meets(near, radius):
             if shares and self._labels[near.entry] == label:
                 self._widen(near.entry, near.distance + blur)
+                self._share(near.entry)
                 return
             half = near.distance / 2
             if half > max(blur, float(self._blurs.rows[near.entry])):
@@ -160,6 +167,12 @@ class Codebook(PlacedRows):
         self._radii.append(self.radii.new_tensor([radius]))
         self._blurs.append(self.radii.new_tensor([blur]))
         self._labels.append(label)
+        self._answered.append([self._row_count])
+
+    def _share(self, entry: int) -> None:
+        self._answered[entry].append(self._row_count)
+        if entry < self._turns[-1].first:
+            self._turns[-1].shared.append(entry)
 
     def _widen(self, entry: int, radius: float) -> None:
         if radius > float(self.radii[entry]):
@@ -177,7 +190,10 @@ class Codebook(PlacedRows):
             turn = self._turns.pop()
             for part in (self._keys, self._values, self._radii, self._blurs):
                 part.truncate(turn.first)
-            del self._labels[turn.first :]
+            del self._labels[turn.first :], self._answered[turn.first :]
+            self._row_count = turn.first_row
+            for entry in turn.shared:
+                self._answered[entry].pop()
             for entry, radius in turn.radii.items():
                 self._radii[slice(entry, entry + 1)] = self.radii.new_tensor([radius])
 
@@ -242,6 +258,24 @@ class Codebook(PlacedRows):
 
     def _landed(self, output: Tensor, values: Tensor) -> Tensor:
         return values
+
+    def _open_rows(self, queries: Tensor, rows: Tensor) -> OpenRows:
+        """Return all rows that an entry answers, each with the share of the entry's radius that is
+        left between the query and its edge."""
+        openings = [
+            (token, row, self._room(queries[token], entry))
+            for token, entry in enumerate(rows.tolist())
+            if entry >= 0
+            for row in self._answered[entry]
+        ]
+        tokens, opened, rooms = zip(*openings, strict=True) if openings else ((), (), ())
+        numbers = torch.tensor([tokens, opened], dtype=torch.long)
+        return OpenRows(len(queries), numbers[0], numbers[1], torch.tensor(rooms))
+
+    def _room(self, query: Tensor, entry: int) -> float:
+        radius = float(self.radii[entry])
+        distance = distances(query.double(), self.keys[entry : entry + 1].double())
+        return 1.0 - float(distance) / radius if radius else 1.0
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
         """See `GatedEffect.may_differ`.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from continual import hooks
 from continual.effects import CONTEXTS, GATES, NEURONS, SUBJECTS, KeptQueries, Reach
 from continual.effects.context import Context, with_context
+from continual.effects.hearing import Ear, OpenRows
 from continual.effects.places import INPUTS, GatePlace
 from continual.errors import EditError, ModelError
 from continual.queries.coded_rows import CodedRows
@@ -229,7 +230,7 @@ class NeuronBank:
         self._bias = GrowingTensor(rows[:, 0])
         self._subjects: list[str] = []  # of each neuron; empty for one that asks for none
         self._longest = 0.0  # the largest ‖k‖ of all keys ever appended
-        self._heard: list[Firing] | None = None  # see `heard`
+        self._ear = Ear()
         self._codes: CodedRows | None = None
 
     @property
@@ -387,26 +388,20 @@ class NeuronBank:
         """Return the output with the neurons' sum added."""
         has_subjects = any(self.subjects)
         texts = self._mount.texts(queries.shape[:-1].numel()) if has_subjects else None
-        if self._heard is not None:
-            self._heard.append(self._on_last(queries, texts))
+        self._ear.hear(lambda: self._open_rows(queries, texts))
         addition = self.contribution(queries, texts)
         return output if addition is None else output + landing_on(output, addition)
 
-    @contextmanager
-    def heard(self) -> Iterator[list[Firing]]:
-        """Collect the neurons that fire on the last query of each pass within `with`; the passes
-        are of one sequence."""
-        firings: list[Firing] = []
-        self._heard = firings
-        try:
-            yield firings
-        finally:
-            self._heard = None
+    def heard(self) -> AbstractContextManager[list[OpenRows]]:
+        """See `HeardEffect.heard`: neurons that fire, with their activations."""
+        return self._ear.listening()
 
-    def _on_last(self, queries: Tensor, texts: RowTexts | None) -> Firing:
+    def _open_rows(self, queries: Tensor, texts: RowTexts | None) -> OpenRows:
         rows = queries.detach().flatten(0, -2)
-        last = slice(len(rows) - 1, len(rows))
-        return self.firing(rows[last], texts=None if texts is None else texts.take(last))
+        firing = self.firing(rows, texts=texts)
+        tokens, columns = (firing.activations > 0).nonzero(as_tuple=True)
+        places, activations = firing.places[columns], firing.activations[tokens, columns]
+        return OpenRows(len(rows), tokens, places, activations)
 
     @property
     def beside(self) -> Mapping[str, int]:

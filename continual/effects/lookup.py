@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from continual.effects import LOOKUP, KeptQueries
 from continual.effects.gated import Mount
+from continual.effects.hearing import OpenRows
 from continual.effects.placed_rows import NO_ROW, PlacedRows
 from continual.queries.growing import GrowingTensor
 
@@ -121,6 +122,14 @@ class Lookup(PlacedRows):
 
     def _landed(self, output: Tensor, values: Tensor) -> Tensor:
         return output + values
+
+    def _open_rows(self, queries: Tensor, rows: Tensor) -> OpenRows:
+        """Return the records with the cosines of query and key."""
+        tokens = (rows >= 0).nonzero().squeeze(-1)
+        opened = rows[tokens]
+        pairs = zip(queries[tokens].float(), self.keys[opened], strict=True)
+        cosines = queries.new_tensor([cosine_of(query, key) for query, key in pairs])
+        return OpenRows(len(queries), tokens, opened, cosines)
 
     def may_differ(self, queries: KeptQueries, first: int) -> Tensor:
         """See `GatedEffect.may_differ`.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from continual.effects import KeptQueries, Reach
 from continual.effects.gated import Mount, landing_on
+from continual.effects.hearing import Ear, OpenRows
 from continual.effects.places import GatePlace
 from continual.errors import EditError
 from continual.queries.growing import GrowingTensor
@@ -38,6 +39,7 @@ class PlacedRows(ABC):
         self._keys = GrowingTensor(torch.empty(0, mount.query_width, device=mount.device))
         self._values = GrowingTensor(torch.empty(0, mount.width, device=mount.device))
         self._is_silent = False
+        self._ear = Ear()
 
     @property
     def place(self) -> GatePlace:
@@ -119,7 +121,9 @@ class PlacedRows(ABC):
     def changed(self, queries: Tensor, output: Tensor) -> Tensor:
         """Return the output [.., d] with values in the tokens whose queries [.., d_k] a row
         answers; the very same tensor if there are none."""
-        rows = self.rows_of(queries.detach().reshape(-1, queries.shape[-1]))
+        inputs = queries.detach().reshape(-1, queries.shape[-1])
+        rows = self.rows_of(inputs)
+        self._ear.hear(lambda: self._open_rows(inputs, rows))
         places = (rows >= 0).nonzero().squeeze(-1).to(output.device)
         if not len(places):
             return output
@@ -130,3 +134,11 @@ class PlacedRows(ABC):
     @abstractmethod
     def _landed(self, output: Tensor, values: Tensor) -> Tensor:
         """Return outputs [r, d] with the values [r, d] of the rows that answer there."""
+
+    def heard(self) -> AbstractContextManager[list[OpenRows]]:
+        """See `HeardEffect.heard`."""
+        return self._ear.listening()
+
+    @abstractmethod
+    def _open_rows(self, queries: Tensor, rows: Tensor) -> OpenRows:
+        """Return the rows of patches behind the rows [r] that answer queries [r, d_k]."""

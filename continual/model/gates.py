@@ -17,7 +17,8 @@ from continual.anatomy import reads_ahead
 from continual.base import PretrainedBase
 from continual.effects import GatedEffect
 from continual.effects.context import Context, RunningMeans
-from continual.effects.gated import Firing, Mount, NeuronBank
+from continual.effects.gated import Mount, NeuronBank
+from continual.effects.hearing import HeardEffect, HeardGates
 from continual.effects.places import FFN, INNER, POOLED, QUERIES, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
@@ -139,12 +140,20 @@ class ModelGates(ModelEffects):
         return {bank.place.block: bank for bank in banks if bool(bank.is_plain.any())}
 
     @contextmanager
-    def neurons_heard(self) -> Iterator[dict[GatePlace, list[Firing]]]:
-        """Collect by their place the neurons that fire on the last token of each pass within
-        `with`; the passes are of one sequence."""
+    def gates_heard(self) -> Iterator[list[HeardGates]]:
+        """Collect the rows of effects that open at each pass within `with`; the passes are of one
+        sequence. An effect that cannot tell is left out."""
         with ExitStack() as stack:
-            banks = [effect for effect in self.open_gates if isinstance(effect, NeuronBank)]
-            yield {bank.place: stack.enter_context(bank.heard()) for bank in banks}
+            yield [
+                HeardGates(
+                    frozenset(effect.beside),
+                    effect.place,
+                    effect.place.moves_rows(self.site_place),
+                    stack.enter_context(effect.heard()),
+                )
+                for effect in self.open_gates
+                if isinstance(effect, HeardEffect)
+            ]
 
     @property
     def moves_rows(self) -> bool:

@@ -42,13 +42,16 @@ class Spoke:
     """An edit that spoke at a token: its request, and how far its gate was open."""
 
     request: str  # empty if the patch does not name it
-    kind: str  # neuron, codebook or memory
+    kind: str  # neuron, codebook, lookup or memory
     activation: float
+    """Of a neuron its activation; of a look-up's row the cosine of query and key; of a codebook's
+    the share of its radius that is left; of a record the score."""
 
 
 @dataclass(frozen=True)
 class SpokenToken:
-    """A token of an answer, and the edits that spoke when it was chosen."""
+    """A token of an answer with the edits that spoke when it was chosen; or a token of a prompt
+    with those that spoke when it was read."""
 
     place: int
     text: str
@@ -64,6 +67,7 @@ class AnswerText:
     tokens: int
     chances: tuple[TokenChance, ...] = ()
     spoken: tuple[SpokenToken, ...] = ()
+    spoken_in_prompt: tuple[SpokenToken, ...] = ()
 
 
 @dataclass(frozen=True)

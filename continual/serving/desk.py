@@ -22,7 +22,7 @@ from continual.out_of_memory import is_out_of_memory
 from continual.serving.asks import Answered, AnswerText, Ask, State
 from continual.serving.generating import AnswerRow, RowLimits, generate
 from continual.serving.receipts import Receipt, Receipts
-from continual.serving.speaking import Voices, spoken_tokens
+from continual.serving.speaking import Voices, read_words, spoken_words
 from continual.session import Session
 from continual.tasks import Question
 from continual.tasks.causal import CausalTask
@@ -330,8 +330,12 @@ class Desk:
         for row in rows:
             with self._voices.heard() as heard:
                 generate(self._session.edited, [row], tokens_max)
-            spoken = spoken_tokens(row.words(), heard, owners, route)
-            answers.append(replace(row.closed(), spoken=spoken))
+            if route is not None:
+                told = read_words(row.words(), route)
+            else:
+                told = spoken_words(row.prompt_words(), row.words(), heard, owners)
+            spoken = {"spoken": told.answer, "spoken_in_prompt": told.prompt}
+            answers.append(replace(row.closed(), **spoken))
         self._end(encoded, state, answers, in_weights)
 
     def _route(self, encoded: _EncodedAsk) -> Route | None:

@@ -101,6 +101,10 @@ class AnswerRow:
         """Return the text of each token."""
         return [self._word(token) for token in self.tokens]
 
+    def prompt_words(self) -> list[str]:
+        """Return the text of each token of the prompt."""
+        return [self._word(token) for token in self.prompt]
+
     def closed(self) -> AnswerText:
         """Return the answer; one that had no room for more ends here."""
         if self.finish is None:

@@ -180,6 +180,25 @@ def test_the_same_label_widens_the_entry_that_is_near():
     assert float(book.radii) == single(1.5 + BLUR)  # it does not shrink again
 
 
+def test_whoever_listens_hears_every_row_that_an_entry_answers():
+    book = a_book()
+    book.extend(rows(point(0.0), [1]))
+    book.extend(rows(torch.cat([point(1.5), point(9.0)]), [1, 2]))  # the first one is shared
+    queries = torch.cat([point(0.75), point(5.0), point(9.0)])
+    with book.heard() as passes:
+        book.changed(queries, torch.zeros_like(queries))
+        book.truncate(1)
+        book.changed(queries, torch.zeros_like(queries))
+    both, one = passes
+    assert (both.length, both.tokens.tolist(), both.rows.tolist()) == (3, [0, 0, 2], [0, 1, 2])
+    assert both.strengths.tolist() == pytest.approx([1 - 0.75 / (1.5 + BLUR)] * 2 + [1.0])
+    assert (one.tokens.tolist(), one.rows.tolist()) == ([0], [0])
+    book.extend(rows(point(4.0), [3]))
+    with book.heard() as passes:
+        book.changed(point(4.0), point(0.0))
+    assert passes[0].rows.tolist() == [1]  # rows that were taken off leave no number behind
+
+
 def test_another_label_shares_the_way_between_them():
     book = a_book()
     book.extend(rows(point(0.0), [1]))

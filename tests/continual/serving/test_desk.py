@@ -173,6 +173,36 @@ def test_a_record_that_was_read_speaks_at_every_token(
     assert other.answers[0].spoken == ()
 
 
+@pytest.mark.parametrize(
+    ("editor", "kind", "tables"),
+    [("grace", "codebook", {}), ("lookup", "lookup", {"clamp_norm_factor": 4.0, "steps_max": 80})],
+)
+def test_the_row_that_opened_is_told_with_its_request(
+    knowing: Session, desk_of: MakeDesk, editor: str, kind: str, tables: dict[str, float]
+) -> None:
+    requests = {}
+    for country in (1, 2):
+        records, table = [language.correction(country)], {editor: tables}
+        (step,) = knowing.apply(records, editor=editor, editors=table)
+        requests[country] = step.outcomes[0].id
+    desk = desk_of(knowing)
+    for country, request in requests.items():
+        told = asked(desk, language.ask(country), tokens_max=1, explains=True).wait()
+        (answer,) = told.answers
+        assert words(answer.text) == [language.correction(country)["target_new"]]
+        tokens = [*answer.spoken_in_prompt, *answer.spoken]
+        assert {(edit.request, edit.kind) for token in tokens for edit in token.edits} == {
+            (request, kind)
+        }
+        assert all(0 < edit.activation <= 1 for token in tokens for edit in token.edits)
+        said = [token.text.strip() for token in answer.spoken_in_prompt]
+        assert said == [language.ask(country).split()[t.place] for t in answer.spoken_in_prompt]
+    other = asked(desk, language.ask(7), tokens_max=1, explains=True).wait()
+    assert (other.answers[0].spoken, other.answers[0].spoken_in_prompt) == ((), ())
+    knowing_one = asked(desk, language.ask(2), revision="@1", tokens_max=1, explains=True).wait()
+    assert knowing_one.answers[0].spoken == ()
+
+
 def test_edits_in_the_weights_are_counted(knowing: Session, desk_of: MakeDesk) -> None:
     corrected(knowing, 2, editor="rome")
     answered = asked(desk_of(knowing), language.ask(2), tokens_max=1, explains=True).wait()
