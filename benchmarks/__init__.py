@@ -32,6 +32,7 @@ Each is run from the project root:
     python -m benchmarks.vectors       the vector index at size
     python -m benchmarks.commits       a commit against a bare LMDB transaction
     python -m benchmarks.history       going back in a long history, and opening it
+    python -m benchmarks.serving       a served model under load while it is corrected
     python -m benchmarks.durability    a run that is killed, a history that is walked
     python -m benchmarks.faults        every fault that a store may meet
 

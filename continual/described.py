@@ -52,6 +52,7 @@ _CLASSES = {
     "watch": "continual.watch.config:WatchConfig",
     "calibration": "continual.calibration.config:CalibrationConfig",
     "memory": "continual.memory.recall:MemoryConfig",
+    "server": "continual.serving.limits:ServerSettings",
 }
 _EDITOR = "editor."
 

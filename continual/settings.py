@@ -1,7 +1,7 @@
 """Reads a store's `cedit.toml`. People may change it, so it is checked as input.
 
 Knows the names of all tables, and the keys of the tables of the model, of a run and of streams.
-Leaves the tables of a task, an editor or the memory to the modules that use them.
+Leaves the tables of a task, an editor, the memory or the server to the modules that use them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from continual.tables import SettingsTable
 DEFAULT_TASK = "causal"
 TABLES = (
     *("model", "task", "anatomy", "run", "probes"),
-    *("editor", "memory", "watch", "stream", "calibration"),
+    *("editor", "memory", "watch", "stream", "calibration", "server"),
 )
 
 
@@ -73,6 +73,7 @@ class StoreSettings:
     editors: Mapping[str, Mapping[str, Any]]  # [editor.NAME]
     watch: Mapping[str, Any]
     calibration: Mapping[str, Any]
+    server: Mapping[str, Any] = field(default_factory=dict)
     stream: StreamSettings = field(default_factory=StreamSettings)
 
     @property
@@ -99,6 +100,7 @@ class StoreSettings:
             {name: _table(editors, name, "editor.") for name in editors},
             _table(settings, "watch"),
             _table(settings, "calibration"),
+            _table(settings, "server"),
             StreamSettings.of(_table(settings, "stream")),
         )
 

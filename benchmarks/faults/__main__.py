@@ -24,6 +24,7 @@ from benchmarks.faults import (
     kills,
     many_processes,
     power_loss,
+    server_kills,
     soak,
 )
 from benchmarks.faults.findings import Finding
@@ -39,6 +40,7 @@ COLUMNS = (
 FAULTS: dict[str, Callable[[bool], Iterator[Finding]]] = {
     "power-loss": power_loss.find,
     "kills": kills.find,
+    "server-kills": server_kills.find,
     "failing-disk": failing_disk.find,
     "failing-memory": failing_memory.find,
     "damage": damage.find,

@@ -47,17 +47,19 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
     "--waiting",
     "waiting_max",
     type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Asks that may wait; more are refused with 429.",
+    help="Asks that may wait; more are refused with 429 (default: 128).",
 )
 @click.option(
     "--tokens",
     "tokens_max",
     type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    help="How long an answer may be.",
+    help="How long an answer may be (default: 4096).",
+)
+@click.option(
+    "--rate",
+    "requests_per_minute",
+    type=click.IntRange(0),
+    help="Requests a minute of one token, or of one address; 0: any number (default: 1200).",
 )
 @common
 def command(
@@ -69,8 +71,9 @@ def command(
     hosts: tuple[str, ...],
     is_open: bool,
     webhooks: tuple[str, ...],
-    waiting_max: int,
-    tokens_max: int,
+    waiting_max: int | None,
+    tokens_max: int | None,
+    requests_per_minute: int | None,
 ) -> None:
     """Serve the edited model over HTTP, as OpenAI's clients ask.
 
@@ -81,6 +84,9 @@ def command(
     The server holds the store's lock. It listens on this machine alone, unless --host says
     otherwise; asking then needs a token, too. The first start makes a token for an administrator,
     prints it once on standard error, and keeps it in the store (server/tokens.json, mode 600).
+
+    Limits on rates, sizes and numbers are settings of the store, in [server] of cedit.toml: `cedit
+    settings server` explains them. --waiting, --tokens and --rate hold for one run.
 
     Needs the extra `serve`: pip install 'cedit[serve]'. With --json, when it listens:
     {"type":"serving","url","model","head","seq","fingerprint"}.
@@ -99,6 +105,7 @@ def command(
     from cli.server.service import Service
     from continual.serving.address import announce, withdraw
     from continual.serving.desk import Desk
+    from continual.serving.limits import ServerSettings
     from continual.serving.names import default_name
     from continual.serving.tokens import tokens_at_start
     from continual.session import open_session
@@ -107,13 +114,21 @@ def command(
     tokens, made = tokens_at_start(path)
     with open_session(path) as session:
         out.warn(list(session.notes))
+        told = {
+            "waiting_max": waiting_max,
+            "tokens_max": tokens_max,
+            "requests_per_minute": requests_per_minute,
+        }
+        told = {name: value for name, value in told.items() if value is not None}
+        limits = ServerSettings.of({**session.store.settings.get("server", {}), **told})
         service = Service(
             session,
-            Desk(session, waiting_max=waiting_max, tokens_max=tokens_max),
+            Desk(session, waiting_max=limits.waiting_max, tokens_max=limits.tokens_max),
             name or default_name(session.store),
             tokens,
             _hosts(host, hosts),
             is_open or is_local,
+            limits=limits,
             webhooks=webhooks,
         )
         head = session.store.head
@@ -136,7 +151,7 @@ def command(
                 out.note(f"The administrator's token, which is shown only now: {made.token}")
 
         try:
-            run(make_app(service), host, port, tell)
+            run(make_app(service), host, port, tell, limits.connections_max)
         finally:
             withdraw(path)
 

@@ -15,14 +15,22 @@ NOBODY = Token("anyone", "ask", "")
 _SCHEME = "bearer "
 
 
+def bearer_of(authorization: str | None) -> str | None:
+    """Return the token in an Authorization header; None where there is none."""
+    if not authorization or not authorization.lower().startswith(_SCHEME):
+        return None
+    return authorization[len(_SCHEME) :].strip()
+
+
 def caller(request: Request, authorization: Annotated[str | None, Header()] = None) -> Token | None:
     """Return the token of a request; None for a request without one. Raises ApiProblem for a wrong
     one."""
     if not authorization:
         return None
-    if not authorization.lower().startswith(_SCHEME):
+    text = bearer_of(authorization)
+    if text is None:
         raise ApiProblem(401, "Authorization is to be `Bearer TOKEN`.")
-    owner = service_of(request).tokens.owner(authorization[len(_SCHEME) :].strip())
+    owner = service_of(request).tokens.owner(text)
     if owner is None and not service_of(request).is_open:
         raise ApiProblem(401, "Incorrect API key provided: no token of this server is this one.")
     return owner

@@ -36,13 +36,13 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    app.state.sessions = Sessions()
+    app.state.sessions = sessions = Sessions()
     app.state.show_problem = pages.show_problem
     for router in (completions.router, corrections.router, health.router, pages.router):
         app.include_router(router)
     add_problem_handlers(app)
     app.middleware("http")(_counted)
-    app.add_middleware(Guard, hosts=service.hosts, body_bytes_max=service.limits.body_bytes_max)
+    app.add_middleware(Guard, service=service, sessions=sessions)
     return app
 
 

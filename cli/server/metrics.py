@@ -29,6 +29,12 @@ class Metrics:
             ("route", "status"),
             registry=registry,
         )
+        self.refused = Counter(
+            "cedit_refused",
+            "Requests that were refused before an endpoint read them, by reason.",
+            ("reason",),
+            registry=registry,
+        )
         self.prompt_tokens = Counter(
             "cedit_prompt_tokens", "Tokens of prompts that were answered.", registry=registry
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ _TYPES = {
     403: (INVALID, "permission_denied"),
     404: (INVALID, "not_found"),
     405: (INVALID, "method_not_allowed"),
+    408: (INVALID, "request_timeout"),
     409: (INVALID, "conflict"),
     413: (INVALID, "request_too_large"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
@@ -40,10 +42,19 @@ class ApiProblem(Exception):
     """A request that is refused, with its status and the words for the client."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        reason: str = "",
+        retry_s: float = RETRY_AFTER_S,
     ) -> None:
+        """`reason` is the guard's, for its metric; `retry_s` counts for 429 and 503."""
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.reason, self.retry_s = reason, retry_s
 
     @property
     def body(self) -> dict[str, Any]:
@@ -83,7 +94,9 @@ def problem_of(error: Exception) -> ApiProblem:
 
 def response_of(problem: ApiProblem) -> JSONResponse:
     """Return the response for a problem."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.status in (429, 503) else {}
+    headers: dict[str, str] = {}
+    if problem.status in (429, 503):
+        headers["Retry-After"] = str(max(1, math.ceil(problem.retry_s)))
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(problem.body, problem.status, headers)

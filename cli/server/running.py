@@ -11,7 +11,6 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-CONNECTIONS_MAX = 512
 GRACE_S = 30
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -44,7 +43,9 @@ class ToldServer(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: FastAPI, host: str, port: int, tell: Callable[[str, int], None]) -> None:
+def run(
+    app: FastAPI, host: str, port: int, tell: Callable[[str, int], None], connections_max: int
+) -> None:
     """Serve an application until it is told to end."""
     config = uvicorn.Config(
         app,
@@ -53,7 +54,7 @@ def run(app: FastAPI, host: str, port: int, tell: Callable[[str, int], None]) ->
         log_level="warning",
         access_log=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS_MAX,
+        limit_concurrency=2 * connections_max,  # the guard refuses sooner, and says why
         timeout_graceful_shutdown=GRACE_S,
         proxy_headers=False,
     )

@@ -14,27 +14,11 @@ from continual.review.conflicts import InForce
 from continual.review.queue import CorrectionQueue
 from continual.serving.desk import Desk
 from continual.serving.facts import Facts
+from continual.serving.limits import ServerSettings
 from continual.serving.tokens import Tokens
 from continual.serving.writer import Writer
 from continual.session import Session
 from store import Store
-
-MEBIBYTE = 1 << 20
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """The limits on what a client may ask for."""
-
-    body_bytes_max: int = 4 * MEBIBYTE
-    answers_max: int = 8  # to one prompt
-    prompts_max: int = 16  # of one request for completions
-    stops_max: int = 16
-    stop_characters_max: int = 256
-    chances_max: int = 20  # likeliest tokens told
-    corrections_max: int = 1000  # handed in, or decided on, at once
-    page_max: int = 1000  # corrections listed at once
-
 
 @dataclass
 class Service:
@@ -46,7 +30,7 @@ class Service:
     tokens: Tokens
     hosts: frozenset[str] = frozenset()  # names by which the server may be called; empty: any
     is_open: bool = True  # asking needs no token
-    limits: ServerLimits = field(default_factory=ServerLimits)
+    limits: ServerSettings = field(default_factory=ServerSettings)
     webhooks: tuple[str, ...] = ()  # addresses that hear of every change of a correction
 
     def __post_init__(self) -> None:

@@ -68,6 +68,12 @@ class Sessions:
         with self._turn:
             self._logins.pop(request.cookies.get(COOKIE, ""), None)
 
+    def token_of(self, cookie: str) -> str | None:
+        """Return the name of the token that a cookie leads to; None for any other cookie."""
+        with self._turn:
+            login = self._logins.get(cookie)
+        return None if login is None or login.until <= time.time() else login.token
+
     def visitor(self, request: Request, service: Service) -> Visitor:
         """Return the person who makes a request. Without a login, or with a token that was removed
         since, it is anyone."""

@@ -11,9 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cli.server.app import make_app
-from cli.server.service import ServerLimits, Service
+from cli.server.service import Service
 from continual.new_store import NewStore, init
 from continual.serving.desk import Desk
+from continual.serving.limits import ServerSettings
 from continual.serving.tokens import tokens_at_start
 from continual.session import open_session
 from tests import tiny_chat
@@ -77,7 +78,7 @@ def served(path: Path, **more: Any) -> Iterator[Serving]:
     tokens, made = tokens_at_start(path)
     token = made.token if made else tokens.tokens[0].token
     session = open_session(path)
-    limits = ServerLimits(body_bytes_max=100_000)
+    limits = ServerSettings(body_bytes_max=100_000, requests_per_minute=0)
     options = {"limits": limits, "hosts": frozenset({"testserver"}), **more}
     service = Service(session, Desk(session), NAME, tokens, **options)
     with TestClient(make_app(service), raise_server_exceptions=False) as client:
