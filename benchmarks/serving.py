@@ -356,7 +356,9 @@ def main() -> None:
         store = prepared(options, Path(folder))
         with served(store, options.threads) as url:
             load = Load(url, prompts, options.answers, options.tokens, options.seed)
-            phases, corrected = asyncio.run(run(load, Tokens.of(store).tokens[0].token, requests, options))
+            phases, corrected = asyncio.run(
+                run(load, Tokens.of(store).tokens[0].token, requests, options)
+            )
         every = [answer for answers, _ in phases.values() for answer in answers]
         compared = compare(store, every, options.tokens)
     rows = [row_of(phase, answers, seconds) for phase, (answers, seconds) in phases.items()]

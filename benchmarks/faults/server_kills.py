@@ -2,10 +2,10 @@
 
 The server is `cedit serve` itself, on a small random model, forked when all is imported. Its client
 does one thing after another and remembers each answer that it got; a timer kills the server in the
-middle of any of them, of its start, or of the edits that go on meanwhile. Then the server is started
-again on the same store: whatever was acknowledged is there, and a request that was sent again with
-its key, because no answer had come, is there once. In the end all that was approved is in the
-history, each correction by one step.
+middle of any of them, of its start, or of the edits that go on meanwhile. Then the server is
+started again on the same store: whatever was acknowledged is there, and a request that was sent
+again with its key, because no answer had come, is there once. In the end all that was approved is
+in the history, each correction by one step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import tempfile
 import time
@@ -284,10 +283,13 @@ def _faults(path: Path, known: Known, is_end: bool) -> Iterator[str]:
             applied.update(o.id for o in outcomes_of(revision.body) if o.outcome == "applied")
         fingerprints = {revision.fingerprint for revision in store.revisions()}
         yield from _lost(known, states)
-        yield from (f"an answer of {f[:12]}, which is no state" for f in known.fingerprints - fingerprints)
-        requests = Counter(i.request.id for i in queue.items() if i.request is not None)
-        yield from (f"request {r[:12]} is in the queue {n} times" for r, n in requests.items() if n > 1)
-        yield from (f"request {r[:12]} was applied {n} times" for r, n in applied.items() if n > 1)
+        for fingerprint in known.fingerprints - fingerprints:
+            yield f"an answer was given at {fingerprint[:12]}, which is no revision"
+        requests = Counter(item.request.id for item in queue.items() if item.request is not None)
+        for counts, where in ((requests, "in the queue"), (applied, "applied")):
+            for identity, count in counts.items():
+                if count > 1:
+                    yield f"request {identity[:12]} is {where} {count} times"
         if is_end:
             yield from _unsettled(states)
 
@@ -347,8 +349,6 @@ def _fast() -> Path | None:
 
 def _import_server() -> None:
     """Import before the fork all that a server needs."""
-    import cli.server.app
-    import cli.server.running
     import continual.serving.address
     import continual.session  # noqa: F401
 
@@ -367,12 +367,11 @@ def _of_one_store(
     known, done = Known(), 0
     person = Person(known, draw)
     while done < kills and (end is None or time.monotonic() < end):
-        with running(store, folder, draw.uniform(*LIFE_S)) as server:
-            with suppress(ServerGone):
-                server.wait(store)
-                _resolve(server, known)
-                person.propose_again(server)
-                person.act_until_killed(server)
+        with running(store, folder, draw.uniform(*LIFE_S)) as server, suppress(ServerGone):
+            server.wait(store)
+            _resolve(server, known)
+            person.propose_again(server)
+            person.act_until_killed(server)
         done += 1
         found = processes.run(partial(look, store, known, False))
         finding.count(f"kill {done}", person.problems + processes.said_problems(found))

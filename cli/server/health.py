@@ -24,9 +24,9 @@ def health(service: Served) -> Response:
 
 @router.get("/ready")
 def ready(service: Served) -> Response:
-    """Tell whether an ask would be taken now; 503 when it would not."""
+    """Tell whether an ask would be answered now; 503 when it would not."""
     head = service.store.head if service.desk.fault is None else None
-    is_ready = head is not None and service.desk.has_room
+    is_ready = head is not None and service.desk.has_room and service.writer.is_ready
     told: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
     if head is not None:
         told |= {"model": service.name, "head": head.id, "seq": head.seq}

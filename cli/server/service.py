@@ -10,15 +10,18 @@ from fastapi import Request
 from cli.server.metrics import Metrics
 from cli.server.webhooks import Webhooks
 from continual.choices import CHAINS, EDITORS
+from continual.review.audit import Audit
 from continual.review.conflicts import InForce
 from continual.review.queue import CorrectionQueue
 from continual.serving.desk import Desk
 from continual.serving.facts import Facts
+from continual.serving.jobs import Jobs
 from continual.serving.limits import ServerSettings
 from continual.serving.tokens import Tokens
 from continual.serving.writer import Writer
 from continual.session import Session
 from store import Store
+
 
 @dataclass
 class Service:
@@ -34,14 +37,15 @@ class Service:
     webhooks: tuple[str, ...] = ()  # addresses that hear of every change of a correction
 
     def __post_init__(self) -> None:
+        self.jobs = Jobs()
         self.started_at = time.time()
         self.facts = Facts(self.store)
         self.queue = CorrectionQueue(self.store)
+        self.audit = Audit(self.store)
         self.in_force = InForce(self.store)
-        self.writer = Writer(self.desk, self.queue)
+        self.writer = Writer(self.desk, self.queue, prepares=self.limits.prepares)
         self.metrics = Metrics(self.desk, self.facts, self.queue)
-        secret = self.tokens.secret
-        self._hooks = Webhooks(self.store, self.queue, self.webhooks, secret)
+        self.hooks = Webhooks(self.store, self.queue, self.webhooks, self.tokens.secret)
 
     @property
     def chats(self) -> bool:
@@ -61,13 +65,13 @@ class Service:
     def start(self) -> None:
         """Begin to answer, and to apply what was approved before."""
         self.desk.start()
-        self._hooks.start()
+        self.hooks.start()
         self.writer.start()
 
     def close(self) -> None:
         """Finish the present turn, and let go of the store."""
         self.desk.close()
-        self._hooks.close()
+        self.hooks.close()
         self.session.close()
 
 

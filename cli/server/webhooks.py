@@ -30,6 +30,8 @@ from store import Store, StoreError
 SIGNATURE = "X-Cedit-Signature"
 TIMEOUT_S = 10.0
 RETRY_S, RETRY_MAX_S = 1.0, 300.0
+HOOKS_MAX = 16
+URL_CHARACTERS_MAX = 2048
 _LOG = logging.getLogger("cedit.webhooks")
 
 
@@ -48,6 +50,8 @@ class Webhook:
     pending: set[int] = field(default_factory=set)
     due_at: float = 0.0  # monotonic seconds
     delay_s: float = RETRY_S
+    is_kept: bool = False  # made by an administrator, and used at the next start, too
+    fault: str = ""  # why the latest event was not taken
 
     @property
     def name(self) -> str:
@@ -71,17 +75,55 @@ class Webhooks:
         self._retry_s = retry_s
         self._turn = threading.Condition()
         self._is_closed = False
-        self._hooks = [self._hook(_checked(url)) for url in dict.fromkeys(urls)]
+        kept = [record["url"] for _, record in store.queue_entries("hook/") if record.get("kept")]
+        self._hooks = [self._hook(_checked(url)) for url in dict.fromkeys((*urls, *kept))]
+        for hook in self._hooks:
+            hook.is_kept = hook.url in kept
         self._thread = threading.Thread(target=self._run, name="cedit-webhooks", daemon=True)
 
     def start(self) -> None:
         """Begin to send, whatever was not taken before first."""
-        if not self._hooks:
-            return
         for hook in self._hooks:
             hook.pending = {item.number for item in self._queue.items()}
         self._queue.on_change = self._heard
         self._thread.start()
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return each webhook: address, corrections with events to send, the latest fault."""
+        with self._turn:
+            return [
+                {
+                    "url": hook.url,
+                    "is_kept": hook.is_kept,
+                    "pending": len(hook.pending),
+                    "fault": hook.fault,
+                }
+                for hook in self._hooks
+            ]
+
+    def add(self, url: str) -> None:
+        """Post the changes from now on to another address, also after a restart. Raises BadAddress
+        for one that cannot be, or is there."""
+        with self._turn:
+            if any(hook.url == url for hook in self._hooks):
+                raise BadAddress(f"{url!r} is a webhook already.")
+            if len(self._hooks) >= HOOKS_MAX:
+                raise BadAddress(f"There are {HOOKS_MAX} webhooks already: remove one first.")
+            hook = Webhook(_checked(url), now(), delay_s=self._retry_s, is_kept=True)
+            record = {"url": url, "since": hook.since, "kept": True}
+            self._store.record_queue({hook.name: record})
+            self._hooks.append(hook)
+
+    def remove(self, url: str) -> None:
+        """Post nothing more to an address that an administrator had added. Raises BadAddress for
+        any other one."""
+        with self._turn:
+            hook = next((one for one in self._hooks if one.url == url and one.is_kept), None)
+            if hook is None:
+                raise BadAddress(f"{url!r} is no webhook that was made here.")
+            record = {"url": url, "since": hook.since, "kept": False}
+            self._store.record_queue({hook.name: record})
+            self._hooks.remove(hook)
 
     def close(self) -> None:
         """Stop; the rest is sent at the next start."""
@@ -146,10 +188,11 @@ class Webhooks:
         for place in range(taken, len(item.events)):
             event = item.events[place]
             if event.at >= hook.since and not self._posted(hook, item, place):
+                hook.fault = hook.fault or "it is not taken"
                 hook.due_at = time.monotonic() + hook.delay_s
                 hook.delay_s = min(2 * hook.delay_s, RETRY_MAX_S)
                 return False
-            hook.delay_s, hook.due_at = self._retry_s, 0.0
+            hook.delay_s, hook.due_at, hook.fault = self._retry_s, 0.0, ""
             self._store.record_queue({name: {"taken": place + 1}})
         return True
 
@@ -171,6 +214,7 @@ class Webhooks:
             with _OPENER.open(call, timeout=TIMEOUT_S) as response:
                 return bool(200 <= response.status < 300)
         except (OSError, ValueError) as error:
+            hook.fault = str(error)
             _LOG.warning("webhook %s is not taken: %s", urlsplit(hook.url).netloc, error)
             with suppress(AttributeError):
                 error.close()  # type: ignore[union-attr]
@@ -190,8 +234,9 @@ _OPENER = urllib.request.build_opener(_Staying, urllib.request.ProxyHandler({}))
 def _checked(url: str) -> str:
     """Return an address that can be posted to. Raises BadAddress."""
     try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(url[: URL_CHARACTERS_MAX + 1])
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_good = is_web and len(url) <= URL_CHARACTERS_MAX and url.isprintable()
     except ValueError:
         is_good = False
     if not is_good:

@@ -334,8 +334,8 @@ class Desk:
                 told = read_words(row.words(), route)
             else:
                 told = spoken_words(row.prompt_words(), row.words(), heard, owners)
-            spoken = {"spoken": told.answer, "spoken_in_prompt": told.prompt}
-            answers.append(replace(row.closed(), **spoken))
+            answer = replace(row.closed(), spoken=told.answer, spoken_in_prompt=told.prompt)
+            answers.append(answer)
         self._end(encoded, state, answers, in_weights)
 
     def _route(self, encoded: _EncodedAsk) -> Route | None:

@@ -22,7 +22,8 @@ CALLERS_MAX = 20_000  # whose rates are remembered
 
 @dataclass(frozen=True)
 class ServerSettings(SettingsTable):
-    """The `[server]` table: the largest sizes and rates of requests to `cedit serve`."""
+    """The `[server]` table: the largest sizes and rates of requests to `cedit serve`, and its
+    start."""
 
     table: ClassVar[str] = "server"
 
@@ -42,6 +43,9 @@ class ServerSettings(SettingsTable):
     chances_max: int = 20  # likeliest tokens told for each token (`logprobs`)
     corrections_max: int = 1000  # handed in, or decided on, at once
     page_max: int = 1000  # corrections listed at once
+    prepares: bool = True
+    """Whether the server measures all probes when it starts, so that its first correction takes no
+    longer than the others; it is ready, and answers, when that is done."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,8 +54,8 @@ class ServerSettings(SettingsTable):
                 raise self.refused(f"{field.name} = {value}: it is a number from {least} on")
 
 
-_UNLIMITED = ("requests_per_minute", "requests_at_once")
-"""Settings that 0 switches off."""
+_UNLIMITED = ("requests_per_minute", "requests_at_once", "prepares")
+"""Settings that may be 0, or false."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,11 @@ _LOG = logging.getLogger("cedit.writer")
 class Writer:
     """Applies what is approved, one correction after another; answers come between them."""
 
-    def __init__(self, desk: Desk, queue: CorrectionQueue) -> None:
-        self._desk, self._queue = desk, queue
+    def __init__(self, desk: Desk, queue: CorrectionQueue, *, prepares: bool = True) -> None:
+        """With `prepares` it measures all probes at the start, and not at the first correction."""
+        self._desk, self._queue, self._prepares = desk, queue, prepares
+        self.is_ready = False
+        """True when whatever was left half-done is finished, and all is measured."""
         self._turn = threading.Lock()
         self._is_at_work = False
 
@@ -30,6 +33,7 @@ class Writer:
         """Finish whatever was left half-done, and apply what was approved before."""
         self._put(lambda session: settle(session, self._queue))
         self.wake()
+        self._put(self._prepare)
 
     def wake(self) -> None:
         """Apply what is approved. Called again while it is at work, it does nothing."""
@@ -38,6 +42,13 @@ class Writer:
                 return
             self._is_at_work = True
         self._put(self._apply)
+
+    def _prepare(self, session: Session) -> None:
+        try:
+            if self._prepares:
+                _ = session.run_state  # made at its first use
+        finally:
+            self.is_ready = True
 
     def _apply(self, session: Session) -> QueueItem | None:
         try:

@@ -19,7 +19,7 @@ from continual.serving.tokens import Role
 
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 STATIC = {"report.css": "text/css", "dashboard.css": "text/css", "dashboard.js": "text/javascript"}
 _ID_DIGITS = 12
@@ -67,6 +67,12 @@ def shown(
     text = _templates().get_template(f"{template}.html").render({**about, **values})
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     return HTMLResponse(text, status, headers)
+
+
+def part(template: str, visitor: Visitor, **values: Any) -> str:
+    """Return a part of a page, for the script that puts it in its place."""
+    about = {"visitor": visitor, "Role": Role, "mark": visitor.mark}
+    return _templates().get_template(f"_{template}.html").render({**about, **values})
 
 
 def age(at: str) -> str:

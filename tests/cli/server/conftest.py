@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from continual.session import open_session
 from tests import tiny_chat
 
 NAME = "tiny"
+WAIT_S = 60
 
 
 @dataclass
@@ -82,4 +84,7 @@ def served(path: Path, **more: Any) -> Iterator[Serving]:
     options = {"limits": limits, "hosts": frozenset({"testserver"}), **more}
     service = Service(session, Desk(session), NAME, tokens, **options)
     with TestClient(make_app(service), raise_server_exceptions=False) as client:
+        end = time.monotonic() + WAIT_S
+        while not service.writer.is_ready and time.monotonic() < end:
+            time.sleep(0.005)
         yield Serving(client, service, token)

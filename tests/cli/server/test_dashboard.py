@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from html import escape
 from typing import Any
 
 import pytest
+import torch
 
 from cli.server.dashboard.showing import POLICY, STATIC
+from continual.serving.jobs import Job
 from continual.serving.tokens import Tokens
 from tests import tiny_language as language
-from tests.cli.server.conftest import Serving
+from tests.cli.server.conftest import WAIT_S, Serving
 from tests.cli.server.test_corrections_over_http import propose, wait_for
 
-PAGES = ("/", "/queue", "/corrections/1", "/history", "/health/page", "/settings")
+PAGES = (
+    *("/", "/queue", "/corrections/1", "/history", "/health/page"),
+    *("/settings", "/history/diff?a=base"),
+)
 HOSTILE = "<script>alert('x')</script>\" onmouseover=\"y & z"
 
 
@@ -110,7 +117,7 @@ def test_texts_of_others_are_escaped_everywhere(serving: Serving) -> None:
     flag = {"prompt": HOSTILE, "comment": HOSTILE}
     serving.client.post("/v1/feedback", json=flag, headers=serving.headers)
     send(serving, "/settings", mark, decision="add", name=HOSTILE[:60], role="ask")
-    pages = [serving.client.get(f"{path}?message={HOSTILE}") for path in PAGES]
+    pages = [serving.client.get(f"{path}?message={HOSTILE}") for path in PAGES[:-1]]
     pages += [serving.client.get("/corrections/2"), send(serving, "/", mark, prompt=HOSTILE)]
     for page in pages:
         assert "alert(" in page.text
@@ -148,8 +155,112 @@ def test_a_person_asks_hands_in_tries_approves_and_takes_back(serving: Serving) 
     page = send(serving, "/history", mark, decision="rollback", revision="good")
     assert "Head stands at @1" in page.text
     assert serving.service.queue.get(1).state == "verified"
-    page = send(serving, "/health/page", mark)
-    assert "Everything is as it was written" in page.text or "harmless" in page.text
+    page = send(serving, "/history", mark, decision="burn", revision="good")
+    assert page.status_code == 400
+    acts = [(entry.who, entry.act) for entry in serving.service.audit.latest(9)]
+    assert acts == [("admin", "rollback"), ("admin", "tag")]
+    assert "head is @1" in serving.client.get("/settings").text
+
+
+def test_an_answer_streams_and_ends_with_its_part_of_the_page(serving: Serving) -> None:
+    (step,) = serving.service.desk.do(
+        lambda session: session.apply([language.correction(2)], editor="tpatcher")
+    ).result()
+    fields = {"prompt": language.ask(2), "left": "base", "right": "head"}
+    stream = {"accept": "text/event-stream"}
+    told = serving.client.post("/", data=fields, headers=stream)
+    assert told.headers["content-type"].startswith("text/event-stream")
+    events = [
+        dict(line.split(": ", 1) for line in event.split("\n"))
+        for event in told.text.split("\n\n")[:-1]
+    ]
+    bodies = [(event["event"], json.loads(event["data"])) for event in events]
+    html = ""
+    for side, text in enumerate((language.capital(2), language.correction(2)["target_new"])):
+        pieces = [body["text"] for kind, body in bodies if kind == "piece" and body["side"] == side]
+        assert "".join(pieces).strip().startswith(text)
+        (html,) = [b["html"] for kind, b in bodies if kind == "answer" and b["side"] == side]
+        assert "".join(pieces).strip() in html
+        assert ("No edit spoke" in html) == (side == 0)
+    assert step.outcomes[0].id[:12] in html
+    assert re.search(rf"<mark> ?{text}</mark>", html)
+    assert kind_of(serving, {**fields, "right": "nowhere"}, stream) == 404
+    assert kind_of(serving, {**fields, "prompt": "the " * 500}, stream) == "problem"
+    assert kind_of(serving, {**fields, "prompt": ""}, stream) == 400
+
+
+def kind_of(serving: Serving, fields: dict[str, str], headers: dict[str, str]) -> str | int:
+    """The status of a stream that did not begin, or the kind of its last event."""
+    told = serving.client.post("/", data=fields, headers=headers)
+    if told.status_code != 200:
+        assert told.json()["error"]["message"]
+        return int(told.status_code)
+    return str(re.findall(r"event: (\w+)", told.text)[-1])
+
+
+def test_two_revisions_are_compared(serving: Serving) -> None:
+    log_in(serving)
+    serving.service.desk.do(
+        lambda session: session.apply([language.correction(2)], editor="tpatcher")
+    ).result()
+    page = serving.client.get("/history/diff?a=base&b=head").text
+    assert "B has" in page
+    assert f"→ {language.correction(2)['target_new']}" in page
+    assert "B has no longer" in serving.client.get("/history/diff?a=head&b=base").text
+    assert "the same corrections" in serving.client.get("/history/diff?a=head&b=@1").text
+    link = re.search(r'href="(/\?left=[^"]+)"', page)
+    assert link is not None
+    both = serving.client.get(link[1].replace("&amp;", "&")).text
+    assert serving.service.store.head.id in both
+    hostile = serving.client.get("/", params={"left": HOSTILE, "right": "head"})
+    assert "<script>alert" not in hostile.text
+    assert serving.client.get("/history/diff?a=nowhere&b=head").status_code == 404
+    assert serving.client.get("/history").text.count('type="radio"') == 2 * 2
+    serving.client.cookies.clear()
+    refused = serving.client.get("/history/diff", follow_redirects=False)
+    assert refused.headers["location"].startswith("/login")
+
+
+def ended(serving: Serving, count: int) -> list[Job]:
+    end = time.monotonic() + WAIT_S
+    while serving.service.jobs.is_running or len(serving.service.jobs.latest) < count:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return serving.service.jobs.latest
+
+
+def test_jobs_read_the_store_back_and_clean_it_up(serving: Serving) -> None:
+    mark = log_in(serving)
+    assert "begun" in send(serving, "/health/page", mark, decision="verify").text
+    (job,) = ended(serving, 1)
+    assert (job.state, job.who) == ("done", "admin")
+    assert "as it was written" in job.result
+    assert job.result in serving.client.get("/health/page").text
+    send(serving, "/health/page", mark, decision="mend")
+    assert ended(serving, 2)[0].result == "0 of 0 broken corrections are right again."
+    orphan = serving.service.store.blobs.put({"orphan": torch.ones(3)}, {})
+    send(serving, "/health/page", mark, decision="collect")
+    assert "1 unused files are gone" in ended(serving, 3)[0].result
+    assert not serving.service.store.blobs.path(orphan.sha256).exists()
+    assert send(serving, "/health/page", mark, decision="burn").status_code == 400
+    acts = [entry.act for entry in serving.service.audit.latest(9)]
+    assert acts == ["collect", "mend", "verify"]
+
+
+def test_webhooks_are_made_and_removed(serving: Serving) -> None:
+    mark, url = log_in(serving), "http://127.0.0.1:9/hook"
+    assert url in send(serving, "/settings", mark, decision="hook", name=url).text
+    assert "already" in send(serving, "/settings", mark, decision="hook", name=url).text
+    assert "no address" in send(serving, "/settings", mark, decision="hook", name="file:/x").text
+    assert [hook["url"] for hook in serving.service.hooks.told()] == [url]
+    (record,) = [record for _, record in serving.service.store.queue_entries("hook/")]
+    assert (record["url"], record["kept"]) == (url, True)
+    send(serving, "/settings", mark, decision="unhook", name=url)
+    assert serving.service.hooks.told() == []
+    assert "no webhook" in send(serving, "/settings", mark, decision="unhook", name=url).text
+    assert "no such act" in send(serving, "/settings", mark, decision="burn", name="x").text
+    acts = [entry.act for entry in serving.service.audit.latest(9)]
+    assert acts == ["webhook removed", "webhook made"]
 
 
 def test_open_corrections_are_amended_held_and_decided_together(serving: Serving) -> None:
