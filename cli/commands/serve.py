@@ -123,7 +123,12 @@ def command(
         limits = ServerSettings.of({**session.store.settings.get("server", {}), **told})
         service = Service(
             session,
-            Desk(session, waiting_max=limits.waiting_max, tokens_max=limits.tokens_max),
+            Desk(
+                session,
+                waiting_max=limits.waiting_max,
+                rows_max=limits.batch_max,
+                tokens_max=limits.tokens_max,
+            ),
             name or default_name(session.store),
             tokens,
             _hosts(host, hosts),

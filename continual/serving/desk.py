@@ -1,8 +1,8 @@
 """The desk: one thread owns the model, and does one thing after another.
 
 Answers and work on the history wait in one line. An answer is begun and ended at one revision, and
-its state is compared at its end; edits are put on between answers, never under one. Asks that stand
-next to each other in the line, with prompts of one length and one revision, are answered together.
+its state is compared at its end; edits are put on between answers, never under one. Asks for one
+revision, with prompts of one length, are answered together, with no piece of work between them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from continual.errors import CeditError
@@ -68,6 +69,30 @@ class _EncodedAsk:
     ids: tuple[int, ...]
 
 
+class _Kinds:
+    """Tells which asks may be answered together, in one turn."""
+
+    def __init__(self, session: Session) -> None:
+        self._store = session.store
+        self._has_records = len(session.edited.memory) > 0
+        self._revisions: dict[str, str] = {}
+
+    def of(self, encoded: _EncodedAsk) -> object:
+        """Return an object that is equal for asks that may be answered together: at one revision,
+        with prompts of one length. Raises UnknownRevision."""
+        ask = encoded.ask
+        if ask.revision not in self._revisions:
+            self._revisions[ask.revision] = self._store.revision(ask.revision).id
+        if ask.explains:
+            return ask.id
+        shape = encoded.ids if self._has_records else len(encoded.ids)
+        return self._revisions[ask.revision], shape
+
+
+def _is_ask(job: Ask | _Work) -> bool:
+    return isinstance(job, Ask)
+
+
 class Desk:
     """Answers asks and does work with a session, on a thread of its own."""
 
@@ -88,6 +113,7 @@ class Desk:
         self._session, self._task = session, session.task
         self._waiting_max, self._rows_max, self._tokens_max = waiting_max, rows_max, tokens_max
         self._line: deque[Ask | _Work] = deque()
+        self._encoded: dict[int, _EncodedAsk] = {}  # asks of the line, by their objects
         self._changed = threading.Condition()
         self._running = 0
         self._reason: str | None = None  # why nothing more is taken
@@ -162,32 +188,60 @@ class Desk:
     # -- the thread
 
     def _serve(self) -> None:
-        while (jobs := self._next()) is not None:
-            if isinstance(jobs, _Work):
-                self._work(jobs)
+        while (job := self._next()) is not None:
+            if isinstance(job, _Work):
+                self._work(job)
             else:
-                self._answer_all(jobs)
+                self._answer_together(job)
 
-    def _next(self) -> list[Ask] | _Work | None:
-        """Wait for the next turn: a piece of work, or the asks at the front of the line; None when
-        the desk closes."""
+    def _next(self) -> list[_EncodedAsk] | _Work | None:
+        """Wait for the next turn: a piece of work, or the first ask of the line with those like it
+        in front of the next piece of work; None when the desk closes."""
         with self._changed:
             self._changed.wait_for(lambda: self._line or self._reason is not None)
             if self._reason is not None:
                 return None
-            first = self._line.popleft()
-            if isinstance(first, _Work):
-                return first
-            asks = [first]
-            rows = first.count
-            while self._line and isinstance(ask := self._line[0], Ask):
+            if isinstance(self._line[0], _Work):
+                work = self._line.popleft()
+                assert isinstance(work, _Work)
+                return work
+            asks = [ask for ask in takewhile(_is_ask, self._line) if isinstance(ask, Ask)]
+        group, refused = self._alike(asks)
+        gone = {id(ask) for ask in (*(encoded.ask for encoded in group), *refused)}
+        with self._changed:
+            self._line = deque(job for job in self._line if id(job) not in gone)
+            self._running = len(group)
+        for place in gone:
+            self._encoded.pop(place, None)
+        return group
+
+    def _alike(self, asks: Sequence[Ask]) -> tuple[list[_EncodedAsk], list[Ask]]:
+        """Return the first ask and those that may be answered together with it, and the asks that
+        cannot be answered, which are told so."""
+        group: list[_EncodedAsk] = []
+        refused: list[Ask] = []
+        rows, kinds = 0, _Kinds(self._session)
+        for ask in asks:
+            try:
+                encoded = self._encode(ask)
+                kind = kinds.of(encoded)
+            except Exception as error:
+                refused.append(ask)
+                ask.hearer.failed(error)
+                continue
+            if not group or (kind == kinds.of(group[0]) and rows + ask.count <= self._rows_max):
+                group.append(encoded)
                 rows += ask.count
-                if rows > self._rows_max:
-                    break
-                asks.append(ask)
-                self._line.popleft()
-            self._running = len(asks)
-            return asks
+        return group, refused
+
+    def _encode(self, ask: Ask) -> _EncodedAsk:
+        """Return an ask with its tokens, read once while it waits. Raises DeskClosed for one that
+        nobody waits for."""
+        if ask.cancelled.is_set():
+            raise DeskClosed("nobody waits for the answer")
+        if id(ask) not in self._encoded:
+            self._encoded[id(ask)] = _EncodedAsk(ask, self._task.opening(ask.prompt))
+        return self._encoded[id(ask)]
 
     def _work(self, work: _Work) -> None:
         if not work.future.set_running_or_notify_cancel():
@@ -210,41 +264,17 @@ class Desk:
 
     # -- answers
 
-    def _answer_all(self, asks: Sequence[Ask]) -> None:
+    def _answer_together(self, group: Sequence[_EncodedAsk]) -> None:
         try:
-            for group in self._groups(asks):
-                try:
-                    self._answer(group)
-                except Exception as error:
-                    for encoded in group:
-                        encoded.ask.hearer.failed(error)
-                    if is_out_of_memory(error):
-                        self._come_back()
+            if group:
+                self._answer(group)
+        except Exception as error:
+            for encoded in group:
+                encoded.ask.hearer.failed(error)
+            if is_out_of_memory(error):
+                self._come_back()
         finally:
             self._running = 0
-
-    def _groups(self, asks: Sequence[Ask]) -> list[list[_EncodedAsk]]:
-        """Return the asks in groups that are answered together, in their order."""
-        groups: dict[object, list[_EncodedAsk]] = {}
-        for ask in asks:
-            if ask.cancelled.is_set():
-                ask.hearer.failed(DeskClosed("nobody waits for the answer"))
-                continue
-            try:
-                encoded = _EncodedAsk(ask, self._task.opening(ask.prompt))
-                groups.setdefault(self._kind(encoded), []).append(encoded)
-            except Exception as error:
-                ask.hearer.failed(error)
-        return list(groups.values())
-
-    def _kind(self, encoded: _EncodedAsk) -> object:
-        """Return an object that is equal for asks that may be answered together."""
-        ask = encoded.ask
-        if ask.explains:
-            return ask.id
-        has_records = len(self._session.edited.memory) > 0
-        shape = encoded.ids if has_records else len(encoded.ids)
-        return self._session.store.revision(ask.revision).id, shape
 
     def _answer(self, group: Sequence[_EncodedAsk]) -> None:
         revision = self._session.store.revision(group[0].ask.revision)

@@ -33,6 +33,7 @@ class ServerSettings(SettingsTable):
     requests_at_once: int = 64  # of one caller, being answered or waiting; 0 sets no limit
     connections_max: int = 512  # requests of all callers at once
     waiting_max: int = 128  # asks that wait for the model; more are refused
+    batch_max: int = 16  # answers generated together
     tokens_max: int = 4096  # of one answer, whatever is asked for
     body_bytes_max: int = 4 * MEBIBYTE  # of a request's body
     body_seconds_max: float = 30.0  # for a body to arrive

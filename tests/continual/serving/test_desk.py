@@ -298,3 +298,30 @@ def test_many_threads_may_ask_at_once(bare: Session, desk_of: MakeDesk) -> None:
     for thread in threads:
         thread.join()
     assert all(len(found) == 1 for found in texts.values())
+
+
+def test_asks_of_one_length_are_answered_together_whoever_stands_between(
+    bare: Session, desk_of: MakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from continual.serving import desk as desks
+
+    batches: list[list[int]] = []
+    generate = desks.generate
+
+    def counted(edited: object, rows: list[object], tokens_max: int) -> None:
+        batches.append([row.index for row in rows])  # type: ignore[attr-defined]
+        generate(edited, rows, tokens_max)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(desks, "generate", counted)
+    desk = desk_of(bare, starts=False, rows_max=3)
+    longer = f"{language.ask(2)} {language.CAPITALS[0]}"
+    prompts = [language.ask(1), longer, language.ask(3), longer, language.ask(4), language.ask(5)]
+    heard = [asked(desk, prompt, tokens_max=1) for prompt in prompts]
+    work = desk.do(lambda _: list(batches))
+    late = asked(desk, language.ask(6), tokens_max=1)
+    desk.start()
+    assert work.result() == [[0, 0, 0], [0, 0], [0]]  # 1, 3 and 4; the longer ones; 5
+    texts = {p: hearer.wait().answers[0].text for p, hearer in zip(prompts, heard, strict=True)}
+    assert late.wait().answers[0].tokens == 1
+    assert batches[3:] == [[0]]
+    assert texts == {p: asked(desk, p, tokens_max=1).wait().answers[0].text for p in prompts}
