@@ -1,14 +1,14 @@
 """A served model under load while it is corrected: no answer mixes two states, and the times.
 
     python -m benchmarks.serving [--store DIR | --model DIR] [--stream FILE] [--answers 200]
-        [--corrections 50] [--rounds 5] [--tokens 12] [--editor E[,E2]] [--seed N]
-        [--threads N] [--json OUT]
+        [--corrections 50] [--questions 60] [--rounds 3] [--tokens 12] [--editor E[,E2]]
+        [--seed N] [--threads N] [--json OUT]
 
 `cedit serve` runs in a process of its own. So many clients (`--answers`) ask it over HTTP, each
-again as soon as it is answered, in a stream; the questions are those that the corrections change,
-others about the same, and as many that no correction is about. First for some rounds without any
-edit; then while the corrections are approved all at once, until each is applied or has failed; then
-for some rounds with all of them in the model.
+again as soon as it is answered, in a stream. A third of the questions are those that corrections
+change, a third other wordings of them, a third are questions that no correction is about. First
+they ask for some rounds without any edit; then while the corrections are approved all at once,
+until each is applied or has failed; then for some rounds with all of them in the model.
 
 Every chunk of a stream has to name one fingerprint. When the server has ended, each answer is
 compared, to the letter, with the answer of the revision of that fingerprint: asked as `cedit ask`
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import shutil
@@ -250,15 +251,22 @@ def prepared(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def requests_of(options: argparse.Namespace) -> tuple[list[Request], list[Prompt]]:
-    """Return the corrections, and the questions: of their prompts, of other wordings of them, and
-    as many of later records of the stream, which nobody corrects."""
+    """Return the corrections, and the questions: prompts of some corrections, other wordings of
+    them, and prompts of later records of the stream, which nobody corrects."""
     stream = open_stream(str(options.stream or ATLAS.corrections))
     requests = (request for item in stream for request in item.requests)
     chosen = list(islice(requests, options.corrections))
     others = list(islice(requests, options.corrections))
-    prompts: list[Prompt] = [request.prompt for request in chosen]
-    prompts += [prompt for request in chosen for prompt in request.rephrases[:1]]
-    return chosen, [*prompts, *(request.prompt for request in others)]
+    wordings = [prompt for request in chosen for prompt in request.rephrases[:1]]
+    kinds: list[list[Prompt]] = [[r.prompt for r in chosen], wordings, [r.prompt for r in others]]
+    each = math.ceil(options.questions / len(kinds))
+    return chosen, [prompt for prompts in kinds for prompt in _spread(prompts, each)]
+
+
+def _spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """Return so many prompts, at even distances among all."""
+    step = max(1.0, len(prompts) / count)
+    return [prompts[int(step * place)] for place in range(min(count, len(prompts)))]
 
 
 # -- the comparison
@@ -344,7 +352,8 @@ def main() -> None:
     parser.add_argument("--stream", type=Path, help="corrections (default: the atlas's)")
     parser.add_argument("--answers", type=int, default=200, help="under way at any time")
     parser.add_argument("--corrections", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5, help="answers of a client in quiet phases")
+    parser.add_argument("--questions", type=int, default=60, help="different ones, about")
+    parser.add_argument("--rounds", type=int, default=3, help="answers of a client in quiet phases")
     parser.add_argument("--tokens", type=int, default=12, help="of an answer, at most")
     parser.add_argument("--editor", help="the chain of editors (default: the store's)")
     parser.add_argument("--seed", type=int, default=0)

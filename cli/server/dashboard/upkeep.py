@@ -63,7 +63,7 @@ async def begin_job(service: Served, visitor: Person, form: Sent) -> Response:
         service.jobs.begin(name, visitor.token.name, lambda: work(service))
     except Exception as error:
         return to("/health/page", problem_of(error).message)
-    service.audit.note(visitor.token.name, kind)
+    service.audit.note(visitor.token.name, name)
     return to("/health/page", f"{name}: begun.")
 
 
