@@ -22,8 +22,8 @@ from continual.locate_then_edit.config import LocateThenEditConfig, default_bloc
 from continual.locate_then_edit.contexts import write_contexts
 from continual.locate_then_edit.drift import drift_of
 from continual.locate_then_edit.edit_texts import EditTexts, texts_of_edit
-from continual.locate_then_edit.general_keys import GeneralKeys
 from continual.locate_then_edit.keys import Keys, read_keys, read_states
+from continual.locate_then_edit.moments import BlockMoments, PreparedForm
 from continual.locate_then_edit.pinning import pinned
 from continual.locate_then_edit.places import FoundValues
 from continual.locate_then_edit.searchable import readable, unsearchable
@@ -35,14 +35,12 @@ from continual.patches import Patch
 from continual.patches.low_rank import Factors, FfnLowRankPatch
 from continual.proposals import Edit, EditContext, Proposal
 
-VALUES, GENERAL = "values found", "keys of general text"
-"""The names of what is kept in `EditContext.kept`."""
+VALUES = "values found"
+"""The name of the values that are kept in `EditContext.kept`."""
 FULL = 0.95
 """The share of the drift budget at which no more values are searched for."""
 
 EditorConfig = TypeVar("EditorConfig", bound=LocateThenEditConfig)
-PreparedForm = TypeVar("PreparedForm")
-"""A method's preparation of C₀, made once in a run."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
 
     def __init__(self, config: EditorConfig) -> None:
         self.config = config
-        self._moments: dict[_Place, Tensor] = {}
-        self._prepared: dict[_Place, _PreparedMoment[PreparedForm]] = {}
+        self._moments = BlockMoments(self.name, self.prepare)
 
     # -- the parts that each method defines
 
@@ -155,7 +152,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         change = weight.sum - base
         if added is not None:
             change = change.addmm_(added.left.to(base), added.right.to(base))
-        return drift_of(base, change, self._moment(block, context).to(base))
+        return drift_of(base, change, self._moments.moment(block, context).to(base))
 
     def _over(self, why: str) -> str:
         """Return the reason with its remedy: another editor, or a larger `drift_max`."""
@@ -187,7 +184,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
             residual = (targets.states - states) / (len(blocks) - number)
             keys = read_keys(site, batch, block)
             weight = site.edited.weight(block)
-            moments = self._prepared_for(block, task)
+            moments = self._moments.form(block, task.context, config.general_weight, task.subjects)
             update = Update(keys, residual, moments, weight, config)
             minded = self.minded(keys)
             solution, addends = self.solve(update)
@@ -214,58 +211,6 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
             )
         return blocks
 
-    def _moment(self, block: int, context: EditContext) -> Tensor:
-        """Return C₀ [d_ff, d_ff] float32 of a block; it is read once in a run. Raises EditError
-        without statistics."""
-        place = context.site.edited.base.fingerprint, block
-        if place not in self._moments:
-            self._moments[place] = self._statistics(block, context).float()
-        return self._moments[place]
-
-    def _statistics(self, block: int, context: EditContext) -> Tensor:
-        """Return C₀ [d_ff, d_ff] float64 of a block. Raises EditError without statistics."""
-        if context.statistics is None:
-            raise EditError(
-                f"{self.name} needs key statistics: run `cedit train stats --text FILE`."
-            )
-        return context.statistics.get(block).second_moment
-
-    def _prepared_for(self, block: int, task: _Task[EditorConfig]) -> PreparedForm:
-        """Return the method's form of a block's statistics, with the general text that the task's
-        updates leave alone. The latest form is kept."""
-        edited = task.context.site.edited
-        place = edited.base.fingerprint, block
-        general = self._general_keys(block, task)
-        left_out = frozenset() if general is None else general.naming(task.subjects)
-        prepared = self._prepared.get(place)
-        if prepared is None or (prepared.general, prepared.left_out) != (general, left_out):
-            moment = self._statistics(block, task.context)
-            self._moments.setdefault(place, moment.float())
-            held = None if general is None else general.moment(left_out)
-            if held is not None:
-                moment = moment + task.config.general_weight * held
-            device = edited.anatomy.down_weight(edited.model, block).device
-            prepared = _PreparedMoment(general, left_out, self.prepare(moment, device))
-            self._prepared[place] = prepared
-        return prepared.form
-
-    def _general_keys(self, block: int, task: _Task[EditorConfig]) -> GeneralKeys | None:
-        """Return the keys of general text in memory at a block, read once in a run; None without a
-        weight, or without such text."""
-        if not task.config.general_weight:
-            return None
-        edited, texts = task.context.site.edited, task.context.known_answers().general
-        all_keys: dict[_Place, GeneralKeys] = task.context.kept.setdefault(GENERAL, {})
-        place = edited.base.fingerprint, block
-        keys = all_keys.get(place)
-        if texts and (keys is None or keys.texts != texts):
-            keys = all_keys[place] = GeneralKeys(edited, block, texts)
-        return keys if texts else None
-
-
-_Place = tuple[str, int]
-"""The fingerprint of a base model, and a block."""
-
 
 @dataclass(frozen=True)
 class _Task(Generic[EditorConfig]):
@@ -274,15 +219,6 @@ class _Task(Generic[EditorConfig]):
     config: EditorConfig  # of this attempt
     context: EditContext
     subjects: frozenset[str]  # that its edits name, normalised
-
-
-@dataclass(frozen=True)
-class _PreparedMoment(Generic[PreparedForm]):
-    """A method's form of C₀ and of general text, and the text that it is of."""
-
-    general: GeneralKeys | None
-    left_out: frozenset[int]  # places of texts
-    form: PreparedForm
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
