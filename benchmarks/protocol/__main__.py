@@ -74,9 +74,12 @@ def run(options: argparse.Namespace) -> None:
         raise CeditError("counterfact teaches its own decoder: give --model, not --start.")
     if options.epochs is not None and not options.start:
         raise CeditError("--epochs is of fine-tuning: name what to start from with --start.")
+    data = data_folder()
+    if not data.is_dir():
+        raise CeditError(f"There is no folder of datasets {data}: name it with CEDIT_DATA.")
     asked = settings.SettingChoices(
         architecture,
-        data=data_folder(),
+        data=data,
         cache=options.cache,
         seed=options.seed,
         model=options.model,
