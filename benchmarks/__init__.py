@@ -29,6 +29,7 @@ Each is run from the project root:
     python -m benchmarks.edit_seconds  seconds of an edit on CounterFact and zsRE, every editor
     python -m benchmarks.speed         T-Patcher here against the paper's own loop
     python -m benchmarks.memit_speed   MEMIT here against the straightforward loop
+    python -m benchmarks.workers       maps by workers beside one process, up to 100,000 probes
     python -m benchmarks.vectors       the vector index at size
     python -m benchmarks.commits       a commit against a bare LMDB transaction
     python -m benchmarks.history       going back in a long history, and opening it

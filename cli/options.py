@@ -8,13 +8,17 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.output import Output, short
+
+if TYPE_CHECKING:
+    from continual.execution import Executor
 
 RECENT = 50  # revisions that a shell is offered
 Function = Callable[..., Any]
@@ -32,6 +36,43 @@ def common(function: Function) -> Function:
         return function(out=Output(as_json), **options)
 
     return command
+
+
+def with_workers(function: Function) -> Function:
+    """Add `--workers` and `--cluster`; the command gets `executor`, whose workers end with the
+    command."""
+
+    @click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Run passes over many inputs in N processes, each with the model (default: in this "
+        "one). The results have the same bits.",
+    )
+    @click.option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Have the workers on a cluster of Ray's: auto, ray://HOST:PORT, or local (needs "
+        "cedit[ray]; one for each processor unless --workers says how many).",
+    )
+    @functools.wraps(function)
+    def command(workers: int | None, cluster: str | None, **options: Any) -> Any:
+        executor = click.get_current_context().with_resource(_executor(workers, cluster))
+        return function(executor=executor, **options)
+
+    return command
+
+
+def _executor(workers: int | None, cluster: str | None) -> AbstractContextManager[Executor]:
+    """Return an executor of a command; torch is imported only if there are workers. Raises
+    CeditError for a cluster that is not there."""
+    if workers is None and cluster is None:
+        from continual.execution.local import LOCAL
+
+        return nullcontext(LOCAL)
+    from continual.workers.choice import executor_of
+
+    return executor_of(workers, cluster)
 
 
 settings_option = click.option(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from continual.errors import CeditError
+    from continual.execution import Executor
     from continual.requests import Probe, Request
     from continual.session import Answer, Session
     from continual.step.pipeline import Step
@@ -66,15 +67,23 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def open(path: str | Path = ".cedit", *, writable: bool = True, at: str = "head") -> Session:
+def open(
+    path: str | Path = ".cedit",
+    *,
+    writable: bool = True,
+    at: str = "head",
+    executor: Executor | None = None,
+) -> Session:
     """Open an existing store with its model at a revision.
 
-    One process writes at a time; with `writable=False` any number read meanwhile. Raises NoStore,
-    StoreLocked, WrongBaseModel, UnknownRevision, all of them CeditError.
+    One process writes at a time; with `writable=False` any number read meanwhile. An `executor`
+    runs passes over many inputs elsewhere; see `continual.workers`. Raises NoStore, StoreLocked,
+    WrongBaseModel, UnknownRevision, all of them CeditError.
     """
+    from continual.execution.local import LOCAL
     from continual.session import open_session
 
-    return open_session(path, writable=writable, at=at)
+    return open_session(path, writable=writable, at=at, executor=executor or LOCAL)
 
 
 def create(

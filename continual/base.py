@@ -14,6 +14,7 @@ import torch
 from continual import decoding
 from continual.anatomy import Anatomy, find_anatomy, sample_inputs
 from continual.anatomy.overrides import NONE
+from continual.embedded import embedded
 from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
@@ -30,6 +31,27 @@ class WrongBaseModel(CeditError):
 
 
 @dataclass(frozen=True)
+class BaseSource:
+    """The arguments of `load_base` by which another process loads the same base."""
+
+    name: str  # an embedded model's, or the directory's absolute path
+    architecture: str
+    device: str
+    dtype: str
+    overrides: Mapping[str, str]
+
+    def load(self) -> PretrainedBase:
+        """Load the base. Raises ModelError."""
+        return load_base(
+            self.name,
+            self.architecture,
+            device=self.device,
+            dtype=self.dtype,
+            overrides=self.overrides,
+        )
+
+
+@dataclass(frozen=True)
 class PretrainedBase:
     """A pretrained model, unchanged from its directory."""
 
@@ -39,6 +61,7 @@ class PretrainedBase:
     fingerprint: str
     companions: Mapping[str, str] = field(default_factory=dict)  # see `companion_files`
     notes: tuple[str, ...] = ()  # remarks for a person to read
+    source: BaseSource | None = None  # None: it was not loaded, and stays in this process
 
     @cached_property
     def decoding(self) -> Mapping[str, Any]:
@@ -116,7 +139,13 @@ def load_base(
         directory_fingerprint(directory),
         companion_files(directory),
         loaded.notes,
+        BaseSource(_source_name(name), architecture, device, dtype, dict(overrides or {})),
     )
+
+
+def _source_name(name: str | Path) -> str:
+    """Return a name that means the same model in another folder."""
+    return str(name) if embedded(str(name)) else str(model_directory(name).absolute())
 
 
 def number_format(name: str) -> torch.dtype:

@@ -15,6 +15,7 @@
 - ``unhooked``  runs a module without the hooks on it
 - ``attending``  does the attention of a model in another way
 - ``cut_short``  ends the whole forward pass where a module returns; see ``run_until_cut``
+- ``count_on``  counts the hooks and stand-ins on a model
 
 A module returns its hidden state either bare, as the first of a tuple, or as the first field of a
 ``ModelOutput``; only this module knows
@@ -344,6 +345,15 @@ def run_until_cut(forward: Callable[[], object]) -> None:
     """Run a forward pass that may be cut short."""
     with suppress(_Cut):
         forward()
+
+
+def count_on(model: nn.Module) -> int:
+    """Count the hooks and the stand-ins for a forward on a model and its parts, now."""
+    count = 0
+    for module in model.modules():
+        count += len(module._forward_hooks) + len(module._forward_pre_hooks)
+        count += "forward" in module.__dict__
+    return count
 
 
 def _watch(

@@ -117,7 +117,9 @@ def _with_context(base: PretrainedBase, new: NewStore) -> tuple[PretrainedBase, 
     if block is None:
         return base, new
     anatomy = replace(base.anatomy, context_block=block)
-    return replace(base, anatomy=anatomy), replace(new, anatomy={**table, "context": str(block)})
+    overrides = {**table, "context": str(block)}
+    source = base.source and replace(base.source, overrides=overrides)
+    return replace(base, anatomy=anatomy, source=source), replace(new, anatomy=overrides)
 
 
 def _told_task(new: NewStore) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class StateKeeper:
         if self._at != revision.id or self._edited.fingerprint != revision.fingerprint:
             self.build(layers)
         self._at = revision.id
+        self._edited.stands_in(self._store.path, revision.id)
         return [layer.revision for layer in layers]
 
     def build(self, layers: Sequence[Layer]) -> None:
@@ -140,6 +141,7 @@ class StateKeeper:
             full = None
         self._at = revision.id
         self._edited.settle()
+        self._edited.stands_in(self._store.path, revision.id)
         if full is not None and self.snapshot(full) is None:
             gathered = Gathered()
             for ref in full.patches:

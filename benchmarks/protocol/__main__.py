@@ -4,6 +4,7 @@
         [--editors tpatcher,…] [--folds N] [--edits N] [--seed N] [--settings JSON]
         [--held-out test|validation] [--start DIR [--epochs N] | --model DIR] [--cache DIR]
         [--network-requests N] [--network-epochs N] [--beside DIR …] [--plots DIR]
+        [--workers N] [--cluster ADDRESS]
         --output DIR
 
 The initial model is trained once on D_train and kept in the cache: a small one from scratch, or
@@ -33,6 +34,7 @@ from benchmarks.protocol import reporting, settings
 from benchmarks.protocol.runs import ProtocolRuns, RunPlan
 from continual.choices import EDITORS
 from continual.errors import CeditError
+from continual.workers.choice import executor_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--beside", type=Path, nargs="+", default=(), metavar="DIR")
     made.add_argument("--plots", type=Path, metavar="DIR", help="where the curves go, too")
     made.add_argument("--json", action="store_true", help="print JSON Lines")
+    made.add_argument("--workers", type=int, metavar="N", help="make runs side by side")
+    made.add_argument("--cluster", metavar="ADDRESS", help="of Ray: auto, local, ray://HOST:PORT")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     return made
 
@@ -100,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
         options.network_epochs,
     )
     protocol = ProtocolRuns(setting, plan, options.output)
-    own = protocol.run()
+    with executor_of(options.workers, options.cluster) as executor:
+        own = protocol.run(executor)
     runs = [*own, *protocol.beside(options.beside, own)]
     rows = reporting.table(setting, runs)
     initial = reporting.initial(runs)

@@ -26,6 +26,8 @@ from benchmarks.protocol.editor_networks import WITH_NETWORK, network_table
 from benchmarks.protocol.settings import TaskSetting
 from continual.editors.chains import new_tables, require_edits
 from continual.errors import CeditError
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.new_store import NewStore, init
 from continual.recheck.retention import ATTEMPTED
 from continual.session import Session, open_session
@@ -97,25 +99,32 @@ class ProtocolRuns:
         self._require_same()
         self._write_inputs()
 
-    def run(self) -> list[FoldRun]:
+    def run(self, executor: Executor = LOCAL) -> list[FoldRun]:
         """Return all runs; finished ones come from their files. An editor that cannot edit the
-        model has none, and its reason is in `refused`."""
+        model has none, and its reason is in `refused`. An executor's workers make some of the runs
+        side by side, each in its own store."""
         places = [(fold, e) for fold in range(self.plan.folds) for e in self.plan.editors]
-        runs = [self._attempted(fold, editor) for fold, editor in places]
-        return [run for run in runs if run is not None]
+        runs: list[FoldRun] = []
+        attempts = executor.map(self._attempted, places)
+        for (_, editor), attempt in zip(places, attempts, strict=True):
+            if isinstance(attempt, FoldRun):
+                runs.append(attempt)
+            elif editor not in self.refused:
+                self.refused[editor] = attempt
+                tables.note(f"{editor} is left out: {attempt}")
+        return runs
 
-    def _attempted(self, fold: int, editor: str) -> FoldRun | None:
-        """Return a run; None if its editor cannot edit the model."""
+    def _attempted(self, place: tuple[int, str]) -> FoldRun | str:
+        """Return a run; the reason if its editor cannot edit the model."""
+        fold, editor = place
         if editor in self.refused:
-            return None
+            return self.refused[editor]
         try:
             return self._finished(fold, editor) or self._made(fold, editor)
         except ProtocolError:
             raise
         except CeditError as error:
-            self.refused[editor] = str(error)
-            tables.note(f"{editor} is left out: {error}")
-            return None
+            return str(error)
 
     def beside(self, folders: Iterable[Path], own: Sequence[FoldRun] = ()) -> list[FoldRun]:
         """Return the finished runs of other outputs on the same folds, for editors without `own`

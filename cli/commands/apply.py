@@ -19,11 +19,13 @@ from cli.options import (
     find_store,
     require_writable,
     settings_option,
+    with_workers,
 )
 from cli.output import WATCHED, Output, counted, one_line, rates, short
 from cli.watching import listening, watching
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.history.reports import RunTally
     from continual.session import Session
     from continual.step.pipeline import Step
@@ -105,10 +107,12 @@ class RecheckName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 )
 @settings_option
 @click.option("--dry-run", is_flag=True, help="Read the stream, show how, and change nothing.")
+@with_workers
 @common
 def command(
     out: Output,
     store: str | None,
+    executor: Executor,
     source: str | None,
     follow: bool,
     limit: int | None,
@@ -162,7 +166,7 @@ def command(
     require_writable(path)
     from continual.session import open_session
 
-    with open_session(path) as session:
+    with open_session(path, executor=executor) as session:
         out.warn([*session.notes, *store_warnings(session.store)])
         settings = _settings(session, chosen, tables)
         if stream is not None:

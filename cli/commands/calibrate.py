@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import EditorChain, common, find_store
+from cli.options import EditorChain, common, find_store, with_workers
 from cli.output import Output, columns, rate
 from cli.watching import listening
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from continual.calibration import Calibrated
+    from continual.execution import Executor
     from continual.session import Session
 
 COLUMNS = ("arrives", "generalises", "general", "neighbours", "others", "score")
@@ -36,10 +37,12 @@ COLUMNS = ("arrives", "generalises", "general", "neighbours", "others", "score")
     metavar="FILE",
     help="Draw the evidence (a PNG, SVG or PDF; needs matplotlib).",
 )
+@with_workers
 @common
 def command(
     out: Output,
     store: str | None,
+    executor: Executor,
     source: str | None,
     editor: str | None,
     again: bool,
@@ -68,7 +71,10 @@ def command(
     """
     from continual.session import open_session
 
-    with open_session(find_store(store)) as session, listening(out) as session.listener:
+    with (
+        open_session(find_store(store), executor=executor) as session,
+        listening(out) as session.listener,
+    ):
         names = _chosen(session, editor)
         calibrations: dict[str, Calibrated] = {}
         for state in session.calibrate(names, source, again=again):

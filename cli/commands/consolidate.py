@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, editor_settings, find_store, require_writable, settings_option
+from cli.options import (
+    common,
+    editor_settings,
+    find_store,
+    require_writable,
+    settings_option,
+    with_workers,
+)
 from cli.output import Output, counted, rates, short
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.history.consolidating import ConsolidateResult
 
 RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
@@ -21,8 +29,15 @@ RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
     "--editor", metavar="NAME", help="The editor to solve with (that of most of these edits)."
 )
 @settings_option
+@with_workers
 @common
-def command(out: Output, store: str | None, editor: str | None, changes: tuple[str, ...]) -> None:
+def command(
+    out: Output,
+    store: str | None,
+    executor: Executor,
+    editor: str | None,
+    changes: tuple[str, ...],
+) -> None:
     """Make one patch of all matrix edits in force.
 
     Each batch of memit, emmet, alphaedit or rome was solved on the model as the one before had left
@@ -47,7 +62,7 @@ def command(out: Output, store: str | None, editor: str | None, changes: tuple[s
     from continual.editors.chains import require_edits
     from continual.session import open_session
 
-    with open_session(path) as session:
+    with open_session(path, executor=executor) as session:
         if editor is not None:
             require_edits(editor, session.task.name)
         record = _record(session.consolidate(editor, editor_settings(changes)))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.watch import watch_line, watch_record
-from cli.options import TaskName, common
+from cli.options import TaskName, common, with_workers
 from cli.output import DASH, Output, short
 from cli.watching import writing
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.session import Session
 
 File = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -72,10 +73,12 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="KEY=NAME",
     help="Where a part of the model is, if it is not found: down=mlp.c_proj. May be repeated.",
 )
+@with_workers
 @common
 def command(
     out: Output,
     store: str | None,
+    executor: Executor,
     folder: str | None,
     task: str | None,
     terminator: str | None,
@@ -109,7 +112,9 @@ def command(
     began = time.perf_counter()
     with (
         writing(out) as on_progress,
-        init(_place(folder, store), new_store, on_progress=on_progress) as session,
+        init(
+            _place(folder, store), new_store, on_progress=on_progress, executor=executor
+        ) as session,
     ):
         record = _record(session, time.perf_counter() - began)
     out.result(record, *_text(record))

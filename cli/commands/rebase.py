@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store
+from cli.options import common, find_store, with_workers
 from cli.output import Output, counted, one_line, rates, short
 from cli.watching import watching
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.rebasing import Report
     from store import Store
 
@@ -22,8 +23,11 @@ PARTLY_DONE = 3
 @click.command("rebase")
 @click.argument("folder", metavar="[STORE2]", required=False)
 @click.option("--model", required=True, help="The new base model: a directory, or atlas.")
+@with_workers
 @common
-def command(out: Output, store: str | None, folder: str | None, model: str) -> int:
+def command(
+    out: Output, store: str | None, executor: Executor, folder: str | None, model: str
+) -> int:
     """Apply the corrections in force to another model.
 
     The new model gets a store of its own, STORE2 (default: the store's name with -rebased), with
@@ -51,7 +55,7 @@ def command(out: Output, store: str | None, folder: str | None, model: str) -> i
     with Store.open(path) as source:
         total = sum(len(group.requests) for group in groups(source))
         with watching(out, 0, total) as watch:
-            for step in rebase(source, place.absolute(), name):
+            for step in rebase(source, place.absolute(), name, executor=executor):
                 watch.take(step_record(step))
         with Store.open(place) as target:
             summary = report(source, target)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import common, find_store, ranges
+from cli.options import common, find_store, ranges, with_workers
 from cli.output import Output, counted, one_line, short
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.history.replaying import Rebuilt
     from continual.session import Session
     from store import Revision
@@ -22,8 +23,11 @@ DAMAGED = 20
 @click.command("replay")
 @click.argument("range_", metavar="[A..B]", shell_complete=ranges, default="base..head")
 @click.option("--recompute", is_flag=True, help="Run the editors again, and compare the patches.")
+@with_workers
 @common
-def command(out: Output, store: str | None, range_: str, recompute: bool) -> int:
+def command(
+    out: Output, store: str | None, executor: Executor, range_: str, recompute: bool
+) -> int:
     """Build the model again from base.
 
     The fingerprint is compared at every revision of the range (base..head unless given). Revisions
@@ -44,7 +48,7 @@ def command(out: Output, store: str | None, range_: str, recompute: bool) -> int
     from store import parse_range
 
     start, mismatches, count = time.perf_counter(), 0, 0
-    with open_session(find_store(store), writable=False, at="base") as session:
+    with open_session(find_store(store), writable=False, at="base", executor=executor) as session:
         older, newer = parse_range(range_)
         revisions = session.store.between(older, newer)
         made_again = (

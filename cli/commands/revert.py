@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common, find_store, request_ids, require_writable
+from cli.options import common, find_store, request_ids, require_writable, with_workers
 from cli.output import Output, counted, one_line, rates, short
 
 if TYPE_CHECKING:
+    from continual.execution import Executor
     from continual.history.reverting import RevertResult
     from store import Store
 
@@ -25,8 +26,11 @@ RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
     is_flag=True,
     help="Solve its batch of weight edits again without it (default: drop its columns).",
 )
+@with_workers
 @common
-def command(out: Output, store: str | None, request: str, resolve: bool) -> None:
+def command(
+    out: Output, store: str | None, executor: Executor, request: str, resolve: bool
+) -> None:
     """Take one correction out of the model.
 
     REQUEST is its id, or the start of it, as `cedit find` and `cedit list` print it. Its neurons,
@@ -50,7 +54,7 @@ def command(out: Output, store: str | None, request: str, resolve: bool) -> None
     require_writable(path)
     from continual.session import open_session
 
-    with open_session(path) as session:
+    with open_session(path, executor=executor) as session:
         record = _record(session.revert(request, resolve=resolve), session.store)
     out.result(record, *_text(record))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.interruption import stopping
-from cli.options import common, find_store, require_revision, revision_names
+from cli.options import common, find_store, require_revision, revision_names, with_workers
 from cli.output import Output, columns, counted, one_line
 from cli.watching import listening
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from continual.analysis.tracing import FactTrace, Tracer
     from continual.analysis.tracing.results import TraceMap
     from continual.analysis.tracing.sets import TracedState
+    from continual.execution import Executor
     from continual.requests import Request
     from continual.session import Session
     from store import Revision
@@ -82,10 +83,12 @@ SHOWN_MIN = 0.005  # the least effect that a token's line names
     metavar="FILE",
     help="Write a page with the averages and all maps.",
 )
+@with_workers
 @common
 def command(
     out: Output,
     store: str | None,
+    executor: Executor,
     source: str,
     subject: str | None,
     answer: str | None,
@@ -137,7 +140,7 @@ def command(
     from continual.session import open_session
 
     stop = threading.Event()
-    with open_session(path, writable=False, at=names[0]) as session:
+    with open_session(path, writable=False, at=names[0], executor=executor) as session:
         run = TraceRun(out, session, TracingConfig(**given), stop)
         with stopping(stop, reads_input=source == "-"), listening(out) as session.listener:
             if subject is not None:
@@ -222,7 +225,8 @@ class TraceRun:
                 sigma = tracer.deviation(facts.token_ids)
             state = TracedState(name, revision, tracer.way, sigma, tracer.window)
             cache = TraceCache(self.session.store, tracer, sigma)
-            traces = traces_of(cache, facts.requests, own_answers=own_answers)
+            executor = self.session.executor
+            traces = traces_of(cache, facts.requests, own_answers=own_answers, executor=executor)
             self._take(state, traces, limit or len(facts.requests), is_limited=limit is not None)
             states.append(state)
         return states

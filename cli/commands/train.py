@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Function, common, find_store
+from cli.options import Function, common, find_store, with_workers
 from cli.output import Output, columns
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from continual.execution import Executor
     from continual.gradients.training import NetworkEpoch
     from continual.memory.serac_training import Epoch
     from continual.requests import Request
@@ -131,10 +132,12 @@ def command() -> None:
     metavar="FILE",
     help="Take the statistics from a pack, and collect nothing.",
 )
+@with_workers
 @common
 def stats(
     out: Output,
     store: str | None,
+    executor: Executor,
     texts: tuple[Path, ...],
     blocks: tuple[int, ...] | None,
     tokens: int | None,
@@ -165,7 +168,7 @@ def stats(
 
     if source is not None and (texts or tokens or target):
         raise click.UsageError("--from collects nothing: give it without --text, --tokens, --out.")
-    with open_session(find_store(store), writable=False, at="base") as session:
+    with open_session(find_store(store), writable=False, at="base", executor=executor) as session:
         session.listener.note = out.note
         statistics = session.statistics
         numbers: Sequence[int] = blocks or range(session.edited.anatomy.block_count)

@@ -15,7 +15,7 @@ from torch import Tensor
 from continual.model import EditedModel
 from continual.naming import names
 from continual.passes.batching import by_length
-from continual.statistics.moments import Moments
+from continual.statistics.moments import read_keys
 
 PASS_TOKENS_MAX = 2048
 
@@ -52,10 +52,9 @@ class GeneralKeys:
     @cached_property
     def _keys(self) -> list[Tensor]:
         """The keys [T, d_ff] of each text, on the CPU."""
-        moments = Moments(self._edited, [self._block])
         parts: dict[int, Tensor] = {}
         for places in by_length([len(ids) for ids in self.texts], PASS_TOKENS_MAX):
             pieces = [self.texts[place] for place in places]
-            keys = moments.keys(pieces)[self._block].cpu()
+            keys = read_keys(self._edited, [self._block], pieces)[self._block].cpu()
             parts.update(zip(places, keys.split([len(piece) for piece in pieces]), strict=True))
         return [parts[place] for place in range(len(self.texts))]

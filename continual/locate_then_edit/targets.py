@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,11 +128,15 @@ def find_targets(
         for start in range(0, len(batch), chunk_max)
         for chunk in _in_order(byte_counts[start : start + chunk_max], KEPT_BYTES_MAX)
     ]
+    search = partial(_searched, site, block, config, packs)
+    return TargetValues.joined(list(site.executor.map(search, chunks)))
 
-    def searched(chunk: list[EditTexts]) -> TargetValues:
-        return _search(ValueSearch(site, chunk, block, config, packs))
 
-    return TargetValues.joined(list(site.executor.map(searched, chunks)))
+def _searched(
+    site: Site, block: int, config: ValueSearchConfig, packs: bool, chunk: Sequence[EditTexts]
+) -> TargetValues:
+    """Search for the values of one chunk."""
+    return _search(ValueSearch(site, chunk, block, config, packs))
 
 
 def _kept_bytes(site: Site, edit_texts: EditTexts, block: int) -> int:

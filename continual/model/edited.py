@@ -140,22 +140,27 @@ class EditedModel(ModelStates):
         if self._hooks is not None:
             return self
         self._hooks = ExitStack()
+        with self._hooking():
+            self._hook(self._hooks)
+        return self
+
+    def _hook(self, stack: ExitStack) -> None:
+        """Hook everything that the model runs with, until the stack closes."""
         methods = {"generate": self.generate, "save_pretrained": self.save_pretrained}
         copying = dict(zip(_COPYING, (self._copied, self._reduced), strict=True))
         for name, method in {**methods, **copying}.items():
-            self._hooks.enter_context(hooks.standing_in(self.model, name, method))
-        self._hooks.enter_context(hooks.uncompiled(self.model, self._begin_forward))
+            stack.enter_context(hooks.standing_in(self.model, name, method))
+        stack.enter_context(hooks.uncompiled(self.model, self._begin_forward))
         if self.model.base_model is not self.model:
-            self._hooks.enter_context(hooks.uncompiled(self.model.base_model, _refuse_graphs))
+            stack.enter_context(hooks.uncompiled(self.model.base_model, _refuse_graphs))
         if hasattr(self.model, "prepare_inputs_for_generation"):
-            self._hooks.enter_context(self._running.followed(self.model))
-        self._hooks.enter_context(self._tokens.followed(self.model))
+            stack.enter_context(self._running.followed(self.model))
+        stack.enter_context(self._tokens.followed(self.model))
         for name, effect in self._effects.items():
             if name not in self._gated:
-                self._hooks.enter_context(effect.attached())
-        self._hooks.callback(self._detach_gates)
+                stack.enter_context(effect.attached())
+        stack.callback(self._detach_gates)
         self._attach_gates()
-        return self
 
     def _begin_forward(self) -> None:
         """Refuse a graph. Warn, once, a program whose own call of the forward passes the model's
@@ -183,9 +188,10 @@ class EditedModel(ModelStates):
         self._entered -= 1
         if self._entered:
             return
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            hooks.close()
+        stack, self._hooks = self._hooks, None
+        if stack is not None:
+            with self._hooking():
+                stack.close()
 
 
 _COPYING = ("__deepcopy__", "__reduce_ex__")

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from continual import hooks
 from continual.base import PretrainedBase
 from continual.effects import BESIDE, Effect
 from continual.effects.places import CONTEXT, HIDDEN, GatePlace
@@ -34,6 +35,7 @@ class ModelEffects:
         self.memory = MemoryBank()
         self._effects: dict[str, Effect] = {"records": self.memory}
         self._hooks: ExitStack | None = None
+        self._own_hooks = hooks.count_on(self.model)  # its loader's, its effects' and its own
         self._is_bare = False
 
     @property
@@ -75,8 +77,18 @@ class ModelEffects:
         """Take in an effect without pieces."""
         self._effects[name] = effect
         if self._hooks is not None:
-            self._hooks.enter_context(effect.attached())
+            with self._hooking():
+                self._hooks.enter_context(effect.attached())
         return effect
+
+    @contextmanager
+    def _hooking(self) -> Iterator[None]:
+        """Count the hooks that come to the model, or go, within `with` among its own."""
+        before = hooks.count_on(self.model)
+        try:
+            yield
+        finally:
+            self._own_hooks += hooks.count_on(self.model) - before
 
     def _require_block(self, block: int) -> None:
         if not 0 <= block <= self.anatomy.last:

@@ -68,8 +68,9 @@ class ModelGates(ModelEffects):
         effect = make(self.mount(place))
         self._effects[name] = self._gated[name] = effect
         if self._hooks is not None:
-            self._detach_gates()
-            self._attach_gates()
+            with self._hooking():
+                self._detach_gates()
+                self._attach_gates()
         return effect
 
     def mount(self, place: GatePlace) -> Mount:

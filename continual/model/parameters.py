@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import is_turned
+from continual.base import PretrainedBase
 from continual.effects.parameters import EditedWeight
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
@@ -21,6 +22,10 @@ from continual.model.effects import ModelEffects
 
 class ModelParameters(ModelEffects):
     """The part of an edited model that adds to its parameters."""
+
+    def __init__(self, base: PretrainedBase) -> None:
+        super().__init__(base)
+        self._is_trained = False  # its parameters may be other than its patches say
 
     def weight(self, block: int) -> EditedWeight:
         """Return the FFN's output matrix of a block as [d_ff, d], with the additions to it."""
@@ -112,11 +117,13 @@ class ModelParameters(ModelEffects):
         names = dict.fromkeys(self._names(path)[0] for path in paths)
         weights = [self.parameter(name) for name in names]
         parameters = {name: self.model.get_parameter(name) for name in names}
+        self._is_trained = True
         try:
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
             yield parameters
         finally:
+            self._is_trained = False
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from continual import hooks
 from continual.base import PretrainedBase
 from continual.effects import NOTHING, GatedEffect, Reach
 from continual.model.gates import ModelGates, neurons_at
@@ -32,6 +34,28 @@ class _PatchMark:
     sizes: Mapping[str, int]  # of each effect, by its name
     fingerprint: str
     rows_state: str  # the fingerprint at which rows at the last place last moved
+    parts: tuple[Patch, ...] | None  # of the patch; None once the model has settled
+
+
+@dataclass(frozen=True)
+class JournalPlace:
+    """A state of the model that a store's journal has, and its place among the model's patches."""
+
+    store: Path
+    revision: str
+    depth: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class StateRecipe:
+    """The way of another process to the state of a model: a state of the journal, or the bare base,
+    and the patches that were put on behind it."""
+
+    place: JournalPlace | None  # None: the bare base
+    steps: tuple[tuple[Patch, ...], ...]
+    fingerprint: str  # of the state behind all of them
+    is_bare: bool  # all patches are silent for now: any state does
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,8 @@ class ModelStates(ModelParameters, ModelGates):
 
     def __init__(self, base: PretrainedBase) -> None:
         super().__init__(base)
-        self._marks = [_PatchMark({}, base.fingerprint, base.fingerprint)]
+        self._marks = [_PatchMark({}, base.fingerprint, base.fingerprint, ())]
+        self._place: JournalPlace | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -115,7 +140,7 @@ class ModelStates(ModelParameters, ModelGates):
         except BaseException:
             self.take_off(self.depth)
             raise
-        self._mark(chain.hexdigest() if parts else self.fingerprint)
+        self._mark(chain.hexdigest() if parts else self.fingerprint, parts=tuple(parts))
 
     def put_many(self, parts: Sequence[Patch], fingerprint: str, rows_state: str) -> None:
         """Put on the joined patches of many steps as one; `fingerprint` and `rows_state` are the
@@ -124,13 +149,63 @@ class ModelStates(ModelParameters, ModelGates):
             part.put_on(self)
         self._mark(fingerprint, rows_state)
 
-    def _mark(self, fingerprint: str, rows_state: str | None = None) -> None:
+    def _mark(
+        self,
+        fingerprint: str,
+        rows_state: str | None = None,
+        parts: tuple[Patch, ...] | None = None,
+    ) -> None:
         """Mark the present state, as a way back to it."""
         before = self._marks[-1]
         moved = self._reach_since(before).moves(self.site_place)
         state = rows_state or (fingerprint if moved else before.rows_state)
         sizes = {name: effect.size for name, effect in self._effects.items()}
-        self._marks.append(_PatchMark(sizes, fingerprint, state))
+        self._marks.append(_PatchMark(sizes, fingerprint, state, parts))
+
+    def settle(self) -> None:
+        """Let go of the dense differences of the present patches, and of the patches themselves."""
+        super().settle()
+        for number in range(self.depth, 0, -1):
+            if self._marks[number].parts is None:
+                break
+            self._marks[number] = replace(self._marks[number], parts=None)
+
+    def stands_in(self, store: Path, revision: str) -> None:
+        """Note that the state is a revision of a store's journal: another process comes to it, and
+        to the states behind it, from there."""
+        self._place = JournalPlace(store.absolute(), revision, self.depth, self.fingerprint)
+
+    @property
+    def recipe(self) -> StateRecipe | None:
+        """The way of another process to the present state. None if there is none: something other
+        than patches changes the model now, or a patch behind the journal's state is gone."""
+        is_entered = self._hooks is not None
+        if not is_entered or self._is_trained or hooks.count_on(self.model) != self._own_hooks:
+            return None
+        if self._is_bare:
+            return StateRecipe(None, (), self.base.fingerprint, is_bare=True)
+        sizes = self._marks[-1].sizes
+        if any(effect.size != sizes.get(n, 0) for n, effect in self._gated.items()):
+            return None  # some gates are silent
+        place = self._place
+        if place is not None and not self._has_mark(place):
+            place = None
+        steps = [mark.parts for mark in self._marks[1 if place is None else place.depth + 1 :]]
+        known_steps = [parts for parts in steps if parts is not None]
+        if len(known_steps) < len(steps):
+            return None
+        return StateRecipe(place, tuple(known_steps), self.fingerprint, is_bare=False)
+
+    def _has_mark(self, place: JournalPlace) -> bool:
+        """Tell whether the model has that state's patches on, or has them below later ones."""
+        depth = place.depth
+        return depth <= self.depth and self._marks[depth].fingerprint == place.fingerprint
+
+    def depth_of(self, fingerprint: str) -> int | None:
+        """Return the number of patches of the latest state with this name on the way to the present
+        one; None for a state that the model did not pass."""
+        numbers = range(self.depth, -1, -1)
+        return next((n for n in numbers if self._marks[n].fingerprint == fingerprint), None)
 
     def take_off(self, depth: int) -> None:
         """Go back to the state with the first `depth` steps' patches.

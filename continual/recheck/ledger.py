@@ -341,6 +341,7 @@ class Ledger:
         encodings = [entry.encoding for entry in self.entries]
         if block == 0 or edited.moves_rows:
             self._passes = None
+            self._site.recordings_at(0)  # forgets all others
             return self._site.rows_in_passes(encodings)
         if self._passes is None or self._passes.block != block:
             self._passes = ProbePasses(self._site, block)

@@ -2,13 +2,16 @@
 
 The probes stand in passes of nearly one length, each recorded where its hidden states enter the
 first edited block; below it nothing ever changes. Rows at the last FFN are then the recorded states
-taken through the blocks above, by the model's own code, so they equal the rows of whole passes.
+taken through the blocks above, by the model's own code, so they equal the rows of whole passes. A
+recording stays in the process that runs its pass: the executor's workers make recordings of their
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,11 +24,10 @@ from continual.tasks import Encoding
 
 @dataclass(frozen=True)
 class _ProbePass:
-    """Some probes, by their places among all, and their recorded pass."""
+    """Some probes, by their places among all."""
 
     places: tuple[int, ...]
     encodings: tuple[Encoding, ...]
-    recording: Recording
 
 
 class ProbePasses:
@@ -42,34 +44,38 @@ class ProbePasses:
 
     def add(self, encodings: Sequence[Encoding]) -> None:
         """Append probes."""
-        batches = length_sorted(encodings)
-        groups = [tuple(encodings[i] for i in batch) for batch in batches]
-        recordings = self._site.executor.map(self._recorded, groups)
-        for batch, probes, recording in zip(batches, groups, recordings, strict=True):
+        for batch in length_sorted(encodings):
             places = tuple(self._count + i for i in batch)
-            self._passes.append(_ProbePass(places, probes, recording))
+            probes = tuple(encodings[i] for i in batch)
+            self._passes.append(_ProbePass(places, probes))
         self._count += len(encodings)
-
-    def _recorded(self, encodings: Sequence[Encoding]) -> Recording:
-        edited = self._site.edited
-        with edited.before_last_neurons():
-            inputs = self._site.inputs(encodings)
-            return record(edited.model, edited.anatomy, inputs, [self.block])
 
     def rows(self) -> Rows:
         """Return the rows of all probes, in the order in which they came, by the model as it is
         now."""
         rows_by_place: dict[int, Rows] = {}
+        read = partial(_rows_from_block, self._site, self.block)
+        groups = [probe_pass.encodings for probe_pass in self._passes]
         for probe_pass, rows in zip(
-            self._passes, self._site.executor.map(self._rows_of, self._passes), strict=True
+            self._passes, self._site.executor.map(read, groups), strict=True
         ):
             sizes = [len(encoding.targets) for encoding in probe_pass.encodings]
             rows_by_place.update(zip(probe_pass.places, rows.split(sizes), strict=True))
         return Rows.join(rows_by_place[place] for place in range(self._count))
 
-    @torch.inference_mode()
-    def _rows_of(self, one: _ProbePass) -> Rows:
-        edited = self._site.edited
-        with edited.before_last_neurons():
-            states = rows_from(edited.model, edited.anatomy, one.recording, self.block)
-        return answer_rows(one.encodings, *states)
+
+def _rows_from_block(site: Site, block: int, encodings: tuple[Encoding, ...]) -> Rows:
+    """Return the rows of one pass, from where its states enter the block; the pass is recorded when
+    it is read first."""
+    edited, recordings = site.edited, site.recordings_at(block)
+    if encodings not in recordings:
+        recordings[encodings] = _recorded(site, block, encodings)
+    with torch.inference_mode(), edited.before_last_neurons():
+        states = rows_from(edited.model, edited.anatomy, recordings[encodings], block)
+        return answer_rows(encodings, *states)
+
+
+def _recorded(site: Site, block: int, encodings: tuple[Encoding, ...]) -> Recording:
+    edited = site.edited
+    with edited.before_last_neurons():
+        return record(edited.model, edited.anatomy, site.inputs(encodings), [block])

@@ -21,6 +21,7 @@ from continual.effects.places import GatePlace
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
+from continual.passes.partial import Recording
 from continual.passes.site_pass import SitePass
 from continual.patches.neuron import NeuronPatch
 from continual.reading import RowTexts
@@ -42,6 +43,7 @@ class Site(TaskModel):
         self._pass = SitePass(edited.model, edited.anatomy)
         self._sums = PatchedSums(edited)
         self._answers = RowAnswers(edited, self._by_tail, self.tie)
+        self._recordings: tuple[int, dict[tuple[Encoding, ...], Recording]] = (0, {})
 
     @property
     def place(self) -> GatePlace:
@@ -57,6 +59,14 @@ class Site(TaskModel):
     def bank(self) -> NeuronBank:
         """The neurons at this place."""
         return self.edited.site_bank
+
+    def recordings_at(self, block: int) -> dict[tuple[Encoding, ...], Recording]:
+        """Return the passes of probes recorded in this process at a block, by their probes; those
+        at any other block are forgotten. They hold while nothing in front of the block is edited.
+        """
+        if self._recordings[0] != block:
+            self._recordings = (block, {})
+        return self._recordings[1]
 
     # -- rows
 

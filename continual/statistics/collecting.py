@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from continual.errors import CeditError, ModelError
 from continual.execution import Executor
 from continual.model import EditedModel
 from continual.passes.batching import by_length
-from continual.statistics.moments import Moments
+from continual.statistics.moments import Moments, read_keys
 from continual.statistics.texts import TextError
 from continual.statistics.windows import Passes, Piece, TextPlace, Window, skip, windows
 from store import Store
@@ -81,9 +82,8 @@ class Collection:
         for half, pieces in enumerate((window.even, window.odd)):
             places = by_length([len(piece) for piece in pieces], pass_tokens)
             passes = [[pieces[place] for place in batch] for batch in places]
-            for batch, keys in zip(
-                passes, self._executor.map(self._moments.keys, passes), strict=True
-            ):
+            read = partial(read_keys, self._edited, self._job.blocks)
+            for batch, keys in zip(passes, self._executor.map(read, passes), strict=True):
                 self._moments.add(half, keys)
                 tokens += sum(map(len, batch))
                 yield CollectingProgress(start.documents, tokens)

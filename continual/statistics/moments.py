@@ -24,32 +24,13 @@ class Moments:
     """
 
     def __init__(self, edited: EditedModel, blocks: Sequence[int]) -> None:
-        self._edited = edited
         anatomy, width = edited.anatomy, edited.anatomy.ffn_width
-        self._downs = {block: anatomy.down_module(edited.model, block) for block in blocks}
+        downs = {block: anatomy.down_module(edited.model, block) for block in blocks}
         self._sums = {  # [2, d_ff, d_ff]
             block: torch.zeros(2, width, width, dtype=torch.float64, device=_summing_device(down))
-            for block, down in self._downs.items()
+            for block, down in downs.items()
         }
         self._counts = [0, 0]
-
-    @torch.inference_mode()
-    def keys(self, pieces: Sequence[Piece]) -> dict[int, Tensor]:
-        """Return the keys [n, d_ff] of each block wanted, by one pass over some pieces, which ends
-        behind the last of these blocks."""
-        inputs, real = self._inputs(pieces)
-        keys: dict[int, Tensor] = {}
-
-        def see(block: int, call: hooks.Call) -> None:
-            keys[block] = call.input.flatten(0, -2)[real.to(call.input.device)]
-
-        with (
-            self._edited.bare(),
-            hooks.watched(self._downs, see),
-            hooks.cut_short(self._downs[max(self._downs)]),
-        ):
-            hooks.run_until_cut(lambda: logits_of(self._edited.model, inputs))
-        return keys
 
     @torch.inference_mode()
     def add(self, half: int, keys: Mapping[int, Tensor]) -> None:
@@ -86,16 +67,33 @@ class Moments:
             sums.copy_(tensors[_tensor_name(block)])
         self._counts = tensors["counts"].tolist()
 
-    def _inputs(self, pieces: Sequence[Piece]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return a batch padded on the right, and a mask [B·T] of its real positions."""
-        pad = self._edited.base.pad
-        rows = [torch.tensor(piece) for piece in pieces]
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(piece) for piece in pieces])
-        real = torch.arange(ids.shape[1]) < lengths[:, None]
-        inputs = {"input_ids": ids, "attention_mask": real.long()}
-        device = self._edited.device
-        return {name: tensor.to(device) for name, tensor in inputs.items()}, real.flatten()
+
+@torch.inference_mode()
+def read_keys(
+    edited: EditedModel, blocks: Sequence[int], pieces: Sequence[Piece]
+) -> dict[int, Tensor]:
+    """Return the keys [n, d_ff] of each of these blocks, by one pass of the bare model over some
+    pieces, which ends behind the last of the blocks."""
+    inputs, real = _inputs(edited, pieces)
+    keys: dict[int, Tensor] = {}
+    downs = {block: edited.anatomy.down_module(edited.model, block) for block in blocks}
+
+    def see(block: int, call: hooks.Call) -> None:
+        keys[block] = call.input.flatten(0, -2)[real.to(call.input.device)]
+
+    with edited.bare(), hooks.watched(downs, see), hooks.cut_short(downs[max(downs)]):
+        hooks.run_until_cut(lambda: logits_of(edited.model, inputs))
+    return keys
+
+
+def _inputs(edited: EditedModel, pieces: Sequence[Piece]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return a batch padded on the right, and a mask [B·T] of its real positions."""
+    rows = [torch.tensor(piece) for piece in pieces]
+    ids = pad_sequence(rows, batch_first=True, padding_value=edited.base.pad)
+    lengths = torch.tensor([len(piece) for piece in pieces])
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    inputs = {"input_ids": ids, "attention_mask": real.long()}
+    return {name: tensor.to(edited.device) for name, tensor in inputs.items()}, real.flatten()
 
 
 def _summing_device(down: torch.nn.Module) -> torch.device:

@@ -115,13 +115,20 @@ def _written(
     """Write texts behind these starts, by their numbers; WRITTEN_TOGETHER texts make a group, which
     is sampled with its own seed."""
     numbers = list(starts)
+    groups = [
+        (seed + first, {n: starts[n] for n in numbers[first : first + WRITTEN_TOGETHER]})
+        for first in range(0, len(numbers), WRITTEN_TOGETHER)
+    ]
+    return site.executor.map(partial(_sampled, site, tokens), groups)
 
-    def sampled(first: int) -> dict[int, Beginning]:
-        group = numbers[first : first + WRITTEN_TOGETHER]
-        texts = continued(site.edited, [starts[n][0] for n in group], tokens, seed=seed + first)
-        return {n: (*starts[n], text) for n, text in zip(group, texts, strict=True)}
 
-    return site.executor.map(sampled, range(0, len(numbers), WRITTEN_TOGETHER))
+def _sampled(
+    site: Site, tokens: int, group: tuple[int, Mapping[int, TextStart]]
+) -> dict[int, Beginning]:
+    """Write the texts of one group: its seed, and its starts by their numbers."""
+    seed, starts = group
+    texts = continued(site.edited, [start[0] for start in starts.values()], tokens, seed=seed)
+    return {n: (*starts[n], text) for n, text in zip(starts, texts, strict=True)}
 
 
 def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:

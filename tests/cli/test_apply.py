@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.interruption import stopping
+from continual.workers.processes import LocalProcesses
 from tests.cli.conftest import Cedit, Start, request, write_lines
 
 STEP_KEYS = {
@@ -162,3 +163,27 @@ def test_a_second_signal_ends_a_run_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_workers_leave_the_same_history(
+    cedit: Cedit, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [{"prompt": f"Question {i}?", "target_new": "x"} for i in range(2)]
+    stream = write_lines(tmp_path / "stream.jsonl", records)
+    probes = write_lines(
+        tmp_path / "probes.jsonl",
+        [{"prompt": f"{'long ' * 20}{i}", "answer": "y"} for i in range(60)],
+    )
+    posts: list[int] = []
+    post = LocalProcesses.post
+    monkeypatch.setattr(
+        LocalProcesses, "post", lambda self, seat, m: posts.append(seat) or post(self, seat, m)
+    )
+    runs = []
+    for name, options in (("here", ()), ("there", ("--workers", "2"))):
+        folder = tmp_path / name
+        assert cedit("init", folder, "--model", model, "--train-probes", probes, *options).code == 0
+        runs.append(cedit("apply", stream, "--store", folder, "--json", *options))
+        assert bool(posts) is bool(options)
+    assert [run.code for run in runs] == [0, 0]
+    assert runs[0].last["head"] == runs[1].last["head"]

@@ -8,8 +8,9 @@ cache is safe to delete.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from continual.analysis.tracing.averages import TraceAverages, averaged
@@ -17,6 +18,8 @@ from continual.analysis.tracing.facts import SubjectAbsent, TracedFact, mentione
 from continual.analysis.tracing.results import UNKNOWN, FactTrace
 from continual.analysis.tracing.tracer import Tracer
 from continual.errors import RequestError
+from continual.execution import Executor
+from continual.execution.local import LOCAL
 from continual.prompts import prompt_json
 from continual.requests import Request
 from store import Revision, Store, StoreError
@@ -144,15 +147,18 @@ class TraceCache:
 
 
 def traces_of(
-    cache: TraceCache, requests: Iterable[Request], *, own_answers: bool = False
+    cache: TraceCache,
+    requests: Sequence[Request],
+    *,
+    own_answers: bool = False,
+    executor: Executor = LOCAL,
 ) -> Iterator[FactTrace]:
     """Yield the trace of each fact. With `own_answers` each is traced for the model's own next
     token."""
-    for request in requests:
-        yield _trace(cache, request, own_answers)
+    return executor.map(partial(_trace, cache, own_answers), requests)
 
 
-def _trace(cache: TraceCache, request: Request, own_answers: bool) -> FactTrace:
+def _trace(cache: TraceCache, own_answers: bool, request: Request) -> FactTrace:
     about = {k: v for k in ("case", "relation") if (v := getattr(request, k)) is not None}
     answers = [None] if own_answers else [request.target_new, *filter(None, [request.target_old])]
     found: list[FactTrace] = []

@@ -71,12 +71,16 @@ class Tracer:
         a list of blocks.
         """
         _require_causal(task)
-        self.config, self.edited, self.task = config, edited, task
+        self.config, self.edited, self.task, self._in_parts = config, edited, task, in_parts
         self.model = RestorableModel.of(edited.model, edited.anatomy)
         self.window = config.window_of(self.model.block_count)
         self.blocks = config.blocks_of(self.model.block_count)
         self.why_whole = self._reason(in_parts)
         self._runner: Runner = WholePasses(self.model) if self.why_whole else EndRuns(self.model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a worker, which looks at its own model."""
+        return _tracer, (self.edited, self.task, self.config, self._in_parts)
 
     def _reason(self, in_parts: bool) -> str:
         """Return the reason why restored runs go through the whole model; empty if they do not."""
@@ -292,3 +296,7 @@ def _require_causal(task: Task) -> None:
             "is given, in an encoder or as a whole, so that a restored state has no tokens behind "
             "it to which its effect could be followed. Trace a decoder's store."
         )
+
+
+def _tracer(edited: EditedModel, task: Task, config: TracingConfig, in_parts: bool) -> Tracer:
+    return Tracer(edited, task, config, in_parts=in_parts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -79,14 +80,17 @@ class Anchors:
 def anchored(task_model: TaskModel, encodings: Sequence[Encoding]) -> Anchors:
     """Read the model's present answers to the inputs; the same inputs in the same order give the
     same bits."""
+    read = partial(_log_probs, task_model)
+    return Anchors(tuple(encodings), tuple(task_model.in_passes(read, encodings)))
 
-    def log_probs(chosen: list[Encoding]) -> tuple[Tensor, ...]:
-        inputs = task_model.inputs(chosen)
-        logits, _ = answer_logits(chosen, logits_of(task_model.edited.model, inputs))
-        parts: tuple[Tensor, ...] = logits.log_softmax(-1).split([len(e.targets) for e in chosen])
-        return parts
 
-    return Anchors(tuple(encodings), tuple(task_model.in_passes(log_probs, encodings)))
+@torch.no_grad()
+def _log_probs(task_model: TaskModel, encodings: Sequence[Encoding]) -> tuple[Tensor, ...]:
+    """Return log p [tokens, vocab or labels] of each input of one pass."""
+    inputs = task_model.inputs(encodings)
+    logits, _ = answer_logits(encodings, logits_of(task_model.edited.model, inputs))
+    parts: tuple[Tensor, ...] = logits.log_softmax(-1).split([len(e.targets) for e in encodings])
+    return parts
 
 
 def divergence(task_model: TaskModel, anchors: Anchors) -> Tensor:
