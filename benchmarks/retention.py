@@ -1,11 +1,12 @@
 """Measures how MEMIT's edits in batches last on the atlas, and how consolidating changes them.
 
     python -m benchmarks.retention [--edits 100] [--batch 50] [--skip 0] [--editor memit]
-                                   [--rows default,past,lead,pin,all] [--drift 0.2] [--json OUT]
+                                   [--rows default,past,lead,pin,general,heavy,all] [--drift 0.2] [--json OUT]
 
 Each row makes the same edits in batches, with other settings, from base on: `past` has the keys of
 earlier batches in the system, `lead` ends searches four steps after the target leads, `pin` pins
-the lengths of values, `all` does all three. `--drift` is the budget of all rows. Behind it all
+the lengths of values, `general` and `heavy` hold general text at 6 and 20 times the weight of C₀, `all`
+does the first three. `--drift` is the budget of all rows. Behind it all
 batches are made one by `cedit consolidate`, and everything is measured again. Rates are those at
 the end: GR's wordings, too. The seconds are the processor's.
 """
@@ -28,15 +29,18 @@ from continual.new_store import NewStore, init
 from continual.recheck.entries import EDIT, HELD_OUT, LOCALITY, TEST, TRAIN
 from continual.requests import Request
 from continual.session import Session
-from continual.watch.config import UNWATCHED
 
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "past": {"past": True},
     "lead": {"lead_steps": 4},
     "pin": {"pin_norms": True},
+    "general": {"general_weight": 6.0},
+    "heavy": {"general_weight": 20.0},
     "all": {"past": True, "lead_steps": 4, "pin_norms": True},
 }
+UNLIMITED = {"neighbours": 0, "watch_max": 1.0, "neighbours_max": 1.0, "spread_max": 1.0}
+"""The watch set of the store: general text is there, and refuses nothing."""
 RATES = {"ER": EDIT, "GR": HELD_OUT, "TrainR": TRAIN, "TestR": TEST, "Locality": LOCALITY}
 COLUMNS = (
     TextColumn("settings", "settings"),
@@ -102,7 +106,7 @@ def main() -> None:
     lines: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        init(Path(folder) / "store", NewStore(watch=UNWATCHED)) as session,
+        init(Path(folder) / "store", NewStore(watch=UNLIMITED)) as session,
     ):
         for name in options.rows.split(","):
             for line in rows(session, name, requests, options):
