@@ -8,6 +8,7 @@ model's behaviour to `base` and the tasks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from continual.errors import ModelError
-from continual.model_files import has_tokenizer, read_json, require_loadable
+from continual.model_files import has_tokenizer, is_gguf, read_json, require_loadable
 from continual.out_of_memory import is_out_of_memory
 
 NAMED_MAX = 3  # tensors in a message
@@ -51,14 +52,17 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     config = _config(directory)
     tokenizer = _tokenizer(directory)
     auto = getattr(transformers, _usable_class(config, architecture))
+    place, options = _place(directory)
+    if options:
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, report = _attempt(
         lambda: auto.from_pretrained(
-            directory,
+            place,
             config=config,
             dtype=dtype,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            **(options or {"use_safetensors": True}),
             **_OFFLINE,
         ),
         directory,
@@ -66,10 +70,31 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     )
     model = model.eval().requires_grad_(False)
     _require_whole(directory, model, report)
+    if options:
+        model = _unpacked(model, dtype)
     _require_plain_numbers(directory, model)
     _require_finite(directory, model)
     _require_rows(directory, model, tokenizer)
     return Loaded(model, tokenizer, tuple(_notes(directory, model, tokenizer, report)))
+
+
+def _place(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of a model's files, and for a GGUF file the options that name it."""
+    return (
+        (directory.parent, {"gguf_file": directory.name}) if is_gguf(directory) else (directory, {})
+    )
+
+
+def _unpacked(model: Any, dtype: torch.dtype) -> Any:
+    """Return a plain model with the numbers of one that was read from a GGUF file: the latter can
+    be neither saved nor copied."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = assembled(type(model), config, model.state_dict(), dtype)
+    if plain.can_generate():
+        plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain
 
 
 def assembled(
@@ -109,8 +134,11 @@ def _usable_class(config: Any, architecture: str) -> str:
 def _config(directory: Path) -> Any:
     import transformers
 
+    place, options = _place(directory)
     return _attempt(
-        lambda: transformers.AutoConfig.from_pretrained(directory, **_OFFLINE), directory, "config"
+        lambda: transformers.AutoConfig.from_pretrained(place, **options, **_OFFLINE),
+        directory,
+        "config",
     )
 
 
@@ -125,8 +153,9 @@ def _tokenizer(directory: Path) -> Any:
     )
     if not has_tokenizer(directory):
         raise absent
+    place, options = _place(directory)
     tokenizer = _attempt(
-        lambda: transformers.AutoTokenizer.from_pretrained(directory, **_OFFLINE),
+        lambda: transformers.AutoTokenizer.from_pretrained(place, **options, **_OFFLINE),
         directory,
         "tokenizer",
     )
@@ -167,6 +196,8 @@ def _cannot_load(directory: Path, part: str, error: Exception) -> ModelError:
 def _advice(directory: Path, part: str, error: Exception) -> str:
     """Return a remedy, as a further sentence."""
     text = str(error)
+    if is_gguf(directory) and not isinstance(error, ImportError):
+        return " Give the directory of the checkpoint that it was made of, or another conversion."
     if "custom code" in text or "trust_remote_code" in text:
         return (
             " Code out of a model's directory is never run: give it a "

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,18 @@ _FOREIGN = {
     ".msgpack": "a Flax file",
     ".onnx": "an ONNX file",
 }
+_GGUF_MAGIC = b"GGUF"
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
 def model_directory(name: str | Path) -> Path:
-    """Return the directory that a model's name stands for. Raises ModelError if there is none."""
+    """Return the directory that a model's name stands for, or the GGUF file. Raises ModelError if
+    there is none."""
     if (embedded_model := embedded(name)) is not None:
         return embedded_model.directory
     path = Path(name).expanduser().absolute()
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or is_gguf(path):
         return path
-    if path.suffix == ".gguf":
-        raise ModelError(
-            f"{path} is a GGUF file, whose weights are mostly rounded to a few bits: give the "
-            "directory of the checkpoint that it was made of, with safetensors weights."
-        )
     _require_no_adapter(path)
     names = ", ".join(map(repr, MODELS))
     absent = "it has no config.json" if path.exists() else "there is nothing there"
@@ -76,11 +74,16 @@ def model_directory(name: str | Path) -> Path:
     )
 
 
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path is a GGUF file: weights, config and tokenizer in one."""
+    return path.suffix == ".gguf" and path.is_file()
+
+
 def directory_fingerprint(directory: Path) -> str:
     """Return the SHA-256 over the names and bytes of a model directory's weights, config and
     tokenizer."""
     digest = hashlib.sha256()
-    for file in _matching(directory, _IDENTITY):
+    for file in [directory] if is_gguf(directory) else _matching(directory, _IDENTITY):
         digest.update(f"{file.name}\n".encode())
         digest.update(bytes.fromhex(_digest(file)))
     return digest.hexdigest()
@@ -123,8 +126,8 @@ def shard_bytes(directory: Path) -> int | None:
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Tell whether a directory has any file of a tokenizer."""
-    return bool(_matching(directory, _TOKENIZERS))
+    """Tell whether a directory has any file of a tokenizer, or is a GGUF file, which has one."""
+    return is_gguf(directory) or bool(_matching(directory, _TOKENIZERS))
 
 
 def read_json(directory: Path, name: str) -> Mapping[str, Any]:
@@ -145,6 +148,9 @@ def read_json(directory: Path, name: str) -> Mapping[str, Any]:
 def require_loadable(directory: Path) -> None:
     """Raise ModelError for a directory with an adapter, without safetensors weights, with weights
     that are cut off, or with a model that needs code of its own."""
+    if is_gguf(directory):
+        _require_gguf(directory)
+        return
     _require_no_adapter(directory)
     config = read_json(directory, "config.json")
     for name in ("generation_config.json", "tokenizer_config.json"):
@@ -152,6 +158,20 @@ def require_loadable(directory: Path) -> None:
     _require_own_code(directory, config)
     _require_safetensors(directory)
     _require_whole(directory)
+
+
+def _require_gguf(file: Path) -> None:
+    """Raise ModelError for a file that does not begin as GGUF does, and without the packages that
+    read one."""
+    with file.open("rb") as opened:
+        if opened.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise ModelError(f"{file} is no GGUF file: it does not begin as one. Copy it anew.")
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"{file} is a GGUF file, and {' and '.join(missing)} to read it with is not installed: "
+            "pip install 'cedit[gguf]'."
+        )
 
 
 def _require_no_adapter(directory: Path) -> None:
@@ -189,6 +209,11 @@ def _require_safetensors(directory: Path) -> None:
         )
     kind = _FOREIGN[foreign[0].suffix]
     why = ", which may run code when it is opened" if kind == "a pickle" else ""
+    if is_gguf(foreign[0]):
+        raise ModelError(
+            f"{directory} has no safetensors weights: {foreign[0].name} is {kind}. Convert it, or "
+            f"name the file itself as the model: {foreign[0]}."
+        )
     raise ModelError(
         f"{directory} has no safetensors weights: {foreign[0].name} is {kind}{why}. Convert it, "
         'where you trust its source: python -c "import transformers as t; m = '

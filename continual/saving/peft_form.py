@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from continual.effects import BESIDE
 from continual.errors import CeditError
+from continual.model_files import is_gguf
 from continual.saving.job import DENSE, CannotSave
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class PeftForm:
 
     def write(self, job: SaveJob, folder: Path) -> Mapping[str, Any]:
         """See `SavedForm.write`."""
+        if is_gguf(job.base_directory):
+            raise CannotSave(
+                f"An adapter names a model directory as its base, and {job.base_directory} is a "
+                "GGUF file: save --as transformers."
+            )
         updates = {path: reduced(parts) for path, parts in _updates(job).items()}
         if not updates:
             raise CannotSave(

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from continual.effects import BESIDE
 from continual.errors import ModelError
 from continual.loading import load_pretrained
-from continual.model_files import files_beside_weights, read_json, shard_bytes
+from continual.model_files import files_beside_weights, is_gguf, read_json, shard_bytes
 from continual.saving.job import SaveJob
 from continual.saving.merged import plain_model, staying
 from continual.saving.proof import activation_ranges, require_same_tokens
@@ -68,6 +68,10 @@ class TransformersForm:
 def _copy_beside(job: SaveJob, folder: Path) -> None:
     """Copy the base's tokenizer, templates, generation config and licence."""
     base = job.base_directory
+    if is_gguf(base):  # its tokenizer stands in the file
+        job.edited.tokenizer.save_pretrained(folder)
+        _name_tokenizer(job, folder)
+        return
     for file in files_beside_weights(base):
         target = folder / file.relative_to(base)
         target.parent.mkdir(parents=True, exist_ok=True)
