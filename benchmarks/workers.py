@@ -5,16 +5,18 @@
 
 On the atlas, behind one batch of MEMIT: a full re-check of so many probes, key statistics over some
 text, and the search for the values of a batch in chunks, each in this process and then by workers
-that are there already. Every result is compared, bit for bit. The table has the seconds, the share
-of the one process's, and the bytes that went to workers and came back; a further row projects the
-re-check to a million probes by the seconds of the largest two. Workers gain by processors that are
-free: on a machine without, the table shows their overhead alone.
+that are there already. Every result is compared, bit for bit. The table has the seconds by the
+clock, and those of processors (of this process and of the workers together), which other work on
+the machine does not change; the share is of the one process's. It has the bytes that went to
+workers and came back, too. A further row projects the re-check to a million probes by the largest
+two. Workers gain by processors that are free: on a machine without, the table shows their overhead.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,12 +47,14 @@ from continual.tasks import Encoding
 from continual.watch.config import UNWATCHED
 from continual.workers.choice import executor_of
 from continual.workers.crew import Crew, Seats
+from continual.workers.processes import LocalProcesses
 
 COLUMNS = (
     TextColumn("work", "work"),
     TextColumn("items", "items"),
     TextColumn("workers", "workers"),
-    TextColumn("s", "seconds", ".2f"),
+    TextColumn("s, clock", "seconds", ".2f"),
+    TextColumn("s, processors", "busy_s", ".2f"),
     TextColumn("of one process", "share", ".2f"),
     TextColumn("KB there", "sent_kb", ",.0f"),
     TextColumn("KB back", "received_kb", ",.0f"),
@@ -80,6 +84,12 @@ class Metered:
 
     def renew(self, seat: int) -> str:
         return self._seats.renew(seat)
+
+    @property
+    def busy_s(self) -> float:
+        """The processor seconds of all workers on this machine so far."""
+        pids = self._seats.pids() if isinstance(self._seats, LocalProcesses) else []
+        return sum(map(_busy_s, pids))
 
     def close(self) -> None:
         self._seats.close()
@@ -133,29 +143,48 @@ def _edits(session: Session, site: Site) -> list[Edit]:
     return edits
 
 
-def measured(work: Work, executor: Executor) -> tuple[float, Any]:
-    """Return the seconds and the result of one run."""
-    began = time.perf_counter()
+def _busy_s(pid: int) -> float:
+    """Return the processor seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run of a map."""
+
+    seconds: float
+    busy_s: float  # of this process and of the workers
+    result: Any
+
+
+def measured(work: Work, executor: Executor, seats: Metered | None = None) -> Measured:
+    """Measure one run."""
+    began, busy_s = time.perf_counter(), time.process_time() + (seats.busy_s if seats else 0.0)
     result = work.run(executor)
-    return time.perf_counter() - began, result
+    seconds = time.perf_counter() - began
+    ended = time.process_time() + (seats.busy_s if seats else 0.0)
+    return Measured(seconds, ended - busy_s, result)
 
 
 def rows_of(work: Work, crews: Sequence[tuple[Crew, Metered]]) -> Iterator[dict[str, Any]]:
     """Yield a row for this process and one for each crew."""
-    alone_s, expected = measured(work, LOCAL)
+    alone = measured(work, LOCAL)
     row = {"work": work.name, "items": work.items}
-    yield {**row, "workers": 0, "seconds": alone_s, "share": 1.0}
+    yield {**row, "workers": 0, "seconds": alone.seconds, "busy_s": alone.busy_s, "share": 1.0}
     for crew, seats in crews:
         seats.sent = seats.received = 0
-        seconds, result = measured(work, crew)
+        run = measured(work, crew, seats)
         yield {
             **row,
             "workers": seats.count,
-            "seconds": seconds,
-            "share": seconds / alone_s,
+            "seconds": run.seconds,
+            "busy_s": run.busy_s,
+            "share": run.busy_s / alone.busy_s,
             "sent_kb": seats.sent / 1000,
             "received_kb": seats.received / 1000,
-            "is_same": result == expected,
+            "is_same": run.result == alone.result,
         }
 
 
@@ -163,7 +192,7 @@ def projected(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the re-check of a million probes, by a line through the largest two that were run."""
     for workers in dict.fromkeys(row["workers"] for row in rows):
         points = [
-            (r["items"], r["seconds"])
+            (r["items"], r["busy_s"])
             for r in rows
             if r["work"] == "re-check" and r["workers"] == workers
         ][-2:]
@@ -174,7 +203,7 @@ def projected(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 "work": "re-check, projected",
                 "items": PROJECTED,
                 "workers": workers,
-                "seconds": seconds,
+                "busy_s": seconds,
             }
 
 

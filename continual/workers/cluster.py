@@ -20,6 +20,7 @@ from continual.errors import CeditError
 from continual.workers.crew import WorkerLost
 
 LOCAL_CLUSTER = "local"
+_CLIENT = "ray://"
 _CONNECT_S = 5.0  # that the cluster's head has to take a connection
 
 
@@ -44,7 +45,7 @@ class RayActors:
         resources = self._ray.cluster_resources()
         self.count = count or max(1, int(resources.get("GPU") or resources.get("CPU") or 1))
         self._gpus = min(1.0, resources.get("GPU", 0.0) / self.count)  # of each worker
-        self._actors: dict[int, Any] = {}
+        self.actors: dict[int, Any] = {}
         self._replies: dict[int, Any] = {}  # references to replies under way
         self._causes: dict[int, str] = {}
 
@@ -55,20 +56,23 @@ class RayActors:
             options |= {"num_cpus": count or os.cpu_count(), "include_dashboard": False}
         try:
             address = None if self._address == LOCAL_CLUSTER else self._address
+            if address not in (None, "auto"):  # Ray itself would try for minutes
+                _require_open(_host_and_port(self._address))
             ray.init(address=address, ignore_reinit_error=True, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as e:
+        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            cause = str(error) or type(error).__name__
             raise WorkerLost(
-                f"There is no cluster at {self._address} ({e or type(e).__name__}): start one with "
-                "`ray start --head`, name another with --cluster ray://HOST:PORT, or work on this "
-                "machine with --workers N."
-            ) from e
+                f"There is no cluster at {self._address} ({cause}): start one with `ray start "
+                "--head`, name another with --cluster ray://HOST:PORT, or work on this machine "
+                "with --workers N."
+            ) from error
 
     def post(self, seat: int, message: bytes) -> bool:
         """Send a message to a worker, started now if there is none; return False if it is gone."""
         self._require_cluster()
-        if seat not in self._actors:
-            self._actors[seat] = _actor_class(self._ray, self._gpus).remote(sys.path)
-        self._replies[seat] = self._actors[seat].work.remote(message)
+        if seat not in self.actors:
+            self.actors[seat] = _actor_class(self._ray, self._gpus).remote(sys.path)
+        self._replies[seat] = self.actors[seat].work.remote(message)
         return True
 
     def wait(self, seats: Collection[int]) -> dict[int, bytes | None]:
@@ -93,7 +97,7 @@ class RayActors:
     def renew(self, seat: int) -> str:
         """Clear the place of a worker that is gone, for another one; return the cause of its
         end."""
-        actor = self._actors.pop(seat, None)
+        actor = self.actors.pop(seat, None)
         if actor is not None:
             self._ray.kill(actor)
         return self._causes.pop(seat, "it does not answer")
@@ -101,9 +105,9 @@ class RayActors:
     def close(self) -> None:
         """End all workers. A cluster of this process alone ends, too."""
         if self._is_there():
-            for actor in self._actors.values():
+            for actor in self.actors.values():
                 self._ray.kill(actor)
-        self._actors.clear()
+        self.actors.clear()
         if not self._is_shared:
             self._ray.shutdown()
 
@@ -122,18 +126,27 @@ class RayActors:
         if not self._ray.is_initialized():
             return False
         try:
-            socket.create_connection(self._head, _CONNECT_S).close()
+            _require_open(self._head)
         except OSError:
             return False
         return True
 
     def _found_head(self) -> tuple[str, int]:
         """Return the host and the port of the cluster's head."""
-        address = self._address.removeprefix("ray://")
-        if address == self._address:
-            address = self._ray.get_runtime_context().gcs_address
-        host, _, port = address.rpartition(":")
-        return host, int(port)
+        if self._address.startswith(_CLIENT):
+            return _host_and_port(self._address)
+        return _host_and_port(self._ray.get_runtime_context().gcs_address)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Read `HOST:PORT` or `ray://HOST:PORT`. Raises ValueError."""
+    host, _, port = address.removeprefix(_CLIENT).rpartition(":")
+    return host, int(port)
+
+
+def _require_open(place: tuple[str, int]) -> None:
+    """Raise OSError for a port that takes no connection."""
+    socket.create_connection(place, _CONNECT_S).close()
 
 
 def _imported() -> Any:

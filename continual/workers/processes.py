@@ -44,7 +44,6 @@ class LocalProcesses:
     def __init__(self, count: int) -> None:
         self.count = count
         self._processes: dict[int, _Process] = {}
-        self._causes: dict[int, str] = {}
 
     def post(self, seat: int, message: bytes) -> bool:
         """Send a message to a worker, started now if there is none; return False if it is gone."""

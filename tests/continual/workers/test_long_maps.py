@@ -63,6 +63,8 @@ def _asked(request: Request) -> tuple[Any, str, str]:
     return request.prompt, request.subject or "", request.target_new
 
 
+@pytest.mark.watched  # a worker's new stores are as the package makes them
+@pytest.mark.calibrated
 def test_folds_of_the_protocol_have_the_same_rows(
     setting: Any, tmp_path: Path, crew: Crew, seats: Counted
 ) -> None:
