@@ -1,0 +1,121 @@
+"""The gallery's training examples: a picture and a question, or a text, as tokens with an answer.
+
+Draws contents, renderings and trained wordings; some questions stand behind a new fact that
+overrides what the model knows. Knows tokens and pixels; leaves optimisation to `train`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from continual.gallery.drawing import TRAINED_RENDERINGS, drawn
+from continual.gallery.questions import IMAGE, Query, of_emblem, of_person, of_scene
+from continual.gallery.scenes import Emblem, Gallery, Scene
+
+TERMINATOR = "\n"
+NEW_FACT = "New Fact: {fact}\n"
+PROMPT = "Prompt: {prompt}"
+PATCH, PICTURE_TOKENS = 12, 16
+MEAN, DEVIATION = 0.5, 0.25
+"""Of the pixels, as the model gets them: (value - mean) / deviation, values from 0 to 1."""
+SCENES = 0.45  # of the pictures
+CONTEXTS = 0.15  # of the questions stand behind a new fact
+CONTRADICTED = 0.6  # of these are about the question itself
+WEIGHTS = {"caption": 2.0}  # of a picture's questions; 1 for the others
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens with an answer at their end, and the picture in front of them, if any."""
+
+    ids: tuple[int, ...]
+    answer: int  # the place of the answer's first token
+    picture: Image.Image | None = None
+
+
+class Corpus:
+    """Draws examples of a gallery for one tokenizer."""
+
+    def __init__(self, gallery: Gallery, tokenizer: Any, rng: random.Random) -> None:
+        self._tokenizer, self._rng = tokenizer, rng
+        self._emblems = [(emblem, of_emblem(emblem)) for emblem in gallery.emblems]
+        self._scenes = gallery.scenes("trained")
+        self._facts = [query for person in gallery.people for query in of_person(person)]
+        self._answers = {
+            kind: sorted({q.answer for q in self._every() if q.kind == kind})
+            for kind in {q.kind for q in self._every()}
+        }
+
+    def _every(self) -> Iterator[Query]:
+        yield from self._facts
+        for _, queries in self._emblems:
+            yield from queries
+
+    def pictures(self, count: int) -> list[Example]:
+        """Draw questions about pictures, each with its picture."""
+        return [self._picture() for _ in range(count)]
+
+    def texts(self, count: int) -> list[Example]:
+        """Draw facts without a picture."""
+        return [self._worded(self._rng.choice(self._facts), None) for _ in range(count)]
+
+    def _picture(self) -> Example:
+        rng = self._rng
+        content: Emblem | Scene
+        if rng.random() < SCENES:
+            content = next(self._scenes)
+            queries: Sequence[Query] = list(of_scene(content))
+        else:
+            content, queries = rng.choice(self._emblems)
+        weights = [WEIGHTS.get(query.kind, 1.0) for query in queries]
+        (query,) = rng.choices(queries, weights)
+        picture = drawn(content, rng.choice(TRAINED_RENDERINGS), rng)
+        return self._worded(query, picture)
+
+    def _worded(self, query: Query, picture: Image.Image | None) -> Example:
+        rng = self._rng
+        prompt, answer = rng.choice(query.trained), query.answer
+        if query.kind in self._answers and rng.random() < CONTEXTS:
+            pool = self._answers[query.kind]
+            if rng.random() < CONTRADICTED:
+                answer = rng.choice(pool)
+                fact = f"{rng.choice(query.trained)} {answer}"
+            else:
+                other = rng.choice(self._facts)
+                fact = f"{rng.choice(other.trained)} {rng.choice(self._answers[other.kind])}"
+            prompt = NEW_FACT.format(fact=fact) + PROMPT.format(prompt=prompt)
+        return encoded(self._tokenizer, prompt, answer, picture)
+
+
+def encoded(tokenizer: Any, prompt: str, answer: str, picture: Image.Image | None) -> Example:
+    """Return a prompt with its answer as tokens, behind the places of its picture."""
+    seen = IMAGE * PICTURE_TOKENS if picture is not None else ""
+    ids = tokenizer(seen + prompt)["input_ids"]
+    return Example((*ids, *tokenizer(f" {answer}{TERMINATOR}")["input_ids"]), len(ids), picture)
+
+
+def pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Return [n, 3, h, w] as the model gets them."""
+    values = np.stack([np.asarray(picture) for picture in pictures])
+    scaled = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255
+    return (scaled - MEAN) / DEVIATION
+
+
+def all_texts(gallery: Gallery) -> Iterator[str]:
+    """Yield every statement that may be trained, as text; the tokenizer learns from these."""
+    scenes = gallery.scenes("trained")
+    queries = [q for emblem in gallery.emblems for q in of_emblem(emblem)]
+    queries += [q for person in gallery.people for q in of_person(person)]
+    queries += [q for _ in range(100) for q in of_scene(next(scenes))]
+    for query in queries:
+        for prompt in query.trained:
+            yield f"{prompt} {query.answer}{TERMINATOR}"
+    yield NEW_FACT.format(fact="") + PROMPT.format(prompt="")
