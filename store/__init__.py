@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from store.blobs import BlobRef
+    from store.blobs import BlobRef, digest_of
     from store.durable import write_durably
     from store.errors import CeditError, NoStore, StoreError, UnknownRevision
     from store.revisions import Draft, Layer, Replacement, Revision, layers, parse_range
@@ -31,13 +31,14 @@ __all__ = [
     "Store",
     "StoreError",
     "UnknownRevision",
+    "digest_of",
     "layers",
     "parse_range",
     "write_durably",
 ]
 
 _HOMES = {
-    "BlobRef": "blobs",
+    **dict.fromkeys(("BlobRef", "digest_of"), "blobs"),
     "write_durably": "durable",
     **dict.fromkeys(("CeditError", "NoStore", "StoreError", "UnknownRevision"), "errors"),
     **dict.fromkeys(

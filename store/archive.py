@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from store import canonical, check, config, durable
+from store import canonical, check, config, durable, migrate
+from store.blobs import Blobs
 from store.errors import (
     FormatVersionError,
     IntegrityError,
@@ -40,7 +41,7 @@ _SUFFIX = ".jsonl"
 _NAME = re.compile(
     r"cedit\.toml|quarantine\.jsonl|journal/("
     + "|".join(TABLES)
-    + r")\.jsonl|patches/[0-9a-f]{2}/[0-9a-f]{64}\.safetensors"
+    + r")\.jsonl|(?:patches|pictures)/[0-9a-f]{2}/[0-9a-f]{64}\.safetensors"
 )
 _LINE = re.compile(rb"((?:[0-9a-f]{2})+)\t([^\n]+)\n")
 _CHUNK = 4096  # changes in a transaction
@@ -65,6 +66,7 @@ class Archived:
     head: str
     fingerprint: str
     length: int  # bytes of the file
+    pictures: int = 0
 
 
 # -- writing
@@ -105,9 +107,8 @@ def _members(store: Store) -> Iterator[Member]:
     yield _member(config.FILE_NAME, [(store.path / config.FILE_NAME).read_bytes()])
     for table in _tables(store):
         yield _member(f"journal/{table}{_SUFFIX}", _lines(store, table))
-    for sha256 in _patches(store):
-        data = store.blobs.path(sha256)
-        member = _member(store.blobs.label(sha256), _blocks(data))
+    for blobs, sha256 in [*_patches(store), *_pictures(store)]:
+        member = _member(blobs.label(sha256), _blocks(blobs.path(sha256)))
         if member.sha256 != sha256:
             raise IntegrityError(member.name, "its bytes are not those that were written")
         yield member
@@ -129,8 +130,14 @@ def _member(name: str, blocks: Iterable[bytes]) -> Member:
     return Member(name, length, digest.hexdigest())
 
 
-def _patches(store: Store) -> list[str]:
-    return sorted({ref.sha256 for revision in store.revisions() for ref in revision.blobs})
+def _patches(store: Store) -> list[tuple[Blobs, str]]:
+    digests = {ref.sha256 for revision in store.revisions() for ref in revision.blobs}
+    return [(store.blobs, sha256) for sha256 in sorted(digests)]
+
+
+def _pictures(store: Store) -> list[tuple[Blobs, str]]:
+    digests = {ref.sha256 for revision in store.revisions() for ref in revision.pictures}
+    return [(store.pictures, sha256) for sha256 in sorted(digests)]
 
 
 def _lines(store: Store, table: str) -> Iterator[bytes]:
@@ -385,7 +392,9 @@ def _point_to(aside: Path, model: str) -> None:
     table = settings.get("model", {})
     if not isinstance(table, Mapping):
         raise IntegrityError(config.FILE_NAME, f"has model = {table!r}, which is no table")
+    number = config.found_format(aside)
     config.write(aside, {**settings, "model": {**table, "path": model}})
+    migrate.require_format(aside, number)
 
 
 def _require_sound(aside: Path, manifest: Mapping[str, Any]) -> None:
@@ -410,4 +419,5 @@ def _archived(manifest: Mapping[str, Any], file: Path) -> Archived:
         head=manifest["head"],
         fingerprint=manifest["fingerprint"],
         length=file.stat().st_size,
+        pictures=sum(name.startswith("pictures/") for name in names),
     )

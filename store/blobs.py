@@ -24,6 +24,7 @@ _META_KEY = "cedit"
 _HEADER_LENGTH_BYTES = 8
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_BEGINNING = re.compile(r"[0-9a-f]{4,64}")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ class BlobRef:
 class Blobs:
     """The blobs under one folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, kind: str = "patches") -> None:
+        """`kind` names the blobs in messages."""
+        self.root, self.kind = root, kind
 
     def put(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> BlobRef:
         """Write the tensors durably. Raises StoreError for a bad name, NaN or Inf; then StoreFull
@@ -69,7 +71,7 @@ class Blobs:
     def path(self, sha256: str) -> Path:
         """Return the path of a blob. Raises IntegrityError if `sha256` is no digest."""
         if not _DIGEST.fullmatch(sha256):
-            raise IntegrityError("patches", f"{sha256!r} is not a digest")
+            raise IntegrityError(self.kind, f"{sha256!r} is not a digest")
         return self.root / sha256[:2] / f"{sha256}{SUFFIX}"
 
     def label(self, sha256: str) -> str:
@@ -81,6 +83,24 @@ class Blobs:
         for path in sorted(self.root.glob(f"??/*{SUFFIX}")):
             if _DIGEST.fullmatch(path.stem) and path.parent.name == path.stem[:2]:
                 yield path.stem
+
+    def starting_with(self, digits: str) -> list[str]:
+        """Return the digests on disk that begin with these digits, four or more, in order. Empty
+        for a text that begins no digest."""
+        if not _BEGINNING.fullmatch(digits):
+            return []
+        with reading(self.root):
+            paths = sorted((self.root / digits[:2]).glob(f"{digits}*{SUFFIX}"))
+        return [path.stem for path in paths if _DIGEST.fullmatch(path.stem)]
+
+    def ref(self, sha256: str) -> BlobRef:
+        """Return the reference to a blob on disk, as long as its file is. Raises IntegrityError if
+        there is none."""
+        try:
+            return BlobRef(sha256, self.path(sha256).stat().st_size)
+        except OSError as error:
+            problem = f"can't be read ({error.strerror})"
+            raise IntegrityError(self.label(sha256), problem) from error
 
     def _holds(self, path: Path, data: bytes) -> bool:
         with reading(path):

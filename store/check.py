@@ -121,6 +121,7 @@ def _problems(store: Store) -> Iterator[Problem]:
     yield from journal_problems(tables)
     yield from _check_folders(store.path)
     yield from _check_blobs(store, tables)
+    yield from _check_pictures(store, tables)
     yield from _check_cached("cache", Cache(store.cache))
     yield from _check_cached("snapshots", store.snapshots)
     yield from _check_quarantine(store.path, tables)
@@ -350,6 +351,25 @@ def _check_blobs(store: Store, tables: ReadableTables) -> Iterator[Problem]:
     for sha256 in store.blobs.digests():
         if sha256 not in used_digests:
             yield Problem(store.blobs.label(sha256), "no revision uses it", harmless=True)
+
+
+def _check_pictures(store: Store, tables: ReadableTables) -> Iterator[Problem]:
+    refs = picture_refs(tables.revisions.values())
+    for ref in refs:
+        try:
+            store.pictures.get(ref)
+        except StoreError as error:
+            yield _as_problem(f"pictures/{ref.sha256}", error)
+    used_digests = {ref.sha256 for ref in refs}
+    for sha256 in store.pictures.digests():
+        if sha256 not in used_digests:
+            yield Problem(store.pictures.label(sha256), "no revision shows it", harmless=True)
+
+
+def picture_refs(revisions: Iterable[Revision]) -> list[BlobRef]:
+    """Return the pictures that these revisions show, in order."""
+    refs = {ref for revision in revisions for ref in revision.pictures}
+    return sorted(refs, key=lambda ref: ref.sha256)
 
 
 def _refs(revisions: Iterable[Revision]) -> list[BlobRef]:

@@ -18,8 +18,12 @@ from store.journal import LIB_VERSION
 
 FILE_NAME = "cedit.toml"
 FORMAT = 4
-OPENED = (3, 4)
-"""Formats that are read and written as they are: 4 only has a table more, the queue."""
+"""The format of a new store."""
+WITH_QUEUE, WITH_PICTURES = 4, 5
+"""The formats of a store with a queue, and of one that has pictures."""
+OPENED = (3, 4, 5)
+"""Formats that are read and written as they are: 4 only has a table more, the queue, and 5 only a
+folder more, the pictures."""
 _MARK = b"# sha256 "  # before the digest of all lines above
 _MARKED = re.compile(_MARK + rb"[0-9a-f]{64}\n\Z")
 _RESERVED = {"format": FORMAT, "lmdb": LIB_VERSION}

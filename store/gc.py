@@ -1,6 +1,7 @@
 """Garbage: files in a store's folder that nothing leads to any more.
 
-These are patches that no entry of the journal names (rolled back and reverted ones are named),
+These are patches and pictures that no entry of the journal names (those of a step that was rolled
+back or reverted are named),
 leftovers of writes that broke off, cached sets that nothing points to, and snapshots that neither
 head nor a tag begins with. The journal itself loses nothing.
 """
@@ -65,6 +66,10 @@ def _orphans(store: Store) -> Iterator[Garbage]:
     for sha256 in store.blobs.digests():
         if sha256 not in used_digests:
             yield from _garbage(store.blobs.path(sha256), "no revision uses this patch")
+    shown_digests = {ref.sha256 for revision in store.revisions() for ref in revision.pictures}
+    for sha256 in store.pictures.digests():
+        if sha256 not in shown_digests:
+            yield from _garbage(store.pictures.path(sha256), "no revision shows this picture")
 
 
 def leftovers(store: Store) -> Iterator[Garbage]:

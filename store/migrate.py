@@ -4,14 +4,15 @@
     2  a revision can put other patches in the place of earlier ones (`replaces`)
     3  a revision can bring general text that is watched, and edits have neighbours (`watch`)
     4  a queue of corrections stands beside the history (`queue`)
+    5  requests show pictures, which revisions name (`pictures`)
 
 A version 1 reader would pass over `replaces` and take the state for damaged, a version 2 reader
-would edit without the watch set, a version 3 reader would leave the queue out of an archive, hence
-the numbers. A store of format 3 is used as it is, and has format 4 from its queue's first record
-on. A step leaves the old files as they are until
-all that it needs is written; `cedit.toml` says the new number last. The old settings and journal
-are kept in `backup/`. A newer format is refused by name: only the version that wrote it knows its
-meaning.
+would edit without the watch set, a version 3 reader would leave the queue out of an archive, a
+version 4 reader the pictures, hence the numbers. A store of format 3 is used as it is, and has
+format 4 from its queue's first record on; with its first picture a store has format 5. A step
+leaves the old files as they are until all that it needs is written; `cedit.toml` says the new
+number last. The old settings and journal are kept in `backup/`. A newer format is refused by name:
+only the version that wrote it knows its meaning.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def migrate(path: Path) -> Migrated:
     """
     path = path.absolute()
     version = config.found_format(path)
-    if version == config.FORMAT:
+    if version >= config.FORMAT and config.is_opened(version):
         return Migrated(version, version, (), None)
     steps = _steps(path, version)
     lock = WriterLock.acquire(path / "lock")
@@ -69,11 +70,11 @@ def migrate(path: Path) -> Migrated:
     return Migrated(version, config.FORMAT, changes, backup)
 
 
-def require_newest(path: Path) -> None:
-    """Let a store that is open for writing, of a format that is opened as it is, say the newest
-    one. Its caller has the lock."""
-    if config.found_format(path) != config.FORMAT:
-        _say_format(path, config.FORMAT)
+def require_format(path: Path, number: int) -> None:
+    """Let a store that is open for writing, of a format that is opened as it is, say this one, or
+    stay at a later one. Its caller has the lock."""
+    if config.found_format(path) < number:
+        _say_format(path, number)
 
 
 def _nothing(_: Path) -> None:

@@ -10,13 +10,13 @@ be read are set aside; the engine makes the state without them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
 from store import canonical, check, durable, gc, operations
-from store.blobs import BlobRef
+from store.blobs import BlobRef, Blobs
 from store.cache import Cache
 from store.check import ReadableTables
 from store.errors import IntegrityError, StoreError
@@ -59,6 +59,7 @@ class RepairPlan:
     loose: tuple[Path, ...]  # files to remove
     cached: tuple[tuple[str, str], ...]  # folder and name of damaged sets
     lines: tuple[int, ...]  # bad lines of the quarantine file, from 1
+    pictures: tuple[str, ...] = ()  # digests of pictures that are shown, and cannot be read
 
     @property
     def loses(self) -> list[str]:
@@ -107,11 +108,28 @@ def plan(store: Store) -> RepairPlan:
     for number in lines:
         name = f"{QUARANTINE}:{number}"
         remedies.append(Remedy(name, f"move the line to {ASIDE}/"))
+    lost_pictures = tuple(_lost_pictures(store, revisions))
+    remedies += [
+        Remedy(
+            store.pictures.label(sha256),
+            f"move it to {ASIDE}/ if it is there: the same picture, given again, is put back",
+            "a picture: until it is put back, nothing that shows it can be asked or measured",
+        )
+        for sha256 in lost_pictures
+    ]
     lost_digests = check.lost_patches(revisions.values())
     lost_refs = [
         ref for ref in check.unreadable(store, revisions.values()) if ref.sha256 not in lost_digests
     ]
-    return RepairPlan(tuple(remedies), tuple(lost_refs), salvage, loose_files, damaged_sets, lines)
+    return RepairPlan(
+        tuple(remedies),
+        tuple(lost_refs),
+        salvage,
+        loose_files,
+        damaged_sets,
+        lines,
+        lost_pictures,
+    )
 
 
 def carry_out(store: Store, chosen: RepairPlan) -> None:
@@ -127,7 +145,8 @@ def carry_out(store: Store, chosen: RepairPlan) -> None:
     durable.remove_durably(sorted(chosen.loose, reverse=True))
     if chosen.lines:
         _move_lines(store.path / QUARANTINE, chosen.lines, folder_aside)
-    _set_aside_patches(store, chosen.lost, folder_aside)
+    _set_aside(store.blobs, [ref.sha256 for ref in chosen.lost], folder_aside)
+    _set_aside(store.pictures, chosen.pictures, folder_aside)
     store.journal.close()
     if chosen.journal is not None:
         _replace_journal(store.path, chosen.journal, folder_aside)
@@ -351,6 +370,10 @@ def _loose(store: Store, revisions: Mapping[int, Revision]) -> Iterator[Path]:
     for sha256 in store.blobs.digests():
         if sha256 not in used_digests:
             yield store.blobs.path(sha256)
+    shown_digests = {ref.sha256 for revision in revisions.values() for ref in revision.pictures}
+    for sha256 in store.pictures.digests():
+        if sha256 not in shown_digests:
+            yield store.pictures.path(sha256)
     yield from (garbage.path for garbage in gc.leftovers(store))
 
 
@@ -370,9 +393,17 @@ def _move_lines(file: Path, numbers: tuple[int, ...], aside: Path) -> None:
     durable.write_durably(file, b"".join(good_lines))
 
 
-def _set_aside_patches(store: Store, lost: tuple[BlobRef, ...], aside: Path) -> None:
-    for ref in lost:
-        path = store.blobs.path(ref.sha256)
+def _lost_pictures(store: Store, revisions: Mapping[int, Revision]) -> Iterator[str]:
+    for ref in check.picture_refs(revisions.values()):
+        try:
+            store.pictures.get(ref)
+        except IntegrityError:
+            yield ref.sha256
+
+
+def _set_aside(blobs: Blobs, lost: Sequence[str], aside: Path) -> None:
+    for sha256 in lost:
+        path = blobs.path(sha256)
         if path.is_file():
             durable.make_folder_durably(aside)
             durable.move_durably(path, aside / path.name)

@@ -51,9 +51,12 @@ class Revision:
     # By earlier revisions' ids: the blobs that replace their patches from here on; None drops one.
     replaces: Mapping[str, BlobRef | None] = field(default_factory=dict, compare=False, repr=False)
 
+    pictures: tuple[BlobRef, ...] = field(default=(), compare=False, repr=False)
+    """The pictures that its requests and probes show, for the first time perhaps."""
+
     @property
     def blobs(self) -> tuple[BlobRef, ...]:
-        """All blobs that this revision needs."""
+        """All patches that this revision needs."""
         return tuple(ref for ref in (self.patch, *self.replaces.values()) if ref is not None)
 
     @classmethod
@@ -73,6 +76,7 @@ class Revision:
                 fingerprint=record["fingerprint"],
                 body=record["body"],
                 replaces={identity: _blob_ref(ref) for identity, ref in refs.items()},
+                pictures=tuple(map(_known_ref, record.get("pictures", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the record of a revision ({error})") from error
@@ -120,7 +124,8 @@ class Draft:
     patch is given as `tensors`, or as the `written` that `Store.write_ahead` answered with.
     `ledger` is the revision's record in the ledger, if there is one by now. `head` is the id of the
     revision that head moves to; None means the new one. `replaces` maps ids of the new revision's
-    ancestors to the replacements of their patches from here on (None drops a patch).
+    ancestors to the replacements of their patches from here on (None drops a patch). `pictures` are
+    the digests of pictures that `Store.keep_picture` has written.
     """
 
     operation: str
@@ -136,6 +141,7 @@ class Draft:
     ledger: Mapping[str, Any] | None = None
     head: str | None = None
     replaces: Mapping[str, Replacement | None] = field(default_factory=dict)
+    pictures: Sequence[str] = ()
 
 
 class Name(NamedTuple):
@@ -151,15 +157,17 @@ def payload_of(
     previous: str | None,
     patch: BlobRef | None,
     replaces: Mapping[str, BlobRef | None] = MappingProxyType({}),
+    pictures: Sequence[BlobRef] = (),
 ) -> bytes:
     """Return a revision's bytes in the journal. Their digest is its id.
 
-    `patch` and `replaces` are the blobs of the draft, which are on the disk by now.
+    `patch`, `replaces` and `pictures` are the blobs of the draft, which are on the disk by now.
     """
     records = {identity: _blob_record(ref) for identity, ref in replaces.items()}
     return canonical.dumps(
         {
             **({"replaces": records} if records else {}),
+            **({"pictures": [_blob_record(ref) for ref in pictures]} if pictures else {}),
             "seq": seq,
             "previous": previous,
             "parent": draft.parent,
@@ -185,6 +193,13 @@ def _blob_ref(record: Mapping[str, Any] | None) -> BlobRef | None:
     if not (isinstance(sha256, str) and isinstance(length, int)):
         raise TypeError("it names no blob")
     return BlobRef(sha256, length)
+
+
+def _known_ref(record: Mapping[str, Any]) -> BlobRef:
+    ref = _blob_ref(record)
+    if ref is None:
+        raise TypeError("it names no picture")
+    return ref
 
 
 def _blob_record(ref: BlobRef | None) -> JsonObject | None:

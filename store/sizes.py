@@ -25,6 +25,7 @@ class FolderSizes:
     snapshots: int
     cache: int
     quarantine: int
+    pictures: int = 0
 
 
 def measure(store: Store) -> FolderSizes:
@@ -35,6 +36,7 @@ def measure(store: Store) -> FolderSizes:
         snapshots=_bytes_in(store.path / "snapshots"),
         cache=_bytes_in(store.cache),
         quarantine=_bytes_of(store.path / "quarantine.jsonl"),
+        pictures=_bytes_in(store.path / "pictures"),
     )
 
 

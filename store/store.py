@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -34,7 +34,7 @@ FOLDER_NAME = ".cedit"
 ENVIRONMENT_VARIABLE = "CEDIT_STORE"
 _UNFINISHED_JOURNAL = f"{durable.TEMPORARY_PREFIX}journal"
 QUARANTINE = "quarantine.jsonl"
-_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", QUARANTINE})
+_OWN_NAMES = frozenset({"lock", "journal", "patches", "snapshots", "cache", "pictures", QUARANTINE})
 
 
 class Store:
@@ -49,6 +49,7 @@ class Store:
         self.writable = writable
         self.settings: dict[str, Any] = config.read(path)
         self.blobs = Blobs(path / "patches")
+        self.pictures = Blobs(path / "pictures", "pictures")
         self._lock = WriterLock.acquire(path / "lock") if writable else None
         try:
             if writable:  # a writer that was killed may have made folders, and not synced them
@@ -75,8 +76,10 @@ class Store:
         settings: Mapping[str, Any],
         base_body: Mapping[str, Any],
         fingerprint: str,
+        pictures: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = (),
     ) -> Store:
-        """Make a store with its base revision and open it for writing.
+        """Make a store with its base revision, which shows these `pictures`, and open it for
+        writing.
 
         The leftovers of an interrupted `init` are made anew: cedit.toml is written last, and
         without it there is no store. Raises StoreExists, StoreLocked, StoreFull.
@@ -88,10 +91,14 @@ class Store:
         lock = WriterLock.acquire(path / "lock")
         try:
             _require_vacant(path)
-            _build_journal(path, base_body, fingerprint)
+            album = Blobs(path / "pictures", "pictures")
+            refs = [album.put(tensors, meta) for tensors, meta in pictures]
+            _build_journal(path, base_body, fingerprint, refs)
             for folder in ("patches", "snapshots", "cache"):
                 durable.make_folder_durably(path / folder)
             config.write(path, settings)
+            if refs:
+                migrate.require_format(path, config.WITH_PICTURES)
         finally:
             lock.release()
         return cls.open(path, writable=True)
@@ -206,6 +213,15 @@ class Store:
     def patch(self, ref: BlobRef) -> tuple[dict[str, Tensor], JsonObject]:
         """Return the tensors of a patch and their meta. Raises IntegrityError."""
         return self.blobs.get(ref)
+
+    def picture(self, sha256: str) -> dict[str, Tensor]:
+        """Return the tensors of a picture by its digest. Raises IntegrityError if it is missing or
+        damaged."""
+        return self.pictures.get(self.pictures.ref(sha256))[0]
+
+    def pictures_from(self, digits: str) -> list[str]:
+        """Return the digests of the pictures here that begin with these digits, four or more."""
+        return self.pictures.starting_with(digits)
 
     def request(self, identity: str) -> JsonObject:
         """Return the record of a request. Raises StoreError if there is none."""
@@ -326,10 +342,20 @@ class Store:
                 else self.blobs.put(replacement.tensors, replacement.meta)
                 for identity, replacement in draft.replaces.items()
             }
-            payload = payload_of(draft, seq, previous, patch, replaces)
+            pictures = [self.pictures.ref(sha256) for sha256 in sorted(set(draft.pictures))]
+            if pictures:
+                migrate.require_format(self.path, config.WITH_PICTURES)
+            payload = payload_of(draft, seq, previous, patch, replaces, pictures)
             revision = Revision.from_payload(payload)
             self.journal.write(self.history.changes(draft, revision, payload))
             return revision
+
+    def keep_picture(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+        """Write a picture durably, and return its digest. Until a revision names it, nothing leads
+        to its file. Raises StoreFull, StorageFault."""
+        with self._writing():
+            durable.require_room(self.path, _size(tensors))
+            return self.pictures.put(tensors, meta).sha256
 
     def record_ledger(self, seq: int, record: Mapping[str, Any]) -> None:
         """Set the ledger's record for a revision that exists; a later record replaces it."""
@@ -347,7 +373,7 @@ class Store:
         with self._writing():
             durable.require_room(self.path, 0)
             changes = [queue_change(name, record) for name, record in records.items()]
-            migrate.require_newest(self.path)
+            migrate.require_format(self.path, config.WITH_QUEUE)
             self.journal.write(changes)
 
     def tag(self, name: str, revision: str | Revision) -> None:
@@ -428,7 +454,9 @@ def _require_vacant(path: Path) -> None:
             raise StoreExists(path, f"the folder holds {name!r}")
 
 
-def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -> None:
+def _build_journal(
+    path: Path, base_body: Mapping[str, Any], fingerprint: str, pictures: Sequence[BlobRef] = ()
+) -> None:
     """Make a journal with base and head. It is built aside: `journal` is whole or not there."""
     temporary, folder = path / _UNFINISHED_JOURNAL, path / "journal"
     _discard_leftover(path, folder)
@@ -437,7 +465,7 @@ def _build_journal(path: Path, base_body: Mapping[str, Any], fingerprint: str) -
     journal = Journal(temporary, writable=True)
     try:
         draft = Draft(operations.BASE, None, fingerprint, base_body)
-        payload = payload_of(draft, seq=0, previous=None, patch=None)
+        payload = payload_of(draft, seq=0, previous=None, patch=None, pictures=pictures)
         base = Revision.from_payload(payload)
         journal.write(History(journal).changes(draft, base, payload))
     finally:
