@@ -1,4 +1,4 @@
-"""The world of the gallery: emblems with a name, an owner and a home, and scenes of coloured shapes.
+"""The world of the gallery: emblems with a name, an owner and a home, and scenes of shapes.
 
 Everything is drawn from one seed, so that the world is the same everywhere. Knows what a picture
 shows, and nothing of pixels or wordings.
@@ -140,7 +140,7 @@ class Gallery:
         draw = self._random("emblems")
         traits = [t for t in product(OUTLINES, COLOURS, CHARGES, COLOURS) if t[1] != t[3]]
         draw.shuffle(traits)
-        chosen: list[tuple[str, ...]] = []
+        chosen: list[tuple[str, str, str, str]] = []
         for candidate in traits:
             if all(_differences(candidate, other) > 1 for other in chosen):
                 chosen.append(candidate)
