@@ -62,6 +62,7 @@ class PretrainedBase:
     companions: Mapping[str, str] = field(default_factory=dict)  # see `companion_files`
     notes: tuple[str, ...] = ()  # remarks for a person to read
     source: BaseSource | None = None  # None: it was not loaded, and stays in this process
+    image_processor: Any = None  # makes pictures into inputs; None for a model of texts
 
     @cached_property
     def decoding(self) -> Mapping[str, Any]:
@@ -140,6 +141,7 @@ def load_base(
         companion_files(directory),
         loaded.notes,
         BaseSource(_source_name(name), architecture, device, dtype, dict(overrides or {})),
+        loaded.image_processor,
     )
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from continual.registry import EditorEntry, ReaderEntry, Registry, TaskEntry
 
 CAUSAL = ("causal",)
+DECODERS = ("causal", "multimodal")
+"""The tasks whose models go on with a text: what holds for one of texts holds for one that sees."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ EDITORS = Registry(
         "continual.editors.kn:Kn",
         "rewrites values of the FFN neurons that the present answer is owed to; weak",
         tasks=("causal", "seq2seq"),
+        sees=False,
     ),
     EditorEntry(
         "ultraedit",
@@ -114,16 +117,19 @@ EDITORS = Registry(
         "mend",
         "continual.editors.mend:Mend",
         "a trained network turns gradients into updates",
+        sees=False,
     ),
     EditorEntry(
         "malmen",
         "continual.editors.malmen:Malmen",
         "as mend, a whole batch in one least-squares fit",
+        sees=False,
     ),
     EditorEntry(
         "ke",
         "continual.editors.ke:Ke",
         "a network that reads the edit gates gradients",
+        sees=False,
     ),
     EditorEntry(
         "calinet",
@@ -150,6 +156,12 @@ EDITORS = Registry(
         "ft-l",
         "continual.editors.finetune:FtL",
         "fine-tunes one FFN output matrix, each element within a bound",
+    ),
+    EditorEntry(
+        "ft-vision",
+        "continual.editors.finetune:FtVision",
+        "fine-tunes the layers between pictures and text",
+        tasks=("multimodal",),
     ),
     reserved=tuple(CHAINS),
 )
@@ -189,6 +201,11 @@ TASKS = Registry(
     ),
     TaskEntry(
         "seq2seq", "continual.tasks.seq2seq:Seq2SeqTask", "an encoder-decoder answers the prompt"
+    ),
+    TaskEntry(
+        "multimodal",
+        "continual.tasks.multimodal:MultimodalTask",
+        "a decoder that sees continues a prompt with pictures (LLaVA's class)",
     ),
     TaskEntry(
         "classification",

@@ -23,6 +23,9 @@ from continual.out_of_memory import is_out_of_memory
 
 NAMED_MAX = 3  # tensors in a message
 CAUSAL = "AutoModelForCausalLM"
+SEEING = "AutoModelForImageTextToText"
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""The files that say how pictures are made into inputs."""
 HOLDING_DECODERS = ("AutoModelForMultimodalLM", "AutoModelForSeq2SeqLM")
 """Tables of transformers' with classes around a decoder that are not in the causal one: of images,
 and of sound."""
@@ -38,6 +41,7 @@ class Loaded:
     model: Any
     tokenizer: Any
     notes: tuple[str, ...]  # remarks for a person to read
+    image_processor: Any = None  # makes pictures into inputs; None for a model of texts
 
 
 def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> Loaded:
@@ -75,7 +79,8 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     _require_plain_numbers(directory, model)
     _require_finite(directory, model)
     _require_rows(directory, model, tokenizer)
-    return Loaded(model, tokenizer, tuple(_notes(directory, model, tokenizer, report)))
+    notes = tuple(_notes(directory, model, tokenizer, report))
+    return Loaded(model, tokenizer, notes, _image_processor(directory, architecture))
 
 
 def _place(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -139,6 +144,19 @@ def _config(directory: Path) -> Any:
         lambda: transformers.AutoConfig.from_pretrained(place, **options, **_OFFLINE),
         directory,
         "config",
+    )
+
+
+def _image_processor(directory: Path, architecture: str) -> Any:
+    """Load the part that makes pictures into inputs; None without one, or for another class."""
+    if architecture != SEEING or not any((directory / name).is_file() for name in PROCESSORS):
+        return None
+    import transformers
+
+    return _attempt(
+        lambda: transformers.AutoImageProcessor.from_pretrained(directory, **_OFFLINE),
+        directory,
+        "image processor",
     )
 
 

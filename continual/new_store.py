@@ -6,10 +6,13 @@ embedded model. Leaves the later history to `session`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from continual.base import PretrainedBase, load_base
 from continual.calibration.config import NEW_STORES
@@ -20,6 +23,8 @@ from continual.execution.local import LOCAL
 from continual.model import EditedModel
 from continual.model_files import model_directory
 from continual.passes.edit_site import usual_context
+from continual.picture_marks import digests_in
+from continual.pictures.album import album_of
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
 from continual.requests import Probe
@@ -82,7 +87,8 @@ def init(
     edited = EditedModel(base)
     with edited:
         read = _general_text(Site(edited, task, executor), new, on_progress)
-    store = Store.init(path, settings, _body(new, probes, read), base.fingerprint)
+    body = _body(new, probes, read)
+    store = Store.init(path, settings, body, base.fingerprint, _pictures(body, task))
     try:
         GeneralRows.keep(store, Site(edited, task), read)
         session = Session(store, edited, task, executor=executor)
@@ -199,6 +205,17 @@ def _body(new: NewStore, probes: Mapping[str, Sequence[Probe]], read: ReadText) 
     if read.text.passages:
         body[BODY] = read.text.to_json()
     return body
+
+
+def _pictures(
+    body: Mapping[str, Any], task: Task
+) -> list[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """Return the pictures that a base revision's probes show, as the store keeps them."""
+    album = album_of(task)
+    if album is None:
+        return []
+    digests = dict.fromkeys(digests_in(json.dumps(body["probes"])))
+    return [album.kept_form(digest) for digest in digests]
 
 
 def _watch_table(new: NewStore) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from continual.base import WrongBaseModel, load_base
+from continual.choices import DECODERS
 from continual.embedded import embedded
 from continual.errors import ModelError, SessionClosed
 from continual.execution import Executor
@@ -25,6 +26,7 @@ from continual.memory.recall import MemoryConfig, Recall
 from continual.model import EditedModel
 from continual.model_files import companion_files, directory_fingerprint, model_directory
 from continual.patches import Patch
+from continual.pictures.album import album_of
 from continual.recheck.run_state import RunState
 from continual.settings import ModelSettings, StoreSettings
 from continual.site import Site
@@ -52,6 +54,8 @@ class OpenStore:
         self.task = task
         self.executor = executor
         self.states = StateKeeper(store, edited)
+        if (album := album_of(task)) is not None:
+            album.open(store)
         self.is_closed = False
         self.listener = Listener()
         self._stack = ExitStack()
@@ -122,7 +126,7 @@ class OpenStore:
         """The key statistics of the base model. If nobody gave text for them, a causal model's own
         writing is used."""
         statistics = Statistics.of(self.store, self.edited, self.executor)
-        if statistics.texts is None and self.task.name == "causal":
+        if statistics.texts is None and self.task.name in DECODERS:
             seed = StoreSettings.of(self.store.settings).run.seed
             statistics.texts = OwnText(self.site, seed, self.listener)
         return statistics

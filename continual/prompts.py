@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from continual.picture_marks import shown
+
 TEXT_CHARACTERS_MAX = 65_536  # of one text, whatever a store's settings say
 MESSAGES_MAX = 64  # of one chat
 ROLE_CHARACTERS_MAX = 64
@@ -93,8 +95,8 @@ def prompt_json(prompt: Prompt) -> str | list[dict[str, str]]:
 def shown_prompt(record: Mapping[str, object]) -> str:
     """The prompt of a stored request or probe, as a person reads it."""
     if "messages" in record:
-        return str(Chat.from_json(record["messages"]))
-    return str(record.get("prompt", ""))
+        return shown(str(Chat.from_json(record["messages"])))
+    return shown(str(record.get("prompt", "")))
 
 
 def compared(prompt: Prompt) -> str:

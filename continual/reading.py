@@ -18,6 +18,7 @@ from torch import Tensor
 
 from continual import hooks
 from continual.naming import names
+from continual.picture_marks import marked, without_marks
 from continual.prompts import normalised
 
 Decode = Callable[[tuple[int, ...]], str]
@@ -31,7 +32,7 @@ def decoder(tokenizer: Any) -> Decode:
 
     @lru_cache(TEXTS_REMEMBERED)
     def decode(ids: tuple[int, ...]) -> str:
-        return normalised(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return normalised(marked(tokenizer, ids, clean_up_tokenization_spaces=False))
 
     return decode
 
@@ -154,4 +155,4 @@ def named_in(texts: RowTexts | None, rows: Iterable[int], subject: str) -> list[
             "Rows without their texts: a neuron asks for its subject in what the model reads. Call "
             "the whole model, with input_ids."
         )
-    return [names(texts[row], subject) for row in rows]
+    return [names(without_marks(texts[row]), subject) for row in rows]

@@ -66,10 +66,13 @@ class EditorEntry(RegistryEntry):
     tasks: tuple[str, ...] = ()  # whose models it edits; none named: any
     config: str = ""  # the path of its settings, a `Table`; empty: `…Config` beside the class
     grid: str = ""  # the path of a `GridOf`: settings to try on a base model; empty: none
+    sees: bool = True  # an editor of causal models edits those of them that see pictures, too
 
     def edits(self, task: str) -> bool:
         """Tell whether it edits the models of a task."""
-        return not self.tasks or task in self.tasks
+        if task in LIKE and not self.sees:
+            return False
+        return not self.tasks or task in self.tasks or LIKE.get(task) in self.tasks
 
     def load_config(self) -> Any:
         """Import the class of its settings. Raises PluginError, as `load` does."""
@@ -96,6 +99,9 @@ class TaskEntry(RegistryEntry):
     kind: ClassVar[str] = "task"
     offers: ClassVar[tuple[str, ...]] = ("name", "architecture", "of", "encode", "answer")
 
+
+LIKE: Mapping[str, str] = {"multimodal": "causal"}
+"""Tasks by those whose editors they take: a decoder that sees is a decoder."""
 
 E = TypeVar("E", bound=RegistryEntry)
 

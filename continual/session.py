@@ -20,7 +20,7 @@ from continual.calibration import Calibrated
 from continual.calibration.calibrating import told
 from continual.calibration.of_store import StoreCalibration
 from continual.editors.chains import chain_of, default_chain
-from continual.errors import CeditError, StreamChanged, StreamReplaced
+from continual.errors import CeditError, RequestError, StreamChanged, StreamReplaced
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import consolidating, corrections, inspection, reverting
@@ -34,7 +34,9 @@ from continual.memory.routing import Route
 from continual.model import EditedModel
 from continual.open_store import OpenStore
 from continual.out_of_memory import remedy_named
-from continual.prompts import Prompt
+from continual.pictures.album import album_of
+from continual.pictures.records import PictureBorder
+from continual.prompts import Prompt, prompt_json, read_prompt
 from continual.readers import read_record
 from continual.recheck.encoded_requests import encode
 from continual.recheck.general_rows import BODY, GeneralRows
@@ -295,6 +297,7 @@ class Session(OpenStore):
         that FAILED, and QUARANTINED records that can be read now. A stream without a record that
         would change anything makes no step.
         """
+        stream = self._seeing(stream)
         items = chain(self._again(stream, retry), self._items(stream, on_change))
         takes_all = settings.force or settings.repair
         leading, is_work = leading_known(self.store, items, takes_all=takes_all)
@@ -304,6 +307,30 @@ class Session(OpenStore):
         items = chain(leading, items)
         for batch in batches(items, stream.name, self.site, settings, pipeline.stands):
             yield self._stepped(pipeline, batch)
+
+    def picture_border(
+        self, folder: Path | None = None, *, reads_files: bool = True
+    ) -> PictureBorder | None:
+        """Return the border at which pictures of records come in; None for a task of texts."""
+        album = album_of(self.task)
+        return None if album is None else PictureBorder(album, folder, reads_files)
+
+    def shown(self, prompt: Prompt, pictures: Sequence[object]) -> Prompt:
+        """Return a prompt that shows pictures: paths, data URIs or bytes. Raises RequestError for
+        a picture that cannot be read, and for a task of texts."""
+        if not pictures:
+            return prompt
+        border = self.picture_border()
+        if border is None:
+            raise RequestError(
+                f"Pictures are for the task multimodal, and this store's task is {self.task.name}: "
+                "make a store with --task multimodal for a model that sees."
+            )
+        return read_prompt(border.prompt(prompt_json(prompt), pictures))
+
+    def _seeing(self, stream: Stream) -> Stream:
+        """Return the stream with the border at which its pictures come in."""
+        return replace(stream, pictures=self.picture_border(stream.folder))
 
     def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
         items = self._from_its_place(stream)
@@ -433,7 +460,9 @@ class Session(OpenStore):
         settings = self.settings(**changes)
         if isinstance(source, str | Path):
             return list(self.steps(stream_for(self.store, str(source)), settings))
-        requests = [request for record in source for request in read_record(record)]
+        border = self.picture_border()
+        records = source if border is None else (border.of(record) for record in source)
+        requests = [request for record in records for request in read_record(record)]
         return [*self.apply_requests(requests, settings)]
 
     def apply_requests(
@@ -509,9 +538,10 @@ class Session(OpenStore):
 
     # -- asking
 
-    def ask(self, prompt: Prompt, tokens_max: int = 32) -> str:
-        """Return the model's answer to a prompt, at the session's revision."""
-        return self.answer(prompt, tokens_max).text
+    def ask(self, prompt: Prompt, tokens_max: int = 32, pictures: Sequence[object] = ()) -> str:
+        """Return the model's answer to a prompt, at the session's revision; `pictures` are those
+        that it shows: paths, data URIs or bytes."""
+        return self.answer(self.shown(prompt, pictures), tokens_max).text
 
     @torch.no_grad()
     def answer(self, prompt: Prompt, tokens_max: int = 32) -> Answer:

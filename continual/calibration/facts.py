@@ -18,6 +18,7 @@ from functools import cached_property, partial
 from itertools import islice
 
 from continual.errors import RequestError
+from continual.picture_marks import spelled
 from continual.prompts import Prompt
 from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.requests import Request
@@ -164,7 +165,7 @@ class Draw:
 
     def _words(self, passage: Passage) -> list[str]:
         tokenizer = self.site.edited.tokenizer
-        text: str = tokenizer.decode(list(passage.ids), skip_special_tokens=True)
+        text = spelled(tokenizer, passage.ids, skip_special_tokens=True)
         return text.split()
 
     # -- rewordings and other facts

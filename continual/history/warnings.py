@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from continual.choices import DECODERS
 from continual.recheck.metrics import Count
 from continual.settings import StoreSettings
 from continual.watch.config import ROWS_MIN
@@ -52,7 +53,7 @@ def little_memory(store: Store) -> Iterator[str]:
     """Warn if too few positions tell an edit to leave them alone: it may change everything else.
     A store set to watch no text gets no warning."""
     settings = StoreSettings.of(store.settings)
-    if settings.task_name != "causal" or settings.watch.get("texts") == 0:
+    if settings.task_name not in DECODERS or settings.watch.get("texts") == 0:
         return
     texts = [r.body["watch"]["passages"] for r in store.lineage("head") if "watch" in r.body]
     text_rows = sum(len(targets) for _, _, targets in texts[-1][::2]) if texts else 0

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 from continual.errors import RequestError
 from continual.locate_then_edit.subjects import subject_position
+from continual.picture_marks import leading, put_before, replaced, shows
 from continual.prompts import Prompt
 from continual.proposals import Edit
 from continual.task_model import TaskModel
 from continual.tasks import Encoding, Question
+from continual.tasks.sight import Sight
 
 ESSENCE = "{} is a"
 """The model's continuation of it shows its essence of the subject (Meng et al. 2022, eq. 4)."""
@@ -146,10 +148,15 @@ def subject_place(
 ) -> int:
     """Return the position of the subject's last token among the tokens of `before` and the prompt.
     Raises SubjectMissing."""
-    wording = task_model.task.asked(prompt)
-    return subject_position(
-        task_model.edited.tokenizer, wording.text, subject, before, is_whole=wording.is_whole
-    )
+    wording, tokenizer = task_model.task.asked(prompt), task_model.edited.tokenizer
+    sight = getattr(task_model.task, "sight", None)
+    if not isinstance(sight, Sight) or not shows(wording.text):
+        return subject_position(tokenizer, wording.text, subject, before, is_whole=wording.is_whole)
+    pictures, words = leading(wording.text)
+    words, front = (replaced(text, sight.placeholder) for text in (words, pictures + before))
+    place = subject_position(tokenizer, words, subject, front, is_whole=wording.is_whole)
+    text = put_before(before, wording.text)
+    return sight.place_among(text, place, is_whole=wording.is_whole)
 
 
 def _in_contexts(
@@ -171,8 +178,9 @@ def _encoded_in(
     if wording.is_whole:
         return
     for context in filter(None, contexts):
+        text = put_before(context, wording.text)
         try:
-            yield context, task_model.task.encode(context + wording.text, request.target_new)
+            yield context, task_model.task.encode(text, request.target_new)
         except RequestError:  # too long for the model, or for the task's limits
             continue
 

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import torch
 
+from continual.choices import DECODERS
 from continual.locate_then_edit.contexts import write_contexts
+from continual.picture_marks import put_before, spelled
 from continual.prompts import Chat, Message, Prompt
 from continual.proposals import EditContext
 from continual.site import Site
@@ -62,7 +64,7 @@ def _make_pool(
     if known_answers.general:
         cut = _cut_out(known_answers.general, site, generator, lengths)
         texts = [f"{text.rstrip()}. " for text in cut]
-    elif site.task.name == "causal":
+    elif site.task.name in DECODERS:
         with site.edited.bare():
             texts = _written(site, generator)
     else:
@@ -105,8 +107,8 @@ def _ordinary(ids: Iterable[int], site: Site) -> list[int]:
 
 def _text(ids: Sequence[int], site: Site) -> str:
     """Return the words that tokens spell, with a space behind them."""
-    text: str = site.edited.tokenizer.decode(
-        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    text = spelled(
+        site.edited.tokenizer, ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
     return f"{text.strip()} "
 
@@ -119,8 +121,7 @@ def behind(prefixes: Iterable[str], prompt: Prompt) -> list[Prompt]:
     """Return the prompt behind each of these prefixes; in a chat a prefix stands in the turn that
     asks."""
     if isinstance(prompt, str):
-        return [f"{prefix}{prompt}" for prefix in prefixes]
+        return [put_before(prefix, prompt) for prefix in prefixes]
     *before, asking = prompt.messages
-    return [
-        Chat((*before, Message(asking.role, f"{prefix}{asking.content}"))) for prefix in prefixes
-    ]
+    contents = (put_before(prefix, asking.content) for prefix in prefixes)
+    return [Chat((*before, Message(asking.role, content))) for content in contents]

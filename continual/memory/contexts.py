@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from continual.errors import CeditError
+from continual.picture_marks import without_marks
 from continual.requests import Request
 
 FORM = "New Fact: {prompt} {target}\nPrompt: {input}"
@@ -32,18 +33,22 @@ def require_form(form: str, table: str) -> str:
 
 
 def context(form: str, prompt: str, target: str) -> str:
-    """Return the text in front of an input that is about a record."""
-    return form.removesuffix(INPUT).format(prompt=prompt, target=target)
+    """Return the text in front of an input that is about a record; its pictures are left out, as
+    the input shows them."""
+    return form.removesuffix(INPUT).format(prompt=without_marks(prompt), target=target)
 
 
 def demonstrations(form: str, request: Request) -> dict[str, list[str]]:
     """Return a request's demonstrations of using a new fact, by kind: `copy` asks its own prompt,
     `update` a rephrase of it, `retain` another fact, which stays as it is."""
     prefix = context(form, str(request.prompt), request.target_new)
-    facts = [f"{probe.prompt} {probe.answer}" for probe in request.locality]
+    probes = [(without_marks(str(probe.prompt)), probe.answer) for probe in request.locality]
+    facts = [f"{prompt} {answer}" for prompt, answer in probes]
+    wordings = [without_marks(str(prompt)) for prompt in (request.prompt, *request.rephrases)]
+    own, *others = [f"{prefix}{wording} {request.target_new}" for wording in wordings]
     return {
-        "copy": [f"{prefix}{request.prompt} {request.target_new}"],
-        "update": [f"{prefix}{prompt} {request.target_new}" for prompt in request.rephrases],
+        "copy": [own],
+        "update": others,
         "retain": [prefix + fact for fact in facts],
     }
 

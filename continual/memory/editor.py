@@ -17,6 +17,7 @@ from continual.memory.answers import AnswerJudge, Read
 from continual.memory.scope import Scope
 from continual.patches import Patch
 from continual.patches.memory import MemoryPatch
+from continual.picture_marks import keys_in
 from continual.proposals import Edit, EditContext, Proposal
 
 
@@ -99,7 +100,9 @@ def _score_min(
     on the way from the highest score of a neighbour to the record's own prompt; the nearer to the
     prompt, the oftener it changed too much. 0 without neighbours."""
     questions = {answers.text(encoding): None for encoding in edit.quiet}
-    texts = [record.prompt, *(text for text in questions if text != record.prompt)]
+    pictures = keys_in(record.prompt)  # without them the record is no candidate at all
+    near = (text for text in questions if keys_in(text) == pictures)
+    texts = [record.prompt, *(text for text in near if text != record.prompt)]
     if len(texts) == 1:
         return 0.0
     queries, kept = scope.queries(texts), scope.records([record])

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from continual.errors import EncoderError
 from continual.out_of_memory import is_out_of_memory
+from continual.picture_marks import without_marks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -83,6 +84,7 @@ class SentenceEncoder:
 
         Raises ``EncoderError`` for a model that cannot be loaded or gives NaN.
         """
+        texts = [without_marks(text) for text in texts]
         if not texts:
             return torch.empty(0, self.width)
         vectors = {text: self._remembered[text] for text in texts if text in self._remembered}

@@ -9,7 +9,7 @@ features depend on nothing but the pair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from continual.memory.subjects import (
     segment,
     words,
 )
+from continual.picture_marks import without_marks
 
 PRESENT_MIN = 0.3  # share of a subject's words from which on the relations are compared
 NUMBERS = (
@@ -97,7 +98,8 @@ def features(
     pairs: Sequence[tuple[int, int]],
 ) -> Features:
     """Return the features of (query, record) pairs."""
-    matches = [_look(queries.texts[q], records.records[r]) for q, r in pairs]
+    texts = [without_marks(text) for text in queries.texts]
+    matches = [_look(texts[q], _in_words(records.records[r])) for q, r in pairs]
     query_relations = _relations(
         encoder, [pair.asked if pair.is_named else None for pair in matches]
     )
@@ -137,6 +139,11 @@ def part_cosines(
 def subject_of(record: Record) -> list[Word]:
     """Return the words of a record's subject; of a record without one, the names in its prompt."""
     return words(record.subject) if record.subject else names(record.prompt)
+
+
+def _in_words(record: Record) -> Record:
+    """Return a record without the pictures in its prompt."""
+    return replace(record, prompt=without_marks(record.prompt))
 
 
 def _look(text: str, record: Record) -> _PairWords:

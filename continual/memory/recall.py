@@ -26,6 +26,8 @@ from continual.memory.scope import Scope, ThresholdScope, require_threshold
 from continual.memory.trained import EMBEDDED, TrainedScope
 from continual.model import EditedModel
 from continual.model_files import directory_fingerprint, model_directory
+from continual.picture_marks import leading, marked
+from continual.pictures.album import album_of
 from continual.tables import SettingsTable
 from continual.tasks import Task
 from store import Store, StoreError
@@ -160,8 +162,11 @@ class Recall:
 
     def text(self, ids: Sequence[int]) -> str:
         """Return an input as the scope sees it."""
-        text: str = self._edited.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        text = marked(
+            self._edited.tokenizer,
+            ids,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         return text.strip()
 
@@ -170,9 +175,11 @@ class Recall:
         return self.behind(self._edited.memory.readings[place].context, ids)
 
     def behind(self, context: str, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens of a context and of an input behind it."""
+        """Return the tokens of a context and of an input behind it. The pictures that the input
+        begins with stand in front of the context: a model sees them before it reads."""
         text = self.text(ids) if self._task is None else self._task.readable(ids)
-        return self.tokens(context + text)
+        pictures, words = leading(text)
+        return self.tokens(pictures + context + words)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Return a text as the model reads it."""
@@ -206,6 +213,11 @@ class Recall:
 
     def _counterfactual(self) -> AbstractContextManager[Any]:
         is_trained = self.config.counterfactual is not None
+        if is_trained and album_of(self._task) is not None:
+            raise ModelError(
+                "[memory] counterfactual names a model of texts, and this store's prompts show "
+                "pictures: take the line out, so that the base model reads."
+            )
         return nullcontext(self._trained) if is_trained else self._base()
 
     @cached_property

@@ -8,7 +8,7 @@ vectors and scores; nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from continual.effects.records import MemoryBank, Record
 from continual.memory.index import Found, RecordIndex
 from continual.memory.inputs import Queries
 from continual.memory.scope import Scope
+from continual.picture_marks import keys_in, shows
 from continual.queries.growing import GrowingTensor
 
 NOBODY = -1  # in the place of a record
@@ -90,6 +91,8 @@ class RoutedInputs:
         self._scores.append(torch.full((count, width), -torch.inf))
         self._winners.append(torch.full((count,), NOBODY))
         index = torch.arange(start, start + count)
+        if any(map(keys_in, queries.texts)):
+            found = None  # the index knows words alone
         if found is not None and found.places.shape[1]:
             self._look_at(index, found.places, queries)
             index = index[self._uncertain(index, found)]
@@ -139,7 +142,31 @@ class RoutedInputs:
     # -- looking at records
 
     def _look(self, index: Tensor, places: Sequence[int]) -> None:
-        """Compare some inputs [m] with the records at these places, which they may know."""
+        """Compare some inputs [m] with the records at these places, which they may know. A record
+        is compared with inputs that show its pictures, and no others."""
+        for group, shown_places in self._by_pictures(index, places):
+            self._look_among(group, shown_places)
+
+    def _by_pictures(
+        self, index: Tensor, places: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        """Divide inputs by the pictures that they show, each group with the records that show the
+        same."""
+        prompts = (self._bank.records[place].prompt for place in places)
+        if not any(map(shows, prompts)) and not any(shows(self._texts[i]) for i in index.tolist()):
+            yield index, places
+            return
+        records: dict[frozenset[str], list[int]] = {}
+        for place in places:
+            records.setdefault(keys_in(self._bank.records[place].prompt), []).append(place)
+        inputs: dict[frozenset[str], list[int]] = {}
+        for number in index.tolist():
+            inputs.setdefault(keys_in(self._texts[number]), []).append(number)
+        for pictures, numbers in inputs.items():
+            yield torch.tensor(numbers), records.get(pictures, [])
+
+    def _look_among(self, index: Tensor, places: Sequence[int]) -> None:
+        """Compare some inputs [m] with all the records at these places."""
         if not len(index) or not places:
             return
         assert self._embeddings is not None

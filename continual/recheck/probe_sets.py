@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from continual.errors import CeditError, RequestError, StreamError
+from continual.pictures.album import album_of
+from continual.pictures.records import PictureBorder
 from continual.requests import Probe, explain
 from continual.streams import open_stream
 from continual.tasks import Task
@@ -31,7 +33,9 @@ def _knows(record: Mapping[str, object]) -> bool:
 
 def _probe(path: Path, number: int, record: Mapping[str, object], task: Task) -> Probe:
     try:
-        probe = Probe.model_validate(_answered(record))
+        album = album_of(task)
+        shown = record if album is None else PictureBorder(album, path.parent).of(record)
+        probe = Probe.model_validate(_answered(shown))
         task.encode(probe.prompt, probe.answer)
     except ValidationError as error:
         raise CeditError(f"{path}, line {number}: {explain(error)}") from None

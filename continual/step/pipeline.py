@@ -12,6 +12,7 @@ Knows the order of the stages, their hand-overs, and the record of a step. Leave
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ from continual.editors.chains import make_chain
 from continual.effects import moved_blocks
 from continual.memory.answers import AnswerJudge
 from continual.patches import pack
+from continual.picture_marks import digests_in, picture_keys
+from continual.pictures import Album
+from continual.pictures.album import album_of
 from continual.recheck import retention
 from continual.recheck.measuring import Measured
 from continual.recheck.probing import NewProbes, Probed, probed, read
@@ -124,6 +128,19 @@ def _with_plan(outcome: Outcome, edit: PlannedEdit, probed: Probed | None) -> Ou
         neighbours={} if neighbourhood is None else neighbourhood.to_json(),
         notes={**outcome.notes, **notes},
     )
+
+
+def _pictures(plan: EditPlan, album: Album | None) -> tuple[str, ...]:
+    """Return the digests of the pictures that the requests of a plan show, and their neighbours."""
+    if album is None:
+        return ()
+    contents = [json.dumps(c.request.content()) for c in plan.encoded_requests]
+    keys = [key for content in contents for key in digests_in(content)]
+    for neighbourhood in (edit.neighbourhood for edit in plan.edits):
+        if neighbourhood is not None:
+            passages = (*neighbourhood.silent, *neighbourhood.held_out)
+            keys += [key for passage in passages for key in picture_keys(passage.ids)]
+    return tuple(dict.fromkeys(map(album.digest, keys)))
 
 
 def _with_source(outcome: Outcome, request: Request) -> Outcome:
@@ -356,6 +373,7 @@ class Pipeline:
                 subjects={edit.id: edit.encoded_request.request.key for edit in plan.edits},
                 streams=batch.streams,
                 ledger=results.ledger,
+                pictures=_pictures(plan, album_of(self._site.task)),
             )
         )
 

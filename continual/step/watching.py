@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from continual.memory.answers import AnswerJudge
+from continual.picture_marks import picture_keys, spelled
 from continual.recheck.ledger import NEIGHBOUR, WATCH, WATCHED, Ledger, LedgerEntry
 from continual.requests import Request
 from continual.site import Site
@@ -160,6 +161,7 @@ class WatchSet:
         return self._text(passage.ids[: passage.first + 1], passage.said)
 
     def _text(self, question: Sequence[int], said: Sequence[int]) -> str:
-        decode = self.site.edited.tokenizer.decode
-        prefix = str(decode(list(question)))[-SHOWN_CHARACTERS:]
-        return f"{prefix!r} no longer goes on with {decode(list(said))!r}"
+        tokenizer = self.site.edited.tokenizer
+        prefix = spelled(tokenizer, question)[-SHOWN_CHARACTERS:]
+        seen = " behind its picture" if picture_keys(question) else ""
+        return f"{prefix!r}{seen} no longer goes on with {tokenizer.decode(list(said))!r}"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from continual.errors import RequestError, StreamChanged, StreamError
+from continual.pictures.records import PictureBorder
 from continual.readers import is_known, read_record, unknown_keys
 from continual.requests import Limits, Request
 from continual.streams.kinds import ARRAY, OBJECTS, TABLE, layout
@@ -91,6 +92,7 @@ class Stream:
     stop: threading.Event = field(default_factory=threading.Event)
     keys: Mapping[str, str] = field(default_factory=dict)  # of cedit's own, the record's own
     has_past: bool = True
+    pictures: PictureBorder | None = None  # takes in the pictures of records; None: there are none
 
     def __iter__(self) -> Iterator[Item]:
         return self.after(0, ROLLING_START)
@@ -116,7 +118,8 @@ class Stream:
 
     def before(self, position: int) -> Iterator[Item]:
         """Yield the first ``position`` items once more."""
-        for item in self.__class__(self.name, self.limits, keys=self.keys):
+        again = self.__class__(self.name, self.limits, keys=self.keys, pictures=self.pictures)
+        for item in again:
             if item.position > position or self.stop.is_set():
                 return
             yield item
@@ -144,6 +147,11 @@ class Stream:
             return None
         with self._records(self._knows) as records:
             return sum(1 for _ in iter(lambda: records.next(patient=False), None))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the stream's file, where relative paths in it begin; None for a pipe."""
+        return Path(self.name).parent if self.has_past else None
 
     def short_name(self) -> str | None:
         """Return the name under which a history keeps the place; None without any record, or a
@@ -224,7 +232,9 @@ class Stream:
         reason = record.reason
         if reason is None:
             try:
-                requests = tuple(read_record(records.parsed(record.raw), self.keys))
+                fields = records.parsed(record.raw)
+                fields = fields if self.pictures is None else self.pictures.of(fields)
+                requests = tuple(read_record(fields, self.keys))
             except RequestError as error:
                 reason = error.reason
         return Item(record.number, record.raw, requests, reason, *place)

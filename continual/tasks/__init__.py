@@ -161,6 +161,7 @@ def make_task(base: PretrainedBase, settings: Mapping[str, Any]) -> Task:
     task = _task_of(base, settings)
     agreement.require_looking_back(base)
     agreement.require_unmoved_by_padding(base, task)
+    agreement.require_seen(task)
     return task
 
 

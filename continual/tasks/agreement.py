@@ -18,6 +18,7 @@ from continual.anatomy import sample_inputs
 from continual.errors import ModelError
 from continual.passes.partial import logits_of
 from continual.tasks import Encoding, Question, Task
+from continual.tasks.sight import Sight
 
 if TYPE_CHECKING:
     from continual.base import PretrainedBase
@@ -69,6 +70,14 @@ def require_unmoved_by_padding(base: PretrainedBase, task: Task) -> None:
             "would depend on the texts that it is asked with. Models of this kind cannot be "
             "corrected."
         )
+
+
+def require_seen(task: Task) -> None:
+    """Raise ModelError for a model whose own forward sees pictures otherwise than the passes of
+    its task. A task without pictures has nothing to check."""
+    sight = getattr(task, "sight", None)
+    if isinstance(sight, Sight):
+        sight.require_agreement()
 
 
 def _has_encoder(base: PretrainedBase) -> bool:

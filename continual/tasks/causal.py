@@ -50,7 +50,7 @@ class CausalTask:
         """See `Task.of`; `terminator` is a text that ends every answer to a plain prompt, `joining`
         and `blank` are as in `joining`, `template` is the digest of the chat template. Raises
         WrongBaseModel if the tokenizer has another template."""
-        reader = PromptReader.of(base, settings, limits)
+        reader = cls._reader_of(base, settings, limits)
         terminator = str(settings.get("terminator", ""))
         task = cls(reader, terminator, blank_setting(settings))
         digest = settings.get("template")
@@ -60,6 +60,12 @@ class CausalTask:
                 f"template = {digest}): put that one back, or make a new store."
             )
         return task
+
+    @classmethod
+    def _reader_of(
+        cls, base: PretrainedBase, settings: Mapping[str, Any], limits: Limits
+    ) -> PromptReader:
+        return PromptReader.of(base, settings, limits)
 
     def settings(self) -> dict[str, Any]:
         """See `Task.settings`: the digest of the chat template, if there is one."""

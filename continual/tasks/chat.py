@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -107,9 +107,14 @@ class ChatTemplate:
                 "prompt as a text, or put the model's own chat_template.jinja into its folder and "
                 "make a new store"
             )
+        return self._applied([message.to_json() for message in messages], opens_turn=opens_turn)
+
+    def _applied(self, turns: Sequence[Mapping[str, Any]], *, opens_turn: bool) -> str:
+        """Render turns as the template takes them. Raises RequestError if it refuses them."""
+        assert self.text is not None
         try:
             text: str = self._tokenizer.apply_chat_template(
-                [message.to_json() for message in messages],
+                list(turns),
                 tokenize=False,
                 add_generation_prompt=opens_turn,
                 chat_template=_TODAY_ASKED.sub(_today, self.text),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from continual.errors import ContextExceeded, RequestError
+from continual.picture_marks import text_ids
+from continual.pictures.album import require_none
 from continual.prompts import Chat, Prompt
 from continual.requests import Limits
 from continual.tasks.joining import is_in_place
@@ -65,7 +67,7 @@ class PromptReader:
         ids = self.ids(prompt, is_whole=is_whole, ends=ends)
         if not ids:
             raise RequestError(f"The prompt {prompt!r} has no tokens: give it a text.")
-        self._require_few("prompt", prompt, len(ids))
+        self._require_few("prompt", prompt, len(text_ids(ids)))
         self._require_known(prompt, ids)
         self.require_context(prompt, len(ids))
         return ids
@@ -83,16 +85,16 @@ class PromptReader:
 
     def ids(self, text: str, *, is_whole: bool = False, ends: bool = True) -> tuple[int, ...]:
         """Return the tokens of a text. A text that `is_whole` contains its special tokens, and gets
-        no others; with `ends` it keeps the tokens that the tokenizer puts behind a text."""
+        no others; with `ends` it keeps the tokens that the tokenizer puts behind a text. Raises
+        RequestError for a text that shows a picture."""
+        require_none(text)
         ids = tuple(self.tokenizer(text, add_special_tokens=not is_whole)["input_ids"])
         suffix = () if is_whole or ends else self._around[1]
         return ids[: -len(suffix)] if suffix and ids[-len(suffix) :] == suffix else ids
 
     def words(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, without special ones and without outer whitespace."""
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self._spelled(ids, skip_special_tokens=True)
         return text.strip()
 
     def letters(self, ids: Sequence[int]) -> str:
@@ -104,7 +106,11 @@ class PromptReader:
             body = body[len(prefix) :]
         if suffix and body[-len(suffix) :] == list(suffix):
             body = body[: -len(suffix)]
-        text: str = self.tokenizer.decode(body, clean_up_tokenization_spaces=False)
+        return self._spelled(body)
+
+    def _spelled(self, ids: Sequence[int], **options: Any) -> str:
+        """Return the text of tokens; `options` are of the tokenizer's `decode`."""
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False, **options)
         return text
 
     @cached_property
@@ -147,7 +153,7 @@ class PromptReader:
     def _require_known(self, text: str, ids: Sequence[int]) -> None:
         """Raise RequestError for tokens that the tokenizer names and the model has no embedding
         for."""
-        if (token := self.base.unknown_token(ids)) is not None:
+        if (token := self.base.unknown_token(text_ids(ids))) is not None:
             raise RequestError(
                 f"The model does not know the token {token!r} in {_short(text)}: the tokenizer "
                 "names more than the model's embeddings hold."

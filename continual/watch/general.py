@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from continual.choices import DECODERS
 from continual.errors import CeditError, RequestError
 from continual.prompts import Chat
 from continual.site import LOGITS_MAX, Site
@@ -87,7 +88,7 @@ def write(
 ) -> ReadText:
     """Let the base write its general text; `on_progress` is told the texts written and their
     number. A model that does not continue text has none."""
-    if not config.texts or site.task.name != "causal":
+    if not config.texts or site.task.name not in DECODERS:
         return ReadText(NONE, None, None)
     with site.edited.bare():
         texts = beginnings(site, config, seed, on_progress)
@@ -133,7 +134,7 @@ def _sampled(
 
 def take(site: Site, files: TextFiles, config: WatchConfig) -> ReadText:
     """Take general text from files. Raises CeditError for files without text."""
-    if site.task.name != "causal":
+    if site.task.name not in DECODERS:
         raise CeditError(f"General text is for causal models, and this one is {site.task.name}.")
     tokenizer, context = site.edited.tokenizer, site.edited.base.context_tokens_max
     length = min(2 * config.tokens, context or 2 * config.tokens)

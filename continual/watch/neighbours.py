@@ -18,8 +18,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
 
+from continual.choices import DECODERS
 from continual.errors import RequestError
-from continual.prompts import Chat, Message, Prompt, normalised, prompt_json, read_prompt
+from continual.picture_marks import digests_in, marked, substituted
+from continual.pictures.album import album_of
+from continual.prompts import (
+    Chat,
+    Message,
+    Prompt,
+    compared,
+    normalised,
+    prompt_json,
+    read_prompt,
+)
 from continual.requests import Request
 from continual.site import Site
 from continual.site.rows import Rows
@@ -42,6 +53,9 @@ ASKED_ELSEWHERE, ASKED_HELD_OUT = 12, 4
 """Prompts of other relations that are asked about the subject, and the number of them held out: a
 third, where there are few."""
 TURNS_ASKED = 2  # texts about the subject, as turns of a chat, among the questions
+OTHER_PICTURES, OTHER_PROMPTS = 6, 4
+"""Pictures of other requests that a prompt is asked about, and their prompts that are asked about
+its picture."""
 WORDINGS = 2  # prompts of the same relation that are asked about the subject
 CHAT_QUESTIONS = 2
 
@@ -127,7 +141,7 @@ def write(
 ) -> list[Neighbourhood]:
     """Write the neighbourhoods of these requests; `known` are the requests of the store's history,
     the latest first, and behind them the stream's."""
-    if site.task.name != "causal" or not config.neighbours:
+    if site.task.name not in DECODERS or not config.neighbours:
         return [Neighbourhood() for _ in asked]
     drafts = [_draft(site, correction, seed) for correction in asked]
     _write_openings(site, drafts, list(islice(known, HISTORY_REQUESTS)), config, seed)
@@ -186,6 +200,7 @@ def _write_openings(
         list_names = [name for _, text in lists for name in _listed(site, draft, text)]
         turns = _turns(site, draft, config)
         draft.openings += [(turn, len(turn) - 1) for turn in turns[TURNS_ASKED:]]
+        _look_elsewhere(site, draft, known, config)
         _ask(site, draft, turns[:TURNS_ASKED], _others(draft, list_names, known, config), config)
         _ask_elsewhere(site, draft, known, config)
 
@@ -200,8 +215,14 @@ def _starts(site: Site, request: Request) -> list[tuple[int, ...]]:
         cuts = (1 + number * len(words) // (OPENINGS + 1) for number in range(OPENINGS))
         texts = [" ".join(words[:length]) for length in cuts]
     texts += [request.target_new.strip()] * TARGETS
-    id_lists = (tuple(site.edited.tokenizer(text)["input_ids"]) for text in texts)
-    return [ids for ids in id_lists if ids]
+    return [ids for ids in (_text_ids(site, text) for text in texts) if ids]
+
+
+def _text_ids(site: Site, text: str) -> tuple[int, ...]:
+    """Return the tokens of the beginning of a text, which may show pictures."""
+    if digests_in(text):
+        return site.task.tokens(text)
+    return tuple(site.edited.tokenizer(text)["input_ids"])
 
 
 def _listed(site: Site, draft: _NeighbourhoodDraft, text: Sequence[int]) -> list[str]:
@@ -234,7 +255,7 @@ def _turns(site: Site, draft: _NeighbourhoodDraft, config: WatchConfig) -> list[
     turns = []
     for ids, place in draft.openings:
         for length in (_short(draft, place), len(ids)):
-            text = site.edited.tokenizer.decode(list(ids[:length]), skip_special_tokens=True)
+            text = marked(site.edited.tokenizer, ids[:length], skip_special_tokens=True)
             turns.append(_question(site, Chat((*before, Message(asking.role, text.strip())))))
     distinct = [turn for turn in dict.fromkeys(turns) if turn and _fits(site, turn, config)]
     draft.rng.shuffle(distinct)
@@ -275,7 +296,43 @@ def _ask(
         if q and q not in edit_questions and _fits(site, q, config)
     ]
     draft.rng.shuffle(candidates)
-    draft.questions = candidates[: config.neighbours]
+    draft.questions = [*draft.questions, *candidates][: config.neighbours]
+
+
+def _look_elsewhere(
+    site: Site, draft: _NeighbourhoodDraft, known: Sequence[Request], config: WatchConfig
+) -> None:
+    """Ask the prompt about other pictures, and other prompts about its picture: an edit that looks
+    at words alone, or at the picture alone, changes these. Other pictures are those of the history
+    and the stream, and a plain one; no picture at all is one more case."""
+    request = draft.asked.request
+    pictures = digests_in(str(request.prompt))
+    album = album_of(site.task)
+    if not pictures or album is None:
+        return
+    shown = [other for r in known for other in digests_in(str(r.prompt)) if other not in pictures]
+    others = list(dict.fromkeys(shown))
+    sample = draft.rng.sample(others, min(OTHER_PICTURES, len(others)))
+    prompts: list[Prompt] = [_showing(request.prompt, [other]) for other in sample]
+    prompts += [_showing(request.prompt, [album.plain()]), _showing(request.prompt, [])]
+    asked = [_showing(r.prompt, pictures) for r in known if digests_in(str(r.prompt))]
+    words = [p for p in dict.fromkeys(asked) if compared(p) != compared(request.prompt)]
+    prompts += draft.rng.sample(words, min(OTHER_PROMPTS, len(words)))
+    edit_questions = {encoding.question.ids for encoding in draft.asked.encodings}
+    questions = dict.fromkeys(_question(site, prompt) for prompt in prompts)
+    draft.questions = [
+        q for q in questions if q and q not in edit_questions and _fits(site, q, config)
+    ]
+    draft.rng.shuffle(draft.questions)
+
+
+def _showing(prompt: Prompt, pictures: Sequence[str]) -> Prompt:
+    """Return the prompt with these pictures in the place of its own, one for each, the first for
+    those beyond; without any picture it shows none."""
+    if isinstance(prompt, str):
+        return substituted(prompt, pictures)
+    turns = (Message(m.role, substituted(m.content, pictures)) for m in prompt.messages)
+    return Chat(tuple(turns))
 
 
 def _ask_elsewhere(

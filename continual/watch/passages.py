@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from continual.picture_marks import packed, unpacked
 from continual.tasks import Encoding, Question
 
 UNSAID = -1
@@ -48,10 +49,10 @@ class Passage:
 
     def to_json(self) -> list[Any]:
         """Return the passage as [ids, first, said]."""
-        return [list(self.ids), self.first, list(self.said)]
+        return [packed(self.ids), self.first, list(self.said)]
 
     @classmethod
     def from_json(cls, record: Sequence[Any]) -> Self:
         """Read a passage from its JSON form."""
         ids, place, tokens = record
-        return cls(tuple(ids), int(place), tuple(tokens))
+        return cls(unpacked(ids), int(place), tuple(tokens))

@@ -98,3 +98,23 @@ class FtLConfig(FineTuneConfig):
         super().__post_init__()
         if self.norm_bound <= 0:
             raise self.refused("norm_bound is more than 0")
+
+
+PROJECTION, LAST_BLOCK = "projection", "block"
+
+
+@dataclass(frozen=True)
+class FtVisionConfig(FineTuneConfig):
+    """The settings of FT(vision): of a part of the model in front of its text blocks."""
+
+    table: ClassVar[str] = "editor.ft-vision"
+
+    learning_rate: float = 1e-3
+    part: str = PROJECTION
+    """`projection`: the layers between pictures and text; `block`: the last block of the vision
+    side that pictures' states depend on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part not in (PROJECTION, LAST_BLOCK):
+            raise self.refused(f"part is {PROJECTION} or {LAST_BLOCK}")
