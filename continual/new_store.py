@@ -61,6 +61,7 @@ class NewStore:
     stream: Mapping[str, Any] | None = None  # the [stream] table
     calibration: Mapping[str, Any] | None = None  # the [calibration] table; None: of a new store
     text: tuple[Path, ...] = ()  # files of general text, in the place of the base's own
+    lender: Store | None = None  # the store that has the pictures that its probes show
 
     @property
     def embedded(self) -> EmbeddedModel | None:
@@ -82,6 +83,8 @@ def init(
     base, new = _with_context(_base(new), new)
     table = new_settings(base, _told_task(new))
     task = make_task(base, table)
+    if (album := album_of(task)) is not None and new.lender is not None:
+        album.borrow(new.lender)
     probes = _probes(new, task)
     settings = _settings(new, base, table, probes) | _editors(new, task)
     edited = EditedModel(base)

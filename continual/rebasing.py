@@ -21,6 +21,7 @@ from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history.inspection import retained_at
 from continual.new_store import NewStore, init
+from continual.pictures.album import album_of
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
 from continual.requests import NOT_CONTENT, Request
@@ -144,6 +145,8 @@ def opened(source: Store, path: Path, model: str, executor: Executor = LOCAL) ->
                     f"{path} is a store, and not one that a rebase of this history at "
                     f"{source.head_id[:12]} began: choose another folder."
                 )
+            if (album := album_of(session.task)) is not None:
+                album.borrow(source)
             yield session
         return
     with _probe_files(source) as files:
@@ -168,13 +171,17 @@ def _new(
         editors=settings.editors,
         calibration=settings.calibration,
         origin=origin,
+        lender=source,
     )
 
 
 def _task(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `[task]` table without the former model's chat template; prompts and answers are
-    joined as before."""
-    return {"joining": SPACED, **{k: v for k, v in table.items() if k != "template"}}
+    """Return the `[task]` table without the former model's chat template and picture processor;
+    prompts and answers are joined as before."""
+    return {"joining": SPACED, **{k: v for k, v in table.items() if k not in _OF_MODELS}}
+
+
+_OF_MODELS = ("template", "processor")
 
 
 @contextmanager

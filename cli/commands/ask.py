@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     help="Many prompts: a text on each line, or JSON with a prompt or messages.",
 )
 @click.option(
+    "--picture",
+    "pictures",
+    metavar="FILE",
+    multiple=True,
+    help="A picture that each PROMPT shows (repeatable), where it says <image>, or in front.",
+)
+@click.option(
     "--tokens",
     "tokens_max",
     type=click.IntRange(1),
@@ -60,6 +67,7 @@ def command(
     texts: tuple[str, ...],
     messages: str | None,
     source: str | None,
+    pictures: tuple[str, ...],
     tokens_max: int,
     at: str,
     compare: str | None,
@@ -78,6 +86,7 @@ def command(
       cedit ask "The capital of Australia is" "The capital of Peru is" --compare base
       cedit ask --file prompts.txt --json
       cedit ask --messages '[{"role": "user", "content": "What is the capital of Australia?"}]'
+      cedit ask "Question: What is this? Short answer:" --picture photo.jpg
     """
     prompts = _prompts(texts, messages, source)
     path = find_store(store)
@@ -87,6 +96,7 @@ def command(
 
     with open_session(path, writable=False, at=at) as session:
         answers = []
+        prompts = [session.shown(prompt, pictures) for prompt in prompts]
         for prompt in prompts:
             answers.append(_record(session, prompt, tokens_max, at))
             if compare is None:
@@ -98,13 +108,16 @@ def command(
 
 def _record(session: Session, prompt: Prompt, tokens_max: int, at: str) -> dict[str, Any]:
     """Ask the model where the session stands, and return the JSON record of its answer."""
+    from continual.picture_marks import digests_in, shown
     from continual.prompts import Chat
 
     answer = session.answer(prompt, tokens_max)
+    digests = digests_in(str(prompt))
     revision = session.store.revision(at)
     return {
         "type": "answer",
-        "prompt": str(prompt),
+        "prompt": shown(str(prompt)),
+        **({"pictures": list(digests)} if digests else {}),
         **({"messages": prompt.to_json()} if isinstance(prompt, Chat) else {}),
         "answer": answer.text,
         "revision": revision.id,

@@ -23,6 +23,13 @@ PARTLY_DONE = 3
 @click.option("--relation", help="The relation that it states, such as capital.")
 @click.option("--rephrase", "rephrases", multiple=True, help="Another way to ask (repeatable).")
 @click.option(
+    "--picture",
+    "images",
+    metavar="FILE",
+    multiple=True,
+    help="A picture that PROMPT shows (repeatable), where it says <image>, or in front.",
+)
+@click.option(
     "--editor",
     type=EditorChain(),
     metavar="E[,E2]",
@@ -37,6 +44,7 @@ def command(
     answer: str,
     editor: str | None,
     force: bool,
+    images: tuple[str, ...],
     **told: Any,
 ) -> int:
     """Correct the answer to one prompt.
@@ -50,19 +58,22 @@ def command(
     \b
     Example:
       cedit fix "The capital of Australia is" Canberra --subject Australia
+      cedit fix "Question: Whose sign is this? Short answer:" Anna --picture sign.png
     """
     path = find_store(store)
     require_writable(path)
     record = {"prompt": prompt, "target_new": answer, **{k: v for k, v in told.items() if v}}
+    if images:
+        record["images"] = list(images)
     from continual.session import open_session
 
     with open_session(path) as session:
-        earlier_answer = session.ask(prompt)
+        earlier_answer = session.ask(prompt, pictures=images)
         (step,) = session.apply([record], editor=editor, force=force)
         result = {
             **_record(step, prompt, answer),
             "before": earlier_answer,
-            "after": session.ask(prompt),
+            "after": session.ask(prompt, pictures=images),
         }
     out.result(result, *_text(result))
     return PARTLY_DONE if result["outcome"] == "failed" else 0

@@ -34,6 +34,7 @@ class Album:
 
     def __init__(self) -> None:
         self._store: Store | None = None
+        self._lender: Store | None = None
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._digests: dict[str, str] = {}  # by key, of all pictures met so far
 
@@ -43,6 +44,10 @@ class Album:
         if store.writable:
             for digest in list(self._held):
                 store.keep_picture({PICTURE: self._held.pop(digest)}, content.META)
+
+    def borrow(self, store: Store) -> None:
+        """Take pictures that are not here from another store, as they are asked for."""
+        self._lender = store
 
     def take(self, source: object, folder: Path | None = None) -> str:
         """Take a picture in: a path (a relative one in `folder`), a data URI, bytes, or the digest
@@ -95,6 +100,9 @@ class Album:
             known = names[0] if names else None
             if known is not None:
                 self._note(known)
+        if known is None and self._lender is not None:
+            names = self._lender.pictures_from(key[:KEY_DIGITS])
+            known = self.add(self._lender.picture(names[0])[PICTURE]) if names else None
         if known is None or not known.startswith(key) or not self._is_here(known):
             raise content.PictureError(
                 f"the picture {key[:KEY_DIGITS]} is not in the store: give it with its request, or "

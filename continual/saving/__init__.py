@@ -30,6 +30,7 @@ from continual.history.corrections import in_force
 from continual.history.inspection import rates_at
 from continual.model_files import weights_format
 from continual.open_store import OpenStore
+from continual.pictures.album import album_of
 from continual.recheck.run_state import Past, RunState
 from continual.saving.card import card_text, manifest_text
 from continual.saving.folders import FILES, MANIFEST, files_in, placed_whole, require_replaceable
@@ -73,6 +74,11 @@ def save(
     folder with files that cedit did not write, UnknownRevision, ModelError, StoreError.
     """
     started, target = time.perf_counter(), Path(directory)
+    if album_of(opened.task) is not None:
+        raise CannotSave(
+            "A model that sees cannot be saved yet: its probes show pictures, and the saved model "
+            "could not be asked them. `cedit export` takes the history along, as one file."
+        )
     form = _form(settings)
     path = opened.store.settings["model"]["path"]
     spared = (opened.store.path, Path(path))

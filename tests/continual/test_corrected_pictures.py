@@ -216,3 +216,16 @@ def test_a_store_of_texts_refuses_pictures_by_name(made: Make, random_model: Pat
         session.ask(QUESTION, 1, [str(picture_file(tmp_path, 1))])
     with pytest.raises(RequestError, match="takes texts alone"):
         session.ask("<|picture:" + "ab" * 32 + "|>" + QUESTION)
+
+
+def test_a_rebase_takes_the_pictures_along(session, tmp_path):
+    from continual import rebasing
+
+    model = save_seeing(tmp_path / "other", seed=1)
+    one = record(tmp_path, 1)
+    session.apply([one])
+    with rebasing.opened(session.store, tmp_path / "rebased", str(model)) as rebased:
+        for group in rebasing.groups(session.store):
+            list(rebased.apply_requests(group.requests, group.settings))
+        assert rebased.ask(QUESTION, 1, [one["image"]]) == FIRST
+        assert [p for p in verify(rebased.store) if not p.harmless] == []
