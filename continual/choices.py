@@ -203,13 +203,13 @@ TASKS = Registry(
         "seq2seq", "continual.tasks.seq2seq:Seq2SeqTask", "an encoder-decoder answers the prompt"
     ),
     TaskEntry(
-        "multimodal",
-        "continual.tasks.multimodal:MultimodalTask",
-        "a decoder that sees continues a prompt with pictures (LLaVA's class)",
-    ),
-    TaskEntry(
         "classification",
         "continual.tasks.classification:ClassificationTask",
         "a classifier labels the prompt",
+    ),
+    TaskEntry(
+        "multimodal",
+        "continual.tasks.multimodal:MultimodalTask",
+        "a decoder that sees continues a prompt with pictures (LLaVA's class)",
     ),
 )
