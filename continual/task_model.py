@@ -22,6 +22,7 @@ from continual.passes.batching import by_length
 from continual.passes.edit_site import find_tail
 from continual.passes.partial import logits_of
 from continual.passes.row_tail import RowTail
+from continual.pictures.album import album_of
 from continual.tasks import Encoding, Task, answer_places, sequences
 from continual.verdicts import tie_of, verdict_of
 
@@ -37,7 +38,7 @@ class TaskModel:
         """`executor` runs the passes over many probes."""
         self.edited = edited
         self.task = task
-        self.executor = executor
+        self.executor = executor if album_of(task) is None else LOCAL  # pictures stay here
         self._tail: RowTail | None = None
         if not edited.anatomy.no_rows:
             with edited.up_to_last_sum():
