@@ -8,6 +8,7 @@ Each is run from the project root:
     python -m benchmarks.batches       300 corrections of the atlas in batches of 10, by editor
     python -m benchmarks.lookup        the look-up beside T-Patcher, one correction after another
     python -m benchmarks.long_streams  10,000 corrections of the atlas, all of them in force
+    python -m benchmarks.instead       a LoRA, and retrieval into the prompt, on the same stream
     python -m benchmarks.counterfact   500 CounterFact records, on a model that knows their facts
     python -m benchmarks.real_model    a pretrained model after a stream, asked from outside
     python -m benchmarks.baselines     fine-tuning on the atlas, one correction after another
