@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from cli.server.access import Asker, Served
@@ -24,6 +24,7 @@ from continual.serving.names import revision_of, served_names
 router = APIRouter()
 COMPLETION_TOKENS = 16  # as OpenAI's, where a request names no number
 PING_S = 15.0
+CLIENT_GONE = 499  # as nginx logs it; nobody reads the response
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -65,7 +66,9 @@ def model(service: Served, _: Asker, model: str) -> dict[str, Any]:
 
 
 @router.post("/v1/chat/completions")
-async def chat_completions(service: Served, _: Asker, body: ChatRequest) -> Response:
+async def chat_completions(
+    request: Request, service: Served, _: Asker, body: ChatRequest
+) -> Response:
     """Answer a chat."""
     messages = [{"role": turn.role, "content": turn.text} for turn in body.messages]
     try:
@@ -77,11 +80,13 @@ async def chat_completions(service: Served, _: Asker, body: ChatRequest) -> Resp
     tokens_max = body.max_completion_tokens or body.max_tokens
     heard = [_put(service, body, prompt, tokens_max, chances)]
     wording = Wording(body, "chatcmpl", "chat.completion", ChatWords(body.top_logprobs or 0))
-    return await _response(service, heard, wording)
+    return await _response(request, heard, wording)
 
 
 @router.post("/v1/completions")
-async def completions(service: Served, _: Asker, body: CompletionRequest) -> Response:
+async def completions(
+    request: Request, service: Served, _: Asker, body: CompletionRequest
+) -> Response:
     """Go on with a text, or with several."""
     if len(body.prompts) > service.limits.prompts_max:
         raise ApiProblem(400, f"{len(body.prompts)} prompts are too many.", "prompt")
@@ -91,7 +96,7 @@ async def completions(service: Served, _: Asker, body: CompletionRequest) -> Res
     tokens_max = body.max_tokens or COMPLETION_TOKENS
     heard = [_put(service, body, prompt, tokens_max, chances) for prompt in prompts]
     wording = Wording(body, "cmpl", "text_completion", TextWords(body.logprobs or 0))
-    return await _response(service, heard, wording)
+    return await _response(request, heard, wording)
 
 
 # -- asking
@@ -255,7 +260,7 @@ class Wording:
         }
 
 
-async def _response(service: Service, heard: list[Heard], wording: Wording) -> Response:
+async def _response(request: Request, heard: list[Heard], wording: Wording) -> Response:
     """Answer as a whole, or as a stream. An error before the answer begins has its own status."""
     identity = heard[0].ask.id
     headers = {"X-Request-Id": f"{wording.prefix}-{identity}"}
@@ -272,7 +277,7 @@ async def _response(service: Service, heard: list[Heard], wording: Wording) -> R
         )
     began = time.monotonic()
     try:
-        all_answered = [await one.answered() for one in heard]
+        all_answered = await _answered(request, heard)
     except BaseException as error:
         _cancel(heard)
         raise (problem_of(error) if isinstance(error, Exception) else error) from error
@@ -285,6 +290,27 @@ async def _response(service: Service, heard: list[Heard], wording: Wording) -> R
     }
     headers["openai-processing-ms"] = str(round(1000 * (time.monotonic() - began)))
     return JSONResponse(body, headers=headers)
+
+
+async def _answered(request: Request, heard: Sequence[Heard]) -> list[Answered]:
+    """Wait for all answers. Raises ApiProblem when the client has gone, and the error of an ask
+    that failed."""
+    answering = asyncio.gather(*(one.answered() for one in heard))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return await answering
+        raise ApiProblem(CLIENT_GONE, "The client has gone.")
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _streamed(heard: list[Heard], wording: Wording, first: Began) -> AsyncIterator[str]:

@@ -56,7 +56,7 @@ def test_a_person_corrects_a_model_in_a_browser(
     page.goto(url)
     page.fill("textarea", language.ask(2))
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".answer")
+    page.wait_for_selector("[data-answers] details")  # the last answer is whole
     assert page.locator(".answer").all_inner_texts() == [language.capital(2)] * 2
     page.fill("input[name=answer]", target)
     page.fill("input[name=subject]", language.COUNTRIES[2])
@@ -75,11 +75,26 @@ def test_a_person_corrects_a_model_in_a_browser(
     page.click("main form button")
     page.wait_for_selector("text=correction 1")
     assert page.locator(".answer").nth(1).inner_text().startswith(target)
+    page.goto(f"{url}/history")
+    page.click("text=Compare A and B")
+    page.wait_for_selector("text=B has")
+    page.goto(f"{url}/health/page")
+    page.click("text=Read everything back")
+    page.wait_for_selector("text=as it was written")  # the page looks again by itself
     page.goto(f"{url}/corrections/1")
     page.click("text=Take it back")
     page.wait_for_url(f"{url}/corrections/1?message=*")
     assert page.locator("main > p > .tag").first.inner_text() == "reverted"
-    for path in ("/", "/queue", "/corrections/1", "/history", "/health/page", "/settings"):
+    paths = (
+        "/",
+        "/queue",
+        "/corrections/1",
+        "/history",
+        "/history/diff",
+        "/health/page",
+        "/settings",
+    )
+    for path in paths:
         page.goto(url + path)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
     assert faults == []

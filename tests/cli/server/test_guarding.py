@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,17 @@ def test_a_body_that_never_ends_is_refused(limited: Serving) -> None:
     assert asyncio.run(sent(limited, [part], 0.01)) is None  # the client has gone
     whole = {**part, "body": b"x" * (limited.service.limits.body_bytes_max + 1)}
     assert asyncio.run(sent(limited, [whole], 5.0)) == 413
+
+
+def test_an_answer_that_nobody_waits_for_is_not_given(limited: Serving) -> None:
+    gate, service = threading.Event(), limited.service
+    service.desk.do(lambda _: gate.wait(30))
+    body = json.dumps({"model": NAME, "prompt": language.ask(1), "max_tokens": 30}).encode()
+    whole = {"type": "http.request", "body": body, "more_body": False}
+    assert asyncio.run(sent(limited, [whole], 0.05)) == 499
+    gate.set()
+    service.desk.do(lambda _: None).result()
+    assert "cedit_generation_tokens_total 0.0" in service.metrics.page().decode()
 
 
 def test_a_caller_has_so_many_requests_at_once(limited: Serving) -> None:
