@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 GRACE_S = 30
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: they are the ones to close it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -56,6 +57,7 @@ def run(
         server_header=False,
         limit_concurrency=2 * connections_max,  # the guard refuses sooner, and says why
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         proxy_headers=False,
     )
     ToldServer(config, tell).run()
