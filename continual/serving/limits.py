@@ -30,19 +30,19 @@ class ServerSettings(SettingsTable):
     requests_per_minute: int = 1200
     """Of one caller: a token, or an address without one. So many at once, and so many more spread
     over each minute; 0 sets no limit. `/health`, `/ready` and `/metrics` are not counted."""
-    requests_at_once: int = 64  # of one caller, being answered or waiting; 0 sets no limit
+    requests_at_once: int = 64  # of one caller, answered or waiting; 0 sets no limit
     connections_max: int = 512  # requests of all callers at once
     waiting_max: int = 128  # asks that wait for the model; more are refused
     batch_max: int = 16  # answers generated together
-    tokens_max: int = 4096  # of one answer, whatever is asked for
-    body_bytes_max: int = 4 * MEBIBYTE  # of a request's body
-    body_seconds_max: float = 30.0  # for a body to arrive
+    tokens_max: int = 4096  # tokens of one answer, whatever is asked for
+    body_bytes_max: int = 4 * MEBIBYTE  # bytes of a request's body
+    body_seconds_max: float = 30.0  # seconds for a body to arrive
     answers_max: int = 8  # answers to one prompt (`n`)
     prompts_max: int = 16  # prompts in one request for completions
     stops_max: int = 16  # texts that end an answer (`stop`)
-    stop_characters_max: int = 256  # of each of these texts
+    stop_characters_max: int = 256  # characters of each of these texts
     chances_max: int = 20  # likeliest tokens told for each token (`logprobs`)
-    corrections_max: int = 1000  # handed in, or decided on, at once
+    corrections_max: int = 1000  # corrections handed in, or decided on, at once
     page_max: int = 1000  # corrections listed at once
     prepares: bool = True
     """Whether the server measures all probes when it starts, so that its first correction takes no
