@@ -298,7 +298,8 @@ async def _answered(request: Request, heard: Sequence[Heard]) -> list[Answered]:
     answering = asyncio.gather(*(one.answered() for one in heard))
     leaving = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {answering, leaving}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             return await answering
         raise ApiProblem(CLIENT_GONE, "The client has gone.")
