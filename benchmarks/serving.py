@@ -219,7 +219,7 @@ async def while_corrected(
 
 @contextmanager
 def served(store: Path, threads: int) -> Iterator[str]:
-    """Run `cedit serve` in a process of its own; yield its address."""
+    """Run `cedit serve` in a process of its own; yield its address when it is ready."""
     command = [sys.executable, "-m", "cli.main", "serve", "--store", str(store)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     child = subprocess.Popen(
@@ -233,7 +233,10 @@ def served(store: Path, threads: int) -> Iterator[str]:
         line = child.stdout.readline()
         if not line:
             raise SystemExit(f"the server ended with {child.wait()}")
-        yield str(json.loads(line)["url"])
+        url = str(json.loads(line)["url"])
+        while httpx.get(f"{url}/ready", timeout=None).status_code != 200:
+            time.sleep(POLL_S)
+        yield url
     finally:
         child.send_signal(signal.SIGTERM)
         child.wait()
