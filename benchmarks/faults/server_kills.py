@@ -35,7 +35,9 @@ from store.check import verify
 
 NAME = "tiny"
 PER_STORE = 25  # kills before a fresh store is taken
-LIFE_S = (0.0, 2.5)  # after the start
+LIFE_S = 2.0  # of a server that listens, at most
+EARLY = 0.2  # share of the servers that are killed while they start
+START_S = 2.0  # of the first start, until one was measured
 PATIENCE_S = 60.0
 WORDS = ("red", "green", "blue", "gold", "grey", "pink", "black", "white")
 SETTLED = frozenset({"applied", "verified", "failed", "broken", "repaired", "superseded"})
@@ -112,6 +114,10 @@ class Server:
         self.is_killed = True
         self.child.kill()
 
+    def kill_after(self, seconds: float) -> None:
+        """Kill it after some time, whatever goes on then."""
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+
     def wait(self, store: Path) -> None:
         """Wait until it listens. Raises ServerGone."""
         end = time.monotonic() + PATIENCE_S
@@ -147,22 +153,20 @@ class Server:
 
 
 @contextmanager
-def running(store: Path, folder: Path, life_s: float | None) -> Iterator[Server]:
-    """Run a server on a store within `with`; it is killed after so many seconds, or ended in the
-    end."""
+def running(store: Path, folder: Path, *, in_peace: bool = False) -> Iterator[Server]:
+    """Run a server on a store within `with`; it is killed in the end at the latest, or ended in
+    peace."""
     port_file = folder / "told"
     port_file.unlink(missing_ok=True)
     server = Server(processes.fork(partial(serve, store, port_file)), port_file)
     before = signal.signal(signal.SIGALRM, server.kill)
     try:
-        if life_s is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(life_s, 0.001))
         server.child.go()
         yield server
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if life_s is None:
+        if in_peace:
             with suppress(ProcessLookupError):
                 os.kill(server.child.pid, signal.SIGTERM)
         else:
@@ -327,20 +331,18 @@ def at_random_moments(
 ) -> None:
     """Kill servers so many times, or as often as there is time for. The control is a store put back
     to the time before its server acknowledged anything."""
-    draw = random.Random(seed)
-    acts: Counter[str] = Counter()
     end = None if seconds is None else time.monotonic() + seconds
     with tempfile.TemporaryDirectory(dir=_fast()) as name:
-        folder = Path(name)
         commands.warm_up()
         _import_server()
-        processes.run(partial(make_template, folder / "template"))
-        done = 0
-        while done < kills and (end is None or time.monotonic() < end):
-            count = min(PER_STORE, kills - done)
-            done += _of_one_store(finding, control, folder, count, draw, acts, end)
-    told = ", ".join(f"{count} {name}" for name, count in acts.items())
-    finding.note = f"{done} kills; acknowledged: {told}"
+        processes.run(partial(make_template, Path(name) / "template"))
+        run = KillRun(finding, control, Path(name), random.Random(seed), end)
+        while run.kills < kills and not run.is_late:
+            run.of_one_store(min(PER_STORE, kills - run.kills))
+    told = ", ".join(f"{count} {act}" for act, count in run.acts.items())
+    finding.note = (
+        f"{run.kills} kills, {run.early} of them before it listened; acknowledged: {told}"
+    )
 
 
 def _fast() -> Path | None:
@@ -353,43 +355,67 @@ def _import_server() -> None:
     import continual.session  # noqa: F401
 
 
-def _of_one_store(
-    finding: Finding,
-    control: Finding,
-    folder: Path,
-    kills: int,
-    draw: random.Random,
-    acts: Counter[str],
-    end: float | None,
-) -> int:
-    """Kill the servers of one store, one after another, and let a last one finish in peace."""
-    store = copied(folder / "template" / "store", folder / "store")
-    known, done = Known(), 0
-    person = Person(known, draw)
-    while done < kills and (end is None or time.monotonic() < end):
-        with running(store, folder, draw.uniform(*LIFE_S)) as server, suppress(ServerGone):
+@dataclass
+class KillRun:
+    """Kills of servers, store after store."""
+
+    finding: Finding
+    control: Finding
+    folder: Path
+    draw: random.Random
+    end: float | None  # monotonic seconds
+    kills: int = 0
+    early: int = 0
+    start_s: float = START_S
+    acts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def is_late(self) -> bool:
+        """True when its time is over."""
+        return self.end is not None and time.monotonic() > self.end
+
+    def of_one_store(self, kills: int) -> None:
+        """Kill the servers of one store, one after another, and let a last one finish in peace."""
+        template = self.folder / "template" / "store"
+        store, known = copied(template, self.folder / "store"), Known()
+        person = Person(known, self.draw)
+        for _ in range(kills):
+            if not self.is_late:
+                self._kill(store, person)
+        with running(store, self.folder, in_peace=True) as server:
             server.wait(store)
             _resolve(server, known)
             person.propose_again(server)
+            _settle(server)
+        verified = commands.run("verify", "--store", str(store))
+        problems = [] if verified.code == 0 else [f"verify: {verified}"]
+        self._count("the end", store, person, problems, is_end=True)
+        found = processes.run(partial(look, copied(template, self.folder / "store"), known, False))
+        if known.numbers:
+            self.control.count("put back", processes.said_problems(found))
+        self.acts.update(person.acts)
+
+    def _kill(self, store: Path, person: Person) -> None:
+        is_listening = False
+        with running(store, self.folder) as server, suppress(ServerGone):
+            if self.draw.random() < EARLY:
+                server.kill_after(self.draw.uniform(0.0, self.start_s))
+            begun = time.monotonic()
+            server.wait(store)
+            is_listening, self.start_s = True, time.monotonic() - begun
+            server.kill_after(self.draw.uniform(0.0, LIFE_S))
+            _resolve(server, person.known)
+            person.propose_again(server)
             person.act_until_killed(server)
-        done += 1
-        found = processes.run(partial(look, store, known, False))
-        finding.count(f"kill {done}", person.problems + processes.said_problems(found))
+        self.kills, self.early = self.kills + 1, self.early + (not is_listening)
+        self._count(f"kill {self.kills}", store, person, [], is_end=False)
+
+    def _count(
+        self, case: str, store: Path, person: Person, problems: list[str], *, is_end: bool
+    ) -> None:
+        found = processes.run(partial(look, store, person.known, is_end))
+        self.finding.count(case, person.problems + processes.said_problems(found) + problems)
         person.problems = []
-    with running(store, folder, None) as server:
-        server.wait(store)
-        _resolve(server, known)
-        person.propose_again(server)
-        _settle(server)
-    found = processes.run(partial(look, store, known, True))
-    verified = commands.run("verify", "--store", str(store))
-    problems = [] if verified.code == 0 else [f"verify: {verified}"]
-    finding.count("the end", person.problems + processes.said_problems(found) + problems)
-    earlier = copied(folder / "template" / "store", folder / "store")
-    found = processes.run(partial(look, earlier, known, True))
-    control.count("put back", processes.said_problems(found))
-    acts.update(person.acts)
-    return done
 
 
 def _resolve(server: Server, known: Known) -> None:
