@@ -1,14 +1,15 @@
 """Measures how MEMIT's edits in batches last on the atlas, and how consolidating changes them.
 
     python -m benchmarks.retention [--edits 100] [--batch 50] [--skip 0] [--editor memit]
-                                   [--rows default,past,lead,pin,general,heavy,all] [--drift 0.2] [--json OUT]
+                                   [--rows default,past,lead,pin,general,heavy,all]
+                                   [--drift 0.2] [--json OUT]
 
 Each row makes the same edits in batches, with other settings, from base on: `past` has the keys of
 earlier batches in the system, `lead` ends searches four steps after the target leads, `pin` pins
-the lengths of values, `general` and `heavy` hold general text at 6 and 20 times the weight of C₀, `all`
-does the first three. `--drift` is the budget of all rows. Behind it all
-batches are made one by `cedit consolidate`, and everything is measured again. Rates are those at
-the end: GR's wordings, too. The seconds are the processor's.
+the lengths of values, `general` and `heavy` hold general text at 6 and 20 times the weight of C₀,
+`all` does the first three. `--drift` is the budget of all rows. Behind it all batches are made one
+by `cedit consolidate`, and everything is measured again. Rates are those at the end: GR's wordings,
+too. The seconds are the processor's.
 """
 
 from __future__ import annotations

@@ -133,8 +133,7 @@ def _told(
 def _openings(gates: HeardGates, owners: Owners, length: int) -> Iterator[tuple[int, Spoke]]:
     """Yield the openings of an effect's rows with the positions of their tokens in prompt and
     answer. The first pass reads the prompt; each later one a token more, or all again."""
-    kind = _kind(gates.kinds)
-    assert kind is not None
+    kind = _kind(gates.kinds) or min(gates.kinds)  # of a kind that came later: its own name
     names = owners.get((kind, gates.place), ())
     for step, opened in enumerate(gates.passes):
         start = length + step - opened.length
