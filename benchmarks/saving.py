@@ -2,15 +2,17 @@
 
     python -m benchmarks.saving [--model DIR | --world NAME] [--stream FILE] [--skip N]
         [--edits tpatcher=50,memit=20] [--forms transformers,peft] [--dtypes float32,bfloat16]
-        [--texts N] [--neighbours N] [--calibrated] [--train-probes FILE] [--test-probes FILE]
-        [--cache DIR] [--json OUT]
+        [--texts N] [--neighbours N] [--calibrated] [--unlimited] [--statistics PACK]
+        [--train-probes FILE] [--test-probes FILE] [--cache DIR] [--json OUT]
 
 Each editor corrects the first requests of the stream that it gets right, so many of them, in a
 store of its own with the editor's neurons plain: no context, and no subject to ask for. The store
 is saved in each form and number format, loaded by transformers or peft alone, and asked every
 probe again. The base in the same number format is asked, too: what turns there is rounding, and no
 matter of the edits. `--model` is the atlas unless named, with its own corrections and probes;
-`--world` is a small model of made-up facts, which is trained first.
+`--world` is a small model of made-up facts, which is trained first. `--unlimited` takes the budgets
+of the watch set off: on some models it refuses all edits of matrices. `--statistics` is a pack of
+`cedit train stats --out`.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ COLUMNS = (
     TextColumn("s", "seconds", ",.1f"),
 )
 MIB = 1 << 20
+UNLIMITED = {"watch_max": 1.0, "neighbours_max": 1.0, "spread_max": 1.0}
 BATCHED = ("memit", "emmet", "alphaedit")
 
 
@@ -89,7 +92,11 @@ def store_of(options: argparse.Namespace, folder: Path) -> Session:
             model,
             anatomy={"context": "none"},
             editors={"tpatcher": {"asks_subject": False}},
-            watch={"texts": options.texts, "neighbours": options.neighbours},
+            watch={
+                "texts": options.texts,
+                "neighbours": options.neighbours,
+                **(UNLIMITED if options.unlimited else {}),
+            },
             calibration={"at_first_use": options.calibrated},
             **probes,
         ),
@@ -168,6 +175,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             requests = islice(requests_of(options), options.skip, None)
             with store_of(options, Path(scratch) / "store") as session:
+                if options.statistics is not None:
+                    session.statistics.take_in(options.statistics)
                 applied = corrected(session, editor, int(count), requests)
                 dtypes = options.dtypes.split(",")
                 turned = {dtype: base_turned(session, dtype) for dtype in dtypes}
@@ -190,6 +199,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=128)
     parser.add_argument("--neighbours", type=int, default=16)
     parser.add_argument("--calibrated", action="store_true")
+    parser.add_argument("--unlimited", action="store_true")
+    parser.add_argument("--statistics", type=Path, metavar="PACK")
     parser.add_argument("--train-probes", type=Path)
     parser.add_argument("--test-probes", type=Path)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "cedit-benchmarks")
