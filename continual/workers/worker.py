@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from continual.base import BaseSource, WrongBaseModel
 from continual.errors import ModelError
@@ -174,6 +175,7 @@ def _told(error: Exception) -> Exception:
 def serve(descriptor: int) -> None:
     """Work the assignments that come by a socket, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the crew's process decides
+    disable_progress_bar()  # the terminal is that of the crew's process
     worker, connection = Worker(), Connection(descriptor)
     try:
         while True:
