@@ -11,6 +11,7 @@ Each is run from the project root:
     python -m benchmarks.instead       a LoRA, and retrieval into the prompt, on the same stream
     python -m benchmarks.counterfact   500 CounterFact records, on a model that knows their facts
     python -m benchmarks.real_model    a pretrained model after a stream, asked from outside
+    python -m benchmarks.mmedit        single edits of a model that sees, by MMEdit's metrics
     python -m benchmarks.baselines     fine-tuning on the atlas, one correction after another
     python -m benchmarks.gradients     editors by gradients on the atlas, one after another
     python -m benchmarks.memory        SERAC and IKE on the atlas, one correction after another

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-VOID = frozenset({"meta", "link", "br", "hr", "col", "wbr"})
+VOID = frozenset({"meta", "link", "br", "hr", "col", "wbr", "img"})
 
 
 class Markup(str):

@@ -52,6 +52,7 @@ from continual.reporting.corrections import (
     EDIT,
     Broken,
     Corrections,
+    CorrectionText,
     Failed,
     InForce,
     Quarantined,
@@ -253,13 +254,22 @@ def _fold_name(rows: Sequence[InForce]) -> str:
 
 
 _IN_FORCE: Sequence[ReportColumn[InForce]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("before", TEXT, lambda row: _before(row)),
     ReportColumn("after", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("editor", NAME, lambda row: row.editor or DASH),
     ReportColumn("date", NAME, lambda row: day(row.at)),
     ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
+
+
+def _prompt(request: CorrectionText) -> Markup:
+    """Return a prompt, behind thumbnails of the pictures that it shows."""
+    pictures = (
+        element("img", src=uri, alt="the picture that the prompt shows", class_="thumbnail")
+        for uri in request.thumbnails
+    )
+    return join(*pictures, told(request.prompt))
 
 
 def _before(row: InForce) -> Markup | str:
@@ -328,21 +338,21 @@ def _wrong(found: Corrections) -> str:
 
 
 _BROKEN: Sequence[ReportColumn[Broken]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("editor", NAME, lambda row: row.editor or DASH),
     ReportColumn("applied", NUMBER, lambda row: entry(row.applied_seq)),
     ReportColumn("wrong since", NUMBER, lambda row: entry(row.since_seq)),
 )
 _REPAIRED: Sequence[ReportColumn[Repaired]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("broke", NUMBER, lambda row: entry(row.broke_seq)),
     ReportColumn("right again", NUMBER, lambda row: entry(row.mended_seq)),
     ReportColumn("by", NAME, lambda row: row.by),
 )
 _FAILED: Sequence[ReportColumn[Failed]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
@@ -353,13 +363,13 @@ _QUARANTINED: Sequence[ReportColumn[Quarantined]] = (
     ReportColumn("line", NUMBER, lambda row: DASH if row.line is None else count(row.line)),
 )
 _SUPERSEDED: Sequence[ReportColumn[Superseded]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("new target", TEXT, lambda row: told(row.by.target_new if row.by else DASH)),
     ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )
 _REVERTED: Sequence[ReportColumn[RevertedCorrection]] = (
-    ReportColumn("prompt", TEXT, lambda row: told(row.request.prompt)),
+    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
     ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
     ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
 )

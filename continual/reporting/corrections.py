@@ -10,6 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from continual.errors import CeditError
+from continual.picture_marks import digests_in
+from continual.pictures.album import PICTURE
+from continual.pictures.content import data_uri
 from continual.prompts import shown_prompt
 from continual.recheck.retention import (
     APPLIED,
@@ -38,6 +42,7 @@ class CorrectionText:
     prompt: str
     target_new: str
     target_old: str | None = None
+    thumbnails: tuple[str, ...] = ()  # of the pictures that the prompt shows, as data URIs
 
 
 @dataclass(frozen=True)
@@ -204,20 +209,45 @@ class _Trail:
         return dict(sorted(Counter(role for owner, role, _ in parts if owner in owner_ids).items()))
 
 
+THUMBNAILS_MAX = 500
+"""Pictures that one report draws; further ones are named alone."""
+THUMBNAIL_SIDE = 64  # pixels
+
+
 class _Asking:
-    """The texts of requests by id, each read once."""
+    """The texts of requests by id, each read once, with thumbnails of their pictures."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, CorrectionText] = {}
+        self._drawn: dict[str, str | None] = {}  # by digest
 
     def __call__(self, identity: str) -> CorrectionText:
         if identity not in self._known:
             record = self._store.request(identity)
             self._known[identity] = CorrectionText(
-                identity, shown_prompt(record), record["target_new"], record.get("target_old")
+                identity,
+                shown_prompt(record),
+                record["target_new"],
+                record.get("target_old"),
+                tuple(self._thumbnails(record)),
             )
         return self._known[identity]
+
+    def _thumbnails(self, record: Mapping[str, Any]) -> Iterator[str]:
+        texts = [record.get("prompt", ""), *(m["content"] for m in record.get("messages", ()))]
+        for digest in (d for text in texts for d in digests_in(text)):
+            if digest not in self._drawn and len(self._drawn) < THUMBNAILS_MAX:
+                self._drawn[digest] = self._thumbnail(digest)
+            if (drawn := self._drawn.get(digest)) is not None:
+                yield drawn
+
+    def _thumbnail(self, digest: str) -> str | None:
+        """Draw a picture small; None for one that is lost, or cannot be drawn here."""
+        try:
+            return data_uri(self._store.picture(digest)[PICTURE], THUMBNAIL_SIDE)
+        except CeditError:
+            return None
 
 
 def _by(visit: Visit, outcome: Outcome | None) -> str:

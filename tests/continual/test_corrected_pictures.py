@@ -229,3 +229,13 @@ def test_a_rebase_takes_the_pictures_along(session, tmp_path):
             list(rebased.apply_requests(group.requests, group.settings))
         assert rebased.ask(QUESTION, 1, [one["image"]]) == FIRST
         assert [p for p in verify(rebased.store) if not p.harmless] == []
+
+
+def test_the_report_shows_a_thumbnail_of_each_corrections_picture(session, tmp_path):
+    from cli.report.page import page
+    from continual.reporting import report_on
+
+    session.apply([record(tmp_path, 1)])
+    html = page(report_on(session.store), "0")
+    assert html.count("data:image/png;base64,") == 1
+    assert "[picture " in html

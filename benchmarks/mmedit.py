@@ -1,0 +1,228 @@
+"""MMEdit's protocol (Cheng et al., EMNLP 2023): single edits of a model that sees, its metrics.
+
+    python -m benchmarks.mmedit RECORDS --model DIR [--pictures DIR] [--editor tpatcher,ft-vision]
+
+Each record is edited alone, on a store of its own kind: it is applied, measured, and rolled back.
+Beside MMEdit's metrics, which are shares of tokens under teacher forcing, stand exact matches of
+free greedy decoding, and three controls: the question on another record's picture, on a plain one,
+and without a picture. Prints a table; `--json FILE` writes the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from continual.memory.answers import AnswerJudge
+from continual.new_store import NewStore, init
+from continual.picture_marks import digests_in, substituted
+from continual.pictures.album import album_of
+from continual.readers.mmedit import PICTURE
+from continual.requests import Probe, Request
+from continual.session import Session
+from continual.streams import open_stream
+from continual.tasks import Encoding
+
+TEXT_RANKS, PICTURE_RANKS = 1, 10
+"""The likeliest tokens that are compared at each position: of text locality, picture locality."""
+METRICS = (
+    "Rel", "T-Gen", "M-Gen", "T-Loc", "M-Loc", "Rel exact", "T-Gen exact", "M-Gen exact",
+    "M-Loc exact", "other picture", "plain picture", "no picture",
+)  # fmt: skip
+PUBLISHED = {  # E-VQA, on BLIP-2 OPT: Rel, T-Gen, T-Loc, M-Loc
+    "ft-vision": (60.56, 49.79, 100.0, 8.47),
+    "ft-last": (57.66, 47.70, 21.67, 3.06),
+    "ke": (85.28, 84.23, 90.31, 52.48),
+    "ike": (99.71, 99.62, 47.74, 2.53),
+    "serac": (91.20, 91.40, 100.0, 0.33),
+    "mend": (92.60, 92.20, 96.07, 65.15),
+}
+
+
+# -- the metrics
+
+
+def token_accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Return the share of target tokens [n] that lead in logits [n, vocab]."""
+    return float((logits.argmax(-1) == targets).float().mean())
+
+
+def ranked(logits: Tensor, ranks: int) -> Tensor:
+    """Return the ids of the likeliest tokens [T, ranks] at each position of logits [T, vocab]."""
+    return logits.topk(ranks, dim=-1).indices
+
+
+def locality(before: Tensor, after: Tensor) -> float:
+    """Return the share of equal ids, rank by rank, in [T, ranks] before and after an edit. Of
+    unlike lengths the last positions are compared."""
+    length = min(len(before), len(after))
+    return float((before[len(before) - length :] == after[len(after) - length :]).float().mean())
+
+
+# -- measuring one edit
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """The edited model of a session, as it answers: by a record where an input is about one."""
+
+    session: Session
+
+    @torch.no_grad()
+    def logits(self, encoding: Encoding) -> Tensor:
+        """Return the logits [T, vocab] of all positions of a probe with its answer."""
+        answers = AnswerJudge(self.session.site)
+        (route,) = answers.routes([encoding])
+        read = None if route is None else answers.read(route.place, encoding)
+        if read is None:
+            return self._logits(self.session.edited.model, encoding)
+        with answers.recall.reading(read.method) as model:
+            return self._logits(model, read.encoding())
+
+    def _logits(self, model: Any, encoding: Encoding) -> Tensor:
+        inputs = self.session.site.inputs([encoding])
+        logits: Tensor = model(**inputs, use_cache=False).logits[0]
+        return logits.float()
+
+    def accuracy(self, prompt: str, target: str) -> float:
+        """Return the share of a target's tokens that lead."""
+        encoding = self.session.task.encode(prompt, target)
+        logits = self.logits(encoding)[-len(encoding.targets) :]
+        return token_accuracy(logits, torch.tensor(encoding.targets, device=logits.device))
+
+    def ids(self, probe: Probe, ranks: int) -> Tensor:
+        """Return the likeliest ids at all positions of a probe with its answer."""
+        return ranked(self.logits(self.session.task.encode(probe.prompt, probe.answer)), ranks)
+
+    def says(self, prompt: str, answer: str) -> str:
+        """Return the answer of free greedy decoding, of as many tokens as an answer to this prompt:
+        a model without an end of its answers would go on."""
+        count = len(self.session.task.encode(prompt, answer).targets)
+        return self.session.ask(prompt, count).strip()
+
+
+def measure(session: Session, request: Request, other: str | None, editor: str) -> dict[str, float]:
+    """Edit one request, measure it, and go back; `other` is another record's picture."""
+    model, prompt = MeasuredModel(session), str(request.prompt)
+    probes = {probe.name: probe for probe in request.locality}
+    controls = _controls(session, prompt, other)
+    ranks = {name: PICTURE_RANKS if name == PICTURE else TEXT_RANKS for name in probes}
+    before = {name: model.ids(probe, ranks[name]) for name, probe in probes.items()}
+    target, seen = request.target_new, probes.get(PICTURE)
+    said = {name: model.says(text, target) for name, text in controls.items()}
+    seen_said = "" if seen is None else model.says(str(seen.prompt), seen.answer)
+    settings = session.settings(chain=(editor,), force=True)
+    list(session.apply_requests([replaced_probes(request)], settings))
+    result = dict(_success(model, request))
+    for name, probe in probes.items():
+        key = "M-Loc" if name == PICTURE else "T-Loc"
+        result[key] = locality(before[name], model.ids(probe, ranks[name]))
+    if seen is not None:
+        result["M-Loc exact"] = float(model.says(str(seen.prompt), seen.answer) == seen_said)
+    result |= {n: float(model.says(text, target) == said[n]) for n, text in controls.items()}
+    session.rollback("base")
+    return result
+
+
+def replaced_probes(request: Request) -> Request:
+    """Return the request alone: what measures it is not told to the editor."""
+    return request.model_copy(update={"locality": (), "held_out_rephrases": ()})
+
+
+def _success(model: MeasuredModel, request: Request) -> Iterator[tuple[str, float]]:
+    """Yield reliability and generality, by tokens and exactly."""
+    own = digests_in(str(request.prompt))
+    prompts = {"Rel": str(request.prompt)}
+    for wording in map(str, request.held_out_rephrases):
+        prompts["T-Gen" if digests_in(wording) == own else "M-Gen"] = wording
+    for name, prompt in prompts.items():
+        yield name, model.accuracy(prompt, request.target_new)
+        said = model.says(prompt, request.target_new)
+        yield f"{name} exact", float(said == request.target_new.strip())
+
+
+def _controls(session: Session, prompt: str, other: str | None) -> dict[str, str]:
+    """Return the same question on another picture, on a plain one, and without any."""
+    album = album_of(session.task)
+    assert album is not None
+    controls = {"plain picture": substituted(prompt, [album.plain()])}
+    controls["no picture"] = substituted(prompt, [])
+    return (
+        controls if other is None else {"other picture": substituted(prompt, [other]), **controls}
+    )
+
+
+# -- a run
+
+
+def run(session: Session, requests: Sequence[Request], editor: str) -> dict[str, float]:
+    """Return the means over all requests, each edited alone."""
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for place, request in enumerate(requests):
+        other = digests_in(str(requests[place - 1].prompt)) if len(requests) > 1 else ()
+        for name, share in measure(session, request, next(iter(other), None), editor).items():
+            shares[name].append(share)
+    return {name: sum(values) / len(values) for name, values in shares.items()}
+
+
+def table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Yield the lines of the table: percentages, and the published ones where there are any."""
+    yield f"{'editor':12s} " + " ".join(f"{name:>13s}" for name in METRICS)
+    for editor, shares in results.items():
+        cells = (f"{100 * shares[n]:13.2f}" if n in shares else " " * 13 for n in METRICS)
+        yield f"{editor:12s} " + " ".join(cells)
+    for editor in results:
+        if editor in PUBLISHED:
+            rel, text_generality, text_locality, picture_locality = PUBLISHED[editor]
+            yield (
+                f"{editor}, published (E-VQA, BLIP-2 OPT): Rel {rel}, T-Gen {text_generality}, "
+                f"T-Loc {text_locality}, M-Loc {picture_locality}"
+            )
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--pictures", type=Path, help="their folder; default: the records' own")
+    parser.add_argument("--editor", default="tpatcher", help="one or several, with commas")
+    parser.add_argument("--count", type=int, default=100, metavar="N")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        new = NewStore(str(options.model), task={"name": "multimodal"})
+        with init(Path(folder) / "store", new) as session:
+            requests = list(islice(read(session, options), options.count))
+            for editor in options.editor.split(","):
+                started = time.perf_counter()
+                results[editor] = run(session, requests, editor)
+                results[editor]["seconds"] = time.perf_counter() - started
+    for line in table(results):
+        print(line)
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def read(session: Session, options: argparse.Namespace) -> Iterator[Request]:
+    """Yield the records that can be read, with their pictures."""
+    stream = open_stream(str(options.records))
+    border = session.picture_border(options.pictures or stream.folder)
+    for item in replace(stream, pictures=border):
+        yield from item.requests
+
+
+if __name__ == "__main__":
+    main()
