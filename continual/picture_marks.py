@@ -122,6 +122,8 @@ def picture_keys(ids: Sequence[int]) -> tuple[str, ...]:
 
 def packed(ids: Sequence[int]) -> list[int | list[int]]:
     """Return the tokens of a sequence as JSON has them: a picture's run as [first id, number]."""
+    if max(ids, default=0) < FIRST_ID:
+        return list(ids)
     return [
         item
         for key, part in _parts(ids)
@@ -148,6 +150,8 @@ def spelled(tokenizer: Any, ids: Sequence[int], **options: Any) -> str:
 
 def marked(tokenizer: Any, ids: Sequence[int], **options: Any) -> str:
     """Return the text of tokens, with the mark of its key in the place of each picture."""
+    if max(ids, default=0) < FIRST_ID:
+        return str(tokenizer.decode(list(ids), **options))
     return "".join(
         mark(key) if key else str(tokenizer.decode(list(part), **options))
         for key, part in _parts(ids)

@@ -56,6 +56,23 @@ def fill(store: Store) -> None:
     store.put_cached("statistics/block-0", {"moment": torch.eye(2)}, {"count": 2})
 
 
+def show(store: Store) -> None:
+    """An edit whose prompt shows a picture: the store then has the format of pictures."""
+    pixels = torch.arange(4 * 5 * 3, dtype=torch.uint8).reshape(4, 5, 3)
+    digest = store.keep_picture({"pixels": pixels}, {"kind": "picture"})
+    identity = f"{9:032x}"
+    store.commit(
+        Draft(
+            "edit",
+            store.head.id,
+            "f0",
+            {"editor": "tpatcher", "requests": [{"id": identity, "outcome": "skipped"}]},
+            requests={identity: {"prompt": f"<|picture:{digest}|>Whose?", "target_new": "x"}},
+            pictures=[digest],
+        )
+    )
+
+
 def pack(path: Path, target: Path) -> None:
     """A store's files in a compressed archive."""
     plain = io.BytesIO()
@@ -75,12 +92,13 @@ def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def main() -> None:
     """Make it, where it is not there yet."""
-    target = FOLDER / f"format-{config.FORMAT}.tar.gz"
+    target = FOLDER / f"format-{config.WITH_PICTURES}.tar.gz"
     if target.exists():
         raise SystemExit(f"{target} is there already, and stays as it is")
     with tempfile.TemporaryDirectory() as folder:
         with Store.init(Path(folder) / "store", SETTINGS, {"probes": {}}, "f0") as store:
             fill(store)
+            show(store)
         pack(Path(folder) / "store", target)
 
 

@@ -30,7 +30,22 @@ def old(tmp_path: Path) -> Path:
 
 
 def test_there_is_a_golden_store_of_every_format():
-    assert {f.name for f in GOLDEN.iterdir()} == {f"format-{n}.tar.gz" for n in FORMATS}
+    every = {*FORMATS, *config.OPENED}
+    assert {f.name for f in GOLDEN.iterdir()} == {f"format-{n}.tar.gz" for n in every}
+
+
+def test_a_store_with_pictures_is_used_as_it_is(tmp_path):
+    path = golden(config.WITH_PICTURES, tmp_path / "store")
+    before = (path / config.FILE_NAME).read_bytes()
+    assert migrate(path).changes == ()
+    with Store.open(path, writable=True) as store:
+        assert [p for p in verify(store) if not p.harmless] == []
+        (ref,) = store.head.pictures
+        assert store.request(f"{9:032x}")["prompt"] == f"<|picture:{ref.sha256}|>Whose?"
+        pixels = store.picture(ref.sha256)["pixels"]
+        assert pixels.flatten().tolist() == list(range(60))
+        store.record_queue({"item/0002": {"state": "pending"}})
+    assert (path / config.FILE_NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize("number", FORMATS)
