@@ -55,10 +55,9 @@ class RayActors:
         if self._address == LOCAL_CLUSTER:
             options |= {"num_cpus": count or os.cpu_count(), "include_dashboard": False}
         try:
-            address = None if self._address == LOCAL_CLUSTER else self._address
-            if address not in (None, "auto"):  # Ray itself would try for minutes
+            if self._address not in (LOCAL_CLUSTER, "auto"):  # Ray itself would try for minutes
                 _require_open(_host_and_port(self._address))
-            ray.init(address=address, ignore_reinit_error=True, **options)
+            ray.init(address=self._address, ignore_reinit_error=True, **options)
         except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             cause = str(error) or type(error).__name__
             raise WorkerLost(
@@ -104,10 +103,12 @@ class RayActors:
 
     def close(self) -> None:
         """End all workers. A cluster of this process alone ends, too."""
-        if self._is_there():
-            for actor in self.actors.values():
-                self._ray.kill(actor)
+        actors = list(self.actors.values())
         self.actors.clear()
+        if not self._is_there():  # taking leave of a cluster that is gone would end this process
+            return
+        for actor in actors:
+            self._ray.kill(actor)
         if not self._is_shared:
             self._ray.shutdown()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,8 @@ def cluster() -> Iterator[Any]:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
     yield cluster
-    ray.shutdown()
-    with suppress(Exception):  # a test has killed it
+    if cluster.head_node is not None:
+        ray.shutdown()
         cluster.shutdown()
 
 
@@ -113,5 +112,6 @@ def test_a_cluster_that_goes_is_named(cluster: Any, seats: Watched) -> None:
     results = Crew(seats).map(work.doubled, range(100))
     assert next(results) == 0
     cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    cluster.head_node = None  # there is nothing left to be shut down
     with pytest.raises(WorkerLost, match=r"The cluster at .* is gone.*Nothing .* committed"):
         list(results)
