@@ -18,10 +18,11 @@ def command(out: Output, store: str | None, file: Path) -> None:
     """Write the whole history to one file.
 
     The file is a tar archive with a checksum for each part. It has all revisions, rolled back ones
-    too, the patches, the quarantine and the settings, but not the base model, the cache or the
-    snapshots. The same history gives the same bytes.
+    too, the patches, pictures, the quarantine and the settings, but not the base model, the cache
+    or the snapshots. The same history gives the same bytes.
 
-    With --json: {"type":"archive","file","revisions","patches","head","fingerprint","length"}.
+    With --json: {"type":"archive","file","revisions","patches","head","fingerprint",
+    "length","pictures"}.
 
     \b
     Example:

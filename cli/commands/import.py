@@ -25,7 +25,7 @@ def command(
     made; the revisions keep their ids and fingerprints.
 
     With --json: {"type":"archive","file","store","revisions","patches","head","fingerprint",
-    "length"}.
+    "length","pictures"}.
 
     \b
     Example:

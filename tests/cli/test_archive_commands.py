@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Cedit, request
 
-KEYS = {"type", "file", "revisions", "patches", "head", "fingerprint", "length"}
+KEYS = {"type", "file", "revisions", "patches", "pictures", "head", "fingerprint", "length"}
 
 
 @pytest.fixture
