@@ -19,7 +19,8 @@ import cedit_origin
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("cedit", "cli", "continual", "store")
 SERVER = {"fastapi", "markupsafe", "prometheus_client", "starlette", "uvicorn"}
-OPTIONAL = {"faiss", "matplotlib", "peft", *SERVER}  # extras: an import that fails says which
+OPTIONAL = {"PIL", "faiss", "matplotlib", "peft", "ray", *SERVER}
+"""Of extras: an import that fails says which."""
 
 
 def imported(file: Path) -> Iterator[str]:
