@@ -27,8 +27,8 @@ def test_an_older_store_is_migrated_on_request(cedit: Cedit, store: Path, stream
 
 
 def test_a_newer_store_is_refused(cedit: Cedit, store: Path) -> None:
-    set_format(store, 5)
+    set_format(store, 6)
     for command in (("status",), ("migrate",), ("verify",), ("gc", "--yes")):
         ran = cedit(*command)
         assert ran.code == 12
-        assert "format = 5" in ran.err
+        assert "format = 6" in ran.err

@@ -13,7 +13,8 @@ from store import Store
 from tests.cli.conftest import ROOT, Cedit, request
 
 KEYS = {
-    *("type", "revision", "seq", "request", "prompt", "target_new", "removed", "resolved"),
+    *("type", "revision", "seq", "request", "prompt", "target_new", "relation"),
+    *("removed", "resolved"),
     *("before", "after", "broke", "recovered", "fingerprint"),
 }
 

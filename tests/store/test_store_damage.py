@@ -300,8 +300,8 @@ def test_a_damaged_toml_is_named(full):
 
 def test_a_newer_format_is_refused_by_name(full):
     toml = full / "cedit.toml"
-    toml.write_text(toml.read_text().replace("format = 4", "format = 5"))
-    with pytest.raises(FormatVersionError, match=r"format = 5.*format = 4.*newer") as caught:
+    toml.write_text(toml.read_text().replace("format = 4", "format = 6"))
+    with pytest.raises(FormatVersionError, match=r"format = 6.*format = 4.*newer") as caught:
         Store.open(full)
     assert caught.value.exit_code == 12
     with pytest.raises(FormatVersionError):
