@@ -231,6 +231,11 @@ def by_block(rows: Sequence[EditedFact]) -> Iterator[dict[str, Any]]:
         yield record
 
 
+def _mean(rows: Sequence[EditedFact], outcome: str) -> float | None:
+    values = [v for row in rows if (v := row.outcomes[outcome]) is not None]
+    return fmean(values) if values else None
+
+
 def scatter(rows: Sequence[EditedFact], ranks: Sequence[dict[str, Any]]) -> Any:
     """Draw each outcome over the FFN's indirect effect at the subject: small points for facts, a
     large one for the mean of each block."""
@@ -335,8 +340,11 @@ def main() -> None:
         rows = []
         for editor in options.editors.split(","):
             for block in blocks:
-                rows += [edited(session, editor, block, *fact) for fact in facts]
-                tables.note(f"{editor}, block {block}")
+                at_block = [edited(session, editor, block, *fact) for fact in facts]
+                rows += at_block
+                means = ((name, _mean(at_block, name)) for name in OUTCOMES)
+                told = ", ".join(f"{name} {mean:.2f}" for name, mean in means if mean is not None)
+                tables.note(f"{editor}, block {block}: {told}")
     ranks = [rank for editor in options.editors.split(",") for rank in correlations(rows, editor)]
     tables.show(
         f"{len(facts)} facts, σ {sigma:.3g}: means by block", BLOCK_COLUMNS, [*by_block(rows)]
