@@ -20,10 +20,10 @@ from continual.recheck.retention import FAILED as STEP_FAILED
 from continual.recheck.retention import Outcome, outcomes_of
 from continual.reporting import report_on
 from continual.requests import Request
-from continual.review.following import follow
-from continual.review.items import QueueItem
+from continual.review.following import FROM_START, follow
+from continual.review.items import QueueItem, WrongState
 from continual.review.queue import CorrectionQueue
-from continual.review.states import APPLIED, APPLYING, APPROVED, FAILED, VERIFIED
+from continual.review.states import APPLIED, APPLYING, APPROVED, FAILED, GONE, VERIFIED
 from continual.session import Session
 from store import Revision, Store, StoreError
 
@@ -144,8 +144,18 @@ def begins_with(answer: str, target: str) -> bool:
 def revert_item(
     session: Session, queue: CorrectionQueue, number: int, who: str, why: str = ""
 ) -> QueueItem:
-    """Take an item's correction out of the model. Raises UnknownRequest, RevertError, …"""
+    """Take an item's correction out of the model. One that is out already, as a server that died
+    could not say, stays as it is. Raises CeditError for one that the model had right by itself,
+    UnknownRequest, RevertError, …"""
+    follow(queue, report_on(session.store))
     item = queue.get(number)
+    if item.state in GONE:
+        return item
+    if item.proof.get("outcome") == FROM_START:
+        raise WrongState(
+            f"Correction {number} has no part in the model, which was right by itself: there is "
+            "nothing to take out."
+        )
     session.revert(_request(item).id)
     follow(queue, report_on(session.store))
     item = queue.get(number)

@@ -13,7 +13,7 @@ from continual.requests import Request
 from continual.review.applying import apply_item, apply_next, begins_with, revert_item, settle
 from continual.review.conflicts import InForce
 from continual.review.following import follow
-from continual.review.items import QueueItem
+from continual.review.items import QueueItem, WrongState
 from continual.review.queue import CorrectionQueue, Proposal
 from continual.session import Session
 from store import Store
@@ -59,6 +59,20 @@ def test_what_the_model_says_already_needs_no_edit(knowing: Session) -> None:
     assert (item.state, item.proof["outcome"]) == ("verified", "skipped")
     follow(queue, report_on(knowing.store))
     assert states(queue) == ["verified"]
+    with pytest.raises(WrongState, match="right by itself"):
+        revert_item(knowing, queue, 1, "ana")
+
+
+def test_what_a_server_took_out_before_it_died_is_out(knowing: Session) -> None:
+    queue = CorrectionQueue(knowing.store)
+    item = apply_item(knowing, queue, proposed(queue, 1))
+    assert item.request is not None
+    knowing.revert(item.request.id)  # and the queue was not told
+    assert states(queue) == ["verified"]
+    head = knowing.head
+    for _ in range(2):
+        assert revert_item(knowing, queue, 1, "ana").state == "reverted"
+    assert knowing.head == head
 
 
 def test_later_edits_supersede_reverts_take_back_and_rollbacks_too(knowing: Session) -> None:
