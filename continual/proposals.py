@@ -72,8 +72,8 @@ class EditContext:
     """Gives the memory of a neuron that asks for an edit's subject; None if nothing is watched."""
     narrow: int = 0  # earlier proposals of these edits that changed too many held-out probes
     kept: dict[str, Any] = field(default_factory=dict)
-    """What editors keep for further proposals on the same model, by names of their own: readings
-    that cost much and decide nothing."""
+    """Findings that editors keep for their further proposals in this step, or in trials on the same
+    model, by names of their own."""
 
 
 @dataclass(frozen=True)

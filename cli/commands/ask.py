@@ -72,7 +72,7 @@ def command(
     at: str,
     compare: str | None,
 ) -> None:
-    """Ask the edited model, at any revision.
+    """Ask the edited model at a revision, or at two side by side.
 
     If an answer comes from an edit in memory (serac, ike), the edit and its score are printed on
     standard error; with --json they are the answer's "memory", else null:

@@ -41,6 +41,7 @@ class BlockMoments(Generic[PreparedForm]):
         self._editor, self._prepare = editor, prepare
         self._moments: dict[_Place, Tensor] = {}
         self._prepared: dict[_Place, _Prepared[PreparedForm]] = {}
+        self._general: dict[_Place, GeneralKeys] = {}
 
     def moment(self, block: int, context: EditContext) -> Tensor:
         """Return C₀ [d_ff, d_ff] float32 of a block. Raises EditError without statistics."""
@@ -57,7 +58,7 @@ class BlockMoments(Generic[PreparedForm]):
         EditError without statistics."""
         edited = context.site.edited
         place = edited.base.fingerprint, block
-        general = general_keys(block, context) if general_weight else None
+        general = self._general_keys(block, context) if general_weight else None
         left_out = frozenset[int]() if general is None else general.naming(subjects)
         prepared = self._prepared.get(place)
         if prepared is None or (prepared.general, prepared.left_out) != (general, left_out):
@@ -79,14 +80,16 @@ class BlockMoments(Generic[PreparedForm]):
             )
         return context.statistics.get(block).second_moment
 
-
-def general_keys(block: int, context: EditContext) -> GeneralKeys | None:
-    """Return the keys of general text in memory at a block, read once for all editors of a run;
-    None without such text."""
-    edited, texts = context.site.edited, context.known_answers().general
-    all_keys: dict[_Place, GeneralKeys] = context.kept.setdefault(GENERAL, {})
-    place = edited.base.fingerprint, block
-    keys = all_keys.get(place)
-    if texts and (keys is None or keys.texts != texts):
-        keys = all_keys[place] = GeneralKeys(edited, block, texts)
-    return keys if texts else None
+    def _general_keys(self, block: int, context: EditContext) -> GeneralKeys | None:
+        """Return the keys of general text in memory at a block, read once in a run, and once for
+        all trials; None without such text."""
+        edited, texts = context.site.edited, context.known_answers().general
+        place = edited.base.fingerprint, block
+        shared: dict[_Place, GeneralKeys] = context.kept.setdefault(GENERAL, {})
+        keys = self._general.get(place) or shared.get(place)
+        if texts and (keys is None or keys.texts != texts):
+            keys = GeneralKeys(edited, block, texts)
+        if not texts or keys is None:
+            return None
+        self._general[place] = shared[place] = keys
+        return keys

@@ -24,8 +24,11 @@ from continual.site import Site
 
 
 class FoundValues:
-    """Values found at the latest state of a model, for edits that are tried there once more: halves
-    of a batch that was refused as a whole search for nothing."""
+    """Values found at the latest state of a model, for edits that are tried there once more.
+
+    Halves of a batch that was refused as a whole search for nothing, and neither do trials that
+    differ in the solve alone.
+    """
 
     def __init__(self) -> None:
         self._state = ""

@@ -1,5 +1,5 @@
-"""Which edit spoke at which token: the rows beside the weights that opened, or the record that was
-read.
+"""Tells which edit spoke at a token: by the rows beside the weights that opened, or by the record
+that was read.
 
 A neuron of the last block, or a row that opens on the last token read, speaks when the next token
 is chosen. Rows further down may open on a token of the prompt, such as the subject's last one, and

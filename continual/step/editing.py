@@ -116,7 +116,7 @@ class EditStage:
         self._setup, self._chain, self._seed = setup, chain, seed
         self._answers = AnswerJudge(setup.site)
         self._near_rows: dict[tuple[str, str], Rows | None] = {}
-        self._kept: dict[str, Any] = {}  # by editors
+        self._kept: dict[str, Any] = {}  # by editors, in the step under way
 
     def edit(
         self, edits: Sequence[PlannedEdit], seq: int, parts: Sequence[Patch] = ()
@@ -126,6 +126,7 @@ class EditStage:
         `parts` are the beginning of the step's patch, on the model already as its last patch. If an
         editor raises, the model is as before the step; the caller has to build the memory anew.
         """
+        self._kept = {}  # a run that is resumed begins this step with nothing kept, too
         model = self._site.edited
         depth = model.depth - bool(parts)
         progress = EditProgress({edit.id: edit for edit in edits}, model.rows_state)

@@ -50,6 +50,24 @@ def test_an_answer_of_several_tokens_becomes_right_as_a_whole(bare):
     assert answers(bare, records) == [True, True]
 
 
+def test_what_editors_keep_lasts_for_one_step(bare, monkeypatch):
+    """A run that is resumed has nothing of the steps before, and comes to the same bits."""
+    seen: list[list[str]] = []
+
+    class Keeping(TPatcher):
+        def edit(self, edits, context):
+            seen.append(list(context.kept))
+            context.kept[f"try {len(seen)}"] = object()
+            return Proposal(None, {edit.id: "it does not want to" for edit in edits})
+
+    Keeping.__name__ = "TPatcher"
+    monkeypatch.setattr("continual.editors.tpatcher.TPatcher", Keeping)
+    bare.apply([correction(1), correction(2)], editor="tpatcher")
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert first[0] == second[0] == [] and len(first) > 1
+    assert first[1] == ["try 1"] and second[1] == [f"try {len(first) + 1}"]
+
+
 def test_an_answer_longer_than_the_neurons_of_one_attempt_becomes_right(bare):
     long = correction(3, words_of(3, 1, 4, 1, 5, 9, 2, 6))
     (step,) = bare.apply([long])
