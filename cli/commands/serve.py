@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.options import common, find_store, require_writable
 from cli.output import Output, short
+
+if TYPE_CHECKING:
+    from cli.server.service import Service
+    from continual.serving.desk import Desk
+    from continual.serving.limits import ServerSettings
+    from continual.serving.tokens import Token
+    from continual.session import Session
+    from store import Revision
 
 PORT = 8321
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -103,9 +113,7 @@ def command(
     from cli.server.app import make_app
     from cli.server.running import run
     from cli.server.service import Service
-    from continual.serving.address import announce, withdraw
-    from continual.serving.desk import Desk
-    from continual.serving.limits import ServerSettings
+    from continual.serving.address import withdraw
     from continual.serving.names import default_name
     from continual.serving.tokens import tokens_at_start
     from continual.session import open_session
@@ -114,21 +122,15 @@ def command(
     tokens, made = tokens_at_start(path)
     with open_session(path) as session:
         out.warn(list(session.notes))
-        told = {
-            "waiting_max": waiting_max,
-            "tokens_max": tokens_max,
-            "requests_per_minute": requests_per_minute,
-        }
-        told = {name: value for name, value in told.items() if value is not None}
-        limits = ServerSettings.of({**session.store.settings.get("server", {}), **told})
+        limits = _limits(
+            session,
+            waiting_max=waiting_max,
+            tokens_max=tokens_max,
+            requests_per_minute=requests_per_minute,
+        )
         service = Service(
             session,
-            Desk(
-                session,
-                waiting_max=limits.waiting_max,
-                rows_max=limits.batch_max,
-                tokens_max=limits.tokens_max,
-            ),
+            _desk(session, limits),
             name or default_name(session.store),
             tokens,
             _hosts(host, hosts),
@@ -136,29 +138,52 @@ def command(
             limits=limits,
             webhooks=webhooks,
         )
-        head = session.store.head
-
-        def tell(address: str, bound: int) -> None:
-            place = f"[{address}]" if ":" in address else address
-            url = f"http://{place}:{bound}"
-            record = {
-                "type": "serving",
-                "url": url,
-                "model": service.name,
-                "head": head.id,
-                "seq": head.seq,
-                "fingerprint": head.fingerprint,
-            }
-            lines = [f"Serving {service.name} at {url}/v1", f"head {short(head.id)} (@{head.seq})"]
-            announce(path, url)
-            out.result(record, *lines)
-            if made is not None:
-                out.note(f"The administrator's token, which is shown only now: {made.token}")
-
+        tell = partial(_tell, out, service, session.store.head, made)
         try:
             run(make_app(service), host, port, tell, limits.connections_max)
         finally:
             withdraw(path)
+
+
+def _limits(session: Session, **given: int | None) -> ServerSettings:
+    """Return the limits of the store's [server], with those of the command line in their place."""
+    from continual.serving.limits import ServerSettings
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return ServerSettings.of({**session.store.settings.get("server", {}), **chosen})
+
+
+def _desk(session: Session, limits: ServerSettings) -> Desk:
+    from continual.serving.desk import Desk
+
+    return Desk(
+        session,
+        waiting_max=limits.waiting_max,
+        rows_max=limits.batch_max,
+        tokens_max=limits.tokens_max,
+    )
+
+
+def _tell(
+    out: Output, service: Service, head: Revision, made: Token | None, address: str, port: int
+) -> None:
+    """Say that the server listens, on the terminal and to other commands on the store."""
+    from continual.serving.address import announce
+
+    url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
+    record = {
+        "type": "serving",
+        "url": url,
+        "model": service.name,
+        "head": head.id,
+        "seq": head.seq,
+        "fingerprint": head.fingerprint,
+    }
+    lines = [f"Serving {service.name} at {url}/v1", f"head {short(head.id)} (@{head.seq})"]
+    announce(service.session.store.path, url)
+    out.result(record, *lines)
+    if made is not None:
+        out.note(f"The administrator's token, which is shown only now: {made.token}")
 
 
 def _require_extra() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -355,18 +356,21 @@ def ke(**options: Any) -> None:
     _train_network("ke", **options)
 
 
-def _train_network(
-    method: str,
-    out: Output,
-    store: str | None,
-    requests: Path,
-    target: Path,
-    blocks: tuple[int, ...] | None,
-    sides: str,
-    epochs: int,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class _NetworkOptions:
+    """The options of `_network_options`."""
+
+    requests: Path
+    target: Path
+    blocks: tuple[int, ...] | None
+    sides: str
+    epochs: int
+    seed: int
+
+
+def _train_network(method: str, out: Output, store: str | None, **given: Any) -> None:
     """Train the network of an editor by gradients, and print its lines for cedit.toml."""
+    options = _NetworkOptions(**given)
     from continual.choices import EDITORS
     from continual.editors.chains import require_edits
     from continual.gradients.config import GradientConfig
@@ -377,17 +381,17 @@ def _train_network(
     from continual.streams import open_stream
 
     editor = EDITORS[method].load()
-    choice = GradientConfig.of({"blocks": blocks, "sides": sides})
-    recipe = NetworkRecipe(epochs=epochs, seed=seed)
+    choice = GradientConfig.of({"blocks": options.blocks, "sides": options.sides})
+    recipe = NetworkRecipe(epochs=options.epochs, seed=options.seed)
     job = NetworkJob(editor.network_type, editor.reads_whole_texts, choice, recipe)
-    examples = list(_requests(out, open_stream(str(requests))))
+    examples = list(_requests(out, open_stream(str(options.requests))))
     with open_session(find_store(store), writable=False, at="base") as session:
         require_edits(method, session.task.name)
         known = session.run_state.known_answers().training
-        for epoch in job.run(session.site, examples, known, target):
+        for epoch in job.run(session.site, examples, known, options.target):
             record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}
             out.result(record, _told(epoch))
-    file = NetworkFile.of(target.absolute())
+    file = NetworkFile.of(options.target.absolute())
     table = {"network": str(file.path), "network_digest": file.digest}
     out.note("for cedit.toml:")
     out.verbatim({"type": "network", **table}, _lines_of(f"editor.{method}", table))
