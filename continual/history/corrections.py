@@ -91,7 +91,10 @@ def standing_request(lineage: Sequence[Revision], name: str) -> str:
             o.id for o in outcomes if o.outcome in ATTEMPTED and o.id not in removals
         )
     if len(name) < PREFIX_LENGTH_MIN:
-        raise UnknownRequest(f"{name!r}: give {PREFIX_LENGTH_MIN} digits or more of its id.")
+        raise UnknownRequest(
+            f"{name!r}: give {PREFIX_LENGTH_MIN} digits or more of its id, or the revision of an "
+            "erasure."
+        )
     identity = _only_one(ids, name)
     if identity is None:
         raise UnknownRequest(
