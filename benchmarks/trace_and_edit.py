@@ -7,7 +7,8 @@
 Each fact that the base knows is traced on the base, and then corrected alone at one block after
 another: by MEMIT at the subject's last token, and by T-Patcher's gates that read and write at that
 block's FFN. An edit is measured whether it arrives or not: efficacy (its prompt), paraphrase (its
-held-out wordings) and specificity (its locality probes, answered as before). Budgets are off.
+held-out wordings) and specificity (its locality probes, answered as before: the base's first three
+tokens). Budgets are off.
 
 The tables have the means by block, and Spearman's rank correlation of indirect effects with each
 outcome: over the blocks' means, over all pairs of fact and block, and over these pairs once the
@@ -48,13 +49,18 @@ from continual.effects.places import GatePlace
 from continual.embedded import ATLAS
 from continual.grids import TriedSettings
 from continual.new_store import NewStore, init
+from continual.prompts import Prompt
 from continual.recheck.encoded_requests import EncodedRequest, encode
 from continual.recheck.general_rows import GeneralRows
 from continual.requests import Request
 from continual.session import Session, open_session
 from continual.streams import open_stream
+from continual.tasks import Encoding
 from continual.watch.neighbours import Neighbourhood
+from continual.watch.passages import Passage
+from continual.watch.writing import continued
 
+ANSWER_TOKENS = 3  # of the base's answer to a locality probe
 OUTCOMES = ("efficacy", "paraphrase", "specificity")
 EVIDENCE = {"efficacy": "arrives", "paraphrase": "generalises", "specificity": "others"}
 EFFECTS = {
@@ -94,6 +100,14 @@ def settings_at(editor: str, block: int) -> TriedSettings:
     return {"blocks": [block], "place": "subject", "require_arrival": False}
 
 
+def answered_by_base(session: Session, prompts: Sequence[Prompt]) -> Iterator[Encoding]:
+    """Yield each prompt with the first words that the model, at its base, answers it with."""
+    questions = [session.task.question(prompt).ids for prompt in prompts]
+    answers = continued(session.edited, questions, ANSWER_TOKENS)
+    for question, answer in zip(questions, answers, strict=True):
+        yield Passage((*question, *answer[:-1]), len(question) - 1, answer).encoding()
+
+
 def edited(
     session: Session, editor: str, block: int, encoded: EncodedRequest, trace: FactTrace
 ) -> EditedFact:
@@ -104,7 +118,7 @@ def edited(
         (CalibrationFact(encoded, tuple(task.encode(w, request.target_new) for w in wordings)),),
         GeneralRows.at(session.store, session.site, session.store.lineage("head")).text.memory,
         (),
-        tuple(task.encode(probe.prompt, probe.answer) for probe in request.locality),
+        tuple(answered_by_base(session, [probe.prompt for probe in request.locality])),
         "the benchmark",
         lambda requests: [Neighbourhood() for _ in requests],
     )

@@ -405,6 +405,18 @@ def test_an_answer_takes_no_more_neurons_than_allowed(site, neurons_max, fits):
         assert "3 of its tokens" in proposal.failed[long_id]
 
 
+def test_a_narrower_retry_takes_as_many_neurons_as_the_edit_before_it(site):
+    """An answer of more tokens than a first attempt has neurons for, which changed too much."""
+    edit = edit_of(site, correction(1, " ".join(CAPITALS[7:10])))
+    memory = remembered(site, range(20, 40))
+    draw = torch.Generator().manual_seed(0)
+    context = EditContext(site, memory, draw, attempt=1, narrow=1)
+    proposal = TPatcher(TPatcherConfig(neurons_max=2)).edit([edit], context)
+    assert not proposal.failed
+    site.edited.put([proposal.patch])
+    assert site.judge_in_full(edit.encodings[:1]) == [True]
+
+
 def test_a_query_that_is_in_memory_is_refused_with_a_reason(site):
     edit = edit_of(site, correction(1))
     memory = ProtectedQueries(edit.rows[0].query)

@@ -137,19 +137,21 @@ class TPatcher:
 
     def _budget(self, context: EditContext, ground: Ground) -> TPatcherConfig:
         """Return the settings of this attempt. Each retry may take more neurons and steps, and
-        gives up more generality; a retry of an edit that changed too much is only narrower."""
+        gives up more generality; a retry of an edit that changed too much is narrower instead."""
         crowd = context.site.edited.gates(ground.place).size
         config = self.config.among(crowd)
         if ground.subject:
             has_wordings = any(edit.wordings for edit in ground.edits)
             config = self.config.asking(has_wordings=has_wordings)
         attempt, config = context.attempt, config.narrower(context.narrow)
-        if attempt == 0 or context.narrow:
+        if attempt == 0 and not context.narrow:
+            return config
+        config = replace(config, neurons_max=max(config.neurons_max, RETRIED_NEURONS_MAX))
+        if context.narrow:
             return config
         return replace(
             config,
             copies=0,
-            neurons_max=max(config.neurons_max, RETRIED_NEURONS_MAX),
             reach=1.0,
             centred=False,
             margin=config.margin / 2**attempt,
