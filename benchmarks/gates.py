@@ -52,6 +52,7 @@ from continual.prompts import Chat, Prompt, normalised
 from continual.site import Site
 from continual.site.rows import Rows
 from continual.tasks import Encoding, Question, make_task
+from continual.tasks.chat import ChatTemplate
 from continual.watch import general
 from continual.watch.config import WatchConfig
 
@@ -257,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--rows", default="0,30,100,300,1000,3000", metavar="N,…")
     options.add_argument("--copies", default="0,8", metavar="N,…")
     options.add_argument("--contexts", default="none", metavar="N,…", help="blocks, or none")
+    options.add_argument("--topic", action="store_true", help="contexts are topics")
     options.add_argument("--chat", action="store_true", help="every prompt is a user's turn")
     options.add_argument("--wordings", default="0", metavar="N,…", help="of the same relation")
     options.add_argument("--worded-copies", default="0", metavar="N,…", help="of each wording")
@@ -319,7 +321,8 @@ def main() -> None:
     rows = []
     for context in given.contexts.split(","):
         block = None if context == NONE else int(context)
-        read = replace(base, anatomy=replace(base.anatomy, context_block=block))
+        turn = ChatTemplate(base.tokenizer).before_answer if given.topic and block else None
+        read = replace(base, anatomy=replace(base.anatomy, context_block=block, turn=turn))
         with EditedModel(read) as edited:
             found = measure(Site(edited, make_task(read, {"name": "causal"})), given)
         rows += [{**line, "context": context} for line in found]

@@ -33,6 +33,7 @@ from continual.settings import DEFAULT_TASK
 from continual.site import Site
 from continual.statistics.texts import TextFiles
 from continual.tasks import Task, make_task, new_settings, task_class
+from continual.tasks.chat import ChatTemplate
 from continual.watch import general
 from continual.watch.config import NEW_STORE, WatchConfig
 from continual.watch.general import ReadText
@@ -113,7 +114,7 @@ def _base(new: NewStore) -> PretrainedBase:
 
 
 def _with_context(base: PretrainedBase, new: NewStore) -> tuple[PretrainedBase, NewStore]:
-    """Give the queries of a chat model their usual context: at the end of a turn they say little
+    """Give the queries of a chat model their usual topic: at the end of a turn they say little
     without one. Not if the store says otherwise, brings another store's history, or watches
     nothing: without general text no direction is known to be rare."""
     table = new.anatomy or {}
@@ -125,8 +126,9 @@ def _with_context(base: PretrainedBase, new: NewStore) -> tuple[PretrainedBase, 
     block = usual_context(base.model, base.anatomy)
     if block is None:
         return base, new
-    anatomy = replace(base.anatomy, context_block=block)
-    overrides = {**table, "context": str(block)}
+    turn = ChatTemplate(base.tokenizer).before_answer
+    anatomy = replace(base.anatomy, context_block=block, turn=turn)
+    overrides = {**table, "context": str(block), "turn": ",".join(map(str, turn))}
     source = base.source and replace(base.source, overrides=overrides)
     return replace(base, anatomy=anatomy, source=source), replace(new, anatomy=overrides)
 

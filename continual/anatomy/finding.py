@@ -17,7 +17,7 @@ from continual.anatomy.ffn import find_ffn
 from continual.anatomy.logit_path import find_logit_path
 from continual.anatomy.module_paths import children_of, outermost_of, path_of
 from continual.anatomy.observing import ModuleCalls, is_seq2seq, observe, sample_inputs
-from continual.anatomy.overrides import WrongOverride, check_overrides, context_block
+from continual.anatomy.overrides import WrongOverride, check_overrides, context_block, turn_tokens
 from continual.anatomy.row_by_row import runs_row_by_row
 from continual.anatomy.structure import Anatomy
 from continual.errors import ModelError
@@ -71,6 +71,7 @@ def _with_ffn(model: Any, calls: ModuleCalls, chosen: Mapping[str, str]) -> Anat
         anatomy,
         is_rowwise=runs_row_by_row(model, anatomy),
         context_block=context_block(chosen, anatomy.last),
+        turn=turn_tokens(chosen),
     )
 
 

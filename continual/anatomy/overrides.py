@@ -21,6 +21,7 @@ OVERRIDES: Mapping[str, str] = {
     "final_norm": "path of the norm behind the last block, or none",
     "head": "path of the matrix that gives the logits",
     "context": "number of the block whose queries, averaged, stand beside the last one's, or none",
+    "turn": "tokens, with commas, between a user's turn and the answer: no part of the context",
 }
 """The keys that ``[anatomy]`` in ``cedit.toml`` may set."""
 
@@ -75,6 +76,20 @@ def context_block(chosen: Mapping[str, str], last: int) -> int | None:
             f"below {last}, or {NONE!r}."
         )
     return int(name)
+
+
+def turn_tokens(chosen: Mapping[str, str]) -> tuple[int, ...] | None:
+    """Return the tokens between a user's turn and the answer that a user names; None for none.
+    Raises WrongOverride for anything but numbers, and without a context that leaves them out."""
+    listed = chosen.get("turn", NONE)
+    if listed == NONE:
+        return None
+    tokens = split_paths(listed)
+    if not all(token.isdecimal() for token in tokens):
+        raise WrongOverride(f"anatomy.turn: {listed!r} are not numbers of tokens with commas.")
+    if chosen.get("context", NONE) == NONE:
+        raise WrongOverride("anatomy.turn belongs to anatomy.context: give the context's block.")
+    return tuple(map(int, tokens))
 
 
 def split_paths(paths: str | None) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class Anatomy:
     no_ffn_site: str = ""  # the reason why the last block has the block site alone; empty: FFN site
     is_one: bool = False  # ``blocks`` is the one module behind which the model is edited
     context_block: int | None = None  # the block that gives queries at the FFN site a context
+    turn: tuple[int, ...] | None = None  # tokens that a topic leaves out; None: no topic
     no_rows: str = ""  # the reason why rows at the site do not give the logits; empty: they do
 
     @property
@@ -61,6 +62,7 @@ class Anatomy:
             is_rowwise=False,
             no_ffn_site=reason,
             context_block=None,
+            turn=None,
         )
 
     def require_ffn(self) -> None:

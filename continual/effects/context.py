@@ -11,6 +11,10 @@ where x is the last FFN's input at the token, c the mean, and T a fixed permutat
 coordinates with signs, which keeps the two apart in the model's own width. Means are differences of
 running sums in float64, so that padding does not change their bits.
 
+At the end of a chat turn many of the latest tokens are the template's own. A *topic* is a shorter
+context that leaves out the tokens between a user's turn and the answer, as far as a text has them
+in their order: then it says what was asked.
+
 Knows tensors and masks, and how the sums go on from a cache; leaves hooks to its callers.
 """
 
@@ -26,10 +30,42 @@ from torch.nn.functional import pad
 
 from continual.errors import ModelError
 
-TOKENS = 32
-"""The number of tokens, the latest one among them, that a mean is taken over."""
+TOKENS, TOPIC_TOKENS = 32, 8
+"""The number of tokens, the latest one among them, that a context and a topic are the mean of."""
 WEIGHT = 2.0
 """The length of the context, where the query's own is 1."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens that a mean is taken over: the latest ones that count."""
+
+    turn: tuple[int, ...] | None = None
+    """The tokens between a user's turn and the answer, which do not count in a topic; None for a
+    context, in which all tokens count."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of a mean, at most."""
+        return TOKENS if self.turn is None else TOPIC_TOKENS
+
+    def counted(self, mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+        """Return the mask [B, T] of the tokens [B, T] that count, 0 for the others; None if all do.
+        `mask` [B, T] is 0 for padding; tokens that are not known all count."""
+        if not self.turn or tokens is None:
+            return mask
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask != 0
+        return real & ~_of_turn(tokens.masked_fill(~real, -1), self.turn)
+
+
+def _of_turn(tokens: Tensor, turn: tuple[int, ...]) -> Tensor:
+    """Tell which tokens [B, T] stand where `turn` begins, each behind the ones before it there →
+    [B, T] bool. Later tokens have no say, so that it holds in a pass that ends earlier, too."""
+    found = run = tokens == turn[0]
+    for token in turn[1:]:
+        run = pad(run, (1, 0))[:, :-1] & (tokens == token)
+        found = found | run
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,11 +108,20 @@ class Sums:
     """Running sums of states and of tokens up to each of the latest tokens of some sequences."""
 
     states: Tensor  # [B, n, d] float64
-    tokens: Tensor  # [B, n, 1] float64: the number of tokens that are not padding
+    tokens: Tensor  # [B, n, 1] float64: the number of tokens that count
 
-    def tail(self) -> Sums:
+    def at(self, counts: Tensor) -> Sums:
+        """Return the sums up to where so many tokens [B, m] have been counted; zero for none. A sum
+        behind the last of them differs from it by tokens that do not count, by nothing."""
+        known = self.tokens[..., 0].contiguous()
+        places = torch.searchsorted(known, counts.contiguous(), right=True).unsqueeze(-1)
+        sums = [pad(part, (0, 0, 1, 0)) for part in (self.states, self.tokens)]
+        return Sums(*(part.gather(1, places.expand(-1, -1, part.shape[-1])) for part in sums))
+
+    def tail(self, window: Window) -> Sums:
         """Return the sums that later tokens need."""
-        return Sums(self.states[:, -TOKENS:], self.tokens[:, -TOKENS:])
+        back = torch.arange(window.tokens, -1, -1, device=self.tokens.device)
+        return self.at(self.tokens[:, -1] - back)
 
     def __getitem__(self, sequences: Tensor) -> Sums:
         return Sums(self.states[sequences], self.tokens[sequences])
@@ -88,18 +133,17 @@ class Sums:
 
 
 def sums_of(states: Tensor, mask: Tensor | None) -> Sums:
-    """Return the running sums of states [B, T, d]; `mask` [B, T] is 0 for padding, None if there is
-    none."""
+    """Return the running sums of states [B, T, d]; `mask` [B, T] is 0 for tokens that do not count,
+    None if all do."""
     wide = states.double()
     real = torch.ones_like(wide[..., :1]) if mask is None else (mask != 0).to(wide).unsqueeze(-1)
     return Sums((wide * real).cumsum(1), real.cumsum(1))
 
 
-def means_of(sums: Sums) -> Tensor:
-    """Return the means [B, n, d] float32 over the latest `TOKENS` tokens up to each token."""
-    states, tokens = (
-        now - pad(now, (0, 0, TOKENS, 0))[:, :-TOKENS] for now in (sums.states, sums.tokens)
-    )
+def means_of(sums: Sums, window: Window) -> Tensor:
+    """Return the means [B, n, d] float32 over the latest tokens of a window up to each token."""
+    earlier = sums.at(sums.tokens[..., 0] - window.tokens)
+    states, tokens = sums.states - earlier.states, sums.tokens - earlier.tokens
     return (states / tokens.clamp(min=1.0)).float()
 
 
@@ -109,7 +153,8 @@ class RunningMeans:
     A sequence that goes on is found by its tokens, so that a search may drop and double sequences.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: Window) -> None:
+        self._window = window
         self._read: Tensor | None = None  # [B, L] tokens up to the end of the latest pass
         self._sums: Sums | None = None
 
@@ -124,11 +169,12 @@ class RunningMeans:
             known = mask if read is None else read
             states = states.view(1 if known is None else len(known), -1, states.shape[-1])
         fresh = states.shape[1]
-        sums = sums_of(states, None if mask is None else mask[:, -fresh:].to(states.device))
+        counted = self._window.counted(*_alongside(mask, read))
+        sums = sums_of(states, None if counted is None else counted[:, -fresh:].to(states.device))
         if cached:
             sums = self._before(read, cached, fresh).followed_by(sums)
-        means = means_of(sums)[:, -fresh:]
-        self._read, self._sums = read, sums.tail()
+        means = means_of(sums, self._window)[:, -fresh:]
+        self._read, self._sums = read, sums.tail(self._window)
         return means
 
     def _before(self, read: Tensor | None, cached: int, fresh: int) -> Sums:
@@ -144,3 +190,11 @@ class RunningMeans:
             f"A pass goes on from {cached} tokens in a cache that this model has not read: gates "
             "with a context have to see them. Pass whole texts, with use_cache=False."
         )
+
+
+def _alongside(mask: Tensor | None, read: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return a mask [B, T or more] and the tokens [B, L] read, both as long as the shorter one."""
+    if mask is None or read is None:
+        return mask, read
+    length = min(mask.shape[1], read.shape[1])
+    return mask[:, -length:].to(read.device), read[:, -length:]

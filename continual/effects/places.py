@@ -1,11 +1,11 @@
 """Places of gates in a model: where a gate reads its query, and where its values land.
 
 A gate reads the query of a block's FFN (`FFN`), that query beside a mean of an inner block's
-queries (`CONTEXT`, see `effects.context`), the input of the FFN's output matrix (`INNER`), the
-block's output (`HIDDEN`), or the mean of the outputs over the tokens so far (`POOLED`). Its values
-land on an FFN's output or on a block's output, in the same block or in a later one: a *remote gate*
-has its key early and its value late. Outputs of blocks are read before values land on them, so that
-no gate of a block sees the values of another one there.
+queries (`CONTEXT` or `TOPIC`, see `effects.context`), the input of the FFN's output matrix
+(`INNER`), the block's output (`HIDDEN`), or the mean of the outputs over the tokens so far
+(`POOLED`). Its values land on an FFN's output or on a block's output, in the same block or in a
+later one: a *remote gate* has its key early and its value late. Outputs of blocks are read before
+values land on them, so that no gate of a block sees the values of another one there.
 
 Knows blocks by their numbers; leaves the modules to `EditedModel`.
 """
@@ -19,17 +19,27 @@ from typing import Any, Self
 from continual.errors import EditError
 
 FFN, HIDDEN, POOLED, CONTEXT, INNER = "ffn", "hidden", "pooled", "context", "inner"
+TOPIC = "topic"
 KEYS = (FFN, HIDDEN, POOLED)
-"""The states that any gate can read by itself. `CONTEXT` needs the block of its mean, too; `INNER`
-is of another width than values, so that neurons cannot read it."""
-QUERIES = (FFN, CONTEXT)
+"""The states that any gate can read by itself. `CONTEXT` and `TOPIC` need the block of their mean,
+too; `INNER` is of another width than values, so that neurons cannot read it."""
+WITH_CONTEXT = (CONTEXT, TOPIC)
+"""The queries beside a mean, of all of the latest tokens or of those that belong to no template."""
+QUERIES = (FFN, *WITH_CONTEXT)
 """The states that are read as a block's FFN begins."""
 NO_BLOCK = -1
 VALUES = (FFN, HIDDEN)
 """The outputs that values can land on."""
 INPUTS = (*QUERIES, INNER)
 """The states that go into a module of the FFN; the others come out of the block."""
-_READ = {FFN: 0, CONTEXT: 0, INNER: 1, HIDDEN: 3, POOLED: 3}  # in the order of a forward pass
+_READ = {
+    FFN: 0,
+    CONTEXT: 0,
+    TOPIC: 0,
+    INNER: 1,
+    HIDDEN: 3,
+    POOLED: 3,
+}  # in the order of a forward pass
 _LANDED = {FFN: 2, HIDDEN: 4}
 
 
@@ -38,7 +48,7 @@ class GatePlace:
     """A place of gates. Places are ordered: values land on one output in the order of places."""
 
     block: int  # whose state is read
-    key: str  # one of KEYS, CONTEXT, or INNER
+    key: str  # one of KEYS, WITH_CONTEXT, or INNER
     value_block: int
     value: str  # one of VALUES: the output of that block's FFN, or of the block itself
     context: int = NO_BLOCK  # the block whose FFN queries a key with context takes the mean of
@@ -66,15 +76,16 @@ class GatePlace:
         return place
 
     def _check(self) -> None:
-        if self.key not in (*KEYS, CONTEXT, INNER) or self.value not in VALUES:
+        if self.key not in (*KEYS, *WITH_CONTEXT, INNER) or self.value not in VALUES:
             raise EditError(
-                f"A gate reads {', '.join((*KEYS, CONTEXT, INNER))}, and its values land on "
+                f"A gate reads {', '.join((*KEYS, *WITH_CONTEXT, INNER))}, and its values land on "
                 f"{' or '.join(VALUES)}; there is no gate from {self.key!r} to {self.value!r}."
             )
         if self.has_context != (0 <= self.context < self.block):
             raise EditError(
                 f"A gate at block {self.block} reads {self.key!r} with the context of block "
-                f"{self.context}: a context is of an earlier block, and only of key {CONTEXT!r}."
+                f"{self.context}: a context is of an earlier block, and only of key "
+                f"{' or '.join(map(repr, WITH_CONTEXT))}."
             )
         if (self.block, _READ[self.key]) > (self.value_block, _LANDED[self.value]):
             raise EditError(
@@ -85,7 +96,7 @@ class GatePlace:
     @property
     def has_context(self) -> bool:
         """True if the key reads a query with its context."""
-        return self.key == CONTEXT
+        return self.key in WITH_CONTEXT
 
     @property
     def is_local(self) -> bool:
@@ -124,7 +135,7 @@ class GatePlace:
         """The state that the gate reads, in words."""
         states = {HIDDEN: "the output", POOLED: "the pooled output", INNER: "the FFN key"}
         state = states.get(self.key, "the FFN query")
-        beside = f" beside the context of block {self.context}" if self.has_context else ""
+        beside = f" beside the {self.key} of block {self.context}" if self.has_context else ""
         return f"{state} of block {self.block}{beside}"
 
     @property

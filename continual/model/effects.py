@@ -17,7 +17,7 @@ import torch
 from continual import hooks
 from continual.base import PretrainedBase
 from continual.effects import BESIDE, Effect
-from continual.effects.places import CONTEXT, HIDDEN, GatePlace
+from continual.effects.places import CONTEXT, HIDDEN, TOPIC, GatePlace
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
 
@@ -54,7 +54,8 @@ class ModelEffects:
             return GatePlace.at(anatomy.last, HIDDEN)
         if anatomy.context_block is None:
             return GatePlace.at(anatomy.last)
-        return GatePlace.at(anatomy.last, CONTEXT, context=anatomy.context_block)
+        key = CONTEXT if anatomy.turn is None else TOPIC
+        return GatePlace.at(anatomy.last, key, context=anatomy.context_block)
 
     @property
     def beside(self) -> dict[str, int]:

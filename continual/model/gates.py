@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from continual.anatomy import reads_ahead
 from continual.base import PretrainedBase
 from continual.effects import GatedEffect
-from continual.effects.context import Context, RunningMeans
+from continual.effects.context import Context, RunningMeans, Window
 from continual.effects.gated import Mount, NeuronBank
 from continual.effects.hearing import HeardEffect, HeardGates
-from continual.effects.places import FFN, INNER, POOLED, QUERIES, GatePlace
+from continual.effects.places import FFN, INNER, POOLED, QUERIES, TOPIC, GatePlace
 from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
@@ -106,13 +106,25 @@ class ModelGates(ModelEffects):
         """Return the context of the queries at a place in the pass under way. Raises ModelError for
         blocks that the model does not have."""
         self._require_block(place.context)
-        running = RunningMeans()
+        running = RunningMeans(self._window(place))
 
         def means(states: Tensor) -> Tensor:
             tokens, text = self._tokens, self._running
             return running.of(states, tokens.mask, text.read, tokens.cached)
 
         return Context(self.anatomy.query_module(self.model, place.context), means)
+
+    def _window(self, place: GatePlace) -> Window:
+        """Return the tokens that a context at a place is the mean of. Raises ModelError for a topic
+        in a store that does not say which tokens it leaves out."""
+        if place.key != TOPIC:
+            return Window()
+        if self.anatomy.turn is None:
+            raise ModelError(
+                f"Gates from {place.reading} leave out the tokens between a user's turn and the "
+                "answer, and [anatomy] turn is gone from cedit.toml: put it back."
+            )
+        return Window(self.anatomy.turn)
 
     def _pool(self) -> Callable[[Tensor], Tensor]:
         """Return the function from a block's outputs [B, T, d] to their pooled states in the pass

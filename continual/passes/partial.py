@@ -25,7 +25,7 @@ from transformers.utils.generic import ModelOutput
 
 from continual import hooks
 from continual.anatomy import Anatomy
-from continual.effects.context import means_of, sums_of, with_context
+from continual.effects.context import Window, means_of, sums_of, with_context
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,14 @@ def _context_observed(
         yield lambda: None
         return
     with hooks.captured(anatomy.query_module(model, anatomy.context_block)) as calls:
-        mask = inputs.get("attention_mask")
+        window = Window(anatomy.turn)
+        mask = window.counted(inputs.get("attention_mask"), inputs.get("input_ids"))
         shape = (next(iter(inputs.values())).shape[0], -1, anatomy.width)  # as in `capture_site`
-        yield lambda: means_of(sums_of(calls[0].input.reshape(shape), mask)) if calls else None
+        yield (
+            lambda: (
+                means_of(sums_of(calls[0].input.reshape(shape), mask), window) if calls else None
+            )
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -85,6 +86,18 @@ class ChatTemplate:
     def turn_end(self) -> str:
         """The text that ends the model's turn; empty if there is no template or no such text."""
         return "" if self._usual is None else self._usual.turn.end
+
+    @cached_property
+    def before_answer(self) -> tuple[int, ...]:
+        """The tokens that the template puts between a user's turn and the answer; empty if there is
+        no usable template."""
+        try:
+            prompts = [self.turn(Chat.asking(text)).prompt for text in ("Hello", "7")]
+        except RequestError:
+            return ()
+        ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompts]
+        pairs = zip(*map(reversed, ids), strict=False)
+        return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))[::-1]
 
     @cached_property
     def _usual(self) -> _Usual | None:
