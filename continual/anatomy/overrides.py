@@ -79,15 +79,16 @@ def context_block(chosen: Mapping[str, str], last: int) -> int | None:
 
 
 def turn_tokens(chosen: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Return the tokens between a user's turn and the answer that a user names; None for none.
-    Raises WrongOverride for anything but numbers, and without a context that leaves them out."""
+    """Return the tokens between a user's turn and the answer that a user names; None for none,
+    and where there is to be no context. Raises WrongOverride for anything but numbers, and if
+    nothing is said of a context that would leave them out."""
     listed = chosen.get("turn", NONE)
-    if listed == NONE:
+    if NONE in (listed, chosen.get("context")):
         return None
     tokens = split_paths(listed)
     if not all(token.isdecimal() for token in tokens):
         raise WrongOverride(f"anatomy.turn: {listed!r} are not numbers of tokens with commas.")
-    if chosen.get("context", NONE) == NONE:
+    if "context" not in chosen:
         raise WrongOverride("anatomy.turn belongs to anatomy.context: give the context's block.")
     return tuple(map(int, tokens))
 

@@ -302,6 +302,8 @@ def test_a_turn_is_numbers_beside_a_context(knowing_model):
     assert topic.turn == (3, 4)
     assert load_base(knowing_model, overrides={"context": "0", "turn": ""}).anatomy.turn == ()
     assert load_base(knowing_model, overrides={"context": "0"}).anatomy.turn is None
+    none = load_base(knowing_model, overrides={"context": "none", "turn": "3"}).anatomy
+    assert (none.context_block, none.turn) == (None, None)
     with pytest.raises(ModelError, match="numbers of tokens"):
         load_base(knowing_model, overrides={"context": "0", "turn": "<end>"})
     with pytest.raises(ModelError, match="belongs to anatomy"):
