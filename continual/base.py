@@ -14,6 +14,7 @@ import torch
 from continual import decoding
 from continual.anatomy import Anatomy, find_anatomy, sample_inputs
 from continual.anatomy.overrides import NONE
+from continual.anatomy.text_side import run_on_tokens
 from continual.embedded import embedded
 from continual.errors import CeditError, ModelError
 from continual.loading import first_line, load_pretrained
@@ -63,6 +64,7 @@ class PretrainedBase:
     notes: tuple[str, ...] = ()  # remarks for a person to read
     source: BaseSource | None = None  # None: it was not loaded, and stays in this process
     image_processor: Any = None  # makes pictures into inputs; None for a model of texts
+    pictures_lead: bool = False  # a first picture stands before the tokens that begin a text
 
     @cached_property
     def decoding(self) -> Mapping[str, Any]:
@@ -127,6 +129,7 @@ def load_base(
     place = usable_device(device)
     loaded = load_pretrained(directory, architecture, number_format(dtype))
     model = loaded.model.to(place)
+    run_on_tokens(model)
     anatomy = settled(model, find_anatomy(model, overrides))
     if (overrides or {}).get("context", NONE) != NONE and anatomy.context_block is None:
         raise ModelError(
@@ -142,6 +145,7 @@ def load_base(
         loaded.notes,
         BaseSource(_source_name(name), architecture, device, dtype, dict(overrides or {})),
         loaded.image_processor,
+        loaded.pictures_lead,
     )
 
 

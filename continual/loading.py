@@ -22,6 +22,7 @@ from continual.model_files import has_tokenizer, is_gguf, read_json, require_loa
 from continual.out_of_memory import is_out_of_memory
 
 NAMED_MAX = 3  # tensors in a message
+SAMPLE_SIDE = 32  # pixels of a picture that a processor is tried on
 CAUSAL = "AutoModelForCausalLM"
 SEEING = "AutoModelForImageTextToText"
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -42,6 +43,7 @@ class Loaded:
     tokenizer: Any
     notes: tuple[str, ...]  # remarks for a person to read
     image_processor: Any = None  # makes pictures into inputs; None for a model of texts
+    pictures_lead: bool = False  # a first picture stands before the tokens that begin a text
 
 
 def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> Loaded:
@@ -80,7 +82,9 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     _require_finite(directory, model)
     _require_rows(directory, model, tokenizer)
     notes = tuple(_notes(directory, model, tokenizer, report))
-    return Loaded(model, tokenizer, notes, _image_processor(directory, architecture))
+    image_processor = _image_processor(directory, architecture)
+    pictures_lead = image_processor is not None and _pictures_lead(directory, tokenizer)
+    return Loaded(model, tokenizer, notes, image_processor, pictures_lead)
 
 
 def _place(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -158,6 +162,27 @@ def _image_processor(directory: Path, architecture: str) -> Any:
         directory,
         "image processor",
     )
+
+
+def _pictures_lead(directory: Path, tokenizer: Any) -> bool:
+    """Tell whether the directory's own processor puts a picture before the tokens that begin a
+    text. False for a tokenizer without such tokens, and for a directory without a processor of
+    texts."""
+    import transformers
+
+    text = "a"
+    ids = list(tokenizer(text)["input_ids"])
+    if ids == list(tokenizer(text, add_special_tokens=False)["input_ids"]):
+        return False
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(directory, **_OFFLINE)
+        picture = torch.zeros(SAMPLE_SIDE, SAMPLE_SIDE, 3, dtype=torch.uint8).numpy()
+        whole = list(processor(images=[picture], text=[text])["input_ids"][0])
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return len(whole) > len(ids) and whole[-len(ids) :] == ids
 
 
 def _tokenizer(directory: Path) -> Any:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from continual.base import WrongBaseModel
 from continual.errors import RequestError
-from continual.picture_marks import digests_in, mark, marked, replaced, text_ids, without_marks
+from continual.picture_marks import (
+    FIRST_ID,
+    digests_in,
+    mark,
+    marked,
+    replaced,
+    text_ids,
+    without_marks,
+)
 from continual.pictures import Album
 from continual.prompts import Message
 from continual.requests import Limits
@@ -61,10 +69,35 @@ class PictureReader(PromptReader):
         runs = (
             self.seen.ids(next(pictures)) if token == self.seen.token else (token,) for token in ids
         )
-        return tuple(token for run in runs for token in run) if digests else ids
+        ids = tuple(token for run in runs for token in run) if digests else ids
+        return ids if is_whole else self._with_pictures_in_front(ids)
+
+    def letters(self, ids: Sequence[int]) -> str:
+        """See `PromptReader.letters`."""
+        begin, count = self._around[0], _pictures_at(ids, 0)
+        if self.base.pictures_lead and count and tuple(ids[count : count + len(begin)]) == begin:
+            ids = [*begin, *ids[:count], *ids[count + len(begin) :]]
+        return super().letters(ids)
+
+    def _with_pictures_in_front(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Put the pictures that a text begins with before the tokens that begin every text, if the
+        model's own processor does."""
+        begin = self._around[0]
+        if not self.base.pictures_lead or not begin or ids[: len(begin)] != begin:
+            return ids
+        end = len(begin) + _pictures_at(ids, len(begin))
+        return (*ids[len(begin) : end], *begin, *ids[end:])
 
     def _spelled(self, ids: Sequence[int], **options: Any) -> str:
         return marked(self.tokenizer, ids, clean_up_tokenization_spaces=False, **options)
+
+
+def _pictures_at(ids: Sequence[int], start: int) -> int:
+    """Return the number of ids of pictures from a place on."""
+    end = start
+    while end < len(ids) and ids[end] >= FIRST_ID:
+        end += 1
+    return end - start
 
 
 class PictureChatTemplate(ChatTemplate):
@@ -105,7 +138,7 @@ def _parts(content: str) -> list[dict[str, str]]:
 
 
 class MultimodalTask(CausalTask):
-    """The task of a decoder that sees pictures: LLaVA's class."""
+    """The task of a decoder that sees pictures: LLaVA's and BLIP-2's class."""
 
     name: ClassVar[str] = "multimodal"
     architecture: ClassVar[str] = "AutoModelForImageTextToText"

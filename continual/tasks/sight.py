@@ -45,7 +45,10 @@ TOLERANCE_ROUNDINGS = 64  # of the number format, between a prefix alone and in 
 _SAMPLE = "0" * 64
 _BLOCK = re.compile(r"(.*?\.\d+)\.")
 _UNABLE = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
-_KNOWN = "LLaVA's class is known to (one picture, one run of states behind a projection)"
+_KNOWN = (
+    "LLaVA's and BLIP-2's class are known to (one picture, one run of states behind a projection, "
+    "whatever the text)"
+)
 
 
 class Sight:
@@ -140,12 +143,17 @@ class Sight:
     def front_paths(self) -> tuple[str, ...]:
         """The paths of the parameters that a picture's states depend on, in the order in which
         their modules end."""
-        paths = [
-            f"{path}.{name}" if path else name
-            for path in self._ended
-            for name, _ in self.base.model.get_submodule(path).named_parameters(recurse=False)
-        ]
+        paths = [path for module in self._ended for path in self._own_parameters(module)]
+        around = {module.rpartition(".")[0] for module in self._ended} - set(self._ended)
+        while parents := {m.rpartition(".")[0] for m in around} - around - set(self._ended):
+            around |= parents
+        paths += filter(self._moves, (p for m in sorted(around) for p in self._own_parameters(m)))
         return tuple(dict.fromkeys(paths))
+
+    def _own_parameters(self, path: str) -> list[str]:
+        """Return the paths of a module's parameters, without those of modules inside."""
+        own = self.base.model.get_submodule(path).named_parameters(recurse=False)
+        return [f"{path}.{name}" if path else name for name, _ in own]
 
     @cached_property
     def _ended(self) -> tuple[str, ...]:
@@ -297,7 +305,7 @@ def _required_processor(base: PretrainedBase) -> Any:
     if not callable(getattr(base.model, "get_image_features", None)):
         raise ModelError(
             f"{type(base.model).__name__} has no part that sees pictures: --task multimodal is for "
-            "models of LLaVA's class. For a text model: --task causal."
+            "models of LLaVA's or BLIP-2's class. For a text model: --task causal."
         )
     if base.image_processor is None:
         raise ModelError(
