@@ -117,19 +117,16 @@ EDITORS = Registry(
         "mend",
         "continual.editors.mend:Mend",
         "a trained network turns gradients into updates",
-        sees=False,
     ),
     EditorEntry(
         "malmen",
         "continual.editors.malmen:Malmen",
         "as mend, a whole batch in one least-squares fit",
-        sees=False,
     ),
     EditorEntry(
         "ke",
         "continual.editors.ke:Ke",
         "a network that reads the edit gates gradients",
-        sees=False,
     ),
     EditorEntry(
         "calinet",
@@ -210,6 +207,6 @@ TASKS = Registry(
     TaskEntry(
         "multimodal",
         "continual.tasks.multimodal:MultimodalTask",
-        "a decoder that sees continues a prompt with pictures (LLaVA's class)",
+        "a decoder that sees continues a prompt with pictures (LLaVA's class, BLIP-2's)",
     ),
 )

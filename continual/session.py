@@ -297,7 +297,7 @@ class Session(OpenStore):
         that FAILED, and QUARANTINED records that can be read now. A stream without a record that
         would change anything makes no step.
         """
-        stream = self._seeing(stream)
+        stream = self.seeing(stream)
         items = chain(self._again(stream, retry), self._items(stream, on_change))
         takes_all = settings.force or settings.repair
         leading, is_work = leading_known(self.store, items, takes_all=takes_all)
@@ -309,11 +309,11 @@ class Session(OpenStore):
             yield self._stepped(pipeline, batch)
 
     def picture_border(
-        self, folder: Path | None = None, *, reads_files: bool = True
+        self, folder: Path | None = None, *, reads_files: bool = True, keeps: bool = True
     ) -> PictureBorder | None:
         """Return the border at which pictures of records come in; None for a task of texts."""
         album = album_of(self.task)
-        return None if album is None else PictureBorder(album, folder, reads_files)
+        return None if album is None else PictureBorder(album, folder, reads_files, keeps)
 
     def shown(self, prompt: Prompt, pictures: Sequence[object]) -> Prompt:
         """Return a prompt that shows pictures: paths, data URIs or bytes. Raises RequestError for
@@ -328,7 +328,7 @@ class Session(OpenStore):
             )
         return read_prompt(border.prompt(prompt_json(prompt), pictures))
 
-    def _seeing(self, stream: Stream) -> Stream:
+    def seeing(self, stream: Stream) -> Stream:
         """Return the stream with the border at which its pictures come in."""
         return replace(stream, pictures=self.picture_border(stream.folder))
 

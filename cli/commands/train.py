@@ -384,9 +384,10 @@ def _train_network(method: str, out: Output, store: str | None, **given: Any) ->
     choice = GradientConfig.of({"blocks": options.blocks, "sides": options.sides})
     recipe = NetworkRecipe(epochs=options.epochs, seed=options.seed)
     job = NetworkJob(editor.network_type, editor.reads_whole_texts, choice, recipe)
-    examples = list(_requests(out, open_stream(str(options.requests))))
+    stream = open_stream(str(options.requests))
     with open_session(find_store(store), writable=False, at="base") as session:
         require_edits(method, session.task.name)
+        examples = list(_requests(out, session.seeing(stream)))
         known = session.run_state.known_answers().training
         for epoch in job.run(session.site, examples, known, options.target):
             record = {"type": "epoch", "epoch": epoch.number, **_measured(epoch)}

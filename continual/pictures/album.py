@@ -8,6 +8,7 @@ the store.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 PICTURE = "pixels"
 """The name of the tensor in a picture's file."""
 PLAIN_SIDE, PLAIN_GREY = 32, 128
-HELD_MAX = 64
-"""Pictures held in memory beside those in a store that is open for reading alone."""
+HELD_BYTES_MAX = 512 << 20
+"""Of the pictures in memory beside those in a store: it cannot be written, or they were asked about
+and no more."""
 
 
 class Album:
@@ -37,6 +39,7 @@ class Album:
         self._lender: Store | None = None
         self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._digests: dict[str, str] = {}  # by key, of all pictures met so far
+        self._turn = threading.Lock()  # of the pictures in memory: a server asks from many threads
 
     def open(self, store: Store) -> None:
         """Keep pictures in a store from now on; those in memory go there if it can be written."""
@@ -49,22 +52,29 @@ class Album:
         """Take pictures that are not here from another store, as they are asked for."""
         self._lender = store
 
-    def take(self, source: object, folder: Path | None = None) -> str:
+    def take(self, source: object, folder: Path | None = None, *, keeps: bool = True) -> str:
         """Take a picture in: a path (a relative one in `folder`), a data URI, bytes, or the digest
         of one that is here. Return its digest. Raises PictureError."""
         if isinstance(source, str) and len(source) == DIGEST_DIGITS and self._is_here(source):
             return source
-        return self.add(content.read(source, folder))
+        return self.add(content.read(source, folder), keeps=keeps)
 
-    def add(self, pixels: Tensor) -> str:
-        """Take in pixels [height, width, 3] uint8, and return their digest. Raises PictureError if
-        another picture here has the same key."""
+    def keep(self, digests: Iterable[str]) -> None:
+        """Write those of these pictures that are held in memory to the store. Raises PictureError
+        for one that is not here."""
+        for digest in map(self.digest, digests):
+            if digest in self._held:
+                self.add(self.pixels(digest))
+
+    def add(self, pixels: Tensor, *, keeps: bool = True) -> str:
+        """Take in pixels [height, width, 3] uint8, and return their digest; without `keeps` they
+        are held in memory alone. Raises PictureError if another picture here has the same key."""
         from store import digest_of
 
         tensors = {PICTURE: pixels}
         digest = digest_of(tensors, content.META)
         self._note(digest)
-        if self._store is not None and self._store.writable:
+        if keeps and self._store is not None and self._store.writable:
             self._store.keep_picture(tensors, content.META)
         else:
             self._hold(digest, pixels)
@@ -81,9 +91,10 @@ class Album:
         """Return the picture of a digest or a key, [height, width, 3] uint8. Raises PictureError
         for one that is not here, IntegrityError for one that is damaged."""
         digest = self.digest(digest)
-        if digest in self._held:
-            self._held.move_to_end(digest)
-            return self._held[digest]
+        with self._turn:
+            if digest in self._held:
+                self._held.move_to_end(digest)
+                return self._held[digest]
         assert self._store is not None
         return self._store.picture(digest)[PICTURE]
 
@@ -121,10 +132,13 @@ class Album:
         return self._store is not None and digest in self._store.pictures_from(digest)
 
     def _hold(self, digest: str, pixels: Tensor) -> None:
-        self._held[digest] = pixels
-        self._held.move_to_end(digest)
-        while self._store is not None and len(self._held) > HELD_MAX:
-            self._held.popitem(last=False)
+        with self._turn:
+            self._held[digest] = pixels
+            self._held.move_to_end(digest)
+            sizes = [held.numel() for held in self._held.values()]
+            while self._store is not None and sum(sizes) > HELD_BYTES_MAX and len(sizes) > 1:
+                self._held.popitem(last=False)
+                sizes.pop(0)
 
     def _note(self, digest: str) -> None:
         """Remember a digest by its key. Raises PictureError for a second one of the same key."""

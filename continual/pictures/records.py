@@ -35,6 +35,7 @@ class PictureBorder:
     album: Album
     folder: Path | None = None
     reads_files: bool = True  # else a picture comes with the record: a data URI, or a digest here
+    keeps: bool = True  # pictures that come in are written to the store, if that can be written
 
     def of(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return the record with marks in the place of its pictures. Raises RequestError, which
@@ -127,7 +128,7 @@ class PictureBorder:
                 "the picture as a data URI"
             )
         try:
-            return mark(self.album.take(source, self.folder))
+            return mark(self.album.take(source, self.folder, keeps=self.keeps))
         except RequestError as error:
             raise RequestError(f"'{key}': {error.reason}") from None
 

@@ -66,6 +66,8 @@ def outcomes(session: Session) -> list[str]:
 
 
 GREY = as_png(torch.full((32, 32, 3), 128, dtype=torch.uint8))
+TABLES = {name: {"drift_max": 100.0} for name in ("memit", "alphaedit", "emmet")}
+"""Settings for a model of random weights, whose inputs are in no direction rare."""
 SILENT = ("tpatcher", "lookup", "grace")
 """Editors that leave the same question on another picture alone, on the words of their keys."""
 
@@ -83,16 +85,35 @@ def test_a_correction_holds_for_its_picture_and_no_other(session, tmp_path, edit
 
 
 @pytest.mark.parametrize(
-    "editor", ["ft-last", "ft-all", "ft-vision", "memit", "alphaedit", "emmet"]
+    "editor",
+    ["ft-last", "ft-all", "ft-vision", "memit", "alphaedit", "emmet", "calinet"],
 )
 def test_an_editor_of_parameters_corrects_what_is_said_of_a_picture(unwatched, tmp_path, editor):
     base = unwatched.edited.fingerprint
-    table = {"drift_max": 100.0} if editor in ("memit", "alphaedit", "emmet") else {}
+    table = TABLES.get(editor, {})
     unwatched.apply([record(tmp_path, 1, subject="Badar")], editor=editor, editors={editor: table})
     assert outcomes(unwatched) == ["applied"]
     assert unwatched.ask(QUESTION, 1, [str(picture_file(tmp_path, 1))]) == FIRST
     unwatched.rollback("base")
     assert unwatched.edited.fingerprint == base
+
+
+def test_ultraedit_takes_the_measure_of_gradients_from_probes_with_pictures(
+    made: Make, unwatched: Session, seeing: Path, tmp_path: Path
+):
+    """It needs training probes that the base answers rightly, with different answers."""
+    probes: dict[str, dict[str, Any]] = {}
+    for number in range(12):
+        prompt, path = language.ask(number, number % 4), str(picture_file(tmp_path, 40 + number))
+        answer = unwatched.ask(prompt, 1, [path])
+        probes.setdefault(answer, {"prompt": prompt, "answer": answer, "image": path})
+    file = write_lines(tmp_path / "known.jsonl", list(probes.values()))
+    watch = {"texts": 0, "neighbours": 0}
+    task = {"name": "multimodal"}
+    session = made(seeing, "probed", task=task, train_probes=file, watch=watch)
+    session.apply([record(tmp_path, 1)], editor="ultraedit")
+    assert outcomes(session) == ["applied"]
+    assert session.ask(QUESTION, 1, [str(picture_file(tmp_path, 1))]) == FIRST
 
 
 @pytest.mark.parametrize("part", ["projection", "block"])

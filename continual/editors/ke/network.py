@@ -25,6 +25,7 @@ from continual.errors import ModelError
 from continual.gradients.networks import EditorNetwork, NetworkForm, NetworkInput, padded
 from continual.gradients.side_paths import SidePath
 from continual.passes.partial import logits_of
+from continual.picture_marks import text_ids
 from continual.task_model import TaskModel, answer_logits
 from continual.tasks import Encoding
 
@@ -79,7 +80,14 @@ class KeNetwork(EditorNetwork):
         question = (*encoding.question.source, *encoding.question.ids)
         text = [*old, *arrow, *new, *bar, *question]
         embeddings = _embeddings(task_model)
-        return embeddings[torch.tensor(text, device=embeddings.device)].float().cpu()
+        ids = torch.tensor(text, device=embeddings.device)
+        is_seen = text_ids(text) != text  # a picture is read as its states
+        read: Tensor = (
+            task_model.edited.model.get_input_embeddings()(ids[None])[0]
+            if is_seen
+            else embeddings[ids]
+        )
+        return read.float().cpu()
 
     def factors(self, path: str, edit: NetworkInput) -> SidePath:
         """Return the T + 1 outer products of an edit's update at a matrix."""
