@@ -144,7 +144,7 @@ def _probes(new: NewStore, task: Task) -> dict[str, list[Probe]]:
     """Read the probe sets by name."""
     files = {"train": new.train_probes, "test": new.test_probes}
     if (embedded_model := new.embedded) is not None:
-        files = {name: path or embedded_model.probes[name] for name, path in files.items()}
+        files = {name: path or embedded_model.probes.get(name) for name, path in files.items()}
     return {name: read_probes(file, task) for name, file in files.items() if file is not None}
 
 

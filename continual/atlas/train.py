@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from continual import own_models
 from continual.atlas.corpus import TERMINATOR, Corpus, TrainingSequence, all_texts, batches
 from continual.atlas.facts import Fact, load_facts
 
@@ -57,26 +57,9 @@ class AtlasRecipe:
     seed: int = 0
 
 
-def train_tokenizer(facts: Sequence[Fact]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the facts' text; a word has one spelling, at a start or inside."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(all_texts(facts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        model_max_length=CONTEXT_TOKENS,
-        clean_up_tokenization_spaces=False,
-    )
+def train_tokenizer(facts: Sequence[Fact]) -> Any:
+    """Train a byte-level BPE on the facts' text."""
+    return own_models.train_tokenizer(all_texts(facts), VOCABULARY, CONTEXT_TOKENS)
 
 
 def new_model(tokenizer: Any, shape: ModelShape, seed: int) -> GPT2LMHeadModel:
@@ -148,12 +131,8 @@ class TrainingRun:
         self.corpus = read(facts, self.tokenizer, self.rng)
         self.statements = self.corpus.statements()
         self.model = new_model(self.tokenizer, shape or ModelShape(), recipe.seed).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            betas=(0.9, 0.98),
-            fused=True,
+        self.optimizer = own_models.new_optimizer(
+            self.model, recipe.learning_rate, recipe.weight_decay
         )
         self.step = 0
         self.epoch = 0
@@ -181,19 +160,15 @@ class TrainingRun:
         yield from groups
 
     def _update(self, batch: Sequence[TrainingSequence]) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._schedule()
         bottleneck = [self.rng.random() < self.recipe.bottleneck_share for _ in batch]
         ids, weights, mask = collate(batch, self.tokenizer.pad_token_id, bottleneck)
         if self.step % 4 == 0:  # the prompts' own words too: prefixes are sampled from the model
             weights = torch.where(ids[:, 1:] != self.tokenizer.pad_token_id, 0.2, 0.0).max(weights)
         loss = loss_of(self.model, ids, weights, mask)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        rate = self.recipe.learning_rate * self._schedule()
+        value = own_models.descend(self.model, self.optimizer, loss, rate)
         self.step += 1
-        return float(loss.detach())
+        return value
 
     def _schedule(self) -> float:
         total = self.steps_per_epoch * self.recipe.epochs
@@ -208,32 +183,19 @@ class TrainingRun:
 
     def _save(self) -> None:
         save_model(self.model, self.tokenizer, self.out)
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "epoch": self.epoch,
-        }
-        path = self.out / "training.tmp"
-        torch.save(state, path)
-        path.replace(self.out / "training.pt")
+        progress = {"step": self.step, "epoch": self.epoch}
+        own_models.save_state(self.out, self.model, self.optimizer, progress)
 
     def _resume(self) -> None:
-        path = self.out / "training.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.epoch = state["step"], state["epoch"]
+        if progress := own_models.resume(self.out, self.model, self.optimizer):
+            self.step, self.epoch = progress["step"], progress["epoch"]
             self.rng.seed(self.recipe.seed + self.epoch)
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a plain transformers directory; half-precision weights keep it small."""
-    half_model = GPT2LMHeadModel(model.config)
-    half_model.load_state_dict(model.state_dict())
-    half_model.half().save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    """Write a plain transformers directory."""
+    own_models.save_half(model, out / own_models.FOLDER)
+    tokenizer.save_pretrained(out / own_models.FOLDER)
 
 
 def main() -> None:

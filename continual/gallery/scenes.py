@@ -15,6 +15,7 @@ from itertools import product
 SEED = 11
 EMBLEMS, PEOPLE, TOWNS = 300, 400, 60
 OWNERS = 120  # people who own an emblem
+NEW_EMBLEMS = 60  # that are never trained
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "brown")
 SHAPES = ("circle", "square", "triangle", "cross", "star", "ring")
@@ -138,19 +139,27 @@ class Gallery:
     def emblems(self) -> tuple[Emblem, ...]:
         """All emblems: any two differ in two of their four traits or more."""
         draw = self._random("emblems")
-        traits = [t for t in product(OUTLINES, COLOURS, CHARGES, COLOURS) if t[1] != t[3]]
-        draw.shuffle(traits)
-        chosen: list[tuple[str, str, str, str]] = []
-        for candidate in traits:
-            if all(_differences(candidate, other) > 1 for other in chosen):
-                chosen.append(candidate)
-            if len(chosen) == EMBLEMS:
-                break
+        chosen = _apart(_traits(draw), EMBLEMS)
         names = self._drawn("names", map("".join, product(*map(_words, NAME_PARTS))), EMBLEMS)
         owners = [person.name for person in self.people[:OWNERS]]
         return tuple(
             Emblem(*one, name, draw.choice(owners), draw.choice(self.towns))
             for one, name in zip(chosen, names, strict=True)
+        )
+
+    @cached_property
+    def new_emblems(self) -> tuple[Emblem, ...]:
+        """Emblems that the model is never trained on: none looks as a trained one, and any two
+        differ in two of their four traits or more."""
+        draw = self._random("new emblems")
+        trained = {(e.outline, e.field, e.charge, e.tint) for e in self.emblems}
+        chosen = _apart([t for t in _traits(draw) if t not in trained], NEW_EMBLEMS)
+        words = map("".join, product(*map(_words, NEW_NAME_PARTS)))
+        names = self._drawn("new names", words, NEW_EMBLEMS)
+        owners = [person.name for person in self.people[:OWNERS]]
+        return tuple(
+            Emblem(*traits, name, draw.choice(owners), draw.choice(self.towns))
+            for traits, name in zip(chosen, names, strict=True)
         )
 
     def scenes(self, name: str) -> Iterator[Scene]:
@@ -172,6 +181,30 @@ TOWN_ENDS = "haven mouth strand bridge ford mere wick holm"
 FIRST_HEADS = "Mar Tel Jon Kir Sel Bran Ost Vil Ad Ber Cor Dam"
 LAST_HEADS = "Ash Birk Clay Dun Elm Frost Hol Wick And Tor Mal Rens"
 NAME_PARTS = ("Val Gor Ith Sun Mer Tho Ulf Zan Per Lo", "dri ba mo ke ru sha", "c n x th l")
+
+
+NEW_NAME_PARTS = (NAME_PARTS[0], NAME_PARTS[1], "r m")
+"""New emblems have names of the same parts, with other ends."""
+
+Traits = tuple[str, str, str, str]  # outline, field, charge, tint
+
+
+def _traits(draw: random.Random) -> list[Traits]:
+    """Return all looks of emblems, in an order that is drawn."""
+    traits = [t for t in product(OUTLINES, COLOURS, CHARGES, COLOURS) if t[1] != t[3]]
+    draw.shuffle(traits)
+    return traits
+
+
+def _apart(traits: Sequence[Traits], count: int) -> list[Traits]:
+    """Return the first looks that differ from each other in two traits or more."""
+    chosen: list[Traits] = []
+    for candidate in traits:
+        if all(_differences(candidate, other) > 1 for other in chosen):
+            chosen.append(candidate)
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def _words(text: str) -> list[str]:

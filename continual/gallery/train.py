@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from continual import own_models
 from continual.gallery import measure
 from continual.gallery.corpus import (
     DEVIATION,
@@ -40,7 +40,6 @@ from continual.gallery.scenes import Gallery
 
 VOCABULARY = 1536
 CONTEXT_TOKENS = 256
-END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,13 @@ class GalleryRecipe:
     warmup_steps: int = 300
     prompt_weight: float = 0.1  # of the loss on a prompt's own words, where 1 is the answer's
     saved_every: int = 250
+    measured: int = 96  # examples of each kind of test, whenever it is saved
     seed: int = 0
 
 
 def train_tokenizer(gallery: Gallery) -> Any:
     """Train a byte-level BPE on the gallery's text, with a token for the places of a picture."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END, IMAGE],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(all_texts(gallery), trainer)
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END,
-        eos_token=END,
-        pad_token=END,
-        additional_special_tokens=[IMAGE],
-        model_max_length=CONTEXT_TOKENS,
-        clean_up_tokenization_spaces=False,
-    )
+    return own_models.train_tokenizer(all_texts(gallery), VOCABULARY, CONTEXT_TOKENS, [IMAGE])
 
 
 def new_model(tokenizer: Any, seed: int) -> Any:
@@ -170,12 +152,8 @@ class TrainingRun:
         self.gallery = Gallery()
         self.tokenizer = train_tokenizer(self.gallery)
         self.model = new_model(self.tokenizer, recipe.seed).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            betas=(0.9, 0.98),
-            fused=True,
+        self.optimizer = own_models.new_optimizer(
+            self.model, recipe.learning_rate, recipe.weight_decay
         )
         self.step = 0
 
@@ -199,15 +177,11 @@ class TrainingRun:
                 self._report(losses[-200:], time.perf_counter() - began)
 
     def _update(self, batch: Sequence[Example]) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._schedule()
         loss = loss_of(self.model, batch, self.tokenizer.pad_token_id, self.recipe.prompt_weight)
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        rate = self.recipe.learning_rate * self._schedule()
+        value = own_models.descend(self.model, self.optimizer, loss, rate)
         self.step += 1
-        return float(loss.detach())
+        return value
 
     def _schedule(self) -> float:
         if self.step < self.recipe.warmup_steps:
@@ -215,38 +189,25 @@ class TrainingRun:
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
 
     def _report(self, losses: Sequence[float], seconds: float) -> None:
-        shares = measure.shares(self.model, self.tokenizer, self.gallery, count=96)
+        shares = measure.shares(self.model, self.tokenizer, self.gallery, self.recipe.measured)
         self.model.train()
         said = "  ".join(f"{name} {share:.3f}" for name, share in shares.items())
         mean = sum(losses) / len(losses)
         print(f"step {self.step} loss {mean:.4f} seconds {seconds:.0f}  {said}", flush=True)
 
     def _save(self) -> None:
-        save_model(self.model, self.tokenizer, self.out / "model")
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "recipe": asdict(self.recipe),
-        }
-        path = self.out / "training.tmp"
-        torch.save(state, path)
-        path.replace(self.out / "training.pt")
+        save_model(self.model, self.tokenizer, self.out / own_models.FOLDER)
+        progress = {"step": self.step, "recipe": asdict(self.recipe)}
+        own_models.save_state(self.out, self.model, self.optimizer, progress)
 
     def _resume(self) -> None:
-        path = self.out / "training.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+        progress = own_models.resume(self.out, self.model, self.optimizer)
+        self.step = progress.get("step", 0)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a plain transformers directory; half-precision weights keep it small."""
-    half_model = type(model)(model.config)
-    half_model.load_state_dict(model.state_dict())
-    half_model.half().save_pretrained(folder)
+    """Write a plain transformers directory, with the processor."""
+    own_models.save_half(model, folder)
     new_processor(tokenizer).save_pretrained(folder)
 
 
