@@ -38,6 +38,7 @@ _COMPANIONS = (
     "dict.txt",
 )
 _WEIGHTS = ("*.safetensors", "config.json", "*.safetensors.index.json")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _TOKENIZERS = (*_IDENTITY[2:], *_COMPANIONS[6:])
@@ -99,9 +100,9 @@ def companion_files(directory: Path) -> dict[str, str]:
 
 def files_beside_weights(directory: Path) -> list[Path]:
     """Return the files that go along with another model made of a directory's: its tokenizer, chat
-    templates, generation config, and licence."""
+    templates, generation config, picture processor, and licence."""
     weights = _matching(directory, _WEIGHTS)
-    files = _matching(directory, (*_IDENTITY, *_COMPANIONS, *_TERMS))
+    files = _matching(directory, (*_IDENTITY, *_COMPANIONS, *_PROCESSORS, *_TERMS))
     return [file for file in files if file not in weights]
 
 

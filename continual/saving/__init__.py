@@ -38,6 +38,7 @@ from continual.saving.job import KINDS, CannotSave, LeftOut, SavedForm, SaveJob,
 from continual.saving.peft_form import PeftForm
 from continual.saving.proof import Proof, prove
 from continual.saving.transformers_form import TransformersForm
+from continual.tasks.sight import lend_sight
 from store import Revision
 
 __all__ = ["FORMS", "KINDS", "CannotSave", "SaveSettings", "Saved", "save"]
@@ -74,12 +75,12 @@ def save(
     folder with files that cedit did not write, UnknownRevision, ModelError, StoreError.
     """
     started, target = time.perf_counter(), Path(directory)
-    if album_of(opened.task) is not None:
-        raise CannotSave(
-            "A model that sees cannot be saved yet: its probes show pictures, and the saved model "
-            "could not be asked them. `cedit export` takes the history along, as one file."
-        )
     form = _form(settings)
+    if album_of(opened.task) is not None and not form.sees:
+        raise CannotSave(
+            f"A model that sees is not saved as {form.name}: save it --as transformers, which "
+            "takes edits of weights along; or `cedit export` the history, as one file."
+        )
     path = opened.store.settings["model"]["path"]
     spared = (opened.store.path, Path(path))
     require_replaceable(target.expanduser().resolve(), force=settings.force, spared=spared)
@@ -90,6 +91,7 @@ def save(
             opened.listener.note(f"Writing {target}")
             facts = form.write(job, folder)
             model = form.load(job, folder)
+            lend_sight(opened.task, model)
             proof = prove(opened.site, job.run.ledger, model, opened.listener)
             record = _record(job, form, facts, left_out, proof)
             (folder / "README.md").write_text(card_text(record), encoding="utf-8")

@@ -133,6 +133,7 @@ class SavedForm(Protocol):
     library: str  # the one that loads it
     relation: str  # to the base, as model cards name it
     kinds: Collection[str]  # of KINDS: the edits that can be left out
+    sees: bool  # models that see are saved in it, too
 
     def staying(self, job: SaveJob) -> Mapping[str, str]:
         """Return the kinds of edits that cannot go along, each with the reason."""

@@ -41,6 +41,7 @@ class PeftForm:
     library = "peft"
     relation = "adapter"
     kinds: Collection[str] = (*BESIDE, DENSE)
+    sees = False
 
     def staying(self, job: SaveJob) -> Mapping[str, str]:
         """See `SavedForm.staying`: everything but products of factors."""

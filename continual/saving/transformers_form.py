@@ -35,6 +35,7 @@ class TransformersForm:
     library = "transformers"
     relation = "finetune"
     kinds: Collection[str] = tuple(BESIDE)
+    sees = True
 
     def staying(self, job: SaveJob) -> Mapping[str, str]:
         """See `SavedForm.staying`."""

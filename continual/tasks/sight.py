@@ -13,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from continual import hooks
 from continual.anatomy import sample_inputs
+from continual.anatomy.text_side import run_on_tokens
 from continual.errors import ModelError
 from continual.out_of_memory import is_out_of_memory
 from continual.picture_marks import (
@@ -197,9 +199,10 @@ class Sight:
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 states = self.seen(sample_pixels())
-            if not states.requires_grad:
-                return False
-            (gradient,) = torch.autograd.grad(states.square().sum(), parameter, allow_unused=True)
+                if not states.requires_grad:
+                    return False
+                total = states.square().sum()
+            (gradient,) = torch.autograd.grad(total, parameter, allow_unused=True)
             return gradient is not None and bool(gradient.any())
         finally:
             parameter.requires_grad_(False)
@@ -291,6 +294,15 @@ class Sight:
         device = self.base.model.get_input_embeddings().weight.device
         tokens = torch.tensor([list(ids)], device=device)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def lend_sight(task: object, model: Any) -> None:
+    """Let another model of the same class see a task's pictures, each by the model's own parts, as
+    long as it lives. Does nothing for a task of texts."""
+    sight = getattr(task, "sight", None)
+    if isinstance(sight, Sight):
+        run_on_tokens(model)
+        Sight(replace(sight.base, model=model), sight.album).attach()
 
 
 def sample_pixels() -> Tensor:
