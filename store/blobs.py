@@ -24,6 +24,7 @@ _META_KEY = "cedit"
 _HEADER_LENGTH_BYTES = 8
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST_IN_TEXT = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _BEGINNING = re.compile(r"[0-9a-f]{4,64}")
 
 
@@ -120,6 +121,11 @@ class Blobs:
         if canonical.digest(data) != ref.sha256:
             raise IntegrityError(label, "its bytes are not those that were written")
         return data
+
+
+def digests_named(record: Any) -> set[str]:
+    """Return the digests that a JSON value names anywhere in its texts."""
+    return set(_DIGEST_IN_TEXT.findall(json.dumps(record)))
 
 
 def digest_of(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import lmdb
 
 from store import config, datafile, durable, operations
-from store.blobs import BlobRef
+from store.blobs import BlobRef, digests_named
 from store.cache import Cache
 from store.errors import FormatVersionError, IntegrityError, NoStore, StoreError
 from store.history import TAG_PREFIX, as_revision, parsed, subject_digest
@@ -360,10 +360,16 @@ def _check_pictures(store: Store, tables: ReadableTables) -> Iterator[Problem]:
             store.pictures.get(ref)
         except StoreError as error:
             yield _as_problem(f"pictures/{ref.sha256}", error)
-    used_digests = {ref.sha256 for ref in refs}
+    used_digests = {ref.sha256 for ref in refs} | queued_pictures(tables)
     for sha256 in store.pictures.digests():
         if sha256 not in used_digests:
             yield Problem(store.pictures.label(sha256), "no revision shows it", harmless=True)
+
+
+def queued_pictures(tables: ReadableTables) -> set[str]:
+    """Return the digests that records of the queue name."""
+    entries = tables.entries["queue"].values()
+    return {digest for entry in entries for digest in digests_named(entry["record"])}
 
 
 def picture_refs(revisions: Iterable[Revision]) -> list[BlobRef]:

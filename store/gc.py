@@ -66,10 +66,11 @@ def _orphans(store: Store) -> Iterator[Garbage]:
     for sha256 in store.blobs.digests():
         if sha256 not in used_digests:
             yield from _garbage(store.blobs.path(sha256), "no revision uses this patch")
-    shown_digests = {ref.sha256 for revision in store.revisions() for ref in revision.pictures}
+    shown_digests = store.pictures_shown()
     for sha256 in store.pictures.digests():
         if sha256 not in shown_digests:
-            yield from _garbage(store.pictures.path(sha256), "no revision shows this picture")
+            why = "no revision shows this picture, and nothing in the queue"
+            yield from _garbage(store.pictures.path(sha256), why)
 
 
 def leftovers(store: Store) -> Iterator[Garbage]:

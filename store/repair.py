@@ -100,7 +100,7 @@ def plan(store: Store) -> RepairPlan:
     remedies += [
         Remedy(f"{folder}/{name}", "drop it: it can be made again") for folder, name in damaged_sets
     ]
-    loose_files = tuple(_loose(store, revisions))
+    loose_files = tuple(_loose(store, tables, revisions))
     for path in loose_files:
         name = path.relative_to(store.path).as_posix()
         remedies.append(Remedy(name, "remove it: nothing leads to it"))
@@ -365,12 +365,15 @@ def _damaged_sets(store: Store) -> Iterator[tuple[str, str]]:
                 yield folder, name
 
 
-def _loose(store: Store, revisions: Mapping[int, Revision]) -> Iterator[Path]:
+def _loose(
+    store: Store, tables: ReadableTables, revisions: Mapping[int, Revision]
+) -> Iterator[Path]:
     used_digests = {ref.sha256 for revision in revisions.values() for ref in revision.blobs}
     for sha256 in store.blobs.digests():
         if sha256 not in used_digests:
             yield store.blobs.path(sha256)
     shown_digests = {ref.sha256 for revision in revisions.values() for ref in revision.pictures}
+    shown_digests |= check.queued_pictures(tables)
     for sha256 in store.pictures.digests():
         if sha256 not in shown_digests:
             yield store.pictures.path(sha256)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from store import config, durable, migrate, operations
-from store.blobs import BlobRef, Blobs, digest_of
+from store.blobs import BlobRef, Blobs, digest_of, digests_named
 from store.cache import Cache, Cached
 from store.errors import NoStore, StorageFault, StoreError, StoreExists, StoreFull, reading
 from store.history import TAG_PREFIX, History, ledger_entry, point, queue_change
@@ -254,6 +254,11 @@ class Store:
         """Yield the names of the queue that begin with `prefix`, in their order, with their
         records."""
         return self.history.queue_entries(prefix)
+
+    def pictures_shown(self) -> set[str]:
+        """Return the digests of the pictures that revisions show, and the queue's records."""
+        shown = {ref.sha256 for revision in self.revisions() for ref in revision.pictures}
+        return shown | {d for _, record in self.queue_entries() for d in digests_named(record)}
 
     def tags(self) -> dict[str, str]:
         """Return the revision ids by tag."""

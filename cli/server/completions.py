@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from cli.server.access import Asker, Served
@@ -70,11 +71,7 @@ async def chat_completions(
     request: Request, service: Served, _: Asker, body: ChatRequest
 ) -> Response:
     """Answer a chat."""
-    messages = [{"role": turn.role, "content": turn.text} for turn in body.messages]
-    try:
-        prompt = Chat.from_json(messages)
-    except ValueError as error:
-        raise ApiProblem(400, f"messages: {error}", "messages") from None
+    prompt = await run_in_threadpool(_chat, service, body)
     count = max(1, body.top_logprobs or 0)
     chances = _chances(service, count if body.logprobs else None)
     tokens_max = body.max_completion_tokens or body.max_tokens
@@ -100,6 +97,22 @@ async def completions(
 
 
 # -- asking
+
+
+def _chat(service: Service, body: ChatRequest) -> Prompt:
+    """Return a chat with its pictures, unpacked and held in memory. Raises ApiProblem."""
+    messages: Any = [turn.to_json() for turn in body.messages]
+    border = service.border()
+    try:
+        if border is not None:
+            messages = border.prompt(messages, ())
+        elif any(turn.shows for turn in body.messages):
+            raise ApiProblem(
+                400, "This model takes texts alone: leave the pictures out.", "messages"
+            )
+        return Chat.from_json(messages)
+    except ValueError as error:
+        raise ApiProblem(400, f"messages: {error}", "messages") from None
 
 
 def _text(prompt: str) -> Prompt:

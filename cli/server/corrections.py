@@ -15,7 +15,7 @@ from cli.server.problems import ApiProblem
 from cli.server.service import Service
 from continual.editors.chains import chain_of
 from continual.errors import CeditError
-from continual.prompts import Prompt, read_prompt
+from continual.prompts import Prompt, prompt_json, read_prompt
 from continual.readers import read_record
 from continual.requests import Request
 from continual.review.applying import revert_item
@@ -90,6 +90,7 @@ class Amendment(Decision):
 def feedback(service: Served, who: Proposer, body: Feedback, key: Key = None) -> Response:
     """Take a person's word on an answer: a wrong one becomes a correction, or waits for one."""
     prompt, origin = _origin(service, body)
+    service.keep_pictures(prompt_json(prompt))
     if body.verdict == "right":
         return JSONResponse({"object": "feedback", "verdict": "right", "correction": None})
     request = None
@@ -112,7 +113,7 @@ def propose(service: Served, who: Proposer, body: Corrections, key: Key = None) 
     if len(records) > service.limits.corrections_max:
         raise ApiProblem(400, f"At most {service.limits.corrections_max} at once.", "corrections")
     editor = named_editor(service, body.editor)
-    requests = [request for record in records for request in _requests(record)]
+    requests = [request for record in records for request in _requests(service, record)]
     proposals = [
         Proposal.of(
             request,
@@ -141,8 +142,9 @@ def _origin(service: Service, body: Feedback) -> tuple[Prompt, dict[str, Any]]:
         raise ApiProblem(
             404, "There is no such receipt any more: give the prompt or messages, too.", "receipt"
         )
+    border = service.border()
     try:
-        return read_prompt(value), origin
+        return read_prompt(value if border is None else border.prompt(value, ())), origin
     except ValueError as error:
         raise ApiProblem(400, f"the prompt {error}", "prompt") from None
 
@@ -151,8 +153,13 @@ def _request(record: Mapping[str, Any]) -> Request:
     return Request.from_json(record)
 
 
-def _requests(record: Mapping[str, Any]) -> list[Request]:
-    return list(read_record(record))
+def _requests(service: Service, record: Mapping[str, Any]) -> list[Request]:
+    """Return the requests of a record, with their pictures in the store: the queue shows them."""
+    border = service.border()
+    requests = list(read_record(record if border is None else border.of(record)))
+    for request in requests:
+        service.keep_pictures(request.to_json())
+    return requests
 
 
 def named_editor(service: Service, name: str | None) -> str | None:
@@ -242,7 +249,7 @@ def act(
 def amend(service: Served, who: Approver, number: Number, body: Amendment) -> dict[str, Any]:
     """Give an open correction another content."""
     editor = named_editor(service, body.editor)
-    requests = _requests(body.correction)
+    requests = _requests(service, body.correction)
     if len(requests) != 1:
         raise ApiProblem(400, "Give one correction.", "correction")
     item = service.queue.amend(number, requests[0], who.name, body.why, editor)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 TOKEN_COUNT_MAX = 1_000_000
 SEED_MAX = 2**63 - 1
+PARTS_MAX = 64  # of a message
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -70,11 +71,26 @@ class Sampled(BaseModel):
         )
 
 
-class ChatPart(BaseModel):
-    """A part of a message; only texts are read."""
+class TextPart(BaseModel):
+    """A part of a message that is a text."""
 
     type: Literal["text"]
     text: str
+
+
+class PictureAddress(BaseModel):
+    """A picture as OpenAI's clients send it: a data URI, as nothing is fetched."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    url: str
+
+
+class PicturePart(BaseModel):
+    """A part of a message that is a picture."""
+
+    type: Literal["image_url"]
+    image_url: PictureAddress
 
 
 class ChatMessage(BaseModel):
@@ -83,14 +99,27 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[ChatPart]
+    content: (
+        str
+        | Annotated[
+            list[Annotated[TextPart | PicturePart, Field(discriminator="type")]],
+            Field(max_length=PARTS_MAX),
+        ]
+    )
 
     @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+    def shows(self) -> bool:
+        """True if a picture is among the parts."""
+        return any(isinstance(part, PicturePart) for part in self.content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the turn, with parts only where these show pictures."""
+        content: Any = self.content
+        if self.shows:
+            content = [part.model_dump() for part in self.content if not isinstance(part, str)]
+        elif not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return {"role": self.role, "content": content}
 
 
 class ChatRequest(Sampled):

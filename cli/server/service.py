@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from fastapi import Request
 from cli.server.metrics import Metrics
 from cli.server.webhooks import Webhooks
 from continual.choices import CHAINS, EDITORS
+from continual.picture_marks import digests_in
+from continual.pictures.album import album_of
+from continual.pictures.records import PictureBorder
 from continual.review.audit import Audit
 from continual.review.conflicts import InForce
 from continual.review.queue import CorrectionQueue
@@ -51,6 +55,17 @@ class Service:
     def chats(self) -> bool:
         """True if the model has a chat template."""
         return bool(getattr(self.session.tokenizer, "chat_template", None))
+
+    def border(self) -> PictureBorder | None:
+        """Return the border at which pictures come in over HTTP, into memory; None for a model of
+        texts. Files of this machine and addresses are not read."""
+        return self.session.picture_border(reads_files=False, keeps=False)
+
+    def keep_pictures(self, record: object) -> None:
+        """Write the pictures that a JSON value shows, and that are held in memory, to the store.
+        Raises RequestError for one that is not here any more."""
+        if (album := album_of(self.session.task)) is not None:
+            album.keep(digests_in(json.dumps(record)))
 
     @property
     def editors(self) -> list[str]:

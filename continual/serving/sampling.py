@@ -92,7 +92,7 @@ class TokenChooser:
         """Return the next token, given all tokens [L], the logits [v] and the answer so far."""
         scores = self._penalised(logits.float(), answer)[None]
         if len(self._warpers):
-            scores = self._warpers(ids[None], scores)
+            scores = self._warpers(ids[ids < len(logits)][None], scores)  # pictures are no words
         if self._sampling.temperature <= 0:
             return int(scores[0].argmax())
         shares = scores[0].softmax(-1).cpu()

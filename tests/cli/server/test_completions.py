@@ -136,6 +136,18 @@ BODIES: dict[str, tuple[dict[str, Any], int, str | None]] = {
         400,
         None,
     ),
+    "a picture for a model of texts": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}],
+                }
+            ]
+        },
+        400,
+        None,
+    ),
     "too long": (
         {"messages": [{"role": "user", "content": "the capital " * 300}]},
         400,
