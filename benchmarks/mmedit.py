@@ -1,11 +1,17 @@
 """MMEdit's protocol (Cheng et al., EMNLP 2023): single edits of a model that sees, its metrics.
 
     python -m benchmarks.mmedit RECORDS --model DIR [--pictures DIR] [--editor tpatcher,ft-vision]
+    python -m benchmarks.mmedit --sequential [RECORDS] [--model DIR] [--count N]
 
 Each record is edited alone, on a store of its own kind: it is applied, measured, and rolled back.
 Beside MMEdit's metrics, which are shares of tokens under teacher forcing, stand exact matches of
 free greedy decoding, and three controls: the question on another record's picture, on a plain one,
 and without a picture. Prints a table; `--json FILE` writes the numbers.
+
+With `--sequential` the records are edited one after another, and nothing is taken back: SR, GR, ER,
+TrainR and TestR after some of the steps, as in the other protocols, and the controls at the end.
+Without RECORDS they are the gallery's corrections, with its probes, on its model unless another
+one is named.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from continual.embedded import GALLERY
+from continual.gallery.streams import ANSWERS, PROBES, write
+from continual.history.inspection import rates_at
 from continual.memory.answers import AnswerJudge
 from continual.new_store import NewStore, init
 from continual.picture_marks import digests_in, substituted
@@ -40,6 +49,7 @@ METRICS = (
     "Rel", "T-Gen", "M-Gen", "T-Loc", "M-Loc", "Rel exact", "T-Gen exact", "M-Gen exact",
     "M-Loc exact", "other picture", "plain picture", "no picture",
 )  # fmt: skip
+RATES = ("SR", "GR", "ER", "TrainR", "TestR", "Locality")
 PUBLISHED = {  # E-VQA, on BLIP-2 OPT: Rel, T-Gen, T-Loc, M-Loc
     "ft-vision": (60.56, 49.79, 100.0, 8.47),
     "ft-last": (57.66, 47.70, 21.67, 3.06),
@@ -163,14 +173,83 @@ def _controls(session: Session, prompt: str, other: str | None) -> dict[str, str
     )
 
 
-# -- a run
+# -- a run along a stream
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metrics of a history after so many corrections."""
+
+    corrections: int
+    rates: Mapping[str, float | None]
+
+
+def along(session: Session, requests: Sequence[Request], editor: str) -> Iterator[Point]:
+    """Apply the requests one after another; yield the metrics after 1, 2, 5, 10, … of them, and at
+    the end."""
+    settings = session.settings(chain=(editor,))
+    for number, step in enumerate(session.apply_requests(requests, settings), start=1):
+        is_round = str(number)[0] in "125" and not str(number)[1:].strip("0")
+        if is_round or number == len(requests):
+            rates = rates_at(session.store, step.revision)
+            yield Point(number, {rate: rates[rate] for rate in RATES})
+
+
+def controlled(session: Session, requests: Sequence[Request], editor: str) -> dict[str, Any]:
+    """Apply the requests along a stream, and ask every control before and after: the share of
+    answers that stay, and that are the new target."""
+    model = MeasuredModel(session)
+    asked = [
+        (name, prompt, request.target_new)
+        for place, request in enumerate(requests)
+        for name, prompt in _controls(
+            session, str(request.prompt), next(iter(_pictures(requests[place - 1])), None)
+        ).items()
+    ]
+    before = [model.says(prompt, target) for _, prompt, target in asked]
+    points = []
+    for point in along(session, requests, editor):
+        points.append(point)
+        print(line_of(point), flush=True)
+    shares: defaultdict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    for (name, prompt, target), old in zip(asked, before, strict=True):
+        new = model.says(prompt, target)
+        shares[name].append((new == old, new == target.strip()))
+    controls = {
+        name: {"same": _mean(s for s, _ in pairs), "target": _mean(t for _, t in pairs)}
+        for name, pairs in shares.items()
+    }
+    for name, pair in controls.items():
+        print(f"{name:14s} as before {pair['same']:.3f}, the new answer {pair['target']:.3f}")
+    return {
+        "steps": [{"corrections": p.corrections, **p.rates} for p in points],
+        "controls": controls,
+    }
+
+
+def line_of(point: Point) -> str:
+    """Return a row of the table of steps."""
+    cells = (f"{'–' if rate is None else f'{rate:.3f}':>8s}" for rate in point.rates.values())
+    return f"{point.corrections:8d}" + "".join(cells)
+
+
+def _mean(values: Iterable[bool]) -> float:
+    outcomes = list(values)
+    return sum(outcomes) / len(outcomes)
+
+
+def _pictures(request: Request) -> tuple[str, ...]:
+    return digests_in(str(request.prompt))
+
+
+# -- a run of single edits
 
 
 def run(session: Session, requests: Sequence[Request], editor: str) -> dict[str, float]:
     """Return the means over all requests, each edited alone."""
     shares: defaultdict[str, list[float]] = defaultdict(list)
     for place, request in enumerate(requests):
-        other = digests_in(str(requests[place - 1].prompt)) if len(requests) > 1 else ()
+        other = _pictures(requests[place - 1]) if len(requests) > 1 else ()
         for name, share in measure(session, request, next(iter(other), None), editor).items():
             shares[name].append(share)
     return {name: sum(values) / len(values) for name, values in shares.items()}
@@ -194,26 +273,47 @@ def table(results: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("records", type=Path, nargs="?", help="default: the gallery's corrections")
+    parser.add_argument("--model", type=Path, help="default: the gallery's, with its corrections")
     parser.add_argument("--pictures", type=Path, help="their folder; default: the records' own")
     parser.add_argument("--editor", default="tpatcher", help="one or several, with commas")
     parser.add_argument("--count", type=int, default=100, metavar="N")
+    parser.add_argument("--sequential", action="store_true", help="one after another")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        new = NewStore(str(options.model), task={"name": "multimodal"})
-        with init(Path(folder) / "store", new) as session:
-            requests = list(islice(read(session, options), options.count))
-            for editor in options.editor.split(","):
+        new = _new_store(parser, options, Path(folder))
+        for editor in options.editor.split(","):
+            with init(Path(folder) / editor, new) as session:
+                requests = list(islice(read(session, options), options.count))
                 started = time.perf_counter()
-                results[editor] = run(session, requests, editor)
+                if options.sequential:
+                    print(f"{editor:8s}" + "".join(f"{rate:>8s}" for rate in RATES))
+                    results[editor] = controlled(session, requests, editor)
+                else:
+                    results[editor] = run(session, requests, editor)
                 results[editor]["seconds"] = time.perf_counter() - started
-    for line in table(results):
-        print(line)
+    if not options.sequential:
+        for line in table(results):
+            print(line)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def _new_store(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path
+) -> NewStore:
+    """Return the store to make; without records the gallery's are drawn into a folder."""
+    model = options.model or (GALLERY.name if GALLERY.is_here else None)
+    if model is None:
+        parser.error(f"name a --model; the gallery's is trained by: {GALLERY.training}")
+    if options.records is not None:
+        return NewStore(str(model), task={"name": "multimodal"})
+    write(folder / "gallery", count=options.count)
+    options.records = folder / "gallery" / ANSWERS
+    train, test = (folder / "gallery" / PROBES[name] for name in ("train", "test"))
+    return NewStore(str(model), task=GALLERY.task, train_probes=train, test_probes=test)
 
 
 def read(session: Session, options: argparse.Namespace) -> Iterator[Request]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.mmedit import locality, ranked, run, table, token_accuracy
+from benchmarks.mmedit import controlled, locality, ranked, run, table, token_accuracy
 from continual.new_store import NewStore, init
 from continual.readers import read_record
 from continual.requests import Request
@@ -58,6 +58,21 @@ def test_each_record_is_edited_alone_and_the_model_is_the_base_again(tmp_path: P
         assert all(0 <= shares[name] <= 1 for name in names)
         lines = list(table({"tpatcher": shares}))
         assert len(lines) == 2 and "100.00" in lines[1]
+
+
+def test_along_a_stream_nothing_is_taken_back_and_controls_are_asked_at_its_end(tmp_path: Path):
+    model = save_seeing(tmp_path / "model")
+    new = NewStore(str(model), task={"name": "multimodal"}, watch={"texts": 0, "neighbours": 0})
+    with init(tmp_path / "store", new) as session:
+        requests = requests_in(session, tmp_path)
+        base = session.edited.fingerprint
+        found = controlled(session, requests, "tpatcher")
+        assert [point["corrections"] for point in found["steps"]] == [1, 2]
+        assert found["steps"][1]["SR"] == found["steps"][1]["ER"] == 1.0
+        assert session.edited.fingerprint != base
+        assert [session.ask(r.prompt, 1) for r in requests] == [r.target_new for r in requests]
+        assert set(found["controls"]) == {"other picture", "plain picture", "no picture"}
+        assert all(0 <= pair["same"] <= 1 for pair in found["controls"].values())
 
 
 def requests_in(session: Session, folder: Path) -> list[Request]:
