@@ -100,7 +100,9 @@ def _show_seeing(out: Output, path: str | None, count: int) -> None:
     """Show it all on the embedded model that sees."""
     from continual.embedded import GALLERY
     from continual.errors import ModelError
+    from continual.pictures.content import require_pillow
 
+    require_pillow()
     if not GALLERY.is_here:
         raise ModelError(
             f"No model that sees comes with this package yet; train it with: {GALLERY.training}"

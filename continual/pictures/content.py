@@ -115,6 +115,11 @@ def data_uri(pixels: Tensor, longest: int | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(as_png(pixels, longest)).decode("ascii")
 
 
+def require_pillow() -> None:
+    """Raise PictureError if Pillow is not installed."""
+    _pillow()
+
+
 def _pillow() -> tuple[Any, tuple[type[Exception], ...]]:
     """Import Pillow; return its `Image`, and the errors of files that it cannot decode. Raises
     PictureError if it is not installed."""
