@@ -3,6 +3,8 @@ of its files. Leaves the loading itself to `loading`, and the files to `model_fi
 
 from __future__ import annotations
 
+import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,10 +19,10 @@ from continual.anatomy.overrides import NONE
 from continual.anatomy.text_side import run_on_tokens
 from continual.embedded import embedded
 from continual.errors import CeditError, ModelError
-from continual.loading import first_line, load_pretrained
+from continual.loading import load_pretrained
 from continual.model_files import companion_files, directory_fingerprint, model_directory
-from continual.out_of_memory import is_out_of_memory
 from continual.passes.edit_site import settled
+from continual.placement import Placement, usable_device
 
 DECODED_TOKENS = 5  # of the prompt on which `generate` is compared with the model's forward
 
@@ -40,6 +42,8 @@ class BaseSource:
     device: str
     dtype: str
     overrides: Mapping[str, str]
+    device_map: tuple[str, ...] = ()
+    offload: Path | None = None
 
     def load(self) -> PretrainedBase:
         """Load the base. Raises ModelError."""
@@ -49,6 +53,8 @@ class BaseSource:
             device=self.device,
             dtype=self.dtype,
             overrides=self.overrides,
+            device_map=self.device_map,
+            offload=self.offload,
         )
 
 
@@ -122,13 +128,22 @@ def load_base(
     device: str = "cpu",
     dtype: str = "float32",
     overrides: Mapping[str, str] | None = None,
+    device_map: Sequence[str] = (),
+    offload: Path | None = None,
 ) -> PretrainedBase:
     """Load a model directory for editing by a class of transformers: a task's `architecture`.
-    Raises ModelError, which names the missing part."""
+
+    With a `device_map` (see `Placement.of`) accelerate puts its modules on several devices, and
+    parameters on the disk into a folder of this process in `offload`, which goes with the model.
+    Raises ModelError, which names the missing part.
+    """
     directory = model_directory(name)
     place = usable_device(device)
-    loaded = load_pretrained(directory, architecture, number_format(dtype))
-    model = loaded.model.to(place)
+    placement = Placement.of(device_map, offload)
+    loaded = load_pretrained(directory, architecture, number_format(dtype), placement)
+    model = loaded.model if device_map else loaded.model.to(place)
+    if placement.offload_folder is not None:
+        weakref.finalize(model, shutil.rmtree, placement.offload_folder, ignore_errors=True)
     run_on_tokens(model)
     anatomy = settled(model, find_anatomy(model, overrides))
     if (overrides or {}).get("context", NONE) != NONE and anatomy.context_block is None:
@@ -143,7 +158,15 @@ def load_base(
         directory_fingerprint(directory),
         companion_files(directory),
         loaded.notes,
-        BaseSource(_source_name(name), architecture, device, dtype, dict(overrides or {})),
+        BaseSource(
+            _source_name(name),
+            architecture,
+            device,
+            dtype,
+            dict(overrides or {}),
+            tuple(device_map),
+            offload,
+        ),
         loaded.image_processor,
         loaded.pictures_lead,
     )
@@ -162,19 +185,3 @@ def number_format(name: str) -> torch.dtype:
             f"{name!r} is no number format: a model runs in float32, bfloat16 or float16."
         )
     return dtype
-
-
-def usable_device(name: str) -> torch.device:
-    """Return a device that can hold tensors here. Raises ModelError for any other."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" holds nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"Device {name!r} cannot be used here ({first_line(error)}): choose cpu, or cuda "
-            "with a CUDA build of torch and a GPU; an existing store has it in cedit.toml, under "
-            "[model]."
-        ) from error
-    return device

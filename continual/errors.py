@@ -87,3 +87,10 @@ class PluginWarning(UserWarning):
 
 class BenchmarksMissing(CeditError):
     """The project's benchmarks are in none of the folders that were searched."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's name if it has none."""
+    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
+    message = next(filter(None, lines), type(error).__name__)
+    return message.rstrip(".:")

@@ -5,6 +5,7 @@
 - ``captured``  collects the calls of one module in a list
 - ``altered``   changes the hidden state that a module returns
 - ``added``     adds to it
+- ``joined_by``  adds a function of the input to it, before any other hook
 - ``replaced``  puts another in its place
 - ``fed``       changes the hidden state that goes into a module
 - ``narrowed``  takes only some rows through a stretch of modules that work row by row
@@ -138,6 +139,25 @@ def added(module: nn.Module, addend: Tensor) -> Iterator[None]:
     """Add ``addend`` to the hidden state that the module returns."""
     with altered(module, lambda hidden: hidden + addend):
         yield
+
+
+@contextmanager
+def joined_by(module: nn.Module, addend: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Add ``addend`` of the module's input to the hidden state that it returns, in float32 and
+    before any present hook sees it; where ``addend`` returns None the output stays as it is."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        further = addend(args[0])
+        if further is None:
+            return output
+        hidden = hidden_of(output)
+        return with_hidden(output, (hidden.float() + further).to(hidden.dtype))
+
+    handle = module.register_forward_hook(hook, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -17,10 +17,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from continual.errors import ModelError
-from continual.model_files import has_tokenizer, is_gguf, read_json, require_loadable
+from continual.errors import ModelError, first_line
+from continual.model_files import (
+    PACKERS,
+    has_tokenizer,
+    is_gguf,
+    packing_of,
+    read_json,
+    require_loadable,
+)
 from continual.out_of_memory import is_out_of_memory
+from continual.placement import Placement
+from continual.storage import at_hand, inner_tensors
 
+REPACKS = "support_avx512bf16_for_cpu"
+"""The attribute of a layer of bitsandbytes that lets it pack its matrix anew."""
 NAMED_MAX = 3  # tensors in a message
 SAMPLE_SIDE = 32  # pixels of a picture that a processor is tried on
 CAUSAL = "AutoModelForCausalLM"
@@ -37,7 +48,7 @@ _OFFLINE = {"trust_remote_code": False, "local_files_only": True}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode, without gradients, on the CPU; and its tokenizer."""
+    """A model in eval mode, without gradients, on the CPU or as placed; and its tokenizer."""
 
     model: Any
     tokenizer: Any
@@ -46,7 +57,12 @@ class Loaded:
     pictures_lead: bool = False  # a first picture stands before the tokens that begin a text
 
 
-def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> Loaded:
+def load_pretrained(
+    directory: Path,
+    architecture: str,
+    dtype: torch.dtype,
+    placement: Placement | None = None,
+) -> Loaded:
     """Load a model directory by a class of transformers'.
 
     Raises ModelError for a model with tensors that are missing, of another shape, or not finite,
@@ -59,6 +75,9 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
     tokenizer = _tokenizer(directory)
     auto = getattr(transformers, _usable_class(config, architecture))
     place, options = _place(directory)
+    packing = packing_of(directory)
+    if packing in PACKERS:
+        _require_format(directory, config, dtype)
     if options:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, report = _attempt(
@@ -66,25 +85,48 @@ def load_pretrained(directory: Path, architecture: str, dtype: torch.dtype) -> L
             place,
             config=config,
             dtype=dtype,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=not packing,  # they are refused below, by name
             output_loading_info=True,
             **(options or {"use_safetensors": True}),
+            **(placement or Placement()).options(),
             **_OFFLINE,
         ),
         directory,
         "model",
     )
-    model = model.eval().requires_grad_(False)
+    model = _unchanging(model.eval().requires_grad_(False))
     _require_whole(directory, model, report)
     if options:
         model = _unpacked(model, dtype)
-    _require_plain_numbers(directory, model)
+    if packing not in PACKERS:
+        _require_plain_numbers(directory, model)
     _require_finite(directory, model)
     _require_rows(directory, model, tokenizer)
     notes = tuple(_notes(directory, model, tokenizer, report))
     image_processor = _image_processor(directory, architecture)
     pictures_lead = image_processor is not None and _pictures_lead(directory, tokenizer)
     return Loaded(model, tokenizer, notes, image_processor, pictures_lead)
+
+
+def _unchanging(model: Any) -> Any:
+    """Return the model, kept from packing its matrices anew at its first pass: bitsandbytes does so
+    on some CPUs, rounds their scales, and has no gradients afterwards."""
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
+    return model
+
+
+def _require_format(directory: Path, config: Any, dtype: torch.dtype) -> None:
+    """Raise ModelError for a packed checkpoint that would run in another number format than it was
+    packed for: its layers and those between them would not fit each other."""
+    packed_for = getattr(config, "dtype", None) or dtype
+    if packed_for != dtype:
+        name = str(packed_for).removeprefix("torch.")
+        raise ModelError(
+            f"The model in {directory} is packed for {name}, and cannot be loaded in "
+            f"{str(dtype).removeprefix('torch.')}: give --dtype {name}."
+        )
 
 
 def _place(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -222,7 +264,7 @@ def _attempt(load: Callable[[], Part], directory: Path, part: str) -> Part:
 
 
 def _cannot_load(directory: Path, part: str, error: Exception) -> ModelError:
-    quantised = _quantisation(directory)
+    quantised = packing_of(directory)
     if part == "model" and quantised:
         return ModelError(
             f"The model in {directory} is quantised ({quantised}) and cannot be loaded: "
@@ -267,23 +309,6 @@ def _other_task(directory: Path) -> str:
         "seq2seq or classification; of a model for images or sound, save its text model alone "
         "(language_model.save_pretrained) with its tokenizer."
     )
-
-
-def _quantisation(directory: Path) -> str:
-    """Return the method that quantised a checkpoint; empty if none did."""
-    quantisation = read_json(directory, "config.json").get("quantization_config")
-    return (
-        str(quantisation.get("quant_method", "unnamed method"))
-        if isinstance(quantisation, dict)
-        else ""
-    )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; the error's name if it has none."""
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines()]
-    message = next(filter(None, lines), type(error).__name__)
-    return message.rstrip(".:")
 
 
 # --- checks of the loaded model -------------------------------------------------------------------
@@ -335,7 +360,12 @@ def _require_plain_numbers(directory: Path, model: Any) -> None:
 @torch.no_grad()
 def _require_finite(directory: Path, model: Any) -> None:
     """Raise ModelError for a parameter with NaN or infinity; buffers may mask with -inf."""
-    broken = [name for name, tensor in model.named_parameters() if not _is_finite(tensor)]
+    broken: list[str] = []
+    for path, module in model.named_modules():
+        with at_hand(module):
+            parameters = module.named_parameters(recurse=False)
+            names = [name for name, tensor in parameters if not _is_finite(tensor)]
+        broken += [f"{path}.{name}".removeprefix(".") for name in names]
     if broken:
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         raise ModelError(
@@ -346,7 +376,11 @@ def _require_finite(directory: Path, model: Any) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.numel():
+    return all(map(_is_plain_finite, inner_tensors(tensor)))
+
+
+def _is_plain_finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not tensor.is_floating_point():
         return True
     least, most = tensor.aminmax()
     return bool(torch.isfinite(least) & torch.isfinite(most))

@@ -54,6 +54,9 @@ _FOREIGN = {
     ".onnx": "an ONNX file",
 }
 _GGUF_MAGIC = b"GGUF"
+PACKERS: Mapping[str, str] = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
+"""The packages that read packed checkpoints, by the method that config.json names; each is an extra
+of the same name."""
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 
 
@@ -157,6 +160,7 @@ def require_loadable(directory: Path) -> None:
     for name in ("generation_config.json", "tokenizer_config.json"):
         read_json(directory, name)
     _require_own_code(directory, config)
+    _require_packer(directory)
     _require_safetensors(directory)
     _require_whole(directory)
 
@@ -172,6 +176,25 @@ def _require_gguf(file: Path) -> None:
         raise ModelError(
             f"{file} is a GGUF file, and {' and '.join(missing)} to read it with is not installed: "
             "pip install 'cedit[gguf]'."
+        )
+
+
+def packing_of(directory: Path) -> str:
+    """Return the method by which a checkpoint is packed in few bits; empty for plain numbers."""
+    if is_gguf(directory):
+        return ""
+    packing = read_json(directory, "config.json").get("quantization_config")
+    return str(packing.get("quant_method", "unnamed method")) if isinstance(packing, dict) else ""
+
+
+def _require_packer(directory: Path) -> None:
+    """Raise ModelError for a packed checkpoint without the package that reads it."""
+    package = PACKERS.get(packing_of(directory))
+    if package is not None and find_spec(package) is None:
+        raise ModelError(
+            f"The model in {directory} is quantised ({package}) and cannot be loaded: {package} is "
+            f"not installed: pip install 'cedit[{package}]'. Or give the checkpoint that it was "
+            "made of, in float32, bfloat16 or float16."
         )
 
 

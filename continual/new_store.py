@@ -25,6 +25,7 @@ from continual.model_files import model_directory
 from continual.passes.edit_site import usual_context
 from continual.picture_marks import digests_in
 from continual.pictures.album import album_of
+from continual.placement import device_map_lines
 from continual.recheck.general_rows import BODY, GeneralRows
 from continual.recheck.probe_sets import read_probes
 from continual.requests import Probe
@@ -55,6 +56,7 @@ class NewStore:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    device_map: str = ""  # a name of accelerate's, or a JSON file; see `device_map_lines`
     anatomy: Mapping[str, str] | None = None
     editors: Mapping[str, Mapping[str, Any]] | None = None  # the [editor.NAME] tables
     origin: Mapping[str, str] | None = None  # the history that it was made from; see `rebasing`
@@ -110,6 +112,7 @@ def _base(new: NewStore) -> PretrainedBase:
         device=new.device,
         dtype=new.dtype,
         overrides=new.anatomy,
+        device_map=device_map_lines(new.device_map),
     )
 
 
@@ -168,6 +171,8 @@ def _settings(
         "run": {"seed": new.seed},
         "probes": {name: len(probe_set) for name, probe_set in probes.items()},
     }
+    if new.device_map:
+        settings["model"]["device_map"] = list(device_map_lines(new.device_map))
     settings["watch"] = _watch_table(new)
     if new.stream:
         settings["stream"] = dict(new.stream)

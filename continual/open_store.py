@@ -36,6 +36,9 @@ from continual.tasks import Task, make_task, task_class
 from continual.watch.own_text import OwnText
 from store import BlobRef, Revision, Store
 
+OFFLOAD = "offload"
+"""The folder in a store's cache for parameters of a split model: one in it for each process."""
+
 
 class OpenStore:
     """An open store with its model. A context manager; outside of it the model is bare."""
@@ -83,7 +86,8 @@ class OpenStore:
         """
         store = Store.open(Path(path), writable=writable)
         try:
-            return cls(store, *_model_and_task(StoreSettings.of(store.settings)), at, executor)
+            parts = _model_and_task(StoreSettings.of(store.settings), store.cache / OFFLOAD)
+            return cls(store, *parts, at, executor)
         except BaseException:
             store.close()
             raise
@@ -171,7 +175,7 @@ class OpenStore:
             self.run_state  # noqa: B018  building it measures head
 
 
-def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
+def _model_and_task(settings: StoreSettings, offload: Path) -> tuple[EditedModel, Task]:
     """Load the model that a store names, and its task. Raises WrongBaseModel, ModelError."""
     model = settings.model
     _require_there(model)
@@ -181,6 +185,8 @@ def _model_and_task(settings: StoreSettings) -> tuple[EditedModel, Task]:
         device=model.device,
         dtype=model.dtype,
         overrides=settings.anatomy,
+        device_map=model.device_map,
+        offload=offload,
     )
     _require_same(base.fingerprint, base.companions, model)
     return EditedModel(base), make_task(base, settings.task)

@@ -22,6 +22,7 @@ from continual.execution.local import LOCAL
 from continual.history.inspection import retained_at
 from continual.new_store import NewStore, init
 from continual.pictures.album import album_of
+from continual.placement import BALANCED
 from continual.recheck import retention
 from continual.recheck.retention import ATTEMPTED, SKIPPED, outcomes_of, reverted_later
 from continual.requests import NOT_CONTENT, Request
@@ -168,6 +169,7 @@ def _new(
         stream=source.settings.get("stream"),
         device=settings.model.device,
         dtype=settings.model.dtype,
+        device_map=next((line for line in settings.model.device_map if line in BALANCED), ""),
         editors=settings.editors,
         calibration=settings.calibration,
         origin=origin,

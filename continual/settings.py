@@ -31,6 +31,9 @@ class ModelSettings(SettingsTable):
     device: str = "cpu"  # where the model runs: cpu, cuda, mps, …
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The number format in which the weights are loaded."""
+    device_map: tuple[str, ...] = ()
+    """"MODULE DEVICE" of each part of a model on several devices or on the disk; or auto, balanced,
+    balanced_low_0 or sequential: accelerate chooses. Empty: all of it is on `device`."""
     companions: tuple[str, ...] | None = None
     """"NAME SHA-256" of each file beside the weights that the fingerprint leaves out. A store
     without the list is an older one: no such files are compared."""

@@ -61,6 +61,12 @@ File = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
 @click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
 @click.option(
+    "--device-map",
+    default="",
+    metavar="auto|balanced|FILE.json",
+    help="Put the model's blocks on several devices, or on the disk, by accelerate.",
+)
+@click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",

@@ -17,6 +17,7 @@ from continual.anatomy.module_paths import name_of
 from continual.anatomy.structure import Anatomy
 from continual.errors import ModelError
 from continual.out_of_memory import is_out_of_memory
+from continual.storage import input_device
 
 MESSAGE_MAX = 200  # characters of another package's message in one of ours
 
@@ -26,7 +27,7 @@ def sample_inputs(model: Any, length: int) -> dict[str, Tensor]:
     it ends as its texts do: a classifier behind a decoder reads its answer at the end token."""
     embedding = _embedding(model)
     vocabulary = len(embedding)
-    spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=embedding.device)
+    spread = torch.linspace(vocabulary // 4, vocabulary // 2, length, device=input_device(model))
     inputs = {"input_ids": spread.long().unsqueeze(0)}
     if is_seq2seq(model):
         inputs["decoder_input_ids"] = inputs["input_ids"].clone()

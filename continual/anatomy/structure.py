@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from continual.anatomy.module_paths import is_inside
 from continual.errors import ModelError
+from continual.storage import BESIDE_PACKED, obstacle
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,16 @@ class Anatomy:
         return model.get_submodule(self.path(index, self.down))
 
     def down_weight(self, model: nn.Module, index: int) -> Tensor:
-        """Return the weight of ``down`` as [d_ff, d], however it is stored: a view, not a copy."""
+        """Return the weight of ``down`` as [d_ff, d], however it is stored: a view, not a copy.
+        Raises ModelError for a matrix that is no plain numbers in memory."""
         weight = self.down_module(model, index).weight
         assert isinstance(weight, Tensor)
+        if reason := obstacle(weight):
+            raise ModelError(
+                f"The FFN output matrix of block {index} {reason}, and knowledge neurons (kn, "
+                "`cedit neurons`) are rows of it that are read one by one. Editors that need no "
+                f"rows: {BESIDE_PACKED}."
+            )
         return weight if self.transposed else weight.T
 
     def down_path(self, index: int) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from continual.effects.places import GatePlace
 
 NEURONS, SUBJECTS, CONTEXTS, GATES = "neurons", "subjects", "contexts", "gates"
-CODEBOOK, LOOKUP, MEMORY = "codebook", "lookup", "memory"
+CODEBOOK, LOOKUP, MEMORY, FACTORS = "codebook", "lookup", "memory", "factors"
 BESIDE: Mapping[str, str] = {
     NEURONS: "neurons beside a block's FFN",
     SUBJECTS: "neurons that ask for a subject in the text",
@@ -29,6 +29,7 @@ BESIDE: Mapping[str, str] = {
     CODEBOOK: "rows of a codebook",
     LOOKUP: "rows of a look-up",
     MEMORY: "records in memory",
+    FACTORS: "updates beside a matrix that nothing is written into",
 }
 """The kinds of pieces that stand beside a model's parameters, each in words."""
 

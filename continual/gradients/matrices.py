@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from continual.effects.parameters import EditedWeight
+from continual.effects.parameters import ParameterEdits
 from continual.errors import EditError
 from continual.gradients.config import GradientConfig
 from continual.model import EditedModel
@@ -24,12 +24,12 @@ class EditableMatrix:
     path: str  # of the parameter
     module: nn.Module
     block: int
-    weight: EditedWeight
+    weight: ParameterEdits
 
     @property
     def shape(self) -> tuple[int, int]:
         """[inputs, outputs]; matrices of one shape share a normaliser."""
-        inputs, outputs = self.weight.sum.shape
+        inputs, outputs = self.weight.shape
         return inputs, outputs
 
     @property

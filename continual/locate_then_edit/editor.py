@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from continual.effects.parameters import EditedWeight
+from continual.effects.parameters import ParameterEdits
 from continual.errors import EditError
 from continual.locate_then_edit.config import LocateThenEditConfig, default_blocks
 from continual.locate_then_edit.contexts import write_contexts
@@ -50,7 +50,7 @@ class Update(Generic[EditorConfig, PreparedForm]):
     keys: Keys
     residual: Tensor  # R [n, d]: the change that the update has to make in the block's output
     moments: PreparedForm
-    weight: EditedWeight
+    weight: ParameterEdits
     config: EditorConfig
 
 
@@ -149,7 +149,7 @@ class LocateThenEditEditor(ABC, Generic[EditorConfig, PreparedForm]):
         """Return the drift of a block's matrix from the base, with a ΔW `added` to it if given."""
         weight = context.site.edited.weight(block)
         base = weight.base.float()
-        change = weight.sum - base
+        change = weight.change
         if added is not None:
             change = change.addmm_(added.left.to(base), added.right.to(base))
         return drift_of(base, change, self._moments.moment(block, context).to(base))

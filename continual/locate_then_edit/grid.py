@@ -113,7 +113,7 @@ def _spent(context: EditContext) -> float:
         weight = edited.weight(block)
         base = weight.base.float()
         moment = context.statistics.get(block).second_moment.to(base)
-        drifts.append(drift_of(base, weight.sum - base, moment))
+        drifts.append(drift_of(base, weight.change, moment))
     return max(drifts)
 
 

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from continual import hooks
 from continual.anatomy import Anatomy, sample_inputs
 from continual.passes.packing import ROWS_MAX, filled_up
+from continual.storage import obstacle
 
 Forward = Callable[[Tensor], Tensor]
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -103,6 +104,8 @@ def _is_linear(module: nn.Module) -> bool:
     if not isinstance(module, nn.Linear | Conv1D) or "forward" in module.__dict__:
         return False
     weight = module.weight
+    if obstacle(weight):
+        return False
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and _has_units()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from continual.errors import EditError
 from continual.locate_then_edit.general_keys import GeneralKeys
 from continual.proposals import EditContext
+from continual.storage import device_of
 
 PreparedForm = TypeVar("PreparedForm")
 """A method's preparation of C₀."""
@@ -67,7 +68,7 @@ class BlockMoments(Generic[PreparedForm]):
             held = None if general is None else general.moment(left_out)
             if held is not None:
                 moment = moment + general_weight * held
-            device = edited.anatomy.down_weight(edited.model, block).device
+            device = device_of(edited.anatomy.down_module(edited.model, block))
             prepared = _Prepared(general, left_out, self._prepare(moment, device))
             self._prepared[place] = prepared
         return prepared.form

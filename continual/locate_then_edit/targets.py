@@ -321,7 +321,7 @@ class _SearchPass:
         self, site: Site, run: EndPass, placed: Sequence[_Placed], starts: Sequence[int]
     ) -> None:
         self._site, self._run, self._placed, self._starts = site, run, placed, starts
-        device = site.edited.device
+        device = run.sums.device
         places = [p.text.place - start for p, start in zip(placed, starts, strict=True)]
         sequences = torch.arange(len(placed), device=device)
         self._places = run.row(sequences, torch.tensor(places, device=device))

@@ -23,6 +23,7 @@ from continual.errors import ModelError
 from continual.loading import assembled
 from continual.model.states import ModelStates
 from continual.patches import Patch
+from continual.storage import is_plain
 
 
 class Recalling(Protocol):
@@ -109,7 +110,7 @@ class EditedModel(ModelStates):
         """
         if len(self.memory):
             raise ModelError(cannot_go_along({MEMORY: len(self.memory)}, "a copy (copy.deepcopy)"))
-        if not self.beside:
+        if not self.beside and is_plain(self.model):
             memo[id(self.model)] = copied = self._rebuilt()
             return copied
         with hooks.standing_aside(self.model, *_COPYING):
@@ -119,7 +120,13 @@ class EditedModel(ModelStates):
         return copied
 
     def _rebuilt(self) -> Any:
-        """Return a plain model of this one's class, with parameters of its own."""
+        """Return a plain model of this one's class, with parameters of its own. Raises ModelError
+        if this one's are packed, or away on a disk."""
+        if not is_plain(self.model):
+            raise ModelError(
+                "A model whose parameters are packed or away on a disk is not copied or pickled: "
+                "open the store again instead, or `cedit save` it."
+            )
         config, dtype = copy.deepcopy(self.model.config), next(self.model.parameters()).dtype
         state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         plain = assembled(type(self.model), config, state, dtype).to(self.device)

@@ -20,6 +20,7 @@ from continual.effects import BESIDE, Effect
 from continual.effects.places import CONTEXT, HIDDEN, TOPIC, GatePlace
 from continual.effects.records import MemoryBank
 from continual.errors import ModelError
+from continual.storage import device_of, input_device
 
 AnyEffect = TypeVar("AnyEffect", bound=Effect)
 
@@ -41,9 +42,12 @@ class ModelEffects:
     @property
     def device(self) -> torch.device:
         """The device of the inputs."""
-        device = self.model.get_input_embeddings().weight.device
-        assert isinstance(device, torch.device)
-        return device
+        return input_device(self.model)
+
+    @property
+    def site_device(self) -> torch.device:
+        """The device of rows at the last place: the last block's."""
+        return device_of(self.anatomy.block(self.model, self.anatomy.last))
 
     @cached_property
     def site_place(self) -> GatePlace:

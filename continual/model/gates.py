@@ -24,6 +24,7 @@ from continual.effects.pooling import PassTokens, means
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
 from continual.reading import RunningText, decoder
+from continual.storage import device_of
 
 AnyGated = TypeVar("AnyGated", bound=GatedEffect)
 
@@ -85,7 +86,7 @@ class ModelGates(ModelEffects):
         return Mount(
             place,
             anatomy.width,
-            next(landing.parameters()).device,
+            device_of(landing),
             (self._reader(place), landing),
             self._pool() if place.key == POOLED else None,
             self._running.texts,

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from continual.anatomy import is_turned
+from continual.anatomy.ffn import matrix_at
 from continual.base import PretrainedBase
-from continual.effects.parameters import EditedWeight
+from continual.effects.factors import FactorsBeside, UnwritableMatrix
+from continual.effects.parameters import EditedWeight, ParameterEdits
 from continual.errors import ModelError
 from continual.model.effects import ModelEffects
+from continual.storage import obstacle, require_writable
 
 
 class ModelParameters(ModelEffects):
@@ -27,24 +30,25 @@ class ModelParameters(ModelEffects):
         super().__init__(base)
         self._is_trained = False  # its parameters may be other than its patches say
 
-    def weight(self, block: int) -> EditedWeight:
+    def weight(self, block: int) -> ParameterEdits:
         """Return the FFN's output matrix of a block as [d_ff, d], with the additions to it."""
         self._require_block(block)
         return self.parameter(self.anatomy.down_path(block))
 
-    def parameter(self, path: str) -> EditedWeight:
+    def parameter(self, path: str) -> ParameterEdits:
         """Return the parameter at a path, with the additions to it: one object for all of its
-        names.
+        names. Additions to a matrix that nothing can be written into stand beside it.
 
-        Raises ModelError if there is none.
+        Raises ModelError if there is none, or if nothing can be written into it and it is no matrix
+        of a linear layer.
         """
         name = self._names(path)[0]
         existing_sum = self._effects.get(_sum_of(name))
-        if isinstance(existing_sum, EditedWeight):
+        if isinstance(existing_sum, ParameterEdits):
             return existing_sum
         return self._add(_sum_of(name), self._seen(name))
 
-    def matrix(self, path: str) -> EditedWeight:
+    def matrix(self, path: str) -> ParameterEdits:
         """Return the matrix at a path as [inputs, outputs], with the additions to it: the weight of
         one linear or embedding layer.
 
@@ -87,10 +91,31 @@ class ModelParameters(ModelEffects):
         """Return the first block whose output depends on the parameter at a path."""
         return self.anatomy.lowest_block(self._names(path))
 
-    def _seen(self, name: str) -> EditedWeight:
+    def is_beside(self, path: str) -> bool:
+        """Tell whether additions to the parameter at a path stand beside it."""
+        return bool(obstacle(self.model.get_parameter(path)))
+
+    def _seen(self, name: str) -> ParameterEdits:
         turned = bool(is_turned(self.model, name))
         weight = self.model.get_parameter(name)
+        if obstacle(weight):
+            return FactorsBeside(self._unwritable(name), self.block_of(name), is_turned=turned)
         return EditedWeight(weight.T if turned else weight, self.block_of(name), is_turned=turned)
+
+    def _unwritable(self, path: str) -> UnwritableMatrix:
+        """Return the matrix of a linear layer that nothing can be written into. Raises ModelError
+        for any other parameter."""
+        reason = obstacle(self.model.get_parameter(path))
+        parent, _, name = path.rpartition(".")
+        module = self.model.get_submodule(parent)
+        matrix = matrix_at(parent, module) if name == "weight" else None
+        if matrix is None:
+            raise ModelError(
+                f"{path} {reason}, and is no matrix of a linear layer, which an update could stand "
+                "beside: choose another editor, or a base that fits in memory."
+            )
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return UnwritableMatrix(path, module, (matrix.inputs, matrix.outputs), dtype, reason)
 
     def _names(self, path: str) -> Sequence[str]:
         """Return all names of the parameter at a path: tied ones have several."""
@@ -113,10 +138,12 @@ class ModelParameters(ModelEffects):
     @contextmanager
     def trained(self, paths: Iterable[str]) -> Iterator[dict[str, torch.nn.Parameter]]:
         """Give the model's own parameters at these paths, by their first names, to change and
-        differentiate within `with`; afterwards they are as before."""
+        differentiate within `with`; afterwards they are as before. Raises ModelError for one that
+        nothing can be written into."""
         names = dict.fromkeys(self._names(path)[0] for path in paths)
-        weights = [self.parameter(name) for name in names]
         parameters = {name: self.model.get_parameter(name) for name in names}
+        require_writable(parameters, "This editor")
+        weights = [self.parameter(name) for name in names]
         self._is_trained = True
         try:
             for parameter in parameters.values():

@@ -23,6 +23,7 @@ from continual.effects import NOTHING, GatedEffect, Reach
 from continual.model.gates import ModelGates, neurons_at
 from continual.model.parameters import ModelParameters
 from continual.patches import Patch
+from continual.storage import inner_tensors
 
 PASSED_MAX = 8  # latest states that `has_passed` looks at
 
@@ -223,6 +224,6 @@ class ModelStates(ModelParameters, ModelGates):
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """Return a tensor's own bytes, row by row."""
-    contiguous = tensor.detach().cpu().contiguous()
-    return contiguous.flatten().view(torch.uint8).numpy().tobytes() if contiguous.numel() else b""
+    """Return a tensor's own bytes, row by row; those of all inner tensors if it is packed."""
+    parts = (inner.detach().cpu().contiguous() for inner in inner_tensors(tensor))
+    return b"".join(p.flatten().view(torch.uint8).numpy().tobytes() for p in parts if p.numel())

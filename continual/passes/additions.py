@@ -18,13 +18,14 @@ from continual.anatomy import Anatomy, sample_inputs
 from continual.errors import ModelError
 from continual.passes.partial import capture_rows, logits_of
 from continual.passes.row_tail import RowTail, distance_told, is_close
+from continual.storage import input_device
 
 
 @torch.no_grad()
 def moves_logits(model: Any, anatomy: Anatomy) -> bool:
     """Tell whether an addition to the output of the last block moves the logits."""
     inputs = sample_inputs(model, length=8)
-    patch = torch.linspace(-1, 1, anatomy.width, device=model.get_input_embeddings().weight.device)
+    patch = torch.linspace(-1, 1, anatomy.width, device=input_device(model))
     with hooks.added(_landing(model, anatomy), patch.to(next(model.parameters()).dtype)):
         patched_logits = logits_of(model, inputs)
     return not torch.equal(patched_logits, logits_of(model, inputs))

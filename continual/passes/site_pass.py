@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from continual.anatomy import Anatomy, sample_inputs
 from continual.passes.partial import capture_answers, capture_site
+from continual.storage import is_plain
 
 TRACED_AFTER = 32  # passes: tracing costs about as much as it spares in a hundred
 TRACED_SHAPE = (3, 12)  # sequences, tokens
@@ -103,7 +104,7 @@ class _TracedLater:
     def once_more(self) -> TracedPass | None:
         """Count one more pass; return the trace for it, if there is one."""
         self._passes += 1
-        if self._passes == TRACED_AFTER:
+        if self._passes == TRACED_AFTER and is_plain(self._model):  # else edits stand beside
             traces = (traced(self._model, self._anatomy, masked=m) for m in self._masked)
             self._trace = next(filter(None, traces), None)
         return self._trace

@@ -29,6 +29,7 @@ from continual.errors import ModelError
 from continual.passes.batching import by_length
 from continual.passes.packing import GroupKeyValues, Packing, SequenceLengths, attend
 from continual.passes.partial import BlockCall, Recording, record, sums_from, sums_observed
+from continual.storage import input_device
 
 SAMPLE_TOKENS = 6
 WHOLE_TOKENS_MAX = 4095  # of a pass that is recorded, on a CPU
@@ -114,7 +115,7 @@ class PackedEnds(EndPass):
         self.windows: set[int | None] = set()  # the windows that attention was called with
         self._ends = ends
         self._blocks = _blocks_by_module(model, anatomy)
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         self._packing = Packing.of(ends.lengths, padded_max, device)
         with torch.no_grad():
             self._record(device)
@@ -315,7 +316,7 @@ class _PackedRow:
         """Run a pass over the row. Raises ModelError for a model without position ids."""
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise ModelError(f"{type(model).__name__} takes no position_ids.")
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         ids, places = (
             torch.tensor([numbers], device=device) for numbers in (self.ids, self.positions)
         )
@@ -330,7 +331,7 @@ class WholeSequences(EndPass):
     ) -> None:
         """Run one pass over the sequences, without gradients."""
         super().__init__(model, anatomy, block)
-        device = model.get_input_embeddings().weight.device
+        device = input_device(model)
         self._size = max(map(len, ids))
         padded = [[*sequence, *[pad] * (self._size - len(sequence))] for sequence in ids]
         mask = [[1] * len(sequence) + [0] * (self._size - len(sequence)) for sequence in ids]
@@ -408,7 +409,7 @@ def _last_of(run: PackedEnds, sequence: int, size: int) -> Tensor:
 
 def _alone(model: Any, anatomy: Anatomy, ids: Sequence[int]) -> Tensor:
     """Return the residual sums [T, d] of the last block in a pass over one sequence."""
-    inputs = torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device)
+    inputs = torch.tensor([list(ids)], device=input_device(model))
     with torch.no_grad(), sums_observed(model, anatomy, anatomy.last) as sums:
         model(input_ids=inputs, use_cache=False, return_dict=True)
     return sums().reshape(len(ids), anatomy.width)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from continual.anatomy import Anatomy
 from continual.effects import Reach
-from continual.effects.parameters import Delta, EditedWeight
+from continual.effects.parameters import Delta, ParameterEdits
 from continual.errors import EditError
 from continual.patches import by_path
 from continual.patches.low_rank import Factors
@@ -26,7 +26,7 @@ from continual.patches.owners import goes_whole, require_distinct
 class Tunable(Protocol):
     """The model that a dense patch is put on."""
 
-    def parameter(self, path: str) -> EditedWeight:
+    def parameter(self, path: str) -> ParameterEdits:
         """Return the parameter at a path."""
 
 

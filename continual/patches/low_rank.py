@@ -4,7 +4,8 @@ Every matrix is seen as [inputs, outputs], so that a row of activations is multi
 however the model stores it. It is edited by float32 additions in one fixed order, column by column
 of L, each product rounded before it is added: the same bytes on every machine. A step adds a
 `LowRankPatch`, which names its matrices by their paths; `FfnLowRankPatch` names FFN output matrices
-by their blocks. The matrix with all additions is an `EditedWeight`.
+by their blocks. The matrix with all additions is an `EditedWeight`; where nothing is
+written into it, its factors stand beside it (`effects.factors`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from continual.anatomy import Anatomy
 from continual.effects import Reach
-from continual.effects.parameters import EditedWeight
+from continual.effects.parameters import ParameterEdits
 from continual.errors import EditError
 from continual.patches.owners import others_places, require_owners
 
@@ -26,10 +27,10 @@ from continual.patches.owners import others_places, require_owners
 class Editable(Protocol):
     """The model that a low-rank patch is put on."""
 
-    def weight(self, block: int) -> EditedWeight:
+    def weight(self, block: int) -> ParameterEdits:
         """Return the FFN's output matrix of a block."""
 
-    def matrix(self, path: str) -> EditedWeight:
+    def matrix(self, path: str) -> ParameterEdits:
         """Return the matrix of a linear layer at a path, as [inputs, outputs]."""
 
 
@@ -60,6 +61,11 @@ class Factors:
     def is_dense(self) -> bool:
         """See `Addition`."""
         return False
+
+    @property
+    def product(self) -> tuple[Tensor, Tensor]:
+        """See `Addition`."""
+        return self.left, self.right
 
     def add_to(self, total: Tensor) -> None:
         """Add one outer product after another, each rounded to float32 before it is added."""
@@ -124,7 +130,7 @@ class LowRankPatch:
         return sorted(self.factors)
 
     @classmethod
-    def weight(cls, model: Editable, name: str) -> EditedWeight:
+    def weight(cls, model: Editable, name: str) -> ParameterEdits:
         """Return a model's matrix by its name. Raises ModelError if there is none, or if a low-rank
         patch cannot edit it."""
         return model.matrix(name)
@@ -233,7 +239,7 @@ class OfBlocks:
     """FFN output matrices, each named by its block's number."""
 
     @classmethod
-    def weight(cls, model: Editable, name: str) -> EditedWeight:
+    def weight(cls, model: Editable, name: str) -> ParameterEdits:
         """Return the FFN's output matrix of a block."""
         return model.weight(int(name))
 

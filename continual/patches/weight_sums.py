@@ -18,7 +18,7 @@ from torch import Tensor
 
 from continual.anatomy import Anatomy
 from continual.effects import Reach
-from continual.effects.parameters import EditedWeight, Total
+from continual.effects.parameters import ParameterEdits, Total
 from continual.errors import EditError
 from continual.patches import by_path
 from continual.patches.gradient import GradientPatch, rows_in
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 class Summable(Protocol):
     """The model that sums are read from, and put on."""
 
-    def weight(self, block: int) -> EditedWeight:
+    def weight(self, block: int) -> ParameterEdits:
         """Return the FFN's output matrix of a block."""
 
-    def matrix(self, path: str) -> EditedWeight:
+    def matrix(self, path: str) -> ParameterEdits:
         """Return the matrix of a linear layer at a path, as [inputs, outputs]."""
 
-    def parameter(self, path: str) -> EditedWeight:
+    def parameter(self, path: str) -> ParameterEdits:
         """Return the parameter at a path."""
 
 
@@ -77,7 +77,7 @@ class _SegmentMatrix:
 
     name: str
     kind: type[LowRankPatch]  # by path, if any of its patches is; with rows, if any has them
-    weight: EditedWeight
+    weight: ParameterEdits
     block: int
     parts: list[tuple[LowRankPatch, str]] = field(default_factory=list)  # with its name in each
 
@@ -108,8 +108,8 @@ class _SegmentMatrix:
 
     @property
     def stays_factors(self) -> bool:
-        """True if the factors take less room than the matrix."""
-        return self.factors.is_smaller_than_dense
+        """True if the factors take less room than the matrix, or nothing is written into it."""
+        return self.weight.stays_factors or self.factors.is_smaller_than_dense
 
 
 def _by_matrix(low_rank: Sequence[LowRankPatch], model: Summable) -> list[_SegmentMatrix]:
@@ -228,7 +228,7 @@ class MatrixSums(_SumPatch):
         return Reach(blocks=frozenset(self.blocks.values()))
 
     @classmethod
-    def weight(cls, model: Summable, name: str) -> EditedWeight:
+    def weight(cls, model: Summable, name: str) -> ParameterEdits:
         """See `LowRankPatch.weight`."""
         return model.matrix(name)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from continual.recheck.ledger import WATCH, LedgerEntry
@@ -112,7 +113,7 @@ class GeneralRows:
         encodings = [passage.encoding() for passage in passages]
         if not encodings:
             width = self.site.edited.anatomy.width
-            no_rows = next(self.site.edited.model.parameters()).new_empty(0, width).float()
+            no_rows = torch.empty(0, width, device=self.site.edited.site_device)
             return Rows(no_rows, no_rows, no_rows.new_empty(0, dtype=int))
         if self.site.edited.rows_state != self.site.edited.base.fingerprint:
             return self.site.rows_in_passes(encodings)
@@ -126,7 +127,7 @@ class GeneralRows:
             return None
         if entry is None or entry.meta.get("made_for") != self._made_for(encodings):
             return None
-        device = self.site.edited.device
+        device = self.site.edited.site_device
         query, hidden, targets = (
             entry.tensors[key].to(device) for key in ("query", "hidden", "targets")
         )

@@ -72,7 +72,7 @@ class Ledger:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._entries = EntryTable()
-        width = torch.empty(0, site.edited.anatomy.width, device=site.edited.device)
+        width = torch.empty(0, site.edited.anatomy.width, device=site.edited.site_device)
         self._rows = RowTable(width)
         self._state = site.edited.fingerprint  # of the model that the outcomes are for
         self._passes: ProbePasses | None = None

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from continual.effects import BESIDE
+from continual.effects import BESIDE, FACTORS
 from continual.embedded import embedded
 from continual.errors import CeditError
 from continual.loading import load_pretrained
@@ -120,6 +120,8 @@ class SaveJob:
         for part in self.parts:
             if kind == DENSE:
                 of_part: Collection[str] = part.owners if _is_dense(part, self.edited) else ()
+            elif kind == FACTORS:
+                of_part = part.owners if _is_kept_beside(part, self.edited) else ()
             else:
                 of_part = part.beside().get(kind, ())
             owners |= dict.fromkeys(of_part)
@@ -149,6 +151,11 @@ class SavedForm(Protocol):
 
 def _is_dense(part: Patch, edited: EditedModel) -> bool:
     return None in part.in_parameters(edited.anatomy).values()
+
+
+def _is_kept_beside(part: Patch, edited: EditedModel) -> bool:
+    """Tell whether a patch has factors beside a matrix that nothing is written into."""
+    return any(map(edited.is_beside, part.in_parameters(edited.anatomy)))
 
 
 def _refusal(form: str, left: Mapping[str, LeftOut], unnamed: Collection[str]) -> str:

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.effects import CODEBOOK, CONTEXTS, GATES, LOOKUP, MEMORY, NEURONS, SUBJECTS
+from continual.effects import (
+    CODEBOOK,
+    CONTEXTS,
+    FACTORS,
+    GATES,
+    LOOKUP,
+    MEMORY,
+    NEURONS,
+    SUBJECTS,
+)
 from continual.effects.gated import NeuronBank
 from continual.errors import ModelError
 from continual.loading import assembled
@@ -26,6 +35,7 @@ from continual.saving.architectures import LLAMA, WiderFfn, architecture_of
 from continual.saving.llama import as_llama
 from continual.saving.rounding import rounded
 from continual.saving.widening import Units, relu_from, scale_for, widen
+from continual.storage import is_plain
 
 HALF_BYTES = 2  # of a number in half precision
 LoadBase = Callable[[torch.dtype], Any]
@@ -49,6 +59,7 @@ REASONS: Mapping[str, str] = {
     CODEBOOK: "no FFN replaces its output",
     LOOKUP: "no FFN compares its key with others by their cosine",
     MEMORY: "a plain model looks nothing up",
+    FACTORS: "nothing is written into that matrix: save --as peft",
 }
 """The reasons why edits of a kind are nothing that a transformers model has."""
 
@@ -128,7 +139,8 @@ def plain_model(
         raise ModelError(cannot_go_along(remaining, caller))
     own_dtype = next(edited.model.parameters()).dtype
     number_format = dtype or own_dtype
-    state = _state(edited, number_format, None if number_format == own_dtype else load_base)
+    is_loaded_anew = number_format != own_dtype or not is_plain(edited.model)
+    state = _state(edited, number_format, load_base if is_loaded_anew else None)
     config, model_class = copy.deepcopy(edited.model.config), type(edited.model)
     config.dtype = number_format
     banks = {} if NEURONS in without else edited.plain_neurons

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from continual.effects import BESIDE
+from continual.effects import BESIDE, FACTORS
 from continual.errors import CeditError
 from continual.model_files import is_gguf
 from continual.saving.job import DENSE, CannotSave
+from continual.storage import has_packed
 
 if TYPE_CHECKING:
     from continual.patches.low_rank import Factors
@@ -40,13 +41,13 @@ class PeftForm:
     name = "peft"
     library = "peft"
     relation = "adapter"
-    kinds: Collection[str] = (*BESIDE, DENSE)
+    kinds: Collection[str] = (*(kind for kind in BESIDE if kind != FACTORS), DENSE)
     sees = False
 
     def staying(self, job: SaveJob) -> Mapping[str, str]:
         """See `SavedForm.staying`: everything but products of factors."""
         _require_peft()
-        return dict.fromkeys((*BESIDE, DENSE), "an adapter has only products of factors")
+        return dict.fromkeys(self.kinds, "an adapter has only products of factors")
 
     def write(self, job: SaveJob, folder: Path) -> Mapping[str, Any]:
         """See `SavedForm.write`."""
@@ -82,10 +83,12 @@ class PeftForm:
         return {"architecture": type(job.edited.model).__name__, "rank": rank}
 
     def load(self, job: SaveJob, folder: Path) -> Any:
-        """See `SavedForm.load`: loaded and merged by peft."""
+        """See `SavedForm.load`: loaded by peft, and merged where the matrices can be."""
         peft = _require_peft()
         base = job.load_base(job.dtype).to(job.edited.device)
         model = peft.PeftModel.from_pretrained(base, str(folder))
+        if has_packed(base):
+            return model.eval().get_base_model()
         return model.merge_and_unload(safe_merge=True).eval()
 
 

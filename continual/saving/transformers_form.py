@@ -19,9 +19,10 @@ from continual.effects import BESIDE
 from continual.errors import ModelError
 from continual.loading import load_pretrained
 from continual.model_files import files_beside_weights, is_gguf, read_json, shard_bytes
-from continual.saving.job import SaveJob
+from continual.saving.job import CannotSave, SaveJob
 from continual.saving.merged import plain_model, staying
 from continual.saving.proof import activation_ranges, require_same_tokens
+from continual.storage import has_packed
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ANY_TOKENIZER = "TokenizersBackend"
@@ -42,7 +43,12 @@ class TransformersForm:
         return staying(job.edited)
 
     def write(self, job: SaveJob, folder: Path) -> Mapping[str, Any]:
-        """See `SavedForm.write`."""
+        """See `SavedForm.write`. Raises CannotSave for a packed base."""
+        if has_packed(job.edited.model):
+            raise CannotSave(
+                f"The base in {job.base_directory} is packed, and a copy of it would have the same "
+                "matrices without their edits: save --as peft, an adapter for that base."
+            )
         plain = plain_model(
             job.edited,
             without=job.settings.without,

@@ -83,7 +83,7 @@ class Site(TaskModel):
             places = [
                 i * size + p for i, e in zip(owners, encodings, strict=True) for p in e.positions
             ]
-            device = inputs["input_ids"].device
+            device = edited.site_device
             query, hidden = self._pass(
                 inputs, torch.tensor(places, device=device), is_whole=edited.moves_rows
             )

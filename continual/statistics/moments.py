@@ -13,6 +13,7 @@ from continual.errors import ModelError
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.statistics.windows import Piece
+from continual.storage import device_of
 
 _TILE = 512  # rows of a moment summed at once
 
@@ -98,7 +99,7 @@ def _inputs(edited: EditedModel, pieces: Sequence[Piece]) -> tuple[dict[str, Ten
 
 def _summing_device(down: torch.nn.Module) -> torch.device:
     """Return the device of the keys, or the CPU where float64 is missing there."""
-    device = next(down.parameters()).device
+    device = device_of(down)
     return torch.device("cpu") if device.type == "mps" else device
 
 

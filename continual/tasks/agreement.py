@@ -17,6 +17,7 @@ from torch import Tensor
 from continual.anatomy import sample_inputs
 from continual.errors import ModelError
 from continual.passes.partial import logits_of
+from continual.storage import input_device
 from continual.tasks import Encoding, Question, Task
 from continual.tasks.sight import Sight
 
@@ -95,7 +96,7 @@ def _encoding(base: PretrainedBase, length: int) -> Encoding:
 
 
 def _on_device(base: PretrainedBase, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    device = base.model.get_input_embeddings().weight.device
+    device = input_device(base.model)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

@@ -36,6 +36,7 @@ from continual.picture_marks import (
 )
 from continual.pictures import Album
 from continual.pictures.content import as_image
+from continual.storage import input_device
 
 if TYPE_CHECKING:
     from continual.base import PretrainedBase
@@ -128,7 +129,7 @@ class Sight:
 
     def model_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the inputs that the directory's own processor makes of a picture."""
-        device = self.base.model.get_input_embeddings().weight.device
+        device = input_device(self.base.model)
         dtype = self.base.model.get_input_embeddings().weight.dtype
         made: Mapping[str, Tensor] = self.processor(images=[as_image(pixels)], return_tensors="pt")
         return {
@@ -291,7 +292,7 @@ class Sight:
         return [0 if token == self.token else token for token in ids]
 
     def _tokens(self, ids: Sequence[int]) -> dict[str, Tensor]:
-        device = self.base.model.get_input_embeddings().weight.device
+        device = input_device(self.base.model)
         tokens = torch.tensor([list(ids)], device=device)
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 

@@ -25,6 +25,7 @@ from continual.analysis.neurons.passes import PassMaker
 from continual.model import EditedModel
 from continual.passes.partial import logits_of
 from continual.patches.low_rank import Factors, FfnLowRankPatch
+from continual.storage import input_device
 
 SUPPRESSED, AMPLIFIED = 0.0, 2.0
 
@@ -52,7 +53,7 @@ def token_probabilities(
     """Return P(target) [B] of gold tokens whose texts have one length, with the rows of blocks
     multiplied by `factors` [B, d_ff] at each token's own place."""
     model = passes.model
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     parts = [gold.inputs(device) for gold in golds]
     inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     places = torch.tensor([gold.position for gold in golds], device=device)

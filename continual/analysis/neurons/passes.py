@@ -34,6 +34,7 @@ from continual.passes.edit_site import find_tail
 from continual.passes.partial import BlockCall, logits_of, sums_observed
 from continual.passes.row_tail import RowTail
 from continual.passes.suffix import keeps_prefixes
+from continual.storage import input_device
 
 TOKENS_MAX = 4096  # that go through a block at a time
 LOGITS_MAX = 2**25  # of one forward pass
@@ -381,7 +382,7 @@ def _parts(blocks: range, size: int) -> Iterator[range]:
 
 
 def _device(model: Any) -> torch.device:
-    device: torch.device = model.get_input_embeddings().weight.device
+    device: torch.device = input_device(model)
     return device
 
 

@@ -16,6 +16,7 @@ from continual.analysis.tracing.runs import AnsweredSequence
 from continual.errors import CeditError
 from continual.passes.partial import logits_of
 from continual.prompts import Prompt
+from continual.storage import input_device
 from continual.tasks import Encoding, PromptText, Task
 
 
@@ -81,7 +82,7 @@ def read_fact(
 @torch.no_grad()
 def _next_token(model: Any, ids: Sequence[int]) -> int:
     """Return the token that the model says next."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     logits = logits_of(model, {"input_ids": torch.tensor([list(ids)], device=device)})
     return int(logits[0, -1].argmax())
 

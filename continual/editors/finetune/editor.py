@@ -24,6 +24,7 @@ from continual.model import EditedModel
 from continual.patches import Patch
 from continual.patches.dense import DensePatch
 from continual.proposals import Edit, EditContext, Proposal
+from continual.storage import require_writable
 
 TuningConfig = TypeVar("TuningConfig", bound=FineTuneConfig)
 KlConfig = TypeVar("KlConfig", bound=FineTuneKlConfig)
@@ -57,12 +58,15 @@ class FineTuneEditor(ABC, Generic[TuningConfig]):
 
     def edit(self, edits: Sequence[Edit], context: EditContext) -> Proposal:
         """See `Editor.edit`. A request that is still wrong in the end fails; if others are right,
-        they keep the patch, although the failed request shaped it too."""
+        they keep the patch, although the failed request shaped it too. Raises ModelError for a
+        parameter that nothing can be written into."""
         texts = [
             edit.encodings if self.config.rephrases else edit.encodings[: edit.forms]
             for edit in edits
         ]
         paths = tuple(self.paths(context.site.edited))
+        get = context.site.edited.model.get_parameter
+        require_writable({path: get(path) for path in paths}, self.name)
         encodings = tuple(encoding for group in texts for encoding in group)
         objective = Objective(encodings, paths, self.restraint(context), self.bound)
         try:
