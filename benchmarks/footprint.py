@@ -115,9 +115,8 @@ class FootprintCase:
     def _edited(self, session: Any) -> dict[str, Any]:
         """Make the corrections one by one; return their memory and seconds."""
         forget_peak()
-        settings = session.settings(chain=(self.editor,), recheck=Recheck(every=NEVER))
-        requests = list(self._records())[: self.edits]
-        steps = [step for record in requests for step in session.apply([record], settings)]
+        records = list(self._records())[: self.edits]
+        steps = session.apply(records, chain=(self.editor,), recheck=Recheck(every=NEVER))
         outcomes = [o for step in steps for o in step.outcomes if o.outcome in ATTEMPTED]
         refusals = [o for o in outcomes if o.outcome != APPLIED]
         return {

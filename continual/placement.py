@@ -72,8 +72,7 @@ def _device(name: str) -> str | int:
         return name
     if name.isdecimal():
         name = f"cuda:{name}"
-    usable_device(name)
-    return name
+    return str(torch.empty(0, device=usable_device(name)).device)  # torch has one CPU
 
 
 def device_map_lines(told: str) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ class UnwritableMatrix:
             total[start : start + count] = self.module.forward(units)
         if self.module.bias is None:
             return total
-        nothing = torch.zeros(1, inputs, dtype=self.dtype, device=self.device)
-        return total - self.module.forward(nothing).float()
+        bias: Tensor = self.module.forward(torch.zeros_like(units[:1]))
+        return total - bias.float()
 
     @property
     def device(self) -> torch.device:

@@ -114,7 +114,7 @@ class GeneralRows:
         if not encodings:
             width = self.site.edited.anatomy.width
             no_rows = torch.empty(0, width, device=self.site.edited.site_device)
-            return Rows(no_rows, no_rows, no_rows.new_empty(0, dtype=int))
+            return Rows(no_rows, no_rows, no_rows.new_empty(0, dtype=torch.long))
         if self.site.edited.rows_state != self.site.edited.base.fingerprint:
             return self.site.rows_in_passes(encodings)
         return self._cached(name, encodings) or self._read(name, encodings)

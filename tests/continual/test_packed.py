@@ -28,7 +28,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {"memit": FAR}
 BESIDE = ("tpatcher", "lookup", "grace", "memit")
 DENSE = ("ft-last", "ft-all", "ft-l")
 TEXTS = [f"{language.ask(c, p)} {language.capital(c)}" for c in range(12) for p in range(2)]
-IDS = torch.arange(4, 16).view(2, 6)
+IDS = language.tokenizer()(language.ask(3), return_tensors="pt")["input_ids"]
 
 
 @pytest.fixture(scope="module", params=PACKINGS)
@@ -87,6 +87,7 @@ def test_a_correction_stands_beside_it_and_is_taken_back_bit_for_bit(
     assert session.ask(request["prompt"], tokens_max=1) == request["target_new"]
     assert own_bytes(session.model) == bytes_before
     corrected = logits_of(session.model)
+    assert not torch.equal(corrected, logits_before)
     session.rollback("base")
     assert own_bytes(session.model) == bytes_before
     assert torch.equal(logits_of(session.model), logits_before)
@@ -176,9 +177,11 @@ def test_a_patch_without_factors_is_refused(packed: Path) -> None:
 
 
 def test_it_is_saved_as_an_adapter_for_the_packed_base(session: Session, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
     session.apply([language.correction(3)], chain=("memit",))
     with pytest.raises(CeditError, match="save --as peft"):
         session.save(tmp_path / "out", "transformers", without=())
+    assert session.save(tmp_path / "adapter", "peft", without=()) is not None
 
 
 def test_a_library_that_is_missing_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
