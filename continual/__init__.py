@@ -96,8 +96,8 @@ def create(
     """Make a store for a model directory (the embedded atlas unless named), and open it.
 
     `settings` are the fields of `continual.new_store.NewStore`: task, train_probes, test_probes,
-    seed, device, dtype, editors, watch, text. Probe files are paths. `on_progress` is told how many
-    general texts the base has written, and of how many. Raises CeditError.
+    seed, device, device_map, dtype, editors, watch, text. Probe files are paths. `on_progress` is
+    told how many general texts the base has written, and of how many. Raises CeditError.
     """
     from continual.new_store import NewStore, init
 

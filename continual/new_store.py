@@ -18,6 +18,7 @@ from continual.base import PretrainedBase, load_base
 from continual.calibration.config import NEW_STORES
 from continual.editors.chains import new_tables
 from continual.embedded import ATLAS, EmbeddedModel, embedded
+from continual.errors import ModelError
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.model import EditedModel
@@ -106,6 +107,11 @@ def init(
 
 
 def _base(new: NewStore) -> PretrainedBase:
+    if new.device_map and new.device != "cpu":
+        raise ModelError(
+            f"device = {new.device!r} and a device map name two places for the model: give one of "
+            "--device and --device-map."
+        )
     return load_base(
         new.model,
         task_class(_told_task(new)).architecture,

@@ -111,6 +111,8 @@ def test_a_correction_comes_to_the_same_answers_and_is_taken_back_bit_for_bit(
         assert [o.outcome for o in step.outcomes] == ["applied"]
         expected = [whole.ask(language.ask(c), tokens_max=2) for c in range(8)]
     with made(llama, tmp_path / "split", str(map_file)) as session:
+        lines = session.store.settings["model"]["device_map"]
+        assert lines == [f"{module} {place}" for module, place in SPLIT.items()]
         bare = logits_of(session.model)
         (step,) = session.apply([request], chain=(editor,))
         assert [o.outcome for o in step.outcomes] == ["applied"]
@@ -157,6 +159,12 @@ def test_a_map_that_is_none_is_refused(tmp_path: Path, text: str, message: str) 
     file.write_text(text)
     with pytest.raises(ModelError, match=message):
         device_map_lines(str(file))
+
+
+def test_two_places_for_a_model_are_refused(llama: Path, map_file: Path, tmp_path: Path) -> None:
+    new = NewStore(str(llama), device="cuda", device_map=str(map_file))
+    with pytest.raises(ModelError, match="give one of --device and --device-map"):
+        init(tmp_path / "store", new)
 
 
 def test_a_device_or_a_library_that_is_missing_is_named(
