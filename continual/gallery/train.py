@@ -172,7 +172,7 @@ class TrainingRun:
                 else corpus.pictures(self.recipe.pictures)
             )
             losses.append(self._update(batch))
-            if self.step % self.recipe.saved_every == 0:
+            if self.step % self.recipe.saved_every == 0 or self.step == self.recipe.steps:
                 self._save()
                 self._report(losses[-200:], time.perf_counter() - began)
 

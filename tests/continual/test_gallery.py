@@ -113,7 +113,7 @@ def test_every_correction_has_a_question_of_its_own(gallery: Gallery, tmp_path: 
 
 
 def recipe(**more: Any) -> GalleryRecipe:
-    return GalleryRecipe(steps=STEPS, pictures=2, texts=2, saved_every=STEPS, measured=2, **more)
+    return GalleryRecipe(steps=STEPS, pictures=2, texts=2, measured=2, **more)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_goes_on_from_its_saved_state(run: Path) -> None:
-    further = TrainingRun(run, replace(recipe(), steps=STEPS, saved_every=STEPS))
+    further = TrainingRun(run, recipe())
     further.run()
     assert further.step == STEPS
     saved = torch.load(run / own_models.STATE, weights_only=True)
