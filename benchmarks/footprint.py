@@ -13,7 +13,8 @@ statistics included; the model writes the text for these itself.
 The projections are linear in the number of parameters, in the row's own format: `python` stays, and
 everything else grows with it, seconds too. So they are a little too large for statistics and
 factors, which grow with the square of the width, and say nothing of a model that does not fit into
-memory. A packed matrix counts as many parameters as it stands for.
+memory; from a base of less than some hundred million parameters they mean nothing. A packed matrix
+counts as many parameters as it stands for.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ model's behaviour to `base` and the tasks.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def load_pretrained(
     packing = packing_of(directory)
     if packing in PACKERS:
         _require_format(directory, config, dtype)
+        logging.getLogger(packing).setLevel(logging.ERROR)  # it warns of casts in every pass
     if options:
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, report = _attempt(

@@ -161,6 +161,8 @@ def require_loadable(directory: Path) -> None:
         read_json(directory, name)
     _require_own_code(directory, config)
     _require_packer(directory)
+    if packing_of(directory) == "bitsandbytes":
+        _require_rows_apart(directory)
     _require_safetensors(directory)
     _require_whole(directory)
 
@@ -185,6 +187,19 @@ def packing_of(directory: Path) -> str:
         return ""
     packing = read_json(directory, "config.json").get("quantization_config")
     return str(packing.get("quant_method", "unnamed method")) if isinstance(packing, dict) else ""
+
+
+def _require_rows_apart(directory: Path) -> None:
+    """Raise ModelError for 8 bits of bitsandbytes with columns of outliers: these are chosen over
+    all tokens of a pass, so that a token's answer depends on the tokens behind it."""
+    packing = read_json(directory, "config.json").get("quantization_config", {})
+    if packing.get("load_in_8bit") and packing.get("llm_int8_threshold", 6.0):
+        raise ModelError(
+            f"The model in {directory} is packed in 8 bits by bitsandbytes with "
+            "llm_int8_threshold above 0: a token's answer then depends on later tokens. Set "
+            "llm_int8_threshold to 0.0 in its config.json (its weights stay as they are), or give "
+            "another packing."
+        )
 
 
 def _require_packer(directory: Path) -> None:

@@ -21,8 +21,9 @@ def _torchao(bits: int) -> Any:
 
 
 def _bitsandbytes(bits: int) -> Any:
-    options = {"load_in_8bit": True} if bits == 8 else {"load_in_4bit": True}
-    return hf.BitsAndBytesConfig(**options, bnb_4bit_compute_dtype=torch.float32)
+    if bits == 8:
+        return hf.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return hf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
 
 
 PACKINGS: Mapping[str, Callable[[], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,18 @@ def test_it_is_saved_as_an_adapter_for_the_packed_base(session: Session, tmp_pat
 def test_a_library_that_is_missing_is_named(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_files, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"not installed: pip install 'cedit\[\w+\]'\. Or give"):
+        load_base(packed)
+
+
+def test_outliers_that_are_chosen_over_all_tokens_are_refused(tmp_path: Path) -> None:
+    if not can_pack("bitsandbytes-8"):
+        pytest.skip("the packages of bitsandbytes-8 are not installed")
+    plain = language.save_decoder(tmp_path / "plain", language.decoder("llama"))
+    packed = save_packed(plain, tmp_path / "packed", "bitsandbytes-8")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["llm_int8_threshold"] = 6.0
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"Set llm_int8_threshold to 0\.0 in its config\.json"):
         load_base(packed)
 
 
