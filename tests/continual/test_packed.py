@@ -25,8 +25,9 @@ from tests.tiny_packed import PACKINGS, can_pack, save_packed
 
 FAR = {"place": "end", "clamp_norm_factor": 30.0, "drift_max": 1e6, "contexts": 0, "steps_max": 80}
 """Settings for a model that knows nothing, in which any value has to be far."""
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"memit": FAR}
-BESIDE = ("tpatcher", "lookup", "grace", "memit")
+FAMILY = ("memit", "emmet", "alphaedit", "rome")
+SETTINGS: Mapping[str, Mapping[str, Any]] = dict.fromkeys(FAMILY, FAR)
+BESIDE = ("tpatcher", "lookup", "grace", *FAMILY)
 DENSE = ("ft-last", "ft-all", "ft-l")
 TEXTS = [f"{language.ask(c, p)} {language.capital(c)}" for c in range(12) for p in range(2)]
 IDS = language.tokenizer()(language.ask(3), return_tensors="pt")["input_ids"]
