@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from continual.calibration import Calibrated
-from continual.calibration.calibrating import told
 from continual.calibration.of_store import StoreCalibration
 from continual.editors.chains import chain_of, default_chain
-from continual.errors import CeditError, RequestError, StreamChanged, StreamReplaced
+from continual.errors import CeditError, RequestError
 from continual.execution import Executor
 from continual.execution.local import LOCAL
 from continual.history import consolidating, corrections, inspection, reverting
@@ -48,8 +47,8 @@ from continual.statistics.texts import TextFiles
 from continual.step.batches import Batch, batches
 from continual.step.pipeline import Pipeline, Step, TriedStep
 from continual.step.settings import ApplySettings
-from continual.streams import Item, Stream
-from continual.streams.places import place_in, stream_for
+from continual.streams import Stream
+from continual.streams.places import items_again, items_onward, stream_for
 from continual.tasks import Question, Task
 from continual.watch import general
 from continual.watch.config import WatchConfig
@@ -298,7 +297,8 @@ class Session(OpenStore):
         would change anything makes no step.
         """
         stream = self.seeing(stream)
-        items = chain(self._again(stream, retry), self._items(stream, on_change))
+        again = items_again(self.store, stream, partial(self._is_to_retry, retry)) if retry else ()
+        items = chain(again, items_onward(self.store, stream, on_change))
         takes_all = settings.force or settings.repair
         leading, is_work = leading_known(self.store, items, takes_all=takes_all)
         if not is_work:
@@ -332,36 +332,7 @@ class Session(OpenStore):
         """Return the stream with the border at which its pictures come in."""
         return replace(stream, pictures=self.picture_border(stream.folder))
 
-    def _items(self, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
-        items = self._from_its_place(stream)
-        while True:
-            try:
-                yield from items
-                return
-            except StreamReplaced as change:
-                on_change(f"{change}. Reading the new one")
-                items = self._from_its_place(stream)
-            except StreamChanged as change:
-                on_change(f"{change}. Reading from its beginning; what is in force stays as it is")
-                items = iter(stream)
-
-    def _from_its_place(self, stream: Stream) -> Iterator[Item]:
-        place = place_in(self.store, stream)
-        return iter(stream) if place is None else stream.after(place.position, place.rolling)
-
-    def _again(self, stream: Stream, retry: Collection[str]) -> Iterator[Item]:
-        """Yield the items before this history's position with a request to try again."""
-        place = place_in(self.store, stream) if retry else None
-        if place is None:
-            return
-        tried: set[str] = set()
-        for item in stream.before(place.position):
-            ids = {request.id for request in item.requests} - tried
-            if any(self._is_to_retry(identity, retry) for identity in ids):
-                tried |= ids
-                yield replace(item, is_again=True)
-
-    def _is_to_retry(self, identity: str, retry: Collection[str]) -> bool:
+    def _is_to_retry(self, retry: Collection[str], identity: str) -> bool:
         if identity in (requests := self.run_state.retention.requests):
             return FAILED in retry and not requests[identity].applied
         return QUARANTINED in retry and self.store.history.request(identity) is None
@@ -378,7 +349,7 @@ class Session(OpenStore):
         self.stand_at_head()
         if settings.watch is not None:
             self._require_watch()
-        settings = self._calibrated(settings, sampled)
+        settings = StoreCalibration.of(self).applied(settings, sampled)
         self.stand_at_head()
         upcoming = sampled() if settings.watch is not None else ()
         return Pipeline(self.store, self.site, self.run_state, settings, self.statistics, upcoming)
@@ -400,43 +371,7 @@ class Session(OpenStore):
 
     def calibrated(self, settings: ApplySettings, stream: Stream) -> ApplySettings:
         """Return the settings that the steps of a stream use, calibrated on the base."""
-        return self._calibrated(settings, partial(self._sampled, stream))
-
-    def _calibrated(
-        self, settings: ApplySettings, sampled: Callable[[], Sequence[Request]]
-    ) -> ApplySettings:
-        """Return the settings with the chosen ones of calibrations on the base added. If the store
-        asks for calibration at first use, editors without one are measured now, and `auto` moves
-        editors that lose too much towards its end."""
-        calibration = StoreCalibration.of(self)
-        if not calibration.config.at_first_use:
-            return settings
-        missing = calibration.missing(settings.chain, settings.editors)
-        if missing:
-            self._measure(calibration, missing, settings, sampled())
-        chain = settings.chain
-        if chain == chain_of("auto", self.task.name):
-            chain = calibration.ordered(chain, settings.editors)
-        tables = calibration.tables(chain, settings.editors)
-        return replace(settings, chain=chain, editors=tables)
-
-    def _measure(
-        self,
-        calibration: StoreCalibration,
-        missing: Sequence[str],
-        settings: ApplySettings,
-        requests: Sequence[Request],
-    ) -> None:
-        listener, names = self.listener, ", ".join(missing)
-        listener.note(f"First use on this base model: choosing the settings of {names} by trials.")
-        for state in calibration.measure(missing, settings.editors, requests):
-            listener.progress(f"{state.editor}: trials", len(state.trials), 0)
-            if state.chosen is not None:
-                lines = "; ".join(told(state)) or "the defaults"
-                listener.note(
-                    f"{state.editor}: {lines} (`cedit calibrate` shows why; lines under "
-                    f"[editor.{state.editor}] in cedit.toml take precedence)"
-                )
+        return StoreCalibration.of(self).applied(settings, partial(self._sampled, stream))
 
     @staticmethod
     def _sampled(stream: Stream) -> list[Request]:

@@ -6,24 +6,26 @@ measured settings. Leaves to callers when a calibration is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from continual.calibration.calibrating import Calibration
+from continual.calibration.calibrating import Calibration, told
 from continual.calibration.choosing import is_sound
 from continual.calibration.config import CalibrationConfig
 from continual.calibration.facts import Draw, Sample
 from continual.calibration.kept import Calibrated, CalibrationCache, Purpose
 from continual.calibration.trials import TrialRunner
 from continual.choices import EDITORS
+from continual.editors.chains import chain_of
 from continual.errors import CeditError, RequestError
 from continual.grids import Grid, GridOf
 from continual.open_store import OpenStore
 from continual.recheck.general_rows import GeneralRows
 from continual.requests import Probe, Request
 from continual.settings import StoreSettings
+from continual.step.settings import ApplySettings
 from continual.tasks import Encoding
 from continual.watch import general
 from continual.watch.config import NEW_STORE, WatchConfig
@@ -93,6 +95,38 @@ class StoreCalibration:
 
     def _purpose(self, given: Mapping[str, Any]) -> Purpose:
         return Purpose(self.opened.edited.base.fingerprint, given)
+
+    # -- a run
+
+    def applied(
+        self, settings: ApplySettings, sampled: Callable[[], Sequence[Request]]
+    ) -> ApplySettings:
+        """Return the settings of a run with those that calibrations on the base chose. If the store
+        asks for calibration at first use, editors without one are measured now, on the requests
+        `sampled`, and `auto` moves editors that lose too much towards its end."""
+        if not self.config.at_first_use:
+            return settings
+        if missing := self.missing(settings.chain, settings.editors):
+            self._measure_aloud(missing, settings.editors, sampled())
+        chain = settings.chain
+        if chain == chain_of("auto", self.opened.task.name):
+            chain = self.ordered(chain, settings.editors)
+        return replace(settings, chain=chain, editors=self.tables(chain, settings.editors))
+
+    def _measure_aloud(
+        self, editors: Sequence[str], tables: EditorTables, requests: Sequence[Request]
+    ) -> None:
+        listener = self.opened.listener
+        names = ", ".join(editors)
+        listener.note(f"First use on this base model: choosing the settings of {names} by trials.")
+        for state in self.measure(editors, tables, requests):
+            listener.progress(f"{state.editor}: trials", len(state.trials), 0)
+            if state.chosen is not None:
+                lines = "; ".join(told(state)) or "the defaults"
+                listener.note(
+                    f"{state.editor}: {lines} (`cedit calibrate` shows why; lines under "
+                    f"[editor.{state.editor}] in cedit.toml take precedence)"
+                )
 
     # -- measuring
 

@@ -1,4 +1,4 @@
-"""Finds a history's place in a stream, and opens streams by a store's settings.
+"""Finds a history's place in a stream, reads on from it, and opens streams by a store's settings.
 
 Knows the names under which a store keeps places: a stream's short name, and in older stores the
 path that it was read from.
@@ -7,13 +7,15 @@ path that it was read from.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from continual.errors import StreamChanged, StreamReplaced
 from continual.readers.mapped import checked
 from continual.requests import Limits
 from continual.settings import StoreSettings
-from continual.streams import Stream, open_stream
+from continual.streams import Item, Stream, open_stream
 from store import Store
 
 
@@ -27,6 +29,40 @@ class StreamPlace:
     def to_json(self) -> dict[str, Any]:
         """Return the stream's state in the form that a store keeps."""
         return {"position": self.position, "rolling": self.rolling}
+
+
+def items_onward(store: Store, stream: Stream, on_change: Callable[[str], None]) -> Iterator[Item]:
+    """Yield a stream's items from a store's place in it. If the records read before are no longer
+    there, or a followed file is replaced, say so by `on_change` and begin at the beginning."""
+    items = _from_its_place(store, stream)
+    while True:
+        try:
+            yield from items
+            return
+        except StreamReplaced as change:
+            on_change(f"{change}. Reading the new one")
+            items = _from_its_place(store, stream)
+        except StreamChanged as change:
+            on_change(f"{change}. Reading from its beginning; what is in force stays as it is")
+            items = iter(stream)
+
+
+def items_again(store: Store, stream: Stream, is_to_retry: Callable[[str], bool]) -> Iterator[Item]:
+    """Yield the items before a store's place in a stream with a request to try again, by its id."""
+    place = place_in(store, stream)
+    if place is None:
+        return
+    tried: set[str] = set()
+    for item in stream.before(place.position):
+        ids = {request.id for request in item.requests} - tried
+        if any(map(is_to_retry, ids)):
+            tried |= ids
+            yield replace(item, is_again=True)
+
+
+def _from_its_place(store: Store, stream: Stream) -> Iterator[Item]:
+    place = place_in(store, stream)
+    return iter(stream) if place is None else stream.after(place.position, place.rolling)
 
 
 def place_in(store: Store, stream: Stream) -> StreamPlace | None:
