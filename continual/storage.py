@@ -1,4 +1,4 @@
-"""How a model's parameters are kept: as plain numbers, packed in a few bits, or away on a disk.
+"""The storage of a model's parameters: plain numbers, packed in a few bits, or away on a disk.
 
 A packed matrix (bitsandbytes, torchao) has no numbers that an edit could be added to, and one that
 accelerate fetches for each of its products is nowhere between them. Neither is ever written into.

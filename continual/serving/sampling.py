@@ -1,4 +1,4 @@
-"""How the next token is chosen: the settings, with the model's own as defaults, and the choice.
+"""The choice of the next token: its settings, with the model's own as defaults, and the drawing.
 
 Every answer has its own generator, so that a seed gives the same answer whatever else is asked at
 the time.

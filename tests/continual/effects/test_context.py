@@ -13,6 +13,7 @@ from continual import hooks, new_store
 from continual.anatomy import find_anatomy
 from continual.base import PretrainedBase, load_base
 from continual.effects import context as contexts
+from continual.effects import places
 from continual.effects.places import CONTEXT, FFN, TOPIC, GatePlace
 from continual.errors import EditError, ModelError
 from continual.model import EditedModel
@@ -222,10 +223,15 @@ def test_a_patch_names_its_context_and_older_versions_refuse_it():
     assert pack([read])[1] == meta
 
 
-def test_a_topic_is_a_key_of_its_own_that_older_versions_refuse():
-    (read,) = unpack(*pack([neurons(place=TOPIC_PLACE).owned_by(tuple("abcdef"))]))
+def test_a_topic_is_a_key_of_its_own_that_older_versions_refuse(monkeypatch):
+    tensors, meta = pack([neurons(place=TOPIC_PLACE).owned_by(tuple("abcdef"))])
+    (read,) = unpack(tensors, meta)
     assert isinstance(read, GatePatch) and read.place == TOPIC_PLACE
-    assert TOPIC not in (CONTEXT, FFN)
+    assert (meta["parts"][0]["key"], meta["parts"][0]["context"]) == ("topic", 1)
+    with monkeypatch.context() as older:  # the keys that a version without topics knows
+        older.setattr(places, "WITH_CONTEXT", (CONTEXT,))
+        with pytest.raises(EditError, match="'topic'"):
+            unpack(tensors, meta)
 
 
 def test_the_turning_of_a_width_never_changes():
