@@ -9,12 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 from continual.review.applying import apply_next, settle
-from continual.review.items import QueueItem
 from continual.review.queue import CorrectionQueue
 from continual.review.states import APPROVED
 from continual.serving.desk import Desk, DeskClosed
 from continual.session import Session
 
+PAUSE_S = 1.0  # after a fault of the store
 _LOG = logging.getLogger("cedit.writer")
 
 
@@ -31,8 +31,7 @@ class Writer:
 
     def start(self) -> None:
         """Finish whatever was left half-done, and apply what was approved before."""
-        self._put(lambda session: settle(session, self._queue))
-        self.wake()
+        self._put(self._settle)
         self._put(self._prepare)
 
     def wake(self) -> None:
@@ -41,7 +40,21 @@ class Writer:
             if self._is_at_work or not self._queue.items({APPROVED}):
                 return
             self._is_at_work = True
-        self._put(self._apply)
+        try:
+            self._put(lambda session: apply_next(session, self._queue)).add_done_callback(
+                self._applied
+            )
+        except DeskClosed:
+            self._is_at_work = False
+            raise
+
+    def _settle(self, session: Session) -> None:
+        """Finish what was left, and only then look for work: a correction whose step was not made
+        is approved again by this."""
+        try:
+            settle(session, self._queue)
+        finally:
+            self.wake()
 
     def _prepare(self, session: Session) -> None:
         try:
@@ -50,18 +63,30 @@ class Writer:
         finally:
             self.is_ready = True
 
-    def _apply(self, session: Session) -> QueueItem | None:
-        try:
-            return apply_next(session, self._queue)
-        finally:
-            with self._turn:
-                self._is_at_work = False
+    def _applied(self, future: Future[Any]) -> None:
+        """Go on with the next one: at once, or after a pause if this one met a fault."""
+        with self._turn:
+            self._is_at_work = False
+        is_fault = future.cancelled() or future.exception() is not None
+        with suppress(DeskClosed):
+            if is_fault:
+                self._wake_later()
+            else:
+                self.wake()
+
+    def _wake_later(self) -> None:
+        def wake() -> None:
             with suppress(DeskClosed):
                 self.wake()
 
-    def _put(self, work: Any) -> None:
+        timer = threading.Timer(PAUSE_S, wake)
+        timer.daemon = True
+        timer.start()
+
+    def _put(self, work: Any) -> Future[Any]:
         future: Future[Any] = self._desk.do(work)
         future.add_done_callback(_told)
+        return future
 
 
 def _told(future: Future[Any]) -> None:
