@@ -6,6 +6,7 @@ what is trained; leaves batches, losses and schedules to the scripts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def new_optimizer(model: Any, learning_rate: float, weight_decay: float) -> torc
         betas=(0.9, 0.98),
         fused=True,
     )
+
+
+def schedule(step: int, steps: int, warmup_steps: int) -> float:
+    """Return the share of the learning rate at a step: it rises evenly, then falls as a cosine to
+    two hundredths."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def descend(

@@ -7,7 +7,7 @@ overrides what the model knows. Knows tokens and pixels; leaves optimisation to 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ PROMPT = "Prompt: {prompt}"
 PATCH, PICTURE_TOKENS = 12, 16
 MEAN, DEVIATION = 0.5, 0.25
 """Of the pixels, as the model gets them: (value - mean) / deviation, values from 0 to 1."""
+AHEAD = 8  # batches that are drawn at once, and sorted by length
 SCENES = 0.45  # of the pictures
 CONTEXTS = 0.15  # of the questions stand behind a new fact
 CONTRADICTED = 0.6  # of these are about the question itself
@@ -59,13 +60,21 @@ class Corpus:
         for _, queries in self._emblems:
             yield from queries
 
-    def pictures(self, count: int) -> list[Example]:
-        """Draw questions about pictures, each with its picture."""
-        return [self._picture() for _ in range(count)]
+    def pictures(self, count: int) -> Iterator[list[Example]]:
+        """Draw batches of questions about pictures, each with its picture; without end."""
+        return self._batches(self._picture, count)
 
-    def texts(self, count: int) -> list[Example]:
-        """Draw facts without a picture."""
-        return [self._worded(self._rng.choice(self._facts), None) for _ in range(count)]
+    def texts(self, count: int) -> Iterator[list[Example]]:
+        """Draw batches of facts without a picture, without end."""
+        return self._batches(lambda: self._worded(self._rng.choice(self._facts), None), count)
+
+    def _batches(self, draw: Callable[[], Example], count: int) -> Iterator[list[Example]]:
+        """Yield batches of like lengths, in an order that is drawn."""
+        while True:
+            drawn_ahead = sorted((draw() for _ in range(AHEAD * count)), key=lambda e: len(e.ids))
+            starts = list(range(0, AHEAD * count, count))
+            self._rng.shuffle(starts)
+            yield from (drawn_ahead[start : start + count] for start in starts)
 
     def _picture(self) -> Example:
         rng = self._rng

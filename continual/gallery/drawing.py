@@ -1,4 +1,4 @@
-"""Draws the gallery's pictures: the same content in five renderings, one of which is never trained.
+"""Draws the gallery's pictures: the same content in seven renderings, one never trained.
 
 A picture is drawn four times as large and made smaller, so that edges are smooth. Knows shapes,
 colours and renderings; leaves what is shown to `scenes`.
@@ -16,7 +16,7 @@ from continual.gallery.scenes import PLACES, Emblem, Scene
 
 SIZE = 48  # pixels
 SCALE = 4  # of the drawing
-TRAINED_RENDERINGS = ("plain", "small", "tinted", "noisy")
+TRAINED_RENDERINGS = ("plain", "small", "tinted", "noisy", "scattered", "stretched")
 NEW_RENDERING = "tilted"
 RENDERINGS = (*TRAINED_RENDERINGS, NEW_RENDERING)
 
@@ -32,20 +32,26 @@ RGB = {
 }
 GROUND = (184, 188, 192)
 TILT_MAX = 14.0  # degrees
+JITTER, SCATTER = 1.5, 4.5  # pixels by which things stand beside their places
+STRETCH = (0.78, 1.0)  # of the width or the height
 
 Point = tuple[float, float]
 
 
 def drawn(content: Emblem | Scene, rendering: str, draw: random.Random) -> Image.Image:
-    """Draw a picture, RGB of `SIZE` × `SIZE`; jitter, tint, noise and tilt come from `draw`."""
+    """Draw a picture, RGB of `SIZE` × `SIZE`; jitter, tint, noise, stretch and tilt come from
+    `draw`."""
     ground = _tint(draw) if rendering == "tinted" else GROUND
     canvas = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), ground)
     pen = ImageDraw.Draw(canvas)
     size = draw.uniform(0.62, 0.72) if rendering == "small" else draw.uniform(0.86, 0.96)
+    jitter = SCATTER if rendering == "scattered" else JITTER
     if isinstance(content, Emblem):
-        _draw_emblem(pen, content, size, draw)
+        _draw_emblem(pen, content, size, jitter, draw)
     else:
-        _draw_scene(pen, content, size, draw)
+        _draw_scene(pen, content, size, jitter, draw)
+    if rendering == "stretched":
+        canvas = _stretched(canvas, draw)
     if rendering == NEW_RENDERING:
         angle = draw.choice((-1, 1)) * draw.uniform(0.5, 1.0) * TILT_MAX
         canvas = canvas.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
@@ -65,19 +71,31 @@ def _noisy(picture: Image.Image, draw: random.Random) -> Image.Image:
     return Image.blend(picture, noise, draw.uniform(0.08, 0.2))
 
 
+def _stretched(canvas: Image.Image, draw: random.Random) -> Image.Image:
+    """Make the content narrower or flatter, on the same ground."""
+    share, side = draw.uniform(*STRETCH), SIZE * SCALE
+    width, height = draw.choice(((round(side * share), side), (side, round(side * share))))
+    ground = Image.new("RGB", canvas.size, canvas.getpixel((0, 0)))
+    content = canvas.resize((width, height), Image.Resampling.BICUBIC)
+    ground.paste(content, ((side - width) // 2, (side - height) // 2))
+    return ground
+
+
 def _draw_emblem(
-    pen: ImageDraw.ImageDraw, emblem: Emblem, size: float, draw: random.Random
+    pen: ImageDraw.ImageDraw, emblem: Emblem, size: float, jitter: float, draw: random.Random
 ) -> None:
-    middle = _jittered((SIZE / 2, SIZE / 2), 2.5, draw)
+    middle = _jittered((SIZE / 2, SIZE / 2), max(2.5, jitter), draw)
     radius = SIZE / 2 * size
     OUTLINES_DRAWN[emblem.outline](pen, middle, radius, RGB[emblem.field])
     SHAPES_DRAWN[emblem.charge](pen, middle, radius * 0.52, RGB[emblem.tint])
 
 
-def _draw_scene(pen: ImageDraw.ImageDraw, scene: Scene, size: float, draw: random.Random) -> None:
+def _draw_scene(
+    pen: ImageDraw.ImageDraw, scene: Scene, size: float, jitter: float, draw: random.Random
+) -> None:
     for place, thing in scene.things.items():
         column, row = PLACES.index(place) % 2, PLACES.index(place) // 2
-        middle = _jittered((SIZE * (1 + 2 * column) / 4, SIZE * (1 + 2 * row) / 4), 1.5, draw)
+        middle = _jittered((SIZE * (1 + 2 * column) / 4, SIZE * (1 + 2 * row) / 4), jitter, draw)
         SHAPES_DRAWN[thing.shape](pen, middle, SIZE / 4 * size * 0.86, RGB[thing.colour])
 
 

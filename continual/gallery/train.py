@@ -2,18 +2,18 @@
 
     python -m continual.gallery.train OUT [--steps N] [--threads N] [--seed N]
 
-The whole model is trained at once, on pictures and on texts in turn. The run saves its state every
-few hundred steps and goes on from it when it is started again.
+First the eye is taught alone, on what can be seen, and stays so; then the rest is trained at once,
+on pictures and on texts in turn. The run saves its state behind the eye and every few hundred
+steps, and goes on from it when it is started again.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import transformers as hf
 from torch import Tensor
 
 from continual import own_models
-from continual.gallery import measure
+from continual.gallery import eye, measure
 from continual.gallery.corpus import (
     DEVIATION,
     MEAN,
@@ -35,6 +35,7 @@ from continual.gallery.corpus import (
     pixels,
 )
 from continual.gallery.drawing import SIZE
+from continual.gallery.eye import EyeRecipe
 from continual.gallery.questions import IMAGE
 from continual.gallery.scenes import Gallery
 
@@ -47,8 +48,8 @@ class GalleryRecipe:
     """The settings of a training run; the defaults make the gallery."""
 
     steps: int = 9000
-    pictures: int = 64  # of a step
-    texts: int = 96  # of every second step
+    pictures: int = 64  # of a batch
+    texts: int = 96  # of a batch: every third one
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warmup_steps: int = 300
@@ -56,6 +57,7 @@ class GalleryRecipe:
     saved_every: int = 250
     measured: int = 96  # examples of each kind of test, whenever it is saved
     seed: int = 0
+    eye: EyeRecipe = field(default_factory=EyeRecipe)
 
 
 def train_tokenizer(gallery: Gallery) -> Any:
@@ -159,18 +161,20 @@ class TrainingRun:
 
     def run(self) -> None:
         """Train to the recipe's end, saving and measuring as it goes."""
-        self._resume()
+        if not self._resume():
+            eye.teach(
+                self.model.model.vision_tower, self.gallery, self.recipe.eye, self.recipe.seed
+            )
+            self._save()
+        self.model.model.vision_tower.requires_grad_(False)
         corpus = Corpus(
             self.gallery, self.tokenizer, random.Random(f"{self.recipe.seed} {self.step}")
         )
+        pictures = corpus.pictures(self.recipe.pictures)
+        texts = corpus.texts(self.recipe.texts)
         began, losses = time.perf_counter(), [0.0]
         while self.step < self.recipe.steps:
-            is_text = self.step % 3 == 2
-            batch = (
-                corpus.texts(self.recipe.texts)
-                if is_text
-                else corpus.pictures(self.recipe.pictures)
-            )
+            batch = next(texts if self.step % 3 == 2 else pictures)
             losses.append(self._update(batch))
             if self.step % self.recipe.saved_every == 0 or self.step == self.recipe.steps:
                 self._save()
@@ -184,9 +188,7 @@ class TrainingRun:
         return value
 
     def _schedule(self) -> float:
-        if self.step < self.recipe.warmup_steps:
-            return (self.step + 1) / self.recipe.warmup_steps
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.recipe.steps))
+        return own_models.schedule(self.step, self.recipe.steps, self.recipe.warmup_steps)
 
     def _report(self, losses: Sequence[float], seconds: float) -> None:
         shares = measure.shares(self.model, self.tokenizer, self.gallery, self.recipe.measured)
@@ -200,9 +202,11 @@ class TrainingRun:
         progress = {"step": self.step, "recipe": asdict(self.recipe)}
         own_models.save_state(self.out, self.model, self.optimizer, progress)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Go on from a saved state; tell whether there was one."""
         progress = own_models.resume(self.out, self.model, self.optimizer)
         self.step = progress.get("step", 0)
+        return bool(progress)
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 
 from cli.main import run as cedit
 from continual import embedded, own_models
+from continual.gallery import eye
 from continual.gallery import pack as packing
 from continual.gallery import streams as streaming
+from continual.gallery.corpus import Corpus
+from continual.gallery.eye import EyeRecipe
 from continual.gallery.questions import of_emblem
-from continual.gallery.scenes import Gallery
+from continual.gallery.scenes import Emblem, Gallery, Scene, Thing
 from continual.gallery.streams import GalleryStreams, write
 from continual.gallery.train import GalleryRecipe, TrainingRun
 from continual.pictures.album import Album
@@ -113,7 +118,8 @@ def test_every_correction_has_a_question_of_its_own(gallery: Gallery, tmp_path: 
 
 
 def recipe(**more: Any) -> GalleryRecipe:
-    return GalleryRecipe(steps=STEPS, pictures=2, texts=2, measured=2, **more)
+    seen = EyeRecipe(steps=2, pictures=2, told_every=2, measured=2)
+    return GalleryRecipe(steps=STEPS, pictures=2, texts=2, measured=2, eye=seen, **more)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,41 @@ def test_a_run_goes_on_from_its_saved_state(run: Path) -> None:
     saved = torch.load(run / own_models.STATE, weights_only=True)
     for name, tensor in further.model.state_dict().items():
         assert torch.equal(tensor, saved["model"][name])
+
+
+def test_the_eye_is_taught_once(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    TrainingRun(run, recipe()).run()
+    assert "eye:" not in capfd.readouterr().out
+
+
+def test_an_eye_learns_what_it_is_shown(
+    gallery: Gallery, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    tower = hf.CLIPVisionModel(
+        hf.CLIPVisionConfig(**sizes, num_attention_heads=2, image_size=48, patch_size=12)
+    )
+    eye.teach(tower, gallery, EyeRecipe(steps=60, warmup_steps=5, pictures=32, told_every=30), 0)
+    first, last = (float(line.split()[4]) for line in capfd.readouterr().out.splitlines())
+    assert last < 0.9 * first
+
+
+def test_a_look_is_what_can_be_seen() -> None:
+    emblem = Emblem("disc", "green", "star", "red", "Valdric", "Mara Ash", "Oskford")
+    scene = Scene({"top right": Thing("cross", "blue")})
+    no = eye.UNSEEN
+    assert eye.look_of(emblem) == [no] * 8 + [1, 1, 1, 0]
+    assert eye.look_of(scene) == [6, no, 3, 2, 6, no, 6, no] + [no] * 4
+
+
+def test_batches_are_of_like_lengths_and_of_every_kind(gallery: Gallery, run: Path) -> None:
+    tokenizer = hf.AutoTokenizer.from_pretrained(run / own_models.FOLDER)
+    batches = Corpus(gallery, tokenizer, random.Random(0)).pictures(8)
+    lengths = [[len(example.ids) for example in next(batches)] for _ in range(16)]
+    spreads = [max(batch) - min(batch) for batch in lengths]
+    every = [length for batch in lengths for length in batch]
+    assert sum(spreads) / len(spreads) < (max(every) - min(every)) / 3
 
 
 def test_a_model_under_the_bars_is_packed_by_force_alone(
