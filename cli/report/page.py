@@ -10,25 +10,20 @@ from importlib.resources import files
 from typing import Any
 
 from cli.output import DASH, size
-from cli.report import charts
+from cli.report import charts, corrections
 from cli.report.markup import Markup, element, join
 from cli.report.tables import (
-    LONG,
     NAME,
     NUMBER,
-    OPEN,
-    TEXT,
     ReportColumn,
     anchor,
-    folded,
-    grouped,
+    heading,
+    note,
     pairs,
     table,
-    titled,
 )
 from cli.report.texts import (
     count,
-    day,
     entry,
     identity,
     moment,
@@ -48,18 +43,6 @@ from continual.reporting import (
     StoreSizes,
     Title,
 )
-from continual.reporting.corrections import (
-    EDIT,
-    Broken,
-    Corrections,
-    CorrectionText,
-    Failed,
-    InForce,
-    Quarantined,
-    Repaired,
-    RevertedCorrection,
-    Superseded,
-)
 
 GENERATOR = '<meta name="generator" content="cedit report">'
 """A mark near the beginning of every page: it tells that cedit wrote the file."""
@@ -75,18 +58,6 @@ MEANINGS = {
     "Neighbours": ("Neighbouring prompts", "answered as before their edit"),
     "Continuation": ("Behind the answers", "the text goes on as before"),
     "Fluency": ("Fluency", "entropy of free text, against the base"),
-}
-ROLES = {
-    "edit": "prompts",
-    "rephrase": "learned rephrases",
-    "held_out": "held-out rephrases",
-    "locality": "locality probes",
-    "portability": "portability probes",
-    "train": "training probes",
-    "test": "test probes",
-    "watch": "positions of general text",
-    "neighbour": "neighbours",
-    "continuation": "positions behind answers",
 }
 
 
@@ -113,8 +84,8 @@ def _parts(report: HistoryReport) -> Iterator[Markup]:
     yield _figures(report.rates.to_json())
     yield _contents(report)
     yield _curves(report)
-    yield _in_force(report.corrections)
-    yield _attention(report.corrections)
+    yield corrections.in_force(report.corrections)
+    yield corrections.others(report.corrections)
     if report.branches:
         yield _rolled_back(report.branches)
     yield _time(report.steps, report.title.revisions)
@@ -152,7 +123,7 @@ def _contents(report: HistoryReport) -> Markup:
     """Return links to the parts of the page, with the numbers of their rows."""
     lists: dict[str, Sequence[object]] = {
         "Corrections in force": report.corrections.in_force,
-        **_others(report.corrections),
+        **corrections.by_fate(report.corrections),
         "Rolled back": report.branches,
     }
     parts = [(title, f" {len(rows):,}") for title, rows in lists.items() if rows]
@@ -190,7 +161,7 @@ def _figures(rates: Mapping[str, float | None]) -> Markup:
     )
     return join(
         element("section", *(_figure(n, rates[n]) for n in measured_names), class_="figures"),
-        _note(f"Not measured here: {other_names}." if other_names else ""),
+        note(f"Not measured here: {other_names}." if other_names else ""),
     )
 
 
@@ -208,171 +179,13 @@ def _figure(name: str, value: float | None) -> Markup:
 def _curves(report: HistoryReport) -> Markup:
     figure = charts.metrics(report)
     title, recheck_count = report.title, sum(point.place > 0 for point in report.points)
-    note = (
+    remark = (
         f"All probes are measured again after a step: after {recheck_count:,} of the "
         f"{title.revisions:,} on the way to head. Point at the chart for a step's numbers."
     )
     if figure is None:
-        note = "Nothing was measured after an edit yet."
-    return element("section", _heading("From base to head"), _note(note), figure)
-
-
-def _heading(title: str, rows: int | None = None) -> Markup:
-    number = None if rows is None else element("span", f" {rows:,}", class_="count")
-    return element("h2", title, number, id=anchor(title))
-
-
-def _note(text: str) -> Markup | None:
-    return element("p", text, class_="note") if text else None
-
-
-# -- the outcomes of the corrections
-
-
-def _in_force(found: Corrections) -> Markup:
-    rows = found.in_force
-    note = "The latest first."
-    if len(rows) > OPEN:
-        note += (
-            " Your browser's search finds them all; a browser that leaves folded rows out "
-            "wants them opened first."
-        )
-    if any(row.request.target_old is None and row.began is None for row in rows):
-        note += (
-            " “Before” is known where a request says it (target_old), or the history has the "
-            "beginning of the model's answer."
-        )
-    body = folded(_IN_FORCE, rows, _fold_name) if rows else element("p", "None.", class_="none")
-    heading = _heading("Corrections in force", len(rows))
-    return element("section", heading, _note(note if rows else ""), body)
-
-
-def _fold_name(rows: Sequence[InForce]) -> str:
-    oldest, newest = rows[-1], rows[0]
-    dates = span(oldest.at, newest.at)
-    return f"{len(rows):,} more, {entry(newest.seq)} to {entry(oldest.seq)}, {dates}"
-
-
-_IN_FORCE: Sequence[ReportColumn[InForce]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("before", TEXT, lambda row: _before(row)),
-    ReportColumn("after", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("editor", NAME, lambda row: row.editor or DASH),
-    ReportColumn("date", NAME, lambda row: day(row.at)),
-    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
-)
-
-
-def _prompt(request: CorrectionText) -> Markup:
-    """Return a prompt, behind thumbnails of the pictures that it shows."""
-    pictures = (
-        element("img", src=uri, alt="the picture that the prompt shows", class_="thumbnail")
-        for uri in request.thumbnails
-    )
-    return join(*pictures, told(request.prompt))
-
-
-def _before(row: InForce) -> Markup | str:
-    """Return the answer before the edit, as the request says it or as the model began it."""
-    if row.request.target_old is not None:
-        return element("span", told(row.request.target_old), class_="old")
-    if row.began is not None:
-        title = "the first token of the model's answer before the edit"
-        return element("span", told(f"{row.began}…"), class_="old", title=title)
-    return DASH
-
-
-def _others(found: Corrections) -> dict[str, Sequence[object]]:
-    """Return the lists of corrections that are not simply in force, by their titles."""
-    return {
-        "Broken now": found.broken,
-        "Failed": found.failed,
-        "Quarantined": found.quarantined,
-        "Repaired": found.repaired,
-        "Superseded": found.superseded,
-        "Reverted": found.reverted,
-    }
-
-
-def _attention(found: Corrections) -> Markup:
-    tables = {
-        "Broken now": table(_BROKEN, found.broken),
-        "Failed": grouped(_FAILED, found.failed, lambda row: row.reason or DASH),
-        "Quarantined": table(_QUARANTINED, found.quarantined),
-        "Repaired": table(_REPAIRED, found.repaired),
-        "Superseded": table(_SUPERSEDED, found.superseded),
-        "Reverted": table(_REVERTED, found.reverted),
-    }
-    return element(
-        "section",
-        _heading("What became of the others"),
-        _note(_standing(found)),
-        _note(_wrong(found)),
-        *(titled(title, rows, tables[title]) for title, rows in _others(found).items() if rows),
-    )
-
-
-def _standing(found: Corrections) -> str:
-    """Count the corrections as the tables list them."""
-    lists = _others(found)
-    empty_lists = [title.lower() for title, rows in lists.items() if not rows]
-    counts = [f"{len(rows):,} {title.lower()}" for title, rows in lists.items() if rows]
-    skipped = found.counts["skipped"]
-    counts += [f"{skipped:,} right already"] if skipped else []
-    parts = [", ".join(counts)] * bool(counts)
-    parts += [f"none: {', '.join(empty_lists)}"] * bool(empty_lists)
-    sentence = "; ".join(parts)
-    return f"{sentence[:1].upper()}{sentence[1:]}."
-
-
-def _wrong(found: Corrections) -> str:
-    """Count the prompts and wordings that are answered wrongly at head."""
-    failed = f" ({found.wrong_failed:,} of failed corrections)" if found.wrong_failed else ""
-    mistakes = [
-        f"{ROLES.get(role, role)} {number:,}{failed if role == EDIT else ''}"
-        for role, number in found.wrong.items()
-    ]
-    if not mistakes:
-        return "Everything measured is answered rightly at head."
-    return f"Answered wrongly at head: {', '.join(mistakes)}."
-
-
-_BROKEN: Sequence[ReportColumn[Broken]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("editor", NAME, lambda row: row.editor or DASH),
-    ReportColumn("applied", NUMBER, lambda row: entry(row.applied_seq)),
-    ReportColumn("wrong since", NUMBER, lambda row: entry(row.since_seq)),
-)
-_REPAIRED: Sequence[ReportColumn[Repaired]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("broke", NUMBER, lambda row: entry(row.broke_seq)),
-    ReportColumn("right again", NUMBER, lambda row: entry(row.mended_seq)),
-    ReportColumn("by", NAME, lambda row: row.by),
-)
-_FAILED: Sequence[ReportColumn[Failed]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
-)
-_QUARANTINED: Sequence[ReportColumn[Quarantined]] = (
-    ReportColumn("record", TEXT, lambda row: told(row.raw)),
-    ReportColumn("reason", LONG, lambda row: told(row.reason)),
-    ReportColumn("stream", LONG, lambda row: path(row.stream or DASH)),
-    ReportColumn("line", NUMBER, lambda row: DASH if row.line is None else count(row.line)),
-)
-_SUPERSEDED: Sequence[ReportColumn[Superseded]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("new target", TEXT, lambda row: told(row.by.target_new if row.by else DASH)),
-    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
-)
-_REVERTED: Sequence[ReportColumn[RevertedCorrection]] = (
-    ReportColumn("prompt", TEXT, lambda row: _prompt(row.request)),
-    ReportColumn("target", TEXT, lambda row: told(row.request.target_new)),
-    ReportColumn("at", NUMBER, lambda row: entry(row.seq)),
-)
+        remark = "Nothing was measured after an edit yet."
+    return element("section", heading("From base to head"), note(remark), figure)
 
 
 # -- branches
@@ -381,11 +194,11 @@ _REVERTED: Sequence[ReportColumn[RevertedCorrection]] = (
 def _rolled_back(branches: Sequence[Branch]) -> Markup:
     latest = branches[::-1]
     command = element("code", f"cedit rollback {entry(latest[0].last_seq)}")
-    note = join("Nothing of them is erased: ", command, " goes to the end of the latest.")
+    remark = join("Nothing of them is erased: ", command, " goes to the end of the latest.")
     return element(
         "section",
-        _heading("Rolled back", len(branches)),
-        element("p", note, class_="note"),
+        heading("Rolled back", len(branches)),
+        element("p", remark, class_="note"),
         table(_BRANCHES, latest),
     )
 
@@ -411,8 +224,8 @@ def _time(steps: StepCosts, revisions: int) -> Markup:
     slowest = table(_SLOWEST, steps.slowest) if steps.slowest else None
     return element(
         "section",
-        _heading("Time"),
-        _note(_timed(steps)),
+        heading("Time"),
+        note(_timed(steps)),
         charts.durations(steps.times, revisions),
         slowest and join(element("h3", "Slowest steps"), slowest),
     )
@@ -461,7 +274,7 @@ def _costs(editors: Sequence[EditorCost], sizes: StoreSizes) -> Markup:
     editor_table = table(_EDITORS, editors) if editors else element("p", "None yet.", class_="none")
     return element(
         "section",
-        _heading("Editors and sizes"),
+        heading("Editors and sizes"),
         element("h3", "Editors"),
         editor_table,
         element("h3", "On the disk"),
@@ -490,7 +303,7 @@ def _settings(settings: Mapping[str, Any]) -> Markup:
     """Return cedit.toml's tables, nested ones under their whole names."""
     return element(
         "section",
-        _heading("Settings"),
+        heading("Settings"),
         element("details", element("summary", "cedit.toml"), *_tables(settings, ()), class_="part"),
     )
 

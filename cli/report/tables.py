@@ -121,3 +121,14 @@ def _more(left: int) -> Markup | None:
         return None
     command = element("code", "cedit report --json")
     return element("p", f"and {left:,} more: ", command, " has all of them", class_="more")
+
+
+def heading(title: str, rows: int | None = None) -> Markup:
+    """Return a part's heading, with the number of its rows."""
+    number = None if rows is None else element("span", f" {rows:,}", class_="count")
+    return element("h2", title, number, id=anchor(title))
+
+
+def note(text: str) -> Markup | None:
+    """Return a remark below a heading; None for an empty one."""
+    return element("p", text, class_="note") if text else None
