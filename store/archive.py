@@ -136,8 +136,11 @@ def _patches(store: Store) -> list[tuple[Blobs, str]]:
 
 
 def _pictures(store: Store) -> list[tuple[Blobs, str]]:
-    digests = {ref.sha256 for revision in store.revisions() for ref in revision.pictures}
-    return [(store.pictures, sha256) for sha256 in sorted(digests)]
+    """Return the pictures that revisions show, and those of the queue that are there: a record may
+    name one that was never kept."""
+    revised = {ref.sha256 for revision in store.revisions() for ref in revision.pictures}
+    queued = store.pictures_shown() & set(store.pictures.digests())
+    return [(store.pictures, sha256) for sha256 in sorted(revised | queued)]
 
 
 def _lines(store: Store, table: str) -> Iterator[bytes]:

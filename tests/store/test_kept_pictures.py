@@ -85,6 +85,18 @@ def test_an_archive_takes_pictures_along(store, tmp_path: Path):
         assert copy.head_id == store.head_id
 
 
+def test_an_archive_takes_the_pictures_of_the_queue_along(store, tmp_path: Path):
+    waiting, never_kept = store.keep_picture(picture(1), META), digest_of(picture(2), META)
+    prompts = [f"<|picture:{name}|> What is it?" for name in (waiting, never_kept)]
+    store.record_queue({"item/1": {"prompts": prompts}})
+    assert export(store, tmp_path / "history.tar").pictures == 1
+    restore(tmp_path / "history.tar", tmp_path / "copy", model="elsewhere")
+    with Store.open(tmp_path / "copy") as copy:
+        assert list(copy.pictures.digests()) == [waiting]
+        assert copy.queue_entry("item/1") == store.queue_entry("item/1")
+        assert verify(copy) == []
+
+
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_a_lost_picture_is_named_and_the_same_one_given_again_heals_it(store, path, how):
     (digest,) = show(store, picture(1))
