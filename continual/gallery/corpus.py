@@ -18,7 +18,7 @@ from torch import Tensor
 
 from continual.gallery.drawing import TRAINED_RENDERINGS, drawn
 from continual.gallery.questions import IMAGE, Query, of_emblem, of_person, of_scene
-from continual.gallery.scenes import Emblem, Gallery, Scene
+from continual.gallery.scenes import NUMBERS, Emblem, Gallery, Scene
 
 TERMINATOR = "\n"
 NEW_FACT = "New Fact: {fact}\n"
@@ -27,10 +27,23 @@ PATCH, PICTURE_TOKENS = 12, 16
 MEAN, DEVIATION = 0.5, 0.25
 """Of the pixels, as the model gets them: (value - mean) / deviation, values from 0 to 1."""
 AHEAD = 8  # batches that are drawn at once, and sorted by length
-SCENES = 0.45  # of the pictures
 CONTEXTS = 0.15  # of the questions stand behind a new fact
 CONTRADICTED = 0.6  # of these are about the question itself
 WEIGHTS = {"caption": 2.0}  # of a picture's questions; 1 for the others
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The shares of contents and questions in a part of a run."""
+
+    first_step: int
+    scenes: float  # of the pictures
+    absent: float  # the weight of counting what is not there, where other questions have 1
+
+
+MIXES = (Mix(0, 0.45, 1.0), Mix(1500, 0.7, 0.4))
+"""Names are learned by heart in some hundred steps; to see what stands where, and to count, takes
+longer."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Corpus:
 
     def __init__(self, gallery: Gallery, tokenizer: Any, rng: random.Random) -> None:
         self._tokenizer, self._rng = tokenizer, rng
+        self.mix = MIXES[0]
         self._emblems = [(emblem, of_emblem(emblem)) for emblem in gallery.emblems]
         self._scenes = gallery.scenes("trained")
         self._facts = [query for person in gallery.people for query in of_person(person)]
@@ -79,15 +93,19 @@ class Corpus:
     def _picture(self) -> Example:
         rng = self._rng
         content: Emblem | Scene
-        if rng.random() < SCENES:
+        if rng.random() < self.mix.scenes:
             content = next(self._scenes)
             queries: Sequence[Query] = list(of_scene(content))
         else:
             content, queries = rng.choice(self._emblems)
-        weights = [WEIGHTS.get(query.kind, 1.0) for query in queries]
+        weights = [self._weight(query) for query in queries]
         (query,) = rng.choices(queries, weights)
         picture = drawn(content, rng.choice(TRAINED_RENDERINGS), rng)
         return self._worded(query, picture)
+
+    def _weight(self, query: Query) -> float:
+        is_absent = query.kind == "count" and query.answer == NUMBERS[0]
+        return self.mix.absent if is_absent else WEIGHTS.get(query.kind, 1.0)
 
     def _worded(self, query: Query, picture: Image.Image | None) -> Example:
         rng = self._rng
@@ -102,6 +120,11 @@ class Corpus:
                 fact = f"{rng.choice(other.trained)} {rng.choice(self._answers[other.kind])}"
             prompt = NEW_FACT.format(fact=fact) + PROMPT.format(prompt=prompt)
         return encoded(self._tokenizer, prompt, answer, picture)
+
+
+def mix_at(step: int) -> Mix:
+    """Return the mix of a step."""
+    return [mix for mix in MIXES if mix.first_step <= step][-1]
 
 
 def encoded(tokenizer: Any, prompt: str, answer: str, picture: Image.Image | None) -> Example:

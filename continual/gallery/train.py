@@ -32,6 +32,7 @@ from continual.gallery.corpus import (
     Corpus,
     Example,
     all_texts,
+    mix_at,
     pixels,
 )
 from continual.gallery.drawing import SIZE
@@ -174,6 +175,7 @@ class TrainingRun:
         texts = corpus.texts(self.recipe.texts)
         began, losses = time.perf_counter(), [0.0]
         while self.step < self.recipe.steps:
+            corpus.mix = mix_at(self.step)
             batch = next(texts if self.step % 3 == 2 else pictures)
             losses.append(self._update(batch))
             if self.step % self.recipe.saved_every == 0 or self.step == self.recipe.steps:
