@@ -41,7 +41,7 @@ class Mix:
     absent: float  # the weight of counting what is not there, where other questions have 1
 
 
-MIXES = (Mix(0, 0.45, 1.0), Mix(1500, 0.7, 0.4))
+MIXES = (Mix(0, 0.45, 1.0), Mix(1750, 0.7, 0.4))
 """Names are learned by heart in some hundred steps; to see what stands where, and to count, takes
 longer."""
 
