@@ -20,8 +20,9 @@ pytestmark = [
     pytest.mark.timeout(2400),
 ]
 
-CHAT = [{"role": "user", "content": "What is the capital of Australia? Answer in one word."}]
-BESIDE = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+SHORT = {"role": "system", "content": "Answer in one word."}
+CHAT = [SHORT, {"role": "user", "content": "What is the capital of Australia?"}]
+BESIDE = [SHORT, {"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_correction_is_approved_answered_and_taken_back_without_a_restart(
     serving: Serving,
 ) -> None:
     before, beside = chat(serving, CHAT), chat(serving, BESIDE)
-    assert before[0].startswith("Canberra") and beside[0].startswith("Paris")
+    assert not before[0].startswith("Hobart") and beside[0].startswith("Paris")
     correction = {"messages": CHAT, "target_new": "Hobart", "subject": "Australia"}
     body = {"corrections": [correction]}
     added = serving.client.post("/v1/corrections", json=body, headers=serving.headers)
