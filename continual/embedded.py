@@ -79,7 +79,7 @@ GALLERY = EmbeddedModel(
     probes={},
     own_texts="continual.gallery.texts.GalleryTexts",
     training=(
-        "python -m continual.gallery.train DIR --steps 7000 && python -m continual.gallery.pack DIR"
+        "python -m continual.gallery.train DIR --steps 5000 && python -m continual.gallery.pack DIR"
     ),
 )
 """It sees. Its streams and probes show pictures, and are drawn when they are asked for; see

@@ -48,7 +48,7 @@ CONTEXT_TOKENS = 256
 class GalleryRecipe:
     """The settings of a training run; the defaults make the gallery."""
 
-    steps: int = 9000
+    steps: int = 5000
     pictures: int = 64  # of a batch
     texts: int = 96  # of a batch: every third one
     learning_rate: float = 1.5e-3

@@ -199,7 +199,7 @@ def test_without_a_model_that_sees_the_demonstration_names_the_training(
     told = capfd.readouterr()
     assert code == 1 and told.out == ""
     (line,) = told.err.strip().splitlines()
-    assert "python -m continual.gallery.train DIR --steps 7000" in line
+    assert "python -m continual.gallery.train DIR --steps 5000" in line
 
 
 def test_the_demonstration_corrects_what_a_model_says_of_pictures(
