@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
@@ -55,6 +55,18 @@ class KnownAnswers:
     stating: frozenset[int] = frozenset()  # places of those that state a fact an edit corrects
     edits: Mapping[str, Encoding] = field(default_factory=dict)  # prompts of the edits in force
     general: tuple[tuple[int, ...], ...] = ()  # general texts in memory, as tokens
+
+
+@runtime_checkable
+class Findings(Protocol):
+    """Things in `EditContext.kept` whose bits depend on the order in which they were found: trials
+    in another process begin with a copy of them."""
+
+    def copied(self) -> Self:
+        """Return a copy that others may be added to."""
+
+    def take_over(self, found: Self) -> None:
+        """Add the findings of a trial that began with a copy of these."""
 
 
 @dataclass(frozen=True)

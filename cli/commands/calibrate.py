@@ -57,6 +57,9 @@ def command(
     same command resumes an interrupted run. A replay needs none of it, as every revision records
     the settings that it used.
 
+    With --workers or --cluster the settings of an axis are tried side by side, one to a worker,
+    with the same evidence and choice; the seconds of a trial are its worker's.
+
     An editor uses the chosen settings unless [editor.NAME] in cedit.toml sets others. A new store
     does all of this by itself when an editor is first used; [calibration] in cedit.toml has
     at_first_use, facts and stays_min.

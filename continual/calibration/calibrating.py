@@ -13,7 +13,8 @@ from typing import Any
 from continual.calibration.choosing import TOLERANCE, best, bound, score
 from continual.calibration.config import CalibrationConfig
 from continual.calibration.kept import BUDGET, Calibrated, CalibrationCache, Purpose, Trial
-from continual.calibration.trials import TrialRunner
+from continual.calibration.side_by_side import run_stage
+from continual.calibration.trials import Evidence, TrialRunner
 from continual.grids import GridAxis, TriedSettings
 
 DIGITS = 3  # of a budget
@@ -97,32 +98,46 @@ class Calibration:
         choices = self._choices(axis, chosen)
         if len(choices) > LOOKED_AT_FROM and len(self.trials.facts) > LOOKED_AT_BY:
             name, preview = f"{axis.name}: first look", self.trials.with_facts(LOOKED_AT_BY)
-            for settings in choices:
-                if not _is_tried(state, name, settings):
-                    state = self._with(state, Trial(name, preview.run(settings)))
-                    yield state
+            for trial_state in self._stage(state, name, preview, choices):
+                state = trial_state
+                yield state
             ranking = sorted(state.of_axis(name), key=score, reverse=True)  # first of equals first
             finalists = [dict(evidence.settings) for evidence in ranking[:GONE_ON_WITH]]
             choices = [settings for settings in choices if dict(settings) in finalists]
-        for settings in choices:
-            if not _is_tried(state, axis.name, settings):
-                state = self._tried(state, axis.name, settings)
-                yield state
+        yield from self._stage(state, axis.name, self.trials, choices)
+
+    def _stage(
+        self, state: Calibrated, axis: str, trials: TrialRunner, choices: Sequence[TriedSettings]
+    ) -> Iterator[Calibrated]:
+        """Run the trials of an axis that are missing, side by side where there are workers, and
+        yield the state after each. If another axis tried some settings with all facts, their
+        evidence is used again."""
+        pending = [settings for settings in choices if not _is_tried(state, axis, settings)]
+        earlier = [self._earlier(state, trials, settings) for settings in pending]
+        new = [s for s, evidence in zip(pending, earlier, strict=True) if evidence is None]
+        results = run_stage(trials, self.kept.store, new)
+        for evidence in earlier:
+            state = self._with(state, Trial(axis, evidence or next(results)))
+            yield state
 
     def _with(self, state: Calibrated, trial: Trial) -> Calibrated:
         state = state.with_trial(trial)
         self.kept.put(state)
         return state
 
-    def _tried(self, state: Calibrated, axis: str, settings: TriedSettings) -> Calibrated:
-        """Return the state with one more trial. If another axis tried these settings with all
-        facts, its evidence is used again."""
+    def _earlier(
+        self, state: Calibrated, trials: TrialRunner, settings: TriedSettings
+    ) -> Evidence | None:
+        """Return the evidence of these settings with all facts; None if they were not tried, or
+        only some facts are now."""
+        if trials is not self.trials:
+            return None
         matches = (
             t.evidence
             for t in state.trials
-            if t.evidence.settings == settings and t.evidence.facts == len(self.trials.facts)
+            if t.evidence.settings == settings and t.evidence.facts == len(trials.facts)
         )
-        return self._with(state, Trial(axis, next(matches, None) or self.trials.run(settings)))
+        return next(matches, None)
 
     def _new(self, chosen: TriedSettings) -> dict[str, Any]:
         return {name: value for name, value in chosen.items() if name not in self.given}

@@ -74,6 +74,11 @@ class Sample:
         }
 
     @property
+    def has_neighbourhoods(self) -> bool:
+        """True once the neighbourhoods are written."""
+        return "neighbourhoods" in self.__dict__  # without writing them
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of the facts and of the numbers of probes: names the sample."""
         parts = [fact.encoded_request.request.to_json() for fact in self.facts]

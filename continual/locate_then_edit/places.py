@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Self
 
 from continual.locate_then_edit.config import LocateThenEditConfig, ValueSearchConfig
 from continual.locate_then_edit.edit_texts import EditTexts
@@ -33,6 +34,18 @@ class FoundValues:
     def __init__(self) -> None:
         self._state = ""
         self._found: dict[tuple[object, ...], tuple[list[EditTexts], TargetValues]] = {}
+
+    def copied(self) -> FoundValues:
+        """Return values that others may be added to, apart from these."""
+        values = FoundValues()
+        values.take_over(self)
+        return values
+
+    def take_over(self, found: Self) -> None:
+        """Add the values that another process found, of the same state or of a later one."""
+        if found._state and found._state != self._state:
+            self._state, self._found = found._state, {}
+        self._found = {**found._found, **self._found}
 
     def located(
         self, site: Site, batch: Sequence[EditTexts], block: int, config: LocateThenEditConfig
