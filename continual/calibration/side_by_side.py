@@ -108,10 +108,9 @@ def run_stage(
 
 
 def _writes_neighbourhoods(trials: TrialRunner) -> bool:
-    """Tell whether the next trial writes the neighbourhoods that all later ones share. It does so
-    on the model as it stands then, so it comes before the others, in this process."""
-    reads = not trials.grid.together or "neighbours" in trials.grid.measured
-    return reads and not trials.sample.has_neighbourhoods
+    """Tell whether the next trial writes the neighbourhoods that all later ones share: it comes
+    before the others, in this process."""
+    return trials.reads_neighbours and not trials.sample.has_neighbourhoods
 
 
 def _findings(kept: Mapping[str, Any]) -> dict[str, Findings]:

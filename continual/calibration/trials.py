@@ -88,6 +88,11 @@ class TrialRunner:
         takes = self.grid.takes
         return [f for f in self.sample.facts if takes(f.encoded_request.request)][: self.count]
 
+    @property
+    def reads_neighbours(self) -> bool:
+        """True if a trial needs the neighbourhoods of its facts, to edit or to measure."""
+        return not self.grid.together or "neighbours" in self.grid.measured
+
     def run(self, settings: TriedSettings) -> Evidence:
         """Write the facts with these settings, measure, and take the patches off."""
         with self._written(settings) as (_, context, seconds):
@@ -123,6 +128,8 @@ class TrialRunner:
         """Write the facts, and take them off behind the `with` block. Yields the patches, the
         editor's context, and the seconds of editing."""
         edited = self.site.edited
+        if self.reads_neighbours:
+            _ = self.sample.neighbourhoods  # written before any patch of a trial is on
         depth, began = edited.depth, time.perf_counter()
         editor = make_editor(self.name, self._unbounded(settings))
         memory = ProtectedQueries(self._silent_rows.query)

@@ -1,4 +1,4 @@
-"""Draws the gallery's pictures: the same content in seven renderings, one never trained.
+"""Draws the gallery's pictures: the same content in eight renderings, one never trained.
 
 A picture is drawn four times as large and made smaller, so that edges are smooth. Knows shapes,
 colours and renderings; leaves what is shown to `scenes`.
@@ -16,7 +16,9 @@ from continual.gallery.scenes import PLACES, Emblem, Scene
 
 SIZE = 48  # pixels
 SCALE = 4  # of the drawing
-TRAINED_RENDERINGS = ("plain", "small", "tinted", "noisy", "scattered", "stretched")
+TRAINED_RENDERINGS = (
+    "plain", "small", "tinted", "noisy", "scattered", "stretched", "slanted",
+)  # fmt: skip
 NEW_RENDERING = "tilted"
 RENDERINGS = (*TRAINED_RENDERINGS, NEW_RENDERING)
 
@@ -34,12 +36,14 @@ GROUND = (184, 188, 192)
 TILT_MAX = 14.0  # degrees
 JITTER, SCATTER = 1.5, 4.5  # pixels by which things stand beside their places
 STRETCH = (0.78, 1.0)  # of the width or the height
+SLANT = (0.1, 0.25)  # of a pixel to the side for each pixel down, or down for each to the side
 
 Point = tuple[float, float]
 
 
 def drawn(content: Emblem | Scene, rendering: str, draw: random.Random) -> Image.Image:
-    """Draw a picture, RGB of `SIZE` × `SIZE`; jitter, tint, noise, stretch and tilt come from
+    """Draw a picture, RGB of `SIZE` × `SIZE`; jitter, tint, noise, stretch, slant and tilt come
+    from
     `draw`."""
     ground = _tint(draw) if rendering == "tinted" else GROUND
     canvas = Image.new("RGB", (SIZE * SCALE, SIZE * SCALE), ground)
@@ -52,6 +56,8 @@ def drawn(content: Emblem | Scene, rendering: str, draw: random.Random) -> Image
         _draw_scene(pen, content, size, jitter, draw)
     if rendering == "stretched":
         canvas = _stretched(canvas, draw)
+    if rendering == "slanted":
+        canvas = _slanted(canvas, draw)
     if rendering == NEW_RENDERING:
         angle = draw.choice((-1, 1)) * draw.uniform(0.5, 1.0) * TILT_MAX
         canvas = canvas.rotate(angle, Image.Resampling.BICUBIC, fillcolor=ground)
@@ -79,6 +85,17 @@ def _stretched(canvas: Image.Image, draw: random.Random) -> Image.Image:
     content = canvas.resize((width, height), Image.Resampling.BICUBIC)
     ground.paste(content, ((side - width) // 2, (side - height) // 2))
     return ground
+
+
+def _slanted(canvas: Image.Image, draw: random.Random) -> Image.Image:
+    """Push the content's rows or columns aside, the more the farther from the middle."""
+    by = draw.choice((-1, 1)) * draw.uniform(*SLANT)
+    half = SIZE * SCALE / 2
+    ways = ((1.0, by, -by * half, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, by, 1.0, -by * half))
+    ground = canvas.getpixel((0, 0))
+    resampling = Image.Resampling.BICUBIC
+    affine = Image.Transform.AFFINE
+    return canvas.transform(canvas.size, affine, draw.choice(ways), resampling, fillcolor=ground)
 
 
 def _draw_emblem(

@@ -19,7 +19,10 @@ from continual.history.rehearsing import recompute
 from continual.new_store import NewStore, init
 from continual.patches import Patch
 from continual.session import Session, open_session
+from continual.site import Site
 from continual.streams import open_stream
+from continual.watch import neighbours
+from continual.watch.neighbours import Neighbourhood
 from tests import tiny_language as language
 from tests.continual.calibration.conftest import FACTS, QUICK, correction
 from tests.continual.conftest import write_lines
@@ -172,6 +175,20 @@ def test_calibrating_behind_edits_measures_the_base_and_comes_back_to_head(
     assert states == {opened.edited.base.fingerprint}
     assert (opened.store.head_id, opened.edited.fingerprint) == (head, fingerprint)
     opened.apply([correction(14)], editor="tpatcher")
+
+
+def test_neighbours_are_written_by_the_base_and_not_behind_a_trial(
+    opened: Session, stream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = [], neighbours.write
+
+    def noted(site: Site, *how: Any, **more: Any) -> list[Neighbourhood]:
+        written.append(site.edited.fingerprint)
+        return write(site, *how, **more)
+
+    monkeypatch.setattr(neighbours, "write", noted)
+    list(opened.calibrate(["memit"], stream))
+    assert written == [opened.edited.base.fingerprint]
 
 
 def test_without_requests_prompts_are_cut_from_what_the_base_writes(opened: Session) -> None:
