@@ -1,4 +1,4 @@
-"""Draws a sheet of the gallery's pictures: each row one content, in its five renderings.
+"""Draws a sheet of the gallery's pictures: each row one content, in its eight renderings.
 
     python -m benchmarks.gallery_sheet docs/plots/gallery.png
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cli.main import run as cedit
 from continual import embedded, own_models
-from continual.gallery import eye
+from continual.gallery import eye, measure
 from continual.gallery import pack as packing
 from continual.gallery import streams as streaming
 from continual.gallery.corpus import Corpus
@@ -185,6 +185,19 @@ def test_a_model_under_the_bars_is_packed_by_force_alone(
     monkeypatch.setattr(sys, "argv", [*told, "--force"])
     assert packing.main() == 0
     assert packing.size_of(into) == packing.size_of(run / own_models.FOLDER) < packing.BYTES_MAX
+
+
+# -- the model of the package
+
+
+def test_the_packed_model_sees_reads_and_is_lost_without_a_picture() -> None:
+    model = hf.LlavaForConditionalGeneration.from_pretrained(
+        embedded.GALLERY.directory, dtype=torch.float32
+    )
+    tokenizer = hf.AutoTokenizer.from_pretrained(embedded.GALLERY.directory)
+    measured = measure.shares(model, tokenizer, Gallery(), 48)
+    assert measured["blind"] < 0.3
+    assert min(share for name, share in measured.items() if name != "blind") > 0.8
 
 
 # -- the demonstration
