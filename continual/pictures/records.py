@@ -8,6 +8,7 @@ the readers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,8 @@ class PictureBorder:
     def _taken(self, key: str, picture: object) -> str:
         """Take a picture in, and return its mark."""
         source = picture.get("url") if isinstance(picture, Mapping) else picture
+        if isinstance(source, os.PathLike):
+            source = os.fspath(source)
         if isinstance(source, str) and (digests := digests_in(source)):
             self.album.require(digests)
             return source

@@ -215,7 +215,7 @@ def test_a_picture_comes_as_a_path_in_the_streams_folder_a_data_uri_or_bytes(ses
     uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     line = {"prompt": QUESTION, "target_new": FIRST, "image": path.name}
     session.apply(write_lines(tmp_path / "stream.jsonl", [line]))
-    asked = {session.ask(QUESTION, 1, [form]) for form in (str(path), uri, path.read_bytes())}
+    asked = {session.ask(QUESTION, 1, [form]) for form in (path, str(path), uri, path.read_bytes())}
     assert asked == {FIRST}
     messages = [
         {"type": "image_url", "image_url": {"url": uri}},
