@@ -344,6 +344,16 @@ def test_a_value_that_is_not_found_is_said(knowing):
     assert "no value that gives its target was found" in str(step.outcomes[0].reason)
 
 
+@pytest.mark.parametrize("place", ["end", "auto"])
+def test_a_value_of_a_longer_answer_that_is_not_found_is_said_too(knowing, place):
+    """It is tried at the prompt's end, and then token by token."""
+    two = [request for request in corrections() if request.target_new == TWO][:1]
+    table = {"steps_max": 1, "step": 1e-6, "clamp_norm_factor": 1e-6, "place": place}
+    (step,) = apply(knowing, two, table=table)
+    assert step.outcomes[0].outcome == "failed"
+    assert "no value that gives its target was found" in str(step.outcomes[0].reason)
+
+
 # --- the history ----------------------------------------------------------------------------------
 
 

@@ -69,9 +69,11 @@ class KeyedEdit:
     def by_token(self) -> KeyedEdit | None:
         """Return the same edit with a value for each token of the answer; None if it has one token,
         or is not keyed at the prompt's end."""
+        if self.where != END:
+            return None
         (texts,) = self.parts
         count = len(texts.own[0].encoding.targets)
-        if self.where != END or count == 1:
+        if count == 1:
             return None
         return KeyedEdit(ANSWER, tuple(texts.saying(number) for number in range(count)))
 
