@@ -26,7 +26,7 @@ from continual.gallery.streams import ALIKE, ANSWERS, CAPTIONS, SAME, write
 from continual.new_store import NewStore, init
 from continual.session import Session
 
-SIDE, WIDTH, HEIGHT, GAP = 144, 380, 330, 16
+SIDE, WIDTH, HEIGHT, GAP = 144, 380, 270, 16
 LETTERS, LINE = 38, 24  # characters in a line, pixels from one to the next
 FONT_SIZE = 18
 INK, PALE, BEFORE, AFTER, GROUND = "#222222", "#666666", "#a33b20", "#1d6b3a", "#ffffff"
@@ -51,10 +51,14 @@ class Cell:
     @property
     def lines(self) -> Iterator[tuple[str, str]]:
         """The lines of text under the picture, with their colours."""
-        for line in textwrap.wrap(self.prompt, LETTERS):
-            yield line, PALE
+        for text, colour in self._texts:
+            yield from ((line, colour) for line in textwrap.wrap(text, LETTERS))
+
+    @property
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        yield self.prompt, PALE
         if self.before == self.after:
-            yield f"before and after: {self.after}", INK
+            yield f"before and after: {self.after}", BEFORE if self.is_wanted else INK
             return
         good, bad = (AFTER, BEFORE) if self.is_wanted else (BEFORE, AFTER)
         yield f"before: {self.before}", bad
