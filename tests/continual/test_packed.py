@@ -14,13 +14,21 @@ from torch import Tensor
 
 from continual import model_files
 from continual.base import load_base
+from continual.editors.ke.network import KeNetwork
+from continual.editors.malmen.network import MalmenNetwork
+from continual.editors.mend.network import MendNetwork
 from continual.errors import CeditError, ModelError
+from continual.gradients.config import GradientConfig
+from continual.gradients.matrices import chosen_matrices
+from continual.gradients.networks import EditorNetwork, NetworkForm
 from continual.model import EditedModel, tensor_bytes
 from continual.new_store import NewStore, init
 from continual.patches.low_rank import Factors, LowRankPatch
+from continual.requests import Request
 from continual.session import Session, open_session
 from continual.storage import is_packed
 from tests import tiny_language as language
+from tests.continual.gradients.networks import file_of, network_of
 from tests.tiny_packed import PACKINGS, can_pack, save_packed
 
 FAR = {"place": "end", "clamp_norm_factor": 30.0, "drift_max": 1e6, "contexts": 0, "steps_max": 80}
@@ -101,6 +109,27 @@ def test_a_correction_stands_beside_it_and_is_taken_back_bit_for_bit(
         assert again.edited.fingerprint == step.revision.fingerprint
         assert torch.equal(logits_of(again.model), corrected)
     assert digest(packed) == files
+
+
+@pytest.mark.parametrize(
+    ("editor", "kind"), [("mend", MendNetwork), ("malmen", MalmenNetwork), ("ke", KeNetwork)]
+)
+def test_the_updates_of_a_network_stand_beside_it(
+    session: Session, tmp_path: Path, editor: str, kind: type[EditorNetwork]
+) -> None:
+    """MEND's and MALMEN's begin at the gradient itself, and KE's at nothing."""
+    matrices = chosen_matrices(session.edited, GradientConfig(blocks=(1,)))
+    form = NetworkForm({m.path: m.shape for m in matrices}, kind.size(session.site, 5))
+    network = network_of(session, kind, matrices) if kind is KeNetwork else kind(form)
+    table = {**file_of(session, network, tmp_path / "network.safetensors"), "scale_max": 2**20}
+    bytes_before, logits_before = own_bytes(session.model), logits_of(session.model)
+    settings = session.settings(chain=(editor,), editors={editor: table})
+    (step,) = session.apply_requests([Request.from_json(language.correction(3))], settings)
+    assert [o.outcome for o in step.outcomes] == ["applied"], step.outcomes
+    assert own_bytes(session.model) == bytes_before
+    assert not torch.equal(logits_of(session.model), logits_before)
+    session.rollback("base")
+    assert torch.equal(logits_of(session.model), logits_before)
 
 
 def test_one_correction_of_several_goes_and_the_others_stay(session: Session) -> None:
