@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from continual.embedded import GALLERY
-from continual.gallery.streams import ANSWERS, PROBES, write
+from continual.gallery.streams import ALIKE, ANSWERS, OTHER, PROBES, SAME, write
 from continual.history.inspection import rates_at
 from continual.memory.answers import AnswerJudge
 from continual.new_store import NewStore, init
@@ -45,6 +45,7 @@ from continual.tasks import Encoding
 
 TEXT_RANKS, PICTURE_RANKS = 1, 10
 """The likeliest tokens that are compared at each position: of text locality, picture locality."""
+TEXT_COLUMN, PICTURE_COLUMN = "T-Loc", "M-Loc"
 METRICS = (
     "Rel", "T-Gen", "M-Gen", "T-Loc", "M-Loc", "Rel exact", "T-Gen exact", "M-Gen exact",
     "M-Loc exact", "other picture", "plain picture", "no picture",
@@ -125,24 +126,31 @@ class MeasuredModel:
 def measure(session: Session, request: Request, other: str | None, editor: str) -> dict[str, float]:
     """Edit one request, measure it, and go back; `other` is another record's picture."""
     model, prompt = MeasuredModel(session), str(request.prompt)
-    probes = {probe.name: probe for probe in request.locality}
+    probes = dict(_columns(request))
     controls = _controls(session, prompt, other)
-    ranks = {name: PICTURE_RANKS if name == PICTURE else TEXT_RANKS for name in probes}
+    ranks = {name: PICTURE_RANKS if name == PICTURE_COLUMN else TEXT_RANKS for name in probes}
     before = {name: model.ids(probe, ranks[name]) for name, probe in probes.items()}
-    target, seen = request.target_new, probes.get(PICTURE)
+    target, seen = request.target_new, probes.get(PICTURE_COLUMN)
     said = {name: model.says(text, target) for name, text in controls.items()}
     seen_said = "" if seen is None else model.says(str(seen.prompt), seen.answer)
     settings = session.settings(chain=(editor,), force=True)
     list(session.apply_requests([replaced_probes(request)], settings))
     result = dict(_success(model, request))
     for name, probe in probes.items():
-        key = "M-Loc" if name == PICTURE else "T-Loc"
-        result[key] = locality(before[name], model.ids(probe, ranks[name]))
+        result[name] = locality(before[name], model.ids(probe, ranks[name]))
     if seen is not None:
         result["M-Loc exact"] = float(model.says(str(seen.prompt), seen.answer) == seen_said)
     result |= {n: float(model.says(text, target) == said[n]) for n, text in controls.items()}
     session.rollback("base")
     return result
+
+
+def _columns(request: Request) -> Iterator[tuple[str, Probe]]:
+    """Yield MMEdit's two locality probes, by their columns. The gallery's other probes, of the same
+    question or the same picture, are not among MMEdit's."""
+    for probe in request.locality:
+        if probe.name not in (ALIKE, SAME):
+            yield PICTURE_COLUMN if probe.name in (PICTURE, OTHER) else TEXT_COLUMN, probe
 
 
 def replaced_probes(request: Request) -> Request:
