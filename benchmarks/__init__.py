@@ -19,6 +19,7 @@ Each is run from the project root:
     python -m benchmarks.capacity      how many facts one batch of weight edits takes
     python -m benchmarks.footprint     memory and seconds of an edit, by editor and base
     python -m benchmarks.gallery_sheet  the gallery's pictures, drawn on one sheet
+    python -m benchmarks.picture_corrections  corrections of pictures, before and after, drawn
     python -m benchmarks.gates         a plane between a correction's wordings and all else
     python -m benchmarks.knowledge_neurons  suppressed, amplified, erased; beside the published rows
     python -m benchmarks.places        T-Patcher at every block, key and landing
