@@ -87,8 +87,8 @@ def look_of(content: Emblem | Scene) -> list[int]:
 
 
 def teach(vision: Any, gallery: Gallery, recipe: EyeRecipe, seed: int) -> None:
-    """Train a vision tower in place; print the share of pictures that it reads
-    rightly as it goes, and of those in the rendering that is never trained."""
+    """Train a vision tower in place; print the share of pictures that it reads rightly as it goes,
+    and of those in the rendering that is never trained."""
     torch.manual_seed(seed)
     reading = Reading(vision.config.hidden_size)
     both = nn.ModuleList([vision, reading])
@@ -98,15 +98,16 @@ def teach(vision: Any, gallery: Gallery, recipe: EyeRecipe, seed: int) -> None:
     both.train()
     for step in range(recipe.steps):
         batch = [next(contents) for _ in range(recipe.pictures)]
-        loss = _loss(vision, reading, batch, TRAINED_RENDERINGS, draw)
+        loss = _loss(*_read(vision, reading, batch, TRAINED_RENDERINGS, draw))
         share = own_models.schedule(step, recipe.steps, recipe.warmup_steps)
         own_models.descend(both, optimizer, loss, recipe.learning_rate * share)
         if (step + 1) % recipe.told_every == 0:
             fresh = [next(contents) for _ in range(recipe.measured)]
-            seen, tilted = (
-                right(vision, reading, fresh, renderings, draw)
-                for renderings in (TRAINED_RENDERINGS, (NEW_RENDERING,))
-            )
+            with torch.no_grad():
+                seen, tilted = (
+                    _share_right(*_read(vision, reading, fresh, renderings, draw))
+                    for renderings in (TRAINED_RENDERINGS, (NEW_RENDERING,))
+                )
             told = (
                 f"loss {float(loss.detach()):.4f}  right {seen:.3f}  {NEW_RENDERING} {tilted:.3f}"
             )
@@ -138,30 +139,17 @@ def _read(
     return reading(patches), torch.tensor([look_of(content) for content in contents])
 
 
-def _loss(
-    vision: Any,
-    reading: Reading,
-    contents: Sequence[Emblem | Scene],
-    renderings: Sequence[str],
-    draw: random.Random,
-) -> Tensor:
-    logits, looks = _read(vision, reading, contents, renderings, draw)
+def _loss(logits: Sequence[Tensor], looks: Tensor) -> Tensor:
+    """Return the mean loss of all readings; one that no picture of the batch has counts 0."""
     losses = [
-        nn.functional.cross_entropy(one, looks[:, place], ignore_index=UNSEEN)
-        for place, one in enumerate(logits)
+        nn.functional.cross_entropy(one, numbers, ignore_index=UNSEEN, reduction="sum")
+        / (numbers != UNSEEN).sum().clamp(min=1)
+        for one, numbers in zip(logits, looks.unbind(1), strict=True)
     ]
     return torch.stack(losses).mean()
 
 
-@torch.no_grad()
-def right(
-    vision: Any,
-    reading: Reading,
-    contents: Sequence[Emblem | Scene],
-    renderings: Sequence[str],
-    draw: random.Random,
-) -> float:
+def _share_right(logits: Sequence[Tensor], looks: Tensor) -> float:
     """Return the share of pictures whose whole look is read rightly."""
-    logits, looks = _read(vision, reading, contents, renderings, draw)
     said = torch.stack([one.argmax(-1) for one in logits], 1)
     return float(((said == looks) | (looks == UNSEEN)).all(1).float().mean())

@@ -156,6 +156,13 @@ def test_an_eye_learns_what_it_is_shown(
     assert last < 0.9 * first
 
 
+def test_a_reading_that_no_picture_of_a_batch_has_costs_nothing() -> None:
+    logits = [torch.randn(2, 3), torch.randn(2, 3)]
+    looks = torch.tensor([[1, eye.UNSEEN], [2, eye.UNSEEN]])
+    half = torch.nn.functional.cross_entropy(logits[0], looks[:, 0]) / 2
+    torch.testing.assert_close(eye._loss(logits, looks), half)
+
+
 def test_a_look_is_what_can_be_seen() -> None:
     emblem = Emblem("disc", "green", "star", "red", "Valdric", "Mara Ash", "Oskford")
     scene = Scene({"top right": Thing("cross", "blue")})
